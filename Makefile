@@ -1,0 +1,48 @@
+# What a person types. Every target says what it does before it does it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test test-slow lint format weights clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "==> making the environment $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rayapp needs Python 3.11 or newer")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "==> installing torch, then rayapp and what it needs"
+	@$(BIN)/pip install -q --constraint constraints.txt torch
+	@$(BIN)/pip install -q --constraint constraints.txt --editable '.[dev]'
+	@echo "==> installing the client of MONAI Label, which the contract tests drive (alone, without its dependencies)"
+	@$(BIN)/pip install -q --no-deps monailabel==0.8.5
+	@touch $@
+
+demo: install
+	@echo "==> starting the demo: generated studies, shipped models; Ctrl-C stops it"
+	@$(BIN)/rayapp demo
+
+test: install
+	@echo "==> running the fast tests (the slow proofs: make test-slow)"
+	@$(BIN)/pytest -q
+
+test-slow: install
+	@echo "==> running the slow proofs"
+	@$(BIN)/pytest -q -m slow
+
+lint: install
+	@echo "==> ruff and mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: install
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+weights: install
+	@echo "==> training the shipped models on generated phantoms (tens of minutes on two cores)"
+	@$(BIN)/python -m rayapp.apps.radiology.weights
+
+clean:
+	rm -rf $(VENV) build *.egg-info

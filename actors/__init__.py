@@ -1,0 +1,1 @@
+"""Stateful Ray actors, each a thin shell around one class of `rayapp`."""

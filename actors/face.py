@@ -1,0 +1,42 @@
+"""One asynchronous face for a plain object or for the Ray actor that wraps it.
+
+The gateway and the replicas speak to `Face`s only, so the same code, and the same test, runs against both. A call
+never blocks the event loop: the plain object's method runs in a thread, the actor's through Ray. An error of
+`rayapp.errors` raised inside the actor arrives as itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray.actor
+from ray.exceptions import RayTaskError
+
+from rayapp.errors import RayappError
+
+
+class Face:
+    """`await face.method(*args, **kwargs)` for any method of the wrapped object or actor."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        method = getattr(self._target, name)
+        if isinstance(self._target, ray.actor.ActorHandle):
+            return functools.partial(_remote, method)
+        return functools.partial(asyncio.to_thread, method)
+
+
+async def _remote(method: Any, /, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return await method.remote(*args, **kwargs)
+    except RayTaskError as error:
+        if isinstance(error.cause, RayappError):
+            raise error.cause from None
+        raise

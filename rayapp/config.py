@@ -1,0 +1,78 @@
+"""Settings: one typed object, from flags, then `RAYAPP_*` environment, then a TOML file, in that order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+MIB = 1 << 20
+Auth = Literal["none", "token"]
+
+
+class Settings(BaseSettings):
+    """What a server is started with. Frozen: every actor and replica gets the same copy."""
+
+    model_config = SettingsConfigDict(env_prefix="RAYAPP_", frozen=True, extra="forbid", toml_file="rayapp.toml")
+
+    studies: Path
+    workspace: Path
+    app: str = "radiology"
+    models: tuple[str, ...] = ("deepedit", "segmentation")
+    labels: tuple[str, ...] = ()
+    """Names of the structures, values 1..N in this order; empty means those of the shipped weights."""
+    conf: dict[str, str] = Field(default_factory=dict)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    auth: Auth = "none"
+    replicas: tuple[int, int] = (1, 1)
+    """Minimum and maximum number of inference replicas."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """Logical CPUs of the embedded Ray node; more than the cores is fine."""
+    dashboard: bool = True
+    ray_address: str | None = None
+    """Join this Ray cluster ("auto" on a cluster's node); None starts an embedded one."""
+
+    max_body: int = Field(default=2048 * MIB, gt=0)
+    """Bytes one request body may have."""
+    max_volume: int = Field(default=4096 * MIB, gt=0)
+    """Bytes one decoded image may have: checked against headers before anything is allocated."""
+    volume_cache: int = Field(default=2048 * MIB, gt=0)
+    """Bytes of decoded and preprocessed volumes one inference replica keeps."""
+    max_queued: int = Field(default=64, ge=1)
+    """Requests that may wait for a replica before callers are told to come back later."""
+    session_expiry: int = Field(default=3600, ge=60)
+    cors_origins: tuple[str, ...] = ("*",)
+
+    @field_validator("replicas")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        low, high = value
+        if not 1 <= low <= high:
+            raise ValueError("replicas is MIN:MAX with 1 <= MIN <= MAX")
+        return value
+
+    @property
+    def loopback(self) -> bool:
+        """True when only this machine can reach the server."""
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then `rayapp.toml` of the working directory."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)

@@ -1,0 +1,59 @@
+"""Volume and Segmentation: voxels on a grid, the nouns everything else speaks of.
+
+Immutable by convention (arrays are shared between threads and must not be written to).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Affine = npt.NDArray[np.float64]
+"""A (4, 4) matrix from voxel index (i, j, k, 1) to RAS millimetres."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """An image. `array` has shape (C, I, J, K), i fastest in the files' sense; `affine` maps index to RAS mm."""
+
+    array: npt.NDArray[Any]
+    affine: Affine
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along i, j, k."""
+        _, i, j, k = self.array.shape
+        return i, j, k
+
+    @property
+    def channels(self) -> int:
+        return int(self.array.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.array.nbytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Where an image's voxels lie, without the voxels: what a label map must agree with."""
+
+    shape: tuple[int, int, int]
+    affine: Affine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """A label map. `array` has shape (I, J, K) and unsigned integer type; `names` maps name to value."""
+
+    array: npt.NDArray[Any]
+    affine: Affine
+    names: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        i, j, k = self.array.shape
+        return i, j, k

@@ -1,0 +1,88 @@
+"""The InferTask seam: what a model answers to, and the messages of one inference.
+
+A task is split into stages so that a replica can run disk work, decoding and encoding of one request beside the
+network of another, and can keep what does not change between two clicks:
+
+    prepare(volume)            once per (image, model version): orient, resample, normalise
+    predict(prepared, prompts) every click: guidance, network, restore onto the source grid
+
+Stages are synchronous; a replica calls `prepare` from several threads at once and `predict` from one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rayapp.imaging.volume import Volume
+
+Point = tuple[int, int, int]
+"""A voxel index (i, j, k) of the source image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What the annotator pointed at, in voxel indices of the source image.
+
+    `clicks` maps a label name (or "background", or "foreground" for single-structure models) to its points.
+    """
+
+    clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    label: str | None = None
+    roi: tuple[Point, Point] | None = None  # inclusive lower, exclusive upper corner
+    slice: int | None = None
+    reset: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """`labels` has the source image's shape (I, J, K), uint8, values as in the task's `labels`."""
+
+    labels: npt.NDArray[np.uint8]
+    params: Mapping[str, Any] = field(default_factory=dict)  # more keys for the reply's `params`
+    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> time, e.g. {"infer": 0.1, "invert": 0.01}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInfo:
+    """A model as `/info/` lists it. `labels` maps name to value, contiguous from 1 (0 is background)."""
+
+    type: str  # segmentation | deepedit | deepgrow | scribbles | …
+    labels: Mapping[str, int]
+    dimension: int
+    description: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+
+class Prepared(Protocol):
+    """A preprocessed image, opaque to the replica but for its size."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds, for the cache's bound."""
+
+
+class InferTask(Protocol):
+    """One model an app serves."""
+
+    @property
+    def info(self) -> TaskInfo:
+        """What `/info/` shows; cheap, needs no weights."""
+
+    @property
+    def version(self) -> str:
+        """The model version the next `predict` uses."""
+
+    def load(self) -> None:
+        """Load the weights, once; later calls do nothing. Raises ModelBroken naming the file."""
+
+    def prepare(self, volume: Volume) -> Prepared:
+        """Everything that depends on the image alone."""
+
+    def predict(self, prepared: Any, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
+        """Run the network for these prompts. `config` holds the request's values of `info.config`."""
