@@ -1,0 +1,37 @@
+"""Services: all that the gateway talks to, as asynchronous faces.
+
+`rayapp.launch` fills it with actors and a deployment handle; tests may fill it with the plain objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from actors.face import Face
+from rayapp.config import Settings
+from rayapp.inference.messages import InferCall, InferReply
+
+
+class Inference(Protocol):
+    """Where clicks go."""
+
+    async def infer(self, call: InferCall) -> InferReply:
+        """Raises what `rayapp.errors` names; Busy when every replica's queue is full."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """`datastore` answers the `Datastore` protocol; `app` answers `Catalogue`'s methods; `models` a `ModelStore`'s;
+    `sessions` a `SessionStore`'s; `users` a `UserStore`'s."""
+
+    settings: Settings
+    datastore: Face
+    app: Face
+    models: Face
+    sessions: Face
+    users: Face
+    inference: Inference
+
+
+Json = dict[str, Any]
