@@ -76,9 +76,32 @@ ORIGINAL = "original"
 
 # Slicer sends click lists under label names, in one namespace with these parameters.
 RESERVED_LABEL_NAMES = frozenset(
-    "model image device label label_info roi foreground slice label_prompt points point_labels reset_state largest_cc "
-    "result_extension result_dtype result_compress client_id session logging label_tag save_label restore_label_idx "
-    "model_filename timeout".split()
+    {
+        "client_id",
+        "device",
+        "foreground",
+        "image",
+        "label",
+        "label_info",
+        "label_prompt",
+        "label_tag",
+        "largest_cc",
+        "logging",
+        "model",
+        "model_filename",
+        "point_labels",
+        "points",
+        "reset_state",
+        "restore_label_idx",
+        "result_compress",
+        "result_dtype",
+        "result_extension",
+        "roi",
+        "save_label",
+        "session",
+        "slice",
+        "timeout",
+    }
 )
 
 _NAME = re.compile(r"\w[\w.\-+ @(),=#&']{0,199}")
@@ -103,4 +126,6 @@ def checked_name(value: str, what: str) -> str:
     ):
         return value
     shown = value if len(value) <= 60 else value[:60] + "…"
-    raise BadRequest(f"{what} {shown!r} is not a valid name: use letters, digits and _ - . + ( ), no path, at most 200 bytes")
+    raise BadRequest(
+        f"{what} {shown!r} is not a valid name: use letters, digits and _ - . + ( ), no path, at most 200 bytes"
+    )
