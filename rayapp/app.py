@@ -22,7 +22,7 @@ from rayapp.config import Settings
 from rayapp.datastore.protocol import Datastore
 from rayapp.errors import NotFound, RayappError
 from rayapp.inference.task import InferTask, TaskInfo
-from rayapp.models.store import ModelStore
+from rayapp.models.store import ModelStore, ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,10 @@ class LabelApp:
         self.infers = self.init_infers()
         self.trainers = self.init_trainers()
         self.strategies = self.init_strategies()
+
+    @classmethod
+    def install(cls, settings: Settings, models: ModelStore) -> None:
+        """Publish the weights that the app ships, where nothing was published yet. Called by the models' owner."""
 
     def init_infers(self) -> Mapping[str, InferTask]:
         """The models served, by name."""
@@ -71,6 +75,10 @@ class LabelApp:
             logger.exception("model %s is not served", name)
             self.broken[name] = f"{type(error).__name__}: {error}"
             return None
+
+    def make_task(self, version: ModelVersion) -> InferTask:
+        """The task that serves this model version. Raises NotFound for a model that is not of this app."""
+        raise NotFound(f"app {self.name!r} has no model {version.name!r}")
 
     def task(self, model: str) -> InferTask:
         """The task of that name. Raises NotFound naming what is there."""
@@ -145,8 +153,8 @@ def union_of_labels(infos: Any) -> list[str]:
     return list(names)
 
 
-def load_app(settings: Settings, models: ModelStore) -> LabelApp:
-    """Make the app that `settings.app` names: one that ships, or a folder with `main.py`.
+def app_class(settings: Settings) -> type[LabelApp]:
+    """The app that `settings.app` names: one that ships, or a folder with `main.py`.
 
     Raises:
         AppBroken: if there is none, or it does not define exactly one subclass of LabelApp.
@@ -168,7 +176,7 @@ def load_app(settings: Settings, models: ModelStore) -> LabelApp:
     ]
     if len(classes) != 1:
         raise AppBroken(f"{settings.app}/main.py must define one subclass of LabelApp; it defines {len(classes)}")
-    return classes[0](settings=settings, models=models)
+    return classes[0]
 
 
 def _module_of(folder: Path) -> Any:

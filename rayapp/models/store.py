@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from rayapp.config import Settings
 from rayapp.errors import NotFound, Unreadable
 from rayapp.protocol import checked_name
 
@@ -52,6 +53,11 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    @classmethod
+    def of(cls, settings: Settings) -> ModelStore:
+        """The store in the workspace."""
+        return cls(settings.workspace / "models")
 
     def production(self, name: str) -> ModelVersion | None:
         """The version that serves, if any was published."""

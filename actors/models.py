@@ -1,0 +1,39 @@
+"""The models actor: a thin shell around `rayapp.catalogue.Catalogue`, the owner of model versions and of the app."""
+
+from __future__ import annotations
+
+import ray
+
+from actors import NAMESPACE
+from actors.datastore import RemoteDatastore
+from rayapp import logs
+from rayapp.catalogue import Catalogue
+from rayapp.config import Settings
+
+NAME = "models"
+
+
+class ModelsActor(Catalogue):
+    """One per cluster; restarted by Ray, it reads everything back from disk."""
+
+    def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle) -> None:
+        logs.configure(settings)
+        super().__init__(settings, RemoteDatastore(datastore))
+
+
+def start_models(settings: Settings, datastore: ray.actor.ActorHandle) -> ray.actor.ActorHandle:
+    """Start (or find) the actor."""
+    return (
+        ray.remote(ModelsActor)
+        .options(
+            name=NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=3,
+            max_concurrency=8,
+        )
+        .remote(settings, datastore)
+    )

@@ -1,0 +1,90 @@
+"""Inference replicas: a thin shell of Ray Serve around `rayapp.inference.service.InferenceService`.
+
+Requests carry the image as session id, and the router sends one image to one replica, which has it decoded and
+preprocessed. A replica that dies takes only caches with it: the caller asks again and the next replica in the ring
+rebuilds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from actors.face import Face
+from rayapp import logs
+from rayapp.app import app_class
+from rayapp.config import Settings
+from rayapp.errors import Busy, RayappError
+from rayapp.inference.messages import InferCall, InferReply
+from rayapp.inference.service import InferenceService
+from rayapp.models.store import ModelStore
+
+NAME = "inference"
+ONGOING = 8
+"""Requests a replica works on at once: one in the network, the others decode, prepare or encode beside it."""
+ATTEMPTS = 4
+
+
+class InferenceReplica:
+    """One process with one app and its networks."""
+
+    def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle) -> None:
+        logs.configure(settings)
+        app = app_class(settings)(settings=settings, models=ModelStore.of(settings))
+        app.load_all()
+        self._service = InferenceService(settings=settings, app=app, images=Face(datastore))
+
+    async def infer(self, call: InferCall) -> InferReply:
+        """Answer one call."""
+        return await self._service.infer(call)
+
+
+def inference_deployment(settings: Settings) -> serve.Deployment:
+    """The deployment with its replicas, router and bounded queues."""
+    low, high = settings.replicas
+    return serve.deployment(
+        InferenceReplica,
+        name=NAME,
+        max_ongoing_requests=ONGOING,
+        max_queued_requests=settings.max_queued,
+        graceful_shutdown_timeout_s=10,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        ray_actor_options={"num_cpus": 1},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=low, max_replicas=high, initial_replicas=low, target_ongoing_requests=2, upscale_delay_s=3
+        ),
+        request_router_config=RequestRouterConfig(
+            request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+        ),
+    )
+
+
+class RoutedInference:
+    """The gateway's side: sends a call to its image's replica, and again to another when that one dies."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def infer(self, call: InferCall) -> InferReply:
+        """Raises what the replica raised (`rayapp.errors`); Busy when all queues are full or replicas keep dying."""
+        handle = self._handle.options(session_id=call.key)
+        for attempt in range(ATTEMPTS):
+            try:
+                return await handle.infer.remote(call)
+            except RayTaskError as error:
+                if isinstance(error.cause, RayappError):
+                    raise error.cause from None
+                raise
+            except BackPressureError:
+                raise Busy("all replicas are busy; try again in a second") from None
+            except RayActorError:
+                # An inference changes nothing but its click log entry, so it may run again elsewhere.
+                await asyncio.sleep(0.05 * attempt)
+        raise Busy("the replica died and so did its stand-ins; try again in a second")

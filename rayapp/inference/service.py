@@ -1,0 +1,175 @@
+"""InferenceService: a click's way through one replica.
+
+Owns the caches of decoded and of prepared volumes, one thread that runs networks (so that a device is never asked for
+two things at once), and a pool of threads for disk, decoding and encoding, which run beside it. All methods belong to
+one event loop; nothing here blocks it.
+
+The state is a cache only: what an annotator pointed at is in the datastore's click log before the answer goes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rayapp.app import LabelApp
+from rayapp.config import Settings
+from rayapp.datastore.protocol import ClickEvent, ImageRecord
+from rayapp.errors import Superseded
+from rayapp.imaging import mask_codec
+from rayapp.imaging.reader import read_volume
+from rayapp.imaging.volume import Segmentation, Volume
+from rayapp.imaging.writer import encode_segmentation
+from rayapp.inference.cache import ByteCache, Sized
+from rayapp.inference.messages import InferCall, InferReply
+from rayapp.inference.prompts import parse_prompts
+from rayapp.inference.task import InferTask, Prediction, Prompts
+from rayapp.protocol import Output
+
+IO_THREADS = 4
+
+
+class Images(Protocol):
+    """What the service needs of the datastore, asynchronously."""
+
+    def image(self, image_id: str) -> Awaitable[ImageRecord]:
+        """Where the image is. Raises NotFound."""
+
+    def append_events(self, events: list[ClickEvent]) -> Awaitable[list[int]]:
+        """Durably append to the click log."""
+
+
+class InferenceService:
+    """Runs an app's tasks on images, with caches and newest-click-first per annotator."""
+
+    def __init__(self, *, settings: Settings, app: LabelApp, images: Images) -> None:
+        self._settings = settings
+        self._app = app
+        self._images = images
+        half = settings.volume_cache // 2
+        self._volumes: ByteCache[Volume] = ByteCache(half)
+        self._prepared: ByteCache[Sized] = ByteCache(half)
+        self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
+        self._newest: dict[tuple[str, str | None, str], object] = {}
+
+    async def infer(self, call: InferCall) -> InferReply:
+        """Answer one call.
+
+        Raises:
+            NotFound: unknown model or image.
+            BadRequest: prompts that do not fit the image.
+            Superseded: the same annotator clicked again on the same image before this click reached the network.
+        """
+        started = time.perf_counter()
+        task = self._app.task(call.model)
+        stay = self._enter(call)
+        try:
+            volume, origin = await self._volume(call)
+            prompts = parse_prompts(call.params, task.info, volume.shape)
+            prepared = await self._prepare(task, volume, origin, call.model)
+            logged = asyncio.ensure_future(self._log(call, task, prompts))
+            prepared_at = time.perf_counter()
+            prediction = await self._on(self._network, self._predict, stay, call, task, prepared, prompts)
+        finally:
+            self._leave(call, stay)
+        body, ext, seconds = await self._on(self._io, _encode, prediction, volume, task, call)
+        await logged
+        latencies = {"pre": prepared_at - started, **prediction.seconds, "write": seconds}
+        return InferReply(body=body, ext=ext, params=_params(task, prediction, latencies, started))
+
+    async def _volume(self, call: InferCall) -> tuple[Volume, tuple[Any, ...]]:
+        path = call.path or (await self._images.image(call.key)).path
+        stamp = await self._on(self._io, path.stat)
+        # The file's identity is part of the key: a replaced file can never show another patient's voxels.
+        origin = (call.key, str(path), stamp.st_mtime_ns, stamp.st_size, stamp.st_ino)
+        volume = await self._volumes.get(origin, lambda: self._on(self._io, self._read, path))
+        return volume, origin
+
+    async def _prepare(self, task: InferTask, volume: Volume, origin: tuple[Any, ...], model: str) -> Sized:
+        await self._on(self._io, task.load)
+        key = (*origin, model, task.version)
+        return await self._prepared.get(key, lambda: self._on(self._io, task.prepare, volume))
+
+    async def _log(self, call: InferCall, task: InferTask, prompts: Prompts) -> None:
+        """Append the prompts to the image's click log; sessions and uploads have no image to log to."""
+        if call.path is not None or not prompts.clicks:
+            return
+        event = ClickEvent(
+            image_id=call.key,
+            kind="click",
+            payload={"clicks": {name: list(points) for name, points in prompts.clicks.items()}, "roi": prompts.roi},
+            model=call.model,
+            model_version=task.version,
+            user=call.user,
+            client_id=call.client_id,
+            ts=time.time(),
+        )
+        await self._images.append_events([event])
+
+    def _read(self, path: Path) -> Volume:
+        return read_volume(path, max_bytes=self._settings.max_volume)
+
+    def _predict(
+        self, stay: object | None, call: InferCall, task: InferTask, prepared: Sized, prompts: Prompts
+    ) -> Prediction:
+        if stay is not None and self._newest.get(_annotator(call)) is not stay:
+            raise Superseded("a newer click on this image replaced this one")
+        return task.predict(prepared, prompts, call.params)
+
+    def _enter(self, call: InferCall) -> object | None:
+        """Become this annotator's newest call on this image; None for callers that cannot be told apart."""
+        if call.client_id is None:
+            return None
+        stay = self._newest[_annotator(call)] = object()
+        return stay
+
+    def _leave(self, call: InferCall, stay: object | None) -> None:
+        if stay is not None and self._newest.get(_annotator(call)) is stay:
+            del self._newest[_annotator(call)]
+
+    async def _on(self, pool: ThreadPoolExecutor, function: Any, /, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+
+    def close(self) -> None:
+        """Stop the threads; calls still queued are dropped."""
+        self._network.shutdown(wait=False, cancel_futures=True)
+        self._io.shutdown(wait=False, cancel_futures=True)
+
+
+def _annotator(call: InferCall) -> tuple[str, str | None, str]:
+    return call.user, call.client_id, call.key
+
+
+def _encode(prediction: Prediction, volume: Volume, task: InferTask, call: InferCall) -> tuple[bytes | None, str, float]:
+    began = time.perf_counter()
+    body: bytes | None
+    if call.output is Output.JSON:
+        body = None
+    elif call.output is Output.BOX:
+        body = mask_codec.encode(prediction.labels)
+    else:
+        names = {name: value for name, value in task.info.labels.items() if value}
+        mask = Segmentation(array=prediction.labels, affine=volume.affine, names=names)
+        wide = call.params.get("result_dtype") == "uint16"
+        body = encode_segmentation(mask, call.ext, dtype=np.dtype(np.uint16 if wide else np.uint8))
+    return body, call.ext, time.perf_counter() - began
+
+
+def _params(
+    task: InferTask, prediction: Prediction, latencies: Mapping[str, float], started: float
+) -> dict[str, Any]:
+    stages = {name: round(latencies.get(name, 0.0), 4) for name in ("pre", "infer", "invert", "post", "write")}
+    return {
+        "label_names": dict(task.info.labels),
+        "latencies": {**stages, "total": round(time.perf_counter() - started, 4), "transform": {}},
+        "centroids": {},
+        "model_version": task.version,
+        **prediction.params,
+    }
