@@ -1,0 +1,153 @@
+"""DeepEditTask: all structures at once, corrected by clicks on any of them (Diaz-Pinto et al., DeepEdit, 2022).
+
+The network sees the image and one guidance channel per structure and one for background; without clicks it segments
+by itself. The whole image is scaled into a fixed number of voxels, so that a click costs the same in any image.
+
+Networks obey clicks mostly. Three rules, applied to the margins between structures, make it always:
+  - a clicked voxel carries the clicked label, and so does the network voxel around it;
+  - where clicks are closer together than that, the nearest decides;
+  - background clicks can only take away: a structure never reaches beyond where it would be without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayapp.errors import BadRequest
+from rayapp.imaging.volume import Volume
+from rayapp.inference import guidance, pipeline
+from rayapp.inference.guidance import Position
+from rayapp.inference.pipeline import NetworkGrid
+from rayapp.inference.prompts import BACKGROUND, FOREGROUND
+from rayapp.inference.segmentation import Clock, PreparedImage, SegmentationTask
+from rayapp.inference.task import Point, Prediction, Prompts
+
+HOLD = 0.5
+"""Margin (in logits) that a click gives its label on the network voxels around it."""
+
+Clicks = tuple[tuple[Point, ...], ...]
+"""Points per guidance channel: structures by value, then background."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedEdit(PreparedImage):
+    """A prepared image, and what the last clicks on structures alone gave (margins), since the next click often adds to them."""
+
+    structures: int
+    memo: Memo
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the image and of the margins it will remember."""
+        return self.image.nbytes + self.image[0].nbytes * self.structures
+
+
+@dataclass
+class Memo:
+    """One remembered result. Replaced as a whole, so any thread sees the old or the new."""
+
+    last: tuple[Clicks, Tensor] | None = None
+
+
+class DeepEditTask(SegmentationTask):
+    """Interactive segmentation; arguments as of `SegmentationTask`, the image being scaled into `roi_size`."""
+
+    type = "deepedit"
+
+    @property
+    def _guidance_channels(self) -> int:
+        return len(self._structures) + 1
+
+    @property
+    def _labels(self) -> dict[str, int]:
+        return {BACKGROUND: 0, **self._structures}
+
+    def prepare(self, volume: Volume) -> PreparedEdit:
+        """Orient, scale into the ROI and normalise."""
+        prepared = self._prepare(volume, limit=self._roi_size)
+        return PreparedEdit(
+            grid=prepared.grid, image=prepared.image, structures=len(self._structures), memo=Memo()
+        )
+
+    def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
+        """Segment, guided by the clicks.
+
+        Raises:
+            BadRequest: for `foreground` clicks when it is not clear which structure they mean.
+        """
+        if not isinstance(prepared, PreparedEdit):
+            raise TypeError("prepare the image with this task")
+        clock = Clock()
+        clicks = self._channelled(prompts)
+        margins = self._margins(prepared, clicks, clock)
+        positions = [prepared.grid.positions(points) for points in clicks]
+        margins = hold(margins, positions)
+        clock.stage("post")
+        prediction = self._finish(margins, prepared.grid, prompts, config, clock)
+        for channel, points in enumerate(clicks):
+            for i, j, k in points:
+                prediction.labels[i, j, k] = (channel + 1) % len(clicks)
+        return prediction
+
+    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Tensor:
+        """The network's margins for these clicks, never above those without the background's."""
+        additive: Clicks = (*clicks[:-1], ())
+        remembered = prepared.memo.last
+        if remembered is not None and remembered[0] == additive:
+            ceiling = remembered[1]
+        else:
+            ceiling = self._guided(prepared, additive, clock)
+            prepared.memo.last = (additive, ceiling)
+        if not clicks[-1]:
+            return ceiling
+        return torch.minimum(ceiling, self._guided(prepared, clicks, clock))
+
+    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Tensor:
+        shape = prepared.grid.padded
+        channels = guidance.encode([prepared.grid.positions(points) for points in clicks], shape)
+        images = torch.cat([prepared.image, torch.from_numpy(channels).to(prepared.image.device)])
+        clock.stage("pre")
+        logits = self._infer(images[None])[0]
+        margins = pipeline.margins(logits).cpu()
+        clock.stage("infer")
+        return margins
+
+    def _channelled(self, prompts: Prompts) -> Clicks:
+        named = {name: tuple(points) for name, points in prompts.clicks.items()}
+        loose = named.pop(FOREGROUND, ())
+        if loose:
+            target = prompts.label if prompts.label in self._structures else None
+            if target is None and len(self._structures) == 1:
+                target = next(iter(self._structures))
+            if target is None:
+                raise BadRequest(f"name the structure of the foreground clicks in 'label': {', '.join(self._structures)}")
+            named[target] = (*named.get(target, ()), *loose)
+        return tuple(named.get(name, ()) for name in (*self._structures, BACKGROUND))
+
+
+def hold(margins: Tensor, clicks: Sequence[Sequence[Position]]) -> Tensor:
+    """Margins in which each click's label leads by at least `HOLD` on the (up to eight) voxels around the click.
+
+    Args:
+        margins: (L, R, A, S), on the CPU.
+        clicks: positions per channel, structures by value, then background. On a voxel that several clicks surround the nearest decides.
+    """
+    held = margins.clone()
+    nearest = torch.full(margins.shape[1:], torch.inf)
+    for channel, positions in enumerate(clicks):
+        for position in positions:
+            box, distance = guidance.distances(position, tuple(margins.shape[1:]), 1 - 1e-6)
+            closer = torch.from_numpy(distance) < nearest[box]
+            nearest[box][closer] = torch.from_numpy(distance)[closer]
+            for value in range(len(held)):
+                around, source = held[value][box], margins[value][box]
+                if value == channel:
+                    around[closer] = source[closer].clamp(min=HOLD)
+                else:
+                    around[closer] = source[closer].clamp(max=-HOLD)
+    return held

@@ -1,0 +1,66 @@
+"""Clicks as image channels: the one encoding that training and inference share.
+
+Each channel shows where the clicks of one label are: 1 at a click, falling with the Euclidean distance to the nearest
+click of that label to 0 at `radius`. Distance-based discs guide better than Gaussians (autoPET IV, interactive track);
+the Gaussian stays a choice for weights that were trained with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Position = tuple[float, float, float]
+"""A place on the network's grid, in voxels; whole numbers are voxel centres."""
+
+
+class Encoding(StrEnum):
+    """How a channel falls off around a click."""
+
+    DISTANCE = "distance"
+    GAUSSIAN = "gaussian"
+
+
+def encode(
+    clicks: Sequence[Sequence[Position]],
+    shape: tuple[int, int, int],
+    *,
+    radius: float = 8.0,
+    encoding: Encoding = Encoding.DISTANCE,
+) -> Floats:
+    """One channel for each list of clicks.
+
+    Args:
+        clicks: per channel, positions on the grid.
+        shape: voxels of the grid.
+        radius: voxels from a click at which guidance is 0 (three standard deviations for the Gaussian).
+
+    Returns:
+        Shape (len(clicks), *shape), values 0 to 1; a channel without clicks is 0.
+    """
+    channels = np.zeros((len(clicks), *shape), dtype=np.float32)
+    for channel, positions in zip(channels, clicks, strict=True):
+        for position in positions:
+            box, distance = distances(position, shape, radius)
+            np.maximum(channel[box], _falloff(distance, radius, encoding), out=channel[box])
+    return channels
+
+
+def distances(position: Position, shape: tuple[int, int, int], radius: float) -> tuple[tuple[slice, ...], Floats]:
+    """The box of voxels within `radius` of a position along each axis, and their Euclidean distances to it."""
+    box = tuple(
+        slice(max(0, int(np.ceil(at - radius))), max(0, min(n, int(np.floor(at + radius)) + 1)))
+        for at, n in zip(position, shape, strict=True)
+    )
+    squares = [np.square(np.arange(s.start, s.stop, dtype=np.float32) - at) for s, at in zip(box, position, strict=True)]
+    return box, np.sqrt(squares[0][:, None, None] + squares[1][None, :, None] + squares[2][None, None, :])
+
+
+def _falloff(distance: Floats, radius: float, encoding: Encoding) -> Floats:
+    if encoding is Encoding.DISTANCE:
+        return np.maximum(0, 1 - distance / np.float32(radius))
+    return np.exp(-np.square(distance) * np.float32(4.5 / radius**2)) * (distance <= radius)

@@ -1,0 +1,81 @@
+"""Network: a network with its weights on a device.
+
+Loading happens once, under a lock, from whichever thread asks first; running belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rayapp.errors import ModelBroken
+from rayapp.models.networks import build, load_weights
+
+
+class Network:
+    """A MONAI network as a function from (1, C, *roi or larger) to logits, float32, on the CPU's or a GPU's terms."""
+
+    def __init__(self, *, name: str, config: Mapping[str, Any], weights: Path, channels: tuple[int, int]) -> None:
+        """`channels` are those that the task feeds in and expects out; `name` is the model's, for messages."""
+        self._name = name
+        self._config = config
+        self._weights = weights
+        self._channels = channels
+        self._loading = threading.Lock()
+        self._network: nn.Module | None = None
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def device_name(self) -> str:
+        """The device as the clients show it."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    @property
+    def divisor(self) -> int:
+        """Voxels along an axis must be a multiple of this (the product of the network's strides)."""
+        strides = self._config.get("strides", (2, 2, 2, 2))
+        return int(torch.tensor([max(s) if isinstance(s, Sequence) else s for s in strides]).prod())
+
+    def load(self) -> None:
+        """Build the network and load its weights, once.
+
+        Raises:
+            ModelBroken: naming the model and its file.
+        """
+        with self._loading:
+            if self._network is not None:
+                return
+            wanted = {"in_channels": self._channels[0], "out_channels": self._channels[1]}
+            stated = {key: self._config.get(key) for key in wanted}
+            if stated != wanted:
+                raise ModelBroken(f"model {self._name!r}: its card's network has {stated}, its labels need {wanted}")
+            try:
+                network = build(self._config)
+                load_weights(network, self._weights)
+            except ModelBroken as error:
+                raise ModelBroken(f"model {self._name!r}: {error.detail}") from error
+            network.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last_3d)
+            self._network = network
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, classes, *shape) for (N, channels, *shape)."""
+        self.load()
+        if self._network is None:
+            raise ModelBroken(f"model {self._name!r} is not loaded")
+        images = images.to(self.device).contiguous(memory_format=torch.channels_last_3d)
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=_bf16_helps(self.device)):
+            logits: Tensor = self._network(images)
+        return logits.float()
+
+
+def _bf16_helps(device: torch.device) -> bool:
+    """True where bfloat16 has hardware behind it: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

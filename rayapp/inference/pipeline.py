@@ -1,0 +1,214 @@
+"""From a source image to the network's grid, and from the network's answer to labels on the source's exact grid.
+
+Frames: a *source* index (i, j, k) is the file's; the *coarse* grid has the source's axes and covers exactly its extent
+with fewer or more voxels; the *network* grid is the coarse one turned to canonical RAS axes and padded behind its last
+voxel to a size the network takes. Voxel centres are aligned as volumes (not corner to corner): coarse = (source + ½) · m/n − ½ along
+each axis, so nothing shifts by half a voxel.
+
+Turning happens on the coarse grid, where it costs little, and interpolation is a small dense matrix per axis, applied
+to the box of one structure at a time. Arrays in source frame are laid out i fastest, as files are.
+Pure functions; safe from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from rayapp.geometry import Orientation, spacing
+from rayapp.imaging.volume import Affine, Volume
+from rayapp.inference.guidance import Position
+from rayapp.inference.task import Point
+
+Shape = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
+Floats = npt.NDArray[np.float32]
+
+MAX_AXIS = 384
+"""Voxels a network grid may have along an axis, whatever spacing a header claims."""
+PADDING = -2.0
+"""Value of voxels outside the image; also the lowest a normalised voxel has."""
+SLAB = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkGrid:
+    """How one source grid and its network grid lie on each other."""
+
+    source: Shape
+    coarse: Shape
+    orientation: Orientation
+    padded: Shape
+
+    @classmethod
+    def fit(
+        cls, shape: Shape, affine: Affine, *, spacing_mm: float, limit: Sequence[int] | None, divisor: int
+    ) -> NetworkGrid:
+        """A grid over the whole image with voxels of `spacing_mm` or, where `limit` (voxels along R, A, S) needs it, larger.
+
+        Sizes are padded to multiples of `divisor`. A `spacing_mm` of 0 keeps the source's own voxels.
+        """
+        orientation = Orientation.of(affine)
+        extent = np.array(shape) * spacing(affine)
+        wanted = np.maximum(1, np.rint(extent / spacing_mm)) if spacing_mm > 0 else np.array(shape, dtype=float)
+        most = np.minimum(limit, MAX_AXIS) if limit is not None else np.full(3, MAX_AXIS)
+        most = np.array(orientation.undo(np.empty(most.astype(int), dtype=bool)).shape)
+        coarse = np.minimum(wanted, most).astype(int)
+        turned = orientation.apply(np.empty(tuple(coarse), dtype=bool)).shape
+        padded = tuple(-(-n // divisor) * divisor for n in turned)
+        return cls(source=shape, coarse=_shape(coarse), orientation=orientation, padded=_shape(padded))
+
+    @property
+    def turned(self) -> Shape:
+        """Voxels of the coarse grid along R, A, S, without padding."""
+        return _shape(self.orientation.apply(np.empty(self.coarse, dtype=bool)).shape)
+
+    def positions(self, points: Iterable[Point]) -> list[Position]:
+        """Where source voxels' centres lie on the network grid."""
+        scale = np.array(self.coarse) / self.source
+        coarse = (np.array(list(points), dtype=np.float64).reshape(-1, 3) + 0.5) * scale - 0.5
+        turned = self.orientation.apply_points(coarse, self.coarse)
+        return [(float(x), float(y), float(z)) for x, y, z in turned]
+
+    def from_source(self, array: npt.NDArray[np.generic]) -> Floats:
+        """Bring one channel (I, J, K) to the network's grid, shape `padded`, padded with NaN."""
+        matrices = [_averaging(n, m) for n, m in zip(self.source, self.coarse, strict=True)]
+        turned = self.orientation.apply(_resample(array, matrices))
+        return np.pad(
+            turned, [(0, p - n) for p, n in zip(self.padded, turned.shape, strict=True)], constant_values=np.nan
+        )
+
+    def to_coarse(self, fields: Tensor) -> Tensor:
+        """Undo padding and turning: (L, *padded) in the network's frame to (L, k, j, i) on the coarse grid."""
+        a, b, c = self.turned
+        undone = [self.orientation.undo(field).transpose(2, 1, 0) for field in fields[:, :a, :b, :c].cpu().numpy()]
+        return torch.from_numpy(np.ascontiguousarray(undone))
+
+
+def normalise(image: Floats) -> Floats:
+    """Scale one channel so that most of the body lies in -1 to 1, for CT and MR alike; clipped to -2 to 2.
+
+    The body is what is brighter than the image's mean (air, and the noise around a patient in MR, are darker); its
+    5th and 95th percentiles become -1 and 1. NaN (padding) becomes `PADDING`.
+    """
+    inside = image[~np.isnan(image)]
+    body = inside[inside > inside.mean()]
+    low, high = np.percentile(body, (5, 95)) if body.size else (0.0, 0.0)
+    scale = 2 / max(high - low, 1e-6)
+    scaled = (image - np.float32(low)) * np.float32(scale) - 1
+    return np.nan_to_num(np.clip(scaled, PADDING, -PADDING), nan=PADDING)
+
+
+def margins(logits: Tensor) -> Tensor:
+    """By how much each structure leads (or trails) its best rival: (1 + L, …) logits to (L, …) margins.
+
+    Interpolating margins instead of logits needs one field per structure, in that structure's box only. Where one
+    structure leads, the others trail by at least as much, so that interpolated margins are positive for one at most.
+    """
+    best, second = logits[0].clone(), torch.full_like(logits[0], -torch.inf)
+    for channel in logits[1:]:
+        torch.maximum(second, torch.minimum(best, channel), out=second)
+        torch.maximum(best, channel, out=best)
+    return torch.stack([channel - torch.where(channel == best, second, best) for channel in logits[1:]])
+
+
+def keep_largest(fields: Tensor) -> Tensor:
+    """Margins in which each structure's smaller connected parts (faces touching) have lost."""
+    kept = fields.clone()
+    for field in kept:
+        parts, count = ndimage.label(field.numpy() > 0)
+        if count > 1:
+            largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+            lost = torch.from_numpy((parts > 0) & (parts != largest))
+            field[lost] *= -1
+    return kept
+
+
+def restore(
+    fields: Tensor, grid: NetworkGrid, *, roi: tuple[Point, Point] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Labels on the source's grid: structure n where its interpolated margin is positive.
+
+    Args:
+        fields: margins (L, k, j, i) on the coarse grid, on the CPU.
+        roi: lower (inclusive) and upper (exclusive) corner, source indices, outside which all is background.
+
+    Returns:
+        Shape (I, J, K), values 0 to L, i fastest in memory.
+    """
+    source, coarse = grid.source[::-1], grid.coarse[::-1]
+    corners = ((0, 0, 0), grid.source) if roi is None else roi
+    low, high = corners[0][::-1], corners[1][::-1]
+    labels = torch.zeros(source, dtype=torch.uint8)
+    for value, field in enumerate(fields, start=1):
+        ahead = field > 0
+        if not bool(ahead.any()):
+            continue
+        fine: list[slice] = []
+        near: list[slice] = []
+        steps: list[Tensor] = []
+        for axis in range(3):
+            others = tuple(a for a in range(3) if a != axis)
+            at = torch.nonzero(ahead.any(dim=others[1]).any(dim=others[0]))
+            f, c, matrix = _between(source[axis], coarse[axis], int(at[0]), int(at[-1]))
+            first, last = max(f.start, low[axis]), max(f.start, low[axis], min(f.stop, high[axis]))
+            fine.append(slice(first, last))
+            near.append(c)
+            steps.append(torch.from_numpy(matrix[first - f.start : last - f.start]))
+        k, j, i = steps
+        block = j @ (field[tuple(near)] @ i.T)
+        upsampled = (k @ block.flatten(1)).view(len(k), len(j), len(i))
+        labels[tuple(fine)].masked_fill_(upsampled > 0, value)
+    result: npt.NDArray[np.uint8] = labels.numpy().transpose(2, 1, 0)
+    return result
+
+
+def _between(n: int, m: int, low: int, high: int) -> tuple[slice, slice, Floats]:
+    """Where coarse voxels `low` to `high` can reach on an axis of n source and m coarse voxels.
+
+    Returns the source range, the coarse range that it is interpolated from, and the (source, coarse) weights.
+    """
+    at = (np.arange(n) + 0.5) * m / n - 0.5
+    reached = np.flatnonzero((at > low - 1) & (at < high + 1))
+    if not reached.size:
+        return slice(0, 0), slice(low, low + 1), np.zeros((0, 1), dtype=np.float32)
+    first, last = int(reached[0]), int(reached[-1]) + 1
+    begin, end = max(0, low - 1), min(m, high + 2)
+    distance = np.abs(np.clip(at[first:last, None], 0, m - 1) - np.arange(begin, end))
+    return slice(first, last), slice(begin, end), np.maximum(0, 1 - distance).astype(np.float32)
+
+
+def _averaging(n: int, m: int) -> Floats:
+    """Weights (m, n) that bring n samples to m: linear, widened to the coarse step so that nothing aliases."""
+    step = n / m
+    centre = (np.arange(m) + 0.5) * step - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.clip(centre, 0, n - 1)[:, None] - np.arange(n)) / max(1.0, step))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def _resample(array: npt.NDArray[Any], matrices: Sequence[Floats]) -> Floats:
+    """Apply one matrix along each axis, a slab at a time, so that no float copy of the whole image is made."""
+    order = np.argsort([-abs(stride) for stride in array.strides], kind="stable")
+    view = array.transpose(order)
+    slow, middle, fast = (torch.from_numpy(matrices[axis]) for axis in order)
+    total = torch.zeros(len(slow), len(middle) * len(fast))
+    for start in range(0, len(view), SLAB):
+        slab = view[start : start + SLAB].astype(np.float32)
+        if array.dtype.kind == "f":
+            slab = np.nan_to_num(slab, copy=False, nan=0, posinf=0, neginf=0)
+        part = middle @ (torch.from_numpy(np.ascontiguousarray(slab)) @ fast.T)
+        total += slow[:, start : start + SLAB] @ part.flatten(1)
+    result: Floats = total.view(len(slow), len(middle), len(fast)).numpy().transpose(np.argsort(order))
+    return result
+
+
+def _shape(sizes: Iterable[int]) -> Shape:
+    i, j, k = (int(n) for n in sizes)
+    return i, j, k

@@ -1,0 +1,201 @@
+"""SegmentationTask: every structure of an image at once, by any MONAI network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayapp.errors import BadRequest, ModelBroken
+from rayapp.imaging.volume import Volume
+from rayapp.inference import pipeline
+from rayapp.inference.network import Network
+from rayapp.inference.pipeline import NetworkGrid
+from rayapp.inference.task import Prediction, Prompts, TaskInfo
+from rayapp.models.store import ModelVersion
+
+MAX_STRUCTURES = 254
+"""Label values that fit uint8 without 255, which viewers read as "leave this voxel"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedImage:
+    """A normalised image, (C, *grid.padded), float32, on the network's device."""
+
+    grid: NetworkGrid
+    image: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the image holds."""
+        return self.image.nbytes
+
+
+class SegmentationTask:
+    """Automatic segmentation, with a sliding window where the image's grid exceeds the window.
+
+    Args:
+        name: the model's name, for messages.
+        weights: the safetensors file.
+        labels: structure name to value, contiguous from 1; the network's channels in this order, background first.
+        network: as `rayapp.models.networks.build` takes it.
+        spacing: mm of the network's voxels; 0 keeps each image's own.
+        roi_size: voxels along R, A, S that the network sees at once.
+        version: the model version's name.
+    """
+
+    type = "segmentation"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        weights: Path,
+        labels: Mapping[str, int],
+        network: Mapping[str, Any],
+        spacing: float,
+        roi_size: Sequence[int],
+        description: str = "",
+        version: str = "",
+    ) -> None:
+        self._name = name
+        self._structures = _structures(name, labels)
+        self._channels = int(network.get("in_channels", 1)) - self._guidance_channels
+        self._spacing = spacing
+        self._roi_size = tuple(int(n) for n in roi_size)
+        self._description = description
+        self._version = version
+        self._network = Network(
+            name=name,
+            config=network,
+            weights=weights,
+            channels=(max(1, self._channels) + self._guidance_channels, len(self._structures) + 1),
+        )
+
+    @classmethod
+    def from_version(cls, version: ModelVersion) -> Self:
+        """The task as a model version's card describes it. Raises ModelBroken if the card lacks something."""
+        card = version.card
+        try:
+            return cls(
+                name=version.name,
+                weights=version.weights,
+                labels=card["labels"],
+                network=card["network"],
+                spacing=card["spacing"],
+                roi_size=card["roi_size"],
+                description=card.get("description", ""),
+                version=version.version,
+            )
+        except KeyError as error:
+            raise ModelBroken(f"model {version.name!r}: its card has no {error}") from error
+
+    @property
+    def _guidance_channels(self) -> int:
+        return 0
+
+    @property
+    def info(self) -> TaskInfo:
+        """What `/info/` shows."""
+        return TaskInfo(
+            type=self.type,
+            labels=self._labels,
+            dimension=3,
+            description=self._description,
+            config={"device": [self._network.device_name], "largest_cc": False},
+            version=self._version,
+        )
+
+    @property
+    def _labels(self) -> dict[str, int]:
+        return dict(self._structures)
+
+    @property
+    def version(self) -> str:
+        """The model version's name."""
+        return self._version
+
+    def load(self) -> None:
+        """Load the weights, once. Raises ModelBroken naming the file."""
+        self._network.load()
+
+    def prepare(self, volume: Volume) -> PreparedImage:
+        """Orient, resample and normalise. Raises BadRequest if the network needs more channels than there are."""
+        return self._prepare(volume, limit=None)
+
+    def _prepare(self, volume: Volume, limit: Sequence[int] | None) -> PreparedImage:
+        if volume.channels < self._channels:
+            raise BadRequest(
+                f"model {self._name!r} needs {self._channels} channels; this image has {volume.channels}"
+            )
+        grid = NetworkGrid.fit(
+            volume.shape, volume.affine, spacing_mm=self._spacing, limit=limit, divisor=self._network.divisor
+        )
+        channels = [pipeline.normalise(grid.from_source(channel)) for channel in volume.array[: self._channels]]
+        return PreparedImage(grid=grid, image=torch.from_numpy(np.stack(channels)).to(self._network.device))
+
+    def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
+        """Segment; of the prompts only `roi` matters: outside it all is background."""
+        clock = Clock()
+        margins = pipeline.margins(self._infer(prepared.image[None])[0].cpu())
+        clock.stage("infer")
+        return self._finish(margins, prepared.grid, prompts, config, clock)
+
+    @torch.inference_mode()
+    def _infer(self, images: Tensor) -> Tensor:
+        """Logits of whole images."""
+        if all(n <= most for n, most in zip(images.shape[2:], self._roi_size, strict=True)):
+            return self._network(images)
+        from monai.inferers import SlidingWindowInferer  # noqa: PLC0415 - slow to import, and not needed to describe
+
+        window = SlidingWindowInferer(self._roi_size, sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="replicate")
+        logits: Tensor = window(images, self._network)
+        return logits
+
+    def _finish(
+        self, margins: Tensor, grid: NetworkGrid, prompts: Prompts, config: Mapping[str, Any], clock: Clock
+    ) -> Prediction:
+        fields = grid.to_coarse(margins)
+        if wanted(config.get("largest_cc")):
+            fields = pipeline.keep_largest(fields)
+        clock.stage("post")
+        labels = pipeline.restore(fields, grid, roi=prompts.roi)
+        clock.stage("invert")
+        return Prediction(labels=labels, seconds=clock.seconds)
+
+
+class Clock:
+    """Seconds of each stage since the one before."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        """End the stage of that name."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def wanted(value: object) -> bool:
+    """A request's boolean, which clients may send as text or as a list's first item."""
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    if isinstance(value, str):
+        return value.strip().lower() in ("true", "1", "yes", "on")
+    return bool(value)
+
+
+def _structures(name: str, labels: Mapping[str, int]) -> dict[str, int]:
+    """`labels` without background, by value. Raises ModelBroken unless values run from 1 without a gap."""
+    structures = {label: int(value) for label, value in sorted(labels.items(), key=lambda item: item[1]) if value}
+    if list(structures.values()) != list(range(1, len(structures) + 1)) or not 0 < len(structures) <= MAX_STRUCTURES:
+        raise ModelBroken(f"model {name!r}: label values must run from 1 to at most {MAX_STRUCTURES}: {dict(labels)}")
+    return structures

@@ -1,0 +1,82 @@
+"""Networks by name, and their weights as safetensors.
+
+A network is described by plain JSON, `{"name": "UNet", **arguments}`: the name of a class in `monai.networks.nets` and
+its constructor's arguments, so that a model's card alone can build it. Weights are kept as float16 and computed with
+as float32; no pickle is ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rayapp.errors import ModelBroken
+
+
+def residual_unet(in_channels: int, out_channels: int) -> dict[str, Any]:
+    """The network of the weights that ship: 0.6 million parameters, about 0.1 s for 80x64x64 voxels on two cores."""
+    return {
+        "name": "UNet",
+        "spatial_dims": 3,
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "channels": [16, 32, 64, 128],
+        "strides": [2, 2, 2],
+        "num_res_units": 1,
+    }
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """The network that `config` describes, with random weights.
+
+    Raises:
+        ModelBroken: if MONAI has no such network, or it does not take these arguments.
+    """
+    from monai.networks import nets  # noqa: PLC0415 - takes seconds to import, and describing a model needs none of it
+
+    arguments = dict(config)
+    name = arguments.pop("name", None)
+    cls = getattr(nets, name, None) if isinstance(name, str) else None
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ModelBroken(f"MONAI has no network {name!r}")
+    try:
+        network: nn.Module = cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ModelBroken(f"network {name!r} cannot be built: {error}") from error
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Fill `network` with the weights in the safetensors file at `path`.
+
+    Raises:
+        ModelBroken: naming the file, if it is missing, not whole, or of another network.
+    """
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise ModelBroken(f"{path.name} is missing") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelBroken(f"{path.name} is not a whole safetensors file: {type(error).__name__}") from error
+    try:
+        network.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise ModelBroken(f"{path.name} does not fit its network: {' '.join(lines[1:2] or lines)[:200].strip()}") from None
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
+        raise ModelBroken(f"{path.name} holds weights that are not finite")
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the network's weights to `path` as float16 safetensors."""
+    tensors = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
