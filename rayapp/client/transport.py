@@ -1,0 +1,231 @@
+"""Transport: one HTTP call to the server, with its errors, retries and streamed bodies.
+
+Belongs to one event loop; calls may run side by side. Nothing here knows a route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+from yarl import URL
+
+from rayapp import errors
+from rayapp.errors import RayappError
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+"""How often a call that may be repeated is tried."""
+
+LONGEST_WAIT = 30.0
+"""Seconds: the most that is waited before the next try, whatever the server says."""
+
+CHUNK = 1 << 20
+
+_BY_STATUS: dict[int, type[RayappError]] = {
+    400: errors.BadRequest,
+    401: errors.NotSignedIn,
+    403: errors.NotAllowed,
+    404: errors.NotFound,
+    406: errors.Disabled,
+    409: errors.Conflict,
+    413: errors.TooLarge,
+    422: errors.Unreadable,
+    429: errors.AlreadyRunning,
+    503: errors.Busy,
+}
+
+
+class Unreachable(RayappError):
+    """No server answers there, or the connection broke off: start the server, or correct the address."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One request. `json`, or `form` (urlencoded), or `form` and `files` (multipart; files are streamed from disk).
+
+    `replayable` says that the server may meet the call twice when it turned it away the first time.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    json: Any = None
+    form: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[tuple[str, Path]] | None = None
+    replayable: bool = False
+
+    @property
+    def safe(self) -> bool:
+        """True when the call changes nothing, so that it may be repeated whatever became of it."""
+        return self.method in ("GET", "HEAD")
+
+
+class Transport:
+    """A connection pool to one server; an asynchronous context manager."""
+
+    def __init__(self, url: str, *, token: str | None, timeout: float) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise errors.BadRequest(f"server address {url!r} must begin with http:// or https://")
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=timeout)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Transport:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=self._timeout, read_bufsize=CHUNK, middlewares=(_once,)
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(self, call: Call, read: Callable[[aiohttp.ClientResponse], Awaitable[T]]) -> T:
+        """Send `call` and let `read` consume the answer; both anew for every try.
+
+        Raises the class of `rayapp.errors` that belongs to the status, with the server's words; Unreachable.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            wait = min(LONGEST_WAIT, 0.1 * 2**attempt) * random.uniform(0.5, 1)
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    response = await self._open(call, stack)
+                    if response.status < 400:
+                        return await read(response)
+                    problem = await _error(response)
+                    after = _retry_after(response)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                problem = Unreachable(f"no answer from {self._url}: {str(error) or type(error).__name__}")
+                if not call.safe or attempt == ATTEMPTS:
+                    raise problem from error
+            else:
+                turned_away = after is not None and (call.safe or call.replayable)
+                if attempt == ATTEMPTS or not turned_away:
+                    raise problem
+                wait = min(LONGEST_WAIT, after or wait)
+            await asyncio.sleep(wait)
+
+    async def _open(self, call: Call, stack: contextlib.AsyncExitStack) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise RuntimeError("use the client in `async with`")
+        url = URL(self._url + call.path, encoded=True)
+        body: dict[str, Any] = {}
+        if call.json is not None:
+            body = {"json": call.json}
+        elif call.files is not None:
+            body = {"data": await _multipart(call, stack)}
+        elif call.form:
+            body = {"data": dict(call.form)}
+        request = self._session.request(call.method, url, params=call.query, allow_redirects=False, **body)
+        return await stack.enter_async_context(request)
+
+
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending PUT and DELETE a second time by itself: it does so on the errors caught here."""
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientConnectionError(str(error)) from error
+
+
+async def _multipart(call: Call, stack: contextlib.AsyncExitStack) -> aiohttp.FormData:
+    form = aiohttp.FormData(quote_fields=False, default_to_multipart=True)
+    for name, value in call.form.items():
+        form.add_field(name, value)
+    for name, path in call.files or ():
+        file = stack.enter_context(await asyncio.to_thread(path.open, "rb"))
+        form.add_field(name, file, filename=path.name, content_type="application/octet-stream")
+    return form
+
+
+async def read_json(response: aiohttp.ClientResponse) -> Any:
+    """The answer's JSON."""
+    return await response.json(content_type=None)
+
+
+async def read_text(response: aiohttp.ClientResponse) -> str:
+    """The answer's text."""
+    return await response.text()
+
+
+async def read_nothing(response: aiohttp.ClientResponse) -> None:
+    """Drop the answer."""
+    await response.read()
+
+
+def read_file(to: Path) -> Callable[[aiohttp.ClientResponse], Awaitable[Path]]:
+    """A reader that streams the answer to the file `to`, or into the folder `to` under the name the server gives."""
+
+    async def read(response: aiohttp.ClientResponse) -> Path:
+        disposition = response.content_disposition
+        target = target_of(to, disposition.filename if disposition else None)
+        await save(response.content.iter_chunked(CHUNK).__anext__, target)
+        return target
+
+    return read
+
+
+def target_of(to: Path, name: str | None) -> Path:
+    """Where to write: `to` itself, or the file `name` in it if it is a folder. A name can never lead out of it."""
+    if not to.is_dir():
+        return to
+    last = (name or "").replace("\\", "/").rpartition("/")[2]
+    if last in ("", ".", ".."):
+        raise Unreachable(f"the server gave the file no usable name ({name!r}); say which file to write")
+    return to / last
+
+
+async def save(next_chunk: Callable[[], Awaitable[bytes]], target: Path) -> None:
+    """Write chunks, until none comes, beside `target` and move the whole file there: no half file ever has its name."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with await asyncio.to_thread(part.open, "wb") as file, contextlib.suppress(StopAsyncIteration):
+            while chunk := await next_chunk():
+                await asyncio.to_thread(file.write, chunk)
+        await asyncio.to_thread(part.replace, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """Seconds after which a turned-away caller may come back; None if the answer is final."""
+    if response.status not in (502, 503, 504):
+        return None
+    try:
+        return max(0.0, float(response.headers["Retry-After"]))
+    except (KeyError, ValueError):
+        return 0.0 if response.status in (502, 504) else None
+
+
+async def _error(response: aiohttp.ClientResponse) -> RayappError:
+    text = await response.text(errors="replace")
+    try:
+        detail = json.loads(text)["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = text.strip()[:500] or response.reason or "no reason given"
+    if isinstance(detail, list):
+        detail = "; ".join(_problem(item) for item in detail)
+    error = _BY_STATUS.get(response.status, RayappError)(str(detail))
+    error.status = response.status
+    return error
+
+
+def _problem(item: Any) -> str:
+    """One entry of a validation error as a line."""
+    if not isinstance(item, Mapping):
+        return str(item)
+    where = ".".join(str(part) for part in item.get("loc", ()))
+    return f"{where}: {item.get('msg', item)}"

@@ -1,0 +1,293 @@
+"""The client's transport, against small servers that misbehave on purpose; its routes are tested in tests/contract."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import MultipartWriter, web
+from aiohttp.test_utils import TestServer
+
+from rayapp import errors
+from rayapp.client import AsyncClient, Client, JobKind, Unreachable
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def served(handler: Handler, **options):
+    """A client of a server that answers everything with `handler`."""
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", "/{path:.*}", handler)
+    async with TestServer(app) as server, AsyncClient(str(server.make_url("")), **options) as client:
+        yield client
+
+
+def answers(*statuses: int, headers: dict[str, str] | None = None):
+    """A handler that gives these statuses in turn, the last one for ever, and the list of what it was asked."""
+    asked: list[web.Request] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        await request.read()
+        status = statuses[min(len(asked), len(statuses) - 1)]
+        asked.append(request)
+        return web.json_response(
+            {"detail": "busy"} if status >= 400 else {"name": "it"}, status=status, headers=headers
+        )
+
+    return handler, asked
+
+
+async def test_a_get_is_repeated_while_the_server_is_busy():
+    handler, asked = answers(503, 503, 200, headers={"Retry-After": "0"})
+    async with served(handler) as client:
+        assert (await client.info())["name"] == "it"
+    assert len(asked) == 3
+
+
+async def test_retry_after_is_waited_for():
+    handler, _ = answers(503, 200, headers={"Retry-After": "1"})
+    loop = asyncio.get_running_loop()
+    async with served(handler) as client:
+        began = loop.time()
+        await client.info()
+    assert loop.time() - began >= 1.0
+
+
+async def test_repeating_ends_with_busy():
+    handler, asked = answers(503, headers={"Retry-After": "0.01"})
+    async with served(handler) as client:
+        with pytest.raises(errors.Busy, match="busy"):
+            await client.info()
+    assert len(asked) == 5
+
+
+async def test_a_broken_model_is_not_asked_again():
+    handler, asked = answers(503)
+    async with served(handler) as client:
+        with pytest.raises(errors.Busy):
+            await client.infer("m", "i")
+    assert len(asked) == 1
+
+
+async def test_an_inference_that_was_turned_away_is_repeated(tmp_path: Path):
+    handler, asked = answers(503, 200, headers={"Retry-After": "0.01"})
+    async with served(handler) as client:
+        await client.infer("m", "i", label=_file(tmp_path / "mask.nrrd", 10))
+    assert len(asked) == 2
+
+
+async def test_a_save_is_sent_once_even_if_the_server_is_busy(tmp_path: Path):
+    handler, asked = answers(503, 200, headers={"Retry-After": "0.01"})
+    async with served(handler) as client:
+        with pytest.raises(errors.Busy):
+            await client.save_label("i", _file(tmp_path / "label.nrrd", 10))
+    assert len(asked) == 1
+
+
+async def test_a_dropped_connection_is_tried_again_only_for_what_changes_nothing(tmp_path: Path):
+    asked: list[str] = []
+
+    async def drop(request: web.Request) -> web.Response:
+        await request.read()
+        asked.append(request.method)
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    async with served(drop) as client:
+        with pytest.raises(Unreachable):
+            await client.save_label("i", _file(tmp_path / "label.nrrd", 10))
+        assert asked == ["PUT"]
+        with pytest.raises(Unreachable):
+            await client.infer("m", "i")
+        assert asked == ["PUT", "POST"]
+        with pytest.raises(Unreachable):
+            await client.info()
+        assert asked[2:] == ["GET"] * 5
+
+
+async def test_a_download_that_breaks_off_is_fetched_whole_the_next_time(tmp_path: Path):
+    whole, asked = bytes(range(256)) * 1024, []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append(request)
+        response = web.StreamResponse(headers={"Content-Length": str(len(whole))})
+        await response.prepare(request)
+        await response.write(whole if len(asked) > 1 else whole[:70_000])
+        if len(asked) == 1:
+            assert request.transport is not None
+            request.transport.close()
+        return response
+
+    async with served(handler) as client:
+        file = await client.download_image("i", tmp_path / "image.nii.gz")
+    assert file.read_bytes() == whole
+    assert _names(tmp_path) == ["image.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, errors.BadRequest),
+        (401, errors.NotSignedIn),
+        (403, errors.NotAllowed),
+        (404, errors.NotFound),
+        (406, errors.Disabled),
+        (409, errors.Conflict),
+        (413, errors.TooLarge),
+        (422, errors.Unreadable),
+        (429, errors.AlreadyRunning),
+        (500, errors.RayappError),
+    ],
+)
+async def test_an_error_comes_as_its_class_with_the_servers_words(status: int, kind: type[errors.RayappError]):
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"detail": "do this"}, status=status)
+
+    async with served(handler) as client:
+        with pytest.raises(kind, match=r"^do this$") as caught:
+            await client.info()
+    assert caught.value.status == status
+    assert type(caught.value) is kind
+
+
+async def test_errors_of_validation_and_plain_text_are_told_in_one_line():
+    details = iter(
+        [
+            web.json_response({"detail": [{"loc": ["query", "id"], "msg": "Field required"}]}, status=422),
+            web.Response(text="Internal Server Error", status=500),
+        ]
+    )
+
+    async def handler(request: web.Request) -> web.Response:
+        return next(details)
+
+    async with served(handler) as client:
+        with pytest.raises(errors.Unreadable, match=r"^query\.id: Field required$"):
+            await client.info()
+        with pytest.raises(errors.RayappError, match="Internal Server Error"):
+            await client.info()
+
+
+async def test_no_server_is_told_with_its_address():
+    async with AsyncClient("http://127.0.0.1:9") as client:
+        with pytest.raises(Unreachable, match=r"http://127\.0\.0\.1:9"):
+            await client.next_sample("first")
+
+
+async def test_a_large_file_is_streamed_up_and_down(tmp_path: Path):
+    source = _file(tmp_path / "big image.nii.gz", 40 << 20)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            return web.FileResponse(source, headers={"Content-Disposition": 'attachment; filename="big.nii.gz"'})
+        size, name = 0, ""
+        async for part in await request.multipart():
+            if part.name == "file":
+                name = part.filename
+                while chunk := await part.read_chunk(1 << 20):
+                    size += len(chunk)
+        return web.json_response({"image": f"{name} {size} {request.content_length is not None}"})
+
+    async with served(handler) as client:
+        assert await client.upload_image(source) == f"big image.nii.gz {40 << 20} True"
+        (tmp_path / "in").mkdir()
+        file = await client.download_image("big", tmp_path / "in")
+    assert file == tmp_path / "in" / "big.nii.gz"
+    assert file.read_bytes() == source.read_bytes()
+
+
+async def test_a_servers_file_name_never_leads_out_of_the_folder(tmp_path: Path):
+    names = iter(["../../evil.nrrd", "C:\\x\\evil.nrrd", ".."])
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=b"x", headers={"Content-Disposition": f'attachment; filename="{next(names)}"'})
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    async with served(handler) as client:
+        for _ in range(2):
+            assert (await client.download_label("i", folder)).parent == folder
+        with pytest.raises(Unreachable, match="no usable name"):
+            await client.download_label("i", folder)
+
+
+async def test_an_inference_answers_params_and_mask(tmp_path: Path):
+    mask = bytes(range(256)) * 8192
+
+    async def handler(request: web.Request) -> web.Response:
+        form = await request.post()
+        with MultipartWriter("form-data") as parts:
+            parts.append_json(json.loads(form["params"])).set_content_disposition("form-data", name="params")
+            image = parts.append(mask)
+            image.set_content_disposition("form-data", name="image", filename="m.nrrd")
+        return web.Response(body=parts)
+
+    async with served(handler, client_id="me") as client:
+        kept = await client.infer("m", "i", params={"liver": [[1, 2, 3]]})
+        saved = await client.infer("m", "i", to=tmp_path)
+    assert kept.params == {"liver": [[1, 2, 3]], "client_id": "me"}
+    assert (kept.body, kept.filename, kept.path) == (mask, "m.nrrd", None)
+    assert (saved.body, saved.path) == (None, tmp_path / "m.nrrd")
+    assert (tmp_path / "m.nrrd").read_bytes() == mask
+
+
+async def test_names_are_escaped_in_paths_and_the_token_goes_along():
+    seen = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append((request.raw_path, request.headers.get("Authorization")))
+        return web.json_response({})
+
+    async with served(handler, token="secret") as client:
+        assert await client.next_sample("a b/c") is None
+        await client.image_info("x&y=#")
+    assert seen == [
+        ("/activelearning/a%20b%2Fc", "Bearer secret"),
+        ("/datastore/image/info?image=x%26y%3D%23", "Bearer secret"),
+    ]
+
+
+async def test_idle_background_work_is_no_error():
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"detail": "No Train Tasks Found"}, status=404)
+
+    async with served(handler) as client:
+        assert await client.jobs(JobKind.TRAIN) == []
+        assert await client.running(JobKind.BATCH) is False
+
+
+async def test_the_waiting_client_has_every_method_of_the_other():
+    def methods(cls: type) -> set[str]:
+        return {name for name in vars(cls) if not name.startswith("_")}
+
+    assert methods(Client) - {"close"} == methods(AsyncClient)
+
+
+async def test_the_waiting_client_works_beside_a_running_loop():
+    handler, _ = answers(200)
+    app = web.Application()
+    app.router.add_get("/info/", handler)
+
+    def ask(url: str) -> str:
+        with Client(url) as client:
+            name = client.info()["name"]
+        client.close()
+        return name
+
+    async with TestServer(app) as server:
+        assert await asyncio.to_thread(ask, str(server.make_url(""))) == "it"
+
+
+def _file(path: Path, size: int) -> Path:
+    path.write_bytes(bytes(size))
+    return path
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
