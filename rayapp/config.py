@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +19,21 @@ MIB = 1 << 20
 Auth = Literal["none", "token"]
 
 
+def default_workspace(studies: Path) -> Path:
+    """One folder per studies folder under `$XDG_DATA_HOME/rayapp`, usually `~/.local/share/rayapp`."""
+    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    whole = studies.expanduser().resolve()
+    return home / "rayapp" / f"{whole.name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:8]}"
+
+
 class Settings(BaseSettings):
     """What a server is started with. Frozen: every actor and replica gets the same copy."""
 
     model_config = SettingsConfigDict(env_prefix="RAYAPP_", frozen=True, extra="forbid", toml_file="rayapp.toml")
 
     studies: Path
-    workspace: Path
+    workspace: Path = Field(default_factory=lambda given: default_workspace(given["studies"]))
+    """Where models, users and logs lie; by default a folder of the user's data for each studies folder."""
     app: str = "radiology"
     models: tuple[str, ...] = ("deepedit", "segmentation")
     labels: tuple[str, ...] = ()
