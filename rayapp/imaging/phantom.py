@@ -16,7 +16,10 @@ from scipy import ndimage
 from rayapp.imaging.volume import Affine, Segmentation, Volume
 
 Floats = npt.NDArray[np.float32]
+Shape = tuple[int, int, int]
 Vector = tuple[float, float, float]
+Coordinates = tuple[Floats, Floats, Floats]
+"""Body coordinates x, y, z (mm) of every voxel."""
 
 ORGANS: dict[str, int] = {"liver": 1, "spleen": 2, "right_kidney": 3, "left_kidney": 4, "stomach": 5}
 """The labelled structures and their values."""
@@ -73,7 +76,7 @@ def phantom(seed: int, *, shape: tuple[int, int, int] | None = None) -> tuple[Vo
     )
 
 
-def _grid(rng: np.random.Generator, shape: tuple[int, int, int], extent: npt.NDArray[np.float64]) -> tuple[Affine, Affine]:
+def _grid(rng: np.random.Generator, shape: Shape, extent: npt.NDArray[np.float64]) -> tuple[Affine, Affine]:
     """An affine to scanner mm whose grid covers `extent` (mm along R, A, S), and one to the body's own mm."""
     order = rng.permutation(3)
     axes = np.zeros((3, 3))
@@ -82,7 +85,7 @@ def _grid(rng: np.random.Generator, shape: tuple[int, int, int], extent: npt.NDA
     turned = _rotation(rng, MAX_OBLIQUE) @ axes @ np.diag(spacing)
     body = np.eye(4)
     body[:3, :3] = turned
-    body[:3, 3] = rng.uniform(-10, 10, 3) + (0, 0, 8) - turned @ ((np.array(shape) - 1) / 2)
+    body[:3, 3] = rng.uniform(-10, 10, 3) + np.array((0, 0, 8)) - turned @ ((np.array(shape) - 1) / 2)
     affine = body.copy()
     affine[:3, 3] += rng.uniform(-200, 200, 3)
     return affine, body
@@ -97,24 +100,25 @@ def _rotation(rng: np.random.Generator, degrees: float) -> npt.NDArray[np.float6
     return np.asarray(np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross)
 
 
-def _deformed(rng: np.random.Generator, shape: tuple[int, int, int], body: Affine) -> tuple[Floats, Floats, Floats]:
+def _deformed(rng: np.random.Generator, shape: Shape, body: Affine) -> Coordinates:
     """Body coordinates (mm) of every voxel, bent by a few smooth waves and scaled: no two bodies are alike."""
     index = np.ogrid[tuple(slice(n) for n in shape)]
     straight = [sum(np.float32(body[r, c]) * index[c] for c in range(3)) + np.float32(body[r, 3]) for r in range(3)]
     straight = [np.asarray(s, dtype=np.float32) for s in straight]
     size = rng.uniform(0.9, 1.1)
-    bent = []
+    bent: list[Floats] = []
     for axis in range(3):
-        moved = straight[axis] * np.float32(size * rng.uniform(0.95, 1.05))
+        moved = np.asarray(straight[axis] * np.float32(size * rng.uniform(0.95, 1.05)), dtype=np.float32)
         for other in range(3):
             wavelength, phase = rng.uniform(140, 280), rng.uniform(0, 2 * np.pi)
             amplitude = rng.uniform(1.5, 6)
-            moved += np.float32(amplitude) * np.sin(straight[other] * np.float32(2 * np.pi / wavelength) + np.float32(phase))
+            waves = straight[other] * np.float32(2 * np.pi / wavelength) + np.float32(phase)
+            moved += np.float32(amplitude) * np.sin(waves)
         bent.append(moved)
     return bent[0], bent[1], bent[2]
 
 
-def _inside(rng: np.random.Generator, at: tuple[Floats, Floats, Floats], part: Ellipsoid, jitter: float) -> Floats:
+def _inside(rng: np.random.Generator, at: Coordinates, part: Ellipsoid, jitter: float) -> Floats:
     """About the depth in mm below the surface of a jittered ellipsoid (negative outside)."""
     centre = np.array(part.centre) + rng.uniform(-jitter, jitter, 3)
     radii = np.array(part.radii) * rng.uniform(0.88, 1.12, 3)
@@ -127,9 +131,9 @@ def _inside(rng: np.random.Generator, at: tuple[Floats, Floats, Floats], part: E
     return np.asarray((1 - np.sqrt(squares)) * np.float32(radii.min()), dtype=np.float32)
 
 
-def _paint(rng: np.random.Generator, at: tuple[Floats, Floats, Floats], step: float) -> tuple[Floats, npt.NDArray[np.uint8]]:
+def _paint(rng: np.random.Generator, at: Coordinates, step: float) -> tuple[Floats, npt.NDArray[np.uint8]]:
     """Lay tissue over tissue; voxels on a surface get a mixture (partial volume over `step` mm)."""
-    x, y, z = at
+    x, y, _ = at
     still = np.random.default_rng(0)  # parts whose shape varies by the deformation alone
     hounsfield = np.full(x.shape, AIR, dtype=np.float32)
     labels = np.zeros(x.shape, dtype=np.uint8)

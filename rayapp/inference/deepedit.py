@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
 from rayapp.inference import guidance, pipeline
 from rayapp.inference.guidance import Position
-from rayapp.inference.pipeline import NetworkGrid
+from rayapp.inference.pipeline import Floats
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
 from rayapp.inference.segmentation import Clock, PreparedImage, SegmentationTask
 from rayapp.inference.task import Point, Prediction, Prompts
@@ -36,7 +36,7 @@ Clicks = tuple[tuple[Point, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedEdit(PreparedImage):
-    """A prepared image, and what the last clicks on structures alone gave (margins), since the next click often adds to them."""
+    """A prepared image and the margins that the last clicks on structures alone gave (background clicks need them)."""
 
     structures: int
     memo: Memo
@@ -51,7 +51,7 @@ class PreparedEdit(PreparedImage):
 class Memo:
     """One remembered result. Replaced as a whole, so any thread sees the old or the new."""
 
-    last: tuple[Clicks, Tensor] | None = None
+    last: tuple[Clicks, Floats] | None = None
 
 
 class DeepEditTask(SegmentationTask):
@@ -70,9 +70,7 @@ class DeepEditTask(SegmentationTask):
     def prepare(self, volume: Volume) -> PreparedEdit:
         """Orient, scale into the ROI and normalise."""
         prepared = self._prepare(volume, limit=self._roi_size)
-        return PreparedEdit(
-            grid=prepared.grid, image=prepared.image, structures=len(self._structures), memo=Memo()
-        )
+        return PreparedEdit(grid=prepared.grid, image=prepared.image, structures=len(self._structures), memo=Memo())
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment, guided by the clicks.
@@ -86,7 +84,7 @@ class DeepEditTask(SegmentationTask):
         clicks = self._channelled(prompts)
         margins = self._margins(prepared, clicks, clock)
         positions = [prepared.grid.positions(points) for points in clicks]
-        margins = hold(margins, positions)
+        margins = hold(margins, positions) if any(clicks) else margins
         clock.stage("post")
         prediction = self._finish(margins, prepared.grid, prompts, config, clock)
         for channel, points in enumerate(clicks):
@@ -94,7 +92,7 @@ class DeepEditTask(SegmentationTask):
                 prediction.labels[i, j, k] = (channel + 1) % len(clicks)
         return prediction
 
-    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Tensor:
+    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
         """The network's margins for these clicks, never above those without the background's."""
         additive: Clicks = (*clicks[:-1], ())
         remembered = prepared.memo.last
@@ -105,15 +103,14 @@ class DeepEditTask(SegmentationTask):
             prepared.memo.last = (additive, ceiling)
         if not clicks[-1]:
             return ceiling
-        return torch.minimum(ceiling, self._guided(prepared, clicks, clock))
+        return np.minimum(ceiling, self._guided(prepared, clicks, clock))
 
-    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Tensor:
+    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
         shape = prepared.grid.padded
         channels = guidance.encode([prepared.grid.positions(points) for points in clicks], shape)
         images = torch.cat([prepared.image, torch.from_numpy(channels).to(prepared.image.device)])
         clock.stage("pre")
-        logits = self._infer(images[None])[0]
-        margins = pipeline.margins(logits).cpu()
+        margins = pipeline.margins_of(self._infer(images[None])[0])
         clock.stage("infer")
         return margins
 
@@ -125,29 +122,29 @@ class DeepEditTask(SegmentationTask):
             if target is None and len(self._structures) == 1:
                 target = next(iter(self._structures))
             if target is None:
-                raise BadRequest(f"name the structure of the foreground clicks in 'label': {', '.join(self._structures)}")
+                names = ", ".join(self._structures)
+                raise BadRequest(f"foreground clicks: name their structure in 'label', one of {names}")
             named[target] = (*named.get(target, ()), *loose)
         return tuple(named.get(name, ()) for name in (*self._structures, BACKGROUND))
 
 
-def hold(margins: Tensor, clicks: Sequence[Sequence[Position]]) -> Tensor:
+def hold(margins: Floats, clicks: Sequence[Sequence[Position]]) -> Floats:
     """Margins in which each click's label leads by at least `HOLD` on the (up to eight) voxels around the click.
 
     Args:
-        margins: (L, R, A, S), on the CPU.
-        clicks: positions per channel, structures by value, then background. On a voxel that several clicks surround the nearest decides.
+        margins: (L, R, A, S).
+        clicks: positions per channel, structures by value, then background. On a voxel that several clicks surround
+            the nearest decides.
     """
-    held = margins.clone()
-    nearest = torch.full(margins.shape[1:], torch.inf)
+    held = margins.copy()
+    shape = (margins.shape[1], margins.shape[2], margins.shape[3])
+    nearest = np.full(shape, np.inf, dtype=np.float32)
     for channel, positions in enumerate(clicks):
         for position in positions:
-            box, distance = guidance.distances(position, tuple(margins.shape[1:]), 1 - 1e-6)
-            closer = torch.from_numpy(distance) < nearest[box]
-            nearest[box][closer] = torch.from_numpy(distance)[closer]
-            for value in range(len(held)):
-                around, source = held[value][box], margins[value][box]
-                if value == channel:
-                    around[closer] = source[closer].clamp(min=HOLD)
-                else:
-                    around[closer] = source[closer].clamp(max=-HOLD)
+            box, distance = guidance.distances(position, shape, 1 - 1e-6)
+            closer = distance < nearest[box]
+            nearest[box][closer] = distance[closer]
+            for value, margin in enumerate(margins):
+                bound = np.maximum(margin[box], HOLD) if value == channel else np.minimum(margin[box], -HOLD)
+                held[value][box][closer] = bound[closer]
     return held

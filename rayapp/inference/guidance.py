@@ -56,11 +56,15 @@ def distances(position: Position, shape: tuple[int, int, int], radius: float) ->
         slice(max(0, int(np.ceil(at - radius))), max(0, min(n, int(np.floor(at + radius)) + 1)))
         for at, n in zip(position, shape, strict=True)
     )
-    squares = [np.square(np.arange(s.start, s.stop, dtype=np.float32) - at) for s, at in zip(box, position, strict=True)]
+    squares = [
+        np.square(np.arange(s.start, s.stop, dtype=np.float32) - at) for s, at in zip(box, position, strict=True)
+    ]
     return box, np.sqrt(squares[0][:, None, None] + squares[1][None, :, None] + squares[2][None, None, :])
 
 
 def _falloff(distance: Floats, radius: float, encoding: Encoding) -> Floats:
-    if encoding is Encoding.DISTANCE:
-        return np.maximum(0, 1 - distance / np.float32(radius))
-    return np.exp(-np.square(distance) * np.float32(4.5 / radius**2)) * (distance <= radius)
+    near = distance / np.float32(radius)
+    fallen: Floats = np.maximum(0, 1 - near)
+    if encoding is Encoding.GAUSSIAN:
+        fallen = np.where(near < 1, np.exp(np.float32(-4.5) * np.square(near)), np.float32(0))
+    return fallen

@@ -59,8 +59,8 @@ class Network:
                 load_weights(network, self._weights)
             except ModelBroken as error:
                 raise ModelBroken(f"model {self._name!r}: {error.detail}") from error
-            network.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last_3d)
-            self._network = network
+            network = network.requires_grad_(False).eval().to(self.device)
+            self._network = torch.nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, classes, *shape) for (N, channels, *shape)."""

@@ -2,8 +2,8 @@
 
 Frames: a *source* index (i, j, k) is the file's; the *coarse* grid has the source's axes and covers exactly its extent
 with fewer or more voxels; the *network* grid is the coarse one turned to canonical RAS axes and padded behind its last
-voxel to a size the network takes. Voxel centres are aligned as volumes (not corner to corner): coarse = (source + ½) · m/n − ½ along
-each axis, so nothing shifts by half a voxel.
+voxel to a size the network takes. Voxels are aligned as volumes are, not corner to corner: along an axis of n source
+and m coarse voxels, coarse = (source + 1/2) m/n - 1/2, so that nothing shifts by half a voxel.
 
 Turning happens on the coarse grid, where it costs little, and interpolation is a small dense matrix per axis, applied
 to the box of one structure at a time. Arrays in source frame are laid out i fastest, as files are.
@@ -23,7 +23,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from rayapp.geometry import Orientation, spacing
-from rayapp.imaging.volume import Affine, Volume
+from rayapp.imaging.volume import Affine
 from rayapp.inference.guidance import Position
 from rayapp.inference.task import Point
 
@@ -51,7 +51,7 @@ class NetworkGrid:
     def fit(
         cls, shape: Shape, affine: Affine, *, spacing_mm: float, limit: Sequence[int] | None, divisor: int
     ) -> NetworkGrid:
-        """A grid over the whole image with voxels of `spacing_mm` or, where `limit` (voxels along R, A, S) needs it, larger.
+        """A grid over the whole image, of voxels of `spacing_mm`, larger where `limit` (voxels along R, A, S) needs it.
 
         Sizes are padded to multiples of `divisor`. A `spacing_mm` of 0 keeps the source's own voxels.
         """
@@ -85,11 +85,11 @@ class NetworkGrid:
             turned, [(0, p - n) for p, n in zip(self.padded, turned.shape, strict=True)], constant_values=np.nan
         )
 
-    def to_coarse(self, fields: Tensor) -> Tensor:
-        """Undo padding and turning: (L, *padded) in the network's frame to (L, k, j, i) on the coarse grid."""
+    def to_source_axes(self, field: Floats) -> Floats:
+        """Undo padding and turning of one field: a (k, j, i) view of it on the coarse grid."""
         a, b, c = self.turned
-        undone = [self.orientation.undo(field).transpose(2, 1, 0) for field in fields[:, :a, :b, :c].cpu().numpy()]
-        return torch.from_numpy(np.ascontiguousarray(undone))
+        undone: Floats = self.orientation.undo(field[:a, :b, :c]).transpose(2, 1, 0)
+        return undone
 
 
 def normalise(image: Floats) -> Floats:
@@ -103,10 +103,11 @@ def normalise(image: Floats) -> Floats:
     low, high = np.percentile(body, (5, 95)) if body.size else (0.0, 0.0)
     scale = 2 / max(high - low, 1e-6)
     scaled = (image - np.float32(low)) * np.float32(scale) - 1
-    return np.nan_to_num(np.clip(scaled, PADDING, -PADDING), nan=PADDING)
+    clipped: Floats = np.nan_to_num(np.clip(scaled, PADDING, -PADDING), nan=PADDING)
+    return clipped
 
 
-def margins(logits: Tensor) -> Tensor:
+def margins_of(logits: Tensor) -> Floats:
     """By how much each structure leads (or trails) its best rival: (1 + L, …) logits to (L, …) margins.
 
     Interpolating margins instead of logits needs one field per structure, in that structure's box only. Where one
@@ -116,73 +117,80 @@ def margins(logits: Tensor) -> Tensor:
     for channel in logits[1:]:
         torch.maximum(second, torch.minimum(best, channel), out=second)
         torch.maximum(best, channel, out=best)
-    return torch.stack([channel - torch.where(channel == best, second, best) for channel in logits[1:]])
+    trailing = logits[1:] - best
+    return torch.where(trailing == 0, best - second, trailing).cpu().numpy()
 
 
-def keep_largest(fields: Tensor) -> Tensor:
-    """Margins in which each structure's smaller connected parts (faces touching) have lost."""
-    kept = fields.clone()
-    for field in kept:
-        parts, count = ndimage.label(field.numpy() > 0)
-        if count > 1:
-            largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-            lost = torch.from_numpy((parts > 0) & (parts != largest))
-            field[lost] *= -1
-    return kept
+def keep_largest(margin: Floats) -> Floats:
+    """A structure's margin after its smaller connected parts (voxels that touch by faces) have lost."""
+    parts, count = ndimage.label(margin > 0)
+    if count < 2:
+        return margin
+    largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    return np.where((parts > 0) & (parts != largest), -margin, margin)
 
 
-def restore(
-    fields: Tensor, grid: NetworkGrid, *, roi: tuple[Point, Point] | None = None
-) -> npt.NDArray[np.uint8]:
+def restore(margins: Floats, grid: NetworkGrid, *, roi: tuple[Point, Point] | None = None) -> npt.NDArray[np.uint8]:
     """Labels on the source's grid: structure n where its interpolated margin is positive.
 
     Args:
-        fields: margins (L, k, j, i) on the coarse grid, on the CPU.
+        margins: (L, *grid.padded), in the network's frame.
         roi: lower (inclusive) and upper (exclusive) corner, source indices, outside which all is background.
 
     Returns:
         Shape (I, J, K), values 0 to L, i fastest in memory.
     """
-    source, coarse = grid.source[::-1], grid.coarse[::-1]
-    corners = ((0, 0, 0), grid.source) if roi is None else roi
-    low, high = corners[0][::-1], corners[1][::-1]
+    coarse, source = grid.coarse[::-1], grid.source[::-1]
+    low, high = ((0, 0, 0), grid.source) if roi is None else roi
     labels = torch.zeros(source, dtype=torch.uint8)
-    for value, field in enumerate(fields, start=1):
-        ahead = field > 0
-        if not bool(ahead.any()):
+    for value, margin in enumerate(margins, start=1):
+        field = grid.to_source_axes(margin)
+        axes = [
+            _interpolation(n, m, reach, (first, last))
+            for n, m, reach, first, last in zip(source, coarse, _extent(field > 0), low[::-1], high[::-1], strict=True)
+        ]
+        if any(axis.fine.start >= axis.fine.stop for axis in axes):
             continue
-        fine: list[slice] = []
-        near: list[slice] = []
-        steps: list[Tensor] = []
-        for axis in range(3):
-            others = tuple(a for a in range(3) if a != axis)
-            at = torch.nonzero(ahead.any(dim=others[1]).any(dim=others[0]))
-            f, c, matrix = _between(source[axis], coarse[axis], int(at[0]), int(at[-1]))
-            first, last = max(f.start, low[axis]), max(f.start, low[axis], min(f.stop, high[axis]))
-            fine.append(slice(first, last))
-            near.append(c)
-            steps.append(torch.from_numpy(matrix[first - f.start : last - f.start]))
-        k, j, i = steps
-        block = j @ (field[tuple(near)] @ i.T)
-        upsampled = (k @ block.flatten(1)).view(len(k), len(j), len(i))
-        labels[tuple(fine)].masked_fill_(upsampled > 0, value)
+        block = torch.from_numpy(np.ascontiguousarray(field[tuple(axis.coarse for axis in axes)]))
+        k, j, i = (torch.from_numpy(axis.weights) for axis in axes)
+        upsampled = (k @ (j @ (block @ i.T)).flatten(1)).view(len(k), len(j), len(i))
+        target = labels[tuple(axis.fine for axis in axes)]
+        torch.maximum(target, (upsampled > 0) * torch.tensor(value, dtype=torch.uint8), out=target)
     result: npt.NDArray[np.uint8] = labels.numpy().transpose(2, 1, 0)
     return result
 
 
-def _between(n: int, m: int, low: int, high: int) -> tuple[slice, slice, Floats]:
-    """Where coarse voxels `low` to `high` can reach on an axis of n source and m coarse voxels.
+@dataclass(frozen=True)
+class Interpolation:
+    """Along one axis: the source voxels to fill, the coarse voxels they lie between, and the weights (fine, coarse)."""
 
-    Returns the source range, the coarse range that it is interpolated from, and the (source, coarse) weights.
-    """
+    fine: slice
+    coarse: slice
+    weights: Floats
+
+
+def _interpolation(n: int, m: int, reach: tuple[int, int], limits: tuple[int, int]) -> Interpolation:
+    """From coarse voxels `reach` (first, end) of m, and their neighbours, to the source voxels of n between them."""
+    first, end = reach
     at = (np.arange(n) + 0.5) * m / n - 0.5
-    reached = np.flatnonzero((at > low - 1) & (at < high + 1))
-    if not reached.size:
-        return slice(0, 0), slice(low, low + 1), np.zeros((0, 1), dtype=np.float32)
-    first, last = int(reached[0]), int(reached[-1]) + 1
-    begin, end = max(0, low - 1), min(m, high + 2)
-    distance = np.abs(np.clip(at[first:last, None], 0, m - 1) - np.arange(begin, end))
-    return slice(first, last), slice(begin, end), np.maximum(0, 1 - distance).astype(np.float32)
+    start = max(limits[0], int(np.searchsorted(at, first - 1, side="right")))
+    stop = max(start, min(limits[1], int(np.searchsorted(at, end))))
+    if first == end:
+        stop = start
+    near = slice(max(0, first - 1), min(m, end + 1))
+    distance = np.abs(np.clip(at[start:stop, None], 0, m - 1) - np.arange(near.start, near.stop))
+    return Interpolation(slice(start, stop), near, np.maximum(0, 1 - distance).astype(np.float32))
+
+
+def _extent(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and past-the-last index of what is true, along each axis; equal if nothing is."""
+    flat, front = np.any(mask, axis=2), np.any(mask, axis=0)
+    hits = [
+        np.flatnonzero(np.any(flat, axis=1)),
+        np.flatnonzero(np.any(flat, axis=0)),
+        np.flatnonzero(np.any(front, axis=0)),
+    ]
+    return [(int(hit[0]), int(hit[-1]) + 1) if hit.size else (0, 0) for hit in hits]
 
 
 def _averaging(n: int, m: int) -> Floats:

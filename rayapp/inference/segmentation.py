@@ -16,7 +16,7 @@ from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference import pipeline
 from rayapp.inference.network import Network
-from rayapp.inference.pipeline import NetworkGrid
+from rayapp.inference.pipeline import Floats, NetworkGrid
 from rayapp.inference.task import Prediction, Prompts, TaskInfo
 from rayapp.models.store import ModelVersion
 
@@ -131,9 +131,7 @@ class SegmentationTask:
 
     def _prepare(self, volume: Volume, limit: Sequence[int] | None) -> PreparedImage:
         if volume.channels < self._channels:
-            raise BadRequest(
-                f"model {self._name!r} needs {self._channels} channels; this image has {volume.channels}"
-            )
+            raise BadRequest(f"model {self._name!r} needs {self._channels} channels; this image has {volume.channels}")
         grid = NetworkGrid.fit(
             volume.shape, volume.affine, spacing_mm=self._spacing, limit=limit, divisor=self._network.divisor
         )
@@ -143,7 +141,7 @@ class SegmentationTask:
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment; of the prompts only `roi` matters: outside it all is background."""
         clock = Clock()
-        margins = pipeline.margins(self._infer(prepared.image[None])[0].cpu())
+        margins = pipeline.margins_of(self._infer(prepared.image[None])[0])
         clock.stage("infer")
         return self._finish(margins, prepared.grid, prompts, config, clock)
 
@@ -152,20 +150,19 @@ class SegmentationTask:
         """Logits of whole images."""
         if all(n <= most for n, most in zip(images.shape[2:], self._roi_size, strict=True)):
             return self._network(images)
-        from monai.inferers import SlidingWindowInferer  # noqa: PLC0415 - slow to import, and not needed to describe
+        from monai.inferers import SlidingWindowInferer  # slow to import, and seldom needed
 
-        window = SlidingWindowInferer(self._roi_size, sw_batch_size=1, overlap=0.25, mode="gaussian", padding_mode="replicate")
+        window = SlidingWindowInferer(self._roi_size, overlap=0.25, mode="gaussian", cval=pipeline.PADDING)
         logits: Tensor = window(images, self._network)
         return logits
 
     def _finish(
-        self, margins: Tensor, grid: NetworkGrid, prompts: Prompts, config: Mapping[str, Any], clock: Clock
+        self, margins: Floats, grid: NetworkGrid, prompts: Prompts, config: Mapping[str, Any], clock: Clock
     ) -> Prediction:
-        fields = grid.to_coarse(margins)
         if wanted(config.get("largest_cc")):
-            fields = pipeline.keep_largest(fields)
+            margins = np.stack([pipeline.keep_largest(margin) for margin in margins])
         clock.stage("post")
-        labels = pipeline.restore(fields, grid, roi=prompts.roi)
+        labels = pipeline.restore(margins, grid, roi=prompts.roi)
         clock.stage("invert")
         return Prediction(labels=labels, seconds=clock.seconds)
 

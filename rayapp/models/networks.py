@@ -38,7 +38,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         ModelBroken: if MONAI has no such network, or it does not take these arguments.
     """
-    from monai.networks import nets  # noqa: PLC0415 - takes seconds to import, and describing a model needs none of it
+    from monai.networks import nets  # takes seconds to import, and describing a model needs none of it
 
     arguments = dict(config)
     name = arguments.pop("name", None)
@@ -67,8 +67,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise ModelBroken(f"{path.name} does not fit its network: {' '.join(lines[1:2] or lines)[:200].strip()}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise ModelBroken(f"{path.name} does not fit its network: {reason}") from None
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
         raise ModelBroken(f"{path.name} holds weights that are not finite")
 

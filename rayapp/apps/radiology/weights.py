@@ -1,4 +1,6 @@
-"""Train the weights that ship, on phantoms: `python -m rayapp.apps.radiology.weights [--out DIR] [--minutes M] [--seed S]`.
+"""Train the weights that ship, on phantoms.
+
+    python -m rayapp.apps.radiology.weights [--out DIR] [--minutes M] [--seed S] [--model NAME]
 
 Both networks learn from the same phantoms on the network's grid. The segmentation network sees the image alone;
 DeepEdit's sees no clicks in half of its steps and, in the others, clicks that a simulated annotator puts into what it
@@ -105,11 +107,9 @@ def _labels_on(grid: NetworkGrid, truth: Segmentation) -> Labels:
     return np.ascontiguousarray(np.pad(turned, padding))
 
 
-def train(
-    network: nn.Module, cases: Sequence[Case], *, clicks: bool, seconds: float, seed: int, name: str
-) -> int:
+def train(network: nn.Module, cases: Sequence[Case], *, clicks: bool, seconds: float, seed: int, name: str) -> int:
     """Train in place for so long; returns the steps made."""
-    from monai.losses import DiceCELoss  # noqa: PLC0415 - slow to import
+    from monai.losses import DiceCELoss  # takes seconds to import
 
     rng = np.random.default_rng(seed)
     loss_of: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(
@@ -131,7 +131,7 @@ def train(
             network.train()
             loss = loss_of(network(image[None]), labels[None, None].float())
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             steps += 1

@@ -1,0 +1,151 @@
+"""What a network marks comes back on the same voxels of the source, on every grid."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from grids import ORIENTATIONS, affine_of
+from scipy import ndimage
+
+from rayapp.inference import pipeline
+from rayapp.inference.pipeline import MAX_AXIS, NetworkGrid
+
+SHAPE = (19, 26, 14)
+
+
+def threshold(image, level=0.5):
+    """Logits (2, …) of a network that marks what is above `level`."""
+    image = torch.from_numpy(image)
+    return torch.stack([level - image, image - level]).nan_to_num(-1.0)
+
+
+def there_and_back(array, affine, *, spacing_mm=0.0, limit=None, divisor=8, roi=None, level=0.5):
+    grid = NetworkGrid.fit(array.shape, affine, spacing_mm=spacing_mm, limit=limit, divisor=divisor)
+    margins = pipeline.margins_of(threshold(grid.from_source(array), level))
+    return pipeline.restore(margins, grid, roi=roi)
+
+
+def ellipsoid(shape, centre, radii):
+    """A smooth asymmetric body: positive inside, about one unit a voxel at its surface."""
+    at = np.ogrid[tuple(slice(n) for n in shape)]
+    depth = 1 - np.sqrt(sum(((x - c) / r) ** 2 for x, c, r in zip(at, centre, radii, strict=True)))
+    return (depth * min(radii)).astype(np.float32)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_mask_comes_back_exactly_when_the_network_keeps_the_voxels(orientation):
+    mask = (np.random.default_rng(3).random(SHAPE) > 0.7).astype(np.int16)
+    back = there_and_back(mask, affine_of(orientation, (0.7, 1.3, 4.0), oblique=9))
+    np.testing.assert_array_equal(back, mask)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+@pytest.mark.parametrize("spacing_mm", [1.1, 2.3, 3.9])
+def test_a_resampled_mask_moves_by_less_than_a_tenth_of_a_voxel(orientation, spacing_mm):
+    shape = (46, 61, 38)
+    field = ellipsoid(shape, (20.3, 34.6, 17.2), (12, 17, 9))
+    truth = field > 0
+    back = there_and_back(field, affine_of(orientation, (1.0, 1.2, 2.0), oblique=7), spacing_mm=spacing_mm, level=0.0)
+    shift = np.argwhere(back).mean(axis=0) - np.argwhere(truth).mean(axis=0)
+    assert np.abs(shift).max() < 0.1, shift
+    cross = ndimage.generate_binary_structure(3, 3)
+    assert not (back.astype(bool) & ~ndimage.binary_dilation(truth, cross)).any()
+    assert not (ndimage.binary_erosion(truth, cross) & ~back.astype(bool)).any()
+
+
+def test_a_coarse_source_restores_as_well_as_a_fine_one():
+    field = ellipsoid((22, 18, 15), (10.2, 8.1, 7.3), (6, 5, 4))
+    back = there_and_back(field, affine_of(ORIENTATIONS[29], (4.0, 3.0, 5.0)), spacing_mm=1.5, level=0.0)
+    assert (back != (field > 0)).mean() < 0.01
+
+
+def test_turning_agrees_with_an_independent_reader():
+    array = np.random.default_rng(1).random(SHAPE, dtype=np.float32)
+    affine = affine_of(ORIENTATIONS[37], (0.7, 1.3, 4.0), oblique=9)
+    grid = NetworkGrid.fit(SHAPE, affine, spacing_mm=0, limit=None, divisor=1)
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
+    np.testing.assert_array_equal(grid.from_source(array), canonical.get_fdata(dtype=np.float32))
+
+
+def test_several_structures_keep_their_values_and_never_mix():
+    rng = np.random.default_rng(0)
+    smooth = torch.from_numpy(ndimage.gaussian_filter(rng.standard_normal((4, 16, 16, 16)), (0, 2, 2, 2)))
+    affine = affine_of(ORIENTATIONS[11], (1.0, 1.1, 1.7))
+    grid = NetworkGrid.fit((48, 40, 30), affine, spacing_mm=4.0, limit=(16, 16, 16), divisor=16)
+    logits = smooth.float() * 10
+    labels = pipeline.restore(pipeline.margins_of(logits), grid)
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
+    full = pipeline.restore(pipeline.margins_of(logits)[:1], grid)
+    np.testing.assert_array_equal(full == 1, labels == 1)  # where 1 leads, no other does
+
+
+def test_labels_are_laid_out_as_files_are():
+    labels = there_and_back(np.ones(SHAPE, np.int16), affine_of(ORIENTATIONS[5]))
+    assert labels.dtype == np.uint8
+    assert labels.flags.f_contiguous
+    assert (labels == 1).all()
+
+
+def test_outside_the_roi_all_is_background():
+    mask = np.ones(SHAPE, np.int16)
+    back = there_and_back(mask, affine_of(ORIENTATIONS[23]), roi=((2, 3, 4), (11, 26, 9)))
+    wanted = np.zeros(SHAPE, np.uint8)
+    wanted[2:11, 3:26, 4:9] = 1
+    np.testing.assert_array_equal(back, wanted)
+
+
+def test_an_empty_answer_is_an_empty_label_map():
+    assert not there_and_back(np.zeros(SHAPE, np.int16), affine_of(ORIENTATIONS[1]), spacing_mm=2).any()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", ">i2", "int32", "float32", ">f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_any_voxel_type_and_memory_order_is_read(dtype, order):
+    mask = (np.random.default_rng(5).random(SHAPE) > 0.5).astype(dtype, order=order)
+    np.testing.assert_array_equal(there_and_back(mask, affine_of(ORIENTATIONS[40])), mask)
+
+
+def test_voxels_that_are_not_numbers_spoil_nothing_around_them():
+    field = np.ones(SHAPE, np.float32)
+    field[3, 4, 5], field[9, 9, 9] = np.nan, np.inf
+    back = there_and_back(field, affine_of(ORIENTATIONS[8]))
+    assert back.sum() == field.size - 2
+
+
+def test_a_header_with_absurd_spacing_allocates_no_absurd_grid():
+    affine = affine_of(ORIENTATIONS[0], (1e6, 1.0, 1e-6))
+    grid = NetworkGrid.fit(SHAPE, affine, spacing_mm=1.0, limit=None, divisor=8)
+    assert max(grid.padded) <= MAX_AXIS
+    assert min(grid.padded) >= 1
+
+
+def test_limits_lie_along_patient_axes():
+    order, signs = (2, 0, 1), (1.0, -1.0, 1.0)  # i runs along S, j along R, k along A
+    grid = NetworkGrid.fit((90, 80, 70), affine_of((order, signs)), spacing_mm=1.0, limit=(40, 48, 56), divisor=8)
+    assert grid.padded == (40, 48, 56)
+    assert grid.coarse == (56, 40, 48)
+
+
+def test_ct_and_mr_are_normalised_alike():
+    rng = np.random.default_rng(0)
+    body = ellipsoid((40, 40, 40), (20, 20, 20), (15, 12, 16)) > 0
+    texture = rng.normal(0, 1, body.shape)
+    for scan in (np.where(body, 40 + 60 * texture, -1000), np.where(body, 900 + 300 * texture, 0)):
+        inside = pipeline.normalise(scan.astype(np.float32))
+        assert inside.min() >= -2
+        assert inside.max() <= 2
+        assert abs(np.median(inside[body])) < 0.2
+        assert 0.4 < inside[body].std() < 0.8
+
+
+def test_an_image_of_one_value_is_normalised_without_dividing_by_nothing():
+    assert np.isfinite(pipeline.normalise(np.full((4, 4, 4), 7, np.float32))).all()
+
+
+def test_the_largest_part_stays_and_the_smaller_ones_go():
+    margin = np.full((12, 12, 12), -1.0, np.float32)
+    margin[1:6, 1:6, 1:6] = 2.0
+    margin[9:11, 9:11, 9:11] = 3.0
+    kept = pipeline.keep_largest(margin) > 0
+    assert kept[1:6, 1:6, 1:6].all()
+    assert kept.sum() == 125
