@@ -29,6 +29,7 @@ class Network:
         self._loading = threading.Lock()
         self._network: nn.Module | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._bf16 = _bf16_helps(self.device)
 
     @property
     def device_name(self) -> str:
@@ -68,7 +69,7 @@ class Network:
         if self._network is None:
             raise ModelBroken(f"model {self._name!r} is not loaded")
         images = images.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=_bf16_helps(self.device)):
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             logits: Tensor = self._network(images)
         return logits.float()
 

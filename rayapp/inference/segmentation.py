@@ -66,7 +66,7 @@ class SegmentationTask:
     ) -> None:
         self._name = name
         self._structures = _structures(name, labels)
-        self._channels = int(network.get("in_channels", 1)) - self._guidance_channels
+        self._channels = max(1, int(network.get("in_channels", 1)) - self._guidance_channels)
         self._spacing = spacing
         self._roi_size = tuple(int(n) for n in roi_size)
         self._description = description
@@ -75,7 +75,7 @@ class SegmentationTask:
             name=name,
             config=network,
             weights=weights,
-            channels=(max(1, self._channels) + self._guidance_channels, len(self._structures) + 1),
+            channels=(self._channels + self._guidance_channels, len(self._structures) + 1),
         )
 
     @classmethod
