@@ -1,0 +1,70 @@
+"""`rayapp …`: the command line.
+
+Whatever goes wrong is told in one line on stderr: exit status 2 for a command that cannot be carried out as it was
+typed, 1 for one that failed. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from rayapp import __version__
+from rayapp.commands import annotation, datasets, demo, doctor, server, users
+from rayapp.errors import RayappError
+
+app = typer.Typer(
+    help="AI-assisted interactive labelling of 3D medical images, served by Ray.",
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.command()(server.start)
+app.command()(demo.demo)
+app.add_typer(datasets.commands, name="datasets")
+app.command()(annotation.infer)
+app.command("next")(annotation.next_image)
+app.command()(doctor.doctor)
+app.add_typer(users.commands, name="users")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rayapp {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> NoReturn:
+    """Run the command line that the process was started with."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except TyperException as error:
+        context: typer.Context | None = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        _fail(error.format_message() + hint, error.exit_code)
+    except RayappError as error:
+        _fail(error.detail, 1)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename or 'rayapp'}: {error.strerror or error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"rayapp: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,146 @@
+"""`rayapp infer` and `rayapp next`: an annotator's steps, against a running server."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rayapp.commands import WrongUsage
+
+if TYPE_CHECKING:
+    from rayapp.client import Client, InferResult
+    from rayapp.imaging.volume import Segmentation
+
+MAX_BYTES = 4 << 30
+"""Bytes that an image or a mask may have in memory here."""
+
+Server = Annotated[str, typer.Option(envvar="RAYAPP_SERVER", metavar="URL", help="The server's address.")]
+Token = Annotated[
+    str | None, typer.Option(envvar="RAYAPP_TOKEN", show_envvar=True, help="Your token, on a server with --auth.")
+]
+LOCAL = "http://127.0.0.1:8000"
+
+
+def infer(
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image's id, or a file, which is sent along.")],
+    server: Server = LOCAL,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The mask: .nii.gz, .nii or .nrrd.  [default: IMAGE.MODEL.nii.gz]"),
+    ] = None,
+    params: Annotated[str, typer.Option(metavar="JSON", help="More parameters of the request.")] = "{}",
+    click: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=i,j,k", help="A click, in voxels; may be repeated.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the mask over the image.")] = None,
+    token: Token = None,
+) -> None:
+    """Run a model on an image, write the mask and show what is in it."""
+    from rich.console import Console
+
+    from rayapp.client import Client
+    from rayapp.client.results import extension
+
+    wanted = request_params(params, click or [])
+    file = Path(image) if Path(image).is_file() else None
+    name = file.name.removesuffix(extension(file.name)) if file else image
+    target = output or Path(f"{name}.{model}.nii.gz")
+    wanted["result_extension"] = extension(target.name)
+    with Client(server, token=token) as client:
+        with Console(stderr=True).status(f"{model} on {name}…"):
+            result = client.infer(model, "" if file else image, file=file, params=wanted, to=target)
+        mask = _show(result, target)
+        if picture is not None and mask is not None:
+            with Console(stderr=True).status("drawing…"):
+                _draw(client, file, image, mask.array, _names(result), picture)
+
+
+def request_params(text: str, clicks: list[str]) -> dict[str, Any]:
+    """The request's `params`: the JSON text with the clicks added under their labels' names."""
+    try:
+        params = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise WrongUsage(f"--params: not JSON: {error}") from error
+    if not isinstance(params, dict):
+        raise WrongUsage("--params: must be a JSON object, {…}")
+    for click in clicks:
+        label, _, at = click.rpartition("=")
+        try:
+            point = [int(number) for number in at.split(",")]
+        except ValueError:
+            point = []
+        if not label or len(point) != 3:
+            raise WrongUsage(f"--click: {click!r} is not LABEL=i,j,k with three whole numbers")
+        params.setdefault(label, []).append(point)
+    return params
+
+
+def _show(result: InferResult, target: Path) -> Segmentation | None:
+    """Print what the mask holds; None if the model answered none."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from rayapp.imaging.reader import read_segmentation
+
+    console = Console()
+    if result.path is None:
+        console.print_json(data=result.params)
+        return None
+    mask = read_segmentation(result.path, max_bytes=MAX_BYTES)
+    millilitres = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
+    counts = np.bincount(mask.array.ravel())
+    table = Table("label", "value", "voxels", "ml")
+    for label, value in _names(result).items():
+        voxels = int(counts[value]) if value < len(counts) else 0
+        table.add_row(label, str(value), str(voxels), f"{voxels * millilitres:.1f}")
+    console.print(table)
+    latencies = {stage: seconds for stage, seconds in result.params["latencies"].items() if stage != "transform"}
+    console.print("seconds: " + ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in latencies.items()))
+    print(target)
+    return mask
+
+
+def _names(result: InferResult) -> dict[str, int]:
+    return {label: value for label, value in result.params["label_names"].items() if value}
+
+
+def _draw(client: Client, file: Path | None, image: str, labels: Any, names: dict[str, int], to: Path) -> None:
+    from rayapp.imaging.picture import picture
+    from rayapp.imaging.reader import read_volume
+
+    with tempfile.TemporaryDirectory(prefix="rayapp-") as folder:
+        source = file or client.download_image(image, Path(folder))
+        volume = read_volume(source, max_bytes=MAX_BYTES)
+    picture(volume, labels, names).save(to)
+
+
+def next_image(
+    strategy: Annotated[str, typer.Argument(metavar="STRATEGY", help="first, random, …")],
+    server: Server = LOCAL,
+    download: Annotated[Path | None, typer.Option(metavar="DIR", help="Fetch the image into this folder.")] = None,
+    token: Token = None,
+) -> None:
+    """Print the id of the image to label next, or its file once it is downloaded; nothing if none is left."""
+    from rich.console import Console
+
+    from rayapp.client import Client
+
+    with Client(server, token=token) as client:
+        sample = client.next_sample(strategy)
+        if sample is None:
+            print("rayapp: no image is left to label", file=sys.stderr)
+            return
+        if download is None:
+            print(sample["id"])
+            return
+        download.mkdir(parents=True, exist_ok=True)
+        with Console(stderr=True).status(f"fetching {sample['name']}…"):
+            path = client.download_image(sample["id"], download)
+        print(path)

@@ -1,0 +1,51 @@
+"""`rayapp datasets`: what there is to practise on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+commands = typer.Typer(help="Public data sets: the Medical Segmentation Decathlon.")
+
+
+@commands.command("list")
+def list_datasets() -> None:
+    """Show the data sets; images are training + test."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rayapp.datasets import DATASETS
+
+    table = Table("name", "modality", "structures", "images", "download", box=None)
+    table.columns[0].no_wrap = True
+    for dataset in DATASETS.values():
+        images = " + ".join(str(count) for count in dataset.images)
+        table.add_row(dataset.name, dataset.modality, dataset.structures, images, dataset.size)
+    Console().print(table)
+
+
+@commands.command()
+def download(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `list` shows it, or its last part: spleen.")],
+    folder: Annotated[Path, typer.Option(help="Where to put it.")] = Path("datasets"),
+) -> None:
+    """Fetch a data set, check its digest and unpack it; prints the folder of images to give to `rayapp start`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from rayapp import datasets
+
+    dataset = datasets.named(name)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(dataset.name, total=None)
+        source = datasets.source(dataset)
+        path = asyncio.run(
+            datasets.download(
+                dataset.name, source, folder, lambda there, size: progress.update(task, completed=there, total=size)
+            )
+        )
+    print(path / "imagesTr")

@@ -1,0 +1,53 @@
+"""`rayapp users`: who may come in on a server with `--auth token`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rayapp.commands import server
+from rayapp.protocol import Role
+
+if TYPE_CHECKING:
+    from rayapp.users import UserStore
+
+commands = typer.Typer(help="Who may use a server started with --auth token.")
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+
+
+@commands.command()
+def add(
+    name: Name,
+    role: Annotated[Role, typer.Option(help="What the user may do; each role holds those before it.")] = Role.ANNOTATOR,
+    studies: server.Studies = None,
+    workspace: server.Workspace = None,
+) -> None:
+    """Let a user in; prints the token, which is shown only now."""
+    print(_store(studies, workspace).add(name, role))
+
+
+@commands.command("list")
+def list_users(studies: server.Studies = None, workspace: server.Workspace = None) -> None:
+    """Show the users and their roles."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "role")
+    for user in _store(studies, workspace).list():
+        table.add_row(user.name, user.role)
+    Console().print(table)
+
+
+@commands.command()
+def revoke(name: Name, studies: server.Studies = None, workspace: server.Workspace = None) -> None:
+    """Make a user's token worthless."""
+    _store(studies, workspace).revoke(name)
+
+
+def _store(studies: str | None, workspace: object) -> UserStore:
+    from rayapp.users import UserStore
+
+    given = {"studies": studies, "workspace": workspace}
+    chosen = server.settings({name: value for name, value in given.items() if value is not None})
+    return UserStore(chosen.workspace)

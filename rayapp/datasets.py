@@ -1,0 +1,155 @@
+"""Datasets: the ten tasks of the Medical Segmentation Decathlon (Antonelli et al., Nature Communications 13, 2022).
+
+Addresses and digests are MONAI's. A data set appears under its name whole or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from rayapp.errors import Conflict, NotFound, RayappError, TooLarge, Unreadable
+
+CHUNK = 1 << 20
+Progress = Callable[[int, int | None], None]
+"""Told how many bytes are there, and of how many if that is known."""
+
+
+class DownloadFailed(RayappError):
+    """The data set could not be fetched: try again later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One task. `images` counts training images, which have labels, and test images; `size` is about the archive's."""
+
+    name: str
+    modality: str
+    structures: str
+    images: tuple[int, int]
+    size: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where an archive is, and the MD5 digest it must have."""
+
+    url: str
+    md5: str
+
+
+DATASETS = {
+    name: Dataset(name=name, modality=modality, structures=structures, images=images, size=size)
+    for name, modality, structures, images, size in (
+        ("Task01_BrainTumour", "MRI, 4 channels", "oedema, two kinds of tumour", (484, 266), "7.1 GB"),
+        ("Task02_Heart", "MRI", "left atrium", (20, 10), "435 MB"),
+        ("Task03_Liver", "CT", "liver, tumour", (131, 70), "27 GB"),
+        ("Task04_Hippocampus", "MRI", "anterior and posterior hippocampus", (263, 131), "27 MB"),
+        ("Task05_Prostate", "MRI, 2 channels", "peripheral and transition zone", (32, 16), "229 MB"),
+        ("Task06_Lung", "CT", "tumour", (64, 32), "8.5 GB"),
+        ("Task07_Pancreas", "CT", "pancreas, tumour", (282, 139), "11.5 GB"),
+        ("Task08_HepaticVessel", "CT", "vessels, tumour", (303, 140), "8.8 GB"),
+        ("Task09_Spleen", "CT", "spleen", (41, 20), "1.5 GB"),
+        ("Task10_Colon", "CT", "tumour", (126, 64), "5.9 GB"),
+    )
+}
+
+
+def named(name: str) -> Dataset:
+    """The data set of that name, `Task09_Spleen` or `spleen`. Raises NotFound naming what there is."""
+    for dataset in DATASETS.values():
+        if name.lower() in (dataset.name.lower(), dataset.name.partition("_")[2].lower()):
+            return dataset
+    raise NotFound(f"no data set {name!r}; there are: {', '.join(DATASETS)}")
+
+
+def source(dataset: Dataset) -> Source:
+    """Where MONAI finds it. Takes seconds: MONAI is imported."""
+    from monai.apps.datasets import DecathlonDataset
+
+    return Source(url=DecathlonDataset.resource[dataset.name], md5=DecathlonDataset.md5[dataset.name])
+
+
+async def download(name: str, source: Source, folder: Path, progress: Progress) -> Path:
+    """Fetch, check and unpack a data set; the folder `folder/name`.
+
+    Raises:
+        Conflict: if it is there already.
+        DownloadFailed: if it could not be fetched whole.
+        TooLarge: if the disk has no room for it.
+        Unreadable: if the archive is not the one that was asked for, or is not safe to unpack.
+    """
+    target = folder / name
+    if await asyncio.to_thread(target.exists):
+        raise Conflict(f"{target} is there already")
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    part = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=f".{name}-", suffix=".part", dir=folder))
+    try:
+        archive = part / "archive.tar"
+        digest = await _fetch(source.url, archive, progress)
+        if digest != source.md5:
+            raise Unreadable(
+                f"{name}: the archive's MD5 digest is {digest}, not {source.md5}: it is damaged or another"
+            )
+        unpacked = part / "unpacked"
+        await asyncio.to_thread(unpack, archive, unpacked)
+        inner = unpacked / name
+        await asyncio.to_thread((inner if inner.is_dir() else unpacked).rename, target)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, part, ignore_errors=True)
+    return target
+
+
+async def _fetch(url: str, to: Path, progress: Progress) -> str:
+    """Stream `url` to a file; the MD5 digest of what came."""
+    digest = hashlib.md5(usedforsecurity=False)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, raise_for_status=True, trust_env=True) as session,
+            session.get(url) as response,
+        ):
+            size = response.content_length
+            room = (await asyncio.to_thread(shutil.disk_usage, to.parent)).free
+            if size and 2 * size > room:
+                raise TooLarge(f"{2 * size >> 20} MiB are needed to fetch and unpack it; the disk has {room >> 20} MiB")
+            there = 0
+            with await asyncio.to_thread(to.open, "wb") as file:
+                async for chunk in response.content.iter_chunked(CHUNK):
+                    await asyncio.to_thread(file.write, chunk)
+                    digest.update(chunk)
+                    there += len(chunk)
+                    progress(there, size)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise DownloadFailed(f"{url}: {str(error) or type(error).__name__}") from error
+    return digest.hexdigest()
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack an uncompressed tar of plain files and folders.
+
+    Raises Unreadable, before anything is written outside `folder`, for an archive that is damaged, holds links or
+    paths that lead elsewhere, or unpacks to more bytes than it has.
+    """
+    room = archive.stat().st_size
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                if Path(member.name).name.startswith("._"):
+                    continue  # what macOS leaves beside each file
+                room -= member.size
+                if not (member.isreg() or member.isdir()) or room < 0:
+                    raise Unreadable(
+                        f"the archive's entry {member.name[:80]!r} is no plain file or folder of sane size"
+                    )
+                tar.extract(member, folder, filter="data")
+    except tarfile.TarError as error:
+        raise Unreadable(f"the archive cannot be unpacked: {error}") from error

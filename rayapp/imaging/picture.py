@@ -1,0 +1,109 @@
+"""Picture: an image with a mask over it, as three orthogonal slices through the mask. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from rayapp.imaging.volume import Affine, Volume
+
+Array = npt.NDArray[Any]
+Rgb = tuple[int, int, int]
+
+COLOURS: tuple[Rgb, ...] = (
+    (230, 75, 60),
+    (80, 170, 240),
+    (95, 205, 110),
+    (245, 190, 60),
+    (185, 115, 225),
+    (70, 210, 205),
+    (240, 130, 180),
+    (170, 140, 100),
+)
+OPACITY = 0.45
+HEIGHT = 360
+"""Pixels of a slice; its width follows from the millimetres."""
+GAP = 8
+LEGEND = 28
+
+
+def picture(volume: Volume, labels: Array, names: Mapping[str, int]) -> Image.Image:
+    """Axial, coronal and sagittal slice through the middle of the mask, true to the millimetre.
+
+    Shown as radiologists do: the patient's right is on the left, front and head are up. The first channel is shown.
+
+    Args:
+        labels: shape (I, J, K), on the volume's grid.
+        names: value of each name, for the legend.
+    """
+    turn = nibabel.io_orientation(volume.affine)
+    grey = nibabel.apply_orientation(volume.array[0], turn)
+    mask = nibabel.apply_orientation(labels, turn)
+    spacing = _spacing(volume.affine, turn)
+    window = _window(grey, mask)
+    centre = _centre(mask)
+    slices = [_slice(grey, mask, axis, centre[axis], spacing, window) for axis in (2, 1, 0)]
+    width = sum(image.width for image in slices) + GAP * (len(slices) - 1)
+    sheet = Image.new("RGB", (width, HEIGHT + LEGEND))
+    left = 0
+    for image in slices:
+        sheet.paste(image, (left, 0))
+        left += image.width + GAP
+    _legend(sheet, {name: value for name, value in names.items() if value and (mask == value).any()})
+    return sheet
+
+
+def _spacing(affine: Affine, turn: Array) -> Array:
+    """Millimetres between voxels along right-left, front-back and head-foot."""
+    spacing = np.empty(3)
+    spacing[turn[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+    return spacing
+
+
+def _window(grey: Array, mask: Array) -> tuple[float, float]:
+    """The intensities to show as black and white: those around the mask."""
+    where = np.nonzero(mask)
+    box = tuple(slice(axis.min(), axis.max() + 1) for axis in where) if where[0].size else ...
+    low, high = np.percentile(grey[box], (2, 99.5))
+    return float(low), max(float(high), float(low) + 1e-6)
+
+
+def _centre(mask: Array) -> list[int]:
+    """The slice along each axis with the most of the mask, or the middle one."""
+    if not mask.any():
+        return [size // 2 for size in mask.shape]
+    others = ((1, 2), (0, 2), (0, 1))
+    return [int(np.count_nonzero(mask, axis=pair).argmax()) for pair in others]
+
+
+def _slice(grey: Array, mask: Array, axis: int, at: int, spacing: Array, window: tuple[float, float]) -> Image.Image:
+    """One slice as an image of `HEIGHT` pixels, seen as in the clinic: axes flipped so that right is left."""
+    low, high = window
+    plane = np.take(grey, at, axis).astype(np.float32)
+    over = np.take(mask, at, axis)
+    shade = (np.clip((plane - low) / (high - low), 0, 1) * 255)[..., None].repeat(3, -1)
+    for value in np.unique(over[over > 0]):
+        here = over == value
+        shade[here] = shade[here] * (1 - OPACITY) + np.array(_colour(int(value))) * OPACITY
+    pixels = shade.astype(np.uint8).transpose(1, 0, 2)[::-1, ::-1]
+    across, up = (spacing[n] for n in range(3) if n != axis)
+    width = max(1, round(HEIGHT * (pixels.shape[1] * across) / (pixels.shape[0] * up)))
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize((width, HEIGHT), Image.Resampling.BILINEAR)
+
+
+def _colour(value: int) -> Rgb:
+    return COLOURS[(value - 1) % len(COLOURS)]
+
+
+def _legend(sheet: Image.Image, names: Mapping[str, int]) -> None:
+    draw = ImageDraw.Draw(sheet)
+    left, top = GAP, HEIGHT + LEGEND // 2
+    for name, value in names.items():
+        draw.rectangle((left, top - 6, left + 12, top + 6), fill=_colour(value))
+        draw.text((left + 18, top), name, fill=(225, 225, 225), anchor="lm", font_size=14)
+        left += 18 + round(draw.textlength(name, font_size=14)) + 2 * GAP
