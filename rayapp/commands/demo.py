@@ -26,6 +26,7 @@ def demo(
     """Make a few studies (or find them again), serve them, and say what to try."""
     studies = folder / "studies"
     images = make_studies(studies)
+    click = inside_liver(FIRST_SEED)
     given = {
         "studies": studies,
         "workspace": folder / "workspace",
@@ -34,7 +35,7 @@ def demo(
         "num_cpus": num_cpus,
     }
     chosen = server.settings({name: value for name, value in given.items() if value is not None})
-    server.serve(chosen, lambda url: print(_greeting(url, studies, images[0]), file=sys.stderr, flush=True))
+    server.serve(chosen, lambda url: print(_greeting(url, studies, images[0], click), file=sys.stderr, flush=True))
 
 
 def make_studies(folder: Path) -> list[str]:
@@ -62,7 +63,18 @@ def _make(file: Path, seed: int) -> None:
     part.replace(file)
 
 
-def _greeting(url: str, studies: Path, image: str) -> str:
+def inside_liver(seed: int) -> str:
+    """A click, i,j,k, on the liver of that torso: its voxel nearest to the middle."""
+    import numpy as np
+
+    from rayapp.imaging.phantom import ORGANS, phantom
+
+    voxels = np.argwhere(phantom(seed)[1].array == ORGANS["liver"])
+    nearest = voxels[np.linalg.norm(voxels - voxels.mean(0), axis=1).argmin()]
+    return ",".join(str(index) for index in nearest)
+
+
+def _greeting(url: str, studies: Path, image: str, click: str) -> str:
     server_flag = "" if url == "http://127.0.0.1:8000" else f" --server {url}"
     return f"""
 rayapp serves {STUDIES} generated torsos from {studies}. Try, in another terminal:
@@ -70,7 +82,7 @@ rayapp serves {STUDIES} generated torsos from {studies}. Try, in another termina
   curl {url}/info/                               what is served
   rayapp next random{server_flag}                an image to label
   rayapp infer segmentation {image} --picture torso.png{server_flag}
-  rayapp infer deepedit {image} --click liver=i,j,k{server_flag}
+  rayapp infer deepedit {image} --click liver={click}{server_flag}
 
 3D Slicer with the MONAI Label extension: server address {url}
 Interface description: {url}/docs

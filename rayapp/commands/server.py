@@ -151,13 +151,13 @@ def _line(error: ValidationError) -> str:
 def _check_studies(studies: Path) -> None:
     if str(studies).startswith(("http:/", "https:/")):
         raise WrongUsage("--studies: DICOMweb addresses are not served yet; give a folder")
-    if not studies.exists():
-        raise WrongUsage(f"--studies: there is no folder {studies}")
-    if not studies.is_dir():
-        raise WrongUsage(f"--studies: {studies} is not a folder")
     try:
         next(studies.iterdir(), None)
         tempfile.TemporaryFile(dir=studies).close()
+    except FileNotFoundError as error:
+        raise WrongUsage(f"--studies: there is no folder {studies}") from error
+    except NotADirectoryError as error:
+        raise WrongUsage(f"--studies: {studies} is not a folder") from error
     except OSError as error:
         raise WrongUsage(f"--studies: {studies} cannot be read and written: {error.strerror}") from error
 

@@ -1,0 +1,211 @@
+"""The command line as a person types it: what it says, and with which status it ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from rayapp.commands import WrongUsage, annotation, doctor
+from rayapp.commands.demo import inside_liver
+from rayapp.commands.server import settings
+from rayapp.imaging.phantom import ORGANS, phantom
+
+RAYAPP = Path(sys.executable).with_name("rayapp")
+
+
+def rayapp(*words: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run the command line to its end."""
+    return subprocess.run(
+        [RAYAPP, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def refused(done: subprocess.CompletedProcess, status: int = 2) -> str:
+    """The one line with which the command was refused."""
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rayapp: ")
+    return line
+
+
+def test_help_comes_at_once_and_names_every_command():
+    began = time.perf_counter()
+    done = rayapp("--help")
+    assert time.perf_counter() - began < 2  # 0.15 s on an idle machine; a heavy import would take longer than this
+    assert done.returncode == 0
+    for command in ("start", "demo", "datasets", "infer", "next", "doctor", "users"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, rayapp.cli; print([m for m in ('ray', 'torch', 'monai', 'numpy', 'aiohttp') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_version_is_shown():
+    assert rayapp("--version").stdout == "rayapp 0.1.0\n"
+
+
+def test_studies_are_needed(tmp_path: Path):
+    assert "--studies is needed" in refused(rayapp("start", cwd=tmp_path))
+
+
+def test_a_missing_folder_is_told_by_name(tmp_path: Path):
+    assert f"there is no folder {tmp_path / 'none'}" in refused(rayapp("start", "--studies", tmp_path / "none"))
+
+
+def test_a_file_is_no_studies_folder(tmp_path: Path):
+    file = tmp_path / "file"
+    file.touch()
+    assert "is not a folder" in refused(rayapp("start", "--studies", file))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("mode", [0o700, 0o755], ids=["not readable", "not writable"])
+def test_a_folder_that_cannot_be_read_or_written_is_refused(mode: int):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(mode)
+        assert settings({"studies": folder}).studies == Path(folder)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(WrongUsage, match="cannot be read and written: Permission denied"):
+                settings({"studies": folder})
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--studies", "https://pacs.example/dicom-web"), "DICOMweb addresses are not served yet"),
+        (("--port", "70000"), "--port: Input should be less than or equal to 65535, not 70000"),
+        (("--port", "x"), "--port"),
+        (("--replicas", "2"), "--replicas: '2' has no ':' in it"),
+        (("--replicas", "3:1"), "1 <= MIN <= MAX"),
+        (("--num-cpus", "0"), "--num-cpus"),
+        (("--conf", "key"), "--conf: 'key' has no '=' in it"),
+        (("--auth", "magic"), "--auth: Input should be 'none' or 'token', not 'magic'"),
+        (("--app", "nothing"), "--app: no app 'nothing'"),
+        (("--labels", "liver,roi"), "'roi' has a meaning of its own"),
+        (("--labels", "liver,background"), "'background' has a meaning of its own"),
+        (("--labels", "liver,liver"), "'liver' is there twice"),
+        (("--host", "0.0.0.0"), "without --auth token would let everyone"),
+        (("--nonsense",), "No such option: --nonsense"),
+    ],
+)
+def test_a_wrong_flag_gets_one_line_and_status_2(tmp_path: Path, words: tuple[str, ...], said: str):
+    assert said in refused(rayapp("start", "--studies", tmp_path, *words))
+
+
+def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"--port {port}: Address already in use" in refused(
+            rayapp("start", "--studies", tmp_path, "--port", port)
+        )
+
+
+def test_flags_come_before_the_environment_and_that_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rayapp.toml").write_text(f'studies = "{tmp_path}"\nport = 8101\nmax_queued = 7\nsession_expiry = 61\n')
+    monkeypatch.setenv("RAYAPP_PORT", "8102")
+    monkeypatch.setenv("RAYAPP_MAX_QUEUED", "8")
+    chosen = settings({"port": 8103})
+    assert (chosen.port, chosen.max_queued, chosen.session_expiry) == (8103, 8, 61)
+
+
+def test_what_is_wrong_outside_the_flags_is_told_in_one_line(tmp_path: Path):
+    start = ("start", "--studies", tmp_path)
+    assert "environment" in refused(rayapp(*start, env={"RAYAPP_MODELS": "a,b"}))
+    (tmp_path / "rayapp.toml").write_text("prot = 1")
+    assert "there is no setting 'prot'" in refused(rayapp(*start, cwd=tmp_path))
+    (tmp_path / "rayapp.toml").write_text("port = ")
+    assert "rayapp.toml" in refused(rayapp(*start, cwd=tmp_path))
+
+
+def test_paths_are_made_absolute_and_each_studies_folder_has_a_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    for name in ("a", "b", "app"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "app" / "main.py").touch()
+    first, second = (settings({"studies": name, "app": "app"}) for name in ("a", "b"))
+    assert first.studies == tmp_path / "a"
+    assert first.app == str(tmp_path / "app")
+    assert first.workspace.parent == tmp_path / "data" / "rayapp"
+    assert first.workspace != second.workspace
+    assert settings({"studies": "a", "workspace": "w"}).workspace == tmp_path / "w"
+
+
+def test_no_server_is_one_line_and_status_1():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        for words in (("next", "first"), ("infer", "deepedit", "image")):
+            assert f"no answer from {url}" in refused(rayapp(*words, "--server", url), status=1)
+    assert "must begin with http" in refused(rayapp("next", "first", "--server", "localhost"), status=1)
+
+
+def test_clicks_are_added_under_their_labels_names():
+    params = annotation.request_params('{"liver": [[1, 2, 3]], "label": "liver"}', ["liver=4,5,6", "a=b=7,8,9"])
+    assert params == {"liver": [[1, 2, 3], [4, 5, 6]], "label": "liver", "a=b": [[7, 8, 9]]}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--click", "liver"), ("--click", "liver=1,2"), ("--click", "=1,2,3"), ("--params", "{"), ("--params", "[]")],
+)
+def test_a_click_or_params_that_make_no_sense_are_refused(words: tuple[str, str]):
+    assert words[0] in refused(rayapp("infer", "deepedit", "image", *words))
+
+
+def test_doctor_shows_versions_hardware_and_flags():
+    done = rayapp("doctor")
+    for word in ("Python", "ray", "torch", "monai", "cores", "GPUs", "networks run on", "--replicas 1:"):
+        assert word in done.stdout
+    assert done.returncode == (1 if done.stderr else 0)
+
+
+def test_doctor_names_what_is_amiss():
+    gib = 1 << 30
+    assert doctor.problems(8 * gib, 4 * gib, 100 * gib, ["segmentation"]) == []
+    for said, problem in zip(
+        ("2.0 GiB of memory", "--shm-size", "free disk", "make weights"),
+        doctor.problems(2 * gib, gib // 16, gib, []),
+        strict=True,
+    ):
+        assert said in problem
+
+
+def test_an_unknown_data_set_is_answered_with_the_known_ones():
+    assert "Task09_Spleen" in refused(rayapp("datasets", "download", "Task99_Nose"), status=1)
+
+
+def test_the_data_sets_are_listed():
+    done = rayapp("datasets", "list")
+    assert done.returncode == 0
+    assert "Task04_Hippocampus" in done.stdout
+
+
+def test_the_demos_click_lies_in_the_liver():
+    i, j, k = map(int, inside_liver(3).split(","))
+    assert phantom(3)[1].array[i, j, k] == ORGANS["liver"]
