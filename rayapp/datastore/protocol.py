@@ -93,7 +93,9 @@ class Datastore(Protocol):
     def image_ids(self, *, after: str | None = None, limit: int | None = None) -> list[str]:
         """Ids in ascending order, from the one behind `after`."""
 
-    def add_image(self, image_id: str, staged: Path, ext: str, *, info: Mapping[str, Any], author: Author) -> ImageRecord:
+    def add_image(
+        self, image_id: str, staged: Path, ext: str, *, info: Mapping[str, Any], author: Author
+    ) -> ImageRecord:
         """Durably take over the checked file `staged` (from `stage`) as an image. Raises Conflict if the id exists."""
 
     def remove_image(self, image_id: str) -> None:
@@ -137,7 +139,7 @@ class Datastore(Protocol):
         """Ids without a label under `tag`: in order, reversed, or sampled with weight by age since last served."""
 
     def serve_next(self, image_id: str, strategy: str, *, client_id: str | None, ts: int) -> None:
-        """Record durably that the strategy handed the image out (`info.strategy[strategy]`, the age `unlabeled` uses)."""
+        """Record durably that the strategy handed the image out: `info.strategy[strategy]`, the age of `unlabeled`."""
 
     def datalist(self, *, tag: str = "final") -> list[dict[str, str]]:
         """`[{"image": path, "label": path}]` of labelled images, for training."""

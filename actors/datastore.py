@@ -1,0 +1,76 @@
+"""The datastore actor: a thin shell around one `rayapp.datastore.local.LocalDatastore`, the one writer of a study set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from actors import NAMESPACE
+from rayapp import logs
+from rayapp.config import Settings
+from rayapp.datastore.local import LocalDatastore
+from rayapp.errors import Busy, RayappError
+
+NAME = "datastore"
+CONCURRENCY = 16
+"""Calls answered at once, each on its own thread; saves that meet share one sync."""
+RETRIES = 5
+PATIENCE_S = 60.0
+
+
+class DatastoreActor(LocalDatastore):
+    """Every method of `LocalDatastore`, each safe to repeat.
+
+    Killed, it is restarted by Ray and finds everything acknowledged; the kernel has released the folder's lock.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        logs.configure(settings)
+        super().__init__(settings.studies, patience=PATIENCE_S)
+
+
+def start_datastore(settings: Settings) -> ActorHandle:
+    """Start (or find) the actor. Calls cut short by its death are made again once it is back."""
+    return (
+        ray.remote(DatastoreActor)
+        .options(
+            name=NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+            max_concurrency=CONCURRENCY,
+        )
+        .remote(settings)
+    )
+
+
+class RemoteDatastore:
+    """The `Datastore` protocol, synchronously, on the actor: for code that runs in other actors."""
+
+    def __init__(self, handle: ActorHandle) -> None:
+        self._handle = handle
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return functools.partial(_answer, getattr(self._handle, name))
+
+
+def _answer(method: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Errors of `rayapp.errors` arrive as themselves; an actor that stays away is Busy."""
+    try:
+        return ray.get(method.remote(*args, **kwargs), timeout=PATIENCE_S)
+    except RayTaskError as error:
+        if isinstance(error.cause, RayappError):
+            raise error.cause from None
+        raise
+    except (RayActorError, GetTimeoutError):
+        raise Busy("the datastore is starting again; try again in a second") from None

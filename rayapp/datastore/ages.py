@@ -1,0 +1,97 @@
+"""Ages: which unlabelled image comes next when the longer unseen ones should come more often.
+
+The weights of 100,000 images are kept as arrays, but the index stays the truth: a drawn image is looked up, and if it
+was labelled, removed or served meanwhile, the arrays are corrected and the draw repeated. So no writer has to tell.
+Any number of threads may call at once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rayapp.datastore.index import Index
+from rayapp.protocol import FINAL
+
+Ints = npt.NDArray[np.int64]
+
+
+class Ages:
+    """Samples image ids without replacement, with a weight of the seconds since each was last handed out.
+
+    An image that never was weighs as much as the oldest image of the store. Every weight is at least 1.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._lock = threading.Lock()
+        self._random = np.random.default_rng()
+        self._reopened = -1
+        self._clear()
+
+    def sample(self, tag: str, limit: int) -> list[str]:
+        """At most `limit` ids of images without a label under `tag`; none when nothing is left."""
+        with self._index.reader() as db:
+            if tag != FINAL:
+                rows = db.execute(
+                    "SELECT id, served, added FROM image WHERE NOT EXISTS"
+                    " (SELECT 1 FROM label WHERE image_id = image.id AND tag = ?)",
+                    (tag,),
+                ).fetchall()
+                ids, served, added = zip(*rows, strict=True) if rows else ((), (), ())
+                return [ids[i] for i in self._draw(np.array(served, np.int64), np.array(added, np.int64), limit)]
+            with self._lock:
+                self._catch_up(db)
+                picks = self._draw(self._served, self._added, limit)
+                while not self._confirm(db, picks):
+                    picks = self._draw(self._served, self._added, limit)
+                return [self._ids[i] for i in picks]
+
+    def _clear(self) -> None:
+        self._ids: list[str] = []
+        self._seq, self._served, self._added = (np.empty(0, np.int64) for _ in range(3))
+
+    def _catch_up(self, db: sqlite3.Connection) -> None:
+        (reopened,) = db.execute("SELECT n FROM count WHERE kind = 'reopened'").fetchone()
+        if reopened != self._reopened:
+            self._clear()
+            self._reopened = reopened
+        last = int(self._seq[-1]) if len(self._seq) else 0
+        rows = db.execute(
+            "SELECT id, seq, served, added FROM image WHERE final = 0 AND seq > ? ORDER BY seq", (last,)
+        ).fetchall()
+        if rows:
+            ids, *columns = zip(*rows, strict=True)
+            self._ids.extend(ids)
+            self._seq, self._served, self._added = (
+                np.concatenate([old, np.array(new, np.int64)])
+                for old, new in zip((self._seq, self._served, self._added), columns, strict=True)
+            )
+
+    def _draw(self, served: Ints, added: Ints, limit: int) -> list[int]:
+        """Indices of at most `limit` images; `served` is -1 for one that must not be drawn."""
+        alive = np.flatnonzero(served >= 0)
+        if not len(alive):
+            return []
+        since = np.where(served[alive] > 0, served[alive], added[alive].min())
+        weights = np.maximum(int(time.time()) - since, 0) + 1
+        # The largest of log(u) / w are a weighted sample without replacement (Efraimidis and Spirakis 2006).
+        keys = np.log(1.0 - self._random.random(len(alive))) / weights
+        top = np.argsort(-keys)[:limit] if limit > 1 else [np.argmax(keys)]
+        return [int(alive[i]) for i in top]
+
+    def _confirm(self, db: sqlite3.Connection, picks: Sequence[int]) -> bool:
+        """Whether the arrays were right about all picks; corrects them where not."""
+        right = True
+        for pick in picks:
+            row = db.execute("SELECT final, served FROM image WHERE seq = ?", (int(self._seq[pick]),)).fetchone()
+            served = -1 if row is None or row[0] else row[1]
+            if served != self._served[pick]:
+                self._served[pick] = served
+                right = False
+        return right

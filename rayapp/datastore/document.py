@@ -1,0 +1,261 @@
+"""DocumentFile: `datastore_v2.json`, written for MONAI Label and read back when someone else has edited it.
+
+The index is the truth; the document follows it, a second after the last change and never later than a bounded time,
+on its own thread and from a read snapshot, so that no save waits for it. It is replaced by one rename, so it is whole
+at any moment. The digests of what we write are in the index before the file appears: after any crash our own document
+is known as ours, and a foreign one is compared with the last that we wrote, so that only what was really edited is
+taken over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from rayapp.datastore.commit import GroupCommit, sync
+from rayapp.datastore.index import Index, meta, set_meta
+from rayapp.datastore.protocol import Info
+from rayapp.datastore.revisions import RevisionFiles, Stamp
+from rayapp.errors import BadRequest, Conflict, RayappError, Unreadable
+from rayapp.protocol import checked_name
+
+NAME = "datastore_v2.json"
+DEFAULTS = {"name": "new-dataset", "description": "New Dataset"}
+DELAY_S = 1.0
+PATIENCE_S = 10.0
+DUTY = 20
+"""Under endless changes the document is rewritten at most this small a part of the time."""
+_EXT = re.compile(r"(\.\w{1,10}){0,3}", re.ASCII)
+
+Entries = dict[str, dict[str, Any]]
+"""`objects` of the document: {id: {"image": {"ext", "info"}, "labels": {tag: {"ext", "info"}}}}, checked."""
+
+log = logging.getLogger(__name__)
+
+# The objects are put together by SQLite, which leaves the interpreter to the savers meanwhile.
+_ENTRY = """
+SELECT i.id, '{"image": {"ext": ' || json_quote(i.ext) || ', "info": ' || i.info || '}, "labels": {' || coalesce((
+  SELECT group_concat(entry, ', ') FROM (
+    SELECT json_quote(tag) || ': {"ext": ' || json_quote(ext) || ', "info": ' || info || '}' AS entry
+    FROM label WHERE image_id = i.id ORDER BY rowid)), '') || '}}'
+FROM image AS i
+"""
+
+
+def entry(db: sqlite3.Connection, image_id: str) -> str | None:
+    """JSON text of one object of the document."""
+    row = db.execute(_ENTRY + " WHERE i.id = ?", (image_id,)).fetchone()
+    return None if row is None else str(row[1])
+
+
+def pieces(db: sqlite3.Connection) -> Iterator[str]:
+    """JSON text of the whole document, in MONAI Label's layout, one object a line."""
+    names = {key: meta(db, key) or default for key, default in DEFAULTS.items()}
+    head = json.dumps({**names, "images_dir": ".", "labels_dir": "labels"}, indent=2)
+    yield head.removesuffix("\n}") + ',\n  "objects": {'
+    comma = "\n    "
+    for image_id, text in db.execute(_ENTRY + " ORDER BY i.id"):
+        yield comma + json.dumps(image_id) + ": " + text
+        comma = ",\n    "
+    yield "\n  }\n}\n"
+
+
+def parse(data: bytes) -> tuple[dict[str, str], Entries]:
+    """(name and description, checked objects). Objects that are not sane are left out.
+
+    Raises:
+        Unreadable: if it is no such document.
+        Conflict: if its images or labels lie elsewhere than in the folder that is open.
+    """
+    try:
+        # MONAI Label writes NaN, which is not JSON.
+        document = json.loads(data, parse_constant=lambda _: None)
+        objects = document["objects"].items() if "objects" in document else ()
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise Unreadable(f"{NAME} is not a datastore document: {type(error).__name__}") from None
+    if document.get("images_dir") not in (None, "", ".") or document.get("labels_dir") not in (None, "labels"):
+        raise Conflict(f'{NAME} must have images_dir "." and labels_dir "labels": move the files and correct it')
+    entries = {image_id: checked for image_id, value in objects if (checked := _checked(image_id, value))}
+    if len(entries) < len(objects):
+        log.warning("%d objects of %s are malformed and left out", len(objects) - len(entries), NAME)
+    return {key: str(document.get(key, default)) for key, default in DEFAULTS.items()}, entries
+
+
+def _checked(image_id: str, value: Any) -> dict[str, Any] | None:
+    try:
+        checked_name(image_id, "image")
+        return {
+            "image": _checked_data(value["image"]),
+            "labels": {checked_name(t, "tag"): _checked_data(d) for t, d in value.get("labels", {}).items()},
+        }
+    except (BadRequest, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _checked_data(value: Any) -> dict[str, Any]:
+    ext, info = value.get("ext", ""), value.get("info", {})
+    if not isinstance(info, dict) or not _EXT.fullmatch(ext):
+        raise ValueError(ext)
+    return {"ext": ext, "info": info}
+
+
+def edited(old: Mapping[str, Any], new: Mapping[str, Any]) -> Info:
+    """The keys of `new` that `old` lacks or holds otherwise."""
+    return {key: value for key, value in new.items() if key not in old or old[key] != value}
+
+
+class DocumentFile:
+    """The file. `touch` may be called from anywhere; `look` and `flush` from any thread but the committer."""
+
+    def __init__(
+        self,
+        studies: Path,
+        *,
+        index: Index,
+        commit: GroupCommit,
+        files: RevisionFiles,
+        merge: Callable[[dict[str, str], Entries, Entries], None],
+    ) -> None:
+        """`merge(names, theirs, base)` takes a foreign document over; `base` is the last that we wrote."""
+        self._path = studies / NAME
+        self._base = studies / ".rayapp" / NAME
+        self._advisory = FileLock(studies / ".lock", timeout=2)
+        self._index = index
+        self._commit = commit
+        self._files = files
+        self._merge = merge
+        with index.reader() as db:
+            self._own: list[str] = json.loads(meta(db, "documents") or "[]")
+        self._seen: Stamp | None = None
+        self._busy = threading.Lock()
+        self._wake = threading.Condition()
+        self._dirty = not self._path.exists()
+        self._touched = time.monotonic()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="datastore-document", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def touch(self) -> None:
+        """Say that the index has changed."""
+        with self._wake:
+            self._dirty = True
+            self._touched = time.monotonic()
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Write what is due, then stop."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def is_foreign(self) -> bool:
+        """Whether the file is not as we left it (or read it)."""
+        return Stamp.of(self._path) not in (None, self._seen)
+
+    def look(self, *, opening: bool = False) -> None:
+        """Read the file if someone else has written it. What cannot be read is kept aside as `.broken-<time>`."""
+        with self._busy:
+            self._look(opening)
+
+    def flush(self) -> None:
+        """Write the file now (after a look at it)."""
+        with self._busy:
+            self._look(opening=False)
+            staged = self._files.stage(".json")
+            with staged.open("wb") as file:
+                digest = self._write(file)
+            sync(staged)
+            copy = self._files.stage(".json")
+            shutil.copyfile(staged, copy)
+            self._remember(digest)
+            with self._advisory:
+                staged.rename(self._path)
+            self._seen = Stamp.of(self._path)
+            copy.rename(self._base)
+            sync(self._path.parent)
+
+    def _write(self, file: BinaryIO) -> str:
+        digest = hashlib.sha256()
+        with self._index.reader() as db:
+            db.execute("BEGIN")
+            for piece in pieces(db):
+                data = piece.encode()
+                digest.update(data)
+                file.write(data)
+        return digest.hexdigest()
+
+    def _remember(self, digest: str) -> None:
+        """This digest and the one before are ours: a crash may leave either."""
+        self._own = [digest, *(old for old in self._own if old != digest)][:2]
+        own = json.dumps(self._own)
+        self._commit.do(lambda db: set_meta(db, "documents", own))
+
+    def _look(self, opening: bool) -> None:
+        stamp = Stamp.of(self._path)
+        if stamp is None or stamp == self._seen:
+            return
+        data = self._path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._own:
+            try:
+                names, theirs = parse(data)
+            except RayappError as error:
+                if not opening and time.time_ns() - stamp.mtime_ns < DELAY_S * 1e9:
+                    return  # somebody may be writing it at this moment
+                if isinstance(error, Conflict) and opening:
+                    raise
+                log.error("%s; it is kept aside", error.detail)
+                self._path.rename(self._path.with_name(f"{NAME}.broken-{time.time_ns() // 1_000_000_000}"))
+                self.touch()
+                return
+            self._merge(names, theirs, self._last_written())
+            self._remember(digest)
+            self.touch()
+        self._seen = stamp
+
+    def _last_written(self) -> Entries:
+        try:
+            return parse(self._base.read_bytes())[1]
+        except (OSError, RayappError):
+            return {}
+
+    def _run(self) -> None:
+        patience = PATIENCE_S
+        while self._due(patience):
+            started = time.monotonic()
+            try:
+                self.flush()
+            except (OSError, Timeout, RayappError) as error:
+                log.error("%s could not be written and will be tried again: %s", NAME, type(error).__name__)
+                if self._closed:
+                    return
+                time.sleep(DELAY_S)
+                self.touch()
+            patience = max(PATIENCE_S, DUTY * (time.monotonic() - started))
+
+    def _due(self, patience: float) -> bool:
+        """Wait until the file should be written; False when there is nothing more to do."""
+        with self._wake:
+            while not self._dirty and not self._closed:
+                self._wake.wait()
+            latest = time.monotonic() + patience
+            while not self._closed and (rest := min(self._touched + DELAY_S, latest) - time.monotonic()) > 0:
+                self._wake.wait(rest)
+            due, self._dirty = self._dirty, False
+            return due

@@ -1,0 +1,159 @@
+"""The studies folder as others write it: which names are images and labels, and when a file is whole.
+
+Images lie at the top level: files with a known extension, and sub-folders that hold DICOM files (id = folder name,
+extension ""). Labels lie under `labels/<tag>/`. Hidden names and anything else are left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import psutil  # type: ignore[import-untyped]
+
+from rayapp.datastore.revisions import Stamp
+from rayapp.errors import BadRequest
+from rayapp.protocol import checked_name
+
+IMAGE_EXTS = (".nii.gz", ".nii", ".nrrd")
+PROBED = 8
+"""Files of a sub-folder that are looked at before it is taken for something else than a DICOM series."""
+LABELS = "labels"
+_REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gpfs", "afs")
+
+K = TypeVar("K", bound=Hashable)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(id, extension) of a file name with a known extension; None for any other.
+
+    `x.seg.nrrd` is id `x.seg`, extension `.nrrd`: only an index entry can say otherwise.
+    """
+    for ext in IMAGE_EXTS:
+        if name.endswith(ext) and len(name) > len(ext) and not name.startswith("."):
+            return name[: -len(ext)], ext
+    return None
+
+
+def valid(name: str, what: str) -> bool:
+    """Whether the folder's name for a thing can serve as its id."""
+    try:
+        checked_name(name, what)
+    except BadRequest:
+        return False
+    return True
+
+
+def images(studies: Path, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    """({id: extension} of the folder now, number of images left out because their names cannot serve as ids).
+
+    `known` are the images already indexed: their names are not checked and their folders not probed again, and of
+    several files with one id the known one is taken, else that of the first extension of `IMAGE_EXTS`.
+    """
+    names = {image_id + ext: image_id for image_id, ext in known.items()}
+    found: dict[str, str] = {}
+    refused = 0
+    with os.scandir(studies) as entries:
+        for entry in entries:
+            if entry.name in names:
+                found[names[entry.name]] = entry.name[len(names[entry.name]) :]
+                continue
+            split = _image(entry)
+            if split is None:
+                continue
+            image_id, ext = split
+            if not valid(image_id, "image"):
+                refused += 1
+            elif image_id not in known and _rank(ext) < _rank(found.get(image_id)):
+                found[image_id] = ext
+            elif image_id in known and image_id not in found:
+                found[image_id] = ext  # replaced by a file of another kind, unless the known one follows
+    return found, refused
+
+
+def _rank(ext: str | None) -> int:
+    order: tuple[str | None, ...] = (*IMAGE_EXTS, "", None)
+    return order.index(ext)
+
+
+def _image(entry: os.DirEntry[str]) -> tuple[str, str] | None:
+    if entry.name.startswith("."):
+        return None
+    if entry.is_dir():
+        return (entry.name, "") if entry.name != LABELS and _holds_dicom(entry.path) else None
+    return split_name(entry.name)
+
+
+def _holds_dicom(folder: str) -> bool:
+    probed = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.is_file():
+                continue
+            if entry.name.lower().endswith(".dcm") or _is_dicom(entry.path):
+                return True
+            probed += 1
+            if probed == PROBED:
+                break
+    return False
+
+
+def _is_dicom(path: str) -> bool:
+    with open(path, "rb") as file:  # noqa: PTH123 -- a DirEntry's path, thousands of times
+        return file.read(132)[128:] == b"DICM"
+
+
+def tags(labels: Path) -> list[str]:
+    """The tags that have a folder."""
+    with os.scandir(labels) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and valid(entry.name, "tag"))
+
+
+def files(folder: Path) -> dict[str, Stamp]:
+    """The files of a tag's folder with their stamps; none if there is no such folder."""
+    found = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.is_file():
+                    stat = entry.stat()
+                    found[entry.name] = Stamp(size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def settled(paths: Mapping[K, Path], settle: float) -> set[K]:
+    """Those of the files and folders that are whole as far as one can see: not empty, and not changed for `settle`
+    seconds (sleeps that long if any is younger)."""
+    before = {key: _signature(path) for key, path in paths.items()}
+    horizon = time.time_ns() - settle * 1e9
+    young = [key for key, signature in before.items() if signature and signature.mtime_ns > horizon]
+    if young:
+        time.sleep(settle)
+    changed = {key for key in young if _signature(paths[key]) != before[key]}
+    return {key for key, signature in before.items() if signature and signature.size and key not in changed}
+
+
+def _signature(path: Path) -> Stamp | None:
+    try:
+        if not path.is_dir():
+            return Stamp.of(path)
+        return _sum(Stamp.of(file) for file in path.iterdir())
+    except OSError:
+        return None
+
+
+def _sum(stamps: Iterable[Stamp | None]) -> Stamp:
+    present = [stamp for stamp in stamps if stamp is not None]
+    return Stamp(size=sum(s.size for s in present), mtime_ns=max((s.mtime_ns for s in present), default=0))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether the folder is on a network file system, where the kernel reports no change that another host makes."""
+    mounts = {Path(m.mountpoint): m.fstype for m in psutil.disk_partitions(all=True)}
+    kind = next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")
+    return kind.startswith(_REMOTE)

@@ -1,0 +1,257 @@
+"""Index: the SQLite database `<studies>/.rayapp/index.db`, the truth about everything that was acknowledged.
+
+WAL with synchronous=FULL: a commit survives power loss, and readers see whole commits without waiting for the writer.
+One connection writes (see `commit`), any number read. Counts and the `final` flag are kept by triggers, so that
+status and the next image cost the same at any number of images.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rayapp.datastore.protocol import Author, Info
+from rayapp.datastore.revisions import Kept, Stamp
+from rayapp.errors import BadRequest
+
+SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE image(
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, ext TEXT NOT NULL, info TEXT NOT NULL,
+  added INTEGER NOT NULL, served INTEGER NOT NULL DEFAULT 0, final INTEGER NOT NULL DEFAULT 0, staged TEXT);
+CREATE INDEX image_final ON image(final, id);
+
+-- What is published now; rowid is the order of first save.
+CREATE TABLE label(
+  image_id TEXT NOT NULL, tag TEXT NOT NULL, ext TEXT NOT NULL, info TEXT NOT NULL, number INTEGER NOT NULL,
+  sha TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, session INTEGER NOT NULL,
+  PRIMARY KEY(image_id, tag));
+CREATE INDEX label_tag ON label(tag, image_id);
+CREATE INDEX label_session ON label(session);
+
+CREATE TABLE revision(
+  image_id TEXT NOT NULL, tag TEXT NOT NULL, number INTEGER NOT NULL, sha TEXT NOT NULL, ext TEXT NOT NULL,
+  size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, parent INTEGER, ts REAL NOT NULL, user TEXT NOT NULL,
+  client_id TEXT, model_version TEXT, info TEXT NOT NULL, staged TEXT,
+  PRIMARY KEY(image_id, tag, number)) WITHOUT ROWID;
+
+CREATE TABLE event(
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT NOT NULL, kind TEXT NOT NULL, payload TEXT NOT NULL,
+  model TEXT, model_version TEXT, user TEXT NOT NULL, client_id TEXT, ts REAL NOT NULL);
+CREATE INDEX event_image ON event(image_id, seq);
+
+-- Entries of images whose files went away: an image that comes back (a lost mount, say) finds its infos again.
+CREATE TABLE vanished(id TEXT PRIMARY KEY, entry TEXT NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE count(kind TEXT NOT NULL, name TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(kind, name));
+INSERT INTO count VALUES('image', '', 0), ('reopened', '', 0);
+CREATE TRIGGER image_added AFTER INSERT ON image BEGIN
+  UPDATE count SET n = n + 1 WHERE kind = 'image';
+END;
+CREATE TRIGGER image_removed AFTER DELETE ON image BEGIN
+  UPDATE count SET n = n - 1 WHERE kind = 'image';
+END;
+CREATE TRIGGER label_added AFTER INSERT ON label BEGIN
+  INSERT INTO count VALUES('tag', new.tag, 1) ON CONFLICT(kind, name) DO UPDATE SET n = n + 1;
+  UPDATE image SET final = 1 WHERE id = new.image_id AND new.tag = 'final';
+END;
+CREATE TRIGGER label_removed AFTER DELETE ON label BEGIN
+  UPDATE count SET n = n - 1 WHERE kind = 'tag' AND name = old.tag;
+  UPDATE image SET final = 0 WHERE id = old.image_id AND old.tag = 'final';
+  UPDATE count SET n = n + 1 WHERE kind = 'reopened' AND old.tag = 'final';
+END;
+
+PRAGMA user_version = 1;
+"""
+VERSION = 1
+
+
+class Index:
+    """The database: `writer` belongs to one thread at a time, `reader()` lends a connection to any."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the database. Raises sqlite3.DatabaseError if the file is damaged or of another version."""
+        self._path = path
+        self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self.writer = _connect(path)
+        try:
+            self.writer.execute("PRAGMA journal_mode = WAL")
+            self.writer.execute("PRAGMA synchronous = FULL")
+            (version,) = self.writer.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self.writer.executescript("BEGIN;" + SCHEMA + "COMMIT;")
+            elif version != VERSION:
+                raise sqlite3.DatabaseError(f"index of version {version}")
+            elif self.writer.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("damaged index")
+        except BaseException:
+            self.writer.close()
+            raise
+
+    @contextmanager
+    def reader(self) -> Iterator[sqlite3.Connection]:
+        """A connection that sees one consistent state per statement (or per transaction begun on it)."""
+        try:
+            db = self._idle.get_nowait()
+        except queue.Empty:
+            db = _connect(self._path)
+            db.execute("PRAGMA query_only = 1")
+        try:
+            yield db
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            self._idle.put(db)
+
+    def close(self) -> None:
+        """Close every connection that is not lent."""
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+        self.writer.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    db.execute("PRAGMA cache_size = -16384")
+    return db
+
+
+def dumps(info: Mapping[str, Any]) -> str:
+    """JSON text in plain ASCII. Raises BadRequest for what JSON cannot hold."""
+    try:
+        return json.dumps(dict(info), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRequest(f"the info must be JSON with finite numbers: {error}") from None
+
+
+def meta(db: sqlite3.Connection, key: str) -> str | None:
+    """A setting of the store itself."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
+    """Set it."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (key, value))
+
+
+def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[str, Any], staged: str | None) -> None:
+    """Add the row; an image that is there already gets the new extension and keeps its info."""
+    db.execute(
+        "INSERT INTO image(id, ext, info, added, served, staged) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE"
+        " SET ext = excluded.ext, staged = excluded.staged, info = json_set(info, '$.name', id || excluded.ext)",
+        (image_id, ext, dumps(info), _whole(info.get("ts")), last_served(info), staged),
+    )
+
+
+def last_served(info: Mapping[str, Any]) -> int:
+    """The latest time any strategy handed the image out; 0 for never."""
+    strategies = info.get("strategy")
+    if not isinstance(strategies, dict):
+        return 0
+    return max((_whole(s.get("ts")) for s in strategies.values() if isinstance(s, dict)), default=0)
+
+
+def _whole(value: Any) -> int:
+    return int(value) if isinstance(value, (int, float)) and 0 <= value < 1 << 62 else 0
+
+
+def put_label(
+    db: sqlite3.Connection,
+    image_id: str,
+    tag: str,
+    kept: Kept,
+    stamp: Stamp,
+    *,
+    number: int,
+    session: int,
+    info: Mapping[str, Any],
+) -> None:
+    """Let a revision be the label under the tag."""
+    db.execute(
+        "INSERT INTO label VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(image_id, tag) DO UPDATE SET"
+        " ext = excluded.ext, info = excluded.info, number = excluded.number, sha = excluded.sha,"
+        " size = excluded.size, mtime_ns = excluded.mtime_ns, session = excluded.session",
+        (image_id, tag, kept.ext, dumps(info), number, kept.sha, stamp.size, stamp.mtime_ns, session),
+    )
+
+
+def add_revision(
+    db: sqlite3.Connection,
+    image_id: str,
+    tag: str,
+    kept: Kept,
+    stamp: Stamp,
+    *,
+    author: Author,
+    model_version: str | None,
+    info: Mapping[str, Any],
+    staged: str | None,
+) -> int:
+    """Record a saved state, child of the label's present one; its number."""
+    (last,) = db.execute("SELECT max(number) FROM revision WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+    parent = db.execute("SELECT number FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+    number = (last or 0) + 1
+    db.execute(
+        "INSERT INTO revision VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(image_id, tag, number, kept.sha, kept.ext, stamp.size, stamp.mtime_ns, parent[0] if parent else None),
+            *(stamp.mtime_ns / 1e9, author.user, author.client_id, model_version, dumps(info), staged),
+        ),
+    )
+    return number
+
+
+def update_image(db: sqlite3.Connection, image_id: str, info: Mapping[str, Any]) -> Info | None:
+    """Merge keys into the image's info; the whole afterwards, None for an unknown image."""
+    row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
+    if row is None:
+        return None
+    whole = {**info_of(row[0]), **info}
+    db.execute("UPDATE image SET info = ?, served = ? WHERE id = ?", (dumps(whole), last_served(whole), image_id))
+    return whole
+
+
+def update_label(db: sqlite3.Connection, image_id: str, tag: str, info: Mapping[str, Any]) -> Info | None:
+    """Merge keys into the label's info; the whole afterwards, None if there is no label."""
+    row = db.execute("SELECT info FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+    if row is None:
+        return None
+    whole = {**info_of(row[0]), **info}
+    db.execute("UPDATE label SET info = ? WHERE image_id = ? AND tag = ?", (dumps(whole), image_id, tag))
+    return whole
+
+
+def delete_image(db: sqlite3.Connection, image_id: str) -> None:
+    """Delete the image's and its labels' rows."""
+    db.execute("DELETE FROM label WHERE image_id = ?", (image_id,))
+    db.execute("DELETE FROM image WHERE id = ?", (image_id,))
+
+
+def salvage(broken: Path, db: sqlite3.Connection) -> int:
+    """Copy what can still be read out of a damaged index into a fresh one; the number of rows."""
+    rows = 0
+    with closing(_connect(broken)) as source:
+        for table in ("revision", "event", "image", "label", "vanished"):
+            try:
+                for row in source.execute(f"SELECT * FROM {table}"):
+                    rows += db.execute(
+                        f"INSERT OR IGNORE INTO {table} VALUES({', '.join('?' * len(row))})", row
+                    ).rowcount
+            except sqlite3.DatabaseError:
+                continue  # the rest of this table is unreadable
+    db.execute("DELETE FROM label WHERE image_id NOT IN (SELECT id FROM image)")
+    db.execute("UPDATE image SET final = EXISTS (SELECT 1 FROM label WHERE image_id = id AND tag = 'final')")
+    return rows
+
+
+def info_of(text: str) -> Info:
+    """The dict of an info column."""
+    info: Info = json.loads(text)
+    return info

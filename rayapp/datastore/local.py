@@ -1,0 +1,421 @@
+"""LocalDatastore: the studies folder of one server, everything in it durable and nothing ever half written.
+
+A label's way: staged file synced -> linked into `.rayapp/revisions/` under its digest -> index commit -> published
+at `labels/<tag>/<id><ext>` by rename -> answered. The index is the truth: a crash before its commit leaves the old
+label, after it the new one, which the next opening publishes. One process at a time has a folder open; within it any
+number of threads may call.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rayapp.datastore import folder
+from rayapp.datastore.archive import write_archive
+from rayapp.datastore.commit import sync
+from rayapp.datastore.document import pieces
+from rayapp.datastore.events import append_event, read_events
+from rayapp.datastore.index import (
+    add_revision,
+    delete_image,
+    info_of,
+    insert_image,
+    put_label,
+    update_image,
+    update_label,
+)
+from rayapp.datastore.protocol import Author, ClickEvent, ImageRecord, Info, LabelRecord, Order, Revision
+from rayapp.datastore.revisions import checked_ext, delete
+from rayapp.datastore.studies import Studies
+from rayapp.errors import BadRequest, Conflict, NotFound
+from rayapp.protocol import FINAL, checked_name
+
+
+class LocalDatastore:
+    """Implements `rayapp.datastore.protocol.Datastore` on a folder laid out as MONAI Label's."""
+
+    def __init__(
+        self,
+        studies: Path,
+        *,
+        watch: bool = True,
+        poll: float | None = None,
+        settle: float = 1.0,
+        patience: float = 0.0,
+    ) -> None:
+        """Open the folder: import what MONAI Label left, repair what a crash left, look at the files.
+
+        `watch` notices files that others add or remove, by the kernel's events or every `poll` seconds (by itself
+        every 10 on a network file system). A file counts as whole once unchanged for `settle` seconds. `patience` is
+        how long to wait for another process to let go of the folder.
+
+        Raises:
+            Conflict: if another process has the folder open.
+            NotFound: if there is no such folder.
+        """
+        opened = Studies(studies, watch=watch, poll=poll, settle=settle, patience=patience)
+        self._opened = opened
+        self._studies, self._labels = opened.root, opened.labels
+        self._files, self._index, self._commit, self._document = (
+            opened.files,
+            opened.index,
+            opened.commit,
+            opened.document,
+        )
+
+    def close(self) -> None:
+        """Write what is due, let go of the folder. Further saves raise Conflict."""
+        self._opened.close()
+
+    # Images
+
+    def status(self) -> Info:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            rows = db.execute("SELECT kind, name, n FROM count ORDER BY rowid").fetchall()
+        tags = {name: n for kind, name, n in rows if kind == "tag" and n}
+        total = next(n for kind, _, n in rows if kind == "image")
+        return {"total": total, "completed": tags.get(FINAL, 0), "label_tags": tags}
+
+    def image(self, image_id: str) -> ImageRecord:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            row = db.execute("SELECT id, ext, info FROM image WHERE id = ?", (image_id,)).fetchone()
+        if row is None:
+            raise _no_image(image_id)
+        return self._image(row)
+
+    def image_ids(self, *, after: str | None = None, limit: int | None = None) -> list[str]:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            rows = db.execute("SELECT id FROM image WHERE id > ? ORDER BY id LIMIT ?", (after or "", _limit(limit)))
+            return [row[0] for row in rows]
+
+    def add_image(
+        self, image_id: str, staged: Path, ext: str, *, info: Mapping[str, Any], author: Author
+    ) -> ImageRecord:
+        """See `Datastore`. Safe to repeat with the same staged file."""
+        target = self._studies / (checked_name(image_id, "image") + checked_ext(ext))
+        if ext not in folder.IMAGE_EXTS or image_id == folder.LABELS:
+            raise BadRequest(f"an image file ends in {', '.join(folder.IMAGE_EXTS)}, not {ext!r}")
+        self._files.staged(staged)
+        whole = {**info, **_signed(author), "ts": int(time.time()), "name": target.name}
+
+        def apply(db: sqlite3.Connection) -> None:
+            row = db.execute("SELECT staged FROM image WHERE id = ?", (image_id,)).fetchone()
+            if row is not None and row[0] == staged.name:
+                return
+            # Linked before a crash, and found by the scan that followed it: then it is this very image.
+            linked = target.exists() and target.samefile(staged)
+            if not linked:
+                if row is not None:
+                    raise _taken(image_id)
+                target.hardlink_to(staged)
+                sync(self._studies)
+            insert_image(db, image_id, ext, whole, staged.name)
+            update_image(db, image_id, whole)
+
+        try:
+            if staged.exists():
+                sync(staged)
+            self._commit.do(apply)
+        except FileNotFoundError:
+            raise _no_staged() from None
+        except FileExistsError:
+            raise _taken(image_id) from None
+        staged.unlink(missing_ok=True)
+        self._document.touch()
+        return self.image(image_id)
+
+    def remove_image(self, image_id: str) -> None:
+        """See `Datastore`. Its click log goes too; the revisions of its labels stay."""
+
+        def apply(db: sqlite3.Connection) -> list[Path]:
+            row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()
+            if row is None:
+                raise _no_image(image_id)
+            labels = db.execute("SELECT tag, ext FROM label WHERE image_id = ?", (image_id,)).fetchall()
+            delete_image(db, image_id)
+            db.execute("DELETE FROM event WHERE image_id = ?", (image_id,))
+            paths = [self._labels / tag / (image_id + ext) for tag, ext in labels]
+            return [*paths, self._studies / (image_id + row[0])]
+
+        self._remove(apply)
+
+    def update_image_info(self, image_id: str, info: Mapping[str, Any]) -> Info:
+        """See `Datastore`."""
+        whole = self._commit.do(lambda db: update_image(db, image_id, info))
+        if whole is None:
+            raise _no_image(image_id)
+        self._document.touch()
+        return whole
+
+    # Labels
+
+    def label(self, image_id: str, tag: str) -> LabelRecord:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            row = db.execute(_LABEL + " WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+        if row is None:
+            raise _no_label(image_id, tag)
+        return self._label(row)
+
+    def labels(self, image_id: str) -> dict[str, LabelRecord]:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            rows = db.execute(_LABEL + " WHERE image_id = ? ORDER BY rowid", (image_id,)).fetchall()
+            if not rows and not db.execute("SELECT 1 FROM image WHERE id = ?", (image_id,)).fetchone():
+                raise _no_image(image_id)
+        return {row[1]: self._label(row) for row in rows}
+
+    def save_label(
+        self,
+        image_id: str,
+        tag: str,
+        staged: Path,
+        ext: str,
+        *,
+        info: Mapping[str, Any],
+        author: Author,
+        model_version: str | None = None,
+    ) -> LabelRecord:
+        """See `Datastore`. Safe to repeat with the same staged file."""
+        checked_name(tag, "tag")
+        if not checked_ext(ext):
+            raise BadRequest("a label file needs an extension such as .nii.gz")
+        self._files.staged(staged)
+        self.image(image_id)
+        now = time.time_ns()
+        whole = {**info, **_signed(author), "ts": now // 1_000_000_000, "name": image_id + ext}
+        try:
+            kept = self._files.keep(staged, ext)
+        except FileNotFoundError:
+            return self._saved_before(image_id, tag, staged.name)
+        copy, stamp = self._files.copy(kept, now)
+        target = self._labels / tag / (image_id + ext)
+
+        def apply(db: sqlite3.Connection) -> Path | None:
+            if not db.execute("SELECT 1 FROM image WHERE id = ?", (image_id,)).fetchone():
+                raise _no_image(image_id)
+            old = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+            number = add_revision(
+                db,
+                image_id,
+                tag,
+                kept,
+                stamp,
+                author=author,
+                model_version=model_version,
+                info=whole,
+                staged=staged.name,
+            )
+            put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=whole)
+            return target.with_name(image_id + old[0]) if old and old[0] != ext else None
+
+        def publish(replaced: Path | None) -> None:
+            if replaced is not None:
+                replaced.unlink(missing_ok=True)
+            target.parent.mkdir(exist_ok=True)
+            copy.rename(target)
+
+        try:
+            self._commit.do(apply, folders=(kept.path.parent,), publish=publish)
+        finally:
+            copy.unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
+        self._document.touch()
+        return LabelRecord(id=image_id, tag=tag, path=target, ext=ext, revision=kept.sha, info=whole)
+
+    def _saved_before(self, image_id: str, tag: str, staged: str) -> LabelRecord:
+        """The answer to a save that is made again because its first answer was lost."""
+        with self._index.reader() as db:
+            done = db.execute(
+                "SELECT 1 FROM revision WHERE image_id = ? AND tag = ? AND staged = ?", (image_id, tag, staged)
+            ).fetchone()
+        if not done:
+            raise _no_staged()
+        return self.label(image_id, tag)
+
+    def remove_label(self, image_id: str, tag: str) -> bool:
+        """See `Datastore`."""
+
+        def apply(db: sqlite3.Connection) -> list[Path]:
+            row = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+            db.execute("DELETE FROM label WHERE image_id = ? AND tag = ?", (image_id, tag))
+            return [self._labels / tag / (image_id + row[0])] if row else []
+
+        return bool(self._remove(apply))
+
+    def _remove(self, apply: Callable[[sqlite3.Connection], list[Path]]) -> list[Path]:
+        """Forget rows, then take their files away, durably, before the answer; what was taken away."""
+        gone: list[Path] = []
+
+        def publish(paths: list[Path]) -> None:
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    gone.append(self._files.discard(path))
+            for parent in {path.parent for path in paths}:
+                sync(parent)
+
+        paths = self._commit.do(apply, publish=publish)
+        for path in gone:
+            delete(path)
+        self._document.touch()
+        return paths
+
+    def update_label_info(self, image_id: str, tag: str, info: Mapping[str, Any]) -> Info:
+        """See `Datastore`."""
+        whole = self._commit.do(lambda db: update_label(db, image_id, tag, info))
+        if whole is None:
+            raise _no_label(image_id, tag)
+        self._document.touch()
+        return whole
+
+    def revisions(self, image_id: str, tag: str) -> list[Revision]:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            rows = db.execute(
+                "SELECT number, parent, ts, user, client_id, model_version, sha, ext, info FROM revision"
+                " WHERE image_id = ? AND tag = ? ORDER BY number",
+                (image_id, tag),
+            ).fetchall()
+        return [self._revision(image_id, tag, row) for row in rows]
+
+    # What comes next, what is there
+
+    def unlabeled(self, *, tag: str = FINAL, order: Order = "first", limit: int = 1) -> list[str]:
+        """See `Datastore`."""
+        if order == "age":
+            return self._opened.ages.sample(tag, limit)
+        direction = "DESC" if order == "last" else "ASC"
+        bare = "final = 0" if tag == FINAL else "id NOT IN (SELECT image_id FROM label WHERE tag = :tag)"
+        with self._index.reader() as db:
+            rows = db.execute(
+                f"SELECT id FROM image WHERE {bare} ORDER BY id {direction} LIMIT :limit", {"tag": tag, "limit": limit}
+            )
+            return [row[0] for row in rows]
+
+    def serve_next(self, image_id: str, strategy: str, *, client_id: str | None, ts: int) -> None:
+        """See `Datastore`."""
+
+        def apply(db: sqlite3.Connection) -> Info | None:
+            row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
+            if row is None:
+                return None
+            served = info_of(row[0]).get("strategy", {})
+            served[strategy] = {"ts": ts, "client_id": client_id}
+            return update_image(db, image_id, {"strategy": served})
+
+        if self._commit.do(apply) is None:
+            raise _no_image(image_id)
+        self._document.touch()
+
+    def datalist(self, *, tag: str = FINAL) -> list[dict[str, str]]:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            return [
+                {"image": str(image.path), "label": str(self._labels / tag / name)}
+                for image, name, _ in self._pairs(db, tag, None)
+            ]
+
+    def document(self) -> Info:
+        """See `Datastore`."""
+        return info_of(self._text())
+
+    def archive(self, target: Path, *, limit: int | None = None) -> int:
+        """See `Datastore`. Raises NotFound when no image has a final label yet."""
+        with self._index.reader() as db:
+            pairs = self._pairs(db, FINAL, limit)
+        if not pairs:
+            raise NotFound("no image has a final label yet: save one, then fetch the dataset")
+        return write_archive(target, pairs, self._text())
+
+    def _pairs(self, db: sqlite3.Connection, tag: str, limit: int | None) -> list[tuple[ImageRecord, str, Path]]:
+        """(image, name of the label's file, path of its revision) of images with a label under the tag."""
+        rows = db.execute(
+            "SELECT i.id, i.ext, i.info, l.ext, l.sha FROM label AS l JOIN image AS i ON i.id = l.image_id"
+            " WHERE l.tag = ? ORDER BY i.id LIMIT ?",
+            (tag, _limit(limit)),
+        )
+        return [(self._image(row[:3]), row[0] + row[3], self._files.path(row[4], row[3])) for row in rows]
+
+    def _text(self) -> str:
+        with self._index.reader() as db:
+            db.execute("BEGIN")
+            return "".join(pieces(db))
+
+    def refresh(self) -> None:
+        """See `Datastore`."""
+        self._opened.look()
+
+    def stage(self, suffix: str) -> Path:
+        """See `Datastore`."""
+        return self._files.stage(suffix)
+
+    # The click log
+
+    def append_events(self, events: Sequence[ClickEvent]) -> list[int]:
+        """See `Datastore`. Raises NotFound for an unknown image.
+
+        An event with a time of its own is appended once, however often it is sent.
+        """
+        return self._commit.do(lambda db: [append_event(db, event) for event in events])
+
+    def events(self, image_id: str, *, user: str | None = None, after: int = 0) -> list[ClickEvent]:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            return read_events(db, image_id, user, after)
+
+    def _image(self, row: tuple[str, str, str]) -> ImageRecord:
+        image_id, ext, info = row
+        return ImageRecord(id=image_id, path=self._studies / (image_id + ext), ext=ext, info=info_of(info))
+
+    def _label(self, row: tuple[str, str, str, str, str]) -> LabelRecord:
+        image_id, tag, ext, sha, info = row
+        path = self._labels / tag / (image_id + ext)
+        return LabelRecord(id=image_id, tag=tag, path=path, ext=ext, revision=sha, info=info_of(info))
+
+    def _revision(self, image_id: str, tag: str, row: tuple[Any, ...]) -> Revision:
+        names = ("number", "parent", "ts", "user", "client_id", "model_version")
+        *lineage, sha, ext, info = row
+        return Revision(
+            id=sha,
+            image_id=image_id,
+            tag=tag,
+            ext=ext,
+            path=self._files.path(sha, ext),
+            info=info_of(info),
+            **dict(zip(names, lineage, strict=True)),
+        )
+
+
+_LABEL = "SELECT image_id, tag, ext, sha, info FROM label"
+
+
+def _signed(author: Author) -> Info:
+    return {"user": author.user, **({"client_id": author.client_id} if author.client_id else {})}
+
+
+def _limit(limit: int | None) -> int:
+    return -1 if limit is None else limit
+
+
+def _taken(image_id: str) -> Conflict:
+    return Conflict(f"there is an image {image_id!r} already: choose another id, or remove it first")
+
+
+def _no_image(image_id: str) -> NotFound:
+    return NotFound(f"there is no image {image_id[:200]!r}: look at the list of images")
+
+
+def _no_label(image_id: str, tag: str) -> NotFound:
+    return NotFound(f"image {image_id[:200]!r} has no label {tag[:200]!r}")
+
+
+def _no_staged() -> NotFound:
+    return NotFound("the staged file is gone: upload it again")

@@ -1,0 +1,124 @@
+"""Studies: one studies folder, opened: its lock, its index, and the threads that commit, write back and watch.
+
+Opening imports what MONAI Label left, repairs what a crash left and looks at the files; closing writes what is due.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rayapp.datastore import folder
+from rayapp.datastore.ages import Ages
+from rayapp.datastore.commit import GroupCommit, sync
+from rayapp.datastore.document import DocumentFile, Entries
+from rayapp.datastore.index import meta, set_meta
+from rayapp.datastore.reconcile import Reconciler
+from rayapp.datastore.recovery import open_index
+from rayapp.datastore.revisions import RevisionFiles
+from rayapp.datastore.watch import Watcher
+from rayapp.errors import Conflict, NotFound
+from rayapp.protocol import FINAL, ORIGINAL
+
+REMOTE_POLL_S = 10.0
+
+
+class Studies:
+    """The parts of an open folder, for `LocalDatastore` to work with."""
+
+    def __init__(self, root: Path, *, watch: bool, poll: float | None, settle: float, patience: float) -> None:
+        """See `LocalDatastore`."""
+        if not root.is_dir():
+            raise NotFound("there is no such studies folder")
+        self.root = root.resolve()
+        self.labels = self.root / folder.LABELS
+        hidden = self.root / ".rayapp"
+        hidden.mkdir(exist_ok=True)
+        lock = FileLock(hidden / "lock", thread_local=False)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise Conflict("another process has this studies folder open: stop it first") from None
+        self._closing: list[Callable[[], None]] = [lock.release]
+        try:
+            self._open(hidden, settle)
+            if watch:
+                self._watch(poll)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Write what is due, let go of the folder."""
+        while self._closing:
+            self._closing.pop()()
+
+    def look(self) -> bool:
+        """Look at the document and the folder; True if something was not whole yet and another look is due."""
+        self.document.look()
+        return self.reconciler.scan()
+
+    def _open(self, hidden: Path, settle: float) -> None:
+        for tag in (FINAL, ORIGINAL):
+            (self.labels / tag).mkdir(parents=True, exist_ok=True)
+        self.files = RevisionFiles(hidden)
+        self.index, rebuilt = open_index(hidden)
+        self._closing.append(self.index.close)
+        self.commit = GroupCommit(self.index.writer)
+        self._closing.append(self.commit.close)
+        with self.index.reader() as db:
+            last, clean = int(meta(db, "session") or 0), meta(db, "clean") != "0"
+        self.session = last + 1
+        self.reconciler = Reconciler(
+            self.root,
+            index=self.index,
+            commit=self.commit,
+            files=self.files,
+            settle=settle,
+            session=self.session,
+            touched=lambda: self.document.touch(),
+        )
+        if rebuilt or not clean:
+            self.reconciler.repair(0 if rebuilt else last)
+        self._mark(clean=False)
+        self._closing.append(self._seal)
+        self.document = DocumentFile(
+            self.root, index=self.index, commit=self.commit, files=self.files, merge=self._merge(rebuilt)
+        )
+        self.document.look(opening=True)
+        self.reconciler.scan()
+        self.ages = Ages(self.index)
+        self.document.start()
+        self._closing.append(self.document.close)
+
+    def _merge(self, rebuilt: bool) -> Callable[[dict[str, str], Entries, Entries], None]:
+        """After a rebuilt index the document only adds what is missing: what was salvaged is newer."""
+        if rebuilt:
+            return lambda names, theirs, _: self.reconciler.merge(names, theirs, theirs)
+        return self.reconciler.merge
+
+    def _watch(self, poll: float | None) -> None:
+        if poll is None and folder.is_remote(self.root):
+            poll = REMOTE_POLL_S
+        watcher = Watcher(self.root, concerns=self._concerns, scan=self.look, poll=poll)
+        self._closing.append(watcher.close)
+
+    def _concerns(self, paths: Iterable[Path]) -> bool:
+        return self.document.is_foreign() or self.reconciler.concerns(paths)
+
+    def _mark(self, *, clean: bool) -> None:
+        def apply(db: sqlite3.Connection) -> None:
+            set_meta(db, "session", str(self.session))
+            set_meta(db, "clean", "1" if clean else "0")
+
+        self.commit.do(apply)
+
+    def _seal(self) -> None:
+        """What was published is durable now: the next opening has nothing to repair."""
+        for tag in folder.tags(self.labels):
+            sync(self.labels / tag)
+        sync(self.labels)
+        self._mark(clean=True)

@@ -1,0 +1,79 @@
+"""Watcher: the thread that notices what others put into, or take out of, the studies folder.
+
+Own writes are recognised one by one by a look into the index, and cause no scan.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from watchfiles import watch
+
+from rayapp.datastore.folder import LABELS, tags
+
+IDLE_MS = 1000
+
+log = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Calls `concerns(paths)` for what changed, and `scan()` when that says yes or `scan` itself asked for more.
+
+    With `poll` seconds the folder is scanned at that interval instead: on network file systems the kernel does not
+    see the changes that other hosts make.
+    """
+
+    def __init__(
+        self,
+        studies: Path,
+        *,
+        concerns: Callable[[Iterable[Path]], bool],
+        scan: Callable[[], bool],
+        poll: float | None,
+    ) -> None:
+        self._studies = studies
+        self._concerns = concerns
+        self._scan = scan
+        self._poll = poll
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="datastore-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                if self._poll is None:
+                    self._watch()
+                elif not self._stop.wait(self._poll):
+                    self._scan()
+            except Exception:
+                log.exception("watching the studies folder failed; it goes on in a moment")
+                self._stop.wait(IDLE_MS / 1000)
+
+    def _watch(self) -> None:
+        """Watch until a tag's folder comes or goes."""
+        labels = self._studies / LABELS
+        known = tags(labels)
+        folders = (self._studies, labels, *(labels / tag for tag in known))
+        due = True  # what happened before the watch began
+        for changes in watch(
+            *folders,
+            watch_filter=None,
+            recursive=False,
+            stop_event=self._stop,
+            rust_timeout=IDLE_MS,
+            yield_on_timeout=True,
+            debounce=IDLE_MS,
+        ):
+            if due or self._concerns(Path(path) for _, path in changes):
+                due = self._scan()
+            if changes and tags(labels) != known:
+                return

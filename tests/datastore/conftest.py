@@ -1,0 +1,88 @@
+"""A small studies folder, and the store on it: as the plain object, and as the Ray actor that wraps it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayapp.datastore.local import LocalDatastore
+from rayapp.datastore.protocol import Author, LabelRecord
+
+AUTHOR = Author(user="ann", client_id="slicer-1")
+Open = Callable[..., LocalDatastore]
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for name in ("ct_a.nii.gz", "ct_b.nii.gz", "mr_c.nrrd"):
+        (folder / name).write_bytes(b"voxels of " + name.encode())
+    return folder
+
+
+@pytest.fixture
+def open_store() -> Iterator[Open]:
+    """Opens a store that is closed after the test, with short waits."""
+    opened = []
+
+    def make(studies: Path, **options: Any) -> LocalDatastore:
+        store = LocalDatastore(studies, **{"watch": False, "settle": 0.02, **options})
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def plain(studies: Path, open_store: Open) -> LocalDatastore:
+    return open_store(studies)
+
+
+@pytest.fixture(scope="session")
+def ray_node() -> Iterator[None]:
+    import ray
+
+    # Sockets live under the temporary folder, and their paths may have 107 bytes only.
+    folder = tempfile.mkdtemp(prefix="ry", dir="/tmp")
+    ray.init(
+        num_cpus=2, include_dashboard=False, namespace="rayapp-datastore-tests", _temp_dir=folder, log_to_driver=False
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["object", "actor"])
+def store(request: pytest.FixtureRequest, studies: Path, tmp_path: Path) -> Iterator[Any]:
+    if request.param == "object":
+        yield request.getfixturevalue("plain")
+        return
+    request.getfixturevalue("ray_node")
+    import ray
+
+    from actors.datastore import RemoteDatastore, start_datastore
+    from rayapp.config import Settings
+
+    handle = start_datastore(Settings(studies=studies, workspace=tmp_path / "workspace"))
+    remote = RemoteDatastore(handle)
+    remote.status()
+    yield remote
+    remote.close()
+    ray.kill(handle)
+
+
+def save(
+    store: Any, image_id: str = "ct_a", tag: str = "final", body: bytes = b"label", ext: str = ".nii.gz", **info: Any
+) -> LabelRecord:
+    staged = store.stage(ext)
+    staged.write_bytes(body)
+    record: LabelRecord = store.save_label(image_id, tag, staged, ext, info=info, author=AUTHOR)
+    return record
