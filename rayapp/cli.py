@@ -20,6 +20,7 @@ app = typer.Typer(
     help="AI-assisted interactive labelling of 3D medical images, served by Ray.",
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 app.command()(server.start)
 app.command()(demo.demo)

@@ -8,37 +8,41 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rayapp import cli
 from rayapp.commands import WrongUsage, annotation, doctor
 from rayapp.commands.demo import inside_liver
 from rayapp.commands.server import settings
 from rayapp.imaging.phantom import ORGANS, phantom
 
+Refused = Callable[..., str]
 RAYAPP = Path(sys.executable).with_name("rayapp")
 
 
-def rayapp(*words: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run the command line to its end."""
-    return subprocess.run(
-        [RAYAPP, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-    )
+def rayapp(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line, as a process of its own, to its end."""
+    return subprocess.run([RAYAPP, *words], capture_output=True, text=True, timeout=60)
 
 
-def refused(done: subprocess.CompletedProcess, status: int = 2) -> str:
-    """The one line with which the command was refused."""
-    assert done.returncode == status, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("rayapp: ")
-    return line
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """Type a command, in this process, and return the one line with which it was refused."""
+
+    def typed(*words: object, status: int = 2) -> str:
+        monkeypatch.setattr(sys, "argv", ["rayapp", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capfd.readouterr()
+        assert (left.value.code, said.out) == (status, "")
+        (line,) = said.err.splitlines()
+        assert line.startswith("rayapp: ")
+        return line
+
+    return typed
 
 
 def test_help_comes_at_once_and_names_every_command():
@@ -61,18 +65,19 @@ def test_the_version_is_shown():
     assert rayapp("--version").stdout == "rayapp 0.1.0\n"
 
 
-def test_studies_are_needed(tmp_path: Path):
-    assert "--studies is needed" in refused(rayapp("start", cwd=tmp_path))
+def test_studies_are_needed(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert "--studies is needed" in refused("start")
 
 
-def test_a_missing_folder_is_told_by_name(tmp_path: Path):
-    assert f"there is no folder {tmp_path / 'none'}" in refused(rayapp("start", "--studies", tmp_path / "none"))
+def test_a_missing_folder_is_told_by_name(refused: Refused, tmp_path: Path):
+    assert f"there is no folder {tmp_path / 'none'}" in refused("start", "--studies", tmp_path / "none")
 
 
-def test_a_file_is_no_studies_folder(tmp_path: Path):
+def test_a_file_is_no_studies_folder(refused: Refused, tmp_path: Path):
     file = tmp_path / "file"
     file.touch()
-    assert "is not a folder" in refused(rayapp("start", "--studies", file))
+    assert "is not a folder" in refused("start", "--studies", file)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -108,11 +113,11 @@ def test_a_folder_that_cannot_be_read_or_written_is_refused(mode: int):
         (("--nonsense",), "No such option: --nonsense"),
     ],
 )
-def test_a_wrong_flag_gets_one_line_and_status_2(tmp_path: Path, words: tuple[str, ...], said: str):
-    assert said in refused(rayapp("start", "--studies", tmp_path, *words))
+def test_a_wrong_flag_gets_one_line_and_status_2(refused: Refused, tmp_path: Path, words: tuple[str, ...], said: str):
+    assert said in refused("start", "--studies", tmp_path, *words)
 
 
-def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path):
+def test_a_port_in_use_is_told_before_anything_starts(refused: Refused, tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -131,13 +136,17 @@ def test_flags_come_before_the_environment_and_that_before_the_file(tmp_path: Pa
     assert (chosen.port, chosen.max_queued, chosen.session_expiry) == (8103, 8, 61)
 
 
-def test_what_is_wrong_outside_the_flags_is_told_in_one_line(tmp_path: Path):
-    start = ("start", "--studies", tmp_path)
-    assert "environment" in refused(rayapp(*start, env={"RAYAPP_MODELS": "a,b"}))
+def test_what_is_wrong_outside_the_flags_is_told_in_one_line(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "rayapp.toml").write_text("prot = 1")
-    assert "there is no setting 'prot'" in refused(rayapp(*start, cwd=tmp_path))
+    assert "there is no setting 'prot'" in refused("start", "--studies", tmp_path)
     (tmp_path / "rayapp.toml").write_text("port = ")
-    assert "rayapp.toml" in refused(rayapp(*start, cwd=tmp_path))
+    assert "rayapp.toml" in refused("start", "--studies", tmp_path)
+    (tmp_path / "rayapp.toml").unlink()
+    monkeypatch.setenv("RAYAPP_MODELS", "a,b")
+    assert "environment" in refused("start", "--studies", tmp_path)
 
 
 def test_paths_are_made_absolute_and_each_studies_folder_has_a_workspace(
@@ -156,13 +165,13 @@ def test_paths_are_made_absolute_and_each_studies_folder_has_a_workspace(
     assert settings({"studies": "a", "workspace": "w"}).workspace == tmp_path / "w"
 
 
-def test_no_server_is_one_line_and_status_1():
+def test_no_server_is_one_line_and_status_1(refused: Refused):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         for words in (("next", "first"), ("infer", "deepedit", "image")):
-            assert f"no answer from {url}" in refused(rayapp(*words, "--server", url), status=1)
-    assert "must begin with http" in refused(rayapp("next", "first", "--server", "localhost"), status=1)
+            assert f"no answer from {url}" in refused(*words, "--server", url, status=1)
+    assert "must begin with http" in refused("next", "first", "--server", "localhost", status=1)
 
 
 def test_clicks_are_added_under_their_labels_names():
@@ -174,8 +183,8 @@ def test_clicks_are_added_under_their_labels_names():
     "words",
     [("--click", "liver"), ("--click", "liver=1,2"), ("--click", "=1,2,3"), ("--params", "{"), ("--params", "[]")],
 )
-def test_a_click_or_params_that_make_no_sense_are_refused(words: tuple[str, str]):
-    assert words[0] in refused(rayapp("infer", "deepedit", "image", *words))
+def test_a_click_or_params_that_make_no_sense_are_refused(refused: Refused, words: tuple[str, str]):
+    assert words[0] in refused("infer", "deepedit", "image", *words)
 
 
 def test_doctor_shows_versions_hardware_and_flags():
@@ -196,8 +205,8 @@ def test_doctor_names_what_is_amiss():
         assert said in problem
 
 
-def test_an_unknown_data_set_is_answered_with_the_known_ones():
-    assert "Task09_Spleen" in refused(rayapp("datasets", "download", "Task99_Nose"), status=1)
+def test_an_unknown_data_set_is_answered_with_the_known_ones(refused: Refused):
+    assert "Task09_Spleen" in refused("datasets", "download", "Task99_Nose", status=1)
 
 
 def test_the_data_sets_are_listed():
