@@ -1,4 +1,4 @@
-"""The datastore actor: a thin shell around one `rayapp.datastore.local.LocalDatastore`, the one writer of a study set."""
+"""The datastore actor: a thin shell around one `LocalDatastore`, the one writer of a study set."""
 
 from __future__ import annotations
 

@@ -117,9 +117,7 @@ class Index:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    db.execute("PRAGMA cache_size = -16384")
-    return db
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
 
 
 def dumps(info: Mapping[str, Any]) -> str:

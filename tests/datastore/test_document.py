@@ -1,0 +1,122 @@
+"""`datastore_v2.json`: what MONAI Label reads of ours, and what we read of its."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Open, save
+
+from rayapp.datastore import document
+
+
+@pytest.fixture(autouse=True)
+def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document, "DELAY_S", 0.05)
+
+
+def written(studies: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((studies / "datastore_v2.json").read_text())
+    return loaded
+
+
+def until(condition: Any, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_the_document_has_the_layout_of_monai_label(plain: Any, studies: Path) -> None:
+    save(plain, "ct_a", tag="version_1", body=b"x", model='ünï"code\n')
+    save(plain, "ct_a", body=b"x")
+    plain.close()
+    found = written(studies)
+    assert {key: value for key, value in found.items() if key != "objects"} == {
+        "name": "new-dataset",
+        "description": "New Dataset",
+        "images_dir": ".",
+        "labels_dir": "labels",
+    }
+    assert list(found["objects"]) == ["ct_a", "ct_b", "mr_c"]
+    image = found["objects"]["ct_a"]
+    assert image["image"]["ext"] == ".nii.gz"
+    assert image["image"]["info"]["name"] == "ct_a.nii.gz"
+    assert list(image["labels"]) == ["version_1", "final"]
+    assert image["labels"]["version_1"]["info"]["model"] == 'ünï"code\n'
+    assert isinstance(image["labels"]["final"]["info"]["ts"], int)
+    assert found["objects"]["mr_c"]["labels"] == {}
+
+
+def test_the_document_follows_a_change_soon(plain: Any, studies: Path) -> None:
+    until((studies / "datastore_v2.json").exists)
+    save(plain, model="m")
+    until(lambda: written(studies)["objects"]["ct_a"]["labels"].get("final", {}).get("info", {}).get("model") == "m")
+    assert written(studies) == plain.document()
+
+
+def test_only_what_was_really_edited_from_outside_is_taken_over(plain: Any, studies: Path) -> None:
+    save(plain, model="m")
+    until(lambda: (studies / "datastore_v2.json").exists() and written(studies) == plain.document())
+    stale = written(studies)
+    save(plain, "ct_b", model="newer")
+    plain.update_image_info("ct_a", {"dice": 0.7})
+    # A program that had read the document before now writes it back with an edit of its own.
+    stale["objects"]["ct_a"]["labels"]["final"]["info"]["status"] = "approved"
+    stale["objects"]["mr_c"]["image"]["info"]["site"] = "x"
+    stale["name"] = "renamed"
+    (studies / "datastore_v2.json").write_text(json.dumps(stale))
+    plain.refresh()
+    assert plain.label("ct_a", "final").info["status"] == "approved"
+    assert plain.image("mr_c").info["site"] == "x"
+    assert plain.image("ct_a").info["dice"] == 0.7
+    assert plain.label("ct_b", "final").info["model"] == "newer"
+    assert plain.document()["name"] == "renamed"
+    until(lambda: written(studies) == plain.document())
+
+
+def test_new_entries_of_a_foreign_document_name_new_files(plain: Any, studies: Path) -> None:
+    until((studies / "datastore_v2.json").exists)
+    theirs = written(studies)
+    theirs["objects"]["ct_a"]["labels"]["final"] = {"ext": ".seg.nrrd", "info": {"user": "zoe"}}
+    theirs["objects"]["ct_d"] = {"image": {"ext": ".nii", "info": {"site": "y"}}, "labels": {}}
+    (studies / "labels" / "final" / "ct_a.seg.nrrd").write_bytes(b"x")
+    (studies / "ct_d.nii").write_bytes(b"x")
+    (studies / "datastore_v2.json").write_text(json.dumps(theirs))
+    plain.refresh()
+    assert plain.label("ct_a", "final").info["user"] == "zoe"
+    assert plain.image("ct_d").info["site"] == "y"
+
+
+def test_our_own_older_document_never_overrides_newer_infos(studies: Path, open_store: Open) -> None:
+    store = open_store(studies)
+    store.update_image_info("ct_a", {"dice": 0.1})
+    store.close()
+    old = (studies / "datastore_v2.json").read_bytes()
+    store = open_store(studies)
+    store.update_image_info("ct_a", {"dice": 0.2})
+    store.close()
+    # As if the crash had come between remembering the new document and publishing it.
+    (studies / "datastore_v2.json").write_bytes(old)
+    assert open_store(studies).image("ct_a").info["dice"] == 0.2
+
+
+def test_a_document_broken_while_the_store_runs_is_kept_aside_and_written_again(plain: Any, studies: Path) -> None:
+    path = studies / "datastore_v2.json"
+    until(path.exists)
+    path.write_text("{")
+    time.sleep(0.1)
+    plain.refresh()
+    assert len(list(studies.glob("datastore_v2.json.broken-*"))) == 1
+    until(lambda: path.exists() and written(studies) == plain.document())
+
+
+def test_a_deleted_document_comes_back_with_the_next_change(plain: Any, studies: Path) -> None:
+    path = studies / "datastore_v2.json"
+    until(path.exists)
+    path.unlink()
+    save(plain)
+    until(lambda: path.exists() and written(studies) == plain.document())

@@ -1,0 +1,78 @@
+"""The watched folder: what others do to it is noticed, what we do to it causes no scan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import AUTHOR, Open, save
+
+from rayapp.datastore import watch
+from rayapp.datastore.local import LocalDatastore
+from rayapp.datastore.reconcile import Reconciler
+
+
+@pytest.fixture(autouse=True)
+def short_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "IDLE_MS", 100)
+
+
+@pytest.fixture(params=["events", "polling"])
+def watched(request: pytest.FixtureRequest, studies: Path, open_store: Open) -> LocalDatastore:
+    return open_store(studies, watch=True, poll=None if request.param == "events" else 0.2)
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it was not noticed in time"
+        time.sleep(0.02)
+
+
+def test_images_and_labels_that_come_and_go_are_noticed(watched: LocalDatastore, studies: Path) -> None:
+    (studies / "late.nii.gz").write_bytes(b"x")
+    until(lambda: "late" in watched.image_ids())
+    (studies / "labels" / "final" / "late.nii.gz").write_bytes(b"x")
+    until(lambda: "final" in watched.labels("late"))
+    (studies / "labels" / "final" / "late.nii.gz").unlink()
+    until(lambda: not watched.labels("late"))
+    (studies / "late.nii.gz").unlink()
+    until(lambda: "late" not in watched.image_ids())
+
+
+def test_a_new_tag_folder_is_noticed_and_watched(watched: LocalDatastore, studies: Path) -> None:
+    folder = studies / "labels" / "version_1"
+    folder.mkdir()
+    (folder / "ct_a.nii.gz").write_bytes(b"x")
+    until(lambda: "version_1" in watched.labels("ct_a"))
+    (folder / "ct_b.nii.gz").write_bytes(b"x")
+    until(lambda: "version_1" in watched.labels("ct_b"))
+
+
+def test_an_edited_document_and_label_are_noticed(watched: LocalDatastore, studies: Path) -> None:
+    path = save(watched, body=b"ours").path
+    path.write_bytes(b"by hand")
+    until(lambda: len(watched.revisions("ct_a", "final")) == 2)
+    document = studies / "datastore_v2.json"
+    until(lambda: document.exists() and '"client_id": "slicer-1"' in document.read_text())
+    document.write_text(document.read_text().replace('"slicer-1"', '"other"'))
+    until(lambda: watched.label("ct_a", "final").info["client_id"] == "other")
+
+
+def test_own_writes_cause_no_scan(studies: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(studies, watch=True)
+    time.sleep(0.6)
+    scans = []
+    monkeypatch.setattr(Reconciler, "scan", lambda *_: bool(scans.append(1)))
+    for i in range(20):
+        save(store, body=b"%d" % i)
+    staged = store.stage(".nii")
+    staged.write_bytes(b"x")
+    store.add_image("new", staged, ".nii", info={}, author=AUTHOR)
+    store.remove_label("ct_a", "final")
+    store.remove_image("new")
+    time.sleep(2.0)
+    assert scans == []
