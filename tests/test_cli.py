@@ -122,9 +122,8 @@ def test_a_port_in_use_is_told_before_anything_starts(refused: Refused, tmp_path
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"--port {port}: Address already in use" in refused(
-            rayapp("start", "--studies", tmp_path, "--port", port)
-        )
+        said = refused("start", "--studies", tmp_path, "--port", port)
+    assert f"--port {port}: Address already in use" in said
 
 
 def test_flags_come_before_the_environment_and_that_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

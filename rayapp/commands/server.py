@@ -36,7 +36,7 @@ Port = Annotated[int | None, typer.Option(help="Port to listen on.  [default: 80
 Replicas = Annotated[str | None, typer.Option(metavar="MIN:MAX", help="Inference replicas.  [default: 1:1]")]
 Cpus = Annotated[
     int | None,
-    typer.Option("--num-cpus", help="Logical CPUs for Ray; may exceed the cores.  [default: the cores, at least 4]"),
+    typer.Option("--num-cpus", help="Logical CPUs for Ray.  [default: the cores, at least 4]"),
 ]
 
 

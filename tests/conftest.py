@@ -1,0 +1,110 @@
+"""A real server for the tests that need one: `rayapp start`, once for all of them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel
+import psutil
+import pytest
+
+from rayapp.imaging.phantom import phantom
+
+START_TIMEOUT = 120
+STOP_TIMEOUT = 60
+SHAPE = (64, 52, 40)
+MARK = "RAYAPP_TEST_SERVER"
+"""In the environment of every process of one server."""
+
+
+@dataclass
+class Running:
+    """A server: its address, its folder of images and what it printed."""
+
+    process: subprocess.Popen[str]
+    studies: Path
+    workspace: Path
+    mark: str
+    url: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal to the process that was started, wait for its end and return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(STOP_TIMEOUT)
+
+    def survivors(self) -> list[str]:
+        """Processes of this server that run still."""
+        return [" ".join(process.cmdline())[:120] for process in psutil.process_iter() if _marked(process, self.mark)]
+
+
+def _marked(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def make_studies(folder: Path, count: int) -> Path:
+    """Small torsos, asymmetric and oblique, `torso_0.nii.gz` and so on."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        volume, _ = phantom(5_000_000 + number, shape=SHAPE)
+        nibabel.Nifti1Image(volume.array[0], volume.affine).to_filename(folder / f"torso_{number}.nii.gz")
+    return folder
+
+
+@contextmanager
+def started(folder: Path, *flags: str) -> Iterator[Running]:
+    """`rayapp start` on small studies in `folder`; yields once it is ready, and stops it if nobody did."""
+    studies, workspace, mark = make_studies(folder / "studies", 4), folder / "workspace", secrets.token_hex(8)
+    command = [Path(sys.executable).with_name("rayapp"), "start", "--studies", studies, "--workspace", workspace]
+    env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "RAYAPP_DASHBOARD": "false"}
+    with (folder / "stderr").open("w") as errors:
+        process = subprocess.Popen(
+            [*command, "--port", "0", *flags], stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=folder
+        )
+    running, ready = Running(process, studies, workspace, mark), threading.Event()
+    reading = threading.Thread(target=_read, args=(running, ready), daemon=True)
+    reading.start()
+    try:
+        if not ready.wait(START_TIMEOUT) or not running.lines:
+            pytest.fail(f"the server did not start: {(folder / 'stderr').read_text()[-3000:]}")
+        running.url = running.lines[0].removeprefix("ready ").strip()
+        yield running
+    finally:
+        try:
+            running.stop()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        reading.join(5)
+
+
+def _read(running: Running, ready: threading.Event) -> None:
+    """Collect the server's stdout; ready at its first line or its end."""
+    assert running.process.stdout is not None
+    for line in running.process.stdout:
+        running.lines.append(line)
+        ready.set()
+    ready.set()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server for the whole run; that it stops cleanly is part of every run."""
+    with started(tmp_path_factory.mktemp("server")) as running:
+        yield running
+        assert running.stop(signal.SIGTERM) == 0
+    assert running.lines == [f"ready {running.url}\n"]
+    assert running.survivors() == []
