@@ -74,19 +74,16 @@ class Reconciler:
                 "SELECT image_id, tag, ext, sha, size, mtime_ns, number FROM label WHERE session >= ?", (session,)
             ).fetchall()
             for image_id, tag, ext, sha, size, mtime_ns, number in rows:
+                earlier = db.execute(
+                    "SELECT ext, size, mtime_ns FROM revision WHERE image_id = ? AND tag = ? AND number < ?",
+                    (image_id, tag, number),
+                ).fetchall()
+                # Earlier revisions that are published still; what is neither these nor the label was put by hand.
+                left = {old for old, *stamp in earlier if self._is(tag, image_id + old, *stamp)}
+                for old in left - {ext}:
+                    (self._labels / tag / (image_id + old)).unlink()
                 path = self._labels / tag / (image_id + ext)
-                stamp = Stamp.of(path)
-                if stamp == Stamp(size=size, mtime_ns=mtime_ns):
-                    continue
-                earlier = (
-                    stamp
-                    and db.execute(
-                        "SELECT 1 FROM revision"
-                        " WHERE image_id = ? AND tag = ? AND number < ? AND size = ? AND mtime_ns = ?",
-                        (image_id, tag, number, stamp.size, stamp.mtime_ns),
-                    ).fetchone()
-                )
-                if stamp is None or earlier:
+                if ext in left or not path.exists():
                     kept = Kept(sha=sha, ext=ext, size=size, path=self._files.path(sha, ext))
                     staged, _ = self._files.copy(kept, mtime_ns)
                     path.parent.mkdir(exist_ok=True)
@@ -94,6 +91,9 @@ class Reconciler:
         for tag in folder.tags(self._labels):
             sync(self._labels / tag)
         sync(self._labels)
+
+    def _is(self, tag: str, name: str, size: int, mtime_ns: int) -> bool:
+        return Stamp.of(self._labels / tag / name) == Stamp(size=size, mtime_ns=mtime_ns)
 
     def merge(self, names: Mapping[str, str], theirs: Entries, base: Entries) -> None:
         """Take over what a foreign document says otherwise than `base`, then the entries that are new in it."""

@@ -199,6 +199,7 @@ def test_a_crash_between_commit_and_publishing_is_repaired_at_opening(
 ) -> None:
     old = save(plain, body=b"old").path.stat()
     path = save(plain, body=b"new").path
+    old_ext = save(plain, "ct_b", body=b"a", ext=".nrrd").path.stat()
     other = save(plain, "ct_b", body=b"other").path
     crash = studies.parent / "crash"
     # What a kill -9 leaves: the index has both, the published files are one behind.
@@ -207,9 +208,12 @@ def test_a_crash_between_commit_and_publishing_is_repaired_at_opening(
     left.write_bytes(b"old")
     os.utime(left, ns=(old.st_atime_ns, old.st_mtime_ns))
     (crash / other.relative_to(studies)).unlink()
+    (left.with_name("ct_b.nrrd")).write_bytes(b"a")
+    os.utime(left.with_name("ct_b.nrrd"), ns=(old_ext.st_atime_ns, old_ext.st_mtime_ns))
     store = open_store(crash)
     assert store.label("ct_a", "final").path.read_bytes() == b"new"
     assert store.label("ct_b", "final").path.read_bytes() == b"other"
+    assert not left.with_name("ct_b.nrrd").exists()
     assert len(store.revisions("ct_a", "final")) == 2
 
 
