@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from actors.face import Face
 from rayapp.config import Settings
@@ -22,16 +22,12 @@ class Inference(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """`datastore` answers the `Datastore` protocol; `app` answers `Catalogue`'s methods; `models` a `ModelStore`'s;
-    `sessions` a `SessionStore`'s; `users` a `UserStore`'s."""
+    """`datastore` answers the `Datastore` protocol, `models` a `Catalogue`'s methods, `sessions` a `SessionStore`'s,
+    `users` a `UserStore`'s."""
 
     settings: Settings
     datastore: Face
-    app: Face
     models: Face
     sessions: Face
     users: Face
     inference: Inference
-
-
-Json = dict[str, Any]

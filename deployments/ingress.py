@@ -1,0 +1,48 @@
+"""The gateway as the ingress deployment of Ray Serve: stateless replicas that each build the same FastAPI app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+
+from actors.face import Face
+from deployments.inference import RoutedInference
+from deployments.services import Services
+from rayapp import logs
+from rayapp.config import Settings
+
+NAME = "gateway"
+ONGOING = 1000
+"""Requests one gateway replica holds open; almost all of them wait for somebody else."""
+
+
+def gateway_deployment(settings: Settings, datastore: Any, models: Any) -> serve.Deployment:
+    """The ingress; bind it to nothing: it finds the inference deployment of its own application."""
+
+    def build() -> FastAPI:
+        from rayapp.sessions import SessionStore
+        from rayapp.users import UserStore
+
+        from deployments.gateway import build_gateway
+
+        logs.configure(settings)
+        return build_gateway(
+            Services(
+                settings=settings,
+                datastore=Face(datastore),
+                models=Face(models),
+                sessions=Face(SessionStore(settings.workspace / "sessions", expiry=settings.session_expiry)),
+                users=Face(UserStore(settings.workspace / "users.json")),
+                inference=RoutedInference(serve.get_deployment_handle("inference", app_name="rayapp")),
+            )
+        )
+
+    return serve.deployment(
+        serve.ingress(build)(),
+        name=NAME,
+        max_ongoing_requests=ONGOING,
+        graceful_shutdown_timeout_s=10,
+        ray_actor_options={"num_cpus": 0},
+    )

@@ -1,0 +1,171 @@
+"""The composition root: starts Ray, the actors and Serve, and stops them. The only module that knows every room."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from actors import NAMESPACE
+from actors.datastore import start_datastore
+from actors.models import start_models
+from deployments.inference import inference_deployment
+from deployments.ingress import gateway_deployment
+from rayapp import logs
+from rayapp.config import Settings
+from rayapp.errors import RayappError
+from rayapp.protocol import Path as Route
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "rayapp"
+LOGICAL_CPUS = 4
+"""The least logical CPUs of an embedded node: serving finds a place beside background work on a small machine."""
+READY_TIMEOUT = 120.0
+ACTOR_CLOSE_TIMEOUT = 30.0
+
+
+def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
+    """Serve; call `on_ready` with the address once every route answers; return when SIGINT or SIGTERM came and all
+    is drained and stopped."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    logs.rotate(settings)
+    logs.configure(settings)
+    with running(settings) as url:
+        if not stop.is_set():
+            on_ready(url)
+        stop.wait()
+        logger.info("draining")
+
+
+@contextlib.contextmanager
+def running(settings: Settings) -> Iterator[str]:
+    """A running server; yields its address, for example `http://127.0.0.1:8000`."""
+    settings = settings.model_copy(update={"port": settings.port or _free_port(settings.host)})
+    settings.workspace.mkdir(parents=True, exist_ok=True)
+    with _ray(settings):
+        datastore = models = None
+        try:
+            datastore = start_datastore(settings)
+            models = start_models(settings, datastore)
+            # A wrong app or an unreadable folder is told here, before anything listens.
+            _told(models.describe.remote())
+            yield _serve(settings, datastore, models)
+        finally:
+            serve.shutdown()
+            if datastore is not None:
+                _close(datastore)
+            for actor in (models, datastore):
+                if actor is not None:
+                    ray.kill(actor)
+
+
+def _serve(settings: Settings, datastore: Any, models: Any) -> str:
+    host = settings.host
+    serve.start(
+        http_options={"host": host, "port": settings.port, "request_timeout_s": None},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+    inference = inference_deployment(settings).bind(settings, datastore)
+    gateway = gateway_deployment(settings, datastore, models).bind(inference)
+    serve.run(gateway, name=APPLICATION, route_prefix="/")
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{settings.port}"
+    _wait_until_answering(url)
+    return url
+
+
+def _wait_until_answering(url: str) -> None:
+    """`GET /info/` is the readiness check: gateway, datastore and models answer. 401 counts: keys are asked for."""
+    deadline = time.monotonic() + READY_TIMEOUT
+    while True:
+        try:
+            with urllib.request.urlopen(url + Route.INFO, timeout=10):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code == 401:
+                return
+            if time.monotonic() > deadline:
+                raise
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _ray(settings: Settings) -> Iterator[None]:
+    """An embedded Ray node for this server alone, or a connection to the cluster that `ray_address` names."""
+    if settings.auth != "none":
+        # HAProxy is far cheaper per request, but binds replicas to all interfaces: only behind keys.
+        os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common = {"namespace": NAMESPACE, "logging_level": "warning", "log_to_driver": False}
+    if settings.ray_address is not None:
+        ray.init(address=settings.ray_address, **common)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Unix sockets must have short paths, so Ray's session lies in the system's temporary folder.
+    folder = Path(tempfile.gettempdir()) / f"rayapp-{secrets.token_hex(4)}"
+    ray.init(
+        address="local",
+        num_cpus=settings.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1),
+        include_dashboard=settings.dashboard,
+        dashboard_host="127.0.0.1",
+        _temp_dir=str(folder),
+        **common,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _told(reference: Any) -> Any:
+    """What the actor answers; an error of `rayapp.errors`, also one raised while it was made, arrives as itself."""
+    try:
+        return ray.get(reference)
+    except (ray.exceptions.RayTaskError, ray.exceptions.ActorDiedError) as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, RayappError):
+            raise cause from None
+        raise
+
+
+def _close(datastore: Any) -> None:
+    """Let the datastore write what is due. What was acknowledged is durable already."""
+    try:
+        ray.get(datastore.close.remote(), timeout=ACTOR_CLOSE_TIMEOUT)
+    except ray.exceptions.RayError:
+        logger.exception("the datastore did not close by itself; the next start repairs what is due")
+
+
+def _free_port(host: str) -> int:
+    family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
