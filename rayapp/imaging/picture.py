@@ -66,19 +66,21 @@ def _spacing(affine: Affine, turn: Array) -> Array:
 
 
 def _window(grey: Array, mask: Array) -> tuple[float, float]:
-    """The intensities to show as black and white: those around the mask."""
-    where = np.nonzero(mask)
-    box = tuple(slice(axis.min(), axis.max() + 1) for axis in where) if where[0].size else ...
-    low, high = np.percentile(grey[box], (2, 99.5))
-    return float(low), max(float(high), float(low) + 1e-6)
+    """The intensities to show as black and white: those in the mask, and as far again below and above."""
+    low, high = (float(value) for value in np.percentile(grey[mask > 0] if mask.any() else grey, (1, 99)))
+    return low - (high - low), max(high + (high - low), low + 1e-6)
 
 
 def _centre(mask: Array) -> list[int]:
-    """The slice along each axis with the most of the mask, or the middle one."""
+    """The slice along each axis that cuts the most structures and, among those, the most of them; or the middle one."""
     if not mask.any():
         return [size // 2 for size in mask.shape]
-    others = ((1, 2), (0, 2), (0, 1))
-    return [int(np.count_nonzero(mask, axis=pair).argmax()) for pair in others]
+    centre = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        voxels = np.count_nonzero(mask, axis=others)
+        structures = sum((mask == value).any(axis=others).astype(int) for value in np.unique(mask[mask > 0]))
+        centre.append(int((structures + voxels / (voxels.max() + 1)).argmax()))
+    return centre
 
 
 def _slice(grey: Array, mask: Array, axis: int, at: int, spacing: Array, window: tuple[float, float]) -> Image.Image:
