@@ -180,9 +180,16 @@ def test_clicks_are_added_under_their_labels_names():
 
 @pytest.mark.parametrize(
     "words",
-    [("--click", "liver"), ("--click", "liver=1,2"), ("--click", "=1,2,3"), ("--params", "{"), ("--params", "[]")],
+    [
+        ("--output", "mask.png"),
+        ("--click", "liver"),
+        ("--click", "liver=1,2"),
+        ("--click", "=1,2,3"),
+        ("--params", "{"),
+        ("--params", "[]"),
+    ],
 )
-def test_a_click_or_params_that_make_no_sense_are_refused(refused: Refused, words: tuple[str, str]):
+def test_an_inference_that_makes_no_sense_is_refused(refused: Refused, words: tuple[str, str]):
     assert words[0] in refused("infer", "deepedit", "image", *words)
 
 

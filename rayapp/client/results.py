@@ -123,37 +123,21 @@ class InferResult:
     body: bytes | None = None
     path: Path | None = None
 
-    # The imports within: sending needs none of the packages that reading a mask needs.
     def labels(self) -> npt.NDArray[np.unsignedinteger[Any]]:
         """The mask's voxels, shape (I, J, K), on the image's grid as its file lays it out.
 
         Raises Unreadable if there is no mask or it is damaged.
         """
-        if self.path is None and self.body is None:
-            raise Unreadable("the model answered no mask")
+        from rayapp.imaging import mask_codec, reader  # sending needs none of the packages that reading needs
+
         if self.path is not None:
-            return _read(self.path)
-        body = self.body or b""
+            return reader.read_segmentation(self.path, max_bytes=MAX_LABELS).array
+        if self.body is None:
+            raise Unreadable("the model answered no mask")
         if self.media_type == MASK_MEDIA_TYPE:
-            from rayapp.imaging import mask_codec
-
-            return mask_codec.decode(body)
+            return mask_codec.decode(self.body)
+        _, extension = reader.split_ext(self.filename or "")
         with tempfile.TemporaryDirectory(prefix="rayapp-") as folder:
-            file = Path(folder) / f"mask{extension(self.filename or '')}"
-            file.write_bytes(body)
-            return _read(file)
-
-
-def extension(name: str) -> str:
-    """The whole extension of a file name: `.nii.gz` of `a.b.nii.gz`, `.seg.nrrd`, else the last suffix."""
-    lower = name.lower()
-    for double in (".nii.gz", ".seg.nrrd"):
-        if lower.endswith(double):
-            return double
-    return Path(lower).suffix
-
-
-def _read(file: Path) -> npt.NDArray[np.unsignedinteger[Any]]:
-    from rayapp.imaging.reader import read_segmentation
-
-    return read_segmentation(file, max_bytes=MAX_LABELS).array
+            file = Path(folder) / f"mask{extension}"
+            file.write_bytes(self.body)
+            return reader.read_segmentation(file, max_bytes=MAX_LABELS).array

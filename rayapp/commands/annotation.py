@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rayapp.commands import WrongUsage
+from rayapp.errors import Unreadable
 
 if TYPE_CHECKING:
     from rayapp.client import Client, InferResult
@@ -45,13 +46,16 @@ def infer(
     from rich.console import Console
 
     from rayapp.client import Client
-    from rayapp.client.results import extension
+    from rayapp.imaging.reader import split_ext
 
     wanted = request_params(params, click or [])
     file = Path(image) if Path(image).is_file() else None
-    name = file.name.removesuffix(extension(file.name)) if file else image
+    name = split_ext(file.name)[0] if file else image
     target = output or Path(f"{name}.{model}.nii.gz")
-    wanted["result_extension"] = extension(target.name)
+    try:
+        wanted["result_extension"] = split_ext(target.name)[1]
+    except Unreadable as error:
+        raise WrongUsage(f"--output: {error.detail}") from error
     with Client(server, token=token) as client:
         with Console(stderr=True).status(f"{model} on {name}…"):
             result = client.infer(model, "" if file else image, file=file, params=wanted, to=target)
