@@ -4,8 +4,8 @@ The network sees the image and one guidance channel per structure and one for ba
 by itself. The whole image is scaled into a fixed number of voxels, so that a click costs the same in any image.
 
 Networks obey clicks mostly. Three rules, applied to the margins between structures, make it always:
-  - a clicked voxel carries the clicked label, and so does the network voxel around it;
-  - where clicks are closer together than that, the nearest decides;
+  - a clicked voxel carries the clicked label, and so does tissue like it within a voxel or two of the network's;
+  - where clicks on structures are closer together than that, the nearest decides;
   - background clicks can only take away: a structure never reaches beyond where it would be without them.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from rayapp.errors import BadRequest
@@ -27,8 +28,12 @@ from rayapp.inference.prompts import BACKGROUND, FOREGROUND
 from rayapp.inference.segmentation import Clock, PreparedImage, SegmentationTask
 from rayapp.inference.task import Point, Prediction, Prompts
 
-HOLD = 0.5
+HOLD = 4.0
 """Margin (in logits) that a click gives its label on the network voxels around it."""
+REACH = 1.5
+"""Voxels of the network's grid that a click reaches into tissue like its own."""
+ALIKE = 0.3
+"""Largest difference, in normalised intensity (the body spans 2), of tissue that counts as alike."""
 
 Clicks = tuple[tuple[Point, ...], ...]
 """Points per guidance channel: structures by value, then background."""
@@ -84,7 +89,7 @@ class DeepEditTask(SegmentationTask):
         clicks = self._channelled(prompts)
         margins = self._margins(prepared, clicks, clock)
         positions = [prepared.grid.positions(points) for points in clicks]
-        margins = hold(margins, positions) if any(clicks) else margins
+        margins = hold(margins, positions, prepared.image[0].cpu().numpy()) if any(clicks) else margins
         clock.stage("post")
         prediction = self._finish(margins, prepared.grid, prompts, config, clock)
         for channel, points in enumerate(clicks):
@@ -128,23 +133,40 @@ class DeepEditTask(SegmentationTask):
         return tuple(named.get(name, ()) for name in (*self._structures, BACKGROUND))
 
 
-def hold(margins: Floats, clicks: Sequence[Sequence[Position]]) -> Floats:
-    """Margins in which each click's label leads by at least `HOLD` on the (up to eight) voxels around the click.
+def hold(margins: Floats, clicks: Sequence[Sequence[Position]], image: Floats) -> Floats:
+    """Margins in which each click's label leads by at least `HOLD` around the click.
+
+    Around it are the up to eight voxels that surround it, and those within `REACH` voxels that look like the one it is
+    on. Of several structures' clicks the nearest decides; a background click then lowers what it is nearest to.
 
     Args:
         margins: (L, R, A, S).
-        clicks: positions per channel, structures by value, then background. On a voxel that several clicks surround
-            the nearest decides.
+        clicks: positions per channel, structures by value, then background.
+        image: (R, A, S), normalised.
     """
     held = margins.copy()
-    shape = (margins.shape[1], margins.shape[2], margins.shape[3])
+    shape = (image.shape[0], image.shape[1], image.shape[2])
     nearest = np.full(shape, np.inf, dtype=np.float32)
     for channel, positions in enumerate(clicks):
         for position in positions:
-            box, distance = guidance.distances(position, shape, 1 - 1e-6)
-            closer = distance < nearest[box]
-            nearest[box][closer] = distance[closer]
-            for value, margin in enumerate(margins):
-                bound = np.maximum(margin[box], HOLD) if value == channel else np.minimum(margin[box], -HOLD)
-                held[value][box][closer] = bound[closer]
+            box, distance, around = _surroundings(position, image)
+            around &= distance < nearest[box]
+            if channel < len(margins):
+                nearest[box][around] = distance[around]
+            for value, margin in enumerate(held):
+                if value == channel:
+                    margin[box][around] = np.maximum(margins[value][box][around], HOLD)
+                else:
+                    margin[box][around] = np.minimum(margin[box][around], -HOLD)
     return held
+
+
+def _surroundings(position: Position, image: Floats) -> tuple[tuple[slice, ...], Floats, npt.NDArray[np.bool_]]:
+    """A box around a click, its voxels' distances to it, and which of them the click speaks for."""
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    box, distance = guidance.distances(position, shape, REACH)
+    on = tuple(min(n - 1, max(0, round(at))) for at, n in zip(position, shape, strict=True))
+    around = (distance < REACH) & (np.abs(image[box] - image[on]) < ALIKE)
+    i, j, k = (np.abs(np.arange(s.start, s.stop) - at) < 1 - 1e-6 for s, at in zip(box, position, strict=True))
+    around |= i[:, None, None] & j[None, :, None] & k[None, None, :]
+    return box, distance, around

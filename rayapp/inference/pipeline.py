@@ -30,12 +30,14 @@ from rayapp.inference.task import Point
 Shape = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
 Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.uint8]
 
 MAX_AXIS = 384
 """Voxels a network grid may have along an axis, whatever spacing a header claims."""
 PADDING = -2.0
 """Value of voxels outside the image; also the lowest a normalised voxel has."""
 SLAB = 16
+"""Planes worked on at a time, so that they stay in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,30 +109,40 @@ def normalise(image: Floats) -> Floats:
     return clipped
 
 
+@torch.inference_mode()
 def margins_of(logits: Tensor) -> Floats:
     """By how much each structure leads (or trails) its best rival: (1 + L, …) logits to (L, …) margins.
 
     Interpolating margins instead of logits needs one field per structure, in that structure's box only. Where one
     structure leads, the others trail by at least as much, so that interpolated margins are positive for one at most.
     """
-    best, second = logits[0].clone(), torch.full_like(logits[0], -torch.inf)
-    for channel in logits[1:]:
-        torch.maximum(second, torch.minimum(best, channel), out=second)
-        torch.maximum(best, channel, out=best)
-    trailing = logits[1:] - best
-    return torch.where(trailing == 0, best - second, trailing).cpu().numpy()
+    fields = logits.clone(memory_format=torch.contiguous_format)  # channels first, and ours to write to
+    best, second, spare = fields[0].clone(), torch.full_like(fields[0], -torch.inf), torch.empty_like(fields[0])
+    for field in fields[1:]:
+        torch.minimum(best, field, out=spare)
+        torch.maximum(second, spare, out=second)
+        torch.maximum(best, field, out=best)
+    for field in fields[1:]:  # what leads is above the second best, what trails is not
+        torch.sub(field, second, out=spare)
+        field.sub_(best).add_(spare.clamp_(min=0))
+    margins: Floats = fields[1:].cpu().numpy()
+    return margins
 
 
-def keep_largest(margin: Floats) -> Floats:
-    """A structure's margin after its smaller connected parts (voxels that touch by faces) have lost."""
-    parts, count = ndimage.label(margin > 0)
-    if count < 2:
-        return margin
-    largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-    return np.where((parts > 0) & (parts != largest), -margin, margin)
+def keep_largest(labels: Labels) -> Labels:
+    """Labels without each structure's smaller connected parts (voxels that touch by faces)."""
+    kept = labels.copy(order="K")
+    for value, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        parts, count = ndimage.label(labels[box] == value)
+        if count > 1:
+            largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+            kept[box][(parts > 0) & (parts != largest)] = 0
+    return kept
 
 
-def restore(margins: Floats, grid: NetworkGrid, *, roi: tuple[Point, Point] | None = None) -> npt.NDArray[np.uint8]:
+def restore(margins: Floats, grid: NetworkGrid, *, roi: tuple[Point, Point] | None = None) -> Labels:
     """Labels on the source's grid: structure n where its interpolated margin is positive.
 
     Args:
@@ -142,22 +154,26 @@ def restore(margins: Floats, grid: NetworkGrid, *, roi: tuple[Point, Point] | No
     """
     coarse, source = grid.coarse[::-1], grid.source[::-1]
     low, high = ((0, 0, 0), grid.source) if roi is None else roi
-    labels = torch.zeros(source, dtype=torch.uint8)
-    for value, margin in enumerate(margins, start=1):
-        field = grid.to_source_axes(margin)
+    labels = np.zeros(source, dtype=np.uint8)
+    for value, (margin, extent) in enumerate(zip(margins, _extents(margins, grid), strict=True), start=1):
+        if extent is None:
+            continue
         axes = [
             _interpolation(n, m, reach, (first, last))
-            for n, m, reach, first, last in zip(source, coarse, _extent(field > 0), low[::-1], high[::-1], strict=True)
+            for n, m, reach, first, last in zip(source, coarse, extent[::-1], low[::-1], high[::-1], strict=True)
         ]
         if any(axis.fine.start >= axis.fine.stop for axis in axes):
             continue
+        field = grid.to_source_axes(margin)
         block = torch.from_numpy(np.ascontiguousarray(field[tuple(axis.coarse for axis in axes)]))
         k, j, i = (torch.from_numpy(axis.weights) for axis in axes)
-        upsampled = (k @ (j @ (block @ i.T)).flatten(1)).view(len(k), len(j), len(i))
+        planes = (j @ (block @ i.T)).flatten(1)
         target = labels[tuple(axis.fine for axis in axes)]
-        torch.maximum(target, (upsampled > 0) * torch.tensor(value, dtype=torch.uint8), out=target)
-    result: npt.NDArray[np.uint8] = labels.numpy().transpose(2, 1, 0)
-    return result
+        for start in range(0, len(k), SLAB):
+            part = target[start : start + SLAB]
+            ahead = np.greater((k[start : start + SLAB] @ planes).numpy(), 0).reshape(part.shape)
+            np.maximum(part, ahead.view(np.uint8) * np.uint8(value), out=part)
+    return labels.transpose(2, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -175,22 +191,26 @@ def _interpolation(n: int, m: int, reach: tuple[int, int], limits: tuple[int, in
     at = (np.arange(n) + 0.5) * m / n - 0.5
     start = max(limits[0], int(np.searchsorted(at, first - 1, side="right")))
     stop = max(start, min(limits[1], int(np.searchsorted(at, end))))
-    if first == end:
-        stop = start
     near = slice(max(0, first - 1), min(m, end + 1))
     distance = np.abs(np.clip(at[start:stop, None], 0, m - 1) - np.arange(near.start, near.stop))
     return Interpolation(slice(start, stop), near, np.maximum(0, 1 - distance).astype(np.float32))
 
 
-def _extent(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First and past-the-last index of what is true, along each axis; equal if nothing is."""
-    flat, front = np.any(mask, axis=2), np.any(mask, axis=0)
-    hits = [
-        np.flatnonzero(np.any(flat, axis=1)),
-        np.flatnonzero(np.any(flat, axis=0)),
-        np.flatnonzero(np.any(front, axis=0)),
-    ]
-    return [(int(hit[0]), int(hit[-1]) + 1) if hit.size else (0, 0) for hit in hits]
+def _extents(margins: Floats, grid: NetworkGrid) -> list[list[tuple[int, int]] | None]:
+    """For each structure, along i, j, k of the coarse grid, the first and past-the-last voxel that it leads on."""
+    a, b, c = grid.turned
+    fields = torch.from_numpy(margins[:, :a, :b, :c])
+    across, front = fields.amax(dim=3), fields.amax(dim=1)
+    profiles = (across.amax(dim=2).numpy() > 0, across.amax(dim=1).numpy() > 0, front.amax(dim=1).numpy() > 0)
+    extents: list[list[tuple[int, int]] | None] = []
+    for along in zip(*profiles, strict=True):
+        if not along[0].any():
+            extents.append(None)
+            continue
+        corners = np.array([[int(np.flatnonzero(hits)[end]) for hits in along] for end in (0, -1)])
+        ends = np.sort(grid.orientation.undo_points(corners, grid.coarse), axis=0)
+        extents.append([(int(first), int(last) + 1) for first, last in ends.T])
+    return extents
 
 
 def _averaging(n: int, m: int) -> Floats:

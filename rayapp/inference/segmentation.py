@@ -159,11 +159,11 @@ class SegmentationTask:
     def _finish(
         self, margins: Floats, grid: NetworkGrid, prompts: Prompts, config: Mapping[str, Any], clock: Clock
     ) -> Prediction:
-        if wanted(config.get("largest_cc")):
-            margins = np.stack([pipeline.keep_largest(margin) for margin in margins])
-        clock.stage("post")
         labels = pipeline.restore(margins, grid, roi=prompts.roi)
         clock.stage("invert")
+        if wanted(config.get("largest_cc")):
+            labels = pipeline.keep_largest(labels)
+        clock.stage("post")
         return Prediction(labels=labels, seconds=clock.seconds)
 
 

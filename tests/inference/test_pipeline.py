@@ -142,10 +142,12 @@ def test_an_image_of_one_value_is_normalised_without_dividing_by_nothing():
     assert np.isfinite(pipeline.normalise(np.full((4, 4, 4), 7, np.float32))).all()
 
 
-def test_the_largest_part_stays_and_the_smaller_ones_go():
-    margin = np.full((12, 12, 12), -1.0, np.float32)
-    margin[1:6, 1:6, 1:6] = 2.0
-    margin[9:11, 9:11, 9:11] = 3.0
-    kept = pipeline.keep_largest(margin) > 0
-    assert kept[1:6, 1:6, 1:6].all()
-    assert kept.sum() == 125
+def test_the_largest_part_of_each_structure_stays_and_smaller_ones_go():
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[1:6, 1:6, 1:6] = 1
+    labels[9:11, 9:11, 9:11] = 1
+    labels[6:8, 6:8, 6:8] = 3
+    kept = pipeline.keep_largest(labels)
+    assert (kept[9:11, 9:11, 9:11] == 0).all()
+    assert (kept == 1).sum() == 125
+    assert (kept == 3).sum() == 8
