@@ -1,0 +1,102 @@
+"""`rayapp infer`, `next`, `users` and the server's own end, against running servers."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from PIL import Image
+
+from rayapp import errors
+from rayapp.client import Client
+from tests.conftest import Running, started
+from tests.contract.test_monailabel_client import same_grid
+
+RAYAPP = Path(sys.executable).with_name("rayapp")
+
+
+def rayapp(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    return subprocess.run([RAYAPP, *map(str, words)], capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def test_infer_writes_the_mask_shows_it_and_draws_it(server: Running, tmp_path: Path):
+    words = ("infer", "segmentation", "torso_0", "--server", server.url, "--picture", "it.png")
+    done = rayapp(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "torso_0.segmentation.nii.gz")))
+    assert same_grid(tmp_path / "torso_0.segmentation.nii.gz", server.studies / "torso_0.nii.gz")
+    assert f" {np.count_nonzero(mask == 1)} " in next(line for line in done.stdout.splitlines() if "liver" in line)
+    assert done.stdout.splitlines()[-1] == "torso_0.segmentation.nii.gz"
+    assert Image.open(tmp_path / "it.png").width > 500
+
+
+def test_infer_takes_a_file_clicks_and_an_output(server: Running, tmp_path: Path):
+    source = server.studies / "torso_1.nii.gz"
+    words = ("infer", "deepedit", source, "--server", server.url, "--click", "liver=30,25,20", "--output", "m.nrrd")
+    done = rayapp(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert same_grid(tmp_path / "m.nrrd", source)
+
+
+def test_next_prints_an_id_and_can_fetch_the_image(server: Running, tmp_path: Path):
+    with Client(server.url) as client:
+        images = client.document()["objects"]
+    done = rayapp("next", "random", "--server", server.url, cwd=tmp_path)
+    assert done.stdout.strip() in images
+    done = rayapp("next", "random", "--server", server.url, "--download", "in", cwd=tmp_path)
+    file = tmp_path / done.stdout.strip()
+    assert file.read_bytes() == (server.studies / file.name).read_bytes()
+
+
+def test_what_the_server_refuses_is_told_in_one_line(server: Running, tmp_path: Path):
+    for words in (("infer", "nothing", "torso_0"), ("infer", "segmentation", "nothing"), ("next", "nothing")):
+        done = rayapp(*words, "--server", server.url, cwd=tmp_path)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+        assert "'nothing'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_server_and_leaves_nothing(tmp_path: Path):
+    with started(tmp_path) as running:
+        assert running.stop(signal.SIGINT) == 0
+    assert running.lines == [f"ready {running.url}\n"]
+    assert running.survivors() == []
+
+
+@pytest.mark.slow
+def test_a_signal_while_it_starts_ends_the_server_too(tmp_path: Path):
+    for seconds in (0.3, 2, 5):
+        folder = tmp_path / str(seconds)
+        folder.mkdir()
+        with started(folder, wait=False) as running:
+            time.sleep(seconds)
+            assert running.stop(signal.SIGTERM) == 0
+        assert running.survivors() == []
+
+
+@pytest.mark.slow
+def test_with_keys_only_their_holders_come_in_as_far_as_their_role_reaches(tmp_path: Path):
+    with started(tmp_path, "--auth", "token") as running:
+        at = ("--studies", running.studies, "--workspace", running.workspace)
+        token = rayapp("users", "add", "anna", "--role", "user", *at, cwd=tmp_path).stdout.strip()
+        assert "anna" in rayapp("users", "list", *at, cwd=tmp_path).stdout
+        with Client(running.url) as stranger, pytest.raises(errors.NotSignedIn):
+            stranger.info()
+        with Client(running.url, token=token) as anna:
+            assert anna.whoami()["username"] == "anna"
+            assert anna.info()["models"]
+            with pytest.raises(errors.NotAllowed):
+                anna.delete_image("torso_0")
+            assert rayapp("users", "revoke", "anna", *at, cwd=tmp_path).returncode == 0
+            with pytest.raises(errors.NotSignedIn):
+                anna.info()
+        assert running.stop() == 0
+    assert running.survivors() == []
