@@ -22,10 +22,9 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any) -> serve
     """The ingress; bind it to nothing: it finds the inference deployment of its own application."""
 
     def build() -> FastAPI:
+        from deployments.gateway import build_gateway
         from rayapp.sessions import SessionStore
         from rayapp.users import UserStore
-
-        from deployments.gateway import build_gateway
 
         logs.configure(settings)
         return build_gateway(
