@@ -18,6 +18,8 @@ from rayapp.commands import WrongUsage, annotation, doctor
 from rayapp.commands.demo import inside_liver
 from rayapp.commands.server import settings
 from rayapp.imaging.phantom import ORGANS, phantom
+from rayapp.protocol import Role
+from rayapp.users import UserStore
 
 Refused = Callable[..., str]
 RAYAPP = Path(sys.executable).with_name("rayapp")
@@ -171,6 +173,19 @@ def test_no_server_is_one_line_and_status_1(refused: Refused):
         for words in (("next", "first"), ("infer", "deepedit", "image")):
             assert f"no answer from {url}" in refused(*words, "--server", url, status=1)
     assert "must begin with http" in refused("next", "first", "--server", "localhost", status=1)
+
+
+def test_users_are_added_listed_and_revoked(refused: Refused, tmp_path: Path):
+    at = ("--studies", str(tmp_path), "--workspace", str(tmp_path / "workspace"))
+    token = rayapp("users", "add", "anna", "--role", "reviewer", *at).stdout.strip()
+    user = UserStore(tmp_path / "workspace" / "users.json").authenticate(token)
+    assert user is not None
+    assert (user.name, user.role) == ("anna", Role.REVIEWER)
+    assert "anna" in refused("users", "add", "anna", *at, status=1)
+    assert "reviewer" in rayapp("users", "list", *at).stdout
+    assert rayapp("users", "revoke", "anna", *at).returncode == 0
+    assert UserStore(tmp_path / "workspace" / "users.json").authenticate(token) is None
+    assert "'anna'" in refused("users", "revoke", "anna", *at, status=1)
 
 
 def test_clicks_are_added_under_their_labels_names():

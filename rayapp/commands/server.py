@@ -117,6 +117,14 @@ def settings(given: Mapping[str, Any]) -> Settings:
 
     Raises WrongUsage, in one line, for whatever is wrong.
     """
+    chosen = places(given)
+    _check_labels(chosen.labels)
+    _check_address(chosen)
+    return chosen.model_copy(update={"app": _app(chosen.app)})
+
+
+def places(given: Mapping[str, Any]) -> Settings:
+    """As `settings`, for a command that only needs to know where things lie."""
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
@@ -131,11 +139,9 @@ def settings(given: Mapping[str, Any]) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WrongUsage(f"rayapp.toml: {error}") from error
     _check_studies(chosen.studies)
-    _check_labels(chosen.labels)
-    _check_address(chosen)
     # Other processes of the server have other working directories.
     update = {"studies": chosen.studies.resolve(), "workspace": chosen.workspace.expanduser().resolve()}
-    return chosen.model_copy(update={**update, "app": _app(chosen.app)})
+    return chosen.model_copy(update=update)
 
 
 def _line(error: ValidationError) -> str:

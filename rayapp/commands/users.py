@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,9 +46,9 @@ def revoke(name: Name, studies: server.Studies = None, workspace: server.Workspa
     _store(studies, workspace).revoke(name)
 
 
-def _store(studies: str | None, workspace: object) -> UserStore:
+def _store(studies: str | None, workspace: Path | None) -> UserStore:
     from rayapp.users import UserStore
 
-    given = {"studies": studies, "workspace": workspace}
-    chosen = server.settings({name: value for name, value in given.items() if value is not None})
-    return UserStore(chosen.workspace)
+    if workspace is None:
+        workspace = server.places({"studies": studies} if studies is not None else {}).workspace
+    return UserStore(workspace / "users.json")
