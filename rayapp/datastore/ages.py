@@ -1,7 +1,8 @@
 """Ages: which unlabelled image comes next when the longer unseen ones should come more often.
 
 The weights of 100,000 images are kept as arrays, but the index stays the truth: a drawn image is looked up, and if it
-was labelled, removed or served meanwhile, the arrays are corrected and the draw repeated. So no writer has to tell.
+was labelled, removed or served meanwhile, the arrays are corrected and the draw repeated. So no writer has to tell;
+and since each of these only takes weight away, the draw is as fair as one from the index itself.
 Any number of threads may call at once.
 """
 
@@ -61,10 +62,8 @@ class Ages:
         if reopened != self._reopened:
             self._clear()
             self._reopened = reopened
-        last = int(self._seq[-1]) if len(self._seq) else 0
-        rows = db.execute(
-            "SELECT id, seq, served, added FROM image WHERE final = 0 AND seq > ? ORDER BY seq", (last,)
-        ).fetchall()
+        last = int(self._seq.max()) if len(self._seq) else 0
+        rows = db.execute("SELECT id, seq, served, added FROM image WHERE final = 0 AND seq > ?", (last,)).fetchall()
         if rows:
             ids, *columns = zip(*rows, strict=True)
             self._ids.extend(ids)

@@ -7,6 +7,7 @@ extension ""). Labels lie under `labels/<tag>/`. Hidden names and anything else 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
@@ -119,8 +120,8 @@ def files(folder: Path) -> dict[str, Stamp]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not entry.name.startswith(".") and entry.is_file():
-                    stat = entry.stat()
-                    found[entry.name] = Stamp(size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+                    status = entry.stat()
+                    found[entry.name] = Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
     except FileNotFoundError:
         return {}
     return found
@@ -140,9 +141,10 @@ def settled(paths: Mapping[K, Path], settle: float) -> set[K]:
 
 def _signature(path: Path) -> Stamp | None:
     try:
-        if not path.is_dir():
-            return Stamp.of(path)
-        return _sum(Stamp.of(file) for file in path.iterdir())
+        status = os.stat(path)  # noqa: PTH116 -- thousands of times
+        if stat.S_ISDIR(status.st_mode):
+            return _sum(Stamp.of(file) for file in path.iterdir())
+        return Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
     except OSError:
         return None
 

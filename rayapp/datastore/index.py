@@ -49,6 +49,9 @@ CREATE INDEX event_image ON event(image_id, seq);
 -- Entries of images whose files went away: an image that comes back (a lost mount, say) finds its infos again.
 CREATE TABLE vanished(id TEXT PRIMARY KEY, entry TEXT NOT NULL) WITHOUT ROWID;
 
+-- Removals whose files may still lie there; tag '' is the image itself. A crash must not bring them back.
+CREATE TABLE doomed(image_id TEXT NOT NULL, tag TEXT NOT NULL, ext TEXT NOT NULL);
+
 CREATE TABLE count(kind TEXT NOT NULL, name TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(kind, name));
 INSERT INTO count VALUES('image', '', 0), ('reopened', '', 0);
 CREATE TRIGGER image_added AFTER INSERT ON image BEGIN

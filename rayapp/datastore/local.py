@@ -30,10 +30,14 @@ from rayapp.datastore.index import (
     update_label,
 )
 from rayapp.datastore.protocol import Author, ClickEvent, ImageRecord, Info, LabelRecord, Order, Revision
+from rayapp.datastore.records import IMAGE, LABEL, REVISION, Records
 from rayapp.datastore.revisions import checked_ext, delete
 from rayapp.datastore.studies import Studies
 from rayapp.errors import BadRequest, Conflict, NotFound
 from rayapp.protocol import FINAL, checked_name
+
+Doomed = tuple[str, str, str]
+"""(image id, tag, extension) of a file to be removed; the tag of an image's own file is empty."""
 
 
 class LocalDatastore:
@@ -61,12 +65,8 @@ class LocalDatastore:
         opened = Studies(studies, watch=watch, poll=poll, settle=settle, patience=patience)
         self._opened = opened
         self._studies, self._labels = opened.root, opened.labels
-        self._files, self._index, self._commit, self._document = (
-            opened.files,
-            opened.index,
-            opened.commit,
-            opened.document,
-        )
+        self._files, self._index, self._commit = opened.files, opened.index, opened.commit
+        self._document, self._records = opened.document, Records(opened.root, opened.files)
 
     def close(self) -> None:
         """Write what is due, let go of the folder. Further saves raise Conflict."""
@@ -85,10 +85,10 @@ class LocalDatastore:
     def image(self, image_id: str) -> ImageRecord:
         """See `Datastore`."""
         with self._index.reader() as db:
-            row = db.execute("SELECT id, ext, info FROM image WHERE id = ?", (image_id,)).fetchone()
+            row = db.execute(IMAGE + " WHERE id = ?", (image_id,)).fetchone()
         if row is None:
             raise _no_image(image_id)
-        return self._image(row)
+        return self._records.image(row)
 
     def image_ids(self, *, after: str | None = None, limit: int | None = None) -> list[str]:
         """See `Datastore`."""
@@ -135,15 +135,14 @@ class LocalDatastore:
     def remove_image(self, image_id: str) -> None:
         """See `Datastore`. Its click log goes too; the revisions of its labels stay."""
 
-        def apply(db: sqlite3.Connection) -> list[Path]:
+        def apply(db: sqlite3.Connection) -> list[Doomed]:
             row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()
             if row is None:
                 raise _no_image(image_id)
             labels = db.execute("SELECT tag, ext FROM label WHERE image_id = ?", (image_id,)).fetchall()
             delete_image(db, image_id)
             db.execute("DELETE FROM event WHERE image_id = ?", (image_id,))
-            paths = [self._labels / tag / (image_id + ext) for tag, ext in labels]
-            return [*paths, self._studies / (image_id + row[0])]
+            return [*((image_id, tag, ext) for tag, ext in labels), (image_id, "", row[0])]
 
         self._remove(apply)
 
@@ -160,18 +159,18 @@ class LocalDatastore:
     def label(self, image_id: str, tag: str) -> LabelRecord:
         """See `Datastore`."""
         with self._index.reader() as db:
-            row = db.execute(_LABEL + " WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+            row = db.execute(LABEL + " WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
         if row is None:
             raise _no_label(image_id, tag)
-        return self._label(row)
+        return self._records.label(row)
 
     def labels(self, image_id: str) -> dict[str, LabelRecord]:
         """See `Datastore`."""
         with self._index.reader() as db:
-            rows = db.execute(_LABEL + " WHERE image_id = ? ORDER BY rowid", (image_id,)).fetchall()
+            rows = db.execute(LABEL + " WHERE image_id = ? ORDER BY rowid", (image_id,)).fetchall()
             if not rows and not db.execute("SELECT 1 FROM image WHERE id = ?", (image_id,)).fetchone():
                 raise _no_image(image_id)
-        return {row[1]: self._label(row) for row in rows}
+        return {row[1]: self._records.label(row) for row in rows}
 
     def save_label(
         self,
@@ -244,29 +243,36 @@ class LocalDatastore:
     def remove_label(self, image_id: str, tag: str) -> bool:
         """See `Datastore`."""
 
-        def apply(db: sqlite3.Connection) -> list[Path]:
+        def apply(db: sqlite3.Connection) -> list[Doomed]:
             row = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
             db.execute("DELETE FROM label WHERE image_id = ? AND tag = ?", (image_id, tag))
-            return [self._labels / tag / (image_id + row[0])] if row else []
+            return [(image_id, tag, row[0])] if row else []
 
-        return bool(self._remove(apply))
+        return self._remove(apply)
 
-    def _remove(self, apply: Callable[[sqlite3.Connection], list[Path]]) -> list[Path]:
-        """Forget rows, then take their files away, durably, before the answer; what was taken away."""
+    def _remove(self, forget: Callable[[sqlite3.Connection], list[Doomed]]) -> bool:
+        """Forget rows, then take their files away, durably, before the answer; False if there was nothing."""
         gone: list[Path] = []
 
-        def publish(paths: list[Path]) -> None:
-            for path in paths:
+        def apply(db: sqlite3.Connection) -> list[Doomed]:
+            doomed = forget(db)
+            db.executemany("INSERT INTO doomed VALUES(?, ?, ?)", doomed)
+            return doomed
+
+        def publish(doomed: list[Doomed]) -> None:
+            for image_id, tag, ext in doomed:
+                path = (self._labels / tag if tag else self._studies) / (image_id + ext)
                 with suppress(FileNotFoundError):
                     gone.append(self._files.discard(path))
-            for parent in {path.parent for path in paths}:
-                sync(parent)
+                sync(path.parent)
 
-        paths = self._commit.do(apply, publish=publish)
+        doomed = self._commit.do(apply, publish=publish)
         for path in gone:
             delete(path)
-        self._document.touch()
-        return paths
+        if doomed:
+            self._commit.do(lambda db: db.executemany(_SPARE, doomed).rowcount)
+            self._document.touch()
+        return bool(doomed)
 
     def update_label_info(self, image_id: str, tag: str, info: Mapping[str, Any]) -> Info:
         """See `Datastore`."""
@@ -279,12 +285,8 @@ class LocalDatastore:
     def revisions(self, image_id: str, tag: str) -> list[Revision]:
         """See `Datastore`."""
         with self._index.reader() as db:
-            rows = db.execute(
-                "SELECT number, parent, ts, user, client_id, model_version, sha, ext, info FROM revision"
-                " WHERE image_id = ? AND tag = ? ORDER BY number",
-                (image_id, tag),
-            ).fetchall()
-        return [self._revision(image_id, tag, row) for row in rows]
+            rows = db.execute(REVISION + " WHERE image_id = ? AND tag = ? ORDER BY number", (image_id, tag)).fetchall()
+        return [self._records.revision(row) for row in rows]
 
     # What comes next, what is there
 
@@ -342,7 +344,7 @@ class LocalDatastore:
             " WHERE l.tag = ? ORDER BY i.id LIMIT ?",
             (tag, _limit(limit)),
         )
-        return [(self._image(row[:3]), row[0] + row[3], self._files.path(row[4], row[3])) for row in rows]
+        return [(self._records.image(row[:3]), row[0] + row[3], self._files.path(row[4], row[3])) for row in rows]
 
     def _text(self) -> str:
         with self._index.reader() as db:
@@ -371,30 +373,8 @@ class LocalDatastore:
         with self._index.reader() as db:
             return read_events(db, image_id, user, after)
 
-    def _image(self, row: tuple[str, str, str]) -> ImageRecord:
-        image_id, ext, info = row
-        return ImageRecord(id=image_id, path=self._studies / (image_id + ext), ext=ext, info=info_of(info))
 
-    def _label(self, row: tuple[str, str, str, str, str]) -> LabelRecord:
-        image_id, tag, ext, sha, info = row
-        path = self._labels / tag / (image_id + ext)
-        return LabelRecord(id=image_id, tag=tag, path=path, ext=ext, revision=sha, info=info_of(info))
-
-    def _revision(self, image_id: str, tag: str, row: tuple[Any, ...]) -> Revision:
-        names = ("number", "parent", "ts", "user", "client_id", "model_version")
-        *lineage, sha, ext, info = row
-        return Revision(
-            id=sha,
-            image_id=image_id,
-            tag=tag,
-            ext=ext,
-            path=self._files.path(sha, ext),
-            info=info_of(info),
-            **dict(zip(names, lineage, strict=True)),
-        )
-
-
-_LABEL = "SELECT image_id, tag, ext, sha, info FROM label"
+_SPARE = "DELETE FROM doomed WHERE image_id = ? AND tag = ? AND ext = ?"
 
 
 def _signed(author: Author) -> Info:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import shutil
 import sqlite3
 import threading
@@ -33,7 +34,7 @@ from rayapp.datastore.index import (
     update_label,
 )
 from rayapp.datastore.protocol import Author
-from rayapp.datastore.revisions import Kept, RevisionFiles, Stamp
+from rayapp.datastore.revisions import Kept, RevisionFiles, Stamp, delete
 
 OUTSIDE = Author(user="folder")
 """The author of what appeared in the folder without passing through the store."""
@@ -68,7 +69,7 @@ class Reconciler:
         self._scanning = threading.Lock()
 
     def repair(self, session: int) -> None:
-        """Publish again what the crashed `session` (or a later one) acknowledged but did not durably publish."""
+        """Finish what the crashed `session` (or a later one) had committed but not durably published or removed."""
         with self._index.reader() as db:
             rows = db.execute(
                 "SELECT image_id, tag, ext, sha, size, mtime_ns, number FROM label WHERE session >= ?", (session,)
@@ -88,9 +89,25 @@ class Reconciler:
                     staged, _ = self._files.copy(kept, mtime_ns)
                     path.parent.mkdir(exist_ok=True)
                     staged.rename(path)
+            self._finish_removals(db)
+        self._commit.do(lambda db: db.execute("DELETE FROM doomed").rowcount)
         for tag in folder.tags(self._labels):
             sync(self._labels / tag)
         sync(self._labels)
+
+    def _finish_removals(self, db: sqlite3.Connection) -> None:
+        images = db.execute(
+            "SELECT image_id, ext FROM doomed WHERE tag = '' AND image_id NOT IN (SELECT id FROM image)"
+        ).fetchall()
+        for image_id, ext in images:
+            delete(self._studies / (image_id + ext))
+        published = db.execute(
+            "SELECT r.image_id, r.tag, r.ext, r.size, r.mtime_ns FROM revision AS r JOIN doomed USING(image_id, tag)"
+            " WHERE (r.image_id, r.tag) NOT IN (SELECT image_id, tag FROM label)"
+        ).fetchall()
+        for image_id, tag, ext, *stamp in published:
+            if self._is(tag, image_id + ext, *stamp):
+                (self._labels / tag / (image_id + ext)).unlink()
 
     def _is(self, tag: str, name: str, size: int, mtime_ns: int) -> bool:
         return Stamp.of(self._labels / tag / name) == Stamp(size=size, mtime_ns=mtime_ns)
@@ -182,10 +199,11 @@ class Reconciler:
         now = int(time.time())
         for image_id in ids:
             ext = found[image_id]
-            if (self._studies / (image_id + ext)).exists():
+            if os.path.exists(f"{self._studies}/{image_id}{ext}"):  # noqa: PTH110 -- thousands of times
                 info = hints[image_id]["image"]["info"] if image_id in hints else {}
                 insert_image(db, image_id, ext, {"ts": now, **info, "name": image_id + ext}, None)
-                db.execute("DELETE FROM vanished WHERE id = ?", (image_id,))
+                if image_id in hints:
+                    db.execute("DELETE FROM vanished WHERE id = ?", (image_id,))
 
     def _drop_images(self, db: sqlite3.Connection, ids: Iterable[str]) -> None:
         for image_id in ids:

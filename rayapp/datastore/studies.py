@@ -91,6 +91,7 @@ class Studies:
         self.document.look(opening=True)
         self.reconciler.scan()
         self.ages = Ages(self.index)
+        self.ages.sample(FINAL, 1)  # reads them now rather than for the first annotator
         self.document.start()
         self._closing.append(self.document.close)
 

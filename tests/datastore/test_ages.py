@@ -20,11 +20,15 @@ def four(tmp_path: Path, open_store: Open) -> LocalDatastore:
     return open_store(tmp_path)
 
 
-def test_images_seen_long_ago_come_more_often_in_proportion(four: LocalDatastore) -> None:
+def test_images_seen_long_ago_come_more_often_in_proportion(
+    four: LocalDatastore, tmp_path: Path, open_store: Open
+) -> None:
     now = int(time.time())
     for name, age in zip("abcd", (0, 1000, 2000, 5000), strict=True):
         four.serve_next(name, "random", client_id=None, ts=now - age)
-    drawn = Counter(four.unlabeled(order="age")[0] for _ in range(2000))
+    four.close()
+    again = open_store(tmp_path)
+    drawn = Counter(again.unlabeled(order="age")[0] for _ in range(2000))
     assert drawn["a"] < 20
     assert drawn["b"] / 2000 == pytest.approx(1 / 8, abs=0.04)
     assert drawn["c"] / 2000 == pytest.approx(2 / 8, abs=0.05)

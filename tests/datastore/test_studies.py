@@ -217,6 +217,38 @@ def test_a_crash_between_commit_and_publishing_is_repaired_at_opening(
     assert len(store.revisions("ct_a", "final")) == 2
 
 
+def test_a_crash_between_forgetting_and_removing_is_finished_at_opening(
+    plain: Any, studies: Path, open_store: Open
+) -> None:
+    label, other = save(plain).path, save(plain, "ct_b", tag="original").path
+    kept = [(path, path.read_bytes(), path.stat()) for path in (label, other, studies / "ct_b.nii.gz")]
+    commit = plain._commit
+    plain._commit = Forgetful(commit)
+    plain.remove_label("ct_a", "final")
+    plain.remove_image("ct_b")
+    plain._commit = commit
+    crash = studies.parent / "crash"
+    shutil.copytree(studies, crash)
+    for path, body, stat in kept:
+        left = crash / path.relative_to(studies)
+        left.write_bytes(body)
+        os.utime(left, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    store = open_store(crash)
+    assert store.image_ids() == ["ct_a", "mr_c"]
+    assert store.labels("ct_a") == {}
+    assert list((crash / "labels").glob("*/*")) == []
+
+
+class Forgetful:
+    """A commit thread that is killed right after a removal's first commit."""
+
+    def __init__(self, commit: Any) -> None:
+        self._commit = commit
+
+    def do(self, apply: Any, **options: Any) -> Any:
+        return self._commit.do(apply, **options) if options else None
+
+
 def test_after_a_clean_close_a_file_that_is_missing_was_removed_by_someone(
     plain: Any, studies: Path, open_store: Open
 ) -> None:

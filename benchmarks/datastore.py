@@ -1,0 +1,187 @@
+"""What the datastore costs: durable saves a second, one save, start-up, listing and the next image by number of images.
+
+    python benchmarks/datastore.py [--sizes 100,10000,100000] [--seconds 3] [--json]
+
+Saves are durable (synced, revision and index) and published when they are counted. Image and label files are tiny:
+what is measured is the store, not the copying of voxels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from rayapp.datastore.local import LocalDatastore
+from rayapp.datastore.protocol import Author
+
+AUTHOR = Author(user="bench")
+CLIENTS = 8
+LABEL = bytes(np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8))
+"""About what a compressed label map of a few organs has."""
+
+Figures = dict[str, Any]
+
+
+def make_folder(root: Path, images: int) -> Path:
+    """A studies folder of so many images: one file, linked under many names."""
+    root.mkdir()
+    seed = root / ".seed"
+    seed.write_bytes(b"voxels")
+    for i in range(images):
+        (root / f"image_{i:06}.nii.gz").hardlink_to(seed)
+        if i % 50_000 == 49_999:  # a file has at most 65,000 names
+            seed.unlink()
+            seed.write_bytes(b"voxels")
+    return root
+
+
+def milliseconds(call: Callable[[], object], times: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """How long each of so many calls takes."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        taken.append((time.perf_counter() - started) * 1e3)
+    return np.array(taken)
+
+
+def save(store: Any, image_id: str) -> None:
+    """One durable save of `LABEL`."""
+    staged = store.stage(".nii.gz")
+    staged.write_bytes(LABEL + np.random.bytes(8))
+    store.save_label(image_id, "final", staged, ".nii.gz", info={"model": "m"}, author=AUTHOR)
+
+
+def saves_a_second(store: Any, ids: list[str], seconds: float) -> float:
+    """Saves answered to `CLIENTS` threads together, each working on its own images."""
+    counts = [0] * CLIENTS
+    end = time.perf_counter() + seconds
+
+    def client(number: int) -> None:
+        while time.perf_counter() < end:
+            save(store, ids[(number + counts[number] * CLIENTS) % len(ids)])
+            counts[number] += 1
+
+    started = time.perf_counter()
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - started)
+
+
+def measure(root: Path, images: int, seconds: float) -> Figures:
+    """The store as a plain object on a folder of so many images."""
+    studies = make_folder(root / f"studies_{images}", images)
+    started = time.perf_counter()
+    store = LocalDatastore(studies, settle=0)
+    first_scan = time.perf_counter() - started
+    ids = store.image_ids()
+    assert len(ids) == images
+    single = milliseconds(lambda: save(store, ids[len(ids) // 2]), 100)
+    spread = ids[:: max(1, images // 50)]
+    figures = {
+        "images": images,
+        "first_scan_s": first_scan,
+        "save_p50_ms": float(np.percentile(single, 50)),
+        "save_p99_ms": float(np.percentile(single, 99)),
+        "saves_per_s": saves_a_second(store, spread, seconds),
+        "status_ms": float(np.median(milliseconds(store.status, 50))),
+        "list_ms": float(np.median(milliseconds(store.image_ids, 5))),
+        "page_ms": float(np.median(milliseconds(lambda: store.image_ids(after=ids[-60], limit=50), 50))),
+        "next_first_ms": float(np.median(milliseconds(lambda: store.unlabeled(order="first"), 50))),
+        "next_random_ms": float(np.max(milliseconds(lambda: next_random(store), 50))),
+        "document_s": float(milliseconds(store.document, 1)[0] / 1e3),
+    }
+    started = time.perf_counter()
+    store.close()
+    figures["close_s"] = time.perf_counter() - started
+    started = time.perf_counter()
+    again = LocalDatastore(studies, settle=0)
+    figures["restart_s"] = time.perf_counter() - started
+    again.close()
+    shutil.rmtree(studies)
+    return figures
+
+
+def next_random(store: LocalDatastore) -> None:
+    """Draw and record, as the strategy does."""
+    (image_id,) = store.unlabeled(order="age")
+    store.serve_next(image_id, "random", client_id=None, ts=int(time.time()))
+
+
+def measure_actor(root: Path, seconds: float) -> Figures:
+    """The same saves through the Ray actor."""
+    import ray
+
+    from actors.datastore import RemoteDatastore, start_datastore
+    from rayapp.config import Settings
+
+    studies = make_folder(root / "studies_actor", 100)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        handle = start_datastore(Settings(studies=studies, workspace=root / "workspace"))
+        store = RemoteDatastore(handle)
+        ids = store.image_ids()
+        single = milliseconds(lambda: save(store, ids[0]), 100)
+        figures = {
+            "save_p50_ms": float(np.percentile(single, 50)),
+            "save_p99_ms": float(np.percentile(single, 99)),
+            "saves_per_s": saves_a_second(store, ids, seconds),
+        }
+        store.close()
+        ray.kill(handle)
+    finally:
+        ray.shutdown()
+    return figures
+
+
+def show(sizes: list[Figures], actor: Figures) -> None:
+    """Print the table."""
+    names = list(sizes[0])
+    table = Table(title=f"Datastore, {CLIENTS} savers, labels of {len(LABEL) // 1000} kB")
+    table.add_column("figure")
+    for figures in sizes:
+        table.add_column(f"{figures['images']:,} images", justify="right")
+    table.add_column("actor, 100 images", justify="right")
+    for name in names[1:]:
+        row = [f"{figures[name]:.2f}" for figures in sizes]
+        table.add_row(name, *row, f"{actor[name]:.2f}" if name in actor else "")
+    Console().print(table)
+
+
+def main() -> None:
+    """Measure, and print a table or one line of JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--sizes", default="100,10000,100000", help="numbers of images, with commas between")
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long the savers save")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
+    options = parser.parse_args()
+    sizes = []
+    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True), transient=True) as progress:
+        numbers = [int(size) for size in options.sizes.split(",")]
+        for number in progress.track(numbers, description="by number of images"):
+            sizes.append(measure(Path(folder), number, options.seconds))
+        progress.add_task("through the actor", total=None)
+        actor = measure_actor(Path(folder), options.seconds)
+    if options.json:
+        print(json.dumps({"benchmark": "datastore", "clients": CLIENTS, "sizes": sizes, "actor": actor}))
+    else:
+        show(sizes, actor)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Records: rows of the index as the messages of `rayapp.datastore.protocol`, with the paths they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rayapp.datastore.folder import LABELS
+from rayapp.datastore.index import info_of
+from rayapp.datastore.protocol import ImageRecord, LabelRecord, Revision
+from rayapp.datastore.revisions import RevisionFiles
+
+IMAGE = "SELECT id, ext, info FROM image"
+LABEL = "SELECT image_id, tag, ext, sha, info FROM label"
+REVISION = "SELECT image_id, tag, number, parent, ts, user, client_id, model_version, sha, ext, info FROM revision"
+
+
+class Records:
+    """Makes them for one studies folder."""
+
+    def __init__(self, studies: Path, files: RevisionFiles) -> None:
+        self._studies = studies
+        self._labels = studies / LABELS
+        self._files = files
+
+    def image(self, row: tuple[Any, ...]) -> ImageRecord:
+        """Of a row of `IMAGE`."""
+        image_id, ext, info = row
+        return ImageRecord(id=image_id, path=self._studies / (image_id + ext), ext=ext, info=info_of(info))
+
+    def label(self, row: tuple[Any, ...]) -> LabelRecord:
+        """Of a row of `LABEL`."""
+        image_id, tag, ext, sha, info = row
+        path = self._labels / tag / (image_id + ext)
+        return LabelRecord(id=image_id, tag=tag, path=path, ext=ext, revision=sha, info=info_of(info))
+
+    def revision(self, row: tuple[Any, ...]) -> Revision:
+        """Of a row of `REVISION`."""
+        image_id, tag, number, parent, ts, user, client_id, model_version, sha, ext, info = row
+        return Revision(
+            id=sha,
+            number=number,
+            image_id=image_id,
+            tag=tag,
+            ext=ext,
+            parent=parent,
+            ts=ts,
+            user=user,
+            client_id=client_id,
+            model_version=model_version,
+            path=self._files.path(sha, ext),
+            info=info_of(info),
+        )

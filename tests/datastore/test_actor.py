@@ -1,0 +1,64 @@
+"""The actor around the store: found by its name, and killed without loss."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from conftest import AUTHOR, save
+
+from actors import NAMESPACE
+from actors.datastore import NAME, RemoteDatastore, start_datastore
+from actors.face import Face
+from rayapp.config import Settings
+
+
+def test_a_kill_of_the_actor_loses_nothing_and_the_calls_cut_short_are_made_again(
+    ray_node: None, studies: Path, tmp_path: Path
+) -> None:
+    settings = Settings(studies=studies, workspace=tmp_path / "workspace")
+    handle = start_datastore(settings)
+    store = RemoteDatastore(handle)
+    store.status()
+    pid = ray.get(handle.__ray_call__.remote(lambda _: os.getpid()))
+    answered: list[tuple[str, str]] = []
+
+    def saver(number: int) -> None:
+        for count in range(12):
+            body = f"{number}/{count}".encode()
+            answered.append((f"version_{number}", save(store, tag=f"version_{number}", body=body).revision))
+            if (number, count) == (0, 3):
+                os.kill(pid, signal.SIGKILL)
+
+    threads = [threading.Thread(target=saver, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(answered) == 48, "every save was answered, those cut short by the new process"
+    for number in range(4):
+        tag = f"version_{number}"
+        assert [r.id for r in store.revisions("ct_a", tag)] == [sha for t, sha in answered if t == tag]
+    assert ray.get(handle.__ray_call__.remote(lambda _: os.getpid())) != pid
+    store.close()
+    ray.kill(handle)
+    assert not psutil.pid_exists(pid)
+
+
+async def test_the_actor_is_found_by_its_name_and_answers_through_a_face(
+    ray_node: None, studies: Path, tmp_path: Path
+) -> None:
+    settings = Settings(studies=studies, workspace=tmp_path / "workspace")
+    handle = start_datastore(settings)
+    face: Any = Face(ray.get_actor(NAME, namespace=NAMESPACE))
+    staged = await face.stage(".nii.gz")
+    staged.write_bytes(b"x")
+    record = await face.save_label("ct_a", "final", staged, ".nii.gz", info={}, author=AUTHOR)
+    assert record == await face.label("ct_a", "final")
+    await face.close()
+    ray.kill(handle)
