@@ -71,6 +71,7 @@ class Output(StrEnum):
 
 
 MASK_MEDIA_TYPE = "application/vnd.rayapp.mask"
+PARAMS_HEADER = "X-Rayapp-Params"  # ours: the result's params (JSON) beside a packed mask
 FINAL = "final"
 ORIGINAL = "original"
 

@@ -39,7 +39,7 @@ from rayapp.client.transport import (
     target_of,
 )
 from rayapp.errors import NotFound
-from rayapp.protocol import FINAL, Output
+from rayapp.protocol import FINAL, PARAMS_HEADER, Output
 from rayapp.protocol import Path as Route
 
 Params = Mapping[str, Any]
@@ -326,8 +326,9 @@ def _read_infer(to: Path | None) -> Callable[[aiohttp.ClientResponse], Awaitable
             disposition = response.content_disposition
             name = disposition.filename if disposition else None
             kept = await _keep(response.content.readany, to, name)
-            return InferResult(params={}, filename=name, media_type=response.content_type, **kept)
-        params: dict[str, Any] = {}
+            params = json.loads(response.headers.get(PARAMS_HEADER, "{}"))
+            return InferResult(params=params, filename=name, media_type=response.content_type, **kept)
+        params = {}
         mask: dict[str, Any] = {}
         async for part in aiohttp.MultipartReader.from_response(response):
             if not isinstance(part, aiohttp.BodyPartReader):
