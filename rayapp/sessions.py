@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 import stat
+import struct
 import tarfile
 import time
 import uuid
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from rayapp.datastore.commit import sync
 from rayapp.errors import BadRequest, NotFound, TooLarge, Unreadable
@@ -29,7 +30,26 @@ _SERIES = "series"
 _ABANDONED = 3600
 """Seconds after which an upload that nothing was added to is taken for one whose process died."""
 _LONGEST_HEADER = 1 << 16
+_HEADERS_OF_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _PIECE = 1 << 20
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RecursionError,
+    ValueError,
+)
+"""What zipfile and tarfile raise on damaged input; an OSError of the disk is not among them."""
 
 
 def base_name(filename: str) -> str:
@@ -137,7 +157,7 @@ class SessionStore:
         """Remove the expired sessions, and uploads that were abandoned; returns how many sessions that were."""
         count = 0
         for folder in self._root.iterdir():
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 if folder != self._staging and _expired(_info(folder / _META)):
                     count += self._discard(folder.name)
         for folder in self._staging.iterdir():
@@ -211,8 +231,10 @@ def unpack(archive: Path, target: Path, *, max_bytes: int) -> None:
     """
     count, left = 0, max_bytes
     try:
-        for name, size, content in _zipped(archive) if zipfile.is_zipfile(archive) else _tarred(archive):
+        for name, size, content in _members(archive):
             count, left = count + 1, left - size
+            if size < 0:
+                raise Unreadable(f"the archive's member {count} announces a negative size")
             if count > MAX_MEMBERS:
                 raise TooLarge(f"the archive has more than {MAX_MEMBERS} members")
             if left < 0:
@@ -224,7 +246,7 @@ def unpack(archive: Path, target: Path, *, max_bytes: int) -> None:
                 _write(content, size, target / base_name(name))
     except FileExistsError:
         raise Unreadable(f"two members of the archive have one name (the second is member {count})") from None
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RecursionError) as error:
+    except _DAMAGED as error:
         raise Unreadable(f"not a whole zip, tar or tar.gz: {type(error).__name__}") from error
 
 
@@ -242,6 +264,12 @@ def _write(content: IO[bytes], size: int, path: Path) -> None:
 
 Member = tuple[str, int, IO[bytes] | None]
 """Name, announced bytes, and the content; None for a folder."""
+
+
+def _members(archive: Path) -> Iterator[Member]:
+    with archive.open("rb") as file:
+        magic = file.read(2)
+    return _zipped(archive) if magic == b"PK" else _tarred(archive, "r:gz" if magic == b"\x1f\x8b" else "r:")
 
 
 def _zipped(archive: Path) -> Iterator[Member]:
@@ -263,16 +291,13 @@ class _BoundedHeader(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedHeader:
         """See TarInfo."""
         header = super().frombuf(buf, encoding, errors)
-        if header.type not in tarfile.SUPPORTED_TYPES or header.type in b"xgXLK":
-            if header.size > _LONGEST_HEADER:
-                raise Unreadable("the archive has a header of unusual length")
+        if header.size < 0 or (header.type in _HEADERS_OF_HEADERS and header.size > _LONGEST_HEADER):
+            raise Unreadable("the archive has a header of unusual length")
         return header
 
 
-def _tarred(archive: Path) -> Iterator[Member]:
-    with archive.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    with tarfile.open(archive, "r:gz" if packed else "r:", tarinfo=_BoundedHeader) as opened:
+def _tarred(archive: Path, mode: Literal["r:", "r:gz"]) -> Iterator[Member]:
+    with tarfile.open(archive, mode, tarinfo=_BoundedHeader) as opened:
         for member in opened:
             if not (member.isdir() or member.isreg()) or member.issparse():
                 raise Unreadable("the archive has a link, a device or a sparse file; put the files themselves into it")

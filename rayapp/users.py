@@ -120,7 +120,7 @@ def _digest(token: str) -> str:
 
 
 def _user(name: str, entry: Entry) -> User:
-    return User(name=name, role=Role(entry["role"]), created=int(entry["created"]))
+    return User(name=name, role=Role(str(entry["role"])), created=int(entry["created"]))
 
 
 def _parsed(text: bytes) -> Entries:
