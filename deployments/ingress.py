@@ -27,12 +27,13 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any) -> serve
         from rayapp.users import UserStore
 
         logs.configure(settings)
+        root = settings.workspace / "sessions"
         return build_gateway(
             Services(
                 settings=settings,
                 datastore=Face(datastore),
                 models=Face(models),
-                sessions=Face(SessionStore(settings.workspace / "sessions", expiry=settings.session_expiry)),
+                sessions=Face(SessionStore(root, expiry=settings.session_expiry, max_volume=settings.max_volume)),
                 users=Face(UserStore(settings.workspace / "users.json")),
                 inference=RoutedInference(serve.get_deployment_handle("inference", app_name="rayapp")),
             )
