@@ -1,0 +1,171 @@
+"""NIfTI against SimpleITK: grids, every voxel, all ways to say where the voxels lie."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
+from tests.imaging.grids import (
+    AFFINES,
+    MAX,
+    SHAPE,
+    Affine,
+    assert_same_affine,
+    assert_same_grid,
+    every_affine,
+    itk_affine,
+    itk_image,
+    itk_voxels,
+    labels,
+    real,
+    voxels,
+)
+
+QFORM, SFORM = AFFINES["oblique"], AFFINES["oblique-flipped"]
+
+
+def _write(
+    path: Path, array: npt.NDArray[Any], *, sform: Affine | None = None, qform: Affine | None = None, endian: str = "<"
+) -> Path:
+    header = nibabel.Nifti1Header(endianness=endian)
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(array.dtype)
+    # ITK takes the spacing from here whatever the sform says, so the two must agree for a comparison.
+    header["pixdim"][1:4] = (0.5, 2.5, 4) if sform is None else np.linalg.norm(sform[:3, :3], axis=0)
+    if qform is not None:
+        header.set_qform(qform, code=1)
+    if sform is not None:
+        header.set_sform(sform, code=1)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    data = header.binaryblock + bytes(4) + array.astype(array.dtype.newbyteorder(endian)).tobytes(order="F")
+    path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.mark.parametrize("ext", [".nii", ".nii.gz"])
+@every_affine
+def test_an_image_that_simpleitk_wrote_has_the_same_grid_and_every_voxel(
+    tmp_path: Path, affine: Affine, ext: str
+) -> None:
+    path = tmp_path / f"image{ext}"
+    sitk.WriteImage(itk_image(voxels(), affine), str(path))
+    volume = read_volume(path, max_bytes=MAX)
+    assert_same_affine(volume.affine, affine)
+    assert_same_affine(read_grid(path).affine, affine)
+    assert read_grid(path).shape == volume.shape == SHAPE
+    np.testing.assert_array_equal(volume.array[0], voxels())
+    assert volume.array.dtype == np.int16
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform"), [(SFORM, None), (None, QFORM), (None, None), (SFORM, QFORM)], ids=["s", "q", "neither", "both"]
+)
+def test_the_grid_is_the_one_that_simpleitk_sees(tmp_path: Path, sform: Affine | None, qform: Affine | None) -> None:
+    path = _write(tmp_path / "image.nii", voxels(), sform=sform, qform=qform)
+    assert_same_grid(read_grid(path), sitk.ReadImage(str(path)))
+
+
+def test_without_codes_the_voxel_sizes_run_along_left_and_posterior(tmp_path: Path) -> None:
+    affine = read_grid(_write(tmp_path / "image.nii", voxels())).affine
+    np.testing.assert_array_equal(affine, np.diag([-0.5, -2.5, 4, 1]))
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"])
+@pytest.mark.parametrize("endian", ["<", ">"])
+def test_every_voxel_type_and_byte_order_reads_alike(tmp_path: Path, dtype: str, endian: str) -> None:
+    array = voxels(dtype=dtype) if dtype not in ("i1", "u1") else (voxels() % 100).astype(dtype)
+    path = _write(tmp_path / "image.nii", array, sform=SFORM, endian=endian)
+    volume = read_volume(path, max_bytes=MAX)
+    np.testing.assert_array_equal(volume.array[0], array)
+    np.testing.assert_array_equal(volume.array, itk_voxels(sitk.ReadImage(str(path))))
+    assert volume.array.dtype.isnative
+    assert_same_affine(volume.affine, SFORM)
+
+
+def test_a_fourth_axis_becomes_channels(tmp_path: Path) -> None:
+    array = voxels((*SHAPE, 3))
+    path = _write(tmp_path / "image.nii.gz", array, sform=SFORM)
+    volume = read_volume(path, max_bytes=MAX)
+    assert volume.channels == 3
+    for channel in range(3):
+        np.testing.assert_array_equal(volume.array[channel], array[..., channel])
+    times = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    np.testing.assert_array_equal(volume.array, times.transpose(0, 3, 2, 1))
+
+
+def test_a_vector_image_of_simpleitk_becomes_channels(tmp_path: Path) -> None:
+    array = voxels((3, *SHAPE), np.float32)
+    path = tmp_path / "image.nii"
+    sitk.WriteImage(itk_image(array, SFORM), str(path))
+    np.testing.assert_array_equal(read_volume(path, max_bytes=MAX).array, array)
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(0.5, -3.25), (1, -1024), (2, 0), (0, 7)])
+def test_scl_slope_and_inter_give_the_values_that_simpleitk_gives(tmp_path: Path, slope: float, inter: float) -> None:
+    path = _write(tmp_path / "image.nii", voxels(), sform=SFORM)
+    data = bytearray(path.read_bytes())
+    data[112:120] = np.array([slope, inter], "<f4").tobytes()
+    path.write_bytes(data)
+    found = read_volume(path, max_bytes=MAX).array
+    np.testing.assert_allclose(found, itk_voxels(sitk.ReadImage(str(path))), rtol=1e-6)
+
+
+def test_an_image_of_one_slice_has_three_axes(tmp_path: Path) -> None:
+    path = tmp_path / "image.nii.gz"
+    nibabel.Nifti1Image(voxels((5, 7)), SFORM).to_filename(path)
+    volume = read_volume(path, max_bytes=MAX)
+    assert volume.shape == (5, 7, 1)
+    np.testing.assert_array_equal(volume.array[0, :, :, 0], voxels((5, 7)))
+
+
+def test_nifti_2_reads_like_nifti_1(tmp_path: Path) -> None:
+    path = tmp_path / "image.nii.gz"
+    nibabel.Nifti2Image(voxels(), SFORM).to_filename(path)
+    volume = read_volume(path, max_bytes=MAX)
+    np.testing.assert_array_equal(volume.array[0], voxels())
+    assert_same_affine(volume.affine, SFORM)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("hippocampus", "imagesTr", "hippocampus_015.nii.gz"),
+        ("chaos_t2", "imagesTr", "chaos_21.nii.gz"),
+        ("totalseg", "example_ct_sm.nii.gz"),
+    ],
+    ids=lambda parts: parts[0],
+)
+def test_a_real_image_reads_as_simpleitk_reads_it(parts: tuple[str, ...]) -> None:
+    path = real(*parts)
+    image = sitk.ReadImage(str(path))
+    volume = read_volume(path, max_bytes=MAX)
+    assert_same_grid(read_grid(path), image)
+    assert_same_affine(volume.affine, itk_affine(image))
+    np.testing.assert_allclose(volume.array, itk_voxels(image), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("hippocampus", "labelsTr", "hippocampus_015.nii.gz"), ("totalseg", "example_seg.nii.gz")],
+    ids=lambda parts: parts[0],
+)
+def test_a_real_label_map_reads_as_simpleitk_reads_it(parts: tuple[str, ...]) -> None:
+    path = real(*parts)
+    image = sitk.ReadImage(str(path))
+    found = read_segmentation(path, max_bytes=MAX)
+    assert found.array.dtype == np.uint8
+    np.testing.assert_array_equal(found.array, itk_voxels(image)[0])
+    assert_same_affine(found.affine, itk_affine(image))
+
+
+def test_label_values_in_floats_are_read_when_they_are_whole(tmp_path: Path) -> None:
+    path = _write(tmp_path / "label.nii", labels(most=300).astype(np.float32), sform=SFORM)
+    assert read_segmentation(path, max_bytes=MAX).array.dtype == np.uint16

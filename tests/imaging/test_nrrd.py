@@ -1,0 +1,168 @@
+"""NRRD and seg.nrrd against SimpleITK."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from rayapp.errors import Unreadable
+from rayapp.geometry import ras_to_lps
+from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
+from tests.imaging.grids import (
+    AFFINES,
+    MAX,
+    SHAPE,
+    Affine,
+    assert_same_affine,
+    assert_same_grid,
+    every_affine,
+    itk_affine,
+    itk_image,
+    itk_voxels,
+    labels,
+    real,
+    voxels,
+)
+
+
+def _header(*, without: str = "", **changed: str) -> bytes:
+    lps = ras_to_lps(AFFINES["oblique"])
+    vectors = ["(" + ",".join(repr(float(n)) for n in lps[:3, axis]) + ")" for axis in range(4)]
+    fields = {
+        "type": "short",
+        "dimension": "3",
+        "space": "left-posterior-superior",
+        "sizes": " ".join(map(str, SHAPE)),
+        "space directions": " ".join(vectors[:3]),
+        "kinds": "domain domain domain",
+        "endian": "little",
+        "encoding": "raw",
+        "space origin": vectors[3],
+    }
+    fields |= {key.replace("_", " "): value for key, value in changed.items()}
+    fields.pop(without, None)
+    return ("NRRD0004\n" + "".join(f"{key}: {value}\n" for key, value in fields.items()) + "\n").encode()
+
+
+_BODY = voxels().astype("<i2").tobytes(order="F")
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["gzip", "raw"])
+@every_affine
+def test_an_image_that_simpleitk_wrote_has_the_same_grid_and_every_voxel(
+    tmp_path: Path, affine: Affine, packed: bool
+) -> None:
+    path = tmp_path / "image.nrrd"
+    sitk.WriteImage(itk_image(voxels(), affine), str(path), useCompression=packed)
+    volume = read_volume(path, max_bytes=MAX)
+    assert_same_affine(volume.affine, affine)
+    assert_same_grid(read_grid(path), sitk.ReadImage(str(path)))
+    np.testing.assert_array_equal(volume.array[0], voxels())
+
+
+@every_affine
+def test_a_vector_image_of_simpleitk_becomes_channels(tmp_path: Path, affine: Affine) -> None:
+    array = voxels((3, *SHAPE), np.float32)
+    path = tmp_path / "image.nrrd"
+    sitk.WriteImage(itk_image(array, affine), str(path))
+    volume = read_volume(path, max_bytes=MAX)
+    np.testing.assert_array_equal(volume.array, array)
+    assert_same_affine(volume.affine, affine)
+    assert read_grid(path).shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("space", "signs"), [("left-posterior-superior", (-1, -1)), ("RAS", (1, 1)), ("right-anterior-superior", (1, 1))]
+)
+def test_each_patient_space_gives_the_grid_that_simpleitk_sees(
+    tmp_path: Path, space: str, signs: tuple[int, int]
+) -> None:
+    path = tmp_path / "image.nrrd"
+    path.write_bytes(_header(space=space) + _BODY)
+    assert_same_grid(read_grid(path), sitk.ReadImage(str(path)))
+    lps = ras_to_lps(AFFINES["oblique"])
+    assert_same_affine(read_grid(path).affine, np.diag([*signs, 1.0, 1.0]) @ lps)
+
+
+def test_big_endian_voxels_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "image.nrrd"
+    path.write_bytes(_header(endian="big") + voxels().astype(">i2").tobytes(order="F"))
+    volume = read_volume(path, max_bytes=MAX)
+    np.testing.assert_array_equal(volume.array[0], voxels())
+    np.testing.assert_array_equal(volume.array, itk_voxels(sitk.ReadImage(str(path))))
+    assert volume.array.dtype.isnative
+
+
+@pytest.mark.parametrize("field", ["data file", "datafile", "Data File"])
+@pytest.mark.parametrize("name", ["other.raw", "/etc/passwd", "LIST", "x%03d.raw 1 3 1"])
+def test_a_header_that_names_another_file_is_refused(tmp_path: Path, field: str, name: str) -> None:
+    (tmp_path / "other.raw").write_bytes(_BODY)
+    path = tmp_path / "image.nrrd"
+    path.write_bytes(_header(**{field.replace(" ", "_"): name}) + _BODY)
+    for read in (read_grid, lambda path: read_volume(path, max_bytes=MAX)):
+        with pytest.raises(Unreadable) as caught:
+            read(path)
+        assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sizes": "5 7 -4"},
+        {"sizes": "5 7"},
+        {"sizes": "0 7 4"},
+        {"sizes": "5 7 x"},
+        {"sizes": "5 7 " + "9" * 40},
+        {"dimension": "99"},
+        {"dimension": "x"},
+        {"type": "block"},
+        {"type": "banana"},
+        {"endian": "middle"},
+        {"encoding": "hex"},
+        {"encoding": "bzip2"},
+        {"space": "scanner-xyz"},
+        {"kinds": "domain"},
+        {"space_directions": "(1,0,0) (0,1,0) (0,0,0)"},
+        {"space_directions": "(1,0,0) (2,0,0) (0,0,1)"},
+        {"space_directions": "(1,0,0) (0,nan,0) (0,0,1)"},
+        {"space_directions": "(1,0,0) (0,1,0)"},
+        {"space_directions": "(inf,0,0) (0,1,0) (0,0,1)"},
+        {"space_directions": "none (0,1,0) (0,0,1)"},
+        {"space_origin": "(nan,0,0)"},
+        {"space_origin": "(1,2)"},
+        {"space_origin": "here"},
+        {"without": "sizes"},
+        {"without": "type"},
+        {"without": "encoding"},
+    ],
+    ids=str,
+)
+def test_a_header_that_is_not_sane_is_unreadable(tmp_path: Path, changed: dict[str, str]) -> None:
+    path = tmp_path / "image.nrrd"
+    path.write_bytes(_header(**changed) + _BODY)  # type: ignore[arg-type]
+    with pytest.raises(Unreadable):
+        read_volume(path, max_bytes=MAX)
+
+
+def test_a_seg_nrrd_gives_names_and_values(tmp_path: Path) -> None:
+    fields = b"Segment0_ID:=Segment_1\nSegment0_Name:=left kidney\nSegment0_LabelValue:=2\nSegment0_Layer:=0\n"
+    head = _header(type="unsigned char", encoding="gzip").removesuffix(b"\n")
+    path = tmp_path / "label.seg.nrrd"
+    path.write_bytes(head + fields + b"\n" + gzip.compress(labels().tobytes(order="F")))
+    found = read_segmentation(path, max_bytes=MAX)
+    assert found.names == {"left kidney": 2}
+    np.testing.assert_array_equal(found.array, labels())
+
+
+@pytest.mark.parametrize("name", ["liver_seg.nrrd", "spine_seg.nrrd", "liver_spine_seg.nrrd", "heart_seg.nrrd"])
+def test_a_real_label_map_reads_as_simpleitk_reads_it(name: str) -> None:
+    path = real("dcmqi_seg", name)
+    image = sitk.ReadImage(str(path))
+    volume = read_volume(path, max_bytes=MAX)
+    np.testing.assert_array_equal(volume.array, itk_voxels(image))
+    assert_same_affine(volume.affine, itk_affine(image))
+    assert_same_grid(read_grid(path), image)
