@@ -1,7 +1,8 @@
 """Affines and orientations: index <-> millimetres <-> index. The only place that knows RAS and LPS.
 
 Everywhere in rayapp an affine maps a voxel index (i, j, k) to RAS millimetres (x to the patient's right, y anterior,
-z superior), as NIfTI does. DICOM and NRRD speak LPS; `ras_to_lps` is the bridge and its own inverse.
+z superior), as NIfTI does. DICOM and NRRD speak LPS; `ras_to_lps` is the bridge and its own inverse. Functions are
+pure and may run anywhere.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 Affine = npt.NDArray[np.float64]
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+Shape = tuple[int, int, int]
+_FLIP = np.array([[-1.0], [-1.0], [1.0], [1.0]])
 
 
 def ras_to_lps(affine: Affine) -> Affine:
     """The same grid in LPS millimetres (and from LPS back to RAS)."""
-    flipped: Affine = _FLIP @ affine
+    flipped: Affine = _FLIP * affine
+    return flipped
+
+
+def las_to_ras(affine: Affine) -> Affine:
+    """A grid given in LAS millimetres, in RAS (and back)."""
+    flipped: Affine = np.diag([-1.0, 1.0, 1.0, 1.0]) @ affine
     return flipped
 
 
@@ -37,32 +45,40 @@ def index_to_mm(affine: Affine, points: npt.ArrayLike) -> npt.NDArray[np.float64
 
 def mm_to_index(affine: Affine, points: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """RAS millimetres of shape (…, 3) to (fractional) indices."""
-    return index_to_mm(np.linalg.inv(affine), points)
+    inverse: Affine = np.linalg.inv(affine).astype(np.float64)
+    return index_to_mm(inverse, points)
 
 
 def is_sane(affine: Affine) -> bool:
     """True when the affine is finite and its axes span space (no zero spacing, no two axes alike)."""
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+    if affine.shape != (4, 4) or not (np.abs(affine) < 1e7).all():  # NaN is not less either
         return False
     lengths = spacing(affine)
-    if (lengths < 1e-6).any() or (lengths > 1e6).any():
-        return False
-    return abs(float(np.linalg.det(affine[:3, :3] / lengths))) > 1e-3
+    return bool(lengths.min() > 1e-6) and abs(float(np.linalg.det(affine[:3, :3] / lengths))) > 1e-3
+
+
+def is_orthogonal(affine: Affine) -> bool:
+    """True when the axes stand at right angles (to a thousandth): no shear."""
+    cosines = affine[:3, :3] / spacing(affine)
+    return bool(np.abs(cosines.T @ cosines - np.eye(3)).max() < 1e-3)
 
 
 def same_grid(
-    a_shape: tuple[int, ...], a_affine: Affine, b_shape: tuple[int, ...], b_affine: Affine, *, tolerance: float = 0.05
+    a_shape: Shape, a_affine: Affine, b_shape: Shape, b_affine: Affine, *, tolerance_mm: float | None = None
 ) -> bool:
-    """True when two grids have the same shape and every corner voxel of one lies on the other's.
+    """True when two grids have the same shape and their outer corners coincide within `tolerance_mm`.
 
-    `tolerance` is a fraction of the smallest spacing: headers hold affines as 32-bit floats or as text, so round trips
-    move corners by some thousandths of a voxel; half a voxel, one voxel or a flip is another grid.
+    Headers hold affines as 32-bit floats or as text of a few digits, so round trips move corners by thousandths of a
+    voxel; the default, a twentieth of the smallest spacing, allows that, and a flip, a shift of half a voxel or
+    another spacing is still another grid. A single slice has its thickness, so its normal counts too.
     """
     if tuple(a_shape) != tuple(b_shape):
         return False
-    corners = np.array(list(product(*[(0, n - 1) for n in a_shape])), float)
-    apart = np.abs(index_to_mm(a_affine, corners) - index_to_mm(b_affine, corners)).max()
-    return bool(apart <= tolerance * spacing(a_affine).min())
+    if tolerance_mm is None:
+        tolerance_mm = 0.05 * float(spacing(a_affine).min())
+    corners = np.array(list(product(*[(-0.5, n - 0.5) for n in a_shape])))
+    apart = np.linalg.norm(index_to_mm(a_affine, corners) - index_to_mm(b_affine, corners), axis=-1)
+    return bool(apart.max() <= tolerance_mm)
 
 
 @dataclass(frozen=True)
@@ -101,21 +117,21 @@ class Orientation:
         back = np.argsort(self.axes)
         return array[(..., *self._slices)].transpose(*range(lead), *(lead + int(axis) for axis in back))
 
-    def apply_points(self, points: npt.ArrayLike, shape: tuple[int, int, int]) -> npt.NDArray[Any]:
+    def apply_points(self, points: npt.ArrayLike, shape: Shape) -> npt.NDArray[Any]:
         """Source indices (…, 3) to canonical ones; `shape` is the source array's."""
-        moved = np.array(points)[..., list(self.axes)]
+        moved = np.asarray(points)[..., list(self.axes)]
         sizes = np.array(shape)[list(self.axes)]
         flipped: npt.NDArray[Any] = np.where(self.flips, sizes - 1 - moved, moved)
         return flipped
 
-    def undo_points(self, points: npt.ArrayLike, shape: tuple[int, int, int]) -> npt.NDArray[Any]:
+    def undo_points(self, points: npt.ArrayLike, shape: Shape) -> npt.NDArray[Any]:
         """Canonical indices (…, 3) to source ones; `shape` is the source array's."""
         sizes = np.array(shape)[list(self.axes)]
         moved = np.where(self.flips, sizes - 1 - np.asarray(points), points)
         back: npt.NDArray[Any] = moved[..., np.argsort(self.axes)]
         return back
 
-    def affine(self, affine: Affine, shape: tuple[int, int, int]) -> Affine:
+    def affine(self, affine: Affine, shape: Shape) -> Affine:
         """The canonical array's affine; `affine` and `shape` are the source's."""
         step = np.zeros((4, 4))
         step[3, 3] = 1.0

@@ -1,156 +1,165 @@
-"""NIfTI-1 and NIfTI-2, single file, plain or gzipped: read volumes and grids, write label maps.
+"""NIfTI-1 and NIfTI-2, single file, plain or gzipped, either byte order: read volumes and grids, write label maps.
 
-The affine is the sform when its code is set, else the qform, else the pixdim alone, as the standard
-(https://nifti.nimh.nih.gov/nifti-1) and ITK have it.
+Follows https://nifti.nimh.nih.gov/nifti-1. Where the standard leaves a choice (which of two affines, none, units) a
+grid is what ITK, and so 3D Slicer, makes of it: a mask must lie where the annotator sees the image.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from rayapp.errors import Unreadable
-from rayapp.geometry import Affine, is_sane
-from rayapp.imaging.gzip import GzipReader, check_size
+from rayapp.geometry import Affine, is_orthogonal, is_sane
+from rayapp.imaging.payload import Payload, check_size, opened
+from rayapp.imaging.raster import raster
 from rayapp.imaging.volume import Grid, Segmentation, Volume
 
-_NIFTI1, _NIFTI2 = 348, 540
-_MAX_HEADER = 1 << 24
+_SIZES = {348: Nifti1Header, 540: Nifti2Header}
+_MAGIC = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
+_MAX_OFFSET = 1 << 24
+_SCANNER = 1
+_MILLIMETRES = {1: 1e3, 3: 1e-3}  # units code -> mm; mm and "unknown" are 1
 
 
-class _Plain:
-    """The same two methods as GzipReader, on a plain file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def __enter__(self) -> _Plain:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        if len(data) < size:
-            raise Unreadable(f"the file is truncated: {len(data)} of {size} bytes are there")
-        return data
-
-
-def _open(path: Path) -> _Plain | GzipReader:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return GzipReader(path) if packed else _Plain(path.open("rb"))
-
-
-def _header(stream: _Plain | GzipReader) -> tuple[Any, int]:
-    """The header and how many bytes were read for it."""
-    start = stream.read(_NIFTI1)
-    size = {_NIFTI1.to_bytes(4, e): _NIFTI1 for e in ("little", "big")} | {  # type: ignore[arg-type]
-        _NIFTI2.to_bytes(4, e): _NIFTI2
-        for e in ("little", "big")  # type: ignore[arg-type]
-    }
-    length = size.get(start[:4])
-    if length is None:
-        raise Unreadable("not a NIfTI file: the header does not start with 348 or 540")
-    start += stream.read(length - len(start))
-    kind = Nifti1Header if length == _NIFTI1 else Nifti2Header
-    try:
-        header = kind(start, check=False)
-    except (WrapStructError, HeaderDataError, ValueError) as error:
-        raise Unreadable(f"the NIfTI header is damaged: {error}") from error
-    return header, length
-
-
-def _layout(header: Any) -> tuple[tuple[int, int, int], int, np.dtype[Any]]:
-    """Shape along i, j, k, number of channels, and the voxels' type."""
-    dims = [int(n) for n in header["dim"]]
-    if not 2 <= dims[0] <= 7 or any(n < 1 for n in dims[1 : dims[0] + 1]):
-        raise Unreadable(f"the NIfTI header's dimensions are not sane: {dims}")
-    sizes = [*dims[1 : dims[0] + 1], 1, 1][: max(3, dims[0])]
-    try:
-        dtype = header.get_data_dtype()
-    except HeaderDataError as error:
-        raise Unreadable(f"the NIfTI header's data type is unknown: {error}") from error
-    if dtype.kind == "c" or dtype.itemsize == 0:
-        raise Unreadable(f"voxels of type {dtype} cannot be shown")
-    return (sizes[0], sizes[1], sizes[2]), math.prod(sizes[3:]), dtype
-
-
-def _affine(header: Any) -> Affine:
-    try:
-        if header["sform_code"] > 0:
-            affine = header.get_sform()
-        elif header["qform_code"] > 0:
-            affine = header.get_qform()
-        else:
-            # No code set: ITK takes the voxel sizes, with i and j running along LPS x and y.
-            affine = np.diag([*(-header["pixdim"][1:3]), header["pixdim"][3], 1.0])
-    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
-        raise Unreadable(f"the NIfTI header's orientation is damaged: {error}") from error
-    affine = np.asarray(affine, np.float64)
-    if not is_sane(affine):
-        raise Unreadable("the NIfTI header's affine is not finite or not invertible")
-    return affine
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    fields: Any
+    length: int
+    grid: Grid
+    channels: int
+    dtype: np.dtype[Any]
 
 
 def read_grid(path: Path) -> Grid:
-    """The grid alone: reads the header only."""
-    with _open(path) as stream:
-        header, _ = _header(stream)
-    shape, _, _ = _layout(header)
-    return Grid(shape=shape, affine=_affine(header))
+    """The grid alone: reads the header only. Raises Unreadable."""
+    with _payload(path) as payload:
+        return _header(payload).grid
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
-    """The whole image. Raises Unreadable, TooLarge."""
-    with _open(path) as stream:
-        header, done = _header(stream)
-        shape, channels, dtype = _layout(header)
-        affine = _affine(header)
-        count = math.prod(shape) * channels
-        check_size(count * dtype.itemsize, max_bytes)
-        offset = float(header["vox_offset"])
-        if not done <= offset <= _MAX_HEADER:
-            raise Unreadable(f"the NIfTI header's vox_offset is not sane: {offset}")
-        stream.read(int(offset) - done)
-        data = stream.read(count * dtype.itemsize)
-    array = np.frombuffer(data, dtype).reshape((*shape, channels), order="F")
-    return Volume(array=_scaled(_channels_first(array), header), affine=affine)
+    """The whole image; the axes after the third become channels, as do colours. Raises Unreadable, TooLarge."""
+    with _payload(path) as payload:
+        header = _header(payload)
+        slope, inter = _rescale(header.fields)
+        count = header.channels * math.prod(header.grid.shape)
+        check_size(count * max(header.dtype.itemsize, 4 if slope is not None else 0), max_bytes)
+        offset = float(header.fields["vox_offset"])
+        if not header.length <= offset <= _MAX_OFFSET:
+            raise Unreadable(f"the NIfTI header's vox_offset {offset} is not sane")
+        payload.read(int(offset) - header.length)
+        data = payload.read(count * header.dtype.itemsize)
+        payload.end()
+    array = _array(data, header)
+    if slope is not None:
+        array = array.astype(np.float32)
+        array *= np.float32(slope)
+        array += np.float32(inter)
+    return Volume(array=array, affine=header.grid.affine)
 
 
-def _channels_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if array.dtype.fields:  # RGB and RGBA: one channel per colour
-        array = np.concatenate([array[name] for name in array.dtype.fields], axis=-1)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return np.moveaxis(array, -1, 0)
+def encode(segmentation: Segmentation, dtype: np.dtype[Any]) -> npt.NDArray[np.uint8]:
+    """The bytes of a little-endian NIfTI-1 file of a label map in `dtype`, with sform and qform set.
 
-
-def _scaled(array: npt.NDArray[Any], header: Any) -> npt.NDArray[Any]:
-    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    if not math.isfinite(slope) or slope == 0 or (slope == 1 and inter == 0):
-        return array
-    scaled: npt.NDArray[Any] = array * np.float32(slope) + np.float32(inter if math.isfinite(inter) else 0)
-    return scaled
-
-
-def encode(segmentation: Segmentation, array: npt.NDArray[Any]) -> bytes:
-    """A single-file NIfTI-1 of a label map with sform and qform set; `array` is the voxels in the type to write."""
+    Raises Unreadable for a grid that NIfTI-1 cannot hold.
+    """
     header = Nifti1Header(endianness="<")
-    header.set_data_shape(segmentation.shape)
-    header.set_data_dtype(array.dtype)
-    header.set_qform(segmentation.affine, code=1, strip_shears=True)
-    header.set_sform(segmentation.affine, code=1)
+    try:
+        header.set_data_shape(segmentation.shape)
+        header.set_data_dtype(dtype)
+    except HeaderDataError as error:
+        raise Unreadable(f"a NIfTI file cannot hold this label map: {error}") from error
+    header.set_qform(segmentation.affine, code=_SCANNER, strip_shears=True)
+    header.set_sform(segmentation.affine, code=_SCANNER)
     header.set_xyzt_units("mm")
-    header["vox_offset"] = 352
-    header["magic"] = b"n+1"
-    return bytes(header.binaryblock) + b"\0\0\0\0" + array.tobytes(order="F")
+    header["magic"], header["vox_offset"], header["scl_slope"], header["scl_inter"] = b"n+1", 352, 1, 0
+    voxels = raster(segmentation.array, dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    return np.concatenate([np.frombuffer(header.binaryblock + b"\0\0\0\0", np.uint8), voxels])
+
+
+@contextmanager
+def _payload(path: Path) -> Iterator[Payload]:
+    with opened(path) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield Payload(file, packed=packed)
+
+
+def _header(payload: Payload) -> _Header:
+    start = payload.read(348).tobytes()
+    for order in "<>":
+        length = int(np.frombuffer(start[:4], f"{order}i4")[0])
+        if length in _SIZES:
+            break
+    else:
+        raise Unreadable("not a NIfTI file: its header has neither 348 nor 540 bytes")
+    block = start + payload.read(length - len(start)).tobytes()
+    at, magic = _MAGIC[length]
+    if block[at : at + len(magic)] != magic:
+        raise Unreadable("not a single-file NIfTI (a pair of .hdr and .img, or Analyze): save it as .nii or .nii.gz")
+    fields = _SIZES[length](block, endianness=order, check=False)
+    shape, channels = _shape(fields)
+    try:
+        dtype, affine = fields.get_data_dtype(), _affine(fields)
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
+        raise Unreadable(f"the NIfTI header is damaged: {error}") from error
+    if dtype.itemsize == 0 or dtype.kind not in "iufV" or dtype.itemsize > 8:
+        raise Unreadable(f"voxels of type {dtype} are not read here: save them as integers or 32-bit floats")
+    if not is_sane(affine):
+        raise Unreadable("the NIfTI header's affine is not finite or not invertible")
+    return _Header(fields=fields, length=length, grid=Grid(shape=shape, affine=affine), channels=channels, dtype=dtype)
+
+
+def _shape(fields: Any) -> tuple[tuple[int, int, int], int]:
+    """Voxels along i, j, k, and the number of channels."""
+    count, *sizes = (int(n) for n in fields["dim"])
+    if not 1 <= count <= 7 or any(n < 1 for n in sizes[:count]):
+        raise Unreadable(f"the NIfTI header's dimensions {[count, *sizes]} are not sane")
+    i, j, k, *rest = [*sizes[:count], 1, 1][: max(count, 3)]
+    return (i, j, k), math.prod(rest)
+
+
+def _affine(fields: Any) -> Affine:
+    """The sform if it is the scanner's and without shear, or the only one; else the qform; else the voxel sizes."""
+    sform, qform = int(fields["sform_code"]), int(fields["qform_code"])
+    affine: Affine = np.array(fields.get_sform(), np.float64)
+    trusted = qform <= 0 or (sform == _SCANNER and is_sane(affine) and is_orthogonal(affine))
+    if not (sform > 0 and trusted):
+        if qform > 0:
+            affine = np.array(fields.get_qform(), np.float64)
+        else:
+            i, j, k = (float(size) or 1.0 for size in fields["pixdim"][1:4])
+            affine = np.diag([-i, -j, k, 1.0])
+    affine[:3] *= _MILLIMETRES.get(int(fields["xyzt_units"]) & 7, 1.0)
+    return affine
+
+
+def _rescale(fields: Any) -> tuple[float | None, float]:
+    """Slope and intercept; a slope of None leaves the stored values as they are."""
+    slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if not math.isfinite(slope) or slope == 0 or (slope, inter) == (1, 0):
+        return None, 0.0
+    if not math.isfinite(inter):
+        raise Unreadable(f"the NIfTI header's scl_inter {inter} is not a number")
+    return slope, inter
+
+
+def _array(data: npt.NDArray[np.uint8], header: _Header) -> npt.NDArray[Any]:
+    """The file's bytes as (C, I, J, K), in this machine's byte order, without a copy."""
+    if header.dtype.fields:  # colours, one byte each, side by side
+        colours = data.reshape(header.channels, *header.grid.shape[::-1], header.dtype.itemsize)
+        return colours.transpose(0, 4, 3, 2, 1).reshape(-1, *header.grid.shape)
+    array = data.view(header.dtype).reshape(header.channels, *header.grid.shape[::-1])
+    if not header.dtype.isnative:
+        array = array.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
+    return array.transpose(0, 3, 2, 1)

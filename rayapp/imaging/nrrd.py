@@ -1,12 +1,18 @@
 """NRRD, raw or gzipped, and Slicer's `.seg.nrrd`: read volumes, grids and label maps, write label maps.
 
 Follows https://teem.sourceforge.net/nrrd/format.html; segment fields as 3D Slicer writes them (`Segment0_Name`, …).
-Data must lie in the file itself: a header that names another file is refused.
+Voxels must lie in the file itself: a header that names another file is refused.
+
+A `.seg.nrrd` is often cropped to its segments. Its origin then is that of the crop, so its affine is true as it
+stands, and `Segmentation_ReferenceImageExtentOffset` adds nothing; `rayapp.imaging.placement` puts it back on the
+image's grid.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,175 +22,222 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.errors import Unreadable
-from rayapp.geometry import Affine, is_sane, ras_to_lps
-from rayapp.imaging.gzip import check_size, compress, decompress
+from rayapp.geometry import Affine, is_sane, las_to_ras, ras_to_lps
+from rayapp.imaging.payload import Bytes, Payload, check_size, gzipped, opened
+from rayapp.imaging.raster import raster
 from rayapp.imaging.volume import Grid, Segmentation, Volume
 
+_WRITTEN = {"u1": "unsigned char", "u2": "unsigned short", "i2": "short", "u4": "unsigned int", "i4": "int"}
 _RAS = {"right-anterior-superior", "ras"}
-_LPS = {"left-posterior-superior", "lps"}
+_LAS = {"left-anterior-superior", "las"}
+# No space, and spaces that say nothing of a patient, are LPS to ITK and so to Slicer.
+_LPS = {"left-posterior-superior", "lps", "", "scanner-xyz", "3d-right-handed", "3d-left-handed"}
+_SPATIAL = {"domain", "space"}
 _MAX_HEADER = 1 << 20
+_BLANK = re.compile(rb"\n\r?\n")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Header:
     fields: dict[str, Any]
     sizes: tuple[int, ...]
-    spatial: tuple[int, int, int]  # which file axes are i, j, k
-    affine: Affine
+    spatial: tuple[int, ...]  # which file axes are i, j and, unless the image is flat, k
+    grid: Grid
     dtype: np.dtype[Any]
+    packed: bool
 
 
-def _read_header(file: BinaryIO) -> _Header:
-    # A header without its closing blank line must not make the parser swallow gigabytes of voxels.
-    start = file.read(_MAX_HEADER)
-    end = min((at for mark in (b"\n\n", b"\r\n\r\n") if (at := start.find(mark)) >= 0), default=-1)
-    if not start.startswith(b"NRRD") or end < 0:
-        raise Unreadable("not an NRRD file: no header that ends in a blank line")
-    file.seek(0)
-    try:
-        fields = dict(nrrd.read_header(file))
-        if "data file" in fields or "datafile" in fields:
-            raise Unreadable("an NRRD header must not name another data file: put the voxels in the same file")
-        sizes = tuple(int(n) for n in fields["sizes"])
-        dtype = np.dtype(nrrd.reader._determine_datatype(fields))
-        return _Header(fields=fields, sizes=sizes, dtype=dtype, **_space(fields, sizes))
-    except Unreadable:
-        raise
-    except (nrrd.NRRDError, KeyError, ValueError, TypeError, UnicodeDecodeError, IndexError, AttributeError) as error:
-        raise Unreadable(f"the NRRD header is damaged: {error}") from error
-
-
-def _space(fields: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Any]:
-    """Which axes are spatial, and the affine."""
-    if len(sizes) not in (2, 3, 4) or any(n < 1 for n in sizes):
-        raise Unreadable(f"NRRD sizes {sizes} are not those of an image")
-    kinds = [str(kind).lower() for kind in fields.get("kinds", [])] or ["domain"] * len(sizes)
-    directions = np.atleast_2d(np.array(fields["space directions"], float)) if "space directions" in fields else None
-    if directions is not None:
-        spatial = [n for n in range(len(sizes)) if np.isfinite(directions[n]).all()]
-    else:
-        spatial = [n for n, kind in enumerate(kinds) if kind in ("domain", "space")][:3]
-    if len(spatial) != 3:
-        raise Unreadable(f"an NRRD image needs three spatial axes; this one has {len(spatial)}")
-    affine = np.eye(4)
-    if directions is not None:
-        affine[:3, :3] = directions[spatial].T
-    elif "spacings" in fields:
-        affine[:3, :3] = np.diag(np.array(fields["spacings"], float)[spatial])
-    if "space origin" in fields:
-        affine[:3, 3] = np.array(fields["space origin"], float)
-    space = str(fields.get("space", "left-posterior-superior")).lower()
-    if space in _LPS:
-        affine = ras_to_lps(affine)
-    elif space not in _RAS:
-        raise Unreadable(f"the NRRD space {space!r} is not patient space (LPS or RAS)")
-    if not is_sane(affine):
-        raise Unreadable("the NRRD header's directions are not finite or not invertible")
-    return {"spatial": (spatial[0], spatial[1], spatial[2]), "affine": affine}
-
-
-def _shape(header: _Header) -> tuple[int, int, int]:
-    i, j, k = (header.sizes[axis] for axis in header.spatial)
-    return i, j, k
+@dataclass(frozen=True, kw_only=True)
+class _Segment:
+    name: str
+    value: int
+    layer: int
 
 
 def read_grid(path: Path) -> Grid:
-    """The grid alone: reads the header only."""
-    with path.open("rb") as file:
-        header = _read_header(file)
-    return Grid(shape=_shape(header), affine=header.affine)
-
-
-def _read(path: Path, max_bytes: int) -> tuple[_Header, npt.NDArray[Any]]:
-    """The header, and the voxels of shape (C, I, J, K)."""
-    with path.open("rb") as file:
-        header = _read_header(file)
-        nbytes = math.prod(header.sizes) * header.dtype.itemsize
-        check_size(nbytes, max_bytes)
-        encoding = str(header.fields.get("encoding", "")).lower()
-        if encoding not in ("raw", "gzip", "gz"):
-            raise Unreadable(f"the NRRD encoding {encoding!r} is not read here; save it raw or gzip")
-        data = file.read(nbytes if encoding == "raw" else -1)
-    if encoding != "raw":
-        data = decompress(data, nbytes)
-    if len(data) < nbytes:
-        raise Unreadable(f"the file is truncated: {len(data)} of {nbytes} bytes are there")
-    array = np.frombuffer(data, header.dtype).reshape(header.sizes, order="F")
-    if not header.dtype.isnative:
-        array = array.astype(header.dtype.newbyteorder("="))
-    others = [axis for axis in range(len(header.sizes)) if axis not in header.spatial]
-    array = array.transpose(*others, *header.spatial)
-    return header, array if others else array[np.newaxis]
+    """The grid alone: reads the header only. Raises Unreadable."""
+    with opened(path) as file:
+        return _header(file).grid
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
-    """The whole image. Raises Unreadable, TooLarge."""
+    """The whole image; an axis that is not spatial, wherever it is, is the channels. Raises Unreadable, TooLarge."""
     header, array = _read(path, max_bytes)
-    return Volume(array=array, affine=header.affine)
+    return Volume(array=array, affine=header.grid.affine)
 
 
-def read_segmentation(path: Path, *, max_bytes: int) -> tuple[npt.NDArray[Any], Affine, dict[str, int]]:
-    """A label map with its segments' names. Slicer's layers (overlapping segments) are laid over each other in order.
+def read_segmentation(path: Path, *, max_bytes: int) -> tuple[Volume, dict[str, int]]:
+    """A label map, one channel, with its segments' names and values.
 
-    With layers the voxel values of different layers may be alike, so segments are renumbered 1..N in their order.
+    Slicer's layers (segments that overlap) are laid over each other in the segments' order; as different layers may
+    use the same value, segments are then renumbered 1..N. Raises Unreadable, TooLarge.
     """
     header, layers = _read(path, max_bytes)
     segments = list(_segments(header.fields))
-    if len(layers) == 1:
-        return layers[0], header.affine, {name: value for name, value, _ in segments}
-    if not segments:
-        raise Unreadable(f"a label map has one channel; this file has {len(layers)} and names no segments")
-    flat = np.zeros(layers.shape[1:], np.uint8 if len(segments) < 256 else np.uint16, order="F")
-    for number, (_, value, layer) in enumerate(segments, 1):
-        if not 0 <= layer < len(layers):
-            raise Unreadable(f"a segment lies in layer {layer} of {len(layers)}")
-        flat[layers[layer] == value] = number
-    return flat, header.affine, {name: number for number, (name, _, _) in enumerate(segments, 1)}
+    if len(layers) > 1:
+        if not segments:
+            raise Unreadable(f"a label map has one channel; this file has {len(layers)} and names no segments")
+        layers = _flattened(layers, segments)
+        segments = [_Segment(name=s.name, value=number, layer=0) for number, s in enumerate(segments, 1)]
+    volume = Volume(array=layers, affine=header.grid.affine)
+    return volume, {segment.name: segment.value for segment in segments}
 
 
-def _segments(fields: dict[str, Any]) -> Any:
-    number = 0
-    while f"Segment{number}_ID" in fields or f"Segment{number}_Name" in fields:
-        name = fields.get(f"Segment{number}_Name", fields.get(f"Segment{number}_ID"))
-        try:
-            value = int(fields.get(f"Segment{number}_LabelValue", number + 1))
-            layer = int(fields.get(f"Segment{number}_Layer", 0))
-        except ValueError as error:
-            raise Unreadable(f"the fields of segment {number} are damaged: {error}") from error
-        yield str(name), value, layer
-        number += 1
-
-
-def encode(segmentation: Segmentation, array: npt.NDArray[Any], *, segments: bool, packed: bool) -> bytes:
+def encode(segmentation: Segmentation, dtype: np.dtype[Any], *, segments: bool, packed: bool) -> bytes:
     """An NRRD in LPS, i fastest, little endian; `segments` adds Slicer's fields for a `.seg.nrrd`."""
     affine = ras_to_lps(segmentation.affine)
-    kind = {1: "unsigned char", 2: "unsigned short"}[array.dtype.itemsize]
-    directions = " ".join(_vector(affine[:3, axis]) for axis in range(3))
     lines = [
         "NRRD0004",
-        f"type: {kind}",
+        f"type: {_WRITTEN[dtype.str[1:]]}",
         "dimension: 3",
         "space: left-posterior-superior",
         f"sizes: {' '.join(map(str, segmentation.shape))}",
-        f"space directions: {directions}",
+        f"space directions: {' '.join(_vector(affine[:3, axis]) for axis in range(3))}",
         "kinds: domain domain domain",
         "endian: little",
         f"encoding: {'gzip' if packed else 'raw'}",
         f"space origin: {_vector(affine[:3, 3])}",
     ]
     if segments:
-        lines += _segment_fields(segmentation)
-    body = array.ravel(order="F").data
+        lines += _segment_lines(segmentation)
     head = ("\n".join(lines) + "\n\n").encode()
-    return head + (compress(body) if packed else bytes(body))
+    voxels = raster(segmentation.array, dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    return head + (gzipped(voxels) if packed else voxels.tobytes())
 
 
-def _segment_fields(segmentation: Segmentation) -> list[str]:
+def _header(file: BinaryIO) -> _Header:
+    """Parse the header and leave the file at the first byte of its payload."""
+    start = file.read(_MAX_HEADER)
+    blank = _BLANK.search(start)
+    if not start.startswith(b"NRRD") or blank is None:
+        raise Unreadable("not an NRRD file: there is no header that ends in a blank line")
+    file.seek(blank.end())
+    try:
+        fields = dict(nrrd.read_header(start[: blank.start()].decode().splitlines()))
+        return _checked(fields)
+    except Unreadable:
+        raise
+    except (nrrd.NRRDError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise Unreadable(f"the NRRD header is damaged: {error}") from error
+
+
+def _checked(fields: dict[str, Any]) -> _Header:
+    if "data file" in fields or "datafile" in fields:
+        raise Unreadable("this NRRD header names another data file: save header and voxels in one file")
+    if any(int(fields.get(name, 0)) for name in ("line skip", "lineskip", "byte skip", "byteskip")):
+        raise Unreadable("an NRRD that skips lines or bytes is not read here: save it again")
+    encoding = str(fields["encoding"]).lower()
+    if encoding not in ("raw", "gzip", "gz"):
+        raise Unreadable(f"the NRRD encoding {encoding!r} is not read here: save it raw or gzip")
+    sizes = tuple(int(n) for n in fields["sizes"])
+    if len(sizes) != int(fields["dimension"]) or len(sizes) not in (2, 3, 4) or any(n < 1 for n in sizes):
+        raise Unreadable(f"the NRRD sizes {sizes} are not those of an image")
+    spatial, affine = _space(fields, len(sizes))
+    if not is_sane(affine):
+        raise Unreadable("the NRRD header's directions are not finite or not invertible")
+    i, j, k = (*(sizes[axis] for axis in spatial), 1)[:3]
+    return _Header(
+        fields=fields,
+        sizes=sizes,
+        spatial=spatial,
+        grid=Grid(shape=(i, j, k), affine=affine),
+        dtype=_dtype(fields),
+        packed=encoding != "raw",
+    )
+
+
+def _dtype(fields: dict[str, Any]) -> np.dtype[Any]:
+    name = nrrd.reader._TYPEMAP_NRRD2NUMPY.get(str(fields["type"]).lower())
+    if name is None or name == "V":
+        raise Unreadable(f"voxels of NRRD type {fields['type']!r} are not read here")
+    order = {"little": "<", "big": ">"}.get(str(fields.get("endian", "")).lower())
+    if order is None and np.dtype(name).itemsize > 1:
+        raise Unreadable("the NRRD header does not say whether its voxels are little or big endian")
+    return np.dtype(f"{order or ''}{name}")
+
+
+def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Affine]:
+    """Which axes are spatial, and the affine; both as ITK has them."""
+    kinds = [str(kind).lower() for kind in fields.get("kinds", [])]
+    lps = np.eye(4)
+    if "space directions" in fields:
+        directions = np.array(fields["space directions"], float)
+        spatial = [axis for axis in range(dimension) if np.isfinite(directions[axis]).all()]
+        vectors = directions[spatial].T
+        lps[: vectors.shape[0], : vectors.shape[1]] = vectors
+        if len(spatial) == 2 and len(vectors) == 3:
+            normal = np.cross(vectors[:, 0], vectors[:, 1])
+            lps[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-12)
+    else:
+        spatial = [axis for axis in range(dimension) if not kinds or kinds[axis] in _SPATIAL or kinds[axis] == "???"]
+        sizes = np.array(fields.get("spacings", np.ones(dimension)), float)[spatial[:3]]
+        lps[range(len(sizes)), range(len(sizes))] = np.where(np.isnan(sizes), 1.0, sizes)
+    lost = [kind for axis, kind in enumerate(kinds) if kind in _SPATIAL and axis not in spatial]
+    if len(spatial) not in (2, 3) or dimension - len(spatial) > 1 or lost:
+        raise Unreadable(f"an NRRD image has two or three spatial axes and one more at most; kinds are {kinds}")
+    if "space origin" in fields:
+        origin = np.array(fields["space origin"], float)
+        lps[: len(origin), 3] = origin
+    space = str(fields.get("space", "")).lower()
+    if space in _RAS:
+        return tuple(spatial), lps
+    if space in _LAS:
+        return tuple(spatial), las_to_ras(lps)
+    if space in _LPS:
+        return tuple(spatial), ras_to_lps(lps)
+    raise Unreadable(f"the NRRD space {space!r} is not a patient's: save it as left-posterior-superior")
+
+
+def _read(path: Path, max_bytes: int) -> tuple[_Header, npt.NDArray[Any]]:
+    """The header, and the voxels of shape (C, I, J, K), without a copy."""
+    with opened(path) as file:
+        header = _header(file)
+        nbytes = math.prod(header.sizes) * header.dtype.itemsize
+        check_size(nbytes, max_bytes)
+        payload = Payload(file, packed=header.packed)
+        data: Bytes = payload.read(nbytes)
+        payload.end()
+    array = data.view(header.dtype).reshape(header.sizes[::-1]).T
+    if not header.dtype.isnative:
+        array = array.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
+    others = [axis for axis in range(len(header.sizes)) if axis not in header.spatial]
+    array = array.transpose(*others, *header.spatial)
+    return header, array.reshape(-1, *header.grid.shape)
+
+
+def _flattened(layers: npt.NDArray[Any], segments: list[_Segment]) -> npt.NDArray[Any]:
+    flat = np.zeros(layers.shape[1:], np.uint8 if len(segments) < 256 else np.uint16, order="F")
+    for number, segment in enumerate(segments, 1):
+        if not 0 <= segment.layer < len(layers):
+            raise Unreadable(f"segment {number} lies in layer {segment.layer} of {len(layers)}")
+        flat[layers[segment.layer] == segment.value] = number
+    return flat[np.newaxis]
+
+
+def _segments(fields: dict[str, Any]) -> Iterator[_Segment]:
+    number, taken = 0, set()
+    while (key := f"Segment{number}_ID") in fields or f"Segment{number}_Name" in fields:
+        name = str(fields.get(f"Segment{number}_Name") or fields.get(key))
+        if name in taken:  # Slicer allows two segments of one name
+            name = f"{name} ({number + 1})"
+        taken.add(name)
+        try:
+            value = int(fields.get(f"Segment{number}_LabelValue", number + 1))
+            layer = int(fields.get(f"Segment{number}_Layer", 0))
+        except ValueError as error:
+            raise Unreadable(f"the fields of segment {number} are damaged: {error}") from error
+        yield _Segment(name=name, value=value, layer=layer)
+        number += 1
+
+
+def _segment_lines(segmentation: Segmentation) -> list[str]:
     extent = " ".join(f"0 {n - 1}" for n in segmentation.shape)
     lines = ["Segmentation_ReferenceImageExtentOffset:=0 0 0"]
     for number, (name, value) in enumerate(sorted(segmentation.names.items(), key=lambda item: item[1])):
-        fields = {"ID": f"Segment_{value}", "Name": name, "LabelValue": value, "Layer": 0, "Extent": extent}
-        lines += [f"Segment{number}_{key}:={text}" for key, text in fields.items()]
+        # A name is a client's text: it must stay on its line.
+        text = " ".join(name.split())
+        fields = {"ID": f"Segment_{value}", "Name": text, "LabelValue": value, "Layer": 0, "Extent": extent}
+        lines += [f"Segment{number}_{key}:={field}" for key, field in fields.items()]
     return lines
 
 

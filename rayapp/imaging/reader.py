@@ -1,11 +1,16 @@
-"""Reading image and label files whatever their format: by the name's extension, or a folder of DICOM."""
+"""Reading image and label files whatever their format: by the name's extension, or a folder of DICOM.
+
+Everything here may run in several threads at once. What is read has memory of its own, i fastest.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rayapp.errors import Unreadable
 from rayapp.imaging import dicom, nifti, nrrd
@@ -13,7 +18,7 @@ from rayapp.imaging.volume import Grid, Segmentation, Volume
 
 _MODULES: dict[str, ModuleType] = {".nii.gz": nifti, ".seg.nrrd": nrrd, ".nii": nifti, ".nrrd": nrrd}
 EXTENSIONS = tuple(_MODULES)
-"""Longest first, so that the first that fits is the whole extension."""
+"""Longer ones first, so that the first that fits is the whole extension."""
 _MAX_LABEL = 65535
 
 
@@ -29,47 +34,58 @@ def split_ext(filename: str) -> tuple[str, str]:
     raise Unreadable(f"{name[-60:]!r} is none of the formats read here: {', '.join(EXTENSIONS)}")
 
 
-def _module(path: Path) -> ModuleType:
-    return dicom if path.is_dir() else _MODULES[split_ext(path.name)[1]]
-
-
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
     """The image in a file or in a DICOM folder.
 
+    Values are those the file means: rescaled where its header says so, else in the type it stores.
+
     Raises:
         Unreadable: if it is damaged, truncated or not an image.
-        TooLarge: if its header announces more than `max_bytes` of voxels.
+        TooLarge: if its header announces more than `max_bytes` of voxels; nothing was allocated.
     """
     volume: Volume = _module(path).read_volume(path, max_bytes=max_bytes)
     return volume
 
 
 def read_grid(path: Path) -> Grid:
-    """The grid of an image or label file, without its voxels. Raises Unreadable."""
+    """The grid of an image or label file, from its header alone. Raises Unreadable."""
     grid: Grid = _module(path).read_grid(path)
     return grid
 
 
-def read_segmentation(path: Path, *, max_bytes: int) -> Segmentation:
+def read_segmentation(path: Path, *, max_bytes: int, ext: str | None = None) -> Segmentation:
     """A label map. Values must be whole numbers from 0 to 65535, in whatever type the file holds them.
+
+    `ext` says the format when the file's name does not.
 
     Raises:
         Unreadable: if it is damaged, truncated or not a label map.
-        TooLarge: if its header announces more than `max_bytes` of voxels.
+        TooLarge: if its header announces more than `max_bytes` of voxels; nothing was allocated.
     """
-    if not path.is_dir() and _MODULES[split_ext(path.name)[1]] is nrrd:
-        array, affine, names = nrrd.read_segmentation(path, max_bytes=max_bytes)
+    ext = (split_ext(path.name)[1] if ext is None else ext).lower()
+    module = _MODULES.get(ext)
+    names: dict[str, int] = {}
+    if module is nrrd:
+        volume, names = nrrd.read_segmentation(path, max_bytes=max_bytes)
+    elif module is nifti:
+        volume = nifti.read_volume(path, max_bytes=max_bytes)
     else:
-        volume = read_volume(path, max_bytes=max_bytes)
-        if volume.channels != 1:
-            raise Unreadable(f"a label map has one channel, not {volume.channels}")
-        array, affine, names = volume.array[0], volume.affine, {}
-    if array.dtype.kind == "b":
-        array = array.view(np.uint8)
+        raise Unreadable(f"{ext!r} is no format of label maps; send one of {', '.join(EXTENSIONS)}")
+    if volume.channels != 1:
+        raise Unreadable(f"a label map has one channel, not {volume.channels}")
+    return Segmentation(array=_whole(volume.array[0]), affine=volume.affine, names=names)
+
+
+def _module(path: Path) -> ModuleType:
+    return dicom if path.is_dir() else _MODULES[split_ext(path.name)[1]]
+
+
+def _whole(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values as uint8 or, where one needs it, uint16."""
     low, high = array.min(), array.max()
-    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > _MAX_LABEL:
+    if not (low >= 0 and high <= _MAX_LABEL):  # also refuses NaN
         raise Unreadable(f"label values go from 0 to {_MAX_LABEL}, not from {low} to {high}")
     whole = array.astype(np.uint8 if high < 256 else np.uint16, copy=False)
     if array.dtype.kind == "f" and not np.array_equal(whole, array):
         raise Unreadable("label values must be whole numbers")
-    return Segmentation(array=whole, affine=affine, names=names)
+    return whole
