@@ -158,7 +158,7 @@ def zip_link() -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         member = zipfile.ZipInfo("a.nii")
         member.external_attr = (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(member, "/etc/passwd")
+        archive.writestr(member, nifti())  # so that only its kind can be why it is refused
     return buffer.getvalue()
 
 
