@@ -44,11 +44,16 @@ def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) 
     """Serve; call `on_ready` with the address once every route answers; return when SIGINT or SIGTERM came and all
     is drained and stopped."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+
+    def mind_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+
+    mind_signals()
     logs.rotate(settings)
     logs.configure(settings)
-    with running(settings) as url:
+    # Ray's start takes SIGTERM for itself, so it has to be taken back.
+    with running(settings, on_ray=mind_signals) as url:
         if not stop.is_set():
             on_ready(url)
         stop.wait()
@@ -56,11 +61,12 @@ def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) 
 
 
 @contextlib.contextmanager
-def running(settings: Settings) -> Iterator[str]:
-    """A running server; yields its address, for example `http://127.0.0.1:8000`."""
+def running(settings: Settings, *, on_ray: Callable[[], None] = lambda: None) -> Iterator[str]:
+    """A running server; yields its address, for example `http://127.0.0.1:8000`. `on_ray` is called once Ray is up."""
     settings = settings.model_copy(update={"port": settings.port or _free_port(settings.host)})
     settings.workspace.mkdir(parents=True, exist_ok=True)
     with _ray(settings):
+        on_ray()
         datastore = models = None
         try:
             datastore = start_datastore(settings)
