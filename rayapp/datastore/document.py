@@ -81,7 +81,7 @@ def parse(data: bytes) -> tuple[dict[str, str], Entries]:
     try:
         # MONAI Label writes NaN, which is not JSON.
         document = json.loads(data, parse_constant=lambda _: None)
-        objects = document["objects"].items() if "objects" in document else ()
+        objects = document.get("objects", {}).items()
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{NAME} is not a datastore document: {type(error).__name__}") from None
     if document.get("images_dir") not in (None, "", ".") or document.get("labels_dir") not in (None, "labels"):
@@ -166,7 +166,8 @@ class DocumentFile:
 
     def is_foreign(self) -> bool:
         """Whether the file is not as we left it (or read it)."""
-        return Stamp.of(self._path) not in (None, self._seen)
+        with self._busy:
+            return Stamp.of(self._path) not in (None, self._seen)
 
     def look(self, *, opening: bool = False) -> None:
         """Read the file if someone else has written it. What cannot be read is kept aside as `.broken-<time>`."""
@@ -177,18 +178,21 @@ class DocumentFile:
         """Write the file now (after a look at it)."""
         with self._busy:
             self._look(opening=False)
-            staged = self._files.stage(".json")
-            with staged.open("wb") as file:
-                digest = self._write(file)
-            sync(staged)
-            copy = self._files.stage(".json")
-            shutil.copyfile(staged, copy)
-            self._remember(digest)
-            with self._advisory:
-                staged.rename(self._path)
-            self._seen = Stamp.of(self._path)
-            copy.rename(self._base)
-            sync(self._path.parent)
+            staged, copy = self._files.stage(".json"), self._files.stage(".json")
+            try:
+                with staged.open("wb") as file:
+                    digest = self._write(file)
+                sync(staged)
+                shutil.copyfile(staged, copy)
+                self._remember(digest)
+                with self._advisory:
+                    staged.rename(self._path)
+                self._seen = Stamp.of(self._path)
+                copy.rename(self._base)
+                sync(self._path.parent)
+            finally:
+                staged.unlink(missing_ok=True)
+                copy.unlink(missing_ok=True)
 
     def _write(self, file: BinaryIO) -> str:
         digest = hashlib.sha256()

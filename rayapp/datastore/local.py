@@ -17,7 +17,7 @@ from typing import Any
 
 from rayapp.datastore import folder
 from rayapp.datastore.archive import write_archive
-from rayapp.datastore.commit import sync
+from rayapp.datastore.commit import full, sync
 from rayapp.datastore.document import pieces
 from rayapp.datastore.events import append_event, read_events
 from rayapp.datastore.index import (
@@ -189,13 +189,18 @@ class LocalDatastore:
             raise BadRequest("a label file needs an extension such as .nii.gz")
         self._files.staged(staged)
         self.image(image_id)
+        if self._saved_before(image_id, tag, staged.name):
+            staged.unlink(missing_ok=True)
+            return self.label(image_id, tag)
         now = time.time_ns()
         whole = {**info, **_signed(author), "ts": now // 1_000_000_000, "name": image_id + ext}
         try:
             kept = self._files.keep(staged, ext)
+            copy, stamp = self._files.copy(kept, now)
         except FileNotFoundError:
-            return self._saved_before(image_id, tag, staged.name)
-        copy, stamp = self._files.copy(kept, now)
+            raise _no_staged() from None
+        except OSError as error:
+            raise full() from error
         target = self._labels / tag / (image_id + ext)
 
         def apply(db: sqlite3.Connection) -> Path | None:
@@ -230,15 +235,11 @@ class LocalDatastore:
         self._document.touch()
         return LabelRecord(id=image_id, tag=tag, path=target, ext=ext, revision=kept.sha, info=whole)
 
-    def _saved_before(self, image_id: str, tag: str, staged: str) -> LabelRecord:
-        """The answer to a save that is made again because its first answer was lost."""
+    def _saved_before(self, image_id: str, tag: str, staged: str) -> bool:
+        """Whether this is a save made again because the process died before it had answered."""
+        found = "SELECT 1 FROM revision WHERE image_id = ? AND tag = ? AND staged = ?"
         with self._index.reader() as db:
-            done = db.execute(
-                "SELECT 1 FROM revision WHERE image_id = ? AND tag = ? AND staged = ?", (image_id, tag, staged)
-            ).fetchone()
-        if not done:
-            raise _no_staged()
-        return self.label(image_id, tag)
+            return db.execute(found, (image_id, tag, staged)).fetchone() is not None
 
     def remove_label(self, image_id: str, tag: str) -> bool:
         """See `Datastore`."""

@@ -234,7 +234,7 @@ class Reconciler:
             self._commit.do(lambda db: self._drop_labels(db, tag, missing))
         waits = bool(adopt) and self._adopt(tag, adopt, hints)
         if adopt or missing:
-            log.info("tag with %d labels new or edited in the folder, %d removed from it", len(adopt), len(missing))
+            log.info("%d labels are new or edited in the folder, %d were removed from it", len(adopt), len(missing))
             self._touched()
         return waits
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rayapp.datastore.local import LocalDatastore
@@ -46,7 +47,7 @@ def plain(studies: Path, open_store: Open) -> LocalDatastore:
     return open_store(studies)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_node() -> Iterator[None]:
     import ray
 
@@ -57,6 +58,10 @@ def ray_node() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+    # They all carry the folder on their command line.
+    left = [p for p in psutil.Process().children(recursive=True) if folder in " ".join(p.cmdline())]
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert not alive
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -164,6 +164,9 @@ def test_a_save_made_again_after_a_lost_answer_is_one_save(store: Any) -> None:
     first = store.save_label("ct_a", "final", staged, ".nii.gz", info={"k": 1}, author=AUTHOR)
     again = store.save_label("ct_a", "final", staged, ".nii.gz", info={"k": 1}, author=AUTHOR)
     assert again == first
+    staged.write_bytes(b"once")  # as when the process died between its commit and the removal of the staged file
+    assert store.save_label("ct_a", "final", staged, ".nii.gz", info={"k": 1}, author=AUTHOR) == first
+    assert not staged.exists()
     assert len(store.revisions("ct_a", "final")) == 1
 
 
