@@ -146,7 +146,8 @@ def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[
     """Add the row; an image that is there already gets the new extension and keeps its info."""
     db.execute(
         "INSERT INTO image(id, ext, info, added, served, staged) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE"
-        " SET ext = excluded.ext, staged = coalesce(excluded.staged, staged), info = json_set(info, '$.name', id || excluded.ext)",
+        " SET ext = excluded.ext, staged = coalesce(excluded.staged, staged),"
+        " info = json_set(info, '$.name', id || excluded.ext)",
         (image_id, ext, dumps(info), _whole(info.get("ts")), last_served(info), staged),
     )
 
