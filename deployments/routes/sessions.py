@@ -4,47 +4,81 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Query, Response, UploadFile
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
-from deployments.access import AsUser, Service
-from deployments.uploads import checked
-from rayapp.errors import NotFound
+from deployments.access import AsUser, Checking, Service
+from deployments.forms import describe_form, missing, read_form
+from deployments.problems import problems
+from deployments.replies import FILE, file_reply
 from rayapp.protocol import Path as Route
+from rayapp.sessions import base_name
+from rayapp.sessions import base_name
 
-router = APIRouter(tags=["sessions"])
+router = APIRouter(tags=["sessions"], responses=problems(400, 404, 413, 422, 503))
+
+_FORM = describe_form(
+    texts={}, files={"files": "An image; several are a DICOM series; with `uncompress` one archive."}, needed=["files"]
+)
 
 
-@router.put("/session", include_in_schema=False)
-@router.put(Route.SESSIONS)
+class SessionInfo(BaseModel):
+    """`image` is a file or a folder on the server; times are in seconds."""
+
+    name: str
+    path: str
+    image: str
+    meta: dict[str, Any]
+    create_ts: int
+    last_access_ts: int
+    expiry: int
+
+
+class Created(BaseModel):
+    """A new session."""
+
+    session_id: str
+    session_info: SessionInfo
+
+
+@router.put(Route.SESSIONS, response_model=Created, openapi_extra=_FORM)
 async def create(
+    request: Request,
     services: Service,
+    checks: Checking,
     user: AsUser,
-    files: Annotated[list[UploadFile], File()],
     uncompress: Annotated[bool, Query()] = False,
     expiry: Annotated[int, Query(ge=0)] = 0,
-) -> dict[str, Any]:
-    """Bring an image: one file, several DICOM files, or with `uncompress` an archive of them."""
+) -> JSONResponse:
+    """Bring an image: one file, several DICOM files, or with `uncompress` an archive of them.
+
+    It is read before it is acknowledged. `expiry` is in seconds without use, 0 for the server's own, which is the most.
+    """
     folder: Path = await services.sessions.stage()
+    names: Counter[str] = Counter()
+
+    async def stage(filename: str) -> Path:
+        # Series exported from several folders repeat names; a series' files need no names of their own.
+        name = base_name(filename.lstrip(".") or "image")
+        names[name] += 1
+        return folder / (name if names[name] == 1 else f"{names[name]}-{name}")
+
     try:
-        for file in files:
-            await asyncio.to_thread(_copy, file, folder)
-        created: dict[str, Any] = await services.sessions.create(folder, uncompress=uncompress, expiry=expiry)
+        async with read_form(request, files=("files",), stage=stage) as form:
+            if not form.files:
+                raise missing("files")
+            async with checks.place():
+                return JSONResponse(await services.sessions.create(folder, uncompress=uncompress, expiry=expiry))
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    return created
 
 
-def _copy(upload: UploadFile, folder: Path) -> None:
-    name = (upload.filename or "").replace("\\", "/").rsplit("/", 1)[-1].lstrip(".")
-    with (folder / (name or "image")).open("xb") as file:
-        shutil.copyfileobj(upload.file, file, 1 << 20)
-
-
-@router.get(Route.SESSION, response_class=Response)
+@router.get(Route.SESSION, response_model=SessionInfo, responses={200: {"content": FILE[200]["content"]}})
 async def session(
     session_id: str,
     services: Service,
@@ -52,17 +86,14 @@ async def session(
     update_ts: Annotated[bool, Query()] = False,
     image: Annotated[bool, Query()] = False,
 ) -> Response:
-    """The session's info, or with `image` its file."""
+    """The session's info, or with `image` its file. `update_ts` counts as a use."""
     if not image:
         return JSONResponse(await services.sessions.get(session_id, touch=update_ts))
     path: Path = await services.sessions.image(session_id)
-    if await checked(path.is_dir):
-        raise NotFound("the session's image is a folder of DICOM files and has no single file")
-    return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+    return await file_reply(path, name=path.name)
 
 
-@router.delete(Route.SESSION)
-async def remove(session_id: str, services: Service, user: AsUser) -> dict[str, Any]:
+@router.delete(Route.SESSION, response_model=SessionInfo)
+async def remove(session_id: str, services: Service, user: AsUser) -> JSONResponse:
     """Remove it; its last info."""
-    removed: dict[str, Any] = await services.sessions.remove(session_id)
-    return removed
+    return JSONResponse(await services.sessions.remove(session_id))

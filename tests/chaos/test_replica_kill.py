@@ -1,0 +1,59 @@
+"""kill -9 of the server's own processes under a client: it costs one slow answer, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import psutil
+import pytest
+
+from rayapp.client import Client
+from tests.conftest import MARK, SHAPE, Running
+
+CLICK = {"liver": [[20, 20, 20]], "label": "liver"}
+
+
+def process_of(server: Running, title: str) -> psutil.Process:
+    """The server's process whose title starts so (Ray names processes by what they run)."""
+    for process in psutil.process_iter():
+        try:
+            if " ".join(process.cmdline()).startswith(title) and process.environ().get(MARK) == server.mark:
+                return process
+        except psutil.Error:
+            continue
+    pytest.fail(f"no process {title!r}")
+
+
+@pytest.fixture
+def client(server: Running):
+    with Client(server.url, client_id="chaos") as client:
+        yield client
+
+
+def test_a_replica_killed_between_two_clicks_costs_one_slow_click(server: Running, client: Client):
+    before = client.infer("deepedit", "torso_1", params=CLICK).labels()
+    replica = process_of(server, "ray::ServeReplica:rayapp:inference")
+    os.kill(replica.pid, signal.SIGKILL)
+    began = time.monotonic()
+    after = client.infer("deepedit", "torso_1", params=CLICK).labels()
+    print(f"the click after the kill took {time.monotonic() - began:.1f} s")
+    assert replica.wait(10) is not None or not replica.is_running()
+    np.testing.assert_array_equal(after, before)
+
+
+def test_a_killed_datastore_loses_no_acknowledged_label(server: Running, client: Client, tmp_path: Path):
+    image = nibabel.load(server.studies / "torso_2.nii.gz")
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[3, 5, 7] = 1
+    file = tmp_path / "mask.nii.gz"
+    nibabel.Nifti1Image(mask, image.affine).to_filename(file)
+    client.save_label("torso_2", file, tag="chaos", params={"note": "kept"})
+    os.kill(process_of(server, "ray::datastore:").pid, signal.SIGKILL)
+    assert client.label_info("torso_2", "chaos")["note"] == "kept"
+    fetched = client.download_label("torso_2", tmp_path / "fetched", tag="chaos")
+    np.testing.assert_array_equal(np.asarray(nibabel.load(fetched).dataobj), mask)

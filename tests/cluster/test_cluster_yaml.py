@@ -1,0 +1,39 @@
+"""cluster.yaml is what Ray's own check takes, and opens no port but the gateway's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+FILE = Path(__file__).parents[2] / "cluster.yaml"
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load(FILE.read_text())
+
+
+def test_ray_accepts_it(config):
+    validate_config(prepare_config(config))
+
+
+def test_ray_would_refuse_an_unknown_key(config):
+    with pytest.raises(Exception, match="unknown"):
+        validate_config(prepare_config({**config, "unknown": 1}))
+
+
+def test_only_the_gateways_port_is_open(config):
+    opened = config["provider"]["security_group"]["IpPermissions"]
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in opened] == [(8000, 8000)]
+
+
+def test_keys_are_asked_for(config):
+    (start,) = [line for line in config["head_start_ray_commands"] if "rayapp start" in line]
+    assert "--auth token" in start
+
+
+def test_inference_runs_on_the_workers(config):
+    assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}

@@ -1,0 +1,77 @@
+"""Model versions: immutable, numbered, one of them in production."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rayapp.errors import BadRequest, NotFound, Unreadable
+from rayapp.models.store import ModelStore
+
+CARD = {"labels": {"liver": 1}}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ModelStore(tmp_path / "models")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    def make(value: float):
+        file = tmp_path / f"{value}.safetensors"
+        save_file({"w": torch.full((2,), value)}, file)
+        return file
+
+    return make
+
+
+def test_nothing_is_in_production_before_a_version_was_published(store):
+    assert store.production("spleen") is None
+    assert store.versions("spleen") == []
+
+
+def test_a_published_version_is_in_production_and_keeps_its_parent(store, weights):
+    store.publish("spleen", weights(1.0), CARD)
+    second = store.publish("spleen", weights(2.0), CARD)
+    assert store.production("spleen") == second
+    assert (second.version, second.card["parent"]) == ("v2", "v1")
+    assert load_file(second.weights)["w"].tolist() == [2.0, 2.0]
+
+
+def test_an_earlier_version_can_be_promoted_again(store, weights):
+    first = store.publish("spleen", weights(1.0), CARD)
+    store.publish("spleen", weights(2.0), CARD)
+    store.promote("spleen", "v1")
+    assert store.production("spleen") == first
+
+
+def test_versions_are_in_the_order_of_their_numbers(store, weights):
+    for _ in range(11):
+        store.publish("spleen", weights(1.0), CARD)
+    assert store.versions("spleen")[-2:] == ["v10", "v11"]
+
+
+def test_a_truncated_file_is_refused_and_changes_nothing(store, weights, tmp_path):
+    store.publish("spleen", weights(1.0), CARD)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(weights(2.0).read_bytes()[:-3])
+    with pytest.raises(Unreadable, match="safetensors"):
+        store.publish("spleen", broken, CARD)
+    assert store.versions("spleen") == ["v1"]
+
+
+def test_a_retired_model_has_versions_but_none_in_production(store, weights):
+    store.publish("spleen", weights(1.0), CARD)
+    store.retire("spleen")
+    assert store.production("spleen") is None
+    assert store.versions("spleen") == ["v1"]
+    with pytest.raises(NotFound):
+        store.retire("spleen")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden"])
+def test_a_name_can_never_be_a_path(store, name):
+    with pytest.raises(BadRequest):
+        store.production(name)
