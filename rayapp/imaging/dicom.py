@@ -22,12 +22,14 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_sane, ras_to_lps
 from rayapp.imaging.payload import check_size
 from rayapp.imaging.volume import Grid, Volume
 
+_PREAMBLE = 128
 _UNEVEN = 0.1  # of a slice's distance: how far a slice may lie from where even spacing puts it
 _ANGLED = 1e-3  # how far direction cosines within a series may differ
 _TILTED = 1e-2  # radians between the stack and its normal: beyond, it is gantry tilt
@@ -111,13 +113,23 @@ def _stack(path: Path) -> list[_Slice]:
 
 
 def _slices(path: Path) -> list[_Slice]:
-    """The slices one file holds: none if it is not a DICOM image, several if it is an enhanced object."""
+    """The slices one file holds: none if it is not DICOM or an index, several if it is an enhanced object.
+
+    A file cut off is refused, not passed over: without it the series would look whole, and be shorter.
+    """
     try:
+        with path.open("rb") as file:
+            if not file.read(_PREAMBLE).strip(b"\0") and path.stat().st_size < _PREAMBLE + len(b"DICM"):
+                raise Unreadable("a file of the series is empty or cut off")
         syntax = read_file_meta_info(path).get("TransferSyntaxUID")
         if syntax is not None and syntax.is_deflated:
             raise Unreadable("deflated DICOM files are not read here: store them in another transfer syntax")
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        return list(_frames(path, dataset)) if "Rows" in dataset else []
+        if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+            return []
+        if "Rows" not in dataset:
+            raise Unreadable("a DICOM file of the folder is no image, or cut off: keep the images of one series only")
+        return list(_frames(path, dataset))
     except InvalidDicomError:
         return []
     except Unreadable:

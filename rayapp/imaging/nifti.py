@@ -111,7 +111,7 @@ def _header(payload: Payload) -> _Header:
     shape, channels = _shape(fields)
     try:
         dtype, affine = fields.get_data_dtype(), _affine(fields)
-    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
+    except (HeaderDataError, KeyError, ValueError, np.linalg.LinAlgError) as error:
         raise Unreadable(f"the NIfTI header is damaged: {error}") from error
     if dtype.itemsize == 0 or dtype.kind not in "iufV" or dtype.itemsize > 8:
         raise Unreadable(f"voxels of type {dtype} are not read here: save them as integers or 32-bit floats")

@@ -108,7 +108,7 @@ def test_a_vector_image_of_simpleitk_becomes_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(path, max_bytes=MAX).array, array)
 
 
-@pytest.mark.parametrize(("slope", "inter"), [(0.5, -3.25), (1, -1024), (2, 0), (0, 7)])
+@pytest.mark.parametrize(("slope", "inter"), [(0.5, -3.25), (1, -1024), (2, 0), (0, 0)])
 def test_scl_slope_and_inter_give_the_values_that_simpleitk_gives(tmp_path: Path, slope: float, inter: float) -> None:
     path = _write(tmp_path / "image.nii", voxels(), sform=SFORM)
     data = bytearray(path.read_bytes())
@@ -116,6 +116,17 @@ def test_scl_slope_and_inter_give_the_values_that_simpleitk_gives(tmp_path: Path
     path.write_bytes(data)
     found = read_volume(path, max_bytes=MAX).array
     np.testing.assert_allclose(found, itk_voxels(sitk.ReadImage(str(path))), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(0, 7), (np.nan, np.nan), (1, 0)])
+def test_without_a_slope_the_stored_values_stand_in_their_own_type(tmp_path: Path, slope: float, inter: float) -> None:
+    path = _write(tmp_path / "image.nii", voxels(), sform=SFORM)
+    data = bytearray(path.read_bytes())
+    data[112:120] = np.array([slope, inter], "<f4").tobytes()
+    path.write_bytes(data)
+    found = read_volume(path, max_bytes=MAX).array
+    np.testing.assert_array_equal(found[0], voxels())
+    assert found.dtype == np.int16
 
 
 def test_an_image_of_one_slice_has_three_axes(tmp_path: Path) -> None:
@@ -167,5 +178,5 @@ def test_a_real_label_map_reads_as_simpleitk_reads_it(parts: tuple[str, ...]) ->
 
 
 def test_label_values_in_floats_are_read_when_they_are_whole(tmp_path: Path) -> None:
-    path = _write(tmp_path / "label.nii", labels(most=300).astype(np.float32), sform=SFORM)
+    path = _write(tmp_path / "label.nii", labels(most=300, dtype=np.uint16).astype(np.float32), sform=SFORM)
     assert read_segmentation(path, max_bytes=MAX).array.dtype == np.uint16

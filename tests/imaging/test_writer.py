@@ -69,7 +69,7 @@ def test_a_label_map_lies_on_the_grid_of_the_image_it_was_made_for(tmp_path: Pat
     assert same_grid(source.shape, source.affine, grid.shape, grid.affine)
 
 
-def test_names_of_segments_come_back(tmp_path: Path) -> None:
+def test_names_of_segments_come_back_and_stay_on_their_line(tmp_path: Path) -> None:
     path = tmp_path / "label.seg.nrrd"
     names = {**NAMES, "line\nencoding: raw\n\nbreak \\ n:=1": 4}
     path.write_bytes(encode_segmentation(Segmentation(array=labels(), affine=np.eye(4), names=names), ".seg.nrrd"))
@@ -79,7 +79,7 @@ def test_names_of_segments_come_back(tmp_path: Path) -> None:
 
 
 def test_unpacked_nrrd_ends_in_the_raw_voxels_in_the_order_that_ohif_copies() -> None:
-    data = encode_segmentation(Segmentation(array=labels(), affine=np.eye(4)), ".nrrd", packed=False)
+    data = encode_segmentation(Segmentation(array=labels(), affine=np.eye(4)), ".nrrd", compress=False)
     head, body = data.split(b"\n\n", 1)
     assert b"encoding: raw" in head
     assert body == labels().tobytes(order="F")

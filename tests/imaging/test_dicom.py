@@ -1,0 +1,195 @@
+"""DICOM folders against SimpleITK's series reader, which orders slices as OHIF does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from rayapp.errors import TooLarge, Unreadable
+from rayapp.imaging.reader import read_grid, read_volume
+from tests.imaging.grids import (
+    AFFINES,
+    MAX,
+    SHAPE,
+    Affine,
+    assert_same_affine,
+    assert_same_grid,
+    itk_affine,
+    itk_voxels,
+    real,
+    voxels,
+)
+
+_SERIES, _STUDY = generate_uid(), generate_uid()
+_RIGHT_HANDED = {name: affine for name, affine in AFFINES.items() if np.linalg.det(affine) > 0}
+
+
+def write_series(
+    folder: Path, array: npt.NDArray[Any], affine: Affine, *, slope: float = 1, intercept: float = 0
+) -> list[Path]:
+    """One file for each slice, named and numbered in an order that says nothing; returns them by position."""
+    folder.mkdir()
+    names = np.random.default_rng(5).permutation(array.shape[2])
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    files = []
+    for k in range(array.shape[2]):
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = _SERIES, _STUDY
+        dataset.Modality, dataset.InstanceNumber = "CT", int(names[k]) + 1
+        dataset.Columns, dataset.Rows = array.shape[0], array.shape[1]
+        dataset.PixelSpacing = [float(f"{spacing[1]:.10g}"), float(f"{spacing[0]:.10g}")]
+        dataset.ImageOrientationPatient = [f"{n:.12f}" for n in (lps[:3, :2] / spacing[:2]).T.ravel()]
+        dataset.ImagePositionPatient = [f"{n:.9f}" for n in lps[:3, 3] + k * lps[:3, 2]]
+        dataset.SliceThickness = float(f"{spacing[2]:.10g}")
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated = dataset.BitsStored = 16
+        dataset.HighBit, dataset.PixelRepresentation = 15, 1
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+        dataset.PixelData = array[:, :, k].astype("<i2").tobytes(order="F")
+        files.append(folder / f"{names[k]}.dcm")
+        dataset.save_as(files[-1], enforce_file_format=True)
+    return files
+
+
+def edit(file: Path, **fields: Any) -> None:
+    dataset = pydicom.dcmread(file)
+    for key, value in fields.items():
+        if value is None:
+            del dataset[key]
+        else:
+            setattr(dataset, key, value)
+    dataset.save_as(file)
+
+
+def itk_series(folder: Path) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
+def _assert_as_simpleitk(folder: Path) -> None:
+    image, volume = itk_series(folder), read_volume(folder, max_bytes=MAX)
+    np.testing.assert_array_equal(volume.array, itk_voxels(image))
+    assert_same_affine(volume.affine, itk_affine(image))
+    assert_same_grid(read_grid(folder), image)
+
+
+@pytest.mark.parametrize("affine", _RIGHT_HANDED.values(), ids=_RIGHT_HANDED.keys())
+def test_a_shuffled_folder_reads_as_simpleitk_reads_it(tmp_path: Path, affine: Affine) -> None:
+    write_series(tmp_path / "series", voxels(), affine)
+    _assert_as_simpleitk(tmp_path / "series")
+    volume = read_volume(tmp_path / "series", max_bytes=MAX)
+    # Slices run along row x column in LPS: for a grid whose third axis does so already, nothing changed its place.
+    np.testing.assert_array_equal(volume.array[0], voxels())
+    assert_same_affine(volume.affine, affine)
+
+
+def test_slices_written_backwards_are_turned_to_the_order_of_the_viewers(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", voxels(), AFFINES["left-handed"])
+    _assert_as_simpleitk(tmp_path / "series")
+    np.testing.assert_array_equal(read_volume(tmp_path / "series", max_bytes=MAX).array[0], voxels()[:, :, ::-1])
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1, -1024), (2, 0), (0.5, 3.25)])
+def test_values_are_rescaled(tmp_path: Path, slope: float, intercept: float) -> None:
+    write_series(tmp_path / "series", voxels(), AFFINES["oblique"], slope=slope, intercept=intercept)
+    _assert_as_simpleitk(tmp_path / "series")
+    found = read_volume(tmp_path / "series", max_bytes=MAX).array[0]
+    np.testing.assert_allclose(found, voxels() * slope + intercept)
+
+
+def test_other_files_in_the_folder_are_passed_over(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+    (tmp_path / "series" / "README.txt").write_text("exported on a Tuesday")
+    (tmp_path / "series" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    assert read_grid(tmp_path / "series").shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ImagePositionPatient": None},
+        {"ImageOrientationPatient": None},
+        {"PixelSpacing": None},
+        {"Columns": None},
+        {"Rows": None},
+        {"Columns": 6},
+        {"Columns": 0},
+        {"PixelSpacing": [0, 0]},
+        {"PixelSpacing": ["nan", 1]},
+        {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]},
+        {"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]},
+        {"ImagePositionPatient": [0, 0]},
+        {"ImagePositionPatient": [0, 0, 1e9]},
+        {"SeriesInstanceUID": "1.2.3"},
+        {"NumberOfFrames": 3},
+        {"PixelData": b"\0\0"},
+        {"PixelData": None},
+        {"BitsAllocated": 13},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_a_series_that_is_not_sane_is_unreadable(tmp_path: Path, fields: dict[str, Any]) -> None:
+    files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+    edit(files[0], **fields)
+    with pytest.raises(Unreadable):
+        read_volume(tmp_path / "series", max_bytes=MAX)
+
+
+def test_a_missing_slice_is_noticed(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+    files[1].unlink()
+    with pytest.raises(Unreadable):
+        read_grid(tmp_path / "series")
+
+
+def test_two_slices_at_one_place_are_unreadable(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+    (tmp_path / "series" / "copy.dcm").write_bytes(files[2].read_bytes())
+    with pytest.raises(Unreadable):
+        read_grid(tmp_path / "series")
+
+
+def test_an_empty_folder_is_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable):
+        read_grid(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+@pytest.mark.parametrize("which", [0, 1, 3])
+def test_a_truncated_slice_is_never_left_out_silently(tmp_path: Path, which: int) -> None:
+    file = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])[which]
+    data = file.read_bytes()
+    for cut in sorted({*range(0, len(data), 41), 127, 128, 131, 132, 133, len(data) - 1}):
+        file.write_bytes(data[:cut])
+        with pytest.raises(Unreadable):
+            read_volume(tmp_path / "series", max_bytes=MAX)
+
+
+def test_a_series_over_the_cap_is_too_large_before_its_voxels_are_read(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+    for file in files:
+        edit(file, Rows=65535, Columns=65535)
+    with pytest.raises(TooLarge):
+        read_volume(tmp_path / "series", max_bytes=MAX)
+
+
+@pytest.mark.parametrize(
+    "parts", [("dicom_mr", "hippocrop_1"), ("totalseg", "example_ct_dicom"), ("dcmqi_seg", "ct-3slice")], ids="/".join
+)
+def test_a_real_series_reads_as_simpleitk_reads_it(parts: tuple[str, ...]) -> None:
+    _assert_as_simpleitk(real(*parts))
