@@ -113,12 +113,24 @@ def _header(file: BinaryIO) -> _Header:
         raise Unreadable("not an NRRD file: there is no header that ends in a blank line")
     file.seek(blank.end())
     try:
-        fields = dict(nrrd.read_header(start[: blank.start()].decode().splitlines()))
-        return _checked(fields)
+        return _checked(_fields(start[: blank.start()].decode()))
     except Unreadable:
         raise
     except (nrrd.NRRDError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise Unreadable(f"the NRRD header is damaged: {error}") from error
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """The header's fields, their names in lower case, and its key/value pairs, parsed."""
+    lines = []
+    for line in text.split("\n"):
+        name, colon, value = line.rstrip("\r").partition(":")
+        if colon and not value.startswith("="):
+            name = name.lower()
+        if name == "sizes" and any(len(number) > 9 for number in value.split()):
+            raise Unreadable("the NRRD sizes are not those of an image")
+        lines.append(name + colon + value)
+    return dict(nrrd.read_header(lines))
 
 
 def _checked(fields: dict[str, Any]) -> _Header:
@@ -162,22 +174,24 @@ def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Aff
     lps = np.eye(4)
     if "space directions" in fields:
         directions = np.array(fields["space directions"], float)
+        if len(directions) != dimension:
+            raise Unreadable(f"the NRRD header has {len(directions)} space directions for {dimension} axes")
         spatial = [axis for axis in range(dimension) if np.isfinite(directions[axis]).all()]
-        vectors = directions[spatial].T
+        vectors, world = directions[spatial].T, directions.shape[1]
         lps[: vectors.shape[0], : vectors.shape[1]] = vectors
         if len(spatial) == 2 and len(vectors) == 3:
             normal = np.cross(vectors[:, 0], vectors[:, 1])
             lps[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-12)
     else:
         spatial = [axis for axis in range(dimension) if not kinds or kinds[axis] in _SPATIAL or kinds[axis] == "???"]
+        world = len(spatial)
         sizes = np.array(fields.get("spacings", np.ones(dimension)), float)[spatial[:3]]
         lps[range(len(sizes)), range(len(sizes))] = np.where(np.isnan(sizes), 1.0, sizes)
     lost = [kind for axis, kind in enumerate(kinds) if kind in _SPATIAL and axis not in spatial]
-    if len(spatial) not in (2, 3) or dimension - len(spatial) > 1 or lost:
+    if len(kinds) not in (0, dimension) or len(spatial) not in (2, 3) or dimension - len(spatial) > 1 or lost:
         raise Unreadable(f"an NRRD image has two or three spatial axes and one more at most; kinds are {kinds}")
     if "space origin" in fields:
-        origin = np.array(fields["space origin"], float)
-        lps[: len(origin), 3] = origin
+        lps[:world, 3] = np.array(fields["space origin"], float).reshape(world)
     space = str(fields.get("space", "")).lower()
     if space in _RAS:
         return tuple(spatial), lps
@@ -217,7 +231,8 @@ def _flattened(layers: npt.NDArray[Any], segments: list[_Segment]) -> npt.NDArra
 def _segments(fields: dict[str, Any]) -> Iterator[_Segment]:
     number, taken = 0, set()
     while (key := f"Segment{number}_ID") in fields or f"Segment{number}_Name" in fields:
-        name = str(fields.get(f"Segment{number}_Name") or fields.get(key))
+        escaped = str(fields.get(f"Segment{number}_Name") or fields.get(key))
+        name = re.sub(r"\\([n\\])", lambda found: "\n" if found[1] == "n" else "\\", escaped)
         if name in taken:  # Slicer allows two segments of one name
             name = f"{name} ({number + 1})"
         taken.add(name)
@@ -234,8 +249,8 @@ def _segment_lines(segmentation: Segmentation) -> list[str]:
     extent = " ".join(f"0 {n - 1}" for n in segmentation.shape)
     lines = ["Segmentation_ReferenceImageExtentOffset:=0 0 0"]
     for number, (name, value) in enumerate(sorted(segmentation.names.items(), key=lambda item: item[1])):
-        # A name is a client's text: it must stay on its line.
-        text = " ".join(name.split())
+        # A name is a client's text: NRRD's escapes keep it on its line.
+        text = name.replace("\\", r"\\").replace("\n", r"\n")
         fields = {"ID": f"Segment_{value}", "Name": text, "LabelValue": value, "Layer": 0, "Extent": extent}
         lines += [f"Segment{number}_{key}:={field}" for key, field in fields.items()]
     return lines

@@ -26,8 +26,10 @@ def encode_segmentation(
     array = segmentation.array
     highest = int(array.max()) if array.size else 0
     dtype = np.dtype(np.uint8 if highest <= 255 else np.uint16) if dtype is None else np.dtype(dtype)
-    if dtype not in (np.uint8, np.uint16) or highest > np.iinfo(dtype).max:
-        raise BadRequest(f"label values up to {highest} cannot be written as {dtype}; take uint8 or uint16")
+    if dtype not in (np.uint8, np.uint16):
+        raise BadRequest(f"label maps are written as uint8 or uint16, not {dtype}")
+    if highest > np.iinfo(dtype).max:
+        raise BadRequest(f"label value {highest} does not fit {dtype}")
     if ext == ".nii":
         return nifti.encode(segmentation, dtype).tobytes()
     if ext == ".nii.gz":
