@@ -111,9 +111,8 @@ class DeepEditTask(SegmentationTask):
         return np.minimum(ceiling, self._guided(prepared, clicks, clock))
 
     def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
-        shape = prepared.grid.padded
-        channels = guidance.encode([prepared.grid.positions(points) for points in clicks], shape)
-        images = torch.cat([prepared.image, torch.from_numpy(channels).to(prepared.image.device)])
+        positions = [prepared.grid.positions(points) for points in clicks]
+        images = torch.from_numpy(guidance.guided(prepared.image.cpu().numpy(), positions))
         clock.stage("pre")
         margins = pipeline.margins_of(self._infer(images[None])[0])
         clock.stage("infer")

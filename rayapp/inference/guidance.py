@@ -18,6 +18,10 @@ Position = tuple[float, float, float]
 """A place on the network's grid, in voxels; whole numbers are voxel centres."""
 
 
+RADIUS = 8.0
+"""Voxels from a click at which the shipped models' guidance ends."""
+
+
 class Encoding(StrEnum):
     """How a channel falls off around a click."""
 
@@ -29,7 +33,7 @@ def encode(
     clicks: Sequence[Sequence[Position]],
     shape: tuple[int, int, int],
     *,
-    radius: float = 8.0,
+    radius: float = RADIUS,
     encoding: Encoding = Encoding.DISTANCE,
 ) -> Floats:
     """One channel for each list of clicks.
@@ -44,10 +48,28 @@ def encode(
     """
     channels = np.zeros((len(clicks), *shape), dtype=np.float32)
     for channel, positions in zip(channels, clicks, strict=True):
-        for position in positions:
-            box, distance = distances(position, shape, radius)
-            np.maximum(channel[box], _falloff(distance, radius, encoding), out=channel[box])
+        _draw(channel, positions, radius, encoding)
     return channels
+
+
+def guided(image: Floats, clicks: Sequence[Sequence[Position]]) -> Floats:
+    """The channels of an image, (C, R, A, S), followed by one for each list of clicks, as `encode` makes them.
+
+    Channels come last in memory, which is how networks like to read them.
+    """
+    count, *shape = image.shape
+    channels = np.moveaxis(np.zeros((*shape, count + len(clicks)), dtype=np.float32), -1, 0)
+    channels[:count] = image
+    for channel, positions in zip(channels[count:], clicks, strict=True):
+        _draw(channel, positions, RADIUS, Encoding.DISTANCE)
+    return channels
+
+
+def _draw(channel: Floats, positions: Sequence[Position], radius: float, encoding: Encoding) -> None:
+    shape = (channel.shape[0], channel.shape[1], channel.shape[2])
+    for position in positions:
+        box, distance = distances(position, shape, radius)
+        np.maximum(channel[box], _falloff(distance, radius, encoding), out=channel[box])
 
 
 def distances(position: Position, shape: tuple[int, int, int], radius: float) -> tuple[tuple[slice, ...], Floats]:

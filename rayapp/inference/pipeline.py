@@ -197,14 +197,17 @@ def _interpolation(n: int, m: int, reach: tuple[int, int], limits: tuple[int, in
 
 
 def _extents(margins: Floats, grid: NetworkGrid) -> list[list[tuple[int, int]] | None]:
-    """For each structure, along i, j, k of the coarse grid, the first and past-the-last voxel that it leads on."""
+    """For each structure, along i, j, k of the coarse grid, a range of voxels with all those that it leads on."""
     a, b, c = grid.turned
-    fields = torch.from_numpy(margins[:, :a, :b, :c])
+    fields = torch.from_numpy(
+        margins
+    )  # with the padding, whose voxels can only widen an extent: a view of less is slow
     across, front = fields.amax(dim=3), fields.amax(dim=1)
-    profiles = (across.amax(dim=2).numpy() > 0, across.amax(dim=1).numpy() > 0, front.amax(dim=1).numpy() > 0)
+    leads = [profile.numpy() > 0 for profile in (across.amax(dim=2), across.amax(dim=1), front.amax(dim=1))]
+    profiles = (leads[0][:, :a], leads[1][:, :b], leads[2][:, :c])
     extents: list[list[tuple[int, int]] | None] = []
     for along in zip(*profiles, strict=True):
-        if not along[0].any():
+        if not all(hits.any() for hits in along):
             extents.append(None)
             continue
         corners = np.array([[int(np.flatnonzero(hits)[end]) for hits in along] for end in (0, -1)])
