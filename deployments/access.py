@@ -1,7 +1,8 @@
-"""Who may call what: one role per route, declared beside the route as `user: Needs[Role.…]`.
+"""Who may call what: one role per route, declared beside the route as `user: AsUser` (or AsAnnotator, AsAdmin).
 
 The key travels as `Authorization: Bearer <token>` and is checked here, inside the gateway replica, never only in front
-of it. Without authentication everyone is the user `admin` (and only loopback is served).
+of it, and before any of the body is read. Without authentication everyone is the user `admin` (and only loopback is
+served).
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security.utils import get_authorization_scheme_param
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from deployments.description import Description
 from deployments.services import Services
+from deployments.uploads import Checks
 from rayapp.errors import NotAllowed, NotSignedIn
 from rayapp.protocol import Role
 from rayapp.users import User
 
 EVERYONE = User(name="admin", role=Role.ADMIN)
+_bearer = HTTPBearer(auto_error=False, description="A key of `rayapp users add`, where the server asks for one.")
 
 
 def services_of(request: Request) -> Services:
@@ -25,7 +29,21 @@ def services_of(request: Request) -> Services:
     return services
 
 
+def description_of(request: Request) -> Description:
+    """What the app says of itself."""
+    description: Description = request.app.state.description
+    return description
+
+
+def checks_of(request: Request) -> Checks:
+    """Where uploads are checked."""
+    checks: Checks = request.app.state.checks
+    return checks
+
+
 Service = Annotated[Services, Depends(services_of)]
+Described = Annotated[Description, Depends(description_of)]
+Checking = Annotated[Checks, Depends(checks_of)]
 
 
 class Needs:
@@ -34,24 +52,26 @@ class Needs:
     def __init__(self, role: Role) -> None:
         self.role = role
 
-    async def __call__(self, request: Request, services: Service) -> User:
+    async def __call__(
+        self, services: Service, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    ) -> User:
         """Raises NotSignedIn (401) and NotAllowed (403)."""
-        user = await signed_in(request, services)
+        user = EVERYONE if services.settings.auth == "none" else await _owner(services, key)
         if not user.role.reaches(self.role):
-            raise NotAllowed(f'Role "{self.role}" is required; {user.name} has "{user.role}"')
+            raise not_allowed(user, self.role)
         return user
 
 
-async def signed_in(request: Request, services: Services) -> User:
-    """The caller. Raises NotSignedIn when authentication is on and no valid key came."""
-    if services.settings.auth == "none":
-        return EVERYONE
-    scheme, token = get_authorization_scheme_param(request.headers.get("Authorization"))
-    user = await services.users.authenticate(token) if scheme.lower() == "bearer" and token else None
+async def _owner(services: Services, key: HTTPAuthorizationCredentials | None) -> User:
+    user: User | None = await services.users.authenticate(key.credentials) if key else None
     if user is None:
         raise NotSignedIn("send a valid key as `Authorization: Bearer <token>` (`rayapp users add` makes one)")
-    found: User = user
-    return found
+    return user
+
+
+def not_allowed(user: User, role: Role) -> NotAllowed:
+    """The refusal, which names the role that is needed."""
+    return NotAllowed(f'Role "{role}" is required; {user.name} has "{user.role}"')
 
 
 AsUser = Annotated[User, Depends(Needs(Role.USER))]

@@ -1,29 +1,42 @@
-"""The gateway: authentication, validation, parsing, errors. Stateless and cheap; nothing here decodes or waits."""
+"""The gateway: authentication, validation, parsing, errors. Stateless; nothing here holds up the event loop."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-import secrets
-from collections.abc import Awaitable, Callable
-from http import HTTPStatus
-from typing import Any
+from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.routing import APIRoute
 
-from deployments.body import BodyCap
-from deployments.routes import auth, datastore, images, infer, info, jobs, labels, logs, models, pages, sessions
+from deployments.description import Description
+from deployments.guards import BodyCap, LoopbackHosts, Slashes
+from deployments.problems import Incidents, explain
+from deployments.routes import (
+    absent,
+    auth,
+    datastore,
+    images,
+    infer,
+    info,
+    jobs,
+    labels,
+    logs,
+    models,
+    pages,
+    sessions,
+)
 from deployments.routes import next as next_image
 from deployments.services import Services
+from deployments.uploads import Checks
 from rayapp import __version__
-from rayapp.errors import Busy, NotSignedIn, RayappError
 
 logger = logging.getLogger("rayapp.gateway")
 
-_ROUTERS = (pages, info, infer, next_image, images, labels, datastore, sessions, models, jobs, logs)
+SWEEP_S = 300.0
+_MODULES = (pages, info, infer, next_image, images, labels, datastore, sessions, models, jobs, logs, absent)
 
 
 def build_gateway(services: Services) -> FastAPI:
@@ -36,17 +49,19 @@ def build_gateway(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses={code: {"description": HTTPStatus(code).phrase} for code in (400, 401, 403, 404, 413, 503)},
+        lifespan=_sweeping,
     )
     app.state.services = services
-    for module in _ROUTERS:
-        app.include_router(module.router)
-    if settings.auth != "none":
-        app.include_router(auth.router)
-    app.add_exception_handler(RayappError, _named)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.state.description = Description(services.models)
+    app.state.checks = Checks()
+    with_keys = settings.auth != "none"
+    for module in (*_MODULES, auth) if with_keys else _MODULES:
+        app.router.routes.extend(module.router.routes)
+    explain(app)
+    # The last added is the first to see a request.
+    app.add_middleware(Slashes, paths=[route.path for route in app.routes if isinstance(route, APIRoute)])
     app.add_middleware(BodyCap, max_body=settings.max_body)
+    app.add_middleware(Incidents)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=list(settings.cors_origins),
@@ -55,34 +70,25 @@ def build_gateway(services: Services) -> FastAPI:
         allow_headers=["*"],
         max_age=600,
     )
-    if settings.auth == "none":
-        # A web page elsewhere must not reach the open loopback server under a name that resolves to it.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "::1"])
+    if not with_keys:
+        app.add_middleware(LoopbackHosts)
     return app
 
 
-Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
+@contextlib.asynccontextmanager
+async def _sweeping(app: FastAPI) -> AsyncIterator[None]:
+    """Remove expired sessions now and then. Every gateway does; whoever comes first wins."""
+    task = asyncio.create_task(_sweep(app.state.services))
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
-async def _named(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RayappError)
-    headers: dict[str, str] = {}
-    if isinstance(error, Busy):
-        headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, NotSignedIn):
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"detail": error.detail}, error.status, headers)
-
-
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    # `input` may be an upload or a patient's data: name the place, not what was there.
-    detail: list[dict[str, Any]] = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
-    return JSONResponse({"detail": detail}, 422)
-
-
-async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    incident = secrets.token_hex(4)
-    route = request.scope.get("route")
-    logger.error("incident %s in %s %s", incident, request.method, getattr(route, "path", "?"), exc_info=error)
-    return JSONResponse({"detail": f"something broke inside the server; its log has it as incident {incident}"}, 500)
+async def _sweep(services: Services) -> None:
+    while True:
+        try:
+            await services.sessions.sweep()
+        except OSError as error:
+            logger.error("expired sessions could not be removed: %s", type(error).__name__)
+        await asyncio.sleep(SWEEP_S)

@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
 
-from fastapi import APIRouter, Form, Request
-
-from deployments.access import Service, signed_in
+from deployments.access import AsUser, Service
+from deployments.forms import describe_form, read_form
+from deployments.problems import problems
 from rayapp.errors import NotSignedIn
 from rayapp.protocol import Path as Route
+from rayapp.protocol import Role
 
-router = APIRouter(tags=["auth"])
+router = APIRouter(tags=["auth"], responses=problems(400, 413))
 
 
-@router.get("/auth", include_in_schema=False)
-@router.get(Route.AUTH)
-async def enabled() -> dict[str, Any]:
+class Enabled(BaseModel):
     """How to sign in."""
-    return {"enabled": True, "client_id": "rayapp", "realm": "rayapp"}
+
+    enabled: bool = True
+    client_id: str = "rayapp"
+    realm: str = "rayapp"
 
 
-@router.post(Route.AUTH_TOKEN)
-async def token(
-    services: Service, username: Annotated[str, Form()], password: Annotated[str, Form()]
-) -> dict[str, str]:
+class Token(BaseModel):
+    """What to send as `Authorization: <token_type> <access_token>`."""
+
+    access_token: str
+    token_type: str = "bearer"
+
+
+class Person(BaseModel):
+    """The user that a key belongs to, with every role it holds."""
+
+    username: str
+    email: str = ""
+    name: str
+    roles: list[Role]
+
+
+@router.get(Route.AUTH)
+async def enabled() -> Enabled:
+    """Whether, and how, to sign in."""
+    return Enabled()
+
+
+@router.post(
+    Route.AUTH_TOKEN,
+    openapi_extra=describe_form(
+        texts={"username": "The user's name.", "password": "The user's key."}, needed=["username", "password"]
+    ),
+)
+async def token(request: Request, services: Service) -> Token:
     """Sign in with one's name and one's key as the password: for clients that ask for both."""
-    user = await services.users.authenticate(password)
-    if user is None or user.name != username:
-        raise NotSignedIn("wrong name or key")
-    return {"access_token": password, "token_type": "bearer"}
+    async with read_form(request, texts=("username", "password")) as form:
+        key = form.texts.get("password", "")
+        user = await services.users.authenticate(key)
+        if user is None or user.name != form.texts.get("username"):
+            raise NotSignedIn("wrong name or key: the password is the key that `rayapp users add` printed")
+    return Token(access_token=key)
 
 
 @router.get(Route.AUTH_VALID)
-async def valid(request: Request, services: Service) -> dict[str, Any]:
+async def valid(user: AsUser) -> Person:
     """Who one is; 401 without a valid key."""
-    user = await signed_in(request, services)
-    return {"username": user.name, "email": "", "name": user.name, "roles": [user.role]}
+    return Person(username=user.name, name=user.name, roles=[role for role in Role if user.role.reaches(role)])

@@ -6,16 +6,17 @@ import asyncio
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
 
 from deployments.access import AsAnnotator, AsUser, Service
+from deployments.problems import problems
+from deployments.replies import file_reply
+from deployments.routes.info import Status
 from rayapp.protocol import Path as Route
 
-router = APIRouter(tags=["datastore"])
+router = APIRouter(tags=["datastore"], responses=problems(404, 422, 503))
 
 
 class View(StrEnum):
@@ -26,8 +27,7 @@ class View(StrEnum):
     ALL = "all"
 
 
-@router.get("/datastore", include_in_schema=False)
-@router.get(Route.DATASTORE, responses={200: {"content": {"application/json": {}}}}, response_class=Response)
+@router.get(Route.DATASTORE, response_model=Status | list[dict[str, str]] | dict[str, Any])
 async def datastore(services: Service, user: AsUser, output: Annotated[View, Query()] = View.STATS) -> Response:
     """Counts (`stats`), image and label paths of finished images (`train`), or every object with its info (`all`)."""
     store = services.datastore
@@ -37,18 +37,15 @@ async def datastore(services: Service, user: AsUser, output: Annotated[View, Que
     return Response(await asyncio.to_thread(json.dumps, found), media_type="application/json")
 
 
-@router.get(Route.DATASET, response_class=FileResponse)
+@router.get(Route.DATASET, response_class=Response, responses={200: {"content": {"application/zip": {}}}})
 async def dataset(
-    services: Service,
-    user: AsAnnotator,
-    limit_cases: Annotated[int | None, Query(ge=1)] = None,
-) -> FileResponse:
+    services: Service, user: AsAnnotator, limit_cases: Annotated[int | None, Query(ge=1)] = None
+) -> Response:
     """A zip of the images with a `final` label, and the labels."""
     target: Path = await services.datastore.stage(".zip")
-    clean = BackgroundTask(target.unlink, missing_ok=True)
     try:
         await services.datastore.archive(target, limit=limit_cases)
+        return await file_reply(target, name="dataset.zip", media_type="application/zip", remove=True)
     except BaseException:
-        await clean()
+        await asyncio.to_thread(target.unlink, missing_ok=True)
         raise
-    return FileResponse(target, media_type="application/zip", filename="dataset.zip", background=clean)

@@ -4,36 +4,53 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Query, Response, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
 
-from deployments.access import AsAdmin, AsAnnotator, AsUser, Service
-from deployments.uploads import author_of, check_image, checked, extension, image_name, is_folder, json_object, staged
+from deployments.access import AsAdmin, AsAnnotator, AsUser, Checking, Service
+from deployments.forms import describe_form, read_form
+from deployments.problems import problems
+from deployments.replies import FILE, file_reply
+from deployments.uploads import author_of, check_image, info_of, to_store
 from rayapp.errors import NotFound
+from rayapp.imaging.reader import split_ext
 from rayapp.models.store import sha256_of
 from rayapp.protocol import Path as Route
 from rayapp.protocol import checked_name
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], responses=problems(400, 404, 409, 413, 422, 503))
+
+_FORM = describe_form(
+    texts={"params": "JSON object: kept as the image's info."}, files={"file": "The image."}, needed=["file"]
+)
+_INFO = describe_form(texts={"info": "JSON object: keys to merge into the info."})
+
+
+class Stored(BaseModel):
+    """The image's id."""
+
+    image: str
 
 
 @router.put(Route.DATASTORE, include_in_schema=False)
-@router.put(Route.IMAGE)
+@router.put(Route.IMAGE, openapi_extra=_FORM)
 async def upload(
-    services: Service,
-    user: AsAnnotator,
-    file: Annotated[UploadFile, File()],
-    image: Annotated[str, Query()] = "",
-    params: Annotated[str, Form()] = "{}",
-) -> dict[str, str]:
-    """Add an image; a file that cannot be read whole is refused and stored nowhere."""
-    info = json_object(params, "params")
-    ext = extension(file.filename)
-    image_id = checked_name(image or image_name(file.filename), "image")
-    async with staged(services, file, ext) as path:
-        await checked(check_image, path, services.settings.max_volume)
-        added = await services.datastore.add_image(image_id, path, ext, info=info, author=author_of(user, info))
-    return {"image": added.id}
+    request: Request, services: Service, checks: Checking, user: AsAnnotator, image: Annotated[str, Query()] = ""
+) -> Stored:
+    """Add an image; a file that cannot be read whole is refused and stored nowhere.
+
+    Its id is `image`, else the file's name without extension.
+    """
+    if image:
+        checked_name(image, "image")
+    async with read_form(request, texts=("params",), files=("file",), stage=to_store(services)) as form:
+        file, info = form.needed("file"), form.json("params")
+        stem, ext = split_ext(file.name)
+        image_id = checked_name(image or stem, "image")
+        await checks.run(check_image, file.path, services.settings.max_volume)
+        author = author_of(user, info)
+        added = await services.datastore.add_image(image_id, file.path, ext, info=info_of(info), author=author)
+    return Stored(image=added.id)
 
 
 @router.delete(Route.DATASTORE, include_in_schema=False)
@@ -44,9 +61,10 @@ async def remove(services: Service, user: AsAdmin, id: Annotated[str, Query()]) 
     return {}
 
 
-@router.head(Route.IMAGE)
+@router.head(Route.IMAGE, response_class=Response)
 async def exists(
     services: Service,
+    checks: Checking,
     user: AsUser,
     image: Annotated[str, Query()],
     check_sum: Annotated[str, Query()] = "",
@@ -54,23 +72,24 @@ async def exists(
     """200 if the image is there (and has this SHA-256, with or without the prefix `SHA256:`)."""
     record = await services.datastore.image(checked_name(image, "image"))
     if check_sum:
-        digest = await checked(sha256_of, record.path)
+        try:
+            digest = await checks.run(sha256_of, record.path)
+        except IsADirectoryError:
+            raise NotFound(f"image {image!r} is a folder of DICOM files and has no checksum") from None
         if digest != check_sum.lower().removeprefix("sha256:"):
             raise NotFound(f"image {image!r} has another checksum")
     return Response()
 
 
-@router.get(Route.IMAGE, response_class=FileResponse)
-async def download(services: Service, user: AsUser, image: Annotated[str, Query()]) -> FileResponse:
+@router.get(Route.IMAGE, response_class=Response, responses=FILE)
+async def download(services: Service, user: AsUser, image: Annotated[str, Query()]) -> Response:
     """The image's file."""
     record = await services.datastore.image(checked_name(image, "image"))
-    if await checked(is_folder, record):
-        raise NotFound(f"image {image!r} is a folder of DICOM files and has no single file")
-    return FileResponse(record.path, media_type="application/octet-stream", filename=record.id + record.ext)
+    return await file_reply(record.path, name=record.id + record.ext)
 
 
 @router.get(Route.IMAGE_INFO)
-async def info_of(services: Service, user: AsUser, image: Annotated[str, Query()]) -> dict[str, Any]:
+async def info(services: Service, user: AsUser, image: Annotated[str, Query()]) -> dict[str, Any]:
     """What is known of the image; `{}` for one that is not there."""
     try:
         record = await services.datastore.image(checked_name(image, "image"))
@@ -79,10 +98,9 @@ async def info_of(services: Service, user: AsUser, image: Annotated[str, Query()
     return {**record.info, "path": str(record.path)}
 
 
-@router.put(Route.IMAGE_INFO)
-async def update_info(
-    services: Service, user: AsAnnotator, image: Annotated[str, Query()], info: Annotated[str, Form()]
-) -> None:
+@router.put(Route.IMAGE_INFO, openapi_extra=_INFO)
+async def update_info(request: Request, services: Service, user: AsAnnotator, image: Annotated[str, Query()]) -> None:
     """Merge keys into the image's info."""
-    merged = {**json_object(info, "info"), "user": user.name}
-    await services.datastore.update_image_info(checked_name(image, "image"), merged)
+    async with read_form(request, texts=("info",)) as form:
+        keys = info_of(form.json("info"))
+    await services.datastore.update_image_info(checked_name(image, "image"), {**keys, "user": user.name})

@@ -3,137 +3,173 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, File, Form, Query, Response, UploadFile
+from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import ClientDisconnect
 
-from deployments.access import AsUser, Service
+from deployments.access import AsUser, Checking, Described, Service, not_allowed
+from deployments.forms import Form, describe_form, read_form
+from deployments.problems import problems
+from deployments.replies import OCTETS, disposition, inference_parts
 from deployments.services import Services
-from deployments.uploads import author_of, check_image, checked, extension, json_object, staged
+from deployments.uploads import Checks, author_of, check_image, to_store
 from rayapp.errors import BadRequest
 from rayapp.imaging.reader import EXTENSIONS
 from rayapp.inference.messages import InferCall, InferReply
 from rayapp.models.store import sha256_of
-from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, Output, checked_name
+from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, PARAMS_HEADER, Output, Role, checked_name
 from rayapp.protocol import Path as Route
 from rayapp.users import User
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], responses=problems(400, 404, 409, 413, 422, 503))
 
+T = TypeVar("T")
+# Never taken from a client: which image and which model is said by the query and the path, and checked there.
+_OURS = frozenset({"image", "model", "session", "session_id", "path"})
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Two parts: `params` (JSON) and `image` (the mask); with `output` one of them alone",
-        "content": {"multipart/form-data": {}, "application/octet-stream": {}, MASK_MEDIA_TYPE: {}},
+        "description": "Two parts, `params` (JSON) and `image` (the mask); with `output` one of them alone. "
+        "JSON alone from a model that makes no mask.",
+        "content": {
+            "multipart/form-data": {},
+            "application/json": {"schema": {"type": "object"}},
+            OCTETS: {},
+            MASK_MEDIA_TYPE: {},
+        },
     }
 }
+_FORM = describe_form(
+    texts={"params": "JSON object: clicks by label name as voxel indices [i, j, k], and options."},
+    files={"file": "An image, in place of a stored one.", "label": "A label map to start from (scribbles)."},
+)
 
 
-@router.post(Route.INFER, response_class=Response, responses=_ANSWERS)
+@router.post(Route.INFER, response_class=Response, responses=_ANSWERS, openapi_extra=_FORM)
 async def infer(
     model: str,
+    request: Request,
     services: Service,
+    described: Described,
+    checks: Checking,
     user: AsUser,
     image: Annotated[str, Query()] = "",
     session_id: Annotated[str, Query()] = "",
     output: Annotated[Output, Query()] = Output.ALL,
-    params: Annotated[str, Form()] = "{}",
-    file: Annotated[UploadFile | None, File()] = None,
-    label: Annotated[UploadFile | None, File()] = None,
 ) -> Response:
-    """Run a model on an image of the store, of a session, or on the uploaded `file`."""
-    request = json_object(params, "params")
-    model = checked_name(model, "model")
+    """Run a model on a session's image, else on the uploaded `file`, else on a stored image."""
     if output is Output.DICOM_SEG:
         raise BadRequest("output=dicom_seg needs a DICOMweb archive; this server's studies are a folder")
-    ext = _result_ext(request)
-    async with contextlib.AsyncExitStack() as stack:
-        mask = await stack.enter_async_context(staged(services, label, extension(label.filename))) if label else None
-        key, path = await _image_of(services, stack, image, session_id, file)
+    model = checked_name(await described.spelled("models", model), "model")
+    async with read_form(request, texts=("params",), files=("file", "label"), stage=to_store(services)) as form:
+        params = form.json("params")
+        key, path = await _image_of(services, checks, form, image, session_id)
+        mask = form.file("label")
+        tag = _tag_to_save(params, user, output) if path is None else None
         call = InferCall(
             model=model,
             key=key,
-            params=request,
-            output=output,
-            ext=ext,
+            params={name: value for name, value in params.items() if name not in _OURS},
+            output=Output.ALL if tag and output is Output.JSON else output,
+            ext=await _result_ext(services, params, key, path),
             path=path,
-            mask=mask,
+            mask=mask.path if mask else None,
             user=user.name,
-            client_id=author_of(user, request).client_id,
+            client_id=author_of(user, params).client_id,
         )
-        reply = await services.inference.infer(call)
-    if request.get("save_label") in (True, "true") and path is None and output in (Output.ALL, Output.IMAGE):
-        await _save(services, user, call, reply)
+        reply = await _unless_gone(request, services.inference.infer(call))
+    if tag is not None and reply.body is not None:
+        await _save(services, user, call, reply, reply.body, tag)
     return _answer(output, reply)
 
 
-def _result_ext(request: dict[str, Any]) -> str:
-    ext = request.get("result_extension") or ".nrrd"
-    if ext not in EXTENSIONS:
-        raise BadRequest(f"result_extension must be one of {', '.join(EXTENSIONS)}, not {ext!r}")
-    return str(ext)
-
-
 async def _image_of(
-    services: Services, stack: contextlib.AsyncExitStack, image: str, session_id: str, file: UploadFile | None
+    services: Services, checks: Checks, form: Form, image: str, session_id: str
 ) -> tuple[str, Path | None]:
     """The call's key, and the file to read when it is not the store's."""
     if session_id:
         return f"session/{session_id}", await services.sessions.image(session_id)
-    if file is not None:
-        path = await stack.enter_async_context(staged(services, file, extension(file.filename)))
-        await checked(check_image, path, services.settings.max_volume)
-        return f"upload/{await asyncio.to_thread(sha256_of, path)}", path
+    upload = form.file("file")
+    if upload is not None:
+        await checks.run(check_image, upload.path, services.settings.max_volume)
+        return f"upload/{await asyncio.to_thread(sha256_of, upload.path)}", upload.path
     if image:
         return checked_name(image, "image"), None
     raise BadRequest("say what to segment: `image` or `session_id` in the query, or an uploaded `file`")
 
 
-async def _save(services: Services, user: User, call: InferCall, reply: InferReply) -> None:
-    """Keep the prediction as a label, as batch inference and `save_label` ask."""
-    if reply.body is None:
-        return
-    tag = checked_name(str(call.params.get("label_tag") or ORIGINAL), "label_tag")
+async def _result_ext(services: Services, params: Mapping[str, Any], key: str, path: Path | None) -> str:
+    """What the client asked for, else the image's own, as far as masks are written so."""
+    asked = params.get("result_extension")
+    if not asked:
+        own = path.name if path else (await services.datastore.image(key)).ext
+        return next((ext for ext in EXTENSIONS if own.endswith(ext)), ".nrrd")
+    if asked not in EXTENSIONS:
+        raise BadRequest(f"result_extension must be one of {', '.join(EXTENSIONS)}, not {str(asked)[:60]!r}")
+    return str(asked)
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The result; the work is cancelled if the client hangs up before."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def _tag_to_save(params: Mapping[str, Any], user: User, output: Output) -> str | None:
+    """The tag to keep the prediction under, if the request asks for that. Needs the role that saving labels needs."""
+    if str(params.get("save_label")).lower() not in ("true", "1"):
+        return None
+    if not user.role.reaches(Role.ANNOTATOR):
+        raise not_allowed(user, Role.ANNOTATOR)
+    if output is Output.BOX:
+        raise BadRequest("save_label does not go with output=box: ask for all, image or json")
+    return checked_name(str(params.get("label_tag") or ORIGINAL), "label_tag")
+
+
+async def _save(services: Services, user: User, call: InferCall, reply: InferReply, body: bytes, tag: str) -> None:
     path: Path = await services.datastore.stage(reply.ext)
-    await asyncio.to_thread(path.write_bytes, reply.body)
-    await services.datastore.save_label(
-        call.key,
-        tag,
-        path,
-        reply.ext,
-        info={"model": call.model, "params": dict(reply.params)},
-        author=author_of(user, dict(call.params)),
-        model_version=str(reply.params.get("model_version", "")),
-    )
+    try:
+        await asyncio.to_thread(path.write_bytes, body)
+        version = reply.params.get("model_version")
+        await services.datastore.save_label(
+            call.key,
+            tag,
+            path,
+            reply.ext,
+            info={"model": call.model, "params": dict(reply.params)},
+            author=author_of(user, call.params),
+            model_version=None if version is None else str(version),
+        )
+    finally:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
 def _answer(output: Output, reply: InferReply) -> Response:
-    if output is Output.JSON or reply.body is None:
-        return Response(json.dumps(reply.params), media_type="application/json")
-    name = f"{secrets.token_hex(8)}{reply.ext}"
+    if output is Output.JSON or (reply.body is None and output is Output.ALL):
+        return Response(json.dumps(dict(reply.params)), media_type="application/json")
+    if reply.body is None:
+        raise BadRequest("this model makes no mask: ask for output=json")
     if output is Output.BOX:
-        headers = {"X-Rayapp-Params": json.dumps(reply.params)}
+        headers = {PARAMS_HEADER: json.dumps(dict(reply.params))}
         return Response(reply.body, media_type=MASK_MEDIA_TYPE, headers=headers)
+    name = f"{secrets.token_hex(8)}{reply.ext}"
     if output is Output.IMAGE:
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(reply.body, media_type="application/octet-stream", headers=headers)
-    boundary = secrets.token_hex(16)
-    body = _multipart(boundary, json.dumps(reply.params).encode(), reply.body, name)
-    # The Python client parses the raw socket: one body of known length, `params` first and without a file name.
-    return Response(body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"})
-
-
-def _multipart(boundary: str, params: bytes, mask: bytes, filename: str) -> bytes:
-    mark = boundary.encode()
-    return b"".join(
-        (
-            b"--" + mark + b'\r\nContent-Disposition: form-data; name="params"\r\n',
-            b"Content-Type: application/json\r\n\r\n" + params + b"\r\n",
-            b"--" + mark + b'\r\nContent-Disposition: form-data; name="image"; filename="' + filename.encode(),
-            b'"\r\nContent-Type: application/octet-stream\r\n\r\n' + mask + b"\r\n",
-            b"--" + mark + b"--\r\n",
-        )
-    )
+        return Response(reply.body, media_type=OCTETS, headers={"Content-Disposition": disposition("attachment", name)})
+    return inference_parts(reply.params, reply.body, name)

@@ -6,72 +6,90 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from deployments.access import AsAdmin, AsAnnotator, AsUser, Service
-from rayapp.errors import NotFound
+from deployments.access import AsAdmin, AsAnnotator, AsUser, Described
+from deployments.problems import problems
+from rayapp.errors import Disabled, NotFound
 from rayapp.protocol import Path as Route
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], responses=problems(404, 406, 422, 503))
 
-_KINDS = ((Route.TRAIN, "Train"), (Route.SCORING, "Scoring"), (Route.BATCH, "Batch_infer"))
-
-
-def _status(kind: str) -> Any:
-    async def status(
-        user: AsUser,
-        all: Annotated[bool, Query()] = False,
-        check_if_running: Annotated[bool, Query()] = False,
-    ) -> list[dict[str, Any]]:
-        """The last job, all of them, or the running one; 404 when there is none."""
-        if all:
-            return []
-        which = "are currently Running" if check_if_running else "Found"
-        raise NotFound(f"No {kind} Tasks {which}")
-
-    return status
+Flag = Annotated[bool, Query()]
+Job = dict[str, Any]
 
 
-async def _stop_as_admin(user: AsAdmin) -> None:
-    """Stop the running job; null when nothing runs."""
+def _none(kind: str, *, every: bool, running: bool) -> list[Job]:
+    """What to answer while there are no jobs: an empty list, or 404, which clients take for "nothing runs"."""
+    if every and not running:
+        return []
+    raise NotFound(f"No {kind} Tasks " + ("are currently Running" if running else "Found"))
 
 
-async def _stop_as_annotator(user: AsAnnotator) -> None:
-    """Stop the running job; null when nothing runs."""
+@router.get(Route.TRAIN)
+async def trainings(user: AsUser, all: Flag = False, check_if_running: Flag = False) -> Job | list[Job]:
+    """The last training, `all`, or the running one; 404 when there is none."""
+    return _none("Train", every=all, running=check_if_running)
 
 
-for _path, _kind in _KINDS:
-    router.add_api_route(_path, _status(_kind), methods=["GET"], name=f"{_kind} status")
-    _stop = _stop_as_annotator if _path is Route.SCORING else _stop_as_admin
-    router.add_api_route(_path, _stop, methods=["DELETE"], name=f"stop {_kind}")
+@router.get(Route.SCORING)
+async def scorings(user: AsUser, all: Flag = False, check_if_running: Flag = False) -> Job | list[Job]:
+    """The last scoring, `all`, or the running one; 404 when there is none."""
+    return _none("Scoring", every=all, running=check_if_running)
+
+
+@router.get(Route.BATCH)
+async def batches(user: AsUser, all: Flag = False, check_if_running: Flag = False) -> Job | list[Job]:
+    """The last batch inference, `all`, or the running one; 404 when there is none."""
+    return _none("Batch_infer", every=all, running=check_if_running)
+
+
+@router.delete(Route.TRAIN)
+async def stop_training(user: AsAdmin) -> Job | None:
+    """Stop the running training; null when nothing runs."""
+    return None
+
+
+@router.delete(Route.SCORING)
+async def stop_scoring(user: AsAnnotator) -> Job | None:
+    """Stop the running scoring; null when nothing runs."""
+    return None
+
+
+@router.delete(Route.BATCH)
+async def stop_batch(user: AsAdmin) -> Job | None:
+    """Stop the running batch inference; null when nothing runs."""
+    return None
 
 
 @router.post(Route.TRAIN, include_in_schema=False)
-async def train_all(services: Service, user: AsAdmin) -> dict[str, Any]:
-    """Train every model that can be trained; none can yet."""
-    described = await services.models.describe()
-    return {name: {"result": None, "detail": "training is not available yet"} for name in described["trainers"]}
+async def train_all(described: Described, user: AsAdmin) -> dict[str, Job]:
+    """Train every model that can be trained; by trainer what became of it."""
+    trainers = (await described.get())["trainers"]
+    return {name: {"result": None, "detail": "training is not available yet"} for name in trainers}
 
 
 @router.post(Route.TRAIN_MODEL)
-async def train(model: str, services: Service, user: AsAdmin) -> dict[str, Any]:
+async def train(model: str, described: Described, user: AsAdmin) -> Job:
     """Train a model."""
-    described = await services.models.describe()
-    raise NotFound(f"no trainer {model!r}; there are: {', '.join(described['trainers']) or 'none'}")
+    await described.known("trainers", "trainer", model)
+    raise Disabled("training is not available yet")
 
 
 @router.post(Route.SCORING, include_in_schema=False)
-async def score_all(user: AsAnnotator) -> dict[str, Any]:
-    """Run every scoring method; there is none yet."""
-    return {}
+async def score_all(described: Described, user: AsAnnotator) -> dict[str, Job]:
+    """Run every scoring method; by method what became of it."""
+    methods = (await described.get())["scoring"]
+    return {name: {"result": None, "detail": "scoring is not available yet"} for name in methods}
 
 
 @router.post(Route.SCORING_METHOD)
-async def score(method: str, services: Service, user: AsAnnotator) -> dict[str, Any]:
+async def score(method: str, described: Described, user: AsAnnotator) -> Job:
     """Run a scoring method."""
-    described = await services.models.describe()
-    raise NotFound(f"no scoring method {method!r}; there are: {', '.join(described['scoring']) or 'none'}")
+    await described.known("scoring", "scoring method", method)
+    raise Disabled("scoring is not available yet")
 
 
 @router.post(Route.BATCH_MODEL)
-async def batch(model: str, user: AsAdmin) -> dict[str, Any]:
+async def batch(model: str, described: Described, user: AsAdmin) -> Job:
     """Run a model on many images."""
-    raise NotFound(f"batch inference is not available yet; ask `POST /infer/{model}` image by image")
+    await described.known("models", "model", model)
+    raise Disabled("batch inference is not available yet: ask POST /infer/ image by image")

@@ -2,59 +2,83 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Query, Response, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
 
-from deployments.access import AsAdmin, AsAnnotator, AsUser, Service
+from deployments.access import AsAdmin, AsAnnotator, AsUser, Checking, Service
+from deployments.forms import Upload, describe_form, read_form
+from deployments.problems import problems
+from deployments.replies import FILE, file_reply
 from deployments.services import Services
-from deployments.uploads import author_of, check_label, checked, extension, json_object, label_from_raw, staged
-from rayapp.datastore.protocol import LabelRecord
+from deployments.uploads import RAW, Checks, author_of, check_label, extension, info_of, label_from_raw, to_store
+from rayapp.datastore.protocol import ImageRecord, LabelRecord
 from rayapp.errors import NotFound
 from rayapp.protocol import FINAL, checked_name
 from rayapp.protocol import Path as Route
 
-router = APIRouter(tags=["labels"])
+router = APIRouter(tags=["labels"], responses=problems(400, 404, 409, 413, 422, 503))
 
-Tag = Annotated[str, Query()]
+Name = Annotated[str, Query()]
+_FORM = describe_form(
+    texts={"params": "JSON object: kept as the label's info."},
+    files={"label": "The label map, on the image's grid; `.bin` for raw uint8 voxels, i fastest."},
+    needed=["label"],
+)
+_INFO = describe_form(texts={"info": "JSON object: keys to merge into the info."})
 
 
-@router.put(Route.LABEL)
+class Saved(BaseModel):
+    """Both are the image's id; an app may add keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    image: str
+    label: str
+
+
+@router.put(Route.LABEL, openapi_extra=_FORM)
 async def save(
-    services: Service,
-    user: AsAnnotator,
-    label: Annotated[UploadFile, File()],
-    image: Annotated[str, Query()],
-    tag: Tag = "",
-    params: Annotated[str, Form()] = "{}",
-) -> dict[str, Any]:
+    request: Request, services: Service, checks: Checking, user: AsAnnotator, image: Name, tag: Name = ""
+) -> Saved:
     """Save a label of an image. Acknowledged means durable; every earlier save stays as a revision.
 
     A file that is no whole label map on the image's grid is refused and stored nowhere.
     """
-    info = json_object(params, "params")
-    ext = extension(label.filename, raw=True)
     tag = checked_name(tag or FINAL, "tag")
     record = await services.datastore.image(checked_name(image, "image"))
-    async with staged(services, label, ext) as path:
-        if ext == ".bin":
-            ext, raw = ".nii.gz", path
-            path = await services.datastore.stage(ext)
-            await checked(label_from_raw, raw, record.path, path)
-        else:
-            await checked(check_label, path, record.path, services.settings.max_volume)
+    stage = to_store(services, raw=True)
+    async with read_form(request, texts=("params",), files=("label",), stage=stage) as form:
+        info = form.json("params")
+        staged, ext = await _checked_label(services, checks, form.needed("label"), record)
         model = info.get("model_version")
-        await services.datastore.save_label(
-            record.id,
-            tag,
-            path,
-            ext,
-            info=info,
-            author=author_of(user, info),
-            model_version=None if model is None else str(model),
-        )
-    return {"image": record.id, "label": record.id, **await services.models.label_saved(record.id, tag)}
+        try:
+            await services.datastore.save_label(
+                record.id,
+                tag,
+                staged,
+                ext,
+                info=info_of(info),
+                author=author_of(user, info),
+                model_version=None if model is None else str(model),
+            )
+        finally:
+            await asyncio.to_thread(staged.unlink, missing_ok=True)
+    return Saved(**{**await services.models.label_saved(record.id, tag), "image": record.id, "label": record.id})
+
+
+async def _checked_label(services: Services, checks: Checks, label: Upload, image: ImageRecord) -> tuple[Path, str]:
+    """The staged file to take over, and its extension."""
+    ext = extension(label.name, raw=True)
+    if ext != RAW:
+        await checks.run(check_label, label.path, image.path, services.settings.max_volume)
+        return label.path, ext
+    target: Path = await services.datastore.stage(".nii.gz")
+    await checks.run(label_from_raw, label.path, image.path, target)
+    return target, ".nii.gz"
 
 
 async def _label(services: Services, label: str, tag: str) -> LabelRecord:
@@ -62,29 +86,29 @@ async def _label(services: Services, label: str, tag: str) -> LabelRecord:
     return found
 
 
-@router.head(Route.LABEL)
-async def exists(services: Service, user: AsUser, image: Annotated[str, Query()], tag: Tag) -> Response:
+@router.head(Route.LABEL, response_class=Response)
+async def exists(services: Service, user: AsUser, image: Name, tag: Name) -> Response:
     """200 if the image has a label under the tag."""
     await _label(services, image, tag)
     return Response()
 
 
-@router.get(Route.LABEL, response_class=FileResponse)
-async def download(services: Service, user: AsUser, label: Annotated[str, Query()], tag: Tag) -> FileResponse:
+@router.get(Route.LABEL, response_class=Response, responses=FILE)
+async def download(services: Service, user: AsUser, label: Name, tag: Name) -> Response:
     """The newest revision's file."""
     found = await _label(services, label, tag)
-    return FileResponse(found.path, media_type="application/octet-stream", filename=found.id + found.ext)
+    return await file_reply(found.path, name=found.id + found.ext)
 
 
 @router.delete(Route.LABEL)
-async def remove(services: Service, user: AsAdmin, id: Annotated[str, Query()], tag: Tag) -> dict[str, Any]:
+async def remove(services: Service, user: AsAdmin, id: Name, tag: Name) -> dict[str, Any]:
     """Take the label away (its revisions stay); also when there is none."""
     await services.datastore.remove_label(checked_name(id, "label"), checked_name(tag, "tag"))
     return {}
 
 
 @router.get(Route.LABEL_INFO)
-async def info_of(services: Service, user: AsUser, label: Annotated[str, Query()], tag: Tag) -> dict[str, Any]:
+async def info(services: Service, user: AsUser, label: Name, tag: Name) -> dict[str, Any]:
     """What was saved with the label; `{}` if there is none."""
     try:
         return (await _label(services, label, tag)).info
@@ -92,18 +116,13 @@ async def info_of(services: Service, user: AsUser, label: Annotated[str, Query()
         return {}
 
 
-@router.put(Route.LABEL_INFO)
-async def update_info(
-    services: Service, user: AsAnnotator, label: Annotated[str, Query()], tag: Tag, info: Annotated[str, Form()]
-) -> None:
-    """Merge keys into the label's info."""
-    merged = {**json_object(info, "info"), "user": user.name}
-    await services.datastore.update_label_info(checked_name(label, "label"), checked_name(tag, "tag"), merged)
+@router.put(Route.LABEL_INFO, openapi_extra=_INFO)
+async def update_info(request: Request, services: Service, user: AsAnnotator, label: Name, tag: Name) -> None:
+    """Merge keys into the label's info. The Reviewer module of 3D Slicer calls the field `params`."""
+    async with read_form(request, texts=("info", "params")) as form:
+        keys = info_of(form.json("info" if "info" in form.texts else "params"))
+    names = checked_name(label, "label"), checked_name(tag, "tag")
+    await services.datastore.update_label_info(*names, {**keys, "user": user.name})
 
 
-@router.put(Route.UPDATE_LABEL_INFO, include_in_schema=False)
-async def update_info_of_reviewer(
-    services: Service, user: AsAnnotator, label: Annotated[str, Query()], tag: Tag, params: Annotated[str, Form()]
-) -> None:
-    """The same, as the Reviewer module of 3D Slicer sends it."""
-    await update_info(services, user, label, tag, params)
+router.add_api_route(Route.UPDATE_LABEL_INFO, update_info, methods=["PUT"], include_in_schema=False)

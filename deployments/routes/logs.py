@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import html as escaping
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -12,18 +11,23 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from deployments.access import AsAdmin, Service
-from rayapp.errors import NotFound
+from deployments.problems import problems
+from deployments.replies import file_reply
+from rayapp.errors import Busy, NotFound
 from rayapp.logs import log_file
 from rayapp.protocol import Path as Route
 
-router = APIRouter(tags=["logs"])
+router = APIRouter(tags=["logs"], responses=problems(404, 422, 503))
 
 _BLOCK = 1 << 16
+_LONGEST = 16 << 20
+"""Bytes of log that one reply may have, unless the whole is asked for."""
 _MIN_REFRESH = 3
+_GPU_TIMEOUT = 10.0
+_TEXT = "text/plain; charset=utf-8"
 
 
-@router.get("/logs", include_in_schema=False)
-@router.get(Route.LOGS, response_class=Response)
+@router.get(Route.LOGS, response_class=Response, responses={200: {"content": {"text/html": {}, "text/plain": {}}}})
 async def logs(
     services: Service,
     user: AsAdmin,
@@ -32,8 +36,10 @@ async def logs(
     text: Annotated[bool, Query()] = False,
     refresh: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
-    """The last `lines` lines (all for 0 or less), as a page or as text."""
+    """The last `lines` lines, as a page (anew every `refresh` seconds, if set) or as text; all of them for 0 or less."""
     path = log_file(services.settings)
+    if lines <= 0:
+        return await file_reply(path, name=None, media_type=_TEXT)
     try:
         tail = await asyncio.to_thread(_tail, path, lines)
     except FileNotFoundError:
@@ -41,29 +47,39 @@ async def logs(
     if text or not html:
         return PlainTextResponse(tail)
     again = f'<meta http-equiv="refresh" content="{max(refresh, _MIN_REFRESH)}">' if refresh else ""
-    return HTMLResponse(f"<!doctype html><title>rayapp log</title>{again}<pre>{escaping.escape(tail)}</pre>")
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8">{again}<title>rayapp log</title>'
+    return HTMLResponse(f"{head}<pre>{escaping.escape(tail)}</pre></html>")
 
 
 def _tail(path: Path, lines: int) -> str:
+    """The last lines, found from the end, so that a long log costs no more than a short one."""
+    blocks: list[bytes] = []
+    found = size = 0
     with path.open("rb") as file:
-        if lines <= 0:
-            return file.read().decode(errors="replace")
-        end = file.seek(0, 2)
-        data = b""
-        while end > 0 and data.count(b"\n") <= lines:
-            start = max(0, end - _BLOCK)
+        at = file.seek(0, 2)
+        while at > 0 and found <= lines and size < _LONGEST:
+            start = max(0, at - _BLOCK)
             file.seek(start)
-            data = file.read(end - start) + data
-            end = start
-    return b"".join(data.splitlines(keepends=True)[-lines:]).decode(errors="replace")
+            block = file.read(at - start)
+            blocks.append(block)
+            found += block.count(b"\n")
+            size += len(block)
+            at = start
+    return b"\n".join(b"".join(reversed(blocks)).rstrip(b"\n").split(b"\n")[-lines:]).decode(errors="replace") + "\n"
 
 
 @router.get(Route.LOGS_GPU, response_class=PlainTextResponse)
 async def gpu(user: AsAdmin) -> PlainTextResponse:
     """What `nvidia-smi` prints."""
-    program = await asyncio.to_thread(shutil.which, "nvidia-smi")
-    if program is None:
-        raise NotFound("this machine has no nvidia-smi")
-    process = await asyncio.create_subprocess_exec(program, stdout=asyncio.subprocess.PIPE)
-    printed, _ = await process.communicate()
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec("nvidia-smi", stdout=pipe, stderr=asyncio.subprocess.STDOUT)
+    except FileNotFoundError:
+        raise NotFound("this machine has no nvidia-smi") from None
+    try:
+        printed, _ = await asyncio.wait_for(process.communicate(), _GPU_TIMEOUT)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise Busy("nvidia-smi does not answer; try again") from None
     return PlainTextResponse(printed.decode(errors="replace"))

@@ -2,56 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+from pathlib import Path
+from typing import Any
 
-from fastapi import APIRouter, File, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
-from deployments.access import AsAdmin, AsAnnotator, Service
-from deployments.uploads import checked, staged
+from deployments.access import AsAdmin, AsAnnotator, Checking, Described, Service, not_allowed
+from deployments.forms import describe_form, read_form
+from deployments.problems import problems
+from deployments.replies import FILE, file_reply
+from deployments.weights import convert_weights, is_torch
 from rayapp.models.store import ModelVersion
 from rayapp.protocol import Path as Route
-from rayapp.protocol import checked_name
+from rayapp.protocol import Role, checked_name
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], responses=problems(400, 404, 413, 422, 503))
 
-_SHOWN = ("checksum", "modified_time")
+_FORM = describe_form(
+    texts={}, files={"file": "safetensors; from an administrator also a torch file of tensors."}, needed=["file"]
+)
 
 
-async def _summary(version: ModelVersion) -> dict[str, Any]:
-    summary = await checked(version.summary)
-    return {key: summary[key] for key in _SHOWN}
+class ModelFile(BaseModel):
+    """`checksum` is `SHA256:<hex>`; the time is in seconds."""
+
+    checksum: str
+    modified_time: int
+
+
+async def _summary(version: ModelVersion) -> ModelFile:
+    summary = await asyncio.to_thread(version.summary)
+    return ModelFile(checksum=summary["checksum"], modified_time=summary["modified_time"])
+
+
+async def _name(described: Described, model: str) -> str:
+    return checked_name(await described.spelled("models", model), "model")
 
 
 @router.get(Route.MODEL_INFO)
-async def info(model: str, services: Service, user: AsAdmin) -> dict[str, Any]:
+async def info(model: str, services: Service, described: Described, user: AsAdmin) -> ModelFile:
     """Checksum and time of the version that serves."""
-    return await _summary(await services.models.production(checked_name(model, "model")))
+    return await _summary(await services.models.production(await _name(described, model)))
 
 
-@router.get(Route.MODEL, response_class=FileResponse)
-async def download(model: str, services: Service, user: AsAdmin) -> FileResponse:
+@router.get(Route.MODEL, response_class=Response, responses=FILE)
+async def download(model: str, services: Service, described: Described, user: AsAdmin) -> Response:
     """The weights that serve, as safetensors."""
-    version = await services.models.production(checked_name(model, "model"))
-    name = version.name + version.weights.suffix
-    return FileResponse(version.weights, media_type="application/octet-stream", filename=name)
+    version = await services.models.production(await _name(described, model))
+    return await file_reply(version.weights, name=version.name + version.weights.suffix)
 
 
-@router.put(Route.MODEL)
+@router.put(Route.MODEL, openapi_extra=_FORM)
 async def upload(
-    model: str,
-    services: Service,
-    user: AsAnnotator,
-    file: Annotated[UploadFile, File()],
-) -> dict[str, Any]:
-    """Publish weights (safetensors that fit the model's network) as its next version."""
-    async with staged(services, file, ".safetensors") as path:
-        card = {"uploaded_by": user.name}
-        return await _summary(await services.models.publish(checked_name(model, "model"), path, card))
+    model: str, request: Request, services: Service, described: Described, checks: Checking, user: AsAnnotator
+) -> ModelFile:
+    """Publish weights that fit the model's network as its next version; the one before serves on if they do not."""
+    name = await _name(described, model)
+    await services.models.production(name)
+
+    async def stage(_: str) -> Path:
+        path: Path = await services.datastore.stage(".safetensors")
+        return path
+
+    async with read_form(request, files=("file",), stage=stage) as form:
+        weights = form.needed("file").path
+        converted: Path | None = None
+        try:
+            if await asyncio.to_thread(is_torch, weights):
+                if not user.role.reaches(Role.ADMIN):
+                    raise not_allowed(user, Role.ADMIN)
+                converted = await stage("")
+                await checks.run(convert_weights, weights, converted, services.settings.max_body)
+            version = await services.models.publish(name, converted or weights, {"uploaded_by": user.name})
+        finally:
+            if converted is not None:
+                await asyncio.to_thread(converted.unlink, missing_ok=True)
+    described.forget()
+    return await _summary(version)
 
 
 @router.delete(Route.MODEL)
-async def retire(model: str, services: Service, user: AsAnnotator) -> dict[str, Any]:
+async def retire(model: str, services: Service, described: Described, user: AsAnnotator) -> dict[str, Any]:
     """Let no version of the model serve; the versions stay on disk."""
-    await services.models.retire(checked_name(model, "model"))
+    await services.models.retire(await _name(described, model))
+    described.forget()
     return {}

@@ -6,17 +6,19 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from deployments.access import AsUser, Service
-from deployments.uploads import json_object
+from deployments.access import AsUser, Described, Service
+from deployments.forms import describe_json, read_json
+from deployments.problems import problems
 from rayapp.protocol import Path as Route
-from rayapp.protocol import checked_name
 
-router = APIRouter(tags=["active learning"])
+router = APIRouter(tags=["active learning"], responses=problems(400, 404, 413, 503))
 
 
-@router.post(Route.NEXT)
-async def next_image(strategy: str, request: Request, services: Service, user: AsUser) -> dict[str, Any]:
-    """The image this strategy hands out; `{}` when nothing is left. The body is the strategy's configuration."""
-    config = json_object((await request.body()).decode(errors="replace"), "the body")
-    answer: dict[str, Any] = await services.models.next_image(checked_name(strategy, "strategy"), config)
+@router.post(Route.NEXT, openapi_extra=describe_json("The strategy's options, and `client_id`."))
+async def next_image(
+    strategy: str, request: Request, services: Service, described: Described, user: AsUser
+) -> dict[str, Any]:
+    """The image this strategy hands out, with `id`, `path` and its info; `{}` when nothing is left."""
+    known = await described.known("strategies", "strategy", strategy)
+    answer: dict[str, Any] = await services.models.next_image(known, await read_json(request))
     return answer

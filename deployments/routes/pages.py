@@ -1,57 +1,66 @@
-"""What a browser meets: the first page, the API's description; and clear words for what is not here."""
+"""What a browser meets: the first page, the API's description, the icon. Open to all, and complete offline."""
 
 from __future__ import annotations
 
+from html import escape
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
-from fastapi.openapi.docs import get_redoc_html
 from fastapi.responses import HTMLResponse
 
-from rayapp.errors import NotFound
 from rayapp.protocol import Path as Route
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
-_FIRST = """<!doctype html><html lang="en"><title>rayapp</title><h1>rayapp</h1>
+_HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>rayapp</title>
+<link rel="icon" href="favicon.ico" type="image/svg+xml">
+<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+code{background:#eee;padding:.1em .3em}summary{cursor:pointer}details{margin:.3rem 0}td{padding:0 1rem 0 0}</style>"""
+_FIRST = f"""{_HEAD}<h1>rayapp</h1>
 <p>The server is running. Point 3D Slicer's MONAI Label module or the Python client at this address.</p>
-<ul><li><a href="info/">what it offers</a></li><li><a href="docs">its HTTP interface</a></li></ul></html>"""
+<ul><li><a href="info/">What it offers</a></li><li><a href="docs">Its HTTP interface</a></li></ul></html>"""
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7" fill="#2a6"/>'
     '<circle cx="6" cy="9" r="3" fill="#fff"/></svg>'
 )
 
 
-@router.get(Route.ROOT, response_class=HTMLResponse, include_in_schema=False)
-async def first() -> str:
+@router.get(Route.ROOT)
+async def first() -> HTMLResponse:
     """The first page."""
-    return _FIRST
+    return HTMLResponse(_FIRST)
 
 
-@router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+@router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
-    """The API's description as a page."""
-    return get_redoc_html(openapi_url="openapi.json", title=request.app.title)
+    """The API's description as a page: `/openapi.json`, readable without a network."""
+    schema = request.app.openapi()
+    routes = [
+        _route(method.upper(), path, operation)
+        for path, operations in schema["paths"].items()
+        for method, operation in operations.items()
+    ]
+    intro = f'<h1>rayapp {escape(schema["info"]["version"])}</h1><p>As <a href="openapi.json">OpenAPI</a>.</p>'
+    return HTMLResponse(f"{_HEAD}{intro}{''.join(routes)}</html>")
 
 
-@router.get("/favicon.ico", include_in_schema=False)
+def _route(method: str, path: str, operation: dict[str, Any]) -> str:
+    fields = [(f"<code>{escape(p['name'])}</code>", f"in {p['in']}") for p in operation.get("parameters", ())]
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        described = content["schema"].get("properties", {"": content["schema"]})
+        fields += [
+            (f"<code>{escape(name)}</code>", f"in the body ({kind}): {escape(field.get('description', ''))}")
+            for name, field in described.items()
+        ]
+    answers = [(code, escape(answer["description"])) for code, answer in operation["responses"].items()]
+    rows = "".join(f"<tr><td>{name}<td>{text}" for name, text in (*fields, *answers))
+    text = escape(operation.get("description", operation["summary"]))
+    return (
+        f"<details><summary><code>{method} {escape(path)}</code></summary><p>{text}</p><table>{rows}</table></details>"
+    )
+
+
+@router.get("/favicon.ico")
 async def icon() -> Response:
     """The icon."""
     return Response(_ICON, media_type="image/svg+xml")
-
-
-@router.api_route(Route.OHIF, methods=["GET"], include_in_schema=False)
-async def ohif(path: str) -> None:
-    """OHIF is not served yet."""
-    raise NotFound("OHIF is not installed on this server")
-
-
-@router.api_route(Route.PROXY, methods=["GET", "POST"], include_in_schema=False)
-async def proxy(path: str) -> None:
-    """There is no archive behind a studies folder."""
-    raise NotFound("the studies of this server are a folder; there is no DICOMweb archive behind it")
-
-
-@router.post("/infer/wsi/{model}", include_in_schema=False)
-@router.post("/infer/wsi_v2/{model}", include_in_schema=False)
-async def whole_slide(model: str) -> None:
-    """Pathology is out of scope."""
-    raise NotFound("whole-slide images are not supported")

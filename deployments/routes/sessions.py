@@ -18,7 +18,6 @@ from deployments.problems import problems
 from deployments.replies import FILE, file_reply
 from rayapp.protocol import Path as Route
 from rayapp.sessions import base_name
-from rayapp.sessions import base_name
 
 router = APIRouter(tags=["sessions"], responses=problems(400, 404, 413, 422, 503))
 

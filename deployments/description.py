@@ -1,0 +1,49 @@
+"""Description: what the app says of itself, kept for a moment, so that `/info/` costs next to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from actors.face import Face
+from rayapp.errors import NotFound
+
+KEPT_S = 1.0
+
+
+class Description:
+    """`Catalogue.describe()` as of at most a second ago. Belongs to one event loop."""
+
+    def __init__(self, models: Face) -> None:
+        self._models = models
+        self._asking = asyncio.Lock()
+        self._said: dict[str, Any] = {}
+        self._until = 0.0
+
+    async def get(self) -> dict[str, Any]:
+        """Asked once, however many callers wait."""
+        if time.monotonic() >= self._until:
+            async with self._asking:
+                if time.monotonic() >= self._until:
+                    self._said = await self._models.describe()
+                    self._until = time.monotonic() + KEPT_S
+        return self._said
+
+    def forget(self) -> None:
+        """What the app says has changed."""
+        self._until = 0.0
+
+    async def spelled(self, section: str, name: str) -> str:
+        """`name` as the app knows it: Slicer writes `+` for a space in a path. Unknown names come back as they are."""
+        known = (await self.get())[section]
+        spaced = name.replace("+", " ")
+        return spaced if name not in known and spaced in known else name
+
+    async def known(self, section: str, what: str, name: str) -> str:
+        """As `spelled`. Raises NotFound, which says what there is."""
+        found = await self.spelled(section, name)
+        known = (await self.get())[section]
+        if found not in known:
+            raise NotFound(f"no {what} {name[:200]!r}; there are: {', '.join(known) or 'none'}")
+        return found

@@ -1,0 +1,89 @@
+"""Middleware in front of every route: how large a body may be, which Host may be asked for, and closing slashes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_TEXT = 4 << 20
+"""Bytes of a body, or of a field, that is held in memory: JSON and the like."""
+
+
+class BodyCap:
+    """Refuses bodies over the cap, by their declared length before they are read, and by what really comes.
+
+    Only multipart bodies are streamed to disk and may have `max_body` bytes; others may have `MAX_TEXT`.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body: int) -> None:
+        self._app = app
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        multipart = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        cap = self._max_body if multipart else min(self._max_body, MAX_TEXT)
+        flag = "raise max_body" if cap == self._max_body else "send files as multipart/form-data"
+        text = f"the body is over {cap} bytes: send less, or {flag}"
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > cap:
+            closing = {"Connection": "close"}
+            await JSONResponse({"detail": text}, status_code=413, headers=closing)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > cap:
+                raise HTTPException(413, text, headers={"Connection": "close"})
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class LoopbackHosts:
+    """Answers only requests for this machine by name, where there are no keys.
+
+    A web page can have its own name resolve to 127.0.0.1 and then read and write as if it came from the server itself
+    (DNS rebinding); its requests still carry that name in `Host`.
+    """
+
+    NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "").lower()
+            name, colon, port = host.rpartition(":")
+            if (name if colon and port.isdecimal() else host) not in self.NAMES:
+                text = "without --auth token this server answers to localhost, 127.0.0.1 and [::1] only"
+                await JSONResponse({"detail": text}, status_code=400)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class Slashes:
+    """Lets a fixed path answer with and without its closing slash, since many clients follow no redirect."""
+
+    def __init__(self, app: ASGIApp, *, paths: Iterable[str]) -> None:
+        self._app = app
+        fixed = {path for path in paths if "{" not in path and path != "/"}
+        twins = {path[:-1] if path.endswith("/") else path + "/": path for path in fixed}
+        self._twins = {twin: path for twin, path in twins.items() if twin not in fixed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = self._twins.get(scope.get("path", ""))
+        if path is not None:
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        await self._app(scope, receive, send)

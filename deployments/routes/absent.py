@@ -1,0 +1,30 @@
+"""What the clients know and this server does not serve: clear words instead of a bare 404."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from deployments.access import AsUser
+from rayapp.errors import NotFound
+from rayapp.protocol import Path as Route
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get(Route.OHIF)
+async def ohif(path: str, user: AsUser) -> None:
+    """OHIF is not served yet."""
+    raise NotFound("the OHIF viewer is not installed on this server")
+
+
+@router.api_route(Route.PROXY, methods=["GET", "POST"])
+async def proxy(path: str, user: AsUser) -> None:
+    """There is no archive behind a studies folder."""
+    raise NotFound("the studies of this server are a folder; there is no DICOMweb archive behind it")
+
+
+@router.post("/infer/wsi/{model}")
+@router.post("/infer/wsi_v2/{model}")
+async def whole_slide(model: str, user: AsUser) -> None:
+    """Pathology is out of scope."""
+    raise NotFound("whole-slide images are not supported by this server: it serves 3D radiology")
