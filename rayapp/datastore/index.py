@@ -73,6 +73,7 @@ END;
 PRAGMA user_version = 1;
 """
 VERSION = 1
+_JSON = json.JSONEncoder(allow_nan=False)
 
 
 class Index:
@@ -126,7 +127,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 def dumps(info: Mapping[str, Any]) -> str:
     """JSON text in plain ASCII. Raises BadRequest for what JSON cannot hold."""
     try:
-        return json.dumps(dict(info), allow_nan=False)
+        return _JSON.encode(dict(info))
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRequest(f"the info must be JSON with finite numbers: {error}") from None
 
