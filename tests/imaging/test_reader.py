@@ -36,6 +36,24 @@ def test_a_truncated_image_is_unreadable_wherever_it_is_cut(tmp_path: Path, name
             read_volume(path, max_bytes=MAX)
 
 
+@pytest.mark.parametrize("name", ["image.nii.gz", "image.nrrd"])
+def test_a_wrong_checksum_or_length_behind_the_voxels_is_unreadable(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    data = _image(path)
+    for at in range(len(data) - 8, len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(Unreadable):
+            read_volume(path, max_bytes=MAX)
+
+
+@pytest.mark.parametrize("name", ["image.nii", "raw.nrrd"])
+def test_more_voxels_than_announced_are_unreadable(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(_image(path) + b"\0")
+    with pytest.raises(Unreadable):
+        read_volume(path, max_bytes=MAX)
+
+
 @pytest.mark.filterwarnings("ignore")
 @every_ext
 def test_flipped_bytes_give_an_image_or_a_plain_refusal(tmp_path: Path, ext: str) -> None:
