@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from saves import Open
 
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import Author, LabelRecord
-
-AUTHOR = Author(user="ann", client_id="slicer-1")
-Open = Callable[..., LocalDatastore]
 
 
 @pytest.fixture
@@ -82,12 +79,3 @@ def store(request: pytest.FixtureRequest, studies: Path, tmp_path: Path) -> Iter
     yield remote
     remote.close()
     ray.kill(handle)
-
-
-def save(
-    store: Any, image_id: str = "ct_a", tag: str = "final", body: bytes = b"label", ext: str = ".nii.gz", **info: Any
-) -> LabelRecord:
-    staged = store.stage(ext)
-    staged.write_bytes(body)
-    record: LabelRecord = store.save_label(image_id, tag, staged, ext, info=info, author=AUTHOR)
-    return record

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import ray
-from conftest import AUTHOR, save
+from saves import AUTHOR, save
 
 from actors import NAMESPACE
 from actors.datastore import NAME, RemoteDatastore, start_datastore

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Open, save
+from saves import Open, save
 
 from rayapp.datastore.local import LocalDatastore
 

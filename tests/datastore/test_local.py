@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AUTHOR, save
+from saves import AUTHOR, save
 
 from rayapp.datastore.protocol import ClickEvent
 from rayapp.errors import BadRequest, Conflict, NotFound

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Open, save
+from saves import Open, save
 
 from rayapp.datastore.protocol import ClickEvent
 from rayapp.errors import Conflict, NotFound

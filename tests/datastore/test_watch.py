@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AUTHOR, Open, save
+from saves import AUTHOR, Open, save
 
 from rayapp.datastore import watch
 from rayapp.datastore.local import LocalDatastore

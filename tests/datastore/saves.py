@@ -1,0 +1,21 @@
+"""Saving a label the way the gateway does: stage, write, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rayapp.datastore.local import LocalDatastore
+from rayapp.datastore.protocol import Author, LabelRecord
+
+AUTHOR = Author(user="ann", client_id="slicer-1")
+Open = Callable[..., LocalDatastore]
+
+
+def save(
+    store: Any, image_id: str = "ct_a", tag: str = "final", body: bytes = b"label", ext: str = ".nii.gz", **info: Any
+) -> LabelRecord:
+    staged = store.stage(ext)
+    staged.write_bytes(body)
+    record: LabelRecord = store.save_label(image_id, tag, staged, ext, info=info, author=AUTHOR)
+    return record
