@@ -12,11 +12,13 @@ import numpy.typing as npt
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+from rayapp.errors import Unreadable
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
 from tests.imaging.grids import (
     AFFINES,
     MAX,
     SHAPE,
+    SPACING,
     Affine,
     assert_same_affine,
     assert_same_grid,
@@ -71,6 +73,58 @@ def test_an_image_that_simpleitk_wrote_has_the_same_grid_and_every_voxel(
 def test_the_grid_is_the_one_that_simpleitk_sees(tmp_path: Path, sform: Affine | None, qform: Affine | None) -> None:
     path = _write(tmp_path / "image.nii", voxels(), sform=sform, qform=qform)
     assert_same_grid(read_grid(path), sitk.ReadImage(str(path)))
+
+
+@pytest.mark.parametrize("qcode", [0, 1, 2])
+@pytest.mark.parametrize("scode", [0, 1, 2, 4])
+@pytest.mark.parametrize("shear", [0.0, 0.5])
+def test_of_two_affines_the_one_that_simpleitk_takes_is_taken(
+    tmp_path: Path, scode: int, qcode: int, shear: float
+) -> None:
+    sform = AFFINES["oblique"].copy()
+    sform[0, 1] += shear
+    path = _write(tmp_path / "image.nii", voxels(), sform=sform, qform=AFFINES["straight"])
+    data = bytearray(path.read_bytes())
+    data[252:256] = np.array([qcode, scode], "<i2").tobytes()
+    # ITK takes the spacing from here, whichever affine it takes.
+    data[80:92] = np.array(SPACING, "<f4").tobytes()
+    path.write_bytes(data)
+    if shear and scode and not qcode:
+        # ITK opens no sheared grid; NIfTI has a meaning for it.
+        assert_same_affine(read_grid(path).affine, sform)
+    else:
+        assert_same_grid(read_grid(path), sitk.ReadImage(str(path)))
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 3, 2 | 8])
+def test_metres_and_micrometres_become_millimetres(tmp_path: Path, units: int) -> None:
+    path = _write(tmp_path / "image.nii", voxels(), sform=SFORM)
+    data = bytearray(path.read_bytes())
+    data[123] = units
+    path.write_bytes(data)
+    np.testing.assert_allclose(read_grid(path).affine, itk_affine(sitk.ReadImage(str(path))), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("colours", [3, 4])
+def test_colours_become_channels(tmp_path: Path, colours: int) -> None:
+    array = (voxels((colours, *SHAPE)) % 251).astype(np.uint8)
+    path = tmp_path / "image.nii.gz"
+    names = "RGBA"[:colours]
+    pixels = np.zeros(SHAPE, [(name, "u1") for name in names])
+    for name, plane in zip(names, array, strict=True):
+        pixels[name] = plane
+    nibabel.Nifti1Image(pixels, SFORM).to_filename(path)
+    np.testing.assert_array_equal(read_volume(path, max_bytes=MAX).array, array)
+    np.testing.assert_array_equal(itk_voxels(sitk.ReadImage(str(path))), array)
+
+
+def test_a_pair_of_files_is_unreadable(tmp_path: Path) -> None:
+    path = _write(tmp_path / "image.nii", voxels(), sform=SFORM)
+    data = bytearray(path.read_bytes())
+    data[344:348] = b"ni1\0"
+    path.write_bytes(data)
+    with pytest.raises(Unreadable, match=r"\.hdr"):
+        read_grid(path)
 
 
 def test_without_codes_the_voxel_sizes_run_along_left_and_posterior(tmp_path: Path) -> None:

@@ -174,3 +174,78 @@ def test_a_real_label_map_reads_as_simpleitk_reads_it(name: str) -> None:
     np.testing.assert_array_equal(volume.array, itk_voxels(image))
     assert_same_affine(volume.affine, itk_affine(image))
     assert_same_grid(read_grid(path), image)
+
+
+@pytest.mark.parametrize("where", [0, 1, 2, 3])
+def test_an_axis_that_is_not_spatial_is_the_channels_wherever_it_is(tmp_path: Path, where: int) -> None:
+    array = voxels((2, *SHAPE))
+    stored = np.moveaxis(array, 0, where)
+    lps = ras_to_lps(AFFINES["oblique"])
+    directions = ["(" + ",".join(repr(float(n)) for n in lps[:3, axis]) + ")" for axis in range(3)]
+    kinds = ["domain"] * 3
+    directions.insert(where, "none")
+    kinds.insert(where, "list")
+    path = tmp_path / "image.nrrd"
+    head = _header(
+        dimension="4",
+        sizes=" ".join(map(str, stored.shape)),
+        space_directions=" ".join(directions),
+        kinds=" ".join(kinds),
+    )
+    path.write_bytes(head + stored.astype("<i2").tobytes(order="F"))
+    volume = read_volume(path, max_bytes=MAX)
+    np.testing.assert_array_equal(volume.array, array)
+    assert_same_affine(volume.affine, AFFINES["oblique"])
+    assert read_grid(path).shape == SHAPE
+    if where in (0, 3):  # ITK takes it first or last alone
+        np.testing.assert_array_equal(itk_voxels(sitk.ReadImage(str(path))), array)
+
+
+def test_a_flat_image_has_one_slice(tmp_path: Path) -> None:
+    path = tmp_path / "image.nrrd"
+    sitk.WriteImage(sitk.GetImageFromArray(voxels((5, 7)).T), str(path))
+    volume = read_volume(path, max_bytes=MAX)
+    np.testing.assert_array_equal(volume.array[0, :, :, 0], voxels((5, 7)))
+    np.testing.assert_array_equal(volume.affine, np.diag([-1.0, -1.0, 1.0, 1.0]))
+
+
+def _layered(*segments: tuple[str, int, int]) -> bytes:
+    """A `.seg.nrrd` of two layers, the second i < 2 alone; segments are (name, value, layer)."""
+    layers = np.stack([labels(), np.zeros(SHAPE, np.uint8)])
+    layers[1, :2] = 1
+    head = _header(
+        type="uint8",
+        dimension="4",
+        sizes=" ".join(map(str, layers.shape)),
+        space_directions="none (1,0,0) (0,1,0) (0,0,1)",
+        kinds="list domain domain domain",
+    ).removesuffix(b"\n")
+    for number, (name, value, layer) in enumerate(segments):
+        fields = {"ID": f"Segment_{number}", "Name": name, "LabelValue": value, "Layer": layer}
+        head += "".join(f"Segment{number}_{key}:={text}\n" for key, text in fields.items()).encode()
+    return head + b"\n" + layers.tobytes(order="F")
+
+
+def test_layers_of_segments_that_overlap_are_laid_over_each_other_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "label.seg.nrrd"
+    path.write_bytes(_layered(("liver", 1, 0), ("Läsion", 1, 1), ("spleen", 3, 0)))
+    found = read_segmentation(path, max_bytes=MAX)
+    wanted = np.where(labels() == 1, 1, 0)
+    wanted[:2] = 2
+    wanted[labels() == 3] = 3
+    np.testing.assert_array_equal(found.array, wanted)
+    assert found.names == {"liver": 1, "Läsion": 2, "spleen": 3}
+
+
+@pytest.mark.parametrize("segments", [[], [("liver", 1, 2)], [("liver", 1, -1)]], ids=["none", "beyond", "below"])
+def test_layers_without_their_segments_are_unreadable(tmp_path: Path, segments: list[tuple[str, int, int]]) -> None:
+    path = tmp_path / "label.seg.nrrd"
+    path.write_bytes(_layered(*segments))
+    with pytest.raises(Unreadable):
+        read_segmentation(path, max_bytes=MAX)
+
+
+def test_two_segments_of_one_name_keep_their_values(tmp_path: Path) -> None:
+    path = tmp_path / "label.seg.nrrd"
+    path.write_bytes(_layered(("node", 1, 0), ("node", 2, 0), ("other", 1, 1)))
+    assert read_segmentation(path, max_bytes=MAX).names == {"node": 1, "node (2)": 2, "other": 3}
