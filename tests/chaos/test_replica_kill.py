@@ -18,15 +18,16 @@ from tests.conftest import MARK, SHAPE, Running
 CLICK = {"liver": [[20, 20, 20]], "label": "liver"}
 
 
-def process_of(server: Running, title: str) -> psutil.Process:
-    """The server's process whose title starts so (Ray names processes by what they run)."""
+def process_of(server: Running, name: str) -> psutil.Process:
+    """The server's process whose title, which Ray writes, has this in it."""
     for process in psutil.process_iter():
         try:
-            if " ".join(process.cmdline()).startswith(title) and process.environ().get(MARK) == server.mark:
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and name in title and process.environ().get(MARK) == server.mark:
                 return process
         except psutil.Error:
             continue
-    pytest.fail(f"no process {title!r}")
+    pytest.fail(f"no process {name!r}")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def client(server: Running):
 
 def test_a_replica_killed_between_two_clicks_costs_one_slow_click(server: Running, client: Client):
     before = client.infer("deepedit", "torso_1", params=CLICK).labels()
-    replica = process_of(server, "ray::ServeReplica:rayapp:inference")
+    replica = process_of(server, "ServeReplica:rayapp:inference")
     os.kill(replica.pid, signal.SIGKILL)
     began = time.monotonic()
     after = client.infer("deepedit", "torso_1", params=CLICK).labels()
@@ -53,7 +54,7 @@ def test_a_killed_datastore_loses_no_acknowledged_label(server: Running, client:
     file = tmp_path / "mask.nii.gz"
     nibabel.Nifti1Image(mask, image.affine).to_filename(file)
     client.save_label("torso_2", file, tag="chaos", params={"note": "kept"})
-    os.kill(process_of(server, "ray::datastore:").pid, signal.SIGKILL)
+    os.kill(process_of(server, "DatastoreActor").pid, signal.SIGKILL)
     assert client.label_info("torso_2", "chaos")["note"] == "kept"
     fetched = client.download_label("torso_2", tmp_path / "fetched", tag="chaos")
     np.testing.assert_array_equal(np.asarray(nibabel.load(fetched).dataobj), mask)

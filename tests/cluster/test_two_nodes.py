@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 from collections import defaultdict
 
 import pytest
 import ray
-from ray import serve
+from ray import cloudpickle, serve
 from ray.cluster_utils import Cluster
 
 from deployments.inference import RoutedInference, inference_deployment
@@ -44,6 +45,7 @@ def cluster():
 
 
 def test_clicks_reach_both_nodes_and_one_image_stays_on_one(cluster, tmp_path):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes cannot import the tests
     settings = Settings(studies=tmp_path, workspace=tmp_path, replicas=(2, 2))
     serve.start(proxy_location="Disabled")
     # The deployment's own options (router, queues, a CPU each, so one fits on a node), without models.
