@@ -36,7 +36,7 @@ async def logs(
     text: Annotated[bool, Query()] = False,
     refresh: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
-    """The last `lines` lines, as a page (anew every `refresh` seconds, if set) or as text; all of them for 0 or less."""
+    """The last `lines` lines, as a page (anew every `refresh` seconds, if set) or as text; all for 0 or less."""
     path = log_file(services.settings)
     if lines <= 0:
         return await file_reply(path, name=None, media_type=_TEXT)
