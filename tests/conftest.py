@@ -65,11 +65,8 @@ def make_studies(folder: Path, count: int) -> Path:
 
 
 @contextmanager
-def started(folder: Path, *flags: str, wait: bool = True) -> Iterator[Running]:
-    """`rayapp start` on small studies in `folder`; yields once it is ready, and stops it if nobody did.
-
-    Without `wait` it yields at once.
-    """
+def started(folder: Path, *flags: str) -> Iterator[Running]:
+    """`rayapp start` on small studies in `folder`; yields once it is ready, and stops it if nobody did."""
     studies, workspace, mark = make_studies(folder / "studies", 4), folder / "workspace", secrets.token_hex(8)
     command = [Path(sys.executable).with_name("rayapp"), "start", "--studies", studies, "--workspace", workspace]
     env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "RAYAPP_DASHBOARD": "false"}
@@ -81,10 +78,9 @@ def started(folder: Path, *flags: str, wait: bool = True) -> Iterator[Running]:
     reading = threading.Thread(target=_read, args=(running, ready), daemon=True)
     reading.start()
     try:
-        if wait:
-            if not ready.wait(START_TIMEOUT) or not running.lines:
-                pytest.fail(f"the server did not start: {(folder / 'stderr').read_text()[-3000:]}")
-            running.url = running.lines[0].removeprefix("ready ").strip()
+        if not ready.wait(START_TIMEOUT) or not running.lines:
+            pytest.fail(f"the server did not start: {(folder / 'stderr').read_text()[-3000:]}")
+        running.url = running.lines[0].removeprefix("ready ").strip()
         yield running
     finally:
         try:

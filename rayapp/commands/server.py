@@ -81,9 +81,8 @@ def serve(chosen: Settings, greet: Callable[[str], None] = lambda url: None) -> 
     """Serve until SIGINT or SIGTERM; `greet` is told the address once everything answers."""
     from rich.console import Console
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server minds its signals itself
     console = Console(stderr=True)
-    with contextlib.suppress(KeyboardInterrupt), _stdout_for_one_line() as say:
+    with _signals_end_it(), _stdout_for_one_line() as say:
         status = console.status("starting Ray and the models…")
 
         def on_ready(url: str) -> None:
@@ -95,6 +94,19 @@ def serve(chosen: Settings, greet: Callable[[str], None] = lambda url: None) -> 
             from rayapp.launch import serve_until_stopped
 
             serve_until_stopped(chosen, on_ready=on_ready)
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the block well also before the server minds its signals itself."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    except SystemExit as left:
+        if left.code != signal.SIGTERM:  # with this Ray answers the signal while it starts
+            raise
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -69,17 +68,6 @@ def test_ctrl_c_ends_the_server_and_leaves_nothing(tmp_path: Path):
         assert running.stop(signal.SIGINT) == 0
     assert running.lines == [f"ready {running.url}\n"]
     assert running.survivors() == []
-
-
-@pytest.mark.slow
-def test_a_signal_while_it_starts_ends_the_server_too(tmp_path: Path):
-    for seconds in (0.3, 2, 5):
-        folder = tmp_path / str(seconds)
-        folder.mkdir()
-        with started(folder, wait=False) as running:
-            time.sleep(seconds)
-            assert running.stop(signal.SIGTERM) == 0
-        assert running.survivors() == []
 
 
 @pytest.mark.slow
