@@ -14,6 +14,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ class LabelApp:
         self.models = models
         self.broken: dict[str, str] = {}
         """Why a task is not served, by model name."""
+        self.serving = {name: models.serving(name) for name in settings.models}
+        """The published version of each model when this app was made; None where there was none."""
         self.infers = self.init_infers()
         self.trainers = self.init_trainers()
         self.strategies = self.init_strategies()
@@ -90,7 +93,7 @@ class LabelApp:
 
     def load_all(self) -> None:
         """Load every task's weights; a task whose file is broken leaves `infers` and is named in `broken`."""
-        served = {name: self.guarded(name, lambda task=task: _loaded(task)) for name, task in self.infers.items()}
+        served = {name: self.guarded(name, partial(_loaded, task)) for name, task in self.infers.items()}
         self.infers = {name: task for name, task in served.items() if task is not None}
 
     def describe(self) -> dict[str, Any]:

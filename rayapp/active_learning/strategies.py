@@ -21,7 +21,9 @@ class Pick:
 class Strategy(Protocol):
     """Chooses among the images that lack a label under the request's `label_tag` (default `final`)."""
 
-    description: str
+    @property
+    def description(self) -> str:
+        """What `/info/` says of it."""
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> Pick | None:
         """The next image; None when nothing is left."""

@@ -68,7 +68,7 @@ class InferenceService:
             Superseded: the same annotator clicked again on the same image before this click reached the network.
         """
         started = time.perf_counter()
-        task = self._app.task(call.model)
+        task = await self._task(call.model)
         stay = self._enter(call)
         try:
             volume, origin = await self._volume(call)
@@ -83,6 +83,18 @@ class InferenceService:
         await logged
         latencies = {"pre": prepared_at - started, **prediction.seconds, "write": seconds}
         return InferReply(body=body, ext=ext, params=_params(task, prediction, latencies, started))
+
+    async def _task(self, model: str) -> InferTask:
+        """The task of the version that serves now; calls under way finish on the one they began with."""
+        serving = await self._on(self._io, self._app.models.serving, model)
+        if serving != self._app.serving.get(model):
+            self._app = await self._on(self._io, self._remade)
+        return self._app.task(model)
+
+    def _remade(self) -> LabelApp:
+        app = type(self._app)(settings=self._settings, models=self._app.models)
+        app.load_all()
+        return app
 
     async def _volume(self, call: InferCall) -> tuple[Volume, tuple[Any, ...]]:
         path = call.path or (await self._images.image(call.key)).path
@@ -147,7 +159,9 @@ def _annotator(call: InferCall) -> tuple[str, str | None, str]:
     return call.user, call.client_id, call.key
 
 
-def _encode(prediction: Prediction, volume: Volume, task: InferTask, call: InferCall) -> tuple[bytes | None, str, float]:
+def _encode(
+    prediction: Prediction, volume: Volume, task: InferTask, call: InferCall
+) -> tuple[bytes | None, str, float]:
     began = time.perf_counter()
     body: bytes | None
     if call.output is Output.JSON:
@@ -162,9 +176,7 @@ def _encode(prediction: Prediction, volume: Volume, task: InferTask, call: Infer
     return body, call.ext, time.perf_counter() - began
 
 
-def _params(
-    task: InferTask, prediction: Prediction, latencies: Mapping[str, float], started: float
-) -> dict[str, Any]:
+def _params(task: InferTask, prediction: Prediction, latencies: Mapping[str, float], started: float) -> dict[str, Any]:
     stages = {name: round(latencies.get(name, 0.0), 4) for name in ("pre", "infer", "invert", "post", "write")}
     return {
         "label_names": dict(task.info.labels),

@@ -61,9 +61,13 @@ class ModelStore:
 
     def production(self, name: str) -> ModelVersion | None:
         """The version that serves, if any was published."""
-        alias = self._root / checked_name(name, "model") / PRODUCTION
+        serving = self.serving(name)
+        return None if serving is None else self.version(name, serving)
+
+    def serving(self, name: str) -> str | None:
+        """The name of the version that serves; one small read, so that every request may ask."""
         try:
-            return self.version(name, alias.read_text().strip())
+            return (self._root / checked_name(name, "model") / PRODUCTION).read_text().strip()
         except FileNotFoundError:
             return None
 

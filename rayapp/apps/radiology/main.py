@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ class RadiologyApp(LabelApp):
 
     @classmethod
     def install(cls, settings: Settings, models: ModelStore) -> None:
-        """Publish the shipped weights as the first version, unless other labels are wanted."""
+        """Publish the shipped weights as the first version ever, unless other labels are wanted."""
         for name in settings.models:
-            if name not in TASKS or models.production(name) is not None:
+            if name not in TASKS or models.versions(name):
                 continue
             card = shipped_card(name)
             if _fits(card, settings):
@@ -52,7 +53,7 @@ class RadiologyApp(LabelApp):
             version = self.models.production(name)
             if version is None or not _fits(version.card, self.settings):
                 continue
-            task = self.guarded(name, lambda version=version: self.make_task(version))
+            task = self.guarded(name, partial(self.make_task, version))
             if task is not None:
                 made[name] = task
         return made

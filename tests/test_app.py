@@ -1,0 +1,112 @@
+"""The app's catalogue and what replicas serve, on plain objects: publishing, broken files, wanted labels."""
+
+from __future__ import annotations
+
+import nibabel
+import pytest
+
+from rayapp.apps.radiology.main import SHIPPED, RadiologyApp
+from rayapp.catalogue import Catalogue
+from rayapp.config import Settings
+from rayapp.datastore.local import LocalDatastore
+from rayapp.errors import NotFound, Unreadable
+from rayapp.imaging.phantom import phantom
+from rayapp.inference.messages import InferCall
+from rayapp.inference.service import InferenceService
+from rayapp.models.store import ModelStore
+from rayapp.protocol import Output
+
+WEIGHTS = SHIPPED / "segmentation.safetensors"
+
+
+@pytest.fixture
+def settings(tmp_path):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    volume, _ = phantom(9, shape=(40, 36, 32))
+    nibabel.Nifti1Image(volume.array[0], volume.affine).to_filename(studies / "ct.nii.gz")
+    return Settings(studies=studies, workspace=tmp_path / "ws")
+
+
+@pytest.fixture
+def datastore(settings):
+    store = LocalDatastore(settings.studies, watch=False)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def catalogue(settings, datastore):
+    return Catalogue(settings, datastore)
+
+
+def test_the_shipped_models_serve_at_once(catalogue):
+    described = catalogue.describe()
+    assert set(described["models"]) == {"deepedit", "segmentation"}
+    assert described["broken_models"] == {}
+    assert "config" not in described
+    assert "background" not in described["models"]["segmentation"]["labels"]
+
+
+def test_label_values_are_contiguous(catalogue):
+    for model in catalogue.describe()["models"].values():
+        values = sorted(value for value in model["labels"].values() if value)
+        assert values == list(range(1, len(values) + 1))
+
+
+def test_models_of_other_labels_do_not_serve(settings, datastore):
+    other = Catalogue(settings.model_copy(update={"labels": ("hippocampus",)}), datastore)
+    assert other.describe()["models"] == {}
+
+
+def test_a_broken_model_is_named_and_the_others_serve(settings, datastore, catalogue):
+    catalogue.production("deepedit").weights.write_bytes(b"no tensors")
+    described = Catalogue(settings, datastore).describe()
+    assert set(described["models"]) == {"segmentation"}
+    assert "deepedit" in described["broken_models"]
+
+
+def test_a_published_version_is_served_by_a_running_replica(settings, datastore, catalogue):
+    import asyncio
+
+    from actors.face import Face
+
+    async def story():
+        app = RadiologyApp(settings=settings, models=ModelStore.of(settings))
+        service = InferenceService(settings=settings, app=app, images=Face(datastore))
+        call = InferCall(model="segmentation", key="ct", output=Output.JSON)
+        before = (await service.infer(call)).params["model_version"]
+        catalogue.publish("segmentation", WEIGHTS, {})
+        after = (await service.infer(call)).params["model_version"]
+        catalogue.retire("segmentation")
+        with pytest.raises(NotFound):
+            await service.infer(call)
+        service.close()
+        return before, after
+
+    assert asyncio.run(story()) == ("v1", "v2")
+
+
+def test_weights_of_another_network_are_refused_and_the_old_version_serves_on(catalogue):
+    with pytest.raises(Unreadable):
+        catalogue.publish("deepedit", WEIGHTS, {})
+    assert catalogue.production("deepedit").version == "v1"
+    assert "deepedit" in catalogue.describe()["models"]
+
+
+def test_next_hands_out_every_image_and_then_none(catalogue, datastore, tmp_path):
+    given = catalogue.next_image("first", {"client_id": "slicer"})
+    assert (given["id"], given["name"]) == ("ct", "ct.nii.gz")
+    assert datastore.image("ct").info["strategy"]["first"]["client_id"] == "slicer"
+    staged = datastore.stage(".nii.gz")
+    staged.write_bytes(b"label")
+    from rayapp.datastore.protocol import Author
+
+    datastore.save_label("ct", "final", staged, ".nii.gz", info={}, author=Author())
+    assert catalogue.next_image("first", {}) == {}
+    assert catalogue.next_image("random", {}) == {}
+
+
+def test_an_unknown_strategy_is_named(catalogue):
+    with pytest.raises(NotFound, match="random"):
+        catalogue.next_image("clever", {})
