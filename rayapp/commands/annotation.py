@@ -106,7 +106,7 @@ def _show(result: InferResult, target: Path) -> Segmentation | None:
         table.add_row(label, str(value), str(voxels), f"{voxels * millilitres:.1f}")
     console.print(table)
     latencies = {stage: seconds for stage, seconds in result.params["latencies"].items() if stage != "transform"}
-    console.print("seconds: " + ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in latencies.items()))
+    print("seconds: " + ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in latencies.items()))
     print(target)
     return mask
 

@@ -75,15 +75,15 @@ def inside_liver(seed: int) -> str:
 
 
 def _greeting(url: str, studies: Path, image: str, click: str) -> str:
-    server_flag = "" if url == "http://127.0.0.1:8000" else f" --server {url}"
+    flag = "" if url == "http://127.0.0.1:8000" else f" --server {url}"
     return f"""
 rayapp serves {STUDIES} generated torsos from {studies}. Try, in another terminal:
 
-  curl {url}/info/                               what is served
-  rayapp next random{server_flag}                an image to label
-  rayapp infer segmentation {image} --picture torso.png{server_flag}
-  rayapp infer deepedit {image} --click liver={click}{server_flag}
+  what is served      curl {url}/info/
+  an image to label   rayapp next random{flag}
+  a first mask        rayapp infer segmentation {image} --picture torso.png{flag}
+  one with a click    rayapp infer deepedit {image} --click liver={click}{flag}
 
-3D Slicer with the MONAI Label extension: server address {url}
-Interface description: {url}/docs
+In 3D Slicer, with the MONAI Label extension, the server's address is {url}
+Its interface is described at {url}/docs
 Ctrl-C stops it; images and saved labels stay."""
