@@ -83,8 +83,10 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
     scales = {(piece.slope, piece.intercept) for piece in slices}
     slope, intercept = next(iter(scales))
     uniform = len(scales) == 1 and slope == 1 and intercept.is_integer()
-    array: npt.NDArray[Any] = np.empty(shape, layout.dtype if uniform else np.float32)
+    array: npt.NDArray[Any] = np.empty(0)
     for k, plane in _planes(slices):
+        if not array.size:  # one plane is there, so the sizes are no lie
+            array = np.empty(shape, layout.dtype if uniform else np.float32)
         if not uniform:
             plane = plane * np.float32(slices[k].slope) + np.float32(slices[k].intercept)
         array[:, k] = plane

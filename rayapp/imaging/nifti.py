@@ -62,9 +62,7 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
         payload.end()
     array = _array(data, header)
     if slope is not None:
-        array = array.astype(np.float32)
-        array *= np.float32(slope)
-        array += np.float32(inter)
+        array = _rescaled(array, slope, inter)
     return Volume(array=array, affine=header.grid.affine)
 
 
@@ -129,6 +127,7 @@ def _shape(fields: Any) -> tuple[tuple[int, int, int], int]:
     return (i, j, k), math.prod(rest)
 
 
+@np.errstate(invalid="ignore")  # numbers that are none are found by is_sane
 def _affine(fields: Any) -> Affine:
     """The sform if it is the scanner's and without shear, or the only one; else the qform; else the voxel sizes."""
     sform, qform = int(fields["sform_code"]), int(fields["qform_code"])
@@ -152,6 +151,14 @@ def _rescale(fields: Any) -> tuple[float | None, float]:
     if not math.isfinite(inter):
         raise Unreadable(f"the NIfTI header's scl_inter {inter} is not a number")
     return slope, inter
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _rescaled(array: npt.NDArray[Any], slope: float, inter: float) -> npt.NDArray[Any]:
+    scaled = array.astype(np.float32)
+    scaled *= np.float32(slope)
+    scaled += np.float32(inter)
+    return scaled
 
 
 def _array(data: npt.NDArray[np.uint8], header: _Header) -> npt.NDArray[Any]:
