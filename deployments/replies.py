@@ -24,10 +24,9 @@ _PIECE = 1 << 20
 class FileReply(Response):
     """An open file, with its length as it was when opened: a label saved meanwhile cannot mix into it."""
 
-    def __init__(self, file: BinaryIO, *, name: str | None, media_type: str, remove: Path | None) -> None:
+    def __init__(self, file: BinaryIO, *, name: str | None, media_type: str) -> None:
         self._file = file
         self._left = os.fstat(file.fileno()).st_size
-        self._remove = remove
         headers = {"Content-Length": str(self._left)}
         if name is not None:
             headers["Content-Disposition"] = disposition("attachment", name)
@@ -46,15 +45,16 @@ class FileReply(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._file.close()
-            if self._remove is not None:
-                await asyncio.to_thread(self._remove.unlink, missing_ok=True)
 
 
 async def file_reply(path: Path, *, name: str | None, media_type: str = OCTETS, remove: bool = False) -> FileReply:
-    """The file under this name, removed in the end if asked to. Raises NotFound for a folder, or if there is none."""
+    """The file under this name, removed at once if asked to. Raises NotFound for a folder, or if there is none."""
 
     def opened() -> FileReply:
-        return FileReply(path.open("rb"), name=name, media_type=media_type, remove=path if remove else None)
+        reply = FileReply(path.open("rb"), name=name, media_type=media_type)
+        if remove:
+            path.unlink()  # The open file stays readable, and nothing is left whatever happens now.
+        return reply
 
     try:
         return await asyncio.to_thread(opened)

@@ -34,7 +34,7 @@ from rayapp.sessions import SessionStore
 from rayapp.users import UserStore
 
 SHAPE = (13, 11, 7)
-AFFINE = np.array([[0.0, -2.0, 0.1, 20.0], [1.5, 0.0, 0.0, -7.0], [0.0, 0.1, 3.0, 4.0], [0, 0, 0, 1]])
+AFFINE = np.array([[0.0, -1.6, 1.8, 20.0], [1.5, 0.0, 0.0, -7.0], [0.0, 1.2, 2.4, 4.0], [0, 0, 0, 1]])
 MAX_BODY = 1 << 20
 SECRET = "Doe^John /srv/patients"
 

@@ -16,7 +16,7 @@ import pytest
 from rayapp.imaging.mask_codec import decode
 from rayapp.imaging.reader import read_segmentation
 from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER
-from tests.gateway.conftest import AFFINE, SECRET, SHAPE, Served, voxels, write_image, write_label
+from tests.gateway.conftest import AFFINE, SECRET, Served, voxels, write_image, write_label
 
 BRIGHT = voxels() > 100
 
@@ -218,4 +218,3 @@ def test_a_client_that_hangs_up_cancels_its_inference(gateway: Served):
     assert not gateway.network.cancelled.is_set()
     wire.close()
     assert gateway.network.cancelled.wait(10)
-    assert SHAPE == voxels().shape
