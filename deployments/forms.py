@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qsl
 
 from fastapi import Request
@@ -23,6 +23,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from deployments.guards import MAX_TEXT
 from rayapp.errors import BadRequest, TooLarge
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # It warns of the newline after the last boundary.
 
@@ -144,19 +147,24 @@ class _Reader:
         self._ended = False
         self._text: tuple[str, bytearray] | None = None
         self._file: BinaryIO | None = None
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._on_part,
-                "on_header_field": lambda data, start, end: self._on_header(0, data[start:end]),
-                "on_header_value": lambda data, start, end: self._on_header(1, data[start:end]),
-                "on_header_end": self._on_header_end,
-                "on_headers_finished": lambda: self._noted.append(("open", self._disposition)),
-                "on_part_data": lambda data, start, end: self._noted.append(("data", data[start:end])),
-                "on_part_end": lambda: self._noted.append(("close", b"")),
-                "on_end": self._on_end,
-            },
-        )
+        self._parser = self._parser_of(boundary)
+
+    def _parser_of(self, boundary: bytes) -> MultipartParser:
+        note = self._noted.append
+        callbacks: MultipartCallbacks = {
+            "on_part_begin": self._on_part,
+            "on_header_field": lambda data, start, end: self._on_header(0, data[start:end]),
+            "on_header_value": lambda data, start, end: self._on_header(1, data[start:end]),
+            "on_header_end": self._on_header_end,
+            "on_headers_finished": lambda: note(("open", self._disposition)),
+            "on_part_data": lambda data, start, end: note(("data", data[start:end])),
+            "on_part_end": lambda: note(("close", b"")),
+            "on_end": self._on_end,
+        }
+        try:
+            return MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise _malformed(error) from None
 
     def _on_part(self) -> None:
         self._disposition = b""
@@ -183,7 +191,7 @@ class _Reader:
                 try:
                     self._parser.write(chunk)
                 except FormParserError as error:
-                    raise BadRequest(f"the multipart body is malformed: {error}") from None
+                    raise _malformed(error) from None
                 held += len(chunk)
                 if held >= _FLUSH or self._file is None:
                     await self._drain()
@@ -196,7 +204,8 @@ class _Reader:
             raise BadRequest("the multipart body is cut off before its last boundary: send it again")
 
     async def _drain(self) -> None:
-        noted, self._noted = self._noted, []
+        noted = self._noted.copy()
+        self._noted.clear()
         pending: list[bytes] = []
         for what, data in noted:
             if what == "data" and self._file is not None:
@@ -239,6 +248,10 @@ class _Reader:
         if self._file is not None:
             self._file.close()
         self._text = self._file = None
+
+
+def _malformed(error: FormParserError) -> BadRequest:
+    return BadRequest(f"the multipart body is malformed: {error}")
 
 
 def _text_of(data: bytes) -> str:

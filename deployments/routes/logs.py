@@ -68,8 +68,8 @@ def _tail(path: Path, lines: int) -> str:
     return b"\n".join(b"".join(reversed(blocks)).rstrip(b"\n").split(b"\n")[-lines:]).decode(errors="replace") + "\n"
 
 
-@router.get(Route.LOGS_GPU, response_class=PlainTextResponse)
-async def gpu(user: AsAdmin) -> PlainTextResponse:
+@router.get(Route.LOGS_GPU, response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def gpu(user: AsAdmin) -> Response:
     """What `nvidia-smi` prints."""
     pipe = asyncio.subprocess.PIPE
     try:

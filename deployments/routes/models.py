@@ -14,7 +14,7 @@ from deployments.forms import describe_form, read_form
 from deployments.problems import problems
 from deployments.replies import FILE, file_reply
 from deployments.weights import convert_weights, is_torch
-from rayapp.models.store import ModelVersion
+from rayapp.models.store import ModelVersion, check_weights
 from rayapp.protocol import Path as Route
 from rayapp.protocol import Role, checked_name
 
@@ -63,7 +63,7 @@ async def upload(
     await services.models.production(name)
 
     async def stage(_: str) -> Path:
-        path: Path = await services.datastore.stage(".safetensors")
+        path: Path = await services.datastore.stage(".weights")
         return path
 
     async with read_form(request, files=("file",), stage=stage) as form:
@@ -75,6 +75,7 @@ async def upload(
                     raise not_allowed(user, Role.ADMIN)
                 converted = await stage("")
                 await checks.run(convert_weights, weights, converted, services.settings.max_body)
+            await checks.run(check_weights, converted or weights)
             version = await services.models.publish(name, converted or weights, {"uploaded_by": user.name})
         finally:
             if converted is not None:

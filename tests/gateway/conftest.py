@@ -168,7 +168,7 @@ def write_image(path: Path, array: np.ndarray | None = None, affine: np.ndarray 
 
 def write_label(path: Path, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = AFFINE) -> Path:
     label = np.zeros(shape, np.uint8)
-    label[2, 3, 1] = 1
+    label[2, 3, 1] = label[-1, -1, -1] = 1
     return write_image(path, label, affine)
 
 

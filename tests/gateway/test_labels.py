@@ -67,20 +67,21 @@ def test_raw_voxels_of_ohif_become_nifti_on_the_images_grid(gateway: Served):
 
 
 @pytest.mark.parametrize(
-    ("shape", "affine", "said"),
+    ("shape", "affine"),
     [
-        ((11, 13, 7), AFFINE, "13 x 11 x 7 voxels, not 11 x 13 x 7"),
-        (SHAPE, AFFINE @ np.diag([-1.0, 1, 1, 1]), "elsewhere in space"),
-        (SHAPE, AFFINE + np.pad([[1.0]], ((0, 3), (3, 0))), "elsewhere in space"),
+        ((11, 13, 7), AFFINE),
+        (SHAPE, AFFINE @ np.diag([-1.0, 1, 1, 1])),
+        (SHAPE, AFFINE @ np.diag([2.0, 1, 1, 1])),
+        (SHAPE, AFFINE + np.pad([[0.5]], ((0, 3), (3, 0)))),
     ],
-    ids=["another shape", "flipped", "shifted"],
+    ids=["another shape", "flipped", "another spacing", "shifted by part of a voxel"],
 )
 def test_a_label_on_another_grid_is_refused_and_stored_nowhere(
-    gateway: Served, tmp_path: Path, shape: tuple[int, ...], affine: np.ndarray, said: str
+    gateway: Served, tmp_path: Path, shape: tuple[int, ...], affine: np.ndarray
 ):
     answer = gateway.save("ct_a", write_label(tmp_path / "label.nii.gz", shape, affine), "grid")
     assert answer.status_code == 422
-    assert said in answer.json()["detail"]
+    assert "label" in answer.json()["detail"]
     assert gateway.send("HEAD", "/datastore/label?image=ct_a&tag=grid").status_code == 404
     assert gateway.staged() == []
 
