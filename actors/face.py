@@ -2,7 +2,7 @@
 
 The gateway and the replicas speak to `Face`s only, so the same code, and the same test, runs against both. A call
 never blocks the event loop: the plain object's method runs in a thread, the actor's through Ray. An error of
-`rayapp.errors` raised inside the actor arrives as itself.
+`rayapp.errors` raised inside the actor arrives as itself; an actor that is away is Busy.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray.actor
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
-from rayapp.errors import RayappError
+from rayapp.errors import Busy, RayappError
 
 
 class Face:
@@ -40,3 +40,5 @@ async def _remote(method: Any, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(error.cause, RayappError):
             raise error.cause from None
         raise
+    except RayActorError:
+        raise Busy("a part of the server is starting again; try again in a second") from None

@@ -1,4 +1,4 @@
-"""Seconds from `rayapp start` to ready, and resident memory then: python benchmarks/startup.py [--json] [--rounds 3]"""
+"""Seconds from `rayapp start` to ready, and resident memory then: python -m benchmarks.startup [--json] [--rounds 3]"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from deployments.services import Services
 from rayapp.datastore.protocol import Author, Info
 from rayapp.errors import Busy, GridMismatch
 from rayapp.geometry import same_grid
+from rayapp.imaging.placement import placed
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume, split_ext
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
@@ -89,11 +90,17 @@ def check_image(path: Path, max_bytes: int) -> None:
 
 
 def check_label(path: Path, image: Path, max_bytes: int) -> None:
-    """Raises Unreadable unless it is a whole label map, GridMismatch unless it lies on the image's grid."""
+    """Raises Unreadable unless it is a whole label map, GridMismatch unless it lies on the image's grid.
+
+    Slicer crops a `.seg.nrrd` to its segments: such a part of the grid is put back onto the whole.
+    """
     label, grid = read_segmentation(path, max_bytes=max_bytes), read_grid(image)
-    if not same_grid(label.shape, label.affine, grid.shape, grid.affine):
+    if same_grid(label.shape, label.affine, grid.shape, grid.affine):
+        return
+    if split_ext(path.name)[1] != ".seg.nrrd":
         where = "but lies elsewhere in space" if label.shape == grid.shape else f"not {_times(label.shape)}"
         raise GridMismatch(f"the label must lie on its image's grid of {_times(grid.shape)} voxels, {where}")
+    path.write_bytes(encode_segmentation(placed(label, grid), ".seg.nrrd"))
 
 
 def label_from_raw(path: Path, image: Path, target: Path) -> None:

@@ -119,12 +119,10 @@ def _wait_until_answering(url: str) -> None:
 @contextlib.contextmanager
 def _ray(settings: Settings) -> Iterator[None]:
     """An embedded Ray node for this server alone, or a connection to the cluster that `ray_address` names."""
-    if settings.auth != "none":
-        # HAProxy is far cheaper per request, but binds replicas to all interfaces: only behind keys.
-        os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
-        os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Unix sockets must have short paths, so Ray's session lies in the system's temporary folder.
+    folder = Path(tempfile.gettempdir()) / f"rayapp-{secrets.token_hex(4)}"
+    for name, value in _environment(settings, folder).items():
+        os.environ.setdefault(name, value)
     common = {"namespace": NAMESPACE, "logging_level": "warning", "log_to_driver": False}
     if settings.ray_address is not None:
         ray.init(address=settings.ray_address, **common)
@@ -133,21 +131,42 @@ def _ray(settings: Settings) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    # Unix sockets must have short paths, so Ray's session lies in the system's temporary folder.
-    folder = Path(tempfile.gettempdir()) / f"rayapp-{secrets.token_hex(4)}"
-    ray.init(
-        address="local",
-        num_cpus=settings.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1),
-        include_dashboard=settings.dashboard,
-        dashboard_host="127.0.0.1",
-        _temp_dir=str(folder),
-        **common,
-    )
     try:
+        ray.init(
+            address="local",
+            num_cpus=settings.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1),
+            include_dashboard=settings.dashboard,
+            dashboard_host="127.0.0.1",
+            _temp_dir=str(folder),
+            **common,
+        )
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """What Ray's processes read from the environment."""
+    names = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    if settings.auth == "none":
+        return names
+    proxy = folder / "haproxy"
+    return {
+        **names,
+        # HAProxy is far cheaper per request, but binds replicas to all interfaces: only behind keys.
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Clients that are answered need no half minute to go elsewhere: there is one server.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Two servers on one machine must not share files and ports.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port("127.0.0.1")),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port("127.0.0.1")),
+    }
 
 
 def _told(reference: Any) -> Any:

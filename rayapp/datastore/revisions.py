@@ -21,7 +21,7 @@ from rayapp.datastore.commit import sync
 from rayapp.errors import BadRequest
 
 STALE_S = 24 * 3600
-_EXT = re.compile(r"(\.\w{1,10}){1,3}", re.ASCII)
+_EXT = re.compile(r"(\.\w{1,16}){1,3}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,5 +56,5 @@ def test_a_killed_datastore_loses_no_acknowledged_label(server: Running, client:
     client.save_label("torso_2", file, tag="chaos", params={"note": "kept"})
     os.kill(process_of(server, "DatastoreActor").pid, signal.SIGKILL)
     assert client.label_info("torso_2", "chaos")["note"] == "kept"
-    fetched = client.download_label("torso_2", tmp_path / "fetched", tag="chaos")
+    fetched = client.download_label("torso_2", tmp_path / "fetched.nii.gz", tag="chaos")
     np.testing.assert_array_equal(np.asarray(nibabel.load(fetched).dataobj), mask)

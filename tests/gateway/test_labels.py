@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from rayapp.imaging.reader import read_segmentation
+from rayapp.imaging.volume import Segmentation
+from rayapp.imaging.writer import encode_segmentation
 from tests.gateway.conftest import AFFINE, SHAPE, Served, write_label
 
 
@@ -25,6 +27,12 @@ def test_a_label_comes_back_byte_for_byte_under_its_tag(gateway: Served, tmp_pat
     assert info["segmentationMeta"] == {"status": "flagged"}
     assert (info["client_id"], info["user"], info["name"]) == ("c", "admin", "ct_a.nii.gz")
     assert gateway.staged() == []
+
+
+def test_a_hook_that_fails_does_not_look_like_a_lost_save(gateway: Served, tmp_path: Path):
+    answer = gateway.save("ct_a", write_label(tmp_path / "label.nii.gz"), "trouble")
+    assert answer.json() == {"image": "ct_a", "label": "ct_a"}
+    assert gateway.store.label("ct_a", "trouble").id == "ct_a"
 
 
 def test_no_tag_and_an_empty_one_mean_final(gateway: Served, tmp_path: Path):
@@ -64,6 +72,23 @@ def test_raw_voxels_of_ohif_become_nifti_on_the_images_grid(gateway: Served):
         assert answer.status_code == 422
         assert "13 x 11 x 7" in answer.json()["detail"]
     assert gateway.staged() == []
+
+
+def test_a_segmentation_that_slicer_cropped_is_put_back_onto_the_images_grid(gateway: Served, tmp_path: Path):
+    corner, size = np.array([4, 3, 2]), (5, 4, 3)
+    affine = AFFINE.copy()
+    affine[:3, 3] += AFFINE[:3, :3] @ corner
+    part = np.zeros(size, np.uint8)
+    part[1, 2, 0] = 3
+    file = tmp_path / "crop.seg.nrrd"
+    file.write_bytes(encode_segmentation(Segmentation(array=part, affine=affine, names={"liver": 3}), ".seg.nrrd"))
+    assert gateway.save("ct_a", file, "crop").status_code == 200
+    fetched = tmp_path / "whole.seg.nrrd"
+    fetched.write_bytes(gateway.send("GET", "/datastore/label?label=ct_a&tag=crop").content)
+    whole = read_segmentation(fetched, max_bytes=1 << 20)
+    assert whole.shape == SHAPE
+    assert np.argwhere(whole.array).tolist() == [[5, 5, 2]]
+    assert whole.names == {"liver": 3}
 
 
 @pytest.mark.parametrize(

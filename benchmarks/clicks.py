@@ -1,4 +1,4 @@
-"""A click's time through the running server: python benchmarks/click.py [--json] [--replicas 1,2] [--clicks 20]
+"""A click's time through the running server: python -m benchmarks.clicks [--json] [--replicas 1,2] [--clicks 20]
 
 Starts a server of its own on generated torsos and clicks in them over HTTP, always the same image per client. For each
 size: the first click (decode and prepare included), repeated clicks (p50, p99), the bare forward of the same network
