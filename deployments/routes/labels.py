@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ from rayapp.protocol import FINAL, checked_name
 from rayapp.protocol import Path as Route
 
 router = APIRouter(tags=["labels"], responses=problems(400, 404, 409, 413, 422, 503))
+
+logger = logging.getLogger("rayapp.gateway")
 
 Name = Annotated[str, Query()]
 _FORM = describe_form(
@@ -67,7 +70,16 @@ async def save(
             )
         finally:
             await asyncio.to_thread(staged.unlink, missing_ok=True)
-    return Saved(**{**await services.models.label_saved(record.id, tag), "image": record.id, "label": record.id})
+    return Saved(**{**await _app_says(services, record.id, tag), "image": record.id, "label": record.id})
+
+
+async def _app_says(services: Services, image_id: str, tag: str) -> dict[str, Any]:
+    """What the app's hook adds to the reply. The label is stored: a hook that fails must not look like a lost save."""
+    try:
+        return dict(await services.models.label_saved(image_id, tag))
+    except Exception as error:
+        logger.error("the app's hook after a save failed: %s", type(error).__name__)
+        return {}
 
 
 async def _checked_label(services: Services, checks: Checks, label: Upload, image: ImageRecord) -> tuple[Path, str]:

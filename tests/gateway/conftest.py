@@ -81,6 +81,8 @@ class App(LabelApp):
             raise NotFound(f"no model {version.name!r}")
         return Threshold(version)
     def on_save_label(self, image_id, tag):
+        if tag == "trouble":
+            raise RuntimeError("the hook broke")
         return {"app": "was told"}
 '''
 
