@@ -77,7 +77,9 @@ def encode(segmentation: Segmentation, dtype: np.dtype[Any]) -> npt.NDArray[np.u
         header.set_data_dtype(dtype)
     except HeaderDataError as error:
         raise Unreadable(f"a NIfTI file cannot hold this label map: {error}") from error
-    header.set_qform(segmentation.affine, code=_SCANNER, strip_shears=True)
+    # A qform cannot hold a sheared grid; with code 0 no reader prefers it to the exact sform.
+    upright = is_orthogonal(segmentation.affine)
+    header.set_qform(segmentation.affine, code=_SCANNER if upright else 0, strip_shears=True)
     header.set_sform(segmentation.affine, code=_SCANNER)
     header.set_xyzt_units("mm")
     header["magic"], header["vox_offset"], header["scl_slope"], header["scl_inter"] = b"n+1", 352, 1, 0

@@ -103,3 +103,11 @@ def test_values_that_do_not_fit_the_type_are_refused() -> None:
 def test_another_extension_is_refused() -> None:
     with pytest.raises(BadRequest, match=r"\.mha"):
         encode_segmentation(Segmentation(array=labels(), affine=np.eye(4)), ".mha")
+
+
+def test_a_sheared_grid_comes_back_exactly(tmp_path):
+    sheared = np.array([[2.0, 0.4, 0, 5], [0, 1.5, 0.3, -7], [0, 0, 3, 11], [0, 0, 0, 1]])
+    file = tmp_path / "mask.nii.gz"
+    mask = Segmentation(array=np.ones((3, 4, 5), np.uint8), affine=sheared)
+    file.write_bytes(encode_segmentation(mask, ".nii.gz"))
+    np.testing.assert_allclose(read_segmentation(file, max_bytes=1 << 20).affine, sheared, atol=1e-6)
