@@ -10,7 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors import NAMESPACE
+from actors import OWNER
 from rayapp import logs
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
@@ -39,12 +39,8 @@ def start_datastore(settings: Settings) -> ActorHandle:
     return (
         ray.remote(DatastoreActor)
         .options(
+            **OWNER,
             name=NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
             max_task_retries=RETRIES,
             max_concurrency=CONCURRENCY,
         )

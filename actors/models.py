@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from actors import NAMESPACE
+from actors import OWNER
 from actors.datastore import RemoteDatastore
 from rayapp import logs
 from rayapp.catalogue import Catalogue
@@ -26,12 +26,8 @@ def start_models(settings: Settings, datastore: ray.actor.ActorHandle) -> ray.ac
     return (
         ray.remote(ModelsActor)
         .options(
+            **OWNER,
             name=NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
             max_task_retries=3,
             max_concurrency=8,
         )
