@@ -1,0 +1,116 @@
+"""The TrainTask seam: what can be trained, and the messages between a training run and its host.
+
+A *run* trains one model once. Its *host* is whatever runs it: workers of Ray Train on a cluster, or one plain process.
+The same `train` runs in every worker of a run; the host tells it its rank, takes its progress and checkpoints, and
+asks it to stop. A run that is started again with the same request goes on from the host's newest checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from rayapp.models.store import ModelVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerInfo:
+    """A trainer as `/info/` lists it; `config` holds the options a request may set, with their defaults."""
+
+    description: str
+    labels: Mapping[str, int]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One training example: an image's file (or DICOM folder) and its label map's, on shared storage."""
+
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """One run, the same for each of its workers.
+
+    `params` are the request's values over `TrainerInfo.config`. `parent` is the version to start from, if any.
+    `folder` is the run's own, on shared storage: curves, events and pictures go there (from rank 0).
+    """
+
+    model: str
+    pairs: Sequence[Pair]
+    folder: Path
+    params: Mapping[str, Any] = field(default_factory=dict)
+    parent: ModelVersion | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is. Epochs and iterations count from 1; `metric` is the newest validation figure, `best` the
+    best so far, each None before the first validation; `seconds_left` is an estimate."""
+
+    epoch: int
+    epochs: int
+    iteration: int
+    iterations: int
+    loss: float
+    metric: float | None = None
+    best: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run made: a whole safetensors file in the run's folder, the card that describes it (as
+    `rayapp.models.store` keeps it, `metrics` among it) and the statistics that `/info/` shows as `train_stats`."""
+
+    weights: Path
+    card: Mapping[str, Any]
+    stats: Mapping[str, Any]
+
+
+class Host(Protocol):
+    """What a worker asks of, and tells, whoever runs it."""
+
+    @property
+    def rank(self) -> int:
+        """This worker's number, from 0; rank 0 validates, saves and reports."""
+
+    @property
+    def world_size(self) -> int:
+        """Workers in this run; more than one have an initialised `torch.distributed` process group."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this worker computes."""
+
+    def resume(self) -> Path | None:
+        """The folder of the newest whole checkpoint of this run; None when it starts afresh."""
+
+    def report(self, progress: Progress, *, checkpoint: Path | None = None) -> None:
+        """Tell how far the run is and, from rank 0, hand over a checkpoint folder to keep.
+
+        With a checkpoint every worker calls it at the same iteration.
+        """
+
+    def stopped(self) -> bool:
+        """True when the run is to end now; asked before each iteration, with the same answer in every worker."""
+
+
+class TrainTask(Protocol):
+    """Something an app can train."""
+
+    @property
+    def info(self) -> TrainerInfo:
+        """What `/info/` shows; cheap."""
+
+    def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
+        """Train; the result on rank 0, None on other ranks or when stopped.
+
+        Raises BadRequest for params or data that cannot be trained with.
+        """
