@@ -24,6 +24,7 @@ from rayapp.datastore.protocol import Datastore
 from rayapp.errors import NotFound, RayappError
 from rayapp.inference.task import InferTask, TaskInfo
 from rayapp.models.store import ModelStore, ModelVersion
+from rayapp.training.task import TrainerInfo, TrainTask
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class LabelApp:
         """The models served, by name."""
         return {}
 
-    def init_trainers(self) -> Mapping[str, Mapping[str, Any]]:
-        """`description`, `config` and `labels` of what can be trained, by model name."""
+    def init_trainers(self) -> Mapping[str, TrainTask]:
+        """What can be trained, by model name."""
         return {}
 
     def init_strategies(self) -> Mapping[str, Strategy]:
@@ -105,7 +106,7 @@ class LabelApp:
             "version": self.version,
             "labels": union_of_labels(infos.values()),
             "models": {name: _model_info(info) for name, info in infos.items()},
-            "trainers": {name: dict(info) for name, info in self.trainers.items()},
+            "trainers": {name: _trainer_info(task.info) for name, task in self.trainers.items()},
             "strategies": {name: {"description": s.description} for name, s in self.strategies.items()},
             "scoring": {},
             "train_stats": {name: {} for name in self.trainers},
@@ -146,6 +147,10 @@ def _model_info(info: TaskInfo) -> dict[str, Any]:
         "config": dict(info.config),
         "version": info.version,
     }
+
+
+def _trainer_info(info: TrainerInfo) -> dict[str, Any]:
+    return {"description": info.description, "config": dict(info.config), "labels": dict(info.labels)}
 
 
 def union_of_labels(infos: Any) -> list[str]:

@@ -39,7 +39,9 @@ class TrainRequest:
     """One run, the same for each of its workers.
 
     `params` are the request's values over `TrainerInfo.config`. `parent` is the version to start from, if any.
-    `folder` is the run's own, on shared storage: curves, events and pictures go there (from rank 0).
+    `baseline` is the version that serves: it is measured on this run's validation pairs too, so that a worse candidate
+    need not replace it. `folder` is the run's own, on shared storage: curves, events and pictures go there (from
+    rank 0).
     """
 
     model: str
@@ -47,6 +49,7 @@ class TrainRequest:
     folder: Path
     params: Mapping[str, Any] = field(default_factory=dict)
     parent: ModelVersion | None = None
+    baseline: ModelVersion | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +70,14 @@ class Progress:
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """What a run made: a whole safetensors file in the run's folder, the card that describes it (as
-    `rayapp.models.store` keeps it, `metrics` among it) and the statistics that `/info/` shows as `train_stats`."""
+    `rayapp.models.store` keeps it, `metrics` among it) and the statistics that `/info/` shows as `train_stats`.
+
+    `metric` is the validation figure (greater is better) of these weights, `baseline` that of the request's baseline
+    on the same pairs; None for one that could not be measured."""
 
     weights: Path
+    metric: float | None
+    baseline: float | None
     card: Mapping[str, Any]
     stats: Mapping[str, Any]
 
@@ -93,9 +101,10 @@ class Host(Protocol):
         """The folder of the newest whole checkpoint of this run; None when it starts afresh."""
 
     def report(self, progress: Progress, *, checkpoint: Path | None = None) -> None:
-        """Tell how far the run is and, from rank 0, hand over a checkpoint folder to keep.
+        """Tell how far the run is, as often as one likes, and hand over a checkpoint folder to keep.
 
-        With a checkpoint every worker calls it at the same iteration.
+        With a checkpoint every worker calls it, at the same iteration and each with a path; the folder of rank 0 is
+        copied before this returns, the others' are not looked at.
         """
 
     def stopped(self) -> bool:
