@@ -5,27 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from deployments.forms import Stage
 from deployments.services import Services
 from rayapp.datastore.protocol import Author, Info
-from rayapp.errors import Busy, GridMismatch
-from rayapp.geometry import same_grid
-from rayapp.imaging.placement import placed
+from rayapp.errors import Busy
+from rayapp.imaging.placement import RAW, on_grid, raw_label_map
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume, split_ext
-from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.users import User
 
 CHECKS = 2
 """Files decoded at once for checking; decoding is heavy and clicks come first."""
 MAX_WAITING = 32
-RAW = ".bin"
 
 T = TypeVar("T")
 
@@ -94,23 +88,12 @@ def check_label(path: Path, image: Path, max_bytes: int) -> None:
 
     Slicer crops a `.seg.nrrd` to its segments: such a part of the grid is put back onto the whole.
     """
-    label, grid = read_segmentation(path, max_bytes=max_bytes), read_grid(image)
-    if same_grid(label.shape, label.affine, grid.shape, grid.affine):
-        return
-    if split_ext(path.name)[1] != ".seg.nrrd":
-        where = "but lies elsewhere in space" if label.shape == grid.shape else f"not {_times(label.shape)}"
-        raise GridMismatch(f"the label must lie on its image's grid of {_times(grid.shape)} voxels, {where}")
-    path.write_bytes(encode_segmentation(placed(label, grid), ".seg.nrrd"))
+    label, ext = read_segmentation(path, max_bytes=max_bytes), split_ext(path.name)[1]
+    whole = on_grid(label, read_grid(image), ext)
+    if whole is not label:
+        path.write_bytes(encode_segmentation(whole, ext))
 
 
 def label_from_raw(path: Path, image: Path, target: Path) -> None:
     """Turn raw uint8 voxels, i fastest (OHIF 2), into a NIfTI on the image's grid. Raises GridMismatch."""
-    grid, size = read_grid(image), path.stat().st_size
-    if size != prod(grid.shape):
-        raise GridMismatch(f"the label must have {_times(grid.shape)} voxels of one byte, not {size}")
-    voxels = np.fromfile(path, np.uint8).reshape(grid.shape, order="F")
-    target.write_bytes(encode_segmentation(Segmentation(array=voxels, affine=grid.affine), ".nii.gz"))
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+    target.write_bytes(encode_segmentation(raw_label_map(path, read_grid(image)), ".nii.gz"))

@@ -16,6 +16,9 @@ from rayapp.inference.service import InferenceService
 from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
 
+NETWORKS = {"deepedit", "segmentation"}
+SCRIBBLES = {"Histogram+GraphCut", "GMM+GraphCut", "Forest+GraphCut", "ClosedCurves+GraphCut"}
+REFINEMENTS = {"Segmentation+GraphCut", "DeepEdit+GraphCut"}
 WEIGHTS = SHIPPED / "segmentation.safetensors"
 
 
@@ -42,7 +45,7 @@ def catalogue(settings, datastore):
 
 def test_the_shipped_models_serve_at_once(catalogue):
     described = catalogue.describe()
-    assert set(described["models"]) == {"deepedit", "segmentation"}
+    assert set(described["models"]) == {*NETWORKS, *SCRIBBLES, *REFINEMENTS}
     assert described["broken_models"] == {}
     assert "config" not in described
     assert "background" not in described["models"]["segmentation"]["labels"]
@@ -56,14 +59,32 @@ def test_label_values_are_contiguous(catalogue):
 
 def test_models_of_other_labels_do_not_serve(settings, datastore):
     other = Catalogue(settings.model_copy(update={"labels": ("hippocampus",)}), datastore)
-    assert other.describe()["models"] == {}
+    assert set(other.describe()["models"]) == SCRIBBLES  # which are of any structure
+
+
+def test_scribbles_are_what_slicers_panel_looks_for(catalogue):
+    described = catalogue.describe()["models"]
+    for name in SCRIBBLES | REFINEMENTS:
+        assert described[name]["type"] == "scribbles"
+        assert described[name]["config"]["optimiser"] == ["graph cut", "random walk"]
+        assert described[name]["labels"] is not None
+    assert all(described[name]["labels"] == {} for name in SCRIBBLES)
+    assert "background" not in described["DeepEdit+GraphCut"]["labels"]
+
+
+def test_a_refinement_needs_its_network_and_scribbles_their_flag(settings, datastore):
+    without = Catalogue(settings.model_copy(update={"models": ("segmentation",)}), datastore)
+    assert set(without.describe()["models"]) == {"segmentation"}
+    alone = Catalogue(settings.model_copy(update={"models": ("segmentation", "scribbles")}), datastore)
+    assert set(alone.describe()["models"]) == {"segmentation", "Segmentation+GraphCut", *SCRIBBLES}
+    assert alone.describe()["broken_models"] == {}
 
 
 def test_a_broken_model_is_named_and_the_others_serve(settings, datastore, catalogue):
     catalogue.production("deepedit").weights.write_bytes(b"no tensors")
     described = Catalogue(settings, datastore).describe()
-    assert set(described["models"]) == {"segmentation"}
-    assert "deepedit" in described["broken_models"]
+    assert set(described["models"]) == {"segmentation", "Segmentation+GraphCut", *SCRIBBLES}
+    assert set(described["broken_models"]) == {"deepedit", "DeepEdit+GraphCut"}
 
 
 def test_a_published_version_is_served_by_a_running_replica(settings, datastore, catalogue):

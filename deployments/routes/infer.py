@@ -65,7 +65,9 @@ async def infer(
     if output is Output.DICOM_SEG:
         raise BadRequest("output=dicom_seg needs a DICOMweb archive; this server's studies are a folder")
     model = checked_name(await described.spelled("models", model), "model")
-    async with read_form(request, texts=("params",), files=("file", "label"), stage=to_store(services)) as form:
+    async with read_form(
+        request, texts=("params",), files=("file", "label"), stage=to_store(services, raw=True)
+    ) as form:
         params = form.json("params")
         key, path = await _image_of(services, checks, form, image, session_id)
         mask = form.file("label")

@@ -77,6 +77,10 @@ class DeepEditTask(SegmentationTask):
         prepared = self._prepare(volume, limit=self._roi_size)
         return PreparedEdit(grid=prepared.grid, image=prepared.image, structures=len(self._structures), memo=Memo())
 
+    def margins(self, prepared: PreparedImage) -> Floats:
+        """Those without clicks."""
+        return self._guided(prepared, ((),) * self._guidance_channels, Clock())
+
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment, guided by the clicks.
 
@@ -110,7 +114,7 @@ class DeepEditTask(SegmentationTask):
             return ceiling
         return np.minimum(ceiling, self._guided(prepared, clicks, clock))
 
-    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
+    def _guided(self, prepared: PreparedImage, clicks: Clicks, clock: Clock) -> Floats:
         positions = [prepared.grid.positions(points) for points in clicks]
         images = torch.from_numpy(guidance.guided(prepared.image.cpu().numpy(), positions))
         clock.stage("pre")

@@ -39,11 +39,16 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: tuple[int, i
         raise BadRequest(f"label {_shown(label)} is not a name")
     return Prompts(
         clicks=clicks,
-        label=label or None,
+        label=label or _selected(params.get("selected_label_name")),
         roi=_roi(params.get("roi"), shape),
         slice=_slice(params.get("slice"), shape),
         reset=_flag("reset_state", params.get("reset_state")),
     )
+
+
+def _selected(value: object) -> str | None:
+    """The segment that Slicer's annotator works on."""
+    return value[:200] if isinstance(value, str) and value else None
 
 
 def _points(name: str, value: object, shape: tuple[int, int, int]) -> tuple[Point, ...]:

@@ -138,10 +138,14 @@ class SegmentationTask:
         channels = [pipeline.normalise(grid.from_source(channel)) for channel in volume.array[: self._channels]]
         return PreparedImage(grid=grid, image=torch.from_numpy(np.stack(channels)).to(self._network.device))
 
+    def margins(self, prepared: PreparedImage) -> Floats:
+        """By how much each structure leads its best rival, (L, *grid.padded), in log-odds."""
+        return pipeline.margins_of(self._infer(prepared.image[None])[0])
+
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment; of the prompts only `roi` matters: outside it all is background."""
         clock = Clock()
-        margins = pipeline.margins_of(self._infer(prepared.image[None])[0])
+        margins = self.margins(prepared)
         clock.stage("infer")
         return self._finish(margins, prepared.grid, prompts, config, clock)
 

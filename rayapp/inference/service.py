@@ -10,6 +10,8 @@ The state is a cache only: what an annotator pointed at is in the datastore's cl
 from __future__ import annotations
 
 import asyncio
+import base64
+import dataclasses
 import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +25,12 @@ from rayapp.config import Settings
 from rayapp.datastore.protocol import ClickEvent, ImageRecord
 from rayapp.errors import Superseded
 from rayapp.imaging import mask_codec
+from rayapp.imaging.placement import read_label_map
 from rayapp.imaging.reader import read_volume
-from rayapp.imaging.volume import Segmentation, Volume
+from rayapp.imaging.volume import Grid, Segmentation, Volume
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.inference.cache import ByteCache, Sized
+from rayapp.inference.marks import Marks, parse_marks
 from rayapp.inference.messages import InferCall, InferReply
 from rayapp.inference.prompts import parse_prompts
 from rayapp.inference.task import InferTask, Prediction, Prompts
@@ -73,6 +77,9 @@ class InferenceService:
         try:
             volume, origin = await self._volume(call)
             prompts = parse_prompts(call.params, task.info, volume.shape)
+            if call.mask is not None and task.info.type == "scribbles":
+                marks = await self._on(self._io, self._marks, call.mask, volume, call, task)
+                prompts = dataclasses.replace(prompts, marks=marks)
             prepared = await self._prepare(task, volume, origin, call.model)
             logged = asyncio.ensure_future(self._log(call, task, prompts))
             prepared_at = time.perf_counter()
@@ -111,12 +118,12 @@ class InferenceService:
 
     async def _log(self, call: InferCall, task: InferTask, prompts: Prompts) -> None:
         """Append the prompts to the image's click log; sessions and uploads have no image to log to."""
-        if call.path is not None or not prompts.clicks:
+        if call.path is not None or not (prompts.clicks or prompts.marks is not None):
             return
         event = ClickEvent(
             image_id=call.key,
-            kind="click",
-            payload={"clicks": {name: list(points) for name, points in prompts.clicks.items()}, "roi": prompts.roi},
+            kind="click" if prompts.marks is None else "scribble",
+            payload=_payload(prompts),
             model=call.model,
             model_version=task.version,
             user=call.user,
@@ -127,6 +134,11 @@ class InferenceService:
 
     def _read(self, path: Path) -> Volume:
         return read_volume(path, max_bytes=self._settings.max_volume)
+
+    def _marks(self, path: Path, volume: Volume, call: InferCall, task: InferTask) -> Marks:
+        grid = Grid(shape=volume.shape, affine=volume.affine)
+        label_map = read_label_map(path, grid, max_bytes=self._settings.max_volume)
+        return parse_marks(label_map.array, call.params, task.info.labels)
 
     def _predict(
         self, stay: object | None, call: InferCall, task: InferTask, prepared: Sized, prompts: Prompts
@@ -157,6 +169,14 @@ class InferenceService:
 
 def _annotator(call: InferCall) -> tuple[str, str | None, str]:
     return call.user, call.client_id, call.key
+
+
+def _payload(prompts: Prompts) -> dict[str, Any]:
+    """What the click log keeps; scribbles as `mask_codec` packs them, in base64."""
+    payload: dict[str, Any] = {"clicks": {name: list(points) for name, points in prompts.clicks.items()}}
+    if prompts.marks is not None:
+        payload["marks"] = base64.b64encode(mask_codec.encode(prompts.marks)).decode()
+    return {**payload, "roi": prompts.roi}
 
 
 def _encode(

@@ -28,7 +28,8 @@ Point = tuple[int, int, int]
 class Prompts:
     """What the annotator pointed at, in voxel indices of the source image.
 
-    `clicks` maps a label name (or "background", or "foreground" for single-structure models) to its points.
+    `clicks` maps a label name (or "background", or "foreground" for single-structure models) to its points. `marks`
+    are scribbles as `rayapp.inference.marks` makes them of an uploaded label map.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Prompts:
     roi: tuple[Point, Point] | None = None  # inclusive lower, exclusive upper corner
     slice: int | None = None
     reset: bool = False
+    marks: npt.NDArray[np.uint8] | None = None  # of the source image's shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The radiology app: automatic segmentation and DeepEdit on the published versions of their models."""
+"""The radiology app: automatic segmentation and DeepEdit on the published versions of their models, and scribbles."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from typing import Any
 from rayapp.app import LabelApp
 from rayapp.config import Settings
 from rayapp.errors import NotFound
+from rayapp.inference import likelihood
+from rayapp.inference.closed_curves import ClosedCurvesTask
 from rayapp.inference.deepedit import DeepEditTask
+from rayapp.inference.refinement import RefinementTask
+from rayapp.inference.scribbles import ScribblesTask
 from rayapp.inference.segmentation import SegmentationTask
 from rayapp.inference.task import InferTask
 from rayapp.models.store import ModelStore, ModelVersion
 
 SHIPPED = Path(__file__).parent / "weights"
 TASKS = {"segmentation": SegmentationTask, "deepedit": DeepEditTask}
+SCRIBBLES = "scribbles"
+"""In `--models`: what needs no weights, and a refinement of each network."""
+REFINED = {"segmentation": "Segmentation+GraphCut", "deepedit": "DeepEdit+GraphCut"}
 
 
 def shipped_card(name: str) -> dict[str, Any]:
@@ -47,8 +54,10 @@ class RadiologyApp(LabelApp):
         """One task per published model whose labels are the wanted ones."""
         made: dict[str, InferTask] = {}
         for name in self.settings.models:
+            if name == SCRIBBLES:
+                continue
             if name not in TASKS:
-                self.broken[name] = f"no such model; there are: {', '.join(TASKS)}"
+                self.broken[name] = f"no such model; there are: {', '.join((*TASKS, SCRIBBLES))}"
                 continue
             version = self.models.production(name)
             if version is None or not _fits(version.card, self.settings):
@@ -56,13 +65,32 @@ class RadiologyApp(LabelApp):
             task = self.guarded(name, partial(self.make_task, version))
             if task is not None:
                 made[name] = task
-        return made
+        return {**made, **scribbles(made)} if SCRIBBLES in self.settings.models else made
 
     def make_task(self, version: ModelVersion) -> InferTask:
         """The task of the model's kind, built as the version's card says."""
         if version.name not in TASKS:
             raise NotFound(f"no model {version.name!r}; there are: {', '.join(TASKS)}")
         return TASKS[version.name].from_version(version)
+
+
+def scribbles(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
+    """The scribbles methods, by the names that 3D Slicer's panel shows."""
+    online = {
+        "Forest+GraphCut": (likelihood.forest, "Online likelihood of random trees, with graph cut"),
+        "GMM+GraphCut": (likelihood.gaussian_mixture, "Online likelihood of Gaussian mixtures, with graph cut"),
+        "Histogram+GraphCut": (likelihood.histogram, "Online likelihood of histograms, with graph cut"),
+    }
+    made: dict[str, InferTask] = {
+        name: ScribblesTask(fit=fit, description=description) for name, (fit, description) in online.items()
+    }
+    made["ClosedCurves+GraphCut"] = ClosedCurvesTask(
+        fit=likelihood.forest, description="Closed curves or painted slices, interpolated to a volume"
+    )
+    for name, network in networks.items():
+        if isinstance(network, SegmentationTask):
+            made[REFINED[name]] = RefinementTask(network=network, description=f"Scribbles on what {name} proposes")
+    return made
 
 
 def _fits(card: Mapping[str, Any], settings: Settings) -> bool:

@@ -1,0 +1,119 @@
+"""The part of an image that is worked on: a box around the marks, coarser than the image where it would be too large.
+
+Costs follow from the structure's size and not from the image's. Pure functions; safe from any thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from rayapp.inference.marks import BACKGROUND, FOREGROUND, Marks
+from rayapp.inference.pipeline import Box, Floats, Shape
+from rayapp.inference.task import Point
+
+Bools = npt.NDArray[np.bool_]
+
+MAX_VOXELS = 600_000
+"""Voxels that are worked on at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Source voxels from `lower` to `upper` (exclusive), averaged in blocks of `steps`; the last blocks may be cut."""
+
+    lower: Point
+    upper: Point
+    steps: Point
+
+    @classmethod
+    def around(
+        cls, lower: npt.ArrayLike, upper: npt.ArrayLike, shape: Shape, spacing: npt.NDArray[np.float64]
+    ) -> Region:
+        """The box clipped to an image of `shape`, with the finest axes averaged until it is small enough."""
+        low = np.maximum(0, np.asarray(lower)).astype(int)
+        high = np.minimum(shape, np.asarray(upper)).astype(int)
+        steps = np.ones(3, dtype=int)
+        while np.prod(-(-(high - low) // steps)) > MAX_VOXELS:
+            steps[int(np.argmin(spacing * steps))] += 1
+        return cls(lower=_point(low), upper=_point(high), steps=_point(steps))
+
+    @property
+    def box(self) -> Box:
+        """Its voxels in the source."""
+        i, j, k = (slice(a, b) for a, b in zip(self.lower, self.upper, strict=True))
+        return i, j, k
+
+    @property
+    def shape(self) -> Shape:
+        """Blocks along each axis."""
+        return _point([-(-(b - a) // n) for a, b, n in zip(self.lower, self.upper, self.steps, strict=True)])
+
+    def image(self, array: npt.NDArray[Any]) -> Floats:
+        """Means of one channel's blocks, float32; no float copy of the whole box is made."""
+        part = array[self.box]
+        if self.steps == (1, 1, 1):
+            return _finite(part)
+        means = np.empty(self.shape, dtype=np.float32)
+        for k in range(self.shape[2]):
+            slab = _finite(part[:, :, k * self.steps[2] : (k + 1) * self.steps[2]]).mean(axis=2)
+            means[:, :, k] = _block_means(_block_means(slab, 0, self.steps[0]), 1, self.steps[1])
+        return means
+
+    def marks(self, marks: Marks) -> Marks:
+        """What most marked voxels of each block say."""
+        part = marks[self.box]
+        if self.steps == (1, 1, 1):
+            return part.copy()
+        votes = np.zeros(self.shape, dtype=np.int32)
+        at = np.nonzero(part)
+        block = tuple(n // step for n, step in zip(at, self.steps, strict=True))
+        np.add.at(votes, block, np.where(part[at] == FOREGROUND, 1, -1))
+        seen = np.zeros(self.shape, dtype=np.uint8)
+        seen[block] = np.where(votes[block] >= 0, FOREGROUND, BACKGROUND)
+        return seen
+
+    def restore(self, mask: Bools, labels: npt.NDArray[np.uint8]) -> None:
+        """Write 1 into `labels` (of the source's shape) where the region's mask is, smooth between blocks."""
+        if not mask.any():
+            return
+        target = labels[self.box]
+        if self.steps == (1, 1, 1):
+            target[mask] = 1
+            return
+        found = ndimage.find_objects(mask.view(np.uint8))[0]
+        near = tuple(slice(max(0, s.start - 2), min(n, s.stop + 2)) for s, n in zip(found, self.shape, strict=True))
+        fine = tuple(
+            slice(s.start * step, min(s.stop * step, n))
+            for s, step, n in zip(near, self.steps, target.shape, strict=True)
+        )
+        steps = np.array(self.steps, dtype=float)
+        field = ndimage.affine_transform(
+            ndimage.gaussian_filter(mask[near].astype(np.float32), np.where(steps > 1, 0.6, 0.0)),
+            1 / steps,
+            0.5 / steps - 0.5,
+            output_shape=target[fine].shape,
+            order=1,
+            mode="nearest",
+        )
+        target[fine][field > 0.5] = 1
+
+
+def _block_means(array: Floats, axis: int, step: int) -> Floats:
+    starts = np.arange(0, array.shape[axis], step)
+    sizes = np.diff(np.append(starts, array.shape[axis])).astype(np.float32)
+    return np.asarray(np.add.reduceat(array, starts, axis=axis) / np.expand_dims(sizes, 1 - axis), dtype=np.float32)
+
+
+def _finite(array: npt.NDArray[Any]) -> Floats:
+    values = array.astype(np.float32)
+    return np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0) if array.dtype.kind == "f" else values
+
+
+def _point(sizes: Any) -> Point:
+    i, j, k = (int(n) for n in sizes)
+    return i, j, k
