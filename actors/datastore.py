@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors import OWNER
+from actors.face import Waiting
 from rayapp import logs
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
-from rayapp.errors import Busy, RayappError
 
 NAME = "datastore"
 CONCURRENCY = 16
@@ -48,25 +43,5 @@ def start_datastore(settings: Settings) -> ActorHandle:
     )
 
 
-class RemoteDatastore:
+class RemoteDatastore(Waiting):
     """The `Datastore` protocol, synchronously, on the actor: for code that runs in other actors."""
-
-    def __init__(self, handle: ActorHandle) -> None:
-        self._handle = handle
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return functools.partial(_answer, getattr(self._handle, name))
-
-
-def _answer(method: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Errors of `rayapp.errors` arrive as themselves; an actor that stays away is Busy."""
-    try:
-        return ray.get(method.remote(*args, **kwargs), timeout=PATIENCE_S)
-    except RayTaskError as error:
-        if isinstance(error.cause, RayappError):
-            raise error.cause from None
-        raise
-    except (RayActorError, GetTimeoutError):
-        raise Busy("the datastore is starting again; try again in a second") from None

@@ -1,4 +1,4 @@
-"""One asynchronous face for a plain object or for the Ray actor that wraps it.
+"""One asynchronous face for a plain object or for the Ray actor that wraps it; and one that waits, for an actor.
 
 The gateway and the replicas speak to `Face`s only, so the same code, and the same test, runs against both. A call
 never blocks the event loop: the plain object's method runs in a thread, the actor's through Ray. An error of
@@ -12,10 +12,14 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import ray
 import ray.actor
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rayapp.errors import Busy, RayappError
+
+PATIENCE_S = 60.0
+_AWAY = "a part of the server is starting again; try again in a second"
 
 
 class Face:
@@ -41,4 +45,27 @@ async def _remote(method: Any, /, *args: Any, **kwargs: Any) -> Any:
             raise error.cause from None
         raise
     except RayActorError:
-        raise Busy("a part of the server is starting again; try again in a second") from None
+        raise Busy(_AWAY) from None
+
+
+class Waiting:
+    """`waiting.method(*args, **kwargs)` waits for the actor's answer: for code that runs in threads of other actors."""
+
+    def __init__(self, handle: ray.actor.ActorHandle) -> None:
+        self._handle = handle
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return functools.partial(_answer, getattr(self._handle, name))
+
+
+def _answer(method: Any, /, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return ray.get(method.remote(*args, **kwargs), timeout=PATIENCE_S)
+    except RayTaskError as error:
+        if isinstance(error.cause, RayappError):
+            raise error.cause from None
+        raise
+    except (RayActorError, GetTimeoutError):
+        raise Busy(_AWAY) from None

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
 from actors.face import Face
-from rayapp.errors import NotFound
+from rayapp.errors import Busy, NotFound
 
 KEPT_S = 1.0
+STATS_S = 0.2
 
 
 class Description:
-    """`Catalogue.describe()` as of at most a second ago. Belongs to one event loop."""
+    """`Catalogue.describe()`, with the jobs' part, as of at most a second ago. Belongs to one event loop."""
 
-    def __init__(self, models: Face) -> None:
+    def __init__(self, models: Face, jobs: Face) -> None:
         self._models = models
+        self._jobs = jobs
         self._asking = asyncio.Lock()
         self._said: dict[str, Any] = {}
+        self._stats: dict[str, Any] = {}
         self._until = 0.0
 
     async def get(self) -> dict[str, Any]:
@@ -26,9 +30,18 @@ class Description:
         if time.monotonic() >= self._until:
             async with self._asking:
                 if time.monotonic() >= self._until:
-                    self._said = await self._models.describe()
+                    self._said = await self._whole()
                     self._until = time.monotonic() + KEPT_S
         return self._said
+
+    async def _whole(self) -> dict[str, Any]:
+        said, _ = await asyncio.gather(self._models.describe(), self._ask_jobs())
+        return {**said, "train_stats": {name: self._stats.get(name, {}) for name in said["trainers"]}}
+
+    async def _ask_jobs(self) -> None:
+        """The newest statistics; the ones before while the jobs' actor does not answer, for nobody waits for it."""
+        with contextlib.suppress(TimeoutError, Busy):
+            self._stats = await asyncio.wait_for(self._jobs.train_stats(), STATS_S)
 
     def forget(self) -> None:
         """What the app says has changed."""

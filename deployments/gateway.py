@@ -27,6 +27,7 @@ from deployments.routes import (
     models,
     pages,
     sessions,
+    versions,
 )
 from deployments.routes import next as next_image
 from deployments.services import Services
@@ -36,7 +37,7 @@ from rayapp import __version__
 logger = logging.getLogger("rayapp.gateway")
 
 SWEEP_S = 300.0
-_MODULES = (pages, info, infer, next_image, images, labels, datastore, sessions, models, jobs, logs, absent)
+_MODULES = (pages, info, infer, next_image, images, labels, datastore, sessions, models, versions, jobs, logs, absent)
 
 
 def build_gateway(services: Services) -> FastAPI:
@@ -52,7 +53,7 @@ def build_gateway(services: Services) -> FastAPI:
         lifespan=_sweeping,
     )
     app.state.services = services
-    app.state.description = Description(services.models)
+    app.state.description = Description(services.models, services.jobs)
     app.state.checks = Checks()
     with_keys = settings.auth != "none"
     for module in (*_MODULES, auth) if with_keys else _MODULES:

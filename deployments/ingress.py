@@ -18,7 +18,7 @@ ONGOING = 1000
 """Requests one gateway replica holds open; almost all of them wait for somebody else."""
 
 
-def gateway_deployment(settings: Settings, datastore: Any, models: Any) -> serve.Deployment:
+def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: Any) -> serve.Deployment:
     """The ingress; bind it to nothing: it finds the inference deployment of its own application."""
 
     def build() -> FastAPI:
@@ -33,6 +33,7 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any) -> serve
                 settings=settings,
                 datastore=Face(datastore),
                 models=Face(models),
+                jobs=Face(jobs),
                 sessions=Face(SessionStore(root, expiry=settings.session_expiry, max_volume=settings.max_volume)),
                 users=Face(UserStore(settings.workspace / "users.json")),
                 inference=RoutedInference(serve.get_deployment_handle("inference", app_name="rayapp")),

@@ -32,6 +32,7 @@ _MEANINGS = {
     409: "The state forbids it now.",
     413: "The body, or what it declares, is over a cap: the text names it.",
     422: "Parameters missing or of the wrong type, or a file that is not what it should be: nothing was stored.",
+    429: "One runs already: stop it, or let this one wait (`enqueue`).",
     503: "Busy: come back after the seconds in Retry-After.",
 }
 

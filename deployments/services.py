@@ -22,12 +22,13 @@ class Inference(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """`datastore` answers the `Datastore` protocol, `models` a `Catalogue`'s methods, `sessions` a `SessionStore`'s,
-    `users` a `UserStore`'s."""
+    """`datastore` answers the `Datastore` protocol, `models` a `Catalogue`'s methods, `jobs` a `JobQueue`'s, `sessions`
+    a `SessionStore`'s, `users` a `UserStore`'s."""
 
     settings: Settings
     datastore: Face
     models: Face
+    jobs: Face
     sessions: Face
     users: Face
     inference: Inference

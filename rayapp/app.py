@@ -45,7 +45,7 @@ class LabelApp:
         self.models = models
         self.broken: dict[str, str] = {}
         """Why a task is not served, by model name."""
-        self.serving = {name: models.serving(name) for name in settings.models}
+        self.serving = {name: models.serving(name) for name in {*settings.models, *models.names()}}
         """The published version of each model when this app was made; None where there was none."""
         self.infers = self.init_infers()
         self.trainers = self.init_trainers()
@@ -96,6 +96,18 @@ class LabelApp:
         """Load every task's weights; a task whose file is broken leaves `infers` and is named in `broken`."""
         served = {name: self.guarded(name, partial(_loaded, task)) for name, task in self.infers.items()}
         self.infers = {name: task for name, task in served.items() if task is not None}
+
+    def renewed(self) -> LabelApp:
+        """The app as of now: what serves another version is made and loaded anew, the other tasks are taken over."""
+        app = type(self)(settings=self.settings, models=self.models)
+        kept = {
+            name: task
+            for name, task in self.infers.items()
+            if name in app.infers and app.serving.get(name) == self.serving.get(name)
+        }
+        app.infers = {**app.infers, **kept}
+        app.load_all()
+        return app
 
     def describe(self) -> dict[str, Any]:
         """`/info/` without the datastore's part: plain JSON."""

@@ -15,6 +15,7 @@ from rayapp.app import app_class
 from rayapp.config import Settings
 from rayapp.datastore.protocol import Datastore
 from rayapp.errors import ModelBroken, NotFound, Unreadable
+from rayapp.jobs.training import OPTIONS
 from rayapp.models.store import ModelStore, ModelVersion
 
 
@@ -37,8 +38,11 @@ class Catalogue:
         self._app = app
 
     def describe(self) -> dict[str, Any]:
-        """`/info/` without the datastore's part."""
-        return self._app.describe()
+        """`/info/` without the datastore's and the jobs' part."""
+        said = self._app.describe()
+        for trainer in said["trainers"].values():
+            trainer["config"] = {**OPTIONS, **trainer["config"]}
+        return said
 
     def next_image(self, strategy: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """The next image for this request; `{}` when none is left. Raises NotFound for an unknown strategy."""
@@ -55,27 +59,81 @@ class Catalogue:
             raise NotFound(f"model {name!r} has no published version")
         return found
 
-    def publish(self, name: str, weights: Path, card: Mapping[str, Any]) -> ModelVersion:
-        """Make `weights` the serving version of a model that the app knows, with the last card's settings under `card`.
+    def models(self) -> dict[str, dict[str, Any]]:
+        """By model its versions as plain JSON, oldest first, and the name of the one that serves."""
+        return {name: self._told(name) for name in self._models.names()}
+
+    def _told(self, name: str) -> dict[str, Any]:
+        versions = [_version_info(self._models.version(name, version)) for version in self._models.versions(name)]
+        return {"production": self._models.serving(name), "versions": versions}
+
+    def upload(self, name: str, weights: Path, card: Mapping[str, Any], *, request: str) -> ModelVersion:
+        """Let a user's `weights` serve, with the serving version's settings under `card`; `request` as of `publish`.
+
+        Raises:
+            NotFound: if no version serves, which could tell how these weights are used.
+            Unreadable: if the file does not fit the model's network; the version before serves on.
+        """
+        settings = {key: value for key, value in self.production(name).card.items() if key not in _OF_ONE_VERSION}
+        return self.publish(name, weights, {**settings, **card}, request=request)
+
+    def publish(
+        self, name: str, weights: Path, card: Mapping[str, Any], *, request: str, promote: bool = True
+    ) -> ModelVersion:
+        """Make `weights` a version of a model that the app knows, and with `promote` the one that serves.
+
+        The same `request` makes one version, however often it is sent.
 
         Raises:
             NotFound: if the app has no such model.
             Unreadable: if the file does not fit the model's network; the version before serves on.
         """
         with self._changing:
-            current = self.production(name)
-            merged = {**current.card, **card}
-            candidate = ModelVersion(name=name, version="candidate", weights=weights, card=merged)
-            try:
-                self._app.make_task(candidate).load()
-            except ModelBroken as error:
-                raise Unreadable(error.detail) from error
-            version = self._models.publish(name, weights, merged)
-            self.reload()
+            self._try(ModelVersion(name=name, version="candidate", weights=weights, card=card))
+            version = self._models.publish(name, weights, card, request=request, promote=promote)
+            self._renew()
             return version
+
+    def promote(self, name: str, version: str) -> ModelVersion:
+        """Let a version serve. Raises NotFound, and Unreadable if it does not load; the one before serves on."""
+        with self._changing:
+            chosen = self._models.version(name, version)
+            self._try(chosen)
+            self._models.promote(name, version)
+            self._renew()
+            return chosen
+
+    def rollback(self, name: str, *, leaving: str) -> ModelVersion:
+        """Let the version serve that served before `leaving`; nothing changes if `leaving` serves no more.
+
+        Raises Conflict if none served before.
+        """
+        with self._changing:
+            if self._models.serving(name) == leaving:
+                self._models.rollback(name)
+                self._renew()
+            return self.production(name)
 
     def retire(self, name: str) -> None:
         """Let no version serve. Raises NotFound if none did."""
         with self._changing:
             self._models.retire(name)
-            self.reload()
+            self._renew()
+
+    def _try(self, version: ModelVersion) -> None:
+        try:
+            self._app.make_task(version).load()
+        except ModelBroken as error:
+            raise Unreadable(error.detail) from error
+
+    def _renew(self) -> None:
+        self._app = self._app.renewed()
+
+
+_SHOWN = ("parent", "created", "metrics", "data", "params", "code", "job", "uploaded_by", "verdict")
+_OF_ONE_VERSION = frozenset({*_SHOWN, "request", "trained"})
+"""What a card says of its own weights, and not of how such weights are used."""
+
+
+def _version_info(version: ModelVersion) -> dict[str, Any]:
+    return {"version": version.version, **{key: version.card[key] for key in _SHOWN if key in version.card}}

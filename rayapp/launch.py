@@ -23,6 +23,7 @@ from ray import serve
 
 from actors import NAMESPACE
 from actors.datastore import start_datastore
+from actors.jobs import start_jobs
 from actors.models import start_models
 from deployments.inference import inference_deployment
 from deployments.ingress import gateway_deployment
@@ -67,15 +68,19 @@ def running(settings: Settings, *, on_ray: Callable[[], None] = lambda: None) ->
     settings.workspace.mkdir(parents=True, exist_ok=True)
     with _ray(settings):
         on_ray()
-        datastore = models = None
+        datastore = models = jobs = None
         try:
             datastore = start_datastore(settings)
             models = start_models(settings, datastore)
             # A wrong app or an unreadable folder is told here, before anything listens.
             _told(models.describe.remote())
-            yield _serve(settings, datastore, models)
+            jobs = start_jobs(settings, datastore, models)
+            yield _serve(settings, datastore, models, jobs)
         finally:
             serve.shutdown()
+            if jobs is not None:
+                # With it go the runs under way; their records say RUNNING, so the next start goes on with them.
+                ray.kill(jobs)
             if datastore is not None:
                 _close(datastore)
             for actor in (models, datastore):
@@ -83,14 +88,14 @@ def running(settings: Settings, *, on_ray: Callable[[], None] = lambda: None) ->
                     ray.kill(actor)
 
 
-def _serve(settings: Settings, datastore: Any, models: Any) -> str:
+def _serve(settings: Settings, datastore: Any, models: Any, jobs: Any) -> str:
     host = settings.host
     serve.start(
         http_options={"host": host, "port": settings.port, "request_timeout_s": None},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     inference = inference_deployment(settings).bind(settings, datastore)
-    gateway = gateway_deployment(settings, datastore, models).bind(inference)
+    gateway = gateway_deployment(settings, datastore, models, jobs).bind(inference)
     serve.run(gateway, name=APPLICATION, route_prefix="/")
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{settings.port}"

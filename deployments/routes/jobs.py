@@ -1,95 +1,261 @@
-"""`/train/`, `/scoring/`, `/batch/infer`: background work. No kind of job exists yet, so nothing ever runs."""
+"""`/train/`, `/scoring/`, `/batch/infer` as MONAI Label's clients know them, and `/jobs`: background work."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
-from deployments.access import AsAdmin, AsAnnotator, AsUser, Described
+from deployments.access import AsAdmin, AsAnnotator, AsUser, Described, Service
+from deployments.forms import describe_json, read_json
 from deployments.problems import problems
-from rayapp.errors import Disabled, NotFound
+from deployments.replies import file_reply
+from deployments.services import Services
+from rayapp.errors import BadRequest, Busy, Conflict, Disabled, NotFound, RayappError
+from rayapp.jobs.record import Job, Kind, State
+from rayapp.jobs.training import run_folder
 from rayapp.protocol import Path as Route
+from rayapp.protocol import checked_name
+from rayapp.users import User
 
-router = APIRouter(tags=["jobs"], responses=problems(404, 406, 422, 503))
+router = APIRouter(tags=["jobs"], responses=problems(400, 404, 406, 409, 413, 422, 429, 503))
 
 Flag = Annotated[bool, Query()]
-Job = dict[str, Any]
+Task = dict[str, Any]
+
+STOPS_S = 15.0
+"""How long a client that stops a job waits for its end; the job ends anyway."""
+POLL_S = 0.5
+HEARTBEAT_S = 10.0
+STREAMS = 100
+"""Clients of one gateway that may follow jobs at once."""
+PICTURE = ".png"
+_OPTIONS = describe_json("The trainer's options, as /info/ lists them with their defaults.")
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "`event: job` with the job as JSON, at each change.", "content": {"text/event-stream": {}}}
+}
+_PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The picture.", "content": {"image/png": {}}}}
 
 
-def _none(kind: str, *, every: bool, running: bool) -> list[Job]:
-    """What to answer while there are no jobs: an empty list, or 404, which clients take for "nothing runs"."""
-    if every and not running:
-        return []
-    raise NotFound(f"No {kind} Tasks " + ("are currently Running" if running else "Found"))
+async def _tasks(services: Services, kind: Kind, *, every: bool, running: bool) -> Task | list[Task]:
+    """The last one submitted, all, or the running one; 404 if there is none, which clients take for "nothing runs"."""
+    if running:
+        found = await services.jobs.running(kind)
+        if found is None:
+            raise NotFound(f"No {kind.shown} Tasks are currently Running")
+        return _task(found)
+    jobs = await services.jobs.jobs(kind)
+    if every:
+        return [_task(job) for job in jobs]
+    if not jobs:
+        raise NotFound(f"No {kind.shown} Tasks Found")
+    return _task(jobs[-1])
+
+
+def _task(job: Job) -> Task:
+    return job.as_json()
+
+
+async def _stop(services: Services, kind: Kind) -> Task | None:
+    job: Job | None = await services.jobs.stop(kind)
+    return None if job is None else _task(await _ended(services, job.id, STOPS_S))
+
+
+async def _ended(services: Services, job_id: str, seconds: float) -> Job:
+    """The job once it is over, or as it is after that time."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        job: Job = await services.jobs.job(job_id)
+        if job.over or asyncio.get_running_loop().time() > deadline:
+            return job
+        await asyncio.sleep(POLL_S / 2)
+
+
+async def _submit(
+    services: Services, user: User, kind: Kind, name: str, params: Mapping[str, Any], *, enqueue: bool
+) -> Job:
+    # The id is made here, so that a call that is made again after a fault makes no second job.
+    job: Job = await services.jobs.submit(
+        kind, name, {**params, "model": name}, job_id=str(uuid.uuid4()), user=user.name, enqueue=enqueue
+    )
+    return job
 
 
 @router.get(Route.TRAIN)
-async def trainings(user: AsUser, all: Flag = False, check_if_running: Flag = False) -> Job | list[Job]:
+async def trainings(
+    services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False
+) -> Task | list[Task]:
     """The last training, `all`, or the running one; 404 when there is none."""
-    return _none("Train", every=all, running=check_if_running)
+    return await _tasks(services, Kind.TRAIN, every=all, running=check_if_running)
 
 
 @router.get(Route.SCORING)
-async def scorings(user: AsUser, all: Flag = False, check_if_running: Flag = False) -> Job | list[Job]:
+async def scorings(
+    services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False
+) -> Task | list[Task]:
     """The last scoring, `all`, or the running one; 404 when there is none."""
-    return _none("Scoring", every=all, running=check_if_running)
+    return await _tasks(services, Kind.SCORING, every=all, running=check_if_running)
 
 
 @router.get(Route.BATCH)
-async def batches(user: AsUser, all: Flag = False, check_if_running: Flag = False) -> Job | list[Job]:
+async def batches(
+    services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False
+) -> Task | list[Task]:
     """The last batch inference, `all`, or the running one; 404 when there is none."""
-    return _none("Batch_infer", every=all, running=check_if_running)
+    return await _tasks(services, Kind.BATCH, every=all, running=check_if_running)
 
 
 @router.delete(Route.TRAIN)
-async def stop_training(user: AsAdmin) -> Job | None:
+async def stop_training(services: Service, user: AsAdmin) -> Task | None:
     """Stop the running training; null when nothing runs."""
-    return None
+    return await _stop(services, Kind.TRAIN)
 
 
 @router.delete(Route.SCORING)
-async def stop_scoring(user: AsAnnotator) -> Job | None:
+async def stop_scoring(services: Service, user: AsAnnotator) -> Task | None:
     """Stop the running scoring; null when nothing runs."""
-    return None
+    return await _stop(services, Kind.SCORING)
 
 
 @router.delete(Route.BATCH)
-async def stop_batch(user: AsAdmin) -> Job | None:
+async def stop_batch(services: Service, user: AsAdmin) -> Task | None:
     """Stop the running batch inference; null when nothing runs."""
-    return None
+    return await _stop(services, Kind.BATCH)
 
 
 @router.post(Route.TRAIN, include_in_schema=False)
-async def train_all(described: Described, user: AsAdmin) -> dict[str, Job]:
-    """Train every model that can be trained; by trainer what became of it."""
-    trainers = (await described.get())["trainers"]
-    return {name: {"result": None, "detail": "training is not available yet"} for name in trainers}
+async def train_all(request: Request, services: Service, described: Described, user: AsAdmin) -> dict[str, Task]:
+    """Train every model that can be trained, one after the other; by trainer what became of it."""
+    body = await read_json(request)
+    answers: dict[str, Task] = {}
+    for name in (await described.get())["trainers"]:
+        own = body.get(name)
+        params = {**(own if isinstance(own, dict) else {}), **body}
+        try:
+            job = await _submit(services, user, Kind.TRAIN, name, params, enqueue=True)
+            answers[name] = {"result": _task(job), "detail": None}
+        except RayappError as error:
+            answers[name] = {"result": None, "detail": error.detail}
+    return answers
 
 
-@router.post(Route.TRAIN_MODEL)
-async def train(model: str, described: Described, user: AsAdmin) -> Job:
-    """Train a model."""
-    await described.known("trainers", "trainer", model)
-    raise Disabled("training is not available yet")
+@router.post(Route.TRAIN_MODEL, openapi_extra=_OPTIONS)
+async def train(
+    model: str,
+    request: Request,
+    services: Service,
+    described: Described,
+    user: AsAdmin,
+    run_sync: Flag = False,
+    enqueue: Flag = False,
+) -> Task:
+    """Train a model; 429 while another training runs, unless it may `enqueue`. With `run_sync` its statistics."""
+    name = await described.known("trainers", "trainer", model)
+    job = await _submit(services, user, Kind.TRAIN, name, await read_json(request), enqueue=enqueue)
+    if not run_sync:
+        return _task(job)
+    job = await _ended(services, job.id, float("inf"))
+    if job.state is not State.DONE:
+        raise Conflict(f"the training ended as {job.state}: {job.details[-1]}")
+    return job.train_stats()
 
 
 @router.post(Route.SCORING, include_in_schema=False)
-async def score_all(described: Described, user: AsAnnotator) -> dict[str, Job]:
+async def score_all(described: Described, user: AsAnnotator) -> dict[str, Task]:
     """Run every scoring method; by method what became of it."""
     methods = (await described.get())["scoring"]
     return {name: {"result": None, "detail": "scoring is not available yet"} for name in methods}
 
 
 @router.post(Route.SCORING_METHOD)
-async def score(method: str, described: Described, user: AsAnnotator) -> Job:
+async def score(method: str, described: Described, user: AsAnnotator) -> Task:
     """Run a scoring method."""
     await described.known("scoring", "scoring method", method)
     raise Disabled("scoring is not available yet")
 
 
 @router.post(Route.BATCH_MODEL)
-async def batch(model: str, described: Described, user: AsAdmin) -> Job:
+async def batch(model: str, described: Described, user: AsAdmin) -> Task:
     """Run a model on many images."""
     await described.known("models", "model", model)
     raise Disabled("batch inference is not available yet: ask POST /infer/ image by image")
+
+
+@router.get(Route.JOBS)
+async def jobs(services: Service, user: AsUser) -> list[Task]:
+    """All jobs of every kind, oldest first."""
+    return [_task(job) for job in await services.jobs.jobs()]
+
+
+@router.get(Route.JOB)
+async def job(job_id: str, services: Service, user: AsUser) -> Task:
+    """One job, with the names of its pictures."""
+    found: Job = await services.jobs.job(checked_name(job_id, "job"))
+    return {**_task(found), "files": await asyncio.to_thread(_pictures, run_folder(services.settings, found.id))}
+
+
+def _pictures(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"*{PICTURE}"))
+
+
+@router.delete(Route.JOB)
+async def cancel(job_id: str, services: Service, user: AsAdmin) -> Task:
+    """Stop a job that waits or runs."""
+    await services.jobs.cancel(checked_name(job_id, "job"))
+    return _task(await _ended(services, job_id, STOPS_S))
+
+
+@router.get(Route.JOB_EVENTS, response_class=Response, responses=_EVENTS)
+async def events(job_id: str, request: Request, services: Service, user: AsUser) -> Response:
+    """The job at each change, as Server-Sent Events, until it is over."""
+    first: Job = await services.jobs.job(checked_name(job_id, "job"))
+    state = request.app.state
+    if getattr(state, "streams", 0) >= STREAMS:
+        raise Busy("too many clients follow jobs here: ask GET /jobs now and then")
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_follow(services, state, first), media_type="text/event-stream", headers=headers)
+
+
+async def _follow(services: Services, state: Any, job: Job) -> AsyncIterator[str]:
+    state.streams = getattr(state, "streams", 0) + 1
+    try:
+        told, silent = "", 0.0
+        while True:
+            text = json.dumps(_task(job))
+            if text != told:
+                told, silent = text, 0.0
+                yield f"event: job\ndata: {text}\n\n"
+            elif silent >= HEARTBEAT_S:
+                silent = 0.0
+                yield ": still there\n\n"
+            if job.over:
+                return
+            await asyncio.sleep(POLL_S)
+            silent += POLL_S
+            job = await _again(services, job)
+    finally:
+        state.streams -= 1
+
+
+async def _again(services: Services, job: Job) -> Job:
+    """The job as it is now; as it was, while the jobs' actor starts again."""
+    try:
+        found: Job = await services.jobs.job(job.id)
+        return found
+    except Busy:
+        return job
+
+
+@router.get(Route.JOB_FILE, response_class=Response, responses=_PNG)
+async def picture(job_id: str, name: str, services: Service, user: AsUser) -> Response:
+    """A picture that the job made: its curves, or a validation image with what was found on it."""
+    if not checked_name(name, "file").endswith(PICTURE):
+        raise BadRequest(f"a job's files are pictures: name one that ends in {PICTURE}")
+    path = run_folder(services.settings, checked_name(job_id, "job")) / name
+    return await file_reply(path, name=None, media_type="image/png")

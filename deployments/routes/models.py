@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ async def upload(
                 converted = await stage("")
                 await checks.run(convert_weights, weights, converted, services.settings.max_body)
             await checks.run(check_weights, converted or weights)
-            version = await services.models.publish(name, converted or weights, {"uploaded_by": user.name})
+            version = await services.models.upload(
+                name, converted or weights, {"uploaded_by": user.name}, request=secrets.token_hex(16)
+            )
         finally:
             if converted is not None:
                 await asyncio.to_thread(converted.unlink, missing_ok=True)

@@ -72,7 +72,14 @@ END;
 
 PRAGMA user_version = 1;
 """
-VERSION = 1
+CHANGES = (
+    """
+CREATE TABLE job(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL);
+PRAGMA user_version = 2;
+""",
+)
+"""From each version of the schema to the next; a new index runs through all of them."""
+VERSION = 1 + len(CHANGES)
 _JSON = json.JSONEncoder(allow_nan=False)
 
 
@@ -88,12 +95,12 @@ class Index:
             self.writer.execute("PRAGMA journal_mode = WAL")
             self.writer.execute("PRAGMA synchronous = FULL")
             (version,) = self.writer.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self.writer.executescript("BEGIN;" + SCHEMA + "COMMIT;")
-            elif version != VERSION:
+            if version > VERSION:
                 raise sqlite3.DatabaseError(f"index of version {version}")
-            elif self.writer.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            if version and self.writer.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("damaged index")
+            for change in (SCHEMA, *CHANGES)[version:]:
+                self.writer.executescript("BEGIN;" + change + "COMMIT;")
         except BaseException:
             self.writer.close()
             raise
@@ -241,7 +248,7 @@ def salvage(broken: Path, db: sqlite3.Connection) -> int:
     """Copy what can still be read out of a damaged index into a fresh one; the number of rows."""
     rows = 0
     with closing(_connect(broken)) as source:
-        for table in ("revision", "event", "image", "label", "vanished"):
+        for table in ("revision", "event", "image", "label", "vanished", "job"):
             try:
                 for row in source.execute(f"SELECT * FROM {table}"):
                     rows += db.execute(

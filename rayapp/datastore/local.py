@@ -29,11 +29,13 @@ from rayapp.datastore.index import (
     update_image,
     update_label,
 )
+from rayapp.datastore.ledger import put_job, read_jobs
 from rayapp.datastore.protocol import Author, ClickEvent, ImageRecord, Info, LabelRecord, Order, Revision
 from rayapp.datastore.records import IMAGE, LABEL, REVISION, Records
 from rayapp.datastore.revisions import checked_ext, delete
 from rayapp.datastore.studies import Studies
 from rayapp.errors import BadRequest, Conflict, NotFound
+from rayapp.jobs.record import Job
 from rayapp.protocol import FINAL, checked_name
 
 Doomed = tuple[str, str, str]
@@ -373,6 +375,21 @@ class LocalDatastore:
         """See `Datastore`."""
         with self._index.reader() as db:
             return read_events(db, image_id, user, after)
+
+    # Jobs (`rayapp.jobs.record.Ledger`)
+
+    def jobs(self) -> list[Job]:
+        """See `Ledger`."""
+        with self._index.reader() as db:
+            return read_jobs(db)
+
+    def save_job(self, job: Job) -> None:
+        """See `Ledger`."""
+        self._commit.do(lambda db: put_job(db, job))
+
+    def forget_jobs(self, ids: Sequence[str]) -> None:
+        """See `Ledger`."""
+        self._commit.do(lambda db: db.executemany("DELETE FROM job WHERE id = ?", [(i,) for i in ids]).rowcount)
 
 
 _SPARE = "DELETE FROM doomed WHERE image_id = ? AND tag = ? AND ext = ?"

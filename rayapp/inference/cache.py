@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
@@ -32,6 +32,10 @@ class ByteCache(Generic[T]):
     def nbytes(self) -> int:
         """Bytes held now."""
         return self._held
+
+    def newest(self, count: int) -> list[Any]:
+        """The keys used last, the very last one at the end."""
+        return list(self._values)[-count:]
 
     async def get(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
         """The value of `key`, made by `make` if it is not there.

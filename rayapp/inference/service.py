@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import logging
 import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +38,13 @@ from rayapp.inference.prompts import parse_prompts
 from rayapp.inference.task import InferTask, Prediction, Prompts
 from rayapp.protocol import Output
 
+logger = logging.getLogger(__name__)
+
 IO_THREADS = 4
+WATCH_S = 1.0
+"""Seconds between two looks for newer versions."""
+WARMED = 16
+"""Images, the last ones used, that a newer version is prepared for before it serves."""
 
 
 class Images(Protocol):
@@ -61,6 +69,8 @@ class InferenceService:
         self._prepared: ByteCache[Sized] = ByteCache(half)
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
+        self._swap: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._newest: dict[tuple[str, str | None, str], object] = {}
 
     async def infer(self, call: InferCall) -> InferReply:
@@ -92,16 +102,56 @@ class InferenceService:
         return InferReply(body=body, ext=ext, params=_params(task, prediction, latencies, started))
 
     async def _task(self, model: str) -> InferTask:
-        """The task of the version that serves now; calls under way finish on the one they began with."""
-        serving = await self._on(self._io, self._app.models.serving, model)
-        if serving != self._app.serving.get(model):
-            self._app = await self._on(self._io, self._remade)
+        """The task that serves now. A newer version is loaded and warmed beside it, and only then takes its place;
+        calls under way finish on the version they began with."""
+        cold = self._watch is None  # nobody was served yet: nobody holds on to the old version
+        if cold:
+            self._watch = asyncio.create_task(self._watching())
+        while (serving := await self._serving(model)) != self._app.serving.get(model):
+            swap = self._swapping()
+            if serving is not None and model in self._app.infers and not cold:
+                break
+            await asyncio.shield(swap)
         return self._app.task(model)
 
-    def _remade(self) -> LabelApp:
-        app = type(self._app)(settings=self._settings, models=self._app.models)
-        app.load_all()
-        return app
+    async def _serving(self, model: str) -> str | None:
+        serving: str | None = await self._on(self._io, self._app.models.serving, model)
+        return serving
+
+    async def _watching(self) -> None:
+        """Look for newer versions also while nobody asks, so that nobody has to be the first to ask for one."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for model in list(self._app.infers):
+                if await self._serving(model) != self._app.serving.get(model):
+                    self._swapping()
+
+    def _swapping(self) -> asyncio.Task[None]:
+        """The swap to the app as it is now: the one under way, or a new one."""
+        if self._swap is None or self._swap.done():
+            self._swap = asyncio.create_task(self._renew())
+            self._swap.add_done_callback(_noticed)
+        return self._swap
+
+    async def _renew(self) -> None:
+        app = await self._on(self._io, self._app.renewed)
+        for model, task in app.infers.items():
+            old = self._app.infers.get(model)
+            if old is not None and old is not task:
+                await self._warm(model, old, task)
+        self._app = app
+
+    async def _warm(self, model: str, old: InferTask, task: InferTask) -> None:
+        """Prepare the images that the old version has prepared, and run the network once."""
+        recent = [key[:-2] for key in self._prepared.newest(WARMED) if key[-2:] == (model, old.version)]
+        try:
+            for origin in recent:
+                volume = await self._volumes.get(origin, partial(self._on, self._io, self._read, Path(origin[1])))
+                prepared = await self._prepare(task, volume, origin, model)
+            if recent:
+                await self._on(self._network, task.predict, prepared, Prompts(), {})
+        except Exception as error:  # an image that went away, a model that needs a click: the first click warms it then
+            logger.info("model %s could not be warmed: %s", model, type(error).__name__)
 
     async def _volume(self, call: InferCall) -> tuple[Volume, tuple[Any, ...]]:
         path = call.path or (await self._images.image(call.key)).path
@@ -162,9 +212,17 @@ class InferenceService:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
     def close(self) -> None:
-        """Stop the threads; calls still queued are dropped."""
+        """Stop the threads; calls still queued are dropped. From any thread, once nobody calls any more."""
+        if self._watch is not None:
+            self._watch.cancel()
         self._network.shutdown(wait=False, cancel_futures=True)
         self._io.shutdown(wait=False, cancel_futures=True)
+
+
+def _noticed(swap: asyncio.Task[None]) -> None:
+    """Say it if a swap failed; the old app serves on, and the next look tries again."""
+    if not swap.cancelled() and (error := swap.exception()) is not None:
+        logger.error("the app could not be renewed: %s", type(error).__name__)
 
 
 def _annotator(call: InferCall) -> tuple[str, str | None, str]:

@@ -1,8 +1,9 @@
 """ModelStore: immutable model versions on disk, and the alias `production` that moves between them.
 
 Layout: `<root>/<name>/<version>/model.safetensors` with `card.json` beside it, and `<root>/<name>/production`, a file
-that holds one version's name. A version appears by one rename, an alias moves by one rename: readers in any process
-see the old or the new, never a half. Versions are numbered `v1`, `v2`, …; one process writes.
+of the versions that served, one name a line; the last one serves. A version appears by one rename, an alias moves by
+one rename: readers in any process see the old or the new, never a half. Versions are numbered `v1`, `v2`, …; one
+process writes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +23,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from rayapp.config import Settings
-from rayapp.errors import NotFound, Unreadable
+from rayapp.errors import Conflict, NotFound, Unreadable
 from rayapp.protocol import checked_name
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 PRODUCTION = "production"
+REMEMBERED = 100
+"""Versions that served before, as far back as one can roll."""
 _VERSION = re.compile(r"v(\d+)")
 
 
@@ -49,7 +53,7 @@ class ModelVersion:
 
 
 class ModelStore:
-    """The versions under one folder. Reading is safe from anywhere; publishing belongs to one owner."""
+    """The versions under one folder. Reading is safe from anywhere; changing belongs to one thread of one owner."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -66,10 +70,12 @@ class ModelStore:
 
     def serving(self, name: str) -> str | None:
         """The name of the version that serves; one small read, so that every request may ask."""
-        try:
-            return (self._root / checked_name(name, "model") / PRODUCTION).read_text().strip()
-        except FileNotFoundError:
-            return None
+        served = self._served(name)
+        return served[-1] if served else None
+
+    def names(self) -> list[str]:
+        """The models that have versions, in ascending order."""
+        return sorted(p.name for p in self._root.iterdir() if p.is_dir()) if self._root.is_dir() else []
 
     def versions(self, name: str) -> list[str]:
         """All versions of a model, oldest first."""
@@ -86,19 +92,36 @@ class ModelStore:
             raise NotFound(f"model {name!r} has no version {version!r}") from None
         return ModelVersion(name=name, version=version, weights=folder / WEIGHTS, card=card)
 
-    def publish(self, name: str, weights: Path, card: Mapping[str, Any]) -> ModelVersion:
-        """Copy `weights` in as the next version and move `production` to it.
+    def publish(
+        self, name: str, weights: Path, card: Mapping[str, Any], *, request: str | None = None, promote: bool = True
+    ) -> ModelVersion:
+        """Copy `weights` in as the next version and, with `promote`, move `production` to it.
+
+        `request` is an id of the caller's: the same one publishes one version, however often it is sent.
 
         Raises:
             Unreadable: if the file is not a whole safetensors file; nothing changes then.
         """
-        check_weights(weights)
+        version = None if request is None else self.published(name, request)
+        if version is None:
+            check_weights(weights)
+            version = self._add(name, weights, {**card, "request": request, "created": time.time()})
+        if promote and version.version not in self._served(name):
+            self.promote(name, version.version)
+        return version
+
+    def published(self, name: str, request: str) -> ModelVersion | None:
+        """The version that this request made, if it did."""
+        found = (self.version(name, version) for version in reversed(self.versions(name)))
+        return next((version for version in found if version.card.get("request") == request), None)
+
+    def _add(self, name: str, weights: Path, card: Mapping[str, Any]) -> ModelVersion:
         folder = self._root / checked_name(name, "model")
         folder.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=folder))
         try:
             shutil.copyfile(weights, staged / WEIGHTS)
-            (staged / CARD).write_text(json.dumps({**card, "parent": self._parent(name)}, indent=2))
+            (staged / CARD).write_text(json.dumps({"parent": self.serving(name), **card}, indent=2))
             for file in (staged / WEIGHTS, staged / CARD):
                 _sync(file)
             number = max((int(v[1:]) for v in self.versions(name)), default=0) + 1
@@ -107,15 +130,33 @@ class ModelStore:
             _sync(folder)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-        self.promote(name, f"v{number}")
         return self.version(name, f"v{number}")
 
     def promote(self, name: str, version: str) -> None:
         """Let that version serve. Raises NotFound."""
         self.version(name, version)
+        served = self._served(name)
+        if served[-1:] != [version]:
+            self._serve(name, [*served, version])
+
+    def rollback(self, name: str) -> str:
+        """Let the version serve that served before; its name. Raises Conflict if there is none."""
+        served = self._served(name)
+        if len(served) < 2:
+            raise Conflict(f"no other version of model {name!r} served before: promote one")
+        self._serve(name, served[:-1])
+        return served[-2]
+
+    def _served(self, name: str) -> list[str]:
+        try:
+            return (self._root / checked_name(name, "model") / PRODUCTION).read_text().split()
+        except FileNotFoundError:
+            return []
+
+    def _serve(self, name: str, served: list[str]) -> None:
         alias = self._root / name / PRODUCTION
         staged = alias.with_name(f".{PRODUCTION}-{os.getpid()}")
-        staged.write_text(version + "\n")
+        staged.write_text("".join(f"{version}\n" for version in served[-REMEMBERED:]))
         _sync(staged)
         staged.rename(alias)
         _sync(alias.parent)
@@ -126,10 +167,6 @@ class ModelStore:
             (self._root / checked_name(name, "model") / PRODUCTION).unlink()
         except FileNotFoundError:
             raise NotFound(f"model {name!r} has no published version") from None
-
-    def _parent(self, name: str) -> str | None:
-        serving = self.production(name)
-        return serving.version if serving else None
 
 
 def check_weights(weights: Path) -> None:

@@ -28,10 +28,14 @@ from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import Busy
 from rayapp.inference.messages import InferCall, InferReply
 from rayapp.inference.service import InferenceService
+from rayapp.jobs.queue import JobQueue
+from rayapp.jobs.record import Kind
+from rayapp.jobs.training import Training
 from rayapp.models.store import ModelStore
 from rayapp.protocol import Role
 from rayapp.sessions import SessionStore
 from rayapp.users import UserStore
+from tests.jobs.plain import PlainFit
 
 SHAPE = (13, 11, 7)
 AFFINE = np.array([[0.0, -1.6, 1.8, 20.0], [1.5, 0.0, 0.0, -7.0], [0.0, 1.2, 2.4, 4.0], [0, 0, 0, 1]])
@@ -123,6 +127,7 @@ class Served:
     users: UserStore
     sessions: SessionStore
     network: Network
+    jobs: JobQueue
     token: str | None = None
 
     @property
@@ -191,8 +196,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         settings = Settings(
             studies=folder / "studies",
             workspace=folder / "workspace",
-            app=str(folder / "app"),
-            **{"max_body": MAX_BODY, "max_volume": MAX_BODY, **options},
+            **{"app": str(folder / "app"), "max_body": MAX_BODY, "max_volume": MAX_BODY, **options},
         )
         served = _gateway(settings, stops)
         requests.get(served.url + "/", timeout=20).raise_for_status()
@@ -211,6 +215,9 @@ def _gateway(settings: Settings, stops: list[Callable[[], None]]) -> Served:
     app_object.load_all()
     network = Network(InferenceService(settings=settings, app=app_object, images=Face(store)))
     stops.append(network.service.close)
+    training = Training(settings=settings, datastore=store, models=catalogue, fit=PlainFit(settings))
+    jobs = JobQueue(store, {Kind.TRAIN: training})
+    stops.append(jobs.close)
     sessions = SessionStore(
         settings.workspace / "sessions", expiry=settings.session_expiry, max_volume=settings.max_volume
     )
@@ -220,13 +227,14 @@ def _gateway(settings: Settings, stops: list[Callable[[], None]]) -> Served:
             settings=settings,
             datastore=Face(store),
             models=Face(catalogue),
+            jobs=Face(jobs),
             sessions=Face(sessions),
             users=Face(users),
             inference=network,
         )
     )
     url = _listen(app, stops)
-    return Served(url, app, settings, store, users, sessions, network)
+    return Served(url, app, settings, store, users, sessions, network, jobs)
 
 
 def _listen(app: FastAPI, stops: list[Callable[[], None]]) -> str:

@@ -1,0 +1,40 @@
+"""The jobs actor: a thin shell around `rayapp.jobs.queue.JobQueue`, with the runners of this cluster."""
+
+from __future__ import annotations
+
+import ray
+from ray.actor import ActorHandle
+
+from actors import OWNER
+from actors.datastore import RemoteDatastore
+from actors.face import Waiting
+from rayapp import logs
+from rayapp.config import Settings
+from rayapp.jobs.queue import JobQueue
+from rayapp.jobs.record import Kind
+from rayapp.jobs.training import Training
+
+NAME = "jobs"
+CONCURRENCY = 32
+
+
+class JobsActor(JobQueue):
+    """One per cluster. Killed, it takes the running jobs with it; restarted by Ray, it goes on with them."""
+
+    def __init__(self, settings: Settings, datastore: ActorHandle, models: ActorHandle) -> None:
+        from actors.training import RayFit  # Ray Train and torch take seconds to import, and only here are they needed
+
+        logs.configure(settings)
+        store = RemoteDatastore(datastore)
+        me = ray.get_runtime_context().current_actor
+        training = Training(settings=settings, datastore=store, models=Waiting(models), fit=RayFit(settings, me))
+        super().__init__(store, {Kind.TRAIN: training})
+
+
+def start_jobs(settings: Settings, datastore: ActorHandle, models: ActorHandle) -> ActorHandle:
+    """Start (or find) the actor."""
+    return (
+        ray.remote(JobsActor)
+        .options(**OWNER, name=NAME, max_task_retries=3, max_concurrency=CONCURRENCY)
+        .remote(settings, datastore, models)
+    )
