@@ -25,6 +25,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rayapp import logs
 from rayapp.app import app_class
@@ -85,7 +86,7 @@ class RayFit:
             except RayActorError:
                 if desk.stop.is_set():
                     return None
-                desk.note("the training's process died: it goes on from its last checkpoint")
+                desk.note("the training's process died: started again from the last checkpoint, if there is one")
             finally:
                 ray.kill(actor)
                 _gone(request.folder)
@@ -122,7 +123,7 @@ class TrainingActor:
         """What rank 0 returned."""
         logs.configure(run.settings)
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             work,
             train_loop_config={"run": run},
             scaling_config=scaling(run.request.params, ray.cluster_resources()),
@@ -148,6 +149,14 @@ def scaling(params: Mapping[str, Any], cluster: Mapping[str, float]) -> ScalingC
     )
 
 
+class _Trainer(TorchTrainer):
+    """Without the watchman that Ray Train posts: of a killed controller he outlives it, and Ray frees what a dead
+    controller held by itself."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+
+
 class _Faults(UserCallback):
     """Tells the job's record of every fault that Ray Train makes good."""
 
@@ -157,7 +166,7 @@ class _Faults(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Called in the controller."""
         lost = ", ".join(f"{rank} ({type(error).__name__})" for rank, error in sorted(worker_exceptions.items()))
-        text = f"lost worker {lost}: the training goes on from its last checkpoint"
+        text = f"lost worker {lost}: started again from the last checkpoint, if there is one"
         self._run.jobs.note.remote(self._run.job_id, text)
 
 

@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from rayapp import __version__
-from rayapp.commands import annotation, datasets, demo, doctor, server, users
+from rayapp.commands import annotation, datasets, demo, doctor, jobs, models, server, users
 from rayapp.errors import RayappError
 
 app = typer.Typer(
@@ -27,6 +27,9 @@ app.command()(demo.demo)
 app.add_typer(datasets.commands, name="datasets")
 app.command()(annotation.infer)
 app.command("next")(annotation.next_image)
+app.command()(jobs.train)
+app.command()(jobs.jobs)
+app.add_typer(models.commands, name="models")
 app.command()(doctor.doctor)
 app.add_typer(users.commands, name="users")
 

@@ -1,7 +1,7 @@
 """The Python client: `Client` waits, `AsyncClient` is awaited; the same methods, every route of the server."""
 
 from rayapp.client.asynchronous import AsyncClient
-from rayapp.client.results import InferResult, Info, Job, JobKind, ModelInfo, Sample, SavedLabel, Session
+from rayapp.client.results import InferResult, Info, Job, JobKind, ModelInfo, Sample, SavedLabel, Session, Versions
 from rayapp.client.synchronous import Client
 from rayapp.client.transport import Unreachable
 
@@ -17,4 +17,5 @@ __all__ = [
     "SavedLabel",
     "Session",
     "Unreachable",
+    "Versions",
 ]

@@ -6,8 +6,9 @@ voxel indices [i, j, k] of the image as its file lays it out.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +27,14 @@ from rayapp.client.results import (
     Sample,
     SavedLabel,
     Session,
+    Versions,
 )
 from rayapp.client.transport import (
+    ATTEMPTS,
     CHUNK,
     Call,
     Transport,
+    Unreachable,
     read_file,
     read_json,
     read_nothing,
@@ -38,7 +42,7 @@ from rayapp.client.transport import (
     save,
     target_of,
 )
-from rayapp.errors import NotFound
+from rayapp.errors import Busy, NotFound
 from rayapp.protocol import FINAL, PARAMS_HEADER, Output
 from rayapp.protocol import Path as Route
 
@@ -239,6 +243,19 @@ class AsyncClient:
         """Let no version of the model serve."""
         await self._send("DELETE", _path(Route.MODEL, model=model))
 
+    async def models(self) -> dict[str, Versions]:
+        """The versions of every model, oldest first, and which serves."""
+        return cast("dict[str, Versions]", await self._get(Route.MODELS))
+
+    async def promote(self, model: str, version: str) -> str:
+        """Let that version serve; its name."""
+        answer = await self._send("POST", _path(Route.PROMOTE, model=model), json={"version": version})
+        return str(answer["version"])
+
+    async def rollback(self, model: str) -> str:
+        """Let the version serve that served before; its name."""
+        return str((await self._send("POST", _path(Route.ROLLBACK, model=model)))["version"])
+
     # Sessions
 
     async def create_session(self, *files: Path, expiry: int = 0, uncompress: bool = False) -> Session:
@@ -265,17 +282,53 @@ class AsyncClient:
 
     # Background jobs
 
-    async def start_job(self, kind: JobKind, name: str, request: Params | None = None) -> Job:
-        """Start training or batch inference of a model, or a scoring method. Raises AlreadyRunning."""
-        path = f"/{kind}/{quote(name, safe='')}"
-        return cast(Job, await self._send("POST", path, json=self._signed(request)))
+    async def start_job(self, kind: JobKind, name: str, request: Params | None = None, *, enqueue: bool = False) -> Job:
+        """Start training or batch inference of a model, or a scoring method.
 
-    async def jobs(self, kind: JobKind) -> list[Job]:
-        """All jobs of that kind, oldest first."""
+        Raises AlreadyRunning while one runs, unless it may `enqueue`.
+        """
+        path = f"/{kind}/{quote(name, safe='')}"
+        return cast(Job, await self._send("POST", path, json=self._signed(request), enqueue=str(enqueue).lower()))
+
+    async def jobs(self, kind: JobKind | None = None) -> list[Job]:
+        """All jobs, or all of that kind, oldest first."""
+        if kind is None:
+            return cast("list[Job]", await self._get(Route.JOBS))
         try:
             return cast("list[Job]", await self._get(_jobs_path(kind), all="true"))
         except NotFound:
             return []
+
+    async def job(self, job: str) -> Job:
+        """One job, with the names of its pictures."""
+        return cast(Job, await self._get(_path(Route.JOB, job_id=job)))
+
+    async def follow(self, job: str) -> AsyncIterator[Job]:
+        """The job at each change, until it is over; across broken connections, too."""
+        failed = 0
+        while True:
+            try:
+                async with self._transport.opened(Call(method="GET", path=_path(Route.JOB_EVENTS, job_id=job))) as told:
+                    async for line in told.content:
+                        if line.startswith(b"data: "):
+                            failed = 0
+                            found = cast(Job, json.loads(line.removeprefix(b"data: ")))
+                            yield found
+                            if "end_ts" in found:
+                                return
+            except (Unreachable, Busy):
+                failed += 1
+                if failed == ATTEMPTS:
+                    raise
+            await asyncio.sleep(failed)
+
+    async def cancel_job(self, job: str) -> Job:
+        """Stop a job that waits or runs."""
+        return cast(Job, await self._send("DELETE", _path(Route.JOB, job_id=job)))
+
+    async def download_picture(self, job: str, name: str, to: Path) -> Path:
+        """A picture that the job made, to the file `to` or under its own name into the folder `to`."""
+        return await self._download(_path(Route.JOB_FILE, job_id=job, name=name), target_of(to, name))
 
     async def running(self, kind: JobKind) -> bool:
         """True while a job of that kind runs."""

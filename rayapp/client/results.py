@@ -96,10 +96,27 @@ class _Job(TypedDict):
 
 
 class Job(_Job, total=False):
-    """A background job: SUBMITTED, RUNNING, DONE, ERROR or STOPPED."""
+    """A background job: SUBMITTED, RUNNING, DONE, ERROR or STOPPED.
+
+    `progress` has epoch, epochs, iteration, iterations, loss, metric, best and seconds_left; `result` says what a job
+    that is done made; `files` are the names of its pictures.
+    """
 
     details: list[str]
     end_ts: str
+    kind: str
+    name: str
+    progress: dict[str, Any] | None
+    result: dict[str, Any]
+    files: list[str]
+
+
+class Versions(TypedDict):
+    """A model's versions, oldest first, and which serves: each has `version` and, of its card, `parent`, `metrics`,
+    `verdict` and more."""
+
+    production: str | None
+    versions: list[dict[str, Any]]
 
 
 class ModelFile(TypedDict):

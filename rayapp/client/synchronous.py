@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rayapp.client.asynchronous import AsyncClient
+from rayapp.client.results import Job
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,6 +64,16 @@ class Client:
             future.cancel()
             raise
 
+    def follow(self, job: str) -> Iterator[Job]:
+        """The job at each change, until it is over; across broken connections, too."""
+        changes = self._client.follow(job)
+
+        async def change() -> Job | None:
+            return await anext(changes, None)
+
+        while (found := self._run(change())) is not None:
+            yield found
+
     info = _waits(AsyncClient.info)
     reload = _waits(AsyncClient.reload)
     logs = _waits(AsyncClient.logs)
@@ -95,7 +106,13 @@ class Client:
     session = _waits(AsyncClient.session)
     download_session = _waits(AsyncClient.download_session)
     delete_session = _waits(AsyncClient.delete_session)
+    models = _waits(AsyncClient.models)
+    promote = _waits(AsyncClient.promote)
+    rollback = _waits(AsyncClient.rollback)
     start_job = _waits(AsyncClient.start_job)
     jobs = _waits(AsyncClient.jobs)
+    job = _waits(AsyncClient.job)
+    cancel_job = _waits(AsyncClient.cancel_job)
+    download_picture = _waits(AsyncClient.download_picture)
     running = _waits(AsyncClient.running)
     stop_job = _waits(AsyncClient.stop_job)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +117,18 @@ class Transport:
                     raise problem
                 wait = min(LONGEST_WAIT, after or wait)
             await asyncio.sleep(wait)
+
+    @contextlib.asynccontextmanager
+    async def opened(self, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer, to be read as it comes; sent once. Raises as `send`."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                response = await self._open(call, stack)
+                if response.status >= 400:
+                    raise await _error(response)
+                yield response
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Unreachable(f"no answer from {self._url}: {str(error) or type(error).__name__}") from error
 
     async def _open(self, call: Call, stack: contextlib.AsyncExitStack) -> aiohttp.ClientResponse:
         if self._session is None:

@@ -320,12 +320,12 @@ class LocalDatastore:
             raise _no_image(image_id)
         self._document.touch()
 
-    def datalist(self, *, tag: str = FINAL) -> list[dict[str, str]]:
+    def datalist(self, *, tag: str = FINAL, kept: bool = False) -> list[dict[str, str]]:
         """See `Datastore`."""
         with self._index.reader() as db:
             return [
-                {"image": str(image.path), "label": str(self._labels / tag / name)}
-                for image, name, _ in self._pairs(db, tag, None)
+                {"image": str(image.path), "label": str(revision if kept else self._labels / tag / name)}
+                for image, name, revision in self._pairs(db, tag, None)
             ]
 
     def document(self) -> Info:

@@ -141,8 +141,11 @@ class Datastore(Protocol):
     def serve_next(self, image_id: str, strategy: str, *, client_id: str | None, ts: int) -> None:
         """Record durably that the strategy handed the image out: `info.strategy[strategy]`, the age of `unlabeled`."""
 
-    def datalist(self, *, tag: str = "final") -> list[dict[str, str]]:
-        """`[{"image": path, "label": path}]` of labelled images, for training."""
+    def datalist(self, *, tag: str = "final", kept: bool = False) -> list[dict[str, str]]:
+        """`[{"image": path, "label": path}]` of labelled images, for training.
+
+        With `kept` the label's path is that of its revision, which stays as it is whatever is saved or removed later.
+        """
 
     def document(self) -> Info:
         """The whole store in the layout of `datastore_v2.json`, without `base_path`."""

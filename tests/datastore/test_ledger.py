@@ -1,0 +1,63 @@
+"""Jobs in the index: their records come back as they were, also into folders of an earlier version."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from saves import Open, save
+
+from rayapp.datastore.index import SCHEMA
+from rayapp.jobs.record import Job, Kind, State
+from rayapp.training.task import Progress
+
+JOB = Job(
+    id="one",
+    kind=Kind.TRAIN,
+    name="bright",
+    request={"max_epochs": 3},
+    user="ann",
+    created=1e9,
+    details=("began",),
+    progress=Progress(epoch=1, epochs=3, iteration=2, iterations=9, loss=0.5),
+)
+
+
+def test_a_job_comes_back_as_it_was_and_keeps_its_place(store: Any) -> None:
+    store.save_job(JOB)
+    store.save_job(replace(JOB, id="two", progress=None))
+    later = replace(JOB, state=State.DONE, ended=2e9, stats={"epoch": 3}, result={"version": "v2"})
+    store.save_job(later)
+    assert store.jobs() == [later, replace(JOB, id="two", progress=None)]
+    store.forget_jobs(["one", "nothing"])
+    assert [job.id for job in store.jobs()] == ["two"]
+
+
+def test_a_folder_of_version_one_opens_with_all_it_holds(studies: Path, open_store: Open) -> None:
+    store = open_store(studies)
+    revision = save(store, tag="final", body=b"voxels").revision
+    store.close()
+    index = studies / ".rayapp" / "index.db"
+    with sqlite3.connect(index) as db:
+        db.execute("DROP TABLE job")
+        db.execute("PRAGMA user_version = 1")
+        assert "job" not in SCHEMA
+    db.close()
+    again = open_store(studies)
+    assert again.label("ct_a", "final").revision == revision
+    assert again.status()["total"] == 3
+    again.save_job(JOB)
+    assert again.jobs() == [JOB]
+    assert not list((studies / ".rayapp").glob("index.db.broken-*"))
+
+
+def test_jobs_are_saved_out_of_a_damaged_index(studies: Path, open_store: Open) -> None:
+    store = open_store(studies)
+    store.save_job(JOB)
+    store.close()
+    with sqlite3.connect(studies / ".rayapp" / "index.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    assert open_store(studies).jobs() == [JOB]
