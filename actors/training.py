@@ -89,19 +89,21 @@ class RayFit:
                 desk.note("the training's process died: started again from the last checkpoint, if there is one")
             finally:
                 ray.kill(actor)
-                _gone(request.folder)
+                _gone(request.folder)  # before the folder is removed, or another life begins
         raise RayappError(f"the training's process died {LIVES} times")
 
     def _answer(self, answer: Any, stop: Path, desk: Desk) -> TrainResult | None:
-        """Wait for it; once asked to stop, for no longer than the grace."""
+        """Wait for it; once asked to stop, for no longer than rank 0 takes to its next iteration."""
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if desk.stop.is_set():
                 stop.touch()
-                ray.wait([answer], timeout=GRACE_S)
+                _gone(stop.parent)
                 return None
         try:
             found = ray.get(answer)
         except RayTaskError as error:
+            if isinstance(error.cause, RayActorError):
+                raise error.cause from error  # Ray Train's controller died
             failures = getattr(error.cause, "worker_failures", None) or {0: error.cause}
             names = ", ".join(sorted({type(failure).__name__ for failure in failures.values()}))
             raise RayappError(f"the training failed with {names}: the server's log tells more") from error
@@ -111,7 +113,7 @@ class RayFit:
 
 
 def _gone(folder: Path) -> None:
-    """Wait for the death of the workers of a killed training actor."""
+    """Wait until rank 0 has ended, or is dead, or has not begun."""
     with contextlib.suppress(Timeout), FileLock(folder / LOCK, timeout=GRACE_S):
         pass
 

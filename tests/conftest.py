@@ -56,7 +56,9 @@ def _marked(process: psutil.Process, mark: str) -> bool:
 
 
 def make_studies(folder: Path, count: int) -> Path:
-    """Small torsos, asymmetric and oblique, `torso_0.nii.gz` and so on."""
+    """Small torsos, asymmetric and oblique, `torso_0.nii.gz` and so on; as they are, if they were made before."""
+    if folder.is_dir():
+        return folder
     folder.mkdir(parents=True)
     for number in range(count):
         volume, _ = phantom(5_000_000 + number, shape=SHAPE)
@@ -66,11 +68,12 @@ def make_studies(folder: Path, count: int) -> Path:
 
 @contextmanager
 def started(folder: Path, *flags: str) -> Iterator[Running]:
-    """`rayapp start` on small studies in `folder`; yields once it is ready, and stops it if nobody did."""
+    """`rayapp start` on small studies in `folder`, again on those there; yields once it is ready, and stops it if
+    nobody did."""
     studies, workspace, mark = make_studies(folder / "studies", 4), folder / "workspace", secrets.token_hex(8)
     command = [Path(sys.executable).with_name("rayapp"), "start", "--studies", studies, "--workspace", workspace]
     env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "RAYAPP_DASHBOARD": "false"}
-    with (folder / "stderr").open("w") as errors:
+    with (folder / "stderr").open("a") as errors:
         process = subprocess.Popen(
             [*command, "--port", "0", *flags], stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=folder
         )

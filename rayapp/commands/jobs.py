@@ -52,14 +52,15 @@ def jobs(
 
     with Client(server, token=token) as client:
         if job is not None:
+            client.job(job)  # an unknown one is told before a bar appears
             _end(_watch(client.follow(job)))
             return
         found = client.jobs()
-    table = Table("id", "kind", "name", "status", "start", "progress", "last word")
-    table.columns[0].no_wrap = True
+    table = Table("id", "job", "status", "progress", box=None)
+    for column in table.columns[:3]:
+        column.no_wrap = True
     for each in found:
-        last = (each.get("details") or [""])[-1]
-        table.add_row(each["id"], each["kind"], each["name"], each["status"], each["start_ts"], _words(each), last)
+        table.add_row(each["id"], f"{each['kind']} {each['name']}", each["status"], _words(each))
     Console().print(table)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rayapp.errors import BadRequest, NotFound, Unreadable
+from rayapp.errors import BadRequest, Conflict, NotFound, Unreadable
 from rayapp.models.store import ModelStore
 
 CARD = {"labels": {"liver": 1}}
@@ -75,3 +75,55 @@ def test_a_retired_model_has_versions_but_none_in_production(store, weights):
 def test_a_name_can_never_be_a_path(store, name):
     with pytest.raises(BadRequest):
         store.production(name)
+
+
+def test_the_same_request_publishes_one_version(store, weights):
+    first = store.publish("spleen", weights(1.0), CARD, request="a")
+    assert store.publish("spleen", weights(1.0), CARD, request="a") == first
+    second = store.publish("spleen", weights(1.0), CARD, request="b")
+    assert store.versions("spleen") == ["v1", "v2"]
+    assert store.published("spleen", "b") == second
+    assert store.published("spleen", "c") is None
+    assert store.production("spleen") == second
+
+
+def test_a_publication_cut_short_before_it_served_is_finished_by_sending_it_again(store, weights):
+    store.publish("spleen", weights(1.0), CARD)
+    store.publish("spleen", weights(2.0), CARD, request="a", promote=False)
+    assert store.serving("spleen") == "v1"
+    store.publish("spleen", weights(2.0), CARD, request="a")
+    assert (store.serving("spleen"), store.versions("spleen")) == ("v2", ["v1", "v2"])
+
+
+def test_a_version_kept_back_is_there_and_does_not_serve(store, weights):
+    store.publish("spleen", weights(1.0), CARD)
+    kept = store.publish("spleen", weights(2.0), CARD, promote=False)
+    assert store.serving("spleen") == "v1"
+    assert kept.card["parent"] == "v1"
+    store.promote("spleen", kept.version)
+    assert store.production("spleen") == kept
+
+
+def test_rolling_back_goes_through_the_versions_that_served(store, weights):
+    for value in (1.0, 2.0, 3.0):
+        store.publish("spleen", weights(value), CARD)
+    store.promote("spleen", "v1")
+    store.promote("spleen", "v1")
+    assert [store.rollback("spleen") for _ in range(3)] == ["v3", "v2", "v1"]
+    with pytest.raises(Conflict):
+        store.rollback("spleen")
+    assert store.serving("spleen") == "v1"
+
+
+def test_an_alias_of_before_there_was_a_history_is_read(store, weights, tmp_path):
+    store.publish("spleen", weights(1.0), CARD)
+    store.publish("spleen", weights(2.0), CARD)
+    (tmp_path / "models" / "spleen" / "production").write_text("v1\n")
+    assert store.serving("spleen") == "v1"
+
+
+def test_models_with_versions_are_listed(store, weights):
+    assert store.names() == []
+    store.publish("spleen", weights(1.0), CARD)
+    store.publish("liver", weights(1.0), CARD)
+    assert store.names() == ["liver", "spleen"]

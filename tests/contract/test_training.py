@@ -1,0 +1,91 @@
+"""Label, train, watch, click on the better model, roll back: through HTTP and the command line alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayapp import errors
+from rayapp.client import Client, JobKind
+from tests.conftest import Running, started
+from tests.contract.test_commands import rayapp
+from tests.jobs.plain import APP, write_label
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with started(tmp_path_factory.mktemp("training"), "--app", str(APP), "--models", "bright,shiny") as running:
+        yield running
+    assert running.survivors() == []
+
+
+def test_the_model_gets_better_while_annotators_work(trainer: Running, tmp_path: Path):
+    with Client(trainer.url) as client:
+        with pytest.raises(errors.BadRequest, match="final label"):
+            client.start_job(JobKind.TRAIN, "bright")
+        assert client.infer_box("bright", "torso_0").params["at"] == 60.0
+        for number in range(3):
+            file = write_label(trainer.studies, f"torso_{number}", tmp_path / f"{number}.nii.gz")
+            client.save_label(f"torso_{number}", file)
+
+        words = ("train", "bright", "--set", "max_epochs=4", "--set", "pause=0.05", "--server", trainer.url)
+        done = rayapp(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "made version v2, which serves now" in done.stderr
+        assert "goes" not in done.stderr
+        job = done.stdout.strip()
+        found = client.job(job)
+        assert (found["status"], found["request"]["max_epochs"]) == ("DONE", 4)
+        assert client.download_picture(job, "curves.png", tmp_path).read_bytes().startswith(b"\x89PNG")
+        assert not list((trainer.workspace / "checkpoints").iterdir())
+
+        info = client.info()
+        assert info["train_stats"]["bright"]["best_metric"] == found["result"]["metric"]
+        assert "total_time" in info["train_stats"]["bright"]
+        assert info["models"]["bright"]["version"] == "v2"
+        params = client.infer_box("bright", "torso_0").params
+        while params["model_version"] == "v1":
+            params = client.infer_box("bright", "torso_0").params
+        assert params["at"] > 60.0
+
+        shown = rayapp("models", "list", "--server", trainer.url, cwd=tmp_path).stdout
+        assert [line.split()[2] == "*" for line in shown.splitlines() if " v1 " in line or " v2 " in line]
+        assert rayapp("models", "rollback", "bright", "--server", trainer.url, cwd=tmp_path).stdout == "v1\n"
+        while client.infer_box("bright", "torso_0").params["model_version"] == "v2":
+            pass
+        assert rayapp("models", "promote", "bright", "v2", "--server", trainer.url, cwd=tmp_path).stdout == "v2\n"
+        assert client.models()["bright"]["production"] == "v2"
+
+
+def test_jobs_are_listed_followed_and_refused_in_one_line(trainer: Running, tmp_path: Path):
+    done = rayapp("train", "bright", "--set", "fault=refuse", "--server", trainer.url, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "this cannot be trained with" in done.stderr
+    shown = rayapp("jobs", "--server", trainer.url, cwd=tmp_path)
+    assert "ERROR" in shown.stdout
+    followed = rayapp("jobs", done.stdout.strip(), "--server", trainer.url, cwd=tmp_path)
+    assert followed.returncode == 1
+    assert "this cannot be trained with" in followed.stderr
+    for words in (("train", "nothing"), ("train", "bright", "--set", "x"), ("jobs", "nothing")):
+        done = rayapp(*words, "--server", trainer.url, cwd=tmp_path)
+        assert (done.returncode in (1, 2), done.stdout, len(done.stderr.splitlines())) == (True, "", 1), done.stderr
+
+
+def test_a_training_can_be_left_to_itself_and_cancelled(trainer: Running, tmp_path: Path):
+    words = ("train", "bright", "--detach", "--set", "pause=0.1", "--set", "max_epochs=500", "--server", trainer.url)
+    job = rayapp(*words, cwd=tmp_path).stdout.strip()
+    with Client(trainer.url) as client:
+        events = client.follow(job)
+        assert any((event["progress"] or {}).get("iteration", 0) > 2 for event in events)
+        assert client.running(JobKind.TRAIN)
+        with pytest.raises(errors.AlreadyRunning):
+            client.start_job(JobKind.TRAIN, "shiny")
+        stopped = client.stop_job(JobKind.TRAIN)
+        assert stopped is not None
+        assert (stopped["id"], stopped["status"]) == (job, "STOPPED")
+        assert not client.running(JobKind.TRAIN)
+        assert not [path for path in trainer.workspace.rglob("*") if job in path.name]
+        json.dumps(client.jobs())
