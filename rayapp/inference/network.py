@@ -29,7 +29,7 @@ class Network:
         self._loading = threading.Lock()
         self._network: nn.Module | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._bf16 = _bf16_helps(self.device)
+        self._bf16 = bf16_helps(self.device)
 
     @property
     def device_name(self) -> str:
@@ -39,8 +39,7 @@ class Network:
     @property
     def divisor(self) -> int:
         """Voxels along an axis must be a multiple of this (the product of the network's strides)."""
-        strides = self._config.get("strides", (2, 2, 2, 2))
-        return int(torch.tensor([max(s) if isinstance(s, Sequence) else s for s in strides]).prod())
+        return divisor_of(self._config)
 
     def load(self) -> None:
         """Build the network and load its weights, once.
@@ -64,17 +63,24 @@ class Network:
             self._network = torch.nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (N, classes, *shape) for (N, channels, *shape)."""
+        """Logits (N, classes, *shape) for (N, channels, *shape), of two or three dimensions."""
         self.load()
         if self._network is None:
             raise ModelBroken(f"model {self._name!r} is not loaded")
-        images = images.to(self.device).contiguous(memory_format=torch.channels_last_3d)
+        layout = torch.channels_last_3d if images.ndim == 5 else torch.channels_last
+        images = images.to(self.device).contiguous(memory_format=layout)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             logits: Tensor = self._network(images)
         return logits.float()
 
 
-def _bf16_helps(device: torch.device) -> bool:
+def divisor_of(config: Mapping[str, Any]) -> int:
+    """The product of a network's strides, by its configuration."""
+    strides = config.get("strides", (2, 2, 2, 2))
+    return int(torch.tensor([max(s) if isinstance(s, Sequence) else s for s in strides]).prod())
+
+
+def bf16_helps(device: torch.device) -> bool:
     """True where bfloat16 has hardware behind it: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

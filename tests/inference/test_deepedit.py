@@ -5,11 +5,12 @@ import pytest
 from grids import turned, turned_labels, turned_point
 from shipped_models import changed, shipped
 
-from rayapp.apps.radiology.weights import click, dice
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.phantom import ORGANS
 from rayapp.inference.deepedit import DeepEditTask, hold
 from rayapp.inference.task import Prompts
+from rayapp.training import interaction
+from rayapp.training.metrics import dice
 
 
 def edit(task, prepared, label=None, **clicks):
@@ -31,7 +32,7 @@ def automatic(deepedit, prepared):
 
 
 def test_without_clicks_it_segments_by_itself(deepedit, cases):
-    scores = [dice(edit(deepedit, deepedit.prepare(volume)), truth.array) for volume, truth in cases]
+    scores = [dice(edit(deepedit, deepedit.prepare(volume)), truth.array, 5) for volume, truth in cases]
     assert np.nanmean(scores) >= 0.85
 
 
@@ -58,9 +59,8 @@ def test_many_clicks_close_together_are_all_obeyed(deepedit, prepared):
 
 
 def test_a_click_changes_more_than_its_voxel(deepedit, prepared, automatic):
-    rng = np.random.default_rng(1)
-    point = click(rng, (automatic == 0).astype(np.uint8), np.zeros_like(automatic), 1)
-    point = tuple(int(at) for at in point)
+    inside = interaction.structure(automatic, ORGANS["liver"])
+    point = inside.click(np.random.default_rng(1))
     labels = edit(deepedit, prepared, spleen=[point])
     around = tuple(slice(max(0, at - 1), at + 2) for at in point)
     assert (labels[around] == ORGANS["spleen"]).sum() >= 5
@@ -108,10 +108,11 @@ def test_corrections_do_not_make_it_worse(deepedit, cases):
     for volume, truth in cases[:2]:
         image = deepedit.prepare(volume)
         before = edit(deepedit, image)
-        found = {name: click(rng, truth.array, before, value) for name, value in ORGANS.items()}
-        clicks = {name: [tuple(int(at) for at in point)] for name, point in found.items() if point}
+        names, clicks = ["background", *ORGANS], {}
+        for region in interaction.regions(truth.array, before, len(names))[:5]:
+            clicks.setdefault(names[region.label], []).append(region.click(rng))
         after = edit(deepedit, image, **clicks)
-        assert np.nanmean(dice(after, truth.array)) >= np.nanmean(dice(before, truth.array)) - 0.005
+        assert np.nanmean(dice(after, truth.array, 5)) >= np.nanmean(dice(before, truth.array, 5)) - 0.005
 
 
 def test_foreground_clicks_mean_the_named_structure_or_are_refused(deepedit, prepared):

@@ -1,4 +1,4 @@
-"""The radiology app: automatic segmentation and DeepEdit on the published versions of their models, and scribbles."""
+"""The radiology app: automatic segmentation and DeepEdit on the published versions, what trains them, and scribbles."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ from rayapp.inference.scribbles import ScribblesTask
 from rayapp.inference.segmentation import SegmentationTask
 from rayapp.inference.task import InferTask
 from rayapp.models.store import ModelStore, ModelVersion
+from rayapp.training.basic import BasicTrainTask
+from rayapp.training.deepedit import DeepEditTrainTask
+from rayapp.training.deepgrow import DeepGrow2dTrainTask, DeepGrowTrainTask
+from rayapp.training.options import ClickOptions, Options
+from rayapp.training.task import TrainTask
 
 SHIPPED = Path(__file__).parent / "weights"
 TASKS = {"segmentation": SegmentationTask, "deepedit": DeepEditTask}
 SCRIBBLES = "scribbles"
 """In `--models`: what needs no weights, and a refinement of each network."""
 REFINED = {"segmentation": "Segmentation+GraphCut", "deepedit": "DeepEdit+GraphCut"}
+TRAINED = ("segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d")
+"""The models there are trainers for."""
 
 
 def shipped_card(name: str) -> dict[str, Any]:
@@ -57,7 +64,8 @@ class RadiologyApp(LabelApp):
             if name == SCRIBBLES:
                 continue
             if name not in TASKS:
-                self.broken[name] = f"no such model; there are: {', '.join((*TASKS, SCRIBBLES))}"
+                if name not in TRAINED:
+                    self.broken[name] = f"no such model; there are: {', '.join((*TASKS, SCRIBBLES))}"
                 continue
             version = self.models.production(name)
             if version is None or not _fits(version.card, self.settings):
@@ -66,6 +74,22 @@ class RadiologyApp(LabelApp):
             if task is not None:
                 made[name] = task
         return {**made, **scribbles(made)} if SCRIBBLES in self.settings.models else made
+
+    def init_trainers(self) -> Mapping[str, TrainTask]:
+        """One for each wanted model, whether or not a version of it serves yet."""
+        return {name: self._trainer(name) for name in self.settings.models if name in TRAINED}
+
+    def _trainer(self, name: str) -> TrainTask:
+        if name == "deepgrow_2d":
+            return DeepGrow2dTrainTask(description="DeepGrow 2D: any structure, slice by slice", options=ClickOptions())
+        if name == "deepgrow_3d":
+            return DeepGrowTrainTask(description="DeepGrow 3D: any structure", options=ClickOptions())
+        wanted = self.settings.labels
+        labels = {label: value for value, label in enumerate(wanted, start=1)} or shipped_card(name)["labels"]
+        if name == "deepedit":
+            description = "DeepEdit: all structures at once, corrected by clicks"
+            return DeepEditTrainTask(labels=labels, description=description, options=ClickOptions())
+        return BasicTrainTask(labels=labels, description="Automatic segmentation", options=Options())
 
     def make_task(self, version: ModelVersion) -> InferTask:
         """The task of the model's kind, built as the version's card says."""

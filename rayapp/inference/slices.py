@@ -1,0 +1,59 @@
+"""Slices: a volume as a stack of images, for networks of two dimensions.
+
+Slices are those the image was acquired in, along the source's k. Each lies on the grid of one slice, turned and
+resampled in its plane as volumes are in space; along the stack nothing is resampled. Pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rayapp.geometry import Orientation
+from rayapp.imaging.volume import Affine
+from rayapp.inference.guidance import Position
+from rayapp.inference.pipeline import Floats, Labels, NetworkGrid
+from rayapp.inference.task import Point
+
+
+def slice_grid(
+    shape: tuple[int, int, int], affine: Affine, *, spacing_mm: float, limit: Sequence[int], divisor: int
+) -> NetworkGrid:
+    """The grid of one slice (I, J, 1); `limit` holds the most pixels along the plane's two patient axes, in RAS order.
+
+    Its network grid has pixels in the first plane across the stack's axis; the others there are padding.
+    """
+    most = list(limit)
+    most.insert(_across(affine), 1)
+    return NetworkGrid.fit((shape[0], shape[1], 1), affine, spacing_mm=spacing_mm, limit=most, divisor=divisor)
+
+
+def stack(grid: NetworkGrid, affine: Affine, array: npt.NDArray[Any]) -> Floats:
+    """One channel (I, J, K) as (K, X, Y) on the network's grid, padded with NaN."""
+    across = _across(affine)
+    slices = [grid.from_source(array[:, :, k : k + 1]).take(0, across) for k in range(array.shape[2])]
+    return np.stack(slices)
+
+
+def label_stack(grid: NetworkGrid, affine: Affine, labels: npt.NDArray[Any]) -> Labels:
+    """The labels at the pixels' centres, (K, X, Y)."""
+    across = _across(affine)
+    slices = [grid.labels_from_source(labels[:, :, k : k + 1]).take(0, across) for k in range(labels.shape[2])]
+    return np.stack(slices)
+
+
+def positions(grid: NetworkGrid, affine: Affine, points: Iterable[Point]) -> list[Position]:
+    """Where points of one slice lie on its image, as positions (x, y, 0)."""
+    across = _across(affine)
+    places = [list(place) for place in grid.positions((i, j, 0) for i, j, _ in points)]
+    for place in places:
+        del place[across]
+    return [(x, y, 0.0) for x, y in places]
+
+
+def _across(affine: Affine) -> int:
+    """The patient axis that slices are stacked along."""
+    return Orientation.of(affine).axes.index(2)

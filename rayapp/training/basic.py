@@ -1,0 +1,257 @@
+"""BasicTrainTask: what app developers extend to train a model their way.
+
+A task holds no state of a run and may be used by several at once; `loop.Run` does the work and asks the task for what
+is particular to it: the network's design, the loss, the optimiser and its schedule, what is learnt from a case, what
+the network is shown, and how well it does. Every method is one choice and may be overridden alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from rayapp.errors import BadRequest, RayappError
+from rayapp.imaging.reader import read_grid, read_volume
+from rayapp.imaging.volume import Grid, Volume
+from rayapp.inference import pipeline
+from rayapp.inference.network import divisor_of
+from rayapp.inference.pipeline import NetworkGrid
+from rayapp.inference.segmentation import SegmentationTask
+from rayapp.inference.task import Prompts
+from rayapp.models.store import ModelVersion
+from rayapp.training import design as designing
+from rayapp.training.augmentation import augmentation, window
+from rayapp.training.cases import MAX_BYTES, Case, case_of, name_of, read_pair, split
+from rayapp.training.design import Design
+from rayapp.training.feed import Batch, Example
+from rayapp.training.metrics import Tally, dice
+from rayapp.training.options import Options
+from rayapp.training.task import Host, Pair, TrainerInfo, TrainRequest, TrainResult
+
+SAMPLE = 32
+"""Images whose headers decide a design."""
+
+Opts = TypeVar("Opts", bound=Options)
+Labels = npt.NDArray[np.uint8]
+Predict = Callable[[Tensor], Tensor]
+"""Logits (N, 1 + L, …), float32, for what the network is shown, (N, C, …); without gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A validation case on the grid it was measured on: `found` by measurement, (I, J, K) like `truth`."""
+
+    volume: Volume
+    truth: Labels
+    found: Mapping[str, Labels]
+
+
+class BasicTrainTask(Generic[Opts]):
+    """Trains a network that labels every voxel of an image: automatic segmentation.
+
+    Args:
+        labels: structure name to value, contiguous from 1.
+        description: of the trainer and of the models it makes.
+        options: defaults of what a request may set. A request may further set `spacing` (mm), `roi_size` (voxels along
+            R, A, S) and `network` (as `rayapp.models.networks.build` takes it) in place of the design's.
+    """
+
+    kind = "segmentation"
+    guidance_channels = 0
+    measurements: tuple[str, ...] = ("dice",)
+    whole = False
+    """Whether the network sees an image whole, scaled into its ROI, or through windows."""
+
+    def __init__(self, *, labels: Mapping[str, int], description: str, options: Opts) -> None:
+        values = sorted(labels.items(), key=lambda item: item[1])
+        self.labels = {name: value for name, value in values if value}
+        self.description = description
+        self.options = options
+
+    @property
+    def info(self) -> TrainerInfo:
+        """What `/info/` shows."""
+        return TrainerInfo(description=self.description, labels=self.labels, config=self.options.config())
+
+    def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
+        """As the protocol says."""
+        from rayapp.training.loop import Run  # which needs this module
+
+        return Run(self, request, host).go()
+
+    # What is learnt from
+
+    def partition(self, pairs: Sequence[Pair], options: Opts) -> tuple[list[Pair], list[Pair]]:
+        """Pairs to train with and to validate with."""
+        return split(pairs, options.val_split)
+
+    def read(self, pair: Pair, design: Design) -> Case:
+        """A pair on the network's grid. Raises BadRequest."""
+        volume, labels = read_pair(pair, self.labels)
+        limit = design.roi_size if self.whole else None
+        grid = NetworkGrid.fit(
+            volume.shape, volume.affine, spacing_mm=design.spacing, limit=limit, divisor=design.divisor
+        )
+        return case_of(self.normalised(volume, pair, design, grid.from_source), grid.labels_from_source(labels))
+
+    def normalised(
+        self, volume: Volume, pair: Pair, design: Design, sample: Callable[[npt.NDArray[Any]], pipeline.Floats]
+    ) -> pipeline.Floats:
+        """The channels that the network sees, each brought to its grid by `sample`. Raises BadRequest."""
+        if volume.channels < design.channels:
+            raise BadRequest(f"image {name_of(pair)!r} has {volume.channels} channels; others have {design.channels}")
+        return np.stack([pipeline.normalise(sample(channel)) for channel in volume.array[: design.channels]])
+
+    def examples(self, design: Design, options: Opts) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
+        """What makes, of a case, the examples that one visit to it gives: here one window, augmented."""
+        cut = window(design.roi_size, len(self.labels) + 1)
+        change = augmentation(self.labels, dimensions=3) if options.augment else None
+
+        def make(case: Case, rng: np.random.Generator) -> list[Example]:
+            data: Any = {"image": case.image.float(), "labels": case.labels[None]}
+            (data,) = seeded(cut, rng)(data)
+            if change is not None:
+                data = seeded(change, rng)(data)
+            return [(data["image"].as_tensor(), data["labels"].as_tensor()[0].to(torch.uint8))]
+
+        return make
+
+    # What learns
+
+    def design(self, pairs: Sequence[Pair], params: Mapping[str, Any], *, device: torch.device) -> Design:
+        """The network and its grid for these images, in a run that starts from no other version.
+
+        This is where a planner takes over: whatever it proposes goes into `spacing`, `roi_size` and `network`.
+        Raises BadRequest for images that cannot be read or params that make no network.
+        """
+        gpu = device.type == "cuda"
+        try:
+            spacing, size = self.scale([read_grid(pair.image) for pair in pairs[:: -(-len(pairs) // SAMPLE)]], gpu=gpu)
+            channels = read_volume(pairs[0].image, max_bytes=MAX_BYTES).channels
+        except (RayappError, OSError) as error:
+            raise BadRequest(f"the images cannot be trained with: {error}") from error
+        inputs, outputs = channels + self.guidance_channels, len(self.labels) + 1
+        try:
+            spacing = float(params.get("spacing") or spacing)
+            size = tuple(int(n) for n in params.get("roi_size") or size)
+            network = dict(params.get("network") or {})
+        except (TypeError, ValueError) as error:
+            raise BadRequest("spacing is a number, roi_size a list of whole numbers, network an object") from error
+        if network:
+            network |= {"in_channels": inputs, "out_channels": outputs}
+        else:
+            width = designing.GPU_WIDTH if gpu else designing.CPU_WIDTH
+            network = designing.unet(inputs, outputs, size, width=width)
+        size = designing.rounded(size, divisor_of(network))
+        return Design(labels=self.labels, spacing=spacing, roi_size=size, network=network, channels=channels)
+
+    def scale(self, grids: Sequence[Grid], *, gpu: bool) -> tuple[float, tuple[int, ...]]:
+        """Spacing and ROI for images on these grids."""
+        voxels = designing.GPU_VOXELS if gpu else designing.CPU_VOXELS
+        return designing.scale(grids, whole=self.whole, voxels=voxels)
+
+    def continues(self, parent: ModelVersion) -> bool:
+        """True when a version's weights can be trained on by this task."""
+        labels = {name: value for name, value in parent.card.get("labels", {}).items() if value}
+        return labels == self.labels and {"network", "spacing", "roi_size"} <= parent.card.keys()
+
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of logits (N, 1 + L, …) and labels (N, 1, …)."""
+        from monai.losses import DiceCELoss  # takes seconds to import
+
+        loss: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(
+            to_onehot_y=True, softmax=True, include_background=False, batch=True
+        )
+        return loss
+
+    def optimizer(self, network: nn.Module, options: Opts) -> torch.optim.Optimizer:
+        """Over the network's parameters."""
+        return torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=1e-4)
+
+    def scheduler(
+        self,
+        optimizer: torch.optim.Optimizer,
+        options: Opts,  # noqa: ARG002
+        steps: int,
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Stepped after each of a run's `steps`: a warm-up over a twentieth of them, then half a cosine down to 0."""
+        warm = max(1, steps // 20)
+
+        def share(step: int) -> float:
+            return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+    def inputs(self, batch: Batch, predict: Predict, options: Opts, rng: np.random.Generator) -> Tensor:  # noqa: ARG002
+        """What the network is shown of a batch."""
+        return batch.images
+
+    # How well it does
+
+    def inferer(self, design: Design) -> Callable[[Tensor, Predict], Tensor]:
+        """Runs the network over whole images, as inference does."""
+        from monai.inferers import SlidingWindowInferer
+
+        sliding = SlidingWindowInferer(design.roi_size, overlap=0.25, mode="gaussian", cval=pipeline.PADDING)
+
+        def infer(images: Tensor, predict: Predict) -> Tensor:
+            fits = all(n <= most for n, most in zip(images.shape[2:], design.roi_size, strict=True))
+            logits: Tensor = predict(images) if fits else sliding(images, predict)
+            return logits
+
+        return infer
+
+    def validate(self, case: Case, predict: Predict, options: Opts) -> Iterator[Answer]:  # noqa: ARG002
+        """What the network finds in a case, on the network's grid."""
+        image = case.image.float()
+        yield answer_of(image, case.labels, {"dice": labels_of(predict(image[None]))})
+
+    def answers(self, version: ModelVersion, pairs: Sequence[Pair], options: Opts) -> Iterator[Answer]:
+        """What a version answers when it serves, on the images' own grids. Raises ModelBroken, BadRequest."""
+        task = self.serve(version)
+        for pair in pairs:
+            volume, truth = read_pair(pair, self.labels)
+            yield Answer(volume=volume, truth=truth, found=self.ask(task, volume, truth, options))
+
+    def serve(self, version: ModelVersion) -> SegmentationTask:
+        """The inference task of this kind of model."""
+        return SegmentationTask.from_version(version)
+
+    def ask(self, task: SegmentationTask, volume: Volume, truth: Labels, options: Opts) -> dict[str, Labels]:  # noqa: ARG002
+        """One image's labels, by measurement."""
+        return {"dice": task.predict(task.prepare(volume), Prompts(), {}).labels}
+
+    def tally(self, answers: Iterator[Answer]) -> Tally:
+        """Dice over answers."""
+        tally = Tally(self.measurements, tuple(self.labels))
+        for answer in answers:
+            for measurement, found in answer.found.items():
+                tally.add(measurement, dice(found, answer.truth, len(self.labels)))
+        return tally
+
+
+def seeded(transform: Any, rng: np.random.Generator) -> Any:
+    """A MONAI transform whose next draws follow from `rng`."""
+    return transform.set_random_state(seed=int(rng.integers(2**31)))
+
+
+def answer_of(image: Tensor, truth: Tensor, found: Mapping[str, Labels]) -> Answer:
+    """An answer on the network's grid; a slice becomes a volume of one."""
+    return Answer(
+        volume=Volume(array=np.atleast_3d(image.numpy()[0])[None], affine=np.eye(4)),
+        truth=np.atleast_3d(truth.numpy()),
+        found={measurement: np.atleast_3d(labels) for measurement, labels in found.items()},
+    )
+
+
+def labels_of(logits: Tensor) -> Labels:
+    """The labels, (…), of one image's logits, (1, 1 + L, …)."""
+    labels: Labels = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+    return labels

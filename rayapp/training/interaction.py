@@ -1,0 +1,84 @@
+"""A simulated annotator: clicks where a prediction is most wrong.
+
+A region is a connected part of what one label should be and the prediction says otherwise; that covers false negatives
+of a structure (the click is of the structure) and false positives where there is none (the click is of background).
+Clicks lie deep inside their region, as annotators place them (Sakinis et al., 2019). Arrays are (X, Y, Z); slices have
+one voxel along Z. Pure functions; randomness comes from the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from rayapp.inference.guidance import Position
+
+Array = npt.NDArray[Any]
+DEEP = 0.6
+"""A click lies at least this share of the largest depth inside its region."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Voxels that should all be `label`: `mask` within the box `box`, `size` voxels."""
+
+    label: int
+    box: tuple[slice, ...]
+    mask: npt.NDArray[np.bool_]
+    size: int
+
+    def click(self, rng: np.random.Generator, *, noise: float = 0.0) -> tuple[int, int, int]:
+        """A voxel deep inside, `noise` (standard deviation, voxels) beside where it was meant; never off the mask's
+        box by more than the noise, and never below 0."""
+        border = [int(n > 1) for n in self.mask.shape]
+        depth = ndimage.distance_transform_edt(np.pad(self.mask, [(n, n) for n in border]))
+        deep = np.argwhere(depth >= DEEP * depth.max()) - border
+        place = deep[int(rng.integers(len(deep)))] + [part.start for part in self.box]
+        x, y, z = (int(at) for at in place)
+        if noise:
+            flat = [n == 1 for n in self.mask.shape]
+            missed = np.where(flat, 0, np.rint(rng.normal(0, noise, 3)))
+            x, y, z = (max(0, int(at + by)) for at, by in zip((x, y, z), missed, strict=True))
+        return x, y, z
+
+
+def regions(truth: Array, guess: Array, labels: int) -> list[Region]:
+    """What the guess got wrong, largest first; `labels` is how many there are, background included."""
+    wrong = truth != guess
+    found: list[Region] = []
+    for label in range(labels):
+        found += _parts(wrong & (truth == label), label)
+    return sorted(found, key=lambda region: -region.size)
+
+
+def structure(truth: Array, label: int) -> Region | None:
+    """The largest connected part of a structure."""
+    return max(_parts(truth == label, label), key=lambda region: region.size, default=None)
+
+
+def placed_on(position: tuple[int, int, int], shape: tuple[int, ...]) -> Position:
+    """A click as a position on a grid of this shape, moved onto it if noise took it beyond."""
+    x, y, z = (float(min(at, n - 1)) for at, n in zip(position, shape, strict=True))
+    return x, y, z
+
+
+def corrections(
+    truth: Array, guess: Array, labels: int, *, count: int, rng: np.random.Generator, noise: float = 0.0
+) -> Iterator[tuple[int, Position]]:
+    """Labels and places of clicks into the `count` largest wrong regions."""
+    for region in regions(truth, guess, labels)[:count]:
+        yield region.label, placed_on(region.click(rng, noise=noise), truth.shape)
+
+
+def _parts(mask: npt.NDArray[np.bool_], label: int) -> list[Region]:
+    parts, _ = ndimage.label(mask)
+    found = []
+    for part, box in enumerate(ndimage.find_objects(parts), start=1):
+        inside = parts[box] == part
+        found.append(Region(label=label, box=box, mask=inside, size=int(np.count_nonzero(inside))))
+    return found

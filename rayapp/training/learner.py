@@ -1,0 +1,134 @@
+"""Learner: a network that learns, on one device; with other workers where there are any. One thread."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Generic
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rayapp.errors import BadRequest
+from rayapp.inference.network import bf16_helps
+from rayapp.models.networks import build, load_weights
+from rayapp.models.store import ModelVersion
+from rayapp.training.basic import BasicTrainTask, Opts
+from rayapp.training.design import Design
+from rayapp.training.feed import Batch
+from rayapp.training.metrics import dice
+from rayapp.training.task import Host
+
+CLIP = 5.0
+"""Norm to which gradients are clipped."""
+
+
+class Learner(Generic[Opts]):
+    """The network, its loss, optimiser and schedule, as the task chooses them; `steps` is how many there will be.
+
+    All that is random in a step follows from the seed, the step's number and the worker's rank.
+    """
+
+    def __init__(self, task: BasicTrainTask[Opts], design: Design, options: Opts, host: Host, *, steps: int) -> None:
+        self._task = task
+        self._options = options
+        self._host = host
+        self._format = torch.channels_last_3d if len(design.roi_size) == 3 else torch.channels_last
+        self._bf16 = options.amp and bf16_helps(host.device)
+        torch.manual_seed(options.seed)
+        self.network = build(design.network).to(host.device)
+        self.network = self.network.to(memory_format=self._format)  # type: ignore[call-overload]
+        ids = [host.device.index or 0] if host.device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(self.network, device_ids=ids) if host.world_size > 1 else None
+        self._loss = task.loss()
+        self._optimizer = task.optimizer(self.network, options)
+        self._steps = steps
+        self._scheduler = task.scheduler(self._optimizer, options, steps)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def start_from(self, version: ModelVersion) -> None:
+        """Take over a version's weights. Raises ModelBroken."""
+        load_weights(self.network, version.weights)
+
+    def step(self, batches: Sequence[Batch], number: int) -> tuple[float, list[float]]:
+        """One step over the batches; the loss and each structure's Dice.
+
+        Raises BadRequest when the loss is no longer a number.
+        """
+        rank = self._host.rank
+        torch.manual_seed((self._options.seed << 32) + (number << 8) + rank)
+        rng = np.random.default_rng((self._options.seed, number, rank))
+        self._optimizer.zero_grad(set_to_none=True)
+        losses, scores = [], []
+        for index, batch in enumerate(batches):
+            shown = self._task.inputs(batch, self.predict, self._options, rng)
+            labels = batch.labels.to(self._host.device)
+            self.network.train()
+            last = index == len(batches) - 1
+            with nullcontext() if self._wrapped is None or last else self._wrapped.no_sync():
+                logits = self._forward(self._wrapped or self.network, shown)
+                loss = self._loss(logits, labels[:, None]) / len(batches)
+                torch.autograd.backward(loss)
+            losses.append(loss.item())
+            with torch.no_grad():
+                found = logits.argmax(1).to(torch.uint8).cpu().numpy()
+            scores.append(dice(found, batch.labels.numpy(), logits.shape[1] - 1))
+        if not math.isfinite(sum(losses)):
+            raise BadRequest(f"the loss is no longer a number at iteration {number + 1}: lower the learning_rate")
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
+        self._optimizer.step()
+        self._scheduler.step()
+        return sum(losses), mean_of(scores)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits as the network stands now, without gradient, float32."""
+        self.network.eval()
+        with torch.no_grad():
+            return self._forward(self.network, images)
+
+    def _forward(self, network: nn.Module, images: Tensor) -> Tensor:
+        images = images.to(self._host.device).contiguous(memory_format=self._format)
+        with torch.autocast(self._host.device.type, torch.bfloat16, enabled=self._bf16):
+            logits: Tensor = network(images)
+        return logits.float()
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the network's weights on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "steps": self._steps,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint. Where the number of workers and so of steps has changed, the schedule goes on from
+        the same share of its way."""
+        self.network.load_state_dict(state["network"])
+        if state["steps"] == self._steps:
+            self._scheduler.load_state_dict(state["scheduler"])
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the optimiser's own steps were made before
+                for _ in range(round(state["scheduler"]["last_epoch"] / state["steps"] * self._steps)):
+                    self._scheduler.step()
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def mean_of(scores: Sequence[Sequence[float]]) -> list[float]:
+    """Means of Dice by structure, NaN left out where there is another."""
+    table = np.array(scores, dtype=float)
+    counts = (~np.isnan(table)).sum(axis=0)
+    return [float(np.nansum(table[:, n]) / count) if count else math.nan for n, count in enumerate(counts)]

@@ -1,0 +1,146 @@
+"""What training reads is what inference will show the network, and no more of it is kept than there is room for."""
+
+import dataclasses
+
+import nibabel
+import nrrd
+import numpy as np
+import pytest
+from blobs import LABELS, NETWORK, blob, write_pair
+
+from rayapp.errors import BadRequest
+from rayapp.geometry import index_to_mm, mm_to_index
+from rayapp.inference.deepedit import DeepEditTask
+from rayapp.inference.pipeline import NetworkGrid
+from rayapp.inference.segmentation import SegmentationTask
+from rayapp.training.basic import BasicTrainTask
+from rayapp.training.cases import Cases, digest_of, name_of, read_pair, split
+from rayapp.training.deepedit import DeepEditTrainTask
+from rayapp.training.design import Design
+from rayapp.training.options import ClickOptions, Options
+from rayapp.training.task import Pair
+
+
+def design(guidance=0, spacing=1.4):
+    network = {**NETWORK, "in_channels": 1 + guidance, "out_channels": 3}
+    return Design(labels=LABELS, spacing=spacing, roi_size=(16, 16, 16), network=network, channels=1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("spacing", [0.0, 0.8, 2.3])
+def test_labels_lie_where_patient_space_says(seed, spacing):
+    volume, labels = blob(seed)
+    grid = NetworkGrid.fit(volume.shape, volume.affine, spacing_mm=spacing, limit=None, divisor=4)
+    onto = grid.labels_from_source(labels)
+    assert onto.shape == grid.padded
+    turned = grid.orientation.affine(volume.affine, volume.shape)
+    sizes = np.array(grid.orientation.apply(labels).shape)
+    for place in np.argwhere(onto >= 0)[::97]:
+        if (place >= grid.turned).any():
+            assert onto[tuple(place)] == 0
+            continue
+        canonical = (place + 0.5) * sizes / grid.turned - 0.5
+        source = mm_to_index(volume.affine, index_to_mm(turned, canonical))
+        near = {labels[tuple(np.clip(f, 0, np.array(labels.shape) - 1))] for f in nearest(source)}
+        assert onto[tuple(place)] in near
+
+
+def nearest(index):
+    """The voxel an index is nearest to; both, where it lies between two."""
+    return {tuple(np.rint(index + by).astype(int)) for by in (-1e-6, 1e-6)}
+
+
+@pytest.mark.parametrize(
+    ("task", "serving", "guidance"),
+    [
+        (BasicTrainTask(labels=LABELS, description="", options=Options()), SegmentationTask, 0),
+        (DeepEditTrainTask(labels=LABELS, description="", options=ClickOptions()), DeepEditTask, 3),
+    ],
+)
+def test_training_reads_an_image_as_inference_prepares_it(task, serving, guidance, pairs):
+    drawn = design(guidance)
+    for pair in pairs[:4]:
+        volume, _ = read_pair(pair, LABELS)
+        serves = serving(
+            name="x",
+            weights=pair.image,
+            labels=LABELS,
+            network=drawn.network,
+            spacing=drawn.spacing,
+            roi_size=drawn.roi_size,
+        )
+        case = task.read(pair, drawn)
+        np.testing.assert_array_equal(case.image.numpy(), serves.prepare(volume).image.half().numpy())
+        assert case.labels.shape == case.image.shape[1:]
+
+
+def test_the_cache_keeps_no_more_than_its_capacity(pairs):
+    read = []
+    task = BasicTrainTask(labels=LABELS, description="", options=Options())
+
+    def reading(pair):
+        read.append(pair)
+        return task.read(pair, design())
+
+    size = task.read(pairs[0], design()).nbytes
+    cases = Cases(pairs, reading, capacity=int(3.5 * size))
+    for _ in range(3):
+        for index in range(len(cases)):
+            assert cases[index].image.any()
+            assert cases.nbytes <= 3.5 * size
+    again = len(read) - len(pairs)
+    assert len(pairs) <= again / 2 + 4
+    assert again < 2 * len(pairs)
+
+
+def test_an_image_stays_on_its_side_as_others_join(pairs):
+    many = [dataclasses.replace(pairs[0], image=pairs[0].image.with_name(f"scan_{n}.nii.gz")) for n in range(400)]
+    train, val = split(many, 0.2)
+    assert 50 <= len(val) <= 110
+    fewer_train, fewer_val = split(many[::2], 0.2)
+    assert set(fewer_val) <= set(val)
+    assert set(fewer_train) <= set(train)
+    assert sorted(map(name_of, train + val)) == sorted(map(name_of, many))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_each_side_has_one_at_least(pairs, share):
+    assert all(len(side) >= 1 for side in split(pairs, share))
+
+
+def test_the_data_sets_digest_changes_with_a_label_and_not_with_the_order(pairs, tmp_path):
+    before = digest_of(pairs)
+    assert digest_of(pairs[::-1]) == before
+    volume, labels = blob(0)
+    labels[0, 0, 0] = 1
+    assert digest_of([write_pair(tmp_path, "blob_00", volume, labels), *pairs[1:]]) != before
+
+
+def test_a_label_map_on_another_grid_or_with_other_values_is_refused_by_name(tmp_path):
+    volume, labels = blob(1)
+    shifted = dataclasses.replace(volume, affine=volume.affine + np.eye(4)[:, [3, 0, 1, 2]] * 0.4)
+    pair = write_pair(tmp_path, "moved", volume, labels)
+    nibabel.Nifti1Image(labels, shifted.affine).to_filename(pair.label)
+    with pytest.raises(BadRequest, match="moved"):
+        read_pair(pair, LABELS)
+    pair = write_pair(tmp_path, "seven", volume, labels * 7)
+    with pytest.raises(BadRequest, match=r"'seven'.*14.*--labels"):
+        read_pair(pair, LABELS)
+    pair.image.write_bytes(b"no image")
+    with pytest.raises(BadRequest, match="seven"):
+        read_pair(pair, LABELS)
+
+
+def test_named_segments_are_read_by_name(tmp_path):
+    volume, labels = blob(2)
+    pair = write_pair(tmp_path, "named", volume, labels)
+    space = {
+        "space": "right-anterior-superior",
+        "space directions": volume.affine[:3, :3].T,
+        "space origin": volume.affine[:3, 3],
+    }
+    names = {"Segment0_Name": "rod", "Segment0_LabelValue": "5", "Segment1_Name": "other", "Segment1_LabelValue": "1"}
+    pair = Pair(image=pair.image, label=tmp_path / "named.seg.nrrd")
+    nrrd.write(str(pair.label), np.where(labels == 2, 5, labels), {**space, **names})
+    _, read = read_pair(pair, LABELS)
+    np.testing.assert_array_equal(read, np.where(labels == 2, 2, 0))

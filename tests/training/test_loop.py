@@ -1,0 +1,270 @@
+"""A run learns, says how far it is, stops when told, and goes on from a checkpoint as if it had never stopped."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from blobs import LABELS, SMALL, blob
+from PIL import Image
+from safetensors.torch import load_file
+
+from rayapp.errors import BadRequest
+from rayapp.inference.deepedit import DeepEditTask
+from rayapp.inference.segmentation import SegmentationTask
+from rayapp.inference.task import Prompts
+from rayapp.models.store import ModelStore, ModelVersion
+from rayapp.training import checkpoint
+from rayapp.training.basic import BasicTrainTask
+from rayapp.training.deepedit import DeepEditTrainTask
+from rayapp.training.deepgrow import DeepGrow2dTrainTask, DeepGrowTrainTask
+from rayapp.training.local import LocalHost
+from rayapp.training.metrics import dice
+from rayapp.training.options import ClickOptions, Options
+from rayapp.training.task import TrainRequest
+
+CPU = torch.device("cpu")
+
+
+def segmentation():
+    return BasicTrainTask(labels=LABELS, description="balls and rods", options=Options())
+
+
+def request(pairs, folder, **params):
+    return TrainRequest(model="segmentation", pairs=pairs, folder=folder, params={**SMALL, **params})
+
+
+def run(task, asked, folder, **host):
+    told = []
+    result = task.train(asked, LocalHost(folder, device=CPU, told=told.append, **host))
+    return result, told
+
+
+def version(result, name="segmentation"):
+    return ModelVersion(name=name, version="v1", weights=result.weights, card=result.card)
+
+
+@pytest.fixture(scope="module")
+def trained(pairs, tmp_path_factory):
+    """A run that is long enough to learn something: (result, what was told, folder)."""
+    folder = tmp_path_factory.mktemp("trained")
+    return *run(segmentation(), request(pairs, folder / "run", max_epochs=16), folder / "host"), folder / "run"
+
+
+def test_it_learns(trained):
+    result, told, _ = trained
+    assert result.metric > 0.75
+    assert np.mean([progress.loss for progress in told[-6:]]) < np.mean([progress.loss for progress in told[:6]]) / 2
+
+
+def test_its_card_serves_as_it_is_and_what_it_claims_holds(trained):
+    result, _, _ = trained
+    task = SegmentationTask.from_version(version(result))
+    scores = []
+    for seed in (101, 102, 103):
+        volume, labels = blob(seed)
+        scores.append(dice(task.predict(task.prepare(volume), Prompts(), {}).labels, labels, 2))
+    assert np.nanmean(scores) > 0.6
+    assert result.metric == result.card["metrics"]["dice"]["mean"]
+    assert {"hash", "training", "validation"} == set(result.card["data"])
+    assert result.card["seed"] == result.card["config"]["seed"] == 0
+    assert result.card["labels"] == LABELS
+    assert "torch" in result.card["code"]
+
+
+def test_a_result_publishes_as_it_is(trained, tmp_path):
+    result, _, _ = trained
+    published = ModelStore(tmp_path).publish("segmentation", result.weights, result.card)
+    assert published.card["metrics"] == json.loads(json.dumps(result.card["metrics"]))
+
+
+def test_statistics_have_the_shape_that_clients_read(trained):
+    result, _, folder = trained
+    stats = result.stats
+    assert stats == json.loads((folder / "stats.json").read_text())
+    assert list(stats) == [
+        *("total_epochs", "total_iterations", "epoch", "start_ts", "total_time", "best_metric", "train", "eval")
+    ]
+    assert (stats["total_epochs"], stats["epoch"]) == (16, 16)
+    assert 0 < stats["best_metric"] <= 1
+    for side in ("train", "eval"):
+        assert set(stats[side]) == {"metrics", "key_metric_name", "best_metric", "best_metric_epoch"}
+        assert stats[side]["key_metric_name"] in stats[side]["metrics"]
+        assert 1 <= stats[side]["best_metric_epoch"] <= 16
+    assert stats["eval"]["best_metric"] == stats["best_metric"]
+
+
+def test_progress_counts_from_one_to_the_end(trained):
+    _, told, _ = trained
+    iterations = [progress.iteration for progress in told]
+    assert iterations == sorted(iterations)
+    assert iterations[0] == 1
+    assert (told[-1].iteration, told[-1].epoch) == (told[-1].iterations, 16)
+    assert told[0].metric is None
+    assert told[0].epoch == 1
+    assert told[-1].best >= told[-1].metric
+    assert told[len(told) // 2].seconds_left > 0 == told[-1].seconds_left
+
+
+def test_a_run_leaves_curves_events_and_a_picture(trained):
+    _, _, folder = trained
+    for name in ("curves.png", "validation.png"):
+        assert min(Image.open(folder / name).size) > 200
+    (events,) = (folder / "events").iterdir()
+    assert b"val/dice_mean" in events.read_bytes()
+    assert not (folder / "checkpoint").exists()
+
+
+class Stopped:
+    """Stops before the n-th time it is asked to go on, counting iterations and validation cases."""
+
+    def __init__(self, after):
+        self.calls = itertools.count()
+        self.after = after
+
+    def __call__(self):
+        return next(self.calls) >= self.after
+
+
+def deepedit():
+    return DeepEditTrainTask(labels=LABELS, description="", options=ClickOptions(rounds=2, val_clicks=2))
+
+
+@pytest.mark.parametrize("make", [segmentation, deepedit])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_never_stopped(pairs, tmp_path, make):
+    params = {"max_epochs": 3, "checkpoint_every": 2, "accumulate": 1}
+    whole, _ = run(make(), request(pairs, tmp_path / "a", **params), tmp_path / "host_a")
+    for stop in (3, 4, 8):
+        result, told = run(make(), request(pairs, tmp_path / "b", **params), tmp_path / "host_b", stop=Stopped(stop))
+        assert result is None
+    result, told = run(make(), request(pairs, tmp_path / "b", **params), tmp_path / "host_b")
+    assert told[0].iteration > 1
+    assert result.card["trained"]["resumed"] >= 2
+    expected, got = load_file(whole.weights), load_file(result.weights)
+    assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
+    assert result.stats["eval"] == whole.stats["eval"]
+    assert result.stats["train"]["metrics"].keys() == whole.stats["train"]["metrics"].keys()
+
+
+def test_a_stop_is_obeyed_before_the_next_iteration(pairs, tmp_path):
+    for stop in range(5):
+        result, told = run(
+            segmentation(), request(pairs, tmp_path / "r", max_epochs=9), tmp_path / f"h{stop}", stop=Stopped(stop)
+        )
+        assert result is None
+        assert len({progress.iteration for progress in told}) <= stop
+
+
+def test_checkpoints_load_without_pickle(pairs, tmp_path):
+    run(segmentation(), request(pairs, tmp_path / "r", max_epochs=1), tmp_path / "host")
+    (kept,) = (tmp_path / "host").iterdir()
+    state, tensors = checkpoint.load(kept)
+    assert state.epoch == 1
+    assert tensors["best"]
+    torch.load(kept / "tensors.pt", weights_only=True)
+
+
+def test_training_stops_early_when_nothing_gets_better(pairs, tmp_path):
+    params = {"max_epochs": 30, "early_stop_patience": 2, "learning_rate": 1e-12, "augment": False}
+    result, _ = run(segmentation(), request(pairs, tmp_path / "r", **params), tmp_path / "host")
+    assert result.stats["epoch"] == 3
+
+
+def test_accumulated_batches_make_one_step(pairs, tmp_path):
+    _, told = run(
+        segmentation(),
+        request(pairs, tmp_path / "r", max_epochs=1, train_batch_size=1, accumulate=4),
+        tmp_path / "host",
+    )
+    train = segmentation().partition(pairs, Options())[0]
+    assert told[-1].iterations == -(-len(train) // 4)
+
+
+def test_a_run_starts_from_its_parent_and_measures_the_baseline(trained, pairs, tmp_path):
+    result, _, _ = trained
+    parent = version(result)
+    params = {key: value for key, value in SMALL.items() if key not in ("network", "roi_size")}
+    asked = TrainRequest(
+        model="segmentation",
+        pairs=pairs,
+        folder=tmp_path / "r",
+        params={**params, "max_epochs": 1, "learning_rate": 1e-9},
+        parent=parent,
+        baseline=parent,
+    )
+    again, _ = run(segmentation(), asked, tmp_path / "host")
+    assert again.card["network"] == dict(parent.card["network"])
+    assert again.card["trained"]["from"] == "v1"
+    assert again.baseline == result.metric
+    assert again.metric == pytest.approx(result.metric, abs=0.02)
+
+
+def test_a_parent_of_other_labels_is_not_taken_over(trained, pairs, tmp_path):
+    result, _, _ = trained
+    task = BasicTrainTask(labels={"rod": 1, "ball": 2}, description="", options=Options())
+    asked = TrainRequest(
+        model="segmentation",
+        pairs=pairs,
+        folder=tmp_path / "r",
+        params={**SMALL, "max_epochs": 1},
+        parent=version(result),
+        baseline=version(result),
+    )
+    again, _ = run(task, asked, tmp_path / "host")
+    assert again.card["trained"]["from"] is None
+    assert again.baseline is None
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        (deepedit(), DeepEditTask),
+        (DeepGrowTrainTask(description="", options=ClickOptions(val_clicks=2)), None),
+    ],
+    ids=["deepedit", "deepgrow_3d"],
+)
+def test_tasks_that_learn_from_clicks_train_to_their_end(task, kind, pairs, tmp_path):
+    result, _ = run(task, request(pairs, tmp_path / "r", max_epochs=2), tmp_path / "host")
+    assert set(result.card["metrics"]) == set(task.measurements)
+    assert result.card["network"]["in_channels"] == 1 + len(task.labels) + 1
+    assert result.card["config"]["click_noise"] == 0.5
+    if kind is not None:
+        kind.from_version(version(result)).load()
+
+
+def test_deepgrow_2d_trains_on_slices(pairs, tmp_path):
+    params = {"network": {**SMALL["network"], "spatial_dims": 2}, "roi_size": [24, 24], "max_epochs": 2}
+    task = DeepGrow2dTrainTask(description="", options=ClickOptions(val_clicks=2))
+    result, _ = run(task, request(pairs, tmp_path / "r", **params), tmp_path / "host")
+    assert result.card["labels"] == {"foreground": 1}
+    assert result.card["roi_size"] == [24, 24]
+    assert result.metric > 0
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"max_epochs": 0}, "max_epochs"),
+        ({"max_epochs": "many"}, "max_epochs cannot be 'many'"),
+        ({"train_batch_size": 1.5}, "train_batch_size"),
+        ({"val_split": 1}, "val_split"),
+        ({"learning_rate": "nan"}, "learning_rate"),
+        ({"network": {"name": "Nothing"}}, "Nothing"),
+        ({"network": "unet"}, "network"),
+        ({"roi_size": "wide"}, "roi_size"),
+    ],
+)
+def test_params_that_cannot_be_are_refused_by_name(params, said, pairs, tmp_path):
+    with pytest.raises(BadRequest, match=said):
+        run(segmentation(), request(pairs, tmp_path / "r", **params), tmp_path / "host")
+
+
+def test_one_image_is_too_few(pairs, tmp_path):
+    with pytest.raises(BadRequest, match="two labelled images"):
+        run(segmentation(), request(pairs[:1], tmp_path / "r"), tmp_path / "host")
+
+
+def test_options_come_as_clients_send_them():
+    options = Options().over({"max_epochs": "3", "pretrained": "false", "seed": [7], "device": "cuda", "name": "x"})
+    assert (options.max_epochs, options.pretrained, options.seed) == (3, False, 7)
