@@ -11,7 +11,6 @@ import asyncio
 import os
 
 import ray
-import torch
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
@@ -38,11 +37,11 @@ class InferenceReplica:
 
     def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle) -> None:
         logs.configure(settings)
-        # Ray allows as many threads as logical CPUs asked for, which is one: share the machine's cores instead.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.replicas[1]))
         app = app_class(settings)(settings=settings, models=ModelStore.of(settings))
         app.load_all()
-        self._service = InferenceService(settings=settings, app=app, images=Face(datastore))
+        # Ray allows as many threads as logical CPUs asked for, which is one: share the machine's cores instead.
+        threads = max(1, (os.cpu_count() or 1) // settings.replicas[1])
+        self._service = InferenceService(settings=settings, app=app, images=Face(datastore), threads=threads)
 
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call."""

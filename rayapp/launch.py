@@ -153,7 +153,14 @@ def _ray(settings: Settings) -> Iterator[None]:
 
 def _environment(settings: Settings, folder: Path) -> dict[str, str]:
     """What Ray's processes read from the environment."""
-    names = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    names = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Every turn of the controller takes processor time from a click that is being answered.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    }
+    if not settings.dashboard:
+        names["RAY_enable_metrics_collection"] = "0"
     if settings.auth == "none":
         return names
     proxy = folder / "haproxy"

@@ -22,14 +22,14 @@ import torch
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
 from rayapp.inference import guidance, pipeline
-from rayapp.inference.guidance import Position
+from rayapp.inference.guidance import GuidedImage, Position
 from rayapp.inference.pipeline import Floats
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
 from rayapp.inference.segmentation import Clock, PreparedImage, SegmentationTask
 from rayapp.inference.task import Point, Prediction, Prompts
 
 HOLD = 4.0
-"""Margin (in logits) that a click gives its label on the network voxels around it."""
+"""Least margin (in logits) that a click gives its label on the network voxels around it."""
 REACH = 1.5
 """Voxels of the network's grid that a click reaches into tissue like its own."""
 ALIKE = 0.3
@@ -41,15 +41,17 @@ Clicks = tuple[tuple[Point, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedEdit(PreparedImage):
-    """A prepared image and the margins that the last clicks on structures alone gave (background clicks need them)."""
+    """A prepared image, the same with room for clicks, and the margins that the last clicks on structures alone gave
+    (background clicks need them)."""
 
     structures: int
+    guided: GuidedImage
     memo: Memo
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image and of the margins it will remember."""
-        return self.image.nbytes + self.image[0].nbytes * self.structures
+        """Bytes of the images and of the margins it will remember."""
+        return self.image.nbytes + self.guided.nbytes + self.image[0].nbytes * self.structures
 
 
 @dataclass
@@ -75,7 +77,13 @@ class DeepEditTask(SegmentationTask):
     def prepare(self, volume: Volume) -> PreparedEdit:
         """Orient, scale into the ROI and normalise."""
         prepared = self._prepare(volume, limit=self._roi_size)
-        return PreparedEdit(grid=prepared.grid, image=prepared.image, structures=len(self._structures), memo=Memo())
+        return PreparedEdit(
+            grid=prepared.grid,
+            image=prepared.image,
+            structures=len(self._structures),
+            guided=guidance.GuidedImage(prepared.image.cpu().numpy(), self._guidance_channels),
+            memo=Memo(),
+        )
 
     def margins(self, prepared: PreparedImage) -> Floats:
         """Those without clicks."""
@@ -116,7 +124,7 @@ class DeepEditTask(SegmentationTask):
 
     def _guided(self, prepared: PreparedImage, clicks: Clicks, clock: Clock) -> Floats:
         positions = [prepared.grid.positions(points) for points in clicks]
-        images = torch.from_numpy(guidance.guided(prepared.image.cpu().numpy(), positions))
+        images = torch.from_numpy(prepared.guided.show(positions))
         clock.stage("pre")
         margins = pipeline.margins_of(self._infer(images[None])[0])
         clock.stage("infer")
@@ -157,10 +165,12 @@ def hold(margins: Floats, clicks: Sequence[Sequence[Position]], image: Floats) -
             if channel < len(margins):
                 nearest[box][around] = distance[around]
             for value, margin in enumerate(held):
+                # As large as what lies around it, so that interpolation carries the click halfway there.
+                lead = max(HOLD, float(np.abs(margins[value][box]).max()))
                 if value == channel:
-                    margin[box][around] = np.maximum(margins[value][box][around], HOLD)
+                    margin[box][around] = np.maximum(margins[value][box][around], lead)
                 else:
-                    margin[box][around] = np.minimum(margin[box][around], -HOLD)
+                    margin[box][around] = np.minimum(margin[box][around], -lead)
     return held
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Position = tuple[float, float, float]
 """A place on the network's grid, in voxels; whole numbers are voxel centres."""
-
+Box = tuple[slice, ...]
 
 RADIUS = 8.0
 """Voxels from a click at which the shipped models' guidance ends."""
@@ -52,27 +52,49 @@ def encode(
     return channels
 
 
-def guided(image: Floats, clicks: Sequence[Sequence[Position]]) -> Floats:
+class GuidedImage:
     """The channels of an image, (C, R, A, S), followed by one for each list of clicks, as `encode` makes them.
 
-    Channels come last in memory, which is how networks like to read them.
+    Channels come last in memory, which is how networks like to read them. The memory is used again: `show` wipes what
+    it drew before. Belongs to one thread.
     """
-    count, *shape = image.shape
-    channels = np.moveaxis(np.zeros((*shape, count + len(clicks)), dtype=np.float32), -1, 0)
-    channels[:count] = image
-    for channel, positions in zip(channels[count:], clicks, strict=True):
-        _draw(channel, positions, RADIUS, Encoding.DISTANCE)
-    return channels
+
+    def __init__(self, image: Floats, lists: int) -> None:
+        count, *shape = image.shape
+        self._channels = np.moveaxis(np.zeros((*shape, count + lists), dtype=np.float32), -1, 0)
+        self._channels[:count] = image
+        self._guidance = self._channels[count:]
+        self._drawn: list[tuple[Floats, Box]] = []
+
+    def show(self, clicks: Sequence[Sequence[Position]]) -> Floats:
+        """The channels with these clicks, valid until the next call."""
+        for channel, box in self._drawn:
+            channel[box] = 0
+        self._drawn = [
+            (channel, box)
+            for channel, positions in zip(self._guidance, clicks, strict=True)
+            for box in _draw(channel, positions, RADIUS, Encoding.DISTANCE)
+        ]
+        return self._channels
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+        return self._channels.nbytes
 
 
-def _draw(channel: Floats, positions: Sequence[Position], radius: float, encoding: Encoding) -> None:
+def _draw(channel: Floats, positions: Sequence[Position], radius: float, encoding: Encoding) -> list[Box]:
+    """Draw, and say where."""
     shape = (channel.shape[0], channel.shape[1], channel.shape[2])
+    boxes = []
     for position in positions:
         box, distance = distances(position, shape, radius)
         np.maximum(channel[box], _falloff(distance, radius, encoding), out=channel[box])
+        boxes.append(box)
+    return boxes
 
 
-def distances(position: Position, shape: tuple[int, int, int], radius: float) -> tuple[tuple[slice, ...], Floats]:
+def distances(position: Position, shape: tuple[int, int, int], radius: float) -> tuple[Box, Floats]:
     """The box of voxels within `radius` of a position along each axis, and their Euclidean distances to it."""
     box = tuple(
         slice(max(0, int(np.ceil(at - radius))), max(0, min(n, int(np.floor(at + radius)) + 1)))

@@ -13,6 +13,7 @@ import asyncio
 import base64
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from rayapp.app import LabelApp
 from rayapp.config import Settings
@@ -41,6 +43,8 @@ from rayapp.protocol import Output
 logger = logging.getLogger(__name__)
 
 IO_THREADS = 4
+PATHS = 10_000
+"""Images whose file is remembered."""
 WATCH_S = 1.0
 """Seconds between two looks for newer versions."""
 WARMED = 16
@@ -60,18 +64,24 @@ class Images(Protocol):
 class InferenceService:
     """Runs an app's tasks on images, with caches and newest-click-first per annotator."""
 
-    def __init__(self, *, settings: Settings, app: LabelApp, images: Images) -> None:
+    def __init__(self, *, settings: Settings, app: LabelApp, images: Images, threads: int | None = None) -> None:
+        """`threads` is how many the network may compute with on the CPU; None leaves it to torch."""
         self._settings = settings
         self._app = app
         self._images = images
         half = settings.volume_cache // 2
         self._volumes: ByteCache[Volume] = ByteCache(half)
         self._prepared: ByteCache[Sized] = ByteCache(half)
-        self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
-        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
+        # Each thread that computes in parallel has a team of its own, and with more of them than cores the teams sleep
+        # between any two operations: only the network's thread gets one.
+        share = partial(torch.set_num_threads, threads or torch.get_num_threads())
+        alone = partial(torch.set_num_threads, 1)
+        self._network = ThreadPoolExecutor(1, thread_name_prefix="network", initializer=share)
+        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io", initializer=alone)
         self._swap: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._newest: dict[tuple[str, str | None, str], object] = {}
+        self._paths: dict[str, Path] = {}
 
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call.
@@ -91,14 +101,20 @@ class InferenceService:
                 marks = await self._on(self._io, self._marks, call.mask, volume, call, task)
                 prompts = dataclasses.replace(prompts, marks=marks)
             prepared = await self._prepare(task, volume, origin, call.model)
-            logged = asyncio.ensure_future(self._log(call, task, prompts))
             prepared_at = time.perf_counter()
-            prediction = await self._on(self._network, self._predict, stay, call, task, prepared, prompts)
+            try:
+                prediction = await self._on(self._network, self._predict, stay, call, task, prepared, prompts)
+            except Superseded:
+                await self._log(call, task, prompts)
+                raise
         finally:
             self._leave(call, stay)
+        # Only now, since the log's work on the same cores would hold up the network's threads.
+        logged = asyncio.ensure_future(self._log(call, task, prompts))
         body, ext, seconds = await self._on(self._io, _encode, prediction, volume, task, call)
         await logged
-        latencies = {"pre": prepared_at - started, **prediction.seconds, "write": seconds}
+        spent = prediction.seconds
+        latencies = {**spent, "pre": prepared_at - started + spent.get("pre", 0.0), "write": seconds}
         return InferReply(body=body, ext=ext, params=_params(task, prediction, latencies, started))
 
     async def _task(self, model: str) -> InferTask:
@@ -154,17 +170,33 @@ class InferenceService:
             logger.info("model %s could not be warmed: %s", model, type(error).__name__)
 
     async def _volume(self, call: InferCall) -> tuple[Volume, tuple[Any, ...]]:
-        path = call.path or (await self._images.image(call.key)).path
-        stamp = await self._on(self._io, path.stat)
+        path, stamp = await self._file(call)
         # The file's identity is part of the key: a replaced file can never show another patient's voxels.
         origin = (call.key, str(path), stamp.st_mtime_ns, stamp.st_size, stamp.st_ino)
         volume = await self._volumes.get(origin, lambda: self._on(self._io, self._read, path))
         return volume, origin
 
+    async def _file(self, call: InferCall) -> tuple[Path, os.stat_result]:
+        """The image's file and what it is now. The datastore is asked again only where it was not before."""
+        known = call.path or self._paths.get(call.key)
+        if known is not None:
+            try:
+                return known, await self._on(self._io, known.stat)
+            except FileNotFoundError:
+                if call.path is not None:
+                    raise
+        path = (await self._images.image(call.key)).path
+        if len(self._paths) >= PATHS:
+            self._paths.clear()
+        self._paths[call.key] = path
+        return path, await self._on(self._io, path.stat)
+
     async def _prepare(self, task: InferTask, volume: Volume, origin: tuple[Any, ...], model: str) -> Sized:
-        await self._on(self._io, task.load)
-        key = (*origin, model, task.version)
-        return await self._prepared.get(key, lambda: self._on(self._io, task.prepare, volume))
+        def prepare() -> Sized:
+            task.load()
+            return task.prepare(volume)
+
+        return await self._prepared.get((*origin, model, task.version), lambda: self._on(self._io, prepare))
 
     async def _log(self, call: InferCall, task: InferTask, prompts: Prompts) -> None:
         """Append the prompts to the image's click log; sessions and uploads have no image to log to."""
@@ -173,7 +205,7 @@ class InferenceService:
         event = ClickEvent(
             image_id=call.key,
             kind="click" if prompts.marks is None else "scribble",
-            payload=_payload(prompts),
+            payload=await self._on(self._io, _payload, prompts),
             model=call.model,
             model_version=task.version,
             user=call.user,

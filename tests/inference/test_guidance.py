@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from grids import ORIENTATIONS, affine_of
 
-from rayapp.inference.guidance import Encoding, encode, guided
+from rayapp.inference.guidance import Encoding, GuidedImage, encode
 from rayapp.inference.pipeline import NetworkGrid
 
 SHAPE = (19, 26, 14)
@@ -62,9 +62,14 @@ def test_channels_without_clicks_are_empty():
     assert channels.any(axis=(1, 2, 3)).tolist() == [False, True, False]
 
 
-def test_a_guided_image_is_the_image_followed_by_its_guidance():
+def test_a_guided_image_is_the_image_followed_by_its_guidance_and_forgets_earlier_clicks():
     image = np.random.default_rng(0).random((2, 9, 8, 7), dtype=np.float32)
-    clicks = [[(1.0, 2.5, 3.0)], [], [(4.0, 4.0, 4.0), (8.0, 7.0, 6.0)]]
-    channels = guided(image, clicks)
-    np.testing.assert_array_equal(channels[:2], image)
-    np.testing.assert_array_equal(channels[2:], encode(clicks, (9, 8, 7)))
+    guided = GuidedImage(image, 3)
+    for clicks in (
+        [[(1.0, 2.5, 3.0)], [], [(4.0, 4.0, 4.0), (8.0, 7.0, 6.0)]],
+        [[], [(2.0, 2.0, 2.0)], [(4.0, 4.0, 4.0)]],
+        [[], [], []],
+    ):
+        channels = guided.show(clicks)
+        np.testing.assert_array_equal(channels[:2], image)
+        np.testing.assert_array_equal(channels[2:], encode(clicks, (9, 8, 7)))
