@@ -87,7 +87,7 @@ class DeepEditTask(SegmentationTask):
 
     def margins(self, prepared: PreparedImage) -> Floats:
         """Those without clicks."""
-        return self._guided(prepared, ((),) * self._guidance_channels, Clock())
+        return self._guided(_edit(prepared), ((),) * self._guidance_channels, Clock())
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment, guided by the clicks.
@@ -95,8 +95,7 @@ class DeepEditTask(SegmentationTask):
         Raises:
             BadRequest: for `foreground` clicks when it is not clear which structure they mean.
         """
-        if not isinstance(prepared, PreparedEdit):
-            raise TypeError("prepare the image with this task")
+        prepared = _edit(prepared)
         clock = Clock()
         clicks = self._channelled(prompts)
         margins = self._margins(prepared, clicks, clock)
@@ -122,7 +121,7 @@ class DeepEditTask(SegmentationTask):
             return ceiling
         return np.minimum(ceiling, self._guided(prepared, clicks, clock))
 
-    def _guided(self, prepared: PreparedImage, clicks: Clicks, clock: Clock) -> Floats:
+    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
         positions = [prepared.grid.positions(points) for points in clicks]
         images = torch.from_numpy(prepared.guided.show(positions))
         clock.stage("pre")
@@ -142,6 +141,12 @@ class DeepEditTask(SegmentationTask):
                 raise BadRequest(f"foreground clicks: name their structure in 'label', one of {names}")
             named[target] = (*named.get(target, ()), *loose)
         return tuple(named.get(name, ()) for name in (*self._structures, BACKGROUND))
+
+
+def _edit(prepared: PreparedImage) -> PreparedEdit:
+    if not isinstance(prepared, PreparedEdit):
+        raise TypeError("prepare the image with this task")
+    return prepared
 
 
 def hold(margins: Floats, clicks: Sequence[Sequence[Position]], image: Floats) -> Floats:
