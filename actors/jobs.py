@@ -8,6 +8,7 @@ from ray.actor import ActorHandle
 from actors import OWNER
 from actors.datastore import RemoteDatastore
 from actors.face import Waiting
+from actors.training import RayFit
 from rayapp import logs
 from rayapp.config import Settings
 from rayapp.jobs.queue import JobQueue
@@ -22,8 +23,6 @@ class JobsActor(JobQueue):
     """One per cluster. Killed, it takes the running jobs with it; restarted by Ray, it goes on with them."""
 
     def __init__(self, settings: Settings, datastore: ActorHandle, models: ActorHandle) -> None:
-        from actors.training import RayFit  # Ray Train and torch take seconds to import, and only here are they needed
-
         logs.configure(settings)
         store = RemoteDatastore(datastore)
         me = ray.get_runtime_context().current_actor

@@ -1,42 +1,28 @@
-"""Training on Ray: a `TorchTrainer` in an actor of its own, whose workers are the hosts of a run.
+"""Training on Ray: each run in an actor of its own, which is watched, started again after a fault, and stopped.
 
-Owned in a chain: jobs actor, training actor, Ray Train's controller, workers. Whatever of it dies takes those below
-with it, and the one above starts it again; the run goes on from its newest checkpoint. Workers give way to
-everything else on their machine.
+Owned in a chain: jobs actor, training actor, Ray Train's controller, workers (`actors.trainer`). Whatever of it dies
+takes those below with it, and the one above starts it again; the run goes on from its newest checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import time
-import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-import torch
 from filelock import FileLock, Timeout
+from ray import PlacementGroupID
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from rayapp import logs
-from rayapp.app import app_class
 from rayapp.config import Settings
-from rayapp.errors import BadRequest, RayappError
+from rayapp.errors import RayappError
 from rayapp.jobs.queue import Desk
 from rayapp.jobs.record import Job
-from rayapp.models.store import ModelStore
-from rayapp.training.task import Progress, TrainRequest, TrainResult
-
-logger = logging.getLogger("rayapp.training")
+from rayapp.training.task import TrainRequest, TrainResult
 
 STOP = ".stop"
 """A file in the run's folder: the workers look for it before each iteration."""
@@ -44,16 +30,9 @@ LOCK = ".lock"
 """A file in the run's folder that rank 0 holds for as long as it lives: two lives of a run never overlap."""
 GRACE_S = 30.0
 """How long a run that was asked to stop may take to its next iteration before it is killed."""
-FAILURES = 3
-"""Faults of workers that Ray Train makes good within one life of the training actor."""
 LIVES = 10
 """Lives of the training actor."""
 POLL_S = 0.25
-TOLD_S = 0.5
-"""Seconds between two words of progress."""
-KEPT = 2
-GPU_SHARE = 0.51
-"""Of a GPU for one worker: two workers never meet on one, and inference finds room beside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +58,7 @@ class RayFit:
         run = Run(job_id=job.id, settings=self._settings, request=request, checkpoints=checkpoints, jobs=self._jobs)
         stop = request.folder / STOP
         stop.unlink(missing_ok=True)
+        _free()
         for _ in range(LIVES):
             actor = ray.remote(TrainingActor).options(num_cpus=0).remote()
             try:
@@ -90,6 +70,7 @@ class RayFit:
             finally:
                 ray.kill(actor)
                 _gone(request.folder)  # before the folder is removed, or another life begins
+                _free()
         raise RayappError(f"the training's process died {LIVES} times")
 
     def _answer(self, answer: Any, stop: Path, desk: Desk) -> TrainResult | None:
@@ -118,145 +99,20 @@ def _gone(folder: Path) -> None:
         pass
 
 
+def _free() -> None:
+    """Remove the placement groups of runs that are over. A killed controller leaves its own behind: Ray keeps one for
+    as long as the job lives that made it, and all of this server is one job. Nothing else in it makes any."""
+    job = ray.get_runtime_context().get_job_id()
+    for group, found in ray.util.placement_group_table().items():
+        if group.endswith(job) and found["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+
+
 class TrainingActor:
     """One life of a run's trainer."""
 
     def fit(self, run: Run) -> TrainResult | RayappError | None:
         """What rank 0 returned."""
-        logs.configure(run.settings)
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-        trainer = _Trainer(
-            work,
-            train_loop_config={"run": run},
-            scaling_config=scaling(run.request.params, ray.cluster_resources()),
-            run_config=RunConfig(
-                name=run.checkpoints.name,
-                storage_path=str(run.checkpoints.parent),
-                failure_config=FailureConfig(max_failures=FAILURES),
-                checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
-                callbacks=[_Faults(run)],
-            ),
-        )
-        return trainer.fit().return_value
+        from actors.trainer import fit  # Ray Train and torch are needed in this process only
 
-
-def scaling(params: Mapping[str, Any], cluster: Mapping[str, float]) -> ScalingConfig:
-    """From one worker up to as many as asked for: by default one for each GPU, or one without (its threads use the
-    cores)."""
-    gpus = int(cluster.get("GPU", 0))
-    most = int(params.get("workers") or 0) or max(1, gpus)
-    share = {"GPU": GPU_SHARE} if gpus else {}
-    return ScalingConfig(
-        num_workers=(1, most) if most > 1 else 1, use_gpu=bool(gpus), resources_per_worker={"CPU": 1, **share}
-    )
-
-
-class _Trainer(TorchTrainer):
-    """Without the watchman that Ray Train posts: of a killed controller he outlives it, and Ray frees what a dead
-    controller held by itself."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
-
-
-class _Faults(UserCallback):
-    """Tells the job's record of every fault that Ray Train makes good."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Called in the controller."""
-        lost = ", ".join(f"{rank} ({type(error).__name__})" for rank, error in sorted(worker_exceptions.items()))
-        text = f"lost worker {lost}: started again from the last checkpoint, if there is one"
-        self._run.jobs.note.remote(self._run.job_id, text)
-
-
-def work(config: dict[str, Any]) -> TrainResult | RayappError | None:
-    """One worker's part of the run."""
-    run: Run = config["run"]
-    give_way()
-    logs.configure(run.settings)
-    host = RayHost(run)
-    try:
-        app = app_class(run.settings)(settings=run.settings, models=ModelStore.of(run.settings))
-        task = app.trainers.get(run.request.model)
-        if task is None:
-            raise BadRequest(f"the app has no trainer {run.request.model!r}")
-        defaults = {name: value[0] if isinstance(value, list) else value for name, value in task.info.config.items()}
-        with host.alone():
-            host.began()
-            return task.train(replace(run.request, params={**defaults, **run.request.params}), host)
-    except RayappError as error:
-        # Returned, not raised: what is wrong with the request stays wrong, so it must not be tried again.
-        if host.rank == 0:
-            return error
-        raise
-    except Exception as error:
-        places = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("job %s, worker %d: %s\n%s", run.job_id, host.rank, type(error).__name__, places)
-        raise
-
-
-def give_way() -> None:
-    """Let this thread, and those it starts, compute only when nobody else wants to."""
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
-    if hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    beside = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
-
-
-class RayHost:
-    """`rayapp.training.task.Host` in a worker of Ray Train."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        context = ray.train.get_context()
-        self.rank = context.get_world_rank()
-        self.world_size = context.get_world_size()
-        self.device = ray.train.torch.get_device()
-        self._stop = run.request.folder / STOP
-        self._told = 0.0
-
-    def alone(self) -> contextlib.AbstractContextManager[Any]:
-        """Wait, as rank 0, until no earlier life of this run is left."""
-        return FileLock(self._run.request.folder / LOCK) if self.rank == 0 else contextlib.nullcontext()
-
-    def began(self) -> None:
-        """Tell, from rank 0, where the run begins."""
-        if self.rank != 0:
-            return
-        found = ray.train.get_checkpoint()
-        at = found.get_metadata() if found else {}
-        where = f"goes on from epoch {at['epoch']}, iteration {at['iteration']}," if at else "begins"
-        self._tell("note", f"{where} on {self.device.type} with {self.world_size} worker(s)")
-
-    def resume(self) -> Path | None:
-        """See `Host`."""
-        found = ray.train.get_checkpoint()
-        return None if found is None else Path(found.path)
-
-    def report(self, progress: Progress, *, checkpoint: Path | None = None) -> None:
-        """See `Host`."""
-        if checkpoint is not None:
-            own = ray.train.Checkpoint.from_directory(checkpoint) if self.rank == 0 else None
-            if own is not None:
-                own.set_metadata(asdict(progress))
-            ray.train.report(asdict(progress), checkpoint=own)
-        if self.rank == 0 and (checkpoint is not None or time.monotonic() - self._told > TOLD_S):
-            self._told = time.monotonic()
-            self._tell("progress", progress, kept=checkpoint is not None)
-
-    def stopped(self) -> bool:
-        """See `Host`. Rank 0 looks and tells the others."""
-        if self.world_size == 1:
-            return self._stop.exists()
-        said = torch.tensor([self.rank == 0 and self._stop.exists()], dtype=torch.uint8, device=self.device)
-        torch.distributed.broadcast(said, src=0)
-        return bool(said.item())
-
-    def _tell(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Without waiting: a jobs actor that is away misses a line, and this run ends with it anyway."""
-        getattr(self._run.jobs, method).remote(self._run.job_id, *args, **kwargs)
+        return fit(run)

@@ -48,15 +48,15 @@ def p(values: list[float], quantile: float) -> float:
     return float(np.quantile(values, quantile)) * 1e3
 
 
-def click(client: Client, image: str, number: int, *, size: int) -> dict[str, float]:
-    """One click, never the same twice; wall time and the server's stages, in seconds."""
+def click(client: Client, image: str, number: int, *, size: int) -> dict[str, Any]:
+    """One click, never the same twice; wall time and the server's stages, in seconds, and the model's version."""
     point = [size // 2 + number % 17 - 8, size // 2 + number // 17 - 8, 20 + number % 11]
     began = time.perf_counter()
     reply = client.infer_box("deepedit", image, params={"liver": [point], "background": [], "label": "liver"})
     wall = time.perf_counter() - began
     stages = dict(reply.params["latencies"])
     stages.pop("transform")
-    return {**stages, "wall": wall}
+    return {**stages, "wall": wall, "version": reply.params["model_version"]}
 
 
 def one_client(url: str, clicks: int) -> list[dict[str, Any]]:

@@ -63,8 +63,11 @@ def _task(job: Job) -> Task:
 
 
 async def _stop(services: Services, kind: Kind) -> Task | None:
-    job: Job | None = await services.jobs.stop(kind)
-    return None if job is None else _task(await _ended(services, job.id, STOPS_S))
+    job: Job | None = await services.jobs.running(kind)
+    if job is None:
+        return None
+    await services.jobs.cancel(job.id)  # by its id: asked again after a fault, it must not stop the next one
+    return _task(await _ended(services, job.id, STOPS_S))
 
 
 async def _ended(services: Services, job_id: str, seconds: float) -> Job:

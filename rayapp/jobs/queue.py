@@ -164,11 +164,6 @@ class JobQueue:
                 self._desks[job_id].stop.set()
             return job
 
-    def stop(self, kind: Kind) -> Job | None:
-        """Ask the running job of that kind to stop; None if none runs."""
-        job = self.running(kind)
-        return None if job is None else self.cancel(job.id)
-
     def note(self, job_id: str, text: str) -> None:
         """Add a line to a running job's details. Of jobs that are over nothing more is heard."""
         with self._changed:

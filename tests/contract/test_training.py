@@ -12,6 +12,7 @@ from rayapp import errors
 from rayapp.client import Client, JobKind
 from tests.conftest import Running, started
 from tests.contract.test_commands import rayapp
+from tests.contract.test_monailabel_client import MONAILabelClient, MONAILabelClientException
 from tests.jobs.plain import APP, write_label
 
 
@@ -72,6 +73,24 @@ def test_jobs_are_listed_followed_and_refused_in_one_line(trainer: Running, tmp_
     for words in (("train", "nothing"), ("train", "bright", "--set", "x"), ("jobs", "nothing")):
         done = rayapp(*words, "--server", trainer.url, cwd=tmp_path)
         assert (done.returncode in (1, 2), done.stdout, len(done.stderr.splitlines())) == (True, "", 1), done.stderr
+
+
+def test_slicers_client_starts_watches_and_stops_a_training(trainer: Running):
+    slicer = MONAILabelClient(trainer.url, client_id="slicer")
+    assert slicer.train_status(check_if_running=True) is False
+    config = slicer.info()["trainers"]["bright"]["config"]
+    started = slicer.train_start("bright", {**config, "pause": 0.1, "max_epochs": 500})
+    assert started["status"] == "SUBMITTED"
+    while not slicer.train_status(check_if_running=True):
+        pass
+    assert slicer.train_status()["id"] == started["id"]
+    with pytest.raises(MONAILabelClientException):
+        slicer.train_start("shiny", {})
+    stopped = slicer.train_stop()
+    assert (stopped["id"], stopped["status"]) == (started["id"], "STOPPED")
+    assert stopped["details"][-1]
+    assert slicer.train_stop() is None
+    assert slicer.train_status(check_if_running=True) is False
 
 
 def test_a_training_can_be_left_to_itself_and_cancelled(trainer: Running, tmp_path: Path):

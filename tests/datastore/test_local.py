@@ -212,6 +212,11 @@ def test_the_datalist_pairs_images_with_their_final_labels(plain: Any, studies: 
     save(plain, "mr_c", ext=".nrrd")
     save(plain, "ct_a", tag="original")
     assert plain.datalist() == [{"image": str(studies / "mr_c.nrrd"), "label": str(studies / "labels/final/mr_c.nrrd")}]
+    (kept,) = plain.datalist(kept=True)
+    body = Path(kept["label"]).read_bytes()
+    save(plain, "mr_c", body=b"another", ext=".nrrd")
+    plain.remove_label("mr_c", "final")
+    assert Path(kept["label"]).read_bytes() == body
 
 
 def test_the_archive_holds_the_final_pairs_and_the_document(store: Any, tmp_path: Path) -> None:

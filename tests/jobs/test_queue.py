@@ -196,14 +196,13 @@ def test_stopping_ends_the_running_job_and_the_next_begins(jobs, work):
     submit(jobs, "a")
     submit(jobs, "b")
     work.began.acquire(timeout=5)
-    assert jobs.stop(Kind.TRAIN).id == "a"
+    assert jobs.cancel("a").stopping
     assert ended(jobs, "a")[0].state is State.STOPPED
     assert work.cleaned[0] == ("a", State.STOPPED)
     work.began.acquire(timeout=5)
     assert jobs.running(Kind.TRAIN).id == "b"
     work.go.release()
     ended(jobs, "b")
-    assert jobs.stop(Kind.TRAIN) is None
     assert jobs.cancel("b").state is State.DONE
 
 
