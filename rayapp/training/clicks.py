@@ -1,7 +1,7 @@
 """ClickTrainTask: what tasks that learn from simulated clicks share.
 
 Their networks see an image and one guidance channel for each structure and one for background, as
-`rayapp.inference.guidance.guided` makes them for training and inference alike.
+`rayapp.inference.guidance.GuidedImage` makes them for training and inference alike.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class ClickTrainTask(BasicTrainTask[ClickOptions]):
 def guided(image: Tensor, clicks: Clicks) -> Tensor:
     """What the network is shown of one image, (C, X, Y, Z) or (C, X, Y), and the clicks on it."""
     flat = image.ndim == 3
-    shown = torch.from_numpy(guidance.guided((image[..., None] if flat else image).numpy(), clicks))
+    whole = (image[..., None] if flat else image).numpy()
+    shown = torch.from_numpy(guidance.GuidedImage(whole, len(clicks)).show(clicks))
     return shown[..., 0] if flat else shown
 
 
