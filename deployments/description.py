@@ -48,10 +48,10 @@ class Description:
         self._until = 0.0
 
     async def spelled(self, section: str, name: str) -> str:
-        """`name` as the app knows it: Slicer writes `+` for a space in a path. Unknown names come back as they are."""
+        """`name` as the app knows it: in paths, `+` and a space stand for each other. Unknown names come back as is."""
         known = (await self.get())[section]
-        spaced = name.replace("+", " ")
-        return spaced if name not in known and spaced in known else name
+        spellings = (name, name.replace("+", " "), name.replace(" ", "+"))
+        return next((spelling for spelling in spellings if spelling in known), name)
 
     async def known(self, section: str, what: str, name: str) -> str:
         """As `spelled`. Raises NotFound, which says what there is."""

@@ -26,7 +26,7 @@ CERTAIN = 3.9
 """Log-odds (49 to 1) that no voxel's appearance may pass: samples are few, and places count too."""
 BINS = 48
 MIXTURES = 3
-TREES = 30
+TREES = 20
 LEAF = 3
 MAX_SAMPLES = 3000
 """Samples of each kind that a likelihood is fitted to."""
@@ -73,14 +73,21 @@ def histogram(values: Floats, foreground: Bools) -> Likelihood:
 def gaussian_mixture(values: Floats, foreground: Bools) -> Likelihood:
     """A mixture of Gaussians for each kind, over all features."""
     from sklearn.mixture import GaussianMixture  # slow to import
+    from threadpoolctl import threadpool_limits
 
     def fitted(samples: Floats) -> GaussianMixture:
         count = min(MIXTURES, max(1, len(samples) // 10))
         samples = samples if len(samples) > 1 else np.repeat(samples, 2, axis=0)
-        return GaussianMixture(count, reg_covar=5e-3, max_iter=50, init_params="k-means++", random_state=0).fit(samples)
+        mixture = GaussianMixture(count, reg_covar=5e-3, tol=1e-2, init_params="k-means++", random_state=0)
+        return mixture.fit(samples)
 
-    on, off = fitted(values[foreground]), fitted(values[~foreground])
-    return lambda points: _bounded(on.score_samples(points) - off.score_samples(points))
+    def logits(points: Floats) -> Floats:
+        with threadpool_limits(1):  # the products are so thin that threads cost ten times what they save
+            return _bounded(on.score_samples(points) - off.score_samples(points))
+
+    with threadpool_limits(1):
+        on, off = fitted(values[foreground]), fitted(values[~foreground])
+    return logits
 
 
 def forest(values: Floats, foreground: Bools) -> Likelihood:

@@ -1,15 +1,15 @@
 """RefinementTask: what a network proposes for one structure, corrected by scribbles.
 
 The network runs once per image. Its log-odds take the place of a learnt appearance; strokes hold where they are drawn
-and count nearby, and the graph cut or random walk draws the border along edges of the image itself, at its own
-resolution. Voxels far from strokes stay as the network sees them.
+and speak for the tissue like theirs around them, and the graph cut or random walk draws the border along edges of the
+image itself, at its own resolution. Voxels far from strokes stay as the network sees them.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,16 @@ from rayapp.inference.marks import BACKGROUND, FOREGROUND, Marks, marked
 from rayapp.inference.pipeline import Floats, NetworkGrid
 from rayapp.inference.region import Region
 from rayapp.inference.scan import Scan, Spacing, extent
-from rayapp.inference.scribbles import MARGIN_MM, NEARNESS, OPTIMISERS, answer, import_libraries, optimiser_of, painted
+from rayapp.inference.scribbles import MARGIN_MM, OPTIMISERS, answer, import_libraries, optimiser_of, painted
 from rayapp.inference.segmentation import Clock, PreparedImage, SegmentationTask
 from rayapp.inference.task import Prediction, Prompts, TaskInfo
 
-STROKE_MM = 5.0
-"""Distance over which a stroke's word fades to a third."""
+SAY = 2 * CERTAIN
+"""Log-odds that a stroke adds right beside it, where the tissue is the same: enough to turn the network's."""
+STROKE_MM = 20.0
+"""Distance over which that fades to a third."""
+ALIKE = 0.3
+"""Difference in normalised intensity (most of the body spans 2) at which it has faded to 0.6."""
 UNLIKELY = -2.0
 """Log-odds below which the network is not asked any further."""
 
@@ -107,8 +111,12 @@ class RefinementTask:
         margin, grid = prepared.said[0][value - 1], prepared.image.grid
         region = _region(margin, grid, marks, prompts, prepared.scan)
         seen, spacing = region.marks(marks), prepared.scan.spacing * region.steps
-        logits = np.clip(_proposed(margin, grid, region), -CERTAIN, CERTAIN) + _nearby(seen, spacing)
-        mask = optimise(logits, prepared.scan.view(region), seen, spacing)
+        image = prepared.scan.view(region)
+        # Outside the box is background for certain, but that says nothing of what is inside.
+        drawn = marked(prepared.scan.shape, replace(prompts, roi=None), seeded=False) if prompts.roi else marks
+        strokes = region.marks(drawn)
+        logits = np.clip(_proposed(margin, grid, region), -CERTAIN, CERTAIN) + _nearby(strokes, image, spacing)
+        mask = optimise(logits, image, seen, spacing)
         clock.stage("infer")
         labels = painted(mask, region, marks)
         clock.stage("invert")
@@ -146,11 +154,12 @@ def _proposed(margin: Floats, grid: NetworkGrid, region: Region) -> Floats:
     return field
 
 
-def _nearby(marks: Marks, spacing: Spacing) -> Floats:
-    """What strokes say of the voxels around them, in log-odds."""
+def _nearby(marks: Marks, image: Floats, spacing: Spacing) -> Floats:
+    """What strokes say of the voxels around them, in log-odds: the more, the nearer and the more alike they are."""
     total = np.zeros(marks.shape, dtype=np.float32)
     for mark, sign in ((FOREGROUND, 1), (BACKGROUND, -1)):
         if (marks == mark).any():
-            distance = ndimage.distance_transform_edt(marks != mark, sampling=spacing)
-            total += np.float32(sign * 2 * NEARNESS) * np.exp(-distance / STROKE_MM).astype(np.float32)
+            distance, nearest = ndimage.distance_transform_edt(marks != mark, sampling=spacing, return_indices=True)
+            apart = np.square(image - image[(slice(None), *nearest)]).sum(axis=0) / (2 * ALIKE * ALIKE)
+            total += np.float32(sign * SAY) * np.exp(-distance / STROKE_MM - apart).astype(np.float32)
     return total

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from rayapp.inference.marks import BACKGROUND, FOREGROUND, Marks
 from rayapp.inference.pipeline import Box, Floats, Shape
+from rayapp.inference.sparse_slices import signed_distance
 from rayapp.inference.task import Point
 
 Bools = npt.NDArray[np.bool_]
@@ -93,14 +94,16 @@ class Region:
         )
         steps = np.array(self.steps, dtype=float)
         field = ndimage.affine_transform(
-            ndimage.gaussian_filter(mask[near].astype(np.float32), np.where(steps > 1, 0.6, 0.0)),
+            signed_distance(mask[near], steps),
             1 / steps,
             0.5 / steps - 0.5,
             output_shape=target[fine].shape,
             order=1,
             mode="nearest",
         )
-        target[fine][field > 0.5] = 1
+        # Interpolation rounds corners off; the level is the one at which the structure is as large as its blocks.
+        size = min(field.size, np.count_nonzero(mask) * int(np.prod(self.steps)))
+        target[fine][field >= min(0.0, np.partition(field, -size, axis=None)[-size])] = 1
 
 
 def _block_means(array: Floats, axis: int, step: int) -> Floats:

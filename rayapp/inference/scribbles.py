@@ -47,6 +47,7 @@ OUTLINE_MM = 3.0
 """Depth in the outline that is worth a log-odds of 1."""
 DEEPEST = 3.0
 """Log-odds that a voxel's place in or out of the outline may give it."""
+BESIDE = np.ones((3, 3), dtype=bool)
 FAVOUR = 1.0
 """Log-odds for foreground: strokes run where a structure looks purest, and its border voxels lie between the two."""
 
@@ -88,21 +89,22 @@ class ScribblesTask:
         clock.stage("pre")
         work = Work.on(prepared, marks, *_first_region(prepared, marks, prompts))
         for _ in range(GROWTHS):
-            outlines = self._outlines(work, optimise)
+            outlines, model = self._outlines(work, optimise)
             wider = None if prompts.roi else _wider(work, outlines, prepared)
             if wider is None:
                 break
             work = Work.on(prepared, marks, wider, work.axis)
-        mask = _volume(work, outlines, self._refitted(work, outlines), optimise)
+        mask = _volume(work, outlines, self._refitted(work, outlines) or model, optimise)
         clock.stage("infer")
         labels = painted(work.turned_back(mask), work.region, marks)
         clock.stage("invert")
         return answer(labels, prompts, clock)
 
-    def _outlines(self, work: Work, optimise: Optimiser) -> dict[int, Bools]:
+    def _outlines(self, work: Work, optimise: Optimiser) -> tuple[dict[int, Bools], Likelihood]:
         """The structure on each stroked slice, by the strokes and by the appearance that they show."""
         known = work.marks if (work.marks == BACKGROUND).any() else _framed(work.marks)
-        model = self._fit(*likelihood.sampled(work.features[known > 0], known[known > 0] == FOREGROUND))
+        shown = _thickened(known)
+        model = self._fit(*likelihood.sampled(work.features[shown > 0], shown[shown > 0] == FOREGROUND))
         anywhere = (known == BACKGROUND).any(axis=-1)
         outlines = {}
         for k in work.slices():
@@ -115,12 +117,14 @@ class ScribblesTask:
             logits = (looks + nearness + FAVOUR).astype(np.float32)
             mask = optimise(logits, work.image[..., k], marks, work.spacing[:2])
             outlines[k] = ndimage.binary_fill_holes(_hanging(mask, on)) & ~off
-        return outlines
+        return outlines, model
 
-    def _refitted(self, work: Work, outlines: Mapping[int, Bools]) -> Likelihood:
-        """The appearance of the stroked slices, now that they are segmented."""
+    def _refitted(self, work: Work, outlines: Mapping[int, Bools]) -> Likelihood | None:
+        """The appearance of the stroked slices, now that they are segmented; None where nothing else is on them."""
         at = sorted(outlines)
         inside = np.stack([outlines[k] for k in at], axis=-1)
+        if inside.all():
+            return None
         values = work.features[:, :, at]
         return self._fit(*likelihood.sampled(values.reshape(inside.size, -1), inside.ravel()))
 
@@ -167,7 +171,7 @@ def _first_region(scan: Scan, marks: Marks, prompts: Prompts) -> tuple[Region, i
         planes = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(across(axis))))
         gap = int(np.diff(planes).max()) if len(planes) > 1 else 0
         wide = ((high - low) * scan.spacing)[across(axis)].max()
-        margin[axis] = max(MARGIN_MM, 1.5 * gap * scan.spacing[axis] if gap > 1 else wide / 2)
+        margin[axis] = max(MARGIN_MM, 1.5 * gap * scan.spacing[axis] if gap > 1 else wide * 0.75)
     grown = np.ceil(margin / scan.spacing)
     return Region.around(low - grown, high + grown, scan.shape, scan.spacing), axis
 
@@ -208,6 +212,15 @@ def _hanging(mask: Bools, seeds: Bools) -> Bools:
     kept[parts[seeds]] = True
     kept[0] = False
     return np.asarray(kept[parts], dtype=np.bool_)
+
+
+def _thickened(marks: Marks) -> Marks:
+    """Marks with the voxels beside them in their slices, where they agree: thin strokes have little to learn from."""
+    thick = np.zeros_like(marks)
+    for k in np.flatnonzero(marks.any(axis=(0, 1))):
+        near = [ndimage.binary_dilation(marks[..., k] == mark, BESIDE) for mark in (BACKGROUND, FOREGROUND)]
+        thick[..., k] = np.where(near[0] & near[1], 0, near[0] * BACKGROUND + near[1] * FOREGROUND)
+    return np.where(marks > 0, marks, thick).astype(np.uint8)
 
 
 def _framed(marks: Marks) -> Marks:

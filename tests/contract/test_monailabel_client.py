@@ -96,6 +96,50 @@ def test_clicks_reach_the_model_as_slicer_sends_them(client: Any, server: Runnin
     assert params["label_names"]["liver"] == 1
 
 
+def defaults(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's options as Slicer sends them: the first of each list."""
+    return {key: value[0] if isinstance(value, list) else value for key, value in model["config"].items()}
+
+
+def test_scribbles_go_as_a_label_map_and_come_back_as_a_mask(client: Any, server: Running, tmp_path: Path):
+    image, file = server.studies / "torso_0.nii.gz", tmp_path / "scribbles.nii.gz"
+    drawn = labelled(image, file)  # 1 in one corner, 2 in another
+    slicer = {
+        "roi": [],
+        "label_info": [{"name": "foreground_scribbles", "id": 1}, {"name": "background_scribbles", "id": 2}],
+        "selected_label_name": "lesion",
+        "result_extension": ".nrrd",
+        "result_dtype": "uint8",
+    }
+    online = {name: model for name, model in client.info()["models"].items() if model["type"] == "scribbles"}
+    online = {name: model for name, model in online.items() if not model["labels"]}
+    assert len(online) == 4
+    for name, model in online.items():
+        made, params = client.infer(name, "torso_0", {**slicer, **defaults(model)}, str(file))
+        assert same_grid(made, image)
+        mask = sitk.GetArrayFromImage(sitk.ReadImage(made))
+        assert mask.dtype == np.uint8
+        assert (mask[drawn == 1] == 1).all()
+        assert (mask[drawn == 2] == 0).all()
+        assert params["label_names"] == {"lesion": 1}
+
+
+def test_scribbles_refine_what_a_network_proposes(client: Any, server: Running, tmp_path: Path):
+    image, file = server.studies / "torso_0.nii.gz", tmp_path / "scribbles.nii.gz"
+    drawn = labelled(image, file)
+    slicer = {
+        "label_info": [{"name": "background_scribbles", "id": 1}, {"name": "foreground_scribbles", "id": 2}],
+        "selected_label_name": "liver",
+        "result_extension": ".nrrd",
+    }
+    made, _ = client.infer("Segmentation+GraphCut", "torso_0", slicer, str(file))
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(made))
+    assert same_grid(made, image)
+    assert (mask[drawn == 2] == 1).all()
+    assert (mask[drawn == 1] == 0).all()
+    assert mask.sum() > 2 * (drawn == 2).sum()
+
+
 def test_an_image_that_was_uploaded_comes_back_whole(client: Any, server: Running, tmp_path: Path):
     source = server.studies / "torso_1.nii.gz"
     assert client.upload_image(str(source), "uploaded", {"note": "here"})["image"] == "uploaded"

@@ -159,8 +159,9 @@ class Served:
             return self.put(f"/datastore/label{query}", files={"label": body}, data={"params": json.dumps(params)})
 
     def staged(self) -> list[str]:
-        """Files that uploads left behind."""
-        return [path.name for path in (self.settings.studies / ".rayapp" / "staging").iterdir()]
+        """Files that uploads left behind; the list for MONAI Label, `.json`, is being written there at times."""
+        folder = self.settings.studies / ".rayapp" / "staging"
+        return [path.name for path in folder.iterdir() if path.suffix != ".json"]
 
 
 def voxels() -> np.ndarray:

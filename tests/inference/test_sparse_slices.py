@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rayapp.inference.sparse_slices import depth, signed_distance
+from rayapp.inference.sparse_slices import ALONE, depth, signed_distance
 
 SPACING = np.array((0.8, 1.1, 3.0))
 
@@ -49,7 +49,8 @@ def test_beyond_the_last_slice_it_shrinks_and_ends_a_gap_further_on():
     assert not areas[:3].any()
 
 
-def test_one_slice_alone_becomes_as_high_as_it_is_wide():
+def test_one_slice_alone_becomes_an_ellipsoid_around_it():
     field = depth({15: disc(12.0)}, 31, SPACING)
     volume = (field > 0).sum() * SPACING.prod()
-    assert volume == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.2)
+    assert volume == pytest.approx(4 / 3 * np.pi * 12**3 * ALONE, rel=0.2)
+    np.testing.assert_array_equal(field[..., 12], field[..., 18])

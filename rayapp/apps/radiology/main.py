@@ -14,6 +14,7 @@ from rayapp.errors import NotFound
 from rayapp.inference import likelihood
 from rayapp.inference.closed_curves import ClosedCurvesTask
 from rayapp.inference.deepedit import DeepEditTask
+from rayapp.inference.likelihood import Fit
 from rayapp.inference.refinement import RefinementTask
 from rayapp.inference.scribbles import ScribblesTask
 from rayapp.inference.segmentation import SegmentationTask
@@ -29,6 +30,11 @@ SHIPPED = Path(__file__).parent / "weights"
 TASKS = {"segmentation": SegmentationTask, "deepedit": DeepEditTask}
 SCRIBBLES = "scribbles"
 """In `--models`: what needs no weights, and a refinement of each network."""
+ONLINE: Mapping[str, tuple[Fit, str]] = {
+    "Forest+GraphCut": (likelihood.forest, "random trees"),
+    "GMM+GraphCut": (likelihood.gaussian_mixture, "Gaussian mixtures"),
+    "Histogram+GraphCut": (likelihood.histogram, "histograms"),
+}
 REFINED = {"segmentation": "Segmentation+GraphCut", "deepedit": "DeepEdit+GraphCut"}
 TRAINED = ("segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d")
 """The models there are trainers for."""
@@ -99,14 +105,10 @@ class RadiologyApp(LabelApp):
 
 
 def scribbles(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
-    """The scribbles methods, by the names that 3D Slicer's panel shows."""
-    online = {
-        "Forest+GraphCut": (likelihood.forest, "Online likelihood of random trees, with graph cut"),
-        "GMM+GraphCut": (likelihood.gaussian_mixture, "Online likelihood of Gaussian mixtures, with graph cut"),
-        "Histogram+GraphCut": (likelihood.histogram, "Online likelihood of histograms, with graph cut"),
-    }
+    """The scribbles methods, by the names that 3D Slicer's panel shows: those without weights, and one per network."""
     made: dict[str, InferTask] = {
-        name: ScribblesTask(fit=fit, description=description) for name, (fit, description) in online.items()
+        name: ScribblesTask(fit=fit, description=f"Scribbles: appearance learnt by {by}, borders by graph cut")
+        for name, (fit, by) in ONLINE.items()
     }
     made["ClosedCurves+GraphCut"] = ClosedCurvesTask(
         fit=likelihood.forest, description="Closed curves or painted slices, interpolated to a volume"
