@@ -37,8 +37,8 @@ DATA = Path(__file__).parents[2] / "shared" / "data" / "hippocampus"
 LABELS = {"anterior": 1, "posterior": 2}
 HELD = 40
 CLICKS = (0, 1, 3, 5, 10)
-EPOCHS = {"segmentation": 25, "deepedit": 25}
-PARAMS = {"train_batch_size": 2}
+EPOCHS = {"segmentation": 40, "deepedit": 24}
+PARAMS = {"train_batch_size": 2, "val_interval": 3}
 
 
 def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:

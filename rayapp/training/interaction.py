@@ -47,18 +47,21 @@ class Region:
         return x, y, z
 
 
-def regions(truth: Array, guess: Array, labels: int) -> list[Region]:
-    """What the guess got wrong, largest first; `labels` is how many there are, background included."""
+def regions(truth: Array, guess: Array, labels: int, *, count: int) -> list[Region]:
+    """The `count` largest errors of the guess, largest first; `labels` is how many there are, background included."""
     wrong = truth != guess
-    found: list[Region] = []
-    for label in range(labels):
-        found += _parts(wrong & (truth == label), label)
-    return sorted(found, key=lambda region: -region.size)
+    parts = [_parts(wrong & (truth == label)) for label in range(labels)]
+    sizes = [(int(size), label, part) for label, (_, found) in enumerate(parts) for part, size in enumerate(found, 1)]
+    largest = sorted(sizes, key=lambda item: -item[0])[:count]
+    return [_region(parts[label][0] == part, label, size) for size, label, part in largest]
 
 
 def structure(truth: Array, label: int) -> Region | None:
     """The largest connected part of a structure."""
-    return max(_parts(truth == label, label), key=lambda region: region.size, default=None)
+    parts, sizes = _parts(truth == label)
+    if not len(sizes):
+        return None
+    return _region(parts == 1 + int(sizes.argmax()), label, int(sizes.max()))
 
 
 def placed_on(position: tuple[int, int, int], shape: tuple[int, ...]) -> Position:
@@ -71,14 +74,16 @@ def corrections(
     truth: Array, guess: Array, labels: int, *, count: int, rng: np.random.Generator, noise: float = 0.0
 ) -> Iterator[tuple[int, Position]]:
     """Labels and places of clicks into the `count` largest wrong regions."""
-    for region in regions(truth, guess, labels)[:count]:
+    for region in regions(truth, guess, labels, count=count):
         yield region.label, placed_on(region.click(rng, noise=noise), truth.shape)
 
 
-def _parts(mask: npt.NDArray[np.bool_], label: int) -> list[Region]:
+def _parts(mask: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Connected parts, numbered from 1, and their sizes in voxels."""
     parts, _ = ndimage.label(mask)
-    found = []
-    for part, box in enumerate(ndimage.find_objects(parts), start=1):
-        inside = parts[box] == part
-        found.append(Region(label=label, box=box, mask=inside, size=int(np.count_nonzero(inside))))
-    return found
+    return parts, np.bincount(parts.ravel())[1:]
+
+
+def _region(mask: npt.NDArray[np.bool_], label: int, size: int) -> Region:
+    (box,) = ndimage.find_objects(mask.view(np.uint8))
+    return Region(label=label, box=box, mask=mask[box], size=size)

@@ -109,7 +109,7 @@ def test_corrections_do_not_make_it_worse(deepedit, cases):
         image = deepedit.prepare(volume)
         before = edit(deepedit, image)
         names, clicks = ["background", *ORGANS], {}
-        for region in interaction.regions(truth.array, before, len(names))[:5]:
+        for region in interaction.regions(truth.array, before, len(names), count=5):
             clicks.setdefault(names[region.label], []).append(region.click(rng))
         after = edit(deepedit, image, **clicks)
         assert np.nanmean(dice(after, truth.array, 5)) >= np.nanmean(dice(before, truth.array, 5)) - 0.005

@@ -1,5 +1,7 @@
 """What a network marks comes back on the same voxels of the source, on every grid."""
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -7,10 +9,13 @@ import torch
 from grids import ORIENTATIONS, affine_of
 from scipy import ndimage
 
+from rayapp.imaging import reader
 from rayapp.inference import pipeline
 from rayapp.inference.pipeline import MAX_AXIS, NetworkGrid
 
 SHAPE = (19, 26, 14)
+
+HIPPOCAMPUS = Path(__file__).parents[3] / "shared" / "data" / "hippocampus"
 
 
 def threshold(image, level=0.5):
@@ -136,6 +141,33 @@ def test_ct_and_mr_are_normalised_alike():
         assert inside.max() <= 2
         assert abs(np.median(inside[body])) < 0.2
         assert 0.4 < inside[body].std() < 0.8
+
+
+def test_an_image_cropped_to_within_the_body_keeps_its_darker_half():
+    texture = np.random.default_rng(0).normal(300, 60, (30, 34, 28)).astype(np.float32)
+    inside = pipeline.normalise(texture)
+    assert (np.abs(inside) < 2).mean() > 0.99
+    assert abs(np.median(inside)) < 0.1
+
+
+def test_between_air_and_tissue_the_normalisation_has_no_jump():
+    rng = np.random.default_rng(0)
+    body = ellipsoid((40, 40, 40), (20, 20, 20), (17, 16, 18)) > 0
+    noise = rng.normal(0, 1, body.shape)
+    before = None
+    for spread in range(0, 200, 4):  # of what is around the body: from air to something like it
+        scan = np.where(body, 500 + 60 * noise, 100 + spread * noise).astype(np.float32)
+        median = float(np.median(pipeline.normalise(scan)[body]))
+        assert before is None or abs(median - before) < 0.25
+        before = median
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="../shared/data/hippocampus is absent")
+def test_hippocampi_are_not_clipped_away():
+    for image in sorted(HIPPOCAMPUS.glob("imagesTr/*.nii.gz"))[::20]:
+        scan = reader.read_volume(image, max_bytes=1 << 30).array[0].astype(np.float32)
+        label = reader.read_segmentation(HIPPOCAMPUS / "labelsTr" / image.name, max_bytes=1 << 30).array
+        assert (np.abs(pipeline.normalise(scan)[label > 0]) < 2).mean() > 0.99
 
 
 def test_an_image_of_one_value_is_normalised_without_dividing_by_nothing():

@@ -31,21 +31,21 @@ def scene():
 
 def test_the_largest_errors_come_first_each_with_the_label_it_should_have():
     truth, guess = scene()
-    found = interaction.regions(truth, guess, 3)
+    found = interaction.regions(truth, guess, 3, count=9)
     assert [(region.label, region.size) for region in found] == [(1, 7 * 10 * 7), (0, 6 * 5 * 4)]
-    assert interaction.regions(truth, truth, 3) == []
+    assert interaction.regions(truth, truth, 3, count=9) == []
 
 
 def test_an_error_between_structures_asks_for_the_right_one():
     truth, guess = scene()
     guess = np.where(truth == 2, 1, truth)
-    assert [region.label for region in interaction.regions(truth, guess, 3)] == [2]
+    assert [region.label for region in interaction.regions(truth, guess, 3, count=9)] == [2]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_click_lies_deep_inside_its_region(seed):
     truth, guess = scene()
-    for region in interaction.regions(truth, guess, 3):
+    for region in interaction.regions(truth, guess, 3, count=9):
         place = region.click(np.random.default_rng(seed))
         wrong = (truth != guess) & (truth == region.label)
         depth = ndimage.distance_transform_edt(wrong)
@@ -55,7 +55,7 @@ def test_a_click_lies_deep_inside_its_region(seed):
 def test_a_noisy_click_misses_and_stays_on_the_grid():
     truth, guess = scene()
     rng = np.random.default_rng(0)
-    (region, *_) = interaction.regions(truth, guess, 3)
+    (region, *_) = interaction.regions(truth, guess, 3, count=9)
     exact = {region.click(rng) for _ in range(200)}
     noisy = [interaction.placed_on(region.click(rng, noise=6), truth.shape) for _ in range(200)]
     assert len(set(noisy) - exact) > 100

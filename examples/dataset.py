@@ -1,0 +1,68 @@
+"""What both examples learn from: rayapp's cases as a PyTorch dataset, and a run's outcome as rayapp takes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rayapp.models.networks import save_weights
+from rayapp.models.store import ModelVersion
+from rayapp.training.basic import BasicTrainTask
+from rayapp.training.cases import Cases
+from rayapp.training.design import Design
+from rayapp.training.metrics import figure
+from rayapp.training.options import Options
+from rayapp.training.task import Pair, TrainRequest, TrainResult
+
+
+class Examples(Dataset[dict[str, Tensor]]):
+    """A window of each case, changed at random where `options.augment` is set."""
+
+    def __init__(self, task: BasicTrainTask[Options], pairs: list[Pair], design: Design, options: Options) -> None:
+        self._cases = Cases(pairs, lambda pair: task.read(pair, design), capacity=options.cache << 19)
+        self._make = task.examples(design, options)
+        self._rng = np.random.default_rng(options.seed)
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ((image, labels),) = self._make(self._cases[index], self._rng)
+        return {"image": image, "label": labels[None].float()}
+
+
+def result_of(
+    task: BasicTrainTask[Options],
+    request: TrainRequest,
+    design: Design,
+    network: nn.Module,
+    *,
+    pairs: list[Pair],
+    epochs: int,
+    iterations: int,
+    started: float,
+) -> TrainResult:
+    """The trained network as a file, its card and statistics, measured on `pairs` as it will serve."""
+    weights = request.folder / "model.safetensors"
+    save_weights(network, weights)
+    card: Mapping[str, Any] = {"description": task.description, **design.card()}
+    made = ModelVersion(name=request.model, version="candidate", weights=weights, card=card)
+    figures = task.tally(task.answers(made, pairs, task.options)).means()
+    metric = figure(figures)
+    side = {"metrics": {}, "key_metric_name": "dice", "best_metric": metric, "best_metric_epoch": epochs}
+    stats = {
+        "total_epochs": epochs,
+        "total_iterations": iterations,
+        "epoch": epochs,
+        "start_ts": int(started),
+        "total_time": f"{time.time() - started:.0f} s",
+        "best_metric": metric,
+        "train": side,
+        "eval": side,
+    }
+    return TrainResult(weights=weights, metric=metric, baseline=None, card={**card, "metrics": figures}, stats=stats)

@@ -1,0 +1,78 @@
+"""A TrainTask that runs MONAI's SupervisedTrainer, on PyTorch Ignite.
+
+It takes design, split, reading and augmentation from `BasicTrainTask`, and leaves the loop to the engine; two handlers
+speak with the host: one stops the engine when told, one reports each step. For what engines and handlers can do
+besides, see MONAI's and Ignite's documentation.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from torch.utils.data import DataLoader
+
+from examples.dataset import Examples, result_of
+from rayapp.models.networks import build
+from rayapp.training.basic import BasicTrainTask
+from rayapp.training.options import Options
+from rayapp.training.task import Host, Progress, TrainRequest, TrainResult
+
+
+class IgniteTrainTask(BasicTrainTask[Options]):
+    """Automatic segmentation, trained by MONAI's engine in one worker; a run that is cut off starts again."""
+
+    def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
+        """As the protocol says."""
+        options, started = self.options.over(request.params), time.time()
+        design = self.design(request.pairs, request.params, device=host.device)
+        train, val = self.partition(request.pairs, options)
+        request.folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(options.seed)
+        network = build(design.network).to(host.device)
+        batches = DataLoader(Examples(self, train, design, options), options.train_batch_size, shuffle=True)
+        trainer = SupervisedTrainer(
+            device=host.device,
+            max_epochs=options.max_epochs,
+            train_data_loader=batches,
+            network=network,
+            optimizer=self.optimizer(network, options),
+            loss_function=self.loss(),
+        )
+        stopped = False
+
+        @trainer.on(Events.ITERATION_STARTED)
+        def stop(engine: Engine) -> None:
+            nonlocal stopped
+            if host.stopped():
+                stopped = True
+                engine.interrupt()
+
+        @trainer.on(Events.ITERATION_COMPLETED)
+        def tell(engine: Engine) -> None:
+            state = engine.state
+            host.report(
+                Progress(
+                    epoch=state.epoch,
+                    epochs=options.max_epochs,
+                    iteration=state.iteration,
+                    iterations=options.max_epochs * len(batches),
+                    loss=float(state.output[0]["loss"]),
+                )
+            )
+
+        trainer.run()
+        if stopped:
+            return None
+        return result_of(
+            self,
+            request,
+            design,
+            network,
+            pairs=val,
+            epochs=trainer.state.epoch,
+            iterations=trainer.state.iteration,
+            started=started,
+        )
