@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,33 +13,12 @@ from rayapp.app import app_class
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.protocol import Author
 from rayapp.models.store import ModelStore
+from rayapp.training.local import LocalHost
 
 APP = Path(__file__).parents[1] / "apps" / "threshold"
 SHAPE = (13, 11, 7)
 AFFINE = np.array([[0.0, -1.6, 1.8, 20.0], [1.5, 0.0, 0.0, -7.0], [0.0, 1.2, 2.4, 4.0], [0, 0, 0, 1]])
 BRIGHT = 100
-
-
-class Host:
-    """One worker, in this thread."""
-
-    rank, world_size, device = 0, 1, torch.device("cpu")
-
-    def __init__(self, checkpoints, desk):
-        self._kept = checkpoints / "kept"
-        self._desk = desk
-
-    def resume(self):
-        return self._kept if self._kept.is_dir() else None
-
-    def report(self, progress, *, checkpoint=None):
-        if checkpoint is not None:
-            shutil.rmtree(self._kept, ignore_errors=True)
-            shutil.copytree(checkpoint, self._kept)
-        self._desk.progress(progress, kept=checkpoint is not None)
-
-    def stopped(self):
-        return self._desk.stop.is_set()
 
 
 class PlainFit:
@@ -52,7 +30,8 @@ class PlainFit:
     def __call__(self, job, request, checkpoints, desk):
         app = app_class(self._settings)(settings=self._settings, models=ModelStore.of(self._settings))
         task = app.trainers[request.model]
-        return task.train(replace(request, params={**task.info.config, **request.params}), Host(checkpoints, desk))
+        host = LocalHost(checkpoints, device=torch.device("cpu"), told=desk.progress, stop=desk.stop.is_set)
+        return task.train(replace(request, params={**task.info.config, **request.params}), host)
 
 
 def write_images(studies, count=3):
