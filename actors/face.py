@@ -51,18 +51,19 @@ async def _remote(method: Any, /, *args: Any, **kwargs: Any) -> Any:
 class Waiting:
     """`waiting.method(*args, **kwargs)` waits for the actor's answer: for code that runs in threads of other actors."""
 
-    def __init__(self, handle: ray.actor.ActorHandle) -> None:
+    def __init__(self, handle: ray.actor.ActorHandle, *, patience: float = PATIENCE_S) -> None:
         self._handle = handle
+        self._patience = patience
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
-        return functools.partial(_answer, getattr(self._handle, name))
+        return functools.partial(_answer, getattr(self._handle, name), self._patience)
 
 
-def _answer(method: Any, /, *args: Any, **kwargs: Any) -> Any:
+def _answer(method: Any, patience: float, /, *args: Any, **kwargs: Any) -> Any:
     try:
-        return ray.get(method.remote(*args, **kwargs), timeout=PATIENCE_S)
+        return ray.get(method.remote(*args, **kwargs), timeout=patience)
     except RayTaskError as error:
         if isinstance(error.cause, RayappError):
             raise error.cause from None

@@ -17,6 +17,8 @@ from rayapp.jobs.training import Training
 
 NAME = "jobs"
 CONCURRENCY = 32
+PUBLISHING_S = 600.0
+"""How long a publication may take: it loads the network, on a machine that may be busy with clicks."""
 
 
 class JobsActor(JobQueue):
@@ -26,7 +28,8 @@ class JobsActor(JobQueue):
         logs.configure(settings)
         store = RemoteDatastore(datastore)
         me = ray.get_runtime_context().current_actor
-        training = Training(settings=settings, datastore=store, models=Waiting(models), fit=RayFit(settings, me))
+        publisher = Waiting(models, patience=PUBLISHING_S)
+        training = Training(settings=settings, datastore=store, models=publisher, fit=RayFit(settings, me))
         super().__init__(store, {Kind.TRAIN: training})
 
 

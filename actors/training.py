@@ -30,6 +30,8 @@ LOCK = ".lock"
 """A file in the run's folder that rank 0 holds for as long as it lives: two lives of a run never overlap."""
 GRACE_S = 30.0
 """How long a run that was asked to stop may take to its next iteration before it is killed."""
+ENDING_S = 5.0
+"""How long Ray Train may take, once its workers have stopped, to give back what it held."""
 LIVES = 10
 """Lives of the training actor."""
 POLL_S = 0.25
@@ -79,6 +81,7 @@ class RayFit:
             if desk.stop.is_set():
                 stop.touch()
                 _gone(stop.parent)
+                ray.wait([answer], timeout=ENDING_S)
                 return None
         try:
             found = ray.get(answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from rayapp import errors
 from rayapp.client import Client, JobKind
+from tests.chaos.test_replica_kill import process_of
 from tests.conftest import Running, started
 from tests.contract.test_commands import rayapp
 from tests.contract.test_monailabel_client import MONAILabelClient, MONAILabelClientException
@@ -100,6 +102,10 @@ def test_a_training_can_be_left_to_itself_and_cancelled(trainer: Running, tmp_pa
         events = client.follow(job)
         assert any((event["progress"] or {}).get("iteration", 0) > 2 for event in events)
         assert client.running(JobKind.TRAIN)
+        threads = Path(f"/proc/{process_of(trainer, 'RayTrainWorker').pid}/task").iterdir()
+        assert os.SCHED_IDLE in {os.sched_getscheduler(int(thread.name)) for thread in threads}, (
+            "it gives way to clicks"
+        )
         with pytest.raises(errors.AlreadyRunning):
             client.start_job(JobKind.TRAIN, "shiny")
         stopped = client.stop_job(JobKind.TRAIN)
