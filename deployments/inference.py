@@ -25,6 +25,8 @@ from rayapp.errors import Busy, RayappError
 from rayapp.inference.messages import InferCall, InferReply
 from rayapp.inference.service import InferenceService
 from rayapp.models.store import ModelStore
+from rayapp.planner import hardware, plan
+from rayapp.planner.replicas import CLICKS_SHARE
 
 NAME = "inference"
 ONGOING = 8
@@ -59,7 +61,7 @@ def inference_deployment(settings: Settings) -> serve.Deployment:
         graceful_shutdown_timeout_s=10,
         health_check_period_s=2,
         health_check_timeout_s=30,
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpu_share(settings)},
         autoscaling_config=AutoscalingConfig(
             min_replicas=low, max_replicas=high, initial_replicas=low, target_ongoing_requests=2, upscale_delay_s=3
         ),
@@ -67,6 +69,18 @@ def inference_deployment(settings: Settings) -> serve.Deployment:
             request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
         ),
     )
+
+
+def gpu_share(settings: Settings) -> float:
+    """Of a GPU, for each replica: as the settings say, else as the planner does where the cluster has GPUs.
+
+    A node that starts the cluster without a GPU of its own does not know the others' memory: half of one then.
+    """
+    if settings.replica_gpus is not None:
+        return settings.replica_gpus
+    if not ray.cluster_resources().get("GPU"):
+        return 0.0
+    return plan(hardware()).replica_gpus or CLICKS_SHARE
 
 
 class RoutedInference:

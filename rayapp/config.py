@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     auth: Auth = "none"
     replicas: tuple[int, int] = (1, 1)
     """Minimum and maximum number of inference replicas."""
+    replica_gpus: float | None = Field(default=None, ge=0, le=1)
+    """Share of a GPU that each replica takes; None lets the planner choose."""
     num_cpus: int | None = Field(default=None, ge=1)
     """Logical CPUs of the embedded Ray node; more than the cores is fine."""
     dashboard: bool = True
@@ -55,8 +57,8 @@ class Settings(BaseSettings):
     """Bytes one request body may have."""
     max_volume: int = Field(default=4096 * MIB, gt=0)
     """Bytes one decoded image may have: checked against headers before anything is allocated."""
-    volume_cache: int = Field(default=2048 * MIB, gt=0)
-    """Bytes of decoded and preprocessed volumes one inference replica keeps."""
+    volume_cache: int | None = Field(default=None, gt=0)
+    """Bytes of decoded and preprocessed volumes one inference replica keeps; None lets the planner choose."""
     max_queued: int = Field(default=64, ge=1)
     """Requests that may wait for a replica before callers are told to come back later."""
     session_expiry: int = Field(default=3600, ge=60)

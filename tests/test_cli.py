@@ -215,6 +215,16 @@ def test_doctor_shows_versions_hardware_and_flags():
     assert done.returncode == (1 if done.stderr else 0)
 
 
+def test_doctor_plans_for_the_studies_it_is_shown(tmp_path: Path):
+    done = rayapp("doctor", "--studies", str(make_studies(tmp_path / "studies", 1)))
+    for word in ("64 x 52 x 40 voxels", "segmentation", "deepedit", "deepgrow_2d", "batch size", "memory: forward"):
+        assert word in done.stdout
+
+
+def test_doctor_refuses_a_folder_that_is_not_there(refused: Refused, tmp_path: Path):
+    assert "no folder" in refused("doctor", "--studies", tmp_path / "absent")
+
+
 def test_doctor_names_what_is_amiss():
     gib = 1 << 30
     assert doctor.problems(8 * gib, 4 * gib, 100 * gib, ["segmentation"]) == []

@@ -1,4 +1,4 @@
-"""`rayapp doctor`: what is installed, and what this machine can do."""
+"""`rayapp doctor`: what is installed, what this machine can do, and what the planner makes of it and of studies."""
 
 from __future__ import annotations
 
@@ -7,40 +7,53 @@ import platform
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rayapp.commands import WrongUsage
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from rayapp.planner import Hardware, Proposal, Survey
 
 GIB = 1 << 30
 LEAST_MEMORY = 4 * GIB
 LEAST_SHARED_MEMORY = 1 * GIB
 LEAST_DISK = 5 * GIB
+SHOWN = 8
+"""Structures listed by size; of more only their number is told."""
 
 
-def doctor() -> None:
+def doctor(
+    studies: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also look at the images in this folder and plan for them.")
+    ] = None,
+) -> None:
     """Show versions, hardware, shipped models and the flags that suit this machine; exit 1 if something is amiss."""
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 
-    with Console(stderr=True).status("looking…"):
+    if studies is not None and not studies.is_dir():
+        raise WrongUsage(f"--studies: there is no folder {studies}")
+    console = Console()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        looking = progress.add_task("looking at the machine", total=None)
         from rayapp import planner
 
         found = planner.hardware()
         models = shipped_models()
-    chosen = planner.plan(found)
-    disk = shutil.disk_usage(Path.home()).free
-    table = Table(show_header=False)
-    table.add_row("Python", platform.python_version())
-    for package in ("rayapp", "ray", "torch", "monai"):
-        table.add_row(package, importlib.metadata.version(package))
-    table.add_row("cores", str(found.cores))
-    table.add_row("memory", _gib(found.memory))
-    table.add_row("shared memory", _gib(found.shared_memory))
-    table.add_row("free disk", f"{_gib(disk)} in the home folder")
-    table.add_row("GPUs", ", ".join(f"{gpu.name} ({_gib(gpu.memory)})" for gpu in found.gpus) or "none")
-    table.add_row("shipped models", ", ".join(models) or "none")
-    table.add_row("networks run on", f"{chosen.device}, {chosen.precision}")
-    table.add_row("flags that suit", f"--replicas 1:{chosen.replicas} --num-cpus {chosen.cpus}")
-    Console().print(table)
+        progress.remove_task(looking)
+        disk = shutil.disk_usage(Path.home()).free
+        tables = [_machine(Table(show_header=False), found, models, disk)]
+        if studies is not None:
+            survey, proposals = _plan(studies, found, progress)
+            tables += [_survey(Table(show_header=False), survey), _proposals(Table(), proposals)]
+    for table in tables:
+        console.print(table)
     wrong = problems(found.memory, found.shared_memory, disk, models)
     for problem in wrong:
         print(f"rayapp: {problem}", file=sys.stderr)
@@ -68,5 +81,84 @@ def shipped_models() -> list[str]:
     return sorted(path.stem for path in folder.glob("*.safetensors") if path.with_suffix(".json").is_file())
 
 
+def _machine(table: Table, found: Hardware, models: list[str], disk: int) -> Table:
+    from rayapp import planner
+
+    chosen = planner.plan(found)
+    table.add_row("Python", platform.python_version())
+    for package in ("rayapp", "ray", "torch", "monai"):
+        table.add_row(package, importlib.metadata.version(package))
+    table.add_row("cores", str(found.cores))
+    table.add_row("memory", _gib(found.memory))
+    table.add_row("shared memory", _gib(found.shared_memory))
+    table.add_row("free disk", f"{_gib(disk)} in the home folder")
+    table.add_row("GPUs", ", ".join(f"{gpu.name} ({_gib(gpu.memory)})" for gpu in found.gpus) or "none")
+    table.add_row("shipped models", ", ".join(models) or "none")
+    table.add_row("networks run on", f"{chosen.device}, {chosen.precision}")
+    gpu = f"{chosen.replica_gpus:g} of a GPU, " if found.gpus else ""
+    each = f"{gpu}{chosen.threads} threads, {_gib(chosen.volume_cache)} of volumes"
+    table.add_row("each replica gets", each)
+    table.add_row("flags that suit", f"--replicas 1:{chosen.replicas} --num-cpus {chosen.cpus}")
+    return table
+
+
+def _plan(studies: Path, found: Hardware, progress: Progress) -> tuple[Survey, list[Proposal]]:
+    """Look at the studies and propose for each method, telling how far it is."""
+    from rayapp.planner import METHODS, propose
+    from rayapp.planner.survey import of_folder
+
+    looking = progress.add_task("looking at the images", total=None)
+    survey = of_folder(studies, progress=lambda done, total: progress.update(looking, completed=done, total=total))
+    planning = progress.add_task("planning", total=len(METHODS))
+    proposals = []
+    for kind in METHODS:
+        proposals.append(propose(survey, found, kind=kind))
+        progress.advance(planning)
+    return survey, proposals
+
+
+def _survey(table: Table, survey: Survey) -> Table:
+    low, middle, high = survey.intensities
+    table.add_row("images", f"{survey.images}, {survey.labelled} with labels; headers of {survey.sampled} read")
+    if survey.unreadable:
+        table.add_row("not readable", f"{survey.unreadable} of the sample")
+    table.add_row("values", f"{survey.modality}, {survey.channels} channel(s), {low:g} to {high:g}, median {middle:g}")
+    table.add_row("spacing, median", f"{_by(survey.spacing)} mm along R, A, S")
+    table.add_row("size, median", f"{_by(survey.size)} voxels, 95 % within {_by(survey.extent)} mm")
+    if survey.foreground is not None:
+        table.add_row("labels lie within", f"{_by(survey.foreground)} mm")
+        sizes = [f"{value}: {structure.volume:.3g} ml" for value, structure in survey.structures.items()]
+        table.add_row("structures", ", ".join(sizes) if len(sizes) <= SHOWN else str(len(sizes)))
+    return table
+
+
+def _proposals(table: Table, proposals: list[Proposal]) -> Table:
+    table.add_column("proposed")
+    for proposal in proposals:
+        table.add_column(proposal.kind)
+
+    row = table.add_row
+    networks = [dict(proposal.network) for proposal in proposals]
+    widths = [network.get("filters") or network["channels"] for network in networks]
+    row("spacing, mm", *(_by(proposal.spacing) for proposal in proposals))
+    row("ROI, voxels", *(_by(proposal.roi_size) for proposal in proposals))
+    row("network", *(f"{network['name']} {w[0]}..{w[-1]}" for network, w in zip(networks, widths, strict=True)))
+    row("strides", *(" ".join(_by(stride).replace(" ", "") for stride in network["strides"]) for network in networks))
+    row("window overlap", *(f"{proposal.overlap:g}" for proposal in proposals))
+    row("precision", *(proposal.precision for proposal in proposals))
+    row("batch size", *(str(proposal.batch_size) for proposal in proposals))
+    row("training cache", *(_gib(proposal.cache) for proposal in proposals))
+    row("memory: forward, step", *(f"{_gib(p.forward_memory)}, {_gib(p.step_memory)}" for p in proposals))
+    if any(proposal.forward_seconds for proposal in proposals):
+        row("seconds: forward, step", *(f"{p.forward_seconds:.2g}, {p.step_seconds:.2g}" for p in proposals))
+    return table
+
+
+def _by(numbers: object) -> str:
+    """2 x 2 x 1, to three digits."""
+    parts = numbers if isinstance(numbers, (list, tuple)) else [numbers]
+    return " x ".join(_by(part) if isinstance(part, (list, tuple)) else f"{part:.4g}" for part in parts)
+
+
 def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
+    return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.0f} MiB"

@@ -38,6 +38,7 @@ from rayapp.inference.marks import Marks, parse_marks
 from rayapp.inference.messages import InferCall, InferReply
 from rayapp.inference.prompts import parse_prompts
 from rayapp.inference.task import InferTask, Prediction, Prompts
+from rayapp.planner import hardware, plan
 from rayapp.protocol import Output
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class InferenceService:
         self._settings = settings
         self._app = app
         self._images = images
-        half = settings.volume_cache // 2
+        half = (settings.volume_cache or plan(hardware(), sharing=settings.replicas[1]).volume_cache) // 2
         self._volumes: ByteCache[Volume] = ByteCache(half)
         self._prepared: ByteCache[Sized] = ByteCache(half)
         # Each thread that computes in parallel has a team of its own, and with more of them than cores the teams sleep

@@ -1,4 +1,4 @@
-"""Planner: what this machine has, and what to make of it. Pure functions."""
+"""Machine: the processors, memory and GPUs that this process may use. Pure functions; safe from any thread."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-CORES_PER_REPLICA = 4
-"""A network on the CPU gains little from more threads than this; beyond, another replica serves another annotator."""
-
-BESIDE_REPLICAS = 3
-"""Logical CPUs for the gateway and for background work beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +30,6 @@ class Hardware:
     cpu_bf16: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to do with it: where and in what precision networks run, how many replicas, how many logical CPUs."""
-
-    device: str
-    precision: str
-    replicas: int
-    cpus: int
-
-
 def hardware() -> Hardware:
     """Look at this machine."""
     features = torch.cpu.get_capabilities()
@@ -55,22 +39,6 @@ def hardware() -> Hardware:
         shared_memory=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
         gpus=tuple(_gpu(index) for index in range(torch.cuda.device_count())),
         cpu_bf16=bool(features.get("amx_bf16") or features.get("avx512_bf16")),
-    )
-
-
-def plan(found: Hardware) -> Plan:
-    """Every GPU a replica; without one, a replica for every few cores."""
-    if found.gpus:
-        bf16 = all(gpu.bf16 for gpu in found.gpus)
-        device, replicas = "cuda", len(found.gpus)
-    else:
-        bf16 = found.cpu_bf16
-        device, replicas = "cpu", max(1, found.cores // CORES_PER_REPLICA)
-    return Plan(
-        device=device,
-        precision="bfloat16" if bf16 else "float32",
-        replicas=replicas,
-        cpus=max(found.cores, replicas + BESIDE_REPLICAS),
     )
 
 

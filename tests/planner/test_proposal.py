@@ -1,0 +1,165 @@
+"""What is proposed for data sets and machines that are described, not there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rayapp.errors import BadRequest
+from rayapp.models.networks import build
+from rayapp.planner import METHODS, Gpu, Hardware, Kind, Structure, Survey, propose
+from rayapp.planner.proposal import GLANCE_S, SLACK, STEP_S, pooling
+
+GIB = 1 << 30
+SMALL = Hardware(cores=2, memory=16 * GIB, shared_memory=8 * GIB, cpu_bf16=True)
+WITH_GPU = replace(SMALL, gpus=(Gpu(name="some", memory=24 * GIB, bf16=True),))
+
+
+def survey(
+    spacing: tuple[float, float, float], size: tuple[int, int, int], *, structures: dict[int, Structure] | None = None
+) -> Survey:
+    return Survey(
+        images=50,
+        sampled=50,
+        unreadable=0,
+        labelled=0,
+        channels=1,
+        modality="CT",
+        spacing=spacing,
+        size=size,
+        extent=tuple(np.multiply(spacing, size)),
+        intensities=(-1000, 0, 400),
+        structures=structures or {},
+        foreground=None,
+    )
+
+
+CROPS = survey((1, 1, 1), (36, 52, 40))
+TORSOS = survey((0.8, 0.8, 1.5), (512, 512, 400))
+THICK = survey((1.25, 1.25, 7.7), (256, 288, 36))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("data", [CROPS, THICK], ids=["crops", "thick slices"])
+def test_the_network_takes_what_is_proposed(data: Survey, kind: Kind):
+    proposal = propose(data, SMALL, kind=kind, structures=2)
+    images = torch.zeros(1, proposal.network["in_channels"], *proposal.roi_size)
+    with torch.inference_mode():
+        logits = build(proposal.network).eval()(images)
+    assert logits.shape == (1, proposal.network["out_channels"], *proposal.roi_size)
+
+
+def test_channels_are_the_images_and_the_guidance():
+    def channels(kind: Kind) -> tuple[int, int]:
+        network = propose(replace(CROPS, channels=2), SMALL, kind=kind, structures=3).network
+        return network["in_channels"], network["out_channels"]
+
+    assert channels("segmentation") == (2, 4)
+    assert channels("deepedit") == (6, 4)
+    assert channels("deepgrow_3d") == (4, 2)
+
+
+def test_small_images_are_seen_whole_as_they_are_by_a_network_of_full_resolution():
+    proposal = propose(CROPS, SMALL, kind="segmentation")
+    assert proposal.spacing == (1, 1, 1)
+    assert (np.array(proposal.roi_size) >= CROPS.size).all()
+    assert (proposal.network["name"], proposal.overlap) == ("DynUNet", 0)
+
+
+@pytest.mark.parametrize("data", [TORSOS, THICK], ids=["torsos", "thick slices"])
+@pytest.mark.parametrize("kind", ["segmentation", "deepedit"])
+def test_on_two_cores_a_glance_and_a_step_stay_short(data: Survey, kind: Kind):
+    proposal = propose(data, SMALL, kind=kind, structures=4)
+    assert 0 < proposal.forward_seconds <= SLACK * GLANCE_S
+    assert proposal.step_seconds <= STEP_S
+
+
+def test_clicks_see_the_whole_image_and_windows_a_part_in_finer_voxels():
+    edit, windows = (propose(TORSOS, SMALL, kind=kind) for kind in ("deepedit", "segmentation"))
+    assert (np.multiply(edit.roi_size, edit.spacing) >= 0.9 * np.array(TORSOS.extent)).all()
+    assert edit.overlap == 0 < windows.overlap
+    assert (np.array(windows.spacing) < edit.spacing).all()
+
+
+def test_thick_slices_are_neither_thinned_nor_thickened_nor_pooled_first():
+    proposal = propose(THICK, SMALL, kind="deepedit", structures=4)
+    right, anterior, superior = proposal.spacing
+    assert superior == 7.7
+    assert 1.25 < right == anterior < 7.7
+    assert proposal.network["strides"][0] == [2, 2, 1]
+
+
+def test_axes_are_pooled_once_the_others_are_as_coarse():
+    strides = pooling(np.array([128.0, 96, 32]), np.array([1.0, 1, 3.9]), 4)
+    assert strides == [(2, 2, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)]
+    assert pooling(np.array([64.0, 64, 1]), np.array([1.0, 1, 1]), 3) == [(2, 2, 1)] * 3
+    assert pooling(np.array([3.0, 3, 3]), np.array([1.0, 1, 1]), 3) == [(1, 1, 1)]
+
+
+def test_small_structures_call_for_small_voxels():
+    tiny = {1: Structure(volume=0.2, box=(6.0, 6.0, 6.0))}
+    fine, coarse = (propose(replace(TORSOS, structures=s), SMALL, kind="segmentation") for s in (tiny, {}))
+    assert fine.spacing[0] < coarse.spacing[0]
+
+
+def test_a_machine_without_bfloat16_sees_less_at_once():
+    old = replace(SMALL, cpu_bf16=False)
+    fast, slow = (propose(TORSOS, machine, kind="deepedit") for machine in (SMALL, old))
+    assert (fast.precision, slow.precision) == ("bfloat16", "float32")
+    assert math.prod(slow.roi_size) < math.prod(fast.roi_size)
+
+
+def test_a_gpu_trains_a_wider_network_on_more_at_once_within_its_memory():
+    here, there = (propose(TORSOS, machine, kind="segmentation") for machine in (SMALL, WITH_GPU))
+    assert there.network["filters"][0] == 32
+    assert there.network["name"] == "DynUNet" != here.network["name"]
+    assert math.prod(there.roi_size) > math.prod(here.roi_size)
+    assert there.step_memory <= 0.5 * WITH_GPU.gpus[0].memory
+    assert there.forward_seconds == 0
+
+
+def test_half_the_gpu_memory_means_a_smaller_step():
+    lesser = replace(WITH_GPU, gpus=(replace(WITH_GPU.gpus[0], memory=6 * GIB),))
+    assert propose(TORSOS, lesser, kind="segmentation").step_memory <= 3 * GIB
+
+
+def test_what_is_set_stays_and_the_rest_follows():
+    proposal = propose(
+        TORSOS,
+        SMALL,
+        kind="segmentation",
+        conf={"spacing": "2,2,3", "roi_size": "50,64,32", "batch_size": "3", "precision": "float32", "overlap": "0.6"},
+    )
+    assert proposal.spacing == (2, 2, 3)
+    assert proposal.roi_size == (56, 64, 32)  # which the network's strides divide
+    assert (proposal.batch_size, proposal.precision, proposal.overlap) == (3, "float32", 0.6)
+    assert propose(TORSOS, SMALL, kind="segmentation", conf={"spacing": "4"}).spacing == (4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"spacing": "fine"},
+        {"spacing": "1,2"},
+        {"spacing": "nan"},
+        {"roi_size": "64"},
+        {"roi_size": "64,64,0"},
+        {"roi_size": "64,64,9999"},
+        {"batch_size": "0"},
+        {"batch_size": "1.5"},
+        {"precision": "int8"},
+        {"overlap": "1"},
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(conf: dict[str, str]):
+    with pytest.raises(BadRequest, match=next(iter(conf))):
+        propose(CROPS, SMALL, kind="segmentation", conf=conf)
+
+
+def test_the_same_question_has_the_same_answer():
+    assert propose(THICK, SMALL, kind="deepedit") == propose(THICK, SMALL, kind="deepedit")

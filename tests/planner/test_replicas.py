@@ -1,0 +1,65 @@
+"""What the planner makes of machines that it is told about, and of this one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from rayapp.planner import Gpu, Hardware, Plan, hardware, plan
+
+GIB = 1 << 30
+
+
+def machine(cores: int, *gpus: Gpu, cpu_bf16: bool = False, memory: int = 16) -> Hardware:
+    return Hardware(cores=cores, memory=memory * GIB, shared_memory=8 * GIB, gpus=gpus, cpu_bf16=cpu_bf16)
+
+
+def gpu(memory: int, *, bf16: bool = True) -> Gpu:
+    return Gpu(name="some", memory=memory * GIB, bf16=bf16)
+
+
+def test_a_small_machine_gets_one_replica_and_room_beside_it():
+    assert plan(machine(2)) == Plan(
+        device="cpu", precision="float32", replicas=1, cpus=4, threads=2, volume_cache=4 * GIB
+    )
+
+
+def test_a_large_machine_without_a_gpu_gets_several_replicas():
+    assert plan(machine(16, cpu_bf16=True)) == Plan(
+        device="cpu", precision="bfloat16", replicas=4, cpus=16, threads=4, volume_cache=GIB
+    )
+
+
+def test_half_of_every_gpu_is_left_to_training():
+    chosen = plan(machine(8, gpu(24), gpu(24)))
+    assert (chosen.device, chosen.precision, chosen.replicas, chosen.cpus) == ("cuda", "bfloat16", 4, 8)
+    assert chosen.replica_gpus * chosen.replicas / 2 == 0.5 == chosen.training_gpus
+
+
+@pytest.mark.parametrize(("memory", "replicas"), [(6, 1), (12, 1), (24, 2), (80, 4)])
+def test_a_gpu_holds_as_many_replicas_as_its_memory_does(memory: int, replicas: int):
+    chosen = plan(machine(8, gpu(memory)))
+    assert (chosen.replicas, chosen.replica_gpus) == (replicas, 0.5 / replicas)
+
+
+def test_the_oldest_and_the_smallest_gpu_decide():
+    chosen = plan(machine(2, gpu(24), gpu(12, bf16=False)))
+    assert (chosen.precision, chosen.replicas, chosen.cpus) == ("float32", 2, 5)
+
+
+def test_more_replicas_than_planned_share_the_same_memory():
+    assert plan(machine(2), sharing=8).volume_cache * 8 == plan(machine(2)).volume_cache
+
+
+def test_a_replica_always_keeps_some_volumes_and_never_all_memory():
+    assert plan(machine(2, memory=1)).volume_cache == GIB // 4
+    assert plan(machine(2, memory=512)).volume_cache == 8 * GIB
+
+
+def test_this_machine_is_seen_as_it_is():
+    found = hardware()
+    assert 1 <= found.cores <= (os.cpu_count() or 1)
+    assert GIB // 4 < found.memory <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert len(found.gpus) == torch.cuda.device_count()

@@ -1,0 +1,117 @@
+"""What a survey finds in folders of which everything is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from rayapp.errors import NotFound
+from rayapp.planner.survey import DECODED, HEADERS, Survey, of_folder
+
+SHAPE = (20, 14, 9)
+EDGES = (0.9, 1.1, 4.0)
+"""Along the file's axes, which point to S, L and P."""
+TURN = np.array([[0, -1.0, 0], [0, 0, -1.0], [1.0, 0, 0]])
+
+
+def affine(edges: tuple[float, float, float] = EDGES) -> np.ndarray:
+    whole = np.eye(4)
+    whole[:3, :3] = TURN * np.array(edges)
+    whole[:3, 3] = (30, -20, 11)
+    return whole
+
+
+def write(path: Path, array: np.ndarray, *, edges: tuple[float, float, float] = EDGES) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.Nifti1Image(array, affine(edges)).to_filename(path)
+
+
+def noise(low: int, high: int, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(0).integers(low, high, shape).astype(np.int16)
+
+
+def marked() -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[2:12, 3:5, 4:5] = 1
+    labels[10:16, 8:12, 1:8] = 4
+    return labels
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    for number in range(3):
+        write(tmp_path / f"scan_{number}.nii.gz", noise(0, 1000))
+    write(tmp_path / "labels" / "final" / "scan_1.nii.gz", marked())
+    return tmp_path
+
+
+def test_spacing_and_size_are_those_along_r_a_s(studies: Path):
+    found = of_folder(studies)
+    assert found.spacing == pytest.approx((1.1, 4.0, 0.9))
+    assert found.size == (14, 9, 20)
+    assert found.extent == pytest.approx((14 * 1.1, 9 * 4.0, 20 * 0.9))
+
+
+def test_medians_stand_for_most_images_and_the_extent_for_almost_all(studies: Path):
+    write(studies / "long.nii.gz", noise(0, 9, (100, 14, 9)), edges=(2.0, 1.1, 4.0))
+    found = of_folder(studies)
+    assert found.spacing == pytest.approx((1.1, 4.0, 0.9))
+    assert found.extent[2] > 0.8 * 100 * 2.0
+
+
+def test_structures_have_the_volume_and_the_box_that_was_drawn(studies: Path):
+    found = of_folder(studies)
+    voxel = 0.9 * 1.1 * 4.0 / 1000
+    assert found.labelled == 1
+    assert {value: structure.volume for value, structure in found.structures.items()} == pytest.approx(
+        {1: 20 * voxel, 4: 6 * 4 * 7 * voxel}
+    )
+    assert found.structures[1].box == pytest.approx((2 * 1.1, 1 * 4.0, 10 * 0.9))
+    assert found.foreground == pytest.approx((9 * 1.1, 7 * 4.0, 14 * 0.9))
+
+
+def test_a_submitted_label_comes_before_an_original_one(studies: Path):
+    write(studies / "labels" / "original" / "scan_1.nii.gz", np.ones(SHAPE, np.uint8))
+    assert set(of_folder(studies).structures) == {1, 4}
+
+
+def test_hounsfield_units_are_known_by_their_air(tmp_path: Path):
+    write(tmp_path / "ct.nii.gz", np.where(noise(0, 10) < 5, -1000, noise(-50, 200)).astype(np.int16))
+    write(tmp_path / "mr" / "mr.nii.gz", noise(-20, 800))
+    assert of_folder(tmp_path).modality == "CT"
+    assert of_folder(tmp_path / "mr").modality == "MR"
+
+
+def test_intensities_and_channels_are_those_of_the_images(tmp_path: Path):
+    write(tmp_path / "two.nii.gz", np.stack([noise(100, 201), noise(0, 5)], axis=-1))
+    found = of_folder(tmp_path)
+    assert found.channels == 2
+    assert found.intensities == pytest.approx((100, 150, 200), abs=2)
+
+
+def test_what_cannot_be_read_is_counted_and_left_out(studies: Path):
+    (studies / "torn.nii.gz").write_bytes(b"not an image")
+    found = of_folder(studies)
+    assert (found.images, found.sampled, found.unreadable) == (4, 3, 1)
+
+
+def test_the_work_is_bounded_however_many_images_there_are(studies: Path):
+    image = studies / "scan_1.nii.gz"
+    images = [image] * 5000
+    told = []
+    found = Survey.of(
+        images, {image: studies / "labels" / "final" / "scan_1.nii.gz"}, progress=lambda *at: told.append(at)
+    )
+    assert (found.images, found.sampled) == (5000, HEADERS)
+    assert told[-1] == (HEADERS + 2 * DECODED,) * 2
+    assert len(told) == HEADERS + 2 * DECODED
+
+
+def test_no_image_and_no_folder_are_said_to_be_so(tmp_path: Path):
+    with pytest.raises(NotFound, match="no images"):
+        of_folder(tmp_path)
+    with pytest.raises(NotFound, match="no such studies"):
+        of_folder(tmp_path / "absent")
