@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer import Exit
 
 from rayapp import cli
 from rayapp.commands import WrongUsage, annotation, doctor
@@ -20,6 +22,7 @@ from rayapp.commands.server import settings
 from rayapp.imaging.phantom import ORGANS, phantom
 from rayapp.protocol import Role
 from rayapp.users import UserStore
+from tests.conftest import make_studies
 
 Refused = Callable[..., str]
 RAYAPP = Path(sys.executable).with_name("rayapp")
@@ -215,10 +218,12 @@ def test_doctor_shows_versions_hardware_and_flags():
     assert done.returncode == (1 if done.stderr else 0)
 
 
-def test_doctor_plans_for_the_studies_it_is_shown(tmp_path: Path):
-    done = rayapp("doctor", "--studies", str(make_studies(tmp_path / "studies", 1)))
-    for word in ("64 x 52 x 40 voxels", "segmentation", "deepedit", "deepgrow_2d", "batch size", "memory: forward"):
-        assert word in done.stdout
+def test_doctor_plans_for_the_studies_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with contextlib.suppress(Exit):  # for what is amiss on this machine
+        doctor.doctor(make_studies(tmp_path / "studies", 1))
+    shown = capsys.readouterr().out
+    for word in ("1, 0 with labels", "segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d", "batch size", "DynUNet"):
+        assert word in shown
 
 
 def test_doctor_refuses_a_folder_that_is_not_there(refused: Refused, tmp_path: Path):

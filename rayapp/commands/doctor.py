@@ -39,8 +39,8 @@ def doctor(
 
     if studies is not None and not studies.is_dir():
         raise WrongUsage(f"--studies: there is no folder {studies}")
-    console = Console()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console, aside = Console(), Console(stderr=True)
+    with Progress(console=aside, transient=True, disable=not aside.is_terminal) as progress:
         looking = progress.add_task("looking at the machine", total=None)
         from rayapp import planner
 
