@@ -136,13 +136,14 @@ def propose(
 
 
 def pooling(region: Numbers, spacing: Numbers, levels: int) -> list[tuple[int, ...]]:
-    """Strides of each level: halve every axis that is long enough and not yet twice as coarse as the finest."""
+    """Strides of each level: halve every axis that is long enough and not yet twice as coarse as the finest of them."""
     size, edge = region.copy(), spacing.copy()
     strides: list[tuple[int, ...]] = []
     while len(strides) < levels:
-        halve = (size >= 2 * SMALLEST) & (edge < 2 * edge.min())
-        if not halve.any():
+        long = size >= 2 * SMALLEST
+        if not long.any():
             break
+        halve = long & (edge < 2 * edge[long].min())
         factor = np.where(halve, 2, 1)
         size, edge = size / factor, edge * factor
         strides.append(tuple(int(n) for n in factor))
