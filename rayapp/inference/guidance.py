@@ -29,12 +29,16 @@ class Encoding(StrEnum):
     GAUSSIAN = "gaussian"
 
 
+ENCODING = Encoding.DISTANCE
+"""What images are guided with: the one choice that training and inference share."""
+
+
 def encode(
     clicks: Sequence[Sequence[Position]],
     shape: tuple[int, int, int],
     *,
     radius: float = RADIUS,
-    encoding: Encoding = Encoding.DISTANCE,
+    encoding: Encoding = ENCODING,
 ) -> Floats:
     """One channel for each list of clicks.
 
@@ -73,7 +77,7 @@ class GuidedImage:
         self._drawn = [
             (channel, box)
             for channel, positions in zip(self._guidance, clicks, strict=True)
-            for box in _draw(channel, positions, RADIUS, Encoding.DISTANCE)
+            for box in _draw(channel, positions, RADIUS, ENCODING)
         ]
         return self._channels
 

@@ -29,7 +29,7 @@ class State:
 
     `epoch` counts those completed, `consumed` the cases of the next that were trained with, by all workers; `rows` are
     the validated epochs' figures, as `rayapp.training.record` shows them; `seconds` is the time spent training, `kept`
-    the iteration of the last checkpoint and `resumed` how often the run went on from one.
+    the iteration of the last checkpoint and `resumed` how often the run went on from one; `design` is a card's part.
     """
 
     epoch: int = 0
@@ -44,6 +44,7 @@ class State:
     kept: int = 0
     resumed: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
+    design: dict[str, Any] = field(default_factory=dict)
 
 
 def save(folder: Path, state: State, tensors: Mapping[str, Any]) -> None:

@@ -50,12 +50,14 @@ class Run:
         pairs = sorted(request.pairs, key=name_of)
         if len(pairs) < 2:
             raise BadRequest(f"training needs two labelled images or more, one to validate with; here are {len(pairs)}")
-        parent = self._parent()
+        parent, kept = self._parent(), self._kept()
+        card = self._state.design or (None if parent is None else parent.card)
         self._design = (
             task.design(pairs, request.params, device=host.device)
-            if parent is None
-            else Design.of(parent.card, guidance=task.guidance_channels)
+            if card is None
+            else Design.of(card, guidance=task.guidance_channels)
         )
+        self._state.design = self._design.card()
         self._train, self._val = task.partition(pairs, self._options)
         self._feed = Feed(
             cases=Cases(self._train, self._read, capacity=self._share(len(self._train))),
@@ -71,14 +73,17 @@ class Run:
         try:
             steps = self._options.max_epochs * self._steps
             self._learner = Learner(task, self._design, self._options, host, steps=steps)
-            if parent is not None:
+            if parent is not None and kept is None:
                 self._learner.start_from(parent)
         except RayappError as error:
             raise BadRequest(f"the network cannot be made: {error.detail}") from error
-        self._state = State()
         self._best: dict[str, Any] | None = None
+        if kept is not None:
+            self._learner.restore(kept["learner"])
+            self._best = kept["best"]
+        later = max(0, self._options.max_epochs - self._state.epoch - 1) * self._steps
+        self._state.iterations = self._state.iteration + self._steps_left(self._state.consumed) + later
         self._record = Record(request.folder, epochs=self._options.max_epochs) if host.rank == 0 else None
-        self._resume()
 
     def go(self) -> TrainResult | None:
         """Train to the end; the result on rank 0, None on other ranks or when stopped."""
@@ -100,6 +105,17 @@ class Run:
         wanted = self._options.pretrained and not redesigned
         return parent if wanted and parent is not None and self._task.continues(parent) else None
 
+    def _kept(self) -> dict[str, Any] | None:
+        """The tensors of the checkpoint to go on from; its state becomes the run's."""
+        folder = self._host.resume()
+        if folder is None:
+            self._state = State()
+            return None
+        self._state, tensors = checkpoint.load(folder)
+        self._state.resumed += 1
+        logger.info("training goes on from iteration %d", self._state.iteration)
+        return tensors
+
     def _read(self, pair: Pair) -> Case:
         return self._task.read(pair, self._design)
 
@@ -109,21 +125,6 @@ class Run:
 
     def _steps_left(self, consumed: int) -> int:
         return -(-self._feed.batches(consumed) // self._options.accumulate)
-
-    def _resume(self) -> None:
-        folder = self._host.resume()
-        if folder is not None:
-            self._state, tensors = checkpoint.load(folder)
-            self._state.resumed += 1
-            self._learner.restore(tensors["learner"])
-            self._best = tensors["best"]
-            logger.info("training goes on from iteration %d", self._state.iteration)
-        self._count_iterations()
-
-    def _count_iterations(self) -> None:
-        state = self._state
-        later = max(0, self._options.max_epochs - state.epoch - 1) * self._steps
-        state.iterations = state.iteration + self._steps_left(state.consumed) + later
 
     # Epochs
 

@@ -52,8 +52,8 @@ class Options:
             raise BadRequest(f"val_split must lie between 0 and 1, not {options.val_split}")
         if not 0 < options.learning_rate < 1:
             raise BadRequest(f"learning_rate must lie between 0 and 1, not {options.learning_rate}")
-        if options.cache < 0 or options.seed < 0:
-            raise BadRequest("cache and seed must not be negative")
+        if options.cache < 0 or not 0 <= options.seed < 2**31:
+            raise BadRequest("cache must not be negative, and seed from 0 to below 2 to the 31st")
         return options
 
     def config(self) -> dict[str, Any]:
