@@ -86,6 +86,7 @@ ORIGINAL = "original"
 RESERVED_LABEL_NAMES = frozenset(
     {
         "client_id",
+        "curves",
         "device",
         "foreground",
         "image",
@@ -97,6 +98,7 @@ RESERVED_LABEL_NAMES = frozenset(
         "logging",
         "model",
         "model_filename",
+        "optimiser",
         "point_labels",
         "points",
         "reset_state",
@@ -106,6 +108,7 @@ RESERVED_LABEL_NAMES = frozenset(
         "result_extension",
         "roi",
         "save_label",
+        "selected_label_name",
         "session",
         "slice",
         "timeout",

@@ -6,14 +6,14 @@ named `foreground_scribbles` and `background_scribbles`. Values belong to the re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rayapp.errors import BadRequest
-from rayapp.inference.task import Prompts
+from rayapp.inference.task import Point, Prompts
 
 Marks = npt.NDArray[np.uint8]
 """(I, J, K): 0 where nothing was said, else `BACKGROUND` or `FOREGROUND`."""
@@ -51,7 +51,7 @@ def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: 
 
 
 def marked(shape: tuple[int, int, int], prompts: Prompts, *, seeded: bool = True) -> Marks:
-    """All that a request marks on an image of `shape`: scribbles, `foreground` and `background` clicks, the box.
+    """All that a request marks on an image of `shape`: scribbles, closed curves, clicks and the box.
 
     Outside the box is background, whatever was scribbled there. When `seeded`, a cube in its centre is foreground if
     nothing else is.
@@ -68,6 +68,9 @@ def marked(shape: tuple[int, int, int], prompts: Prompts, *, seeded: bool = True
     part = marks[inside]
     if given is not None:
         np.copyto(part, given[inside])
+    for curve in prompts.curves:
+        within = _enclosed(curve, shape)
+        marks[within] = np.where(marks[within] > 0, marks[within], FOREGROUND)
     for name, mark in (("background", BACKGROUND), ("foreground", FOREGROUND)):
         for point in prompts.clicks.get(name, ()):
             marks[point] = marks[point] or mark
@@ -79,6 +82,21 @@ def marked(shape: tuple[int, int, int], prompts: Prompts, *, seeded: bool = True
     if not (part == FOREGROUND).any():
         raise BadRequest("no foreground scribbles: draw on the structure, or a box around it")
     return marks
+
+
+def _enclosed(curve: Sequence[Point], shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.intp], ...]:
+    """Indices of the voxels in a closed curve on one slice, with those that it runs through."""
+    from skimage.draw import polygon, polygon_perimeter  # slow to import
+
+    points = np.array(curve)
+    axis = max(axis for axis in range(3) if np.ptp(points[:, axis]) == 0)
+    a, b = (n for n in range(3) if n != axis)
+    size = (shape[a], shape[b])
+    inside, line = polygon(points[:, a], points[:, b], size), polygon_perimeter(points[:, a], points[:, b], size)
+    found = [np.empty(0, dtype=np.intp)] * 3
+    found[a], found[b] = (np.concatenate(both) for both in zip(inside, line, strict=True))
+    found[axis] = np.full(len(found[a]), points[0, axis])
+    return tuple(found)
 
 
 def _values(label_info: object) -> dict[str, int]:

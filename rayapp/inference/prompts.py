@@ -1,7 +1,8 @@
 """What annotators pointed at, from the request's `params` as 3D Slicer and OHIF send them.
 
 Clicks come as one key per label name (also of other models' labels: those are left alone), or as `foreground` and
-`background`; each holds a list of [i, j, k] voxel indices of the source image. Keys that mean nothing here are ignored.
+`background`; each holds a list of [i, j, k] voxel indices of the source image. `curves` is a list of such
+lists. Keys that mean nothing here are ignored.
 """
 
 from __future__ import annotations
@@ -43,12 +44,28 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: tuple[int, i
         roi=_roi(params.get("roi"), shape),
         slice=_slice(params.get("slice"), shape),
         reset=_flag("reset_state", params.get("reset_state")),
+        curves=_curves(params.get("curves"), shape),
     )
 
 
 def _selected(value: object) -> str | None:
     """The segment that Slicer's annotator works on."""
     return value[:200] if isinstance(value, str) and value else None
+
+
+def _curves(value: object, shape: tuple[int, int, int]) -> tuple[tuple[Point, ...], ...]:
+    """Closed curves, each a list of at least three points that share an i, a j or a k."""
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)):
+        raise BadRequest(f"curves must be a list of lists of [i, j, k], not {_shown(value)}")
+    curves = tuple(_points("curves", item, shape) for item in value)
+    if sum(len(points) for points in curves) > MAX_CLICKS:
+        raise BadRequest(f"curves may have at most {MAX_CLICKS} points in all")
+    for points in curves:
+        if len(points) < 3 or all(len(set(along)) > 1 for along in zip(*points, strict=True)):
+            raise BadRequest("each of curves must have at least three points, all of them on one slice")
+    return curves
 
 
 def _points(name: str, value: object, shape: tuple[int, int, int]) -> tuple[Point, ...]:

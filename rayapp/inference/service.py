@@ -201,7 +201,7 @@ class InferenceService:
 
     async def _log(self, call: InferCall, task: InferTask, prompts: Prompts) -> None:
         """Append the prompts to the image's click log; sessions and uploads have no image to log to."""
-        if call.path is not None or not (prompts.clicks or prompts.marks is not None):
+        if call.path is not None or not (prompts.clicks or prompts.curves or prompts.marks is not None):
             return
         event = ClickEvent(
             image_id=call.key,
@@ -267,6 +267,8 @@ def _payload(prompts: Prompts) -> dict[str, Any]:
     payload: dict[str, Any] = {"clicks": {name: list(points) for name, points in prompts.clicks.items()}}
     if prompts.marks is not None:
         payload["marks"] = base64.b64encode(mask_codec.encode(prompts.marks)).decode()
+    if prompts.curves:
+        payload["curves"] = [list(points) for points in prompts.curves]
     return {**payload, "roi": prompts.roi}
 
 

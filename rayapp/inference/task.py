@@ -29,7 +29,8 @@ class Prompts:
     """What the annotator pointed at, in voxel indices of the source image.
 
     `clicks` maps a label name (or "background", or "foreground" for single-structure models) to its points. `marks`
-    are scribbles as `rayapp.inference.marks` makes them of an uploaded label map.
+    are scribbles as `rayapp.inference.marks` makes them of an uploaded label map. Each of `curves` is a closed polygon
+    on one slice, along whichever axis.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Prompts:
     slice: int | None = None
     reset: bool = False
     marks: npt.NDArray[np.uint8] | None = None  # of the source image's shape
+    curves: Sequence[Sequence[Point]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,3 +177,17 @@ def test_what_is_wrong_with_scribbles_is_said(
     assert answer.status_code == status, answer.text
     assert said in answer.json()["detail"]
     assert radiology.staged() == []
+
+
+def test_closed_curves_on_two_slices_become_a_volume(radiology: Served):
+    def ellipse(k: int, share: float) -> list[list[int]]:
+        angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        points = np.stack([14 + 8 * share * np.cos(angles), 12 + 7 * share * np.sin(angles)], axis=1)
+        return [[int(i), int(j), k] for i, j in np.rint(points)]
+
+    params = {"curves": [ellipse(2, 0.75), ellipse(6, 0.75)], "selected_label_name": "lesion"}
+    data = {"params": json.dumps(params)}
+    answer = radiology.post("/infer/ClosedCurves%2BGraphCut?image=mr&output=box", data=data)
+    assert answer.status_code == 200, answer.text
+    assert dice(decode(answer.content)) > 0.85
+    assert radiology.store.events("mr")[-1].payload["curves"] == params["curves"]

@@ -98,3 +98,22 @@ def test_no_foreground_at_all_is_refused():
     for prompts in (Prompts(), Prompts(marks=drawn), Prompts(clicks={"background": [(1, 1, 1)]})):
         with pytest.raises(BadRequest, match="no foreground scribbles"):
             marked(SHAPE, prompts)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_closed_curve_marks_what_it_encloses_on_its_slice(axis):
+    corners = [(4, 5), (4, 9), (10, 9), (10, 5)]
+    curve = [tuple(np.insert(corner, axis, 6).tolist()) for corner in corners]
+    marks = marked(SHAPE, Prompts(curves=[curve]))
+    on = np.argwhere(marks == FOREGROUND)
+    assert len(on) == 7 * 5
+    assert (on[:, axis] == 6).all()
+    assert np.delete(on, axis, axis=1).min(axis=0).tolist() == [4, 5]
+
+
+def test_background_scribbles_in_a_curve_stay():
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[6, 7, 8] = BACKGROUND
+    marks = marked(SHAPE, Prompts(marks=drawn, curves=[[(4, 5, 8), (4, 9, 8), (9, 9, 8)]]))
+    assert marks[6, 7, 8] == BACKGROUND
+    assert marks[5, 8, 8] == FOREGROUND

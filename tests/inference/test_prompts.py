@@ -128,3 +128,18 @@ def test_a_roi_holds_every_voxel_between_its_ends(ends):
     for axis, n in enumerate(SHAPE):
         first, last = sorted(ends[2 * axis : 2 * axis + 2])
         assert list(range(low[axis], high[axis])) == [at for at in range(n) if first <= at <= last]
+
+
+def test_closed_curves_are_lists_of_points_on_one_slice():
+    curve = [[1, 2, 3], [4, 2, 3], [4, 5, 3]]
+    assert parse_prompts({"curves": [curve]}, INFO, SHAPE).curves == (tuple(map(tuple, curve)),)
+    assert parse_prompts({"curves": None}, INFO, SHAPE).curves == ()
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [3, [3], [[[1, 2, 3], [4, 2, 3]]], [[[1, 2, 3], [4, 3, 4], [5, 4, 2]]], [[[1, 2, 99], [4, 2, 3], [0, 0, 0]]]],
+)
+def test_curves_that_are_none_are_refused(curves):
+    with pytest.raises(BadRequest):
+        parse_prompts({"curves": curves}, INFO, SHAPE)
