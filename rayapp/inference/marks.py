@@ -30,8 +30,8 @@ def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: 
     """The scribbles in an uploaded label map.
 
     Without `label_info` they have the two values behind the model's `labels`, background first; for a model without
-    labels, 2 and 3. Where no foreground is scribbled, the voxels of the segment that `selected_label_name` names
-    (an outline or a mask to start from) are foreground.
+    labels, 2 and 3. Where nothing is scribbled, the voxels of the segment that `selected_label_name` names (painted
+    slices, say) are foreground.
 
     Raises:
         BadRequest: if `label_info` is not a list of names and ids.
@@ -41,12 +41,12 @@ def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: 
         last = max((*labels.values(), 1))
         values = {BACKGROUND_SCRIBBLES: last + 1, FOREGROUND_SCRIBBLES: last + 2}
     marks = np.zeros(label_map.shape, dtype=np.uint8, order="F")
+    for name, mark in ((FOREGROUND_SCRIBBLES, FOREGROUND), (BACKGROUND_SCRIBBLES, BACKGROUND)):
+        if name in values:
+            marks[label_map == values[name]] = mark
     selected = str(params.get("selected_label_name"))
-    for name in (FOREGROUND_SCRIBBLES, selected):
-        if name in values and not marks.any():
-            marks[label_map == values[name]] = FOREGROUND
-    if BACKGROUND_SCRIBBLES in values:
-        marks[label_map == values[BACKGROUND_SCRIBBLES]] = BACKGROUND
+    if selected in values and not marks.any():
+        marks[label_map == values[selected]] = FOREGROUND
     return marks
 
 

@@ -70,13 +70,13 @@ class Region:
         part = marks[self.box]
         if self.steps == (1, 1, 1):
             return part.copy()
-        votes = np.zeros(self.shape, dtype=np.int32)
-        at = np.nonzero(part)
-        block = tuple(n // step for n, step in zip(at, self.steps, strict=True))
-        np.add.at(votes, block, np.where(part[at] == FOREGROUND, 1, -1))
-        seen = np.zeros(self.shape, dtype=np.uint8)
-        seen[block] = np.where(votes[block] >= 0, FOREGROUND, BACKGROUND)
-        return seen
+        votes, seen = np.zeros(self.shape, dtype=np.int32), np.zeros(self.shape, dtype=bool)
+        for k in np.flatnonzero(part.any(axis=(0, 1))):
+            at = np.nonzero(part[:, :, k])
+            block = (at[0] // self.steps[0], at[1] // self.steps[1], k // self.steps[2])
+            np.add.at(votes, block, np.where(part[:, :, k][at] == FOREGROUND, 1, -1))
+            seen[block] = True
+        return np.where(seen, np.where(votes >= 0, FOREGROUND, BACKGROUND), 0).astype(np.uint8)
 
     def restore(self, mask: Bools, labels: npt.NDArray[np.uint8]) -> None:
         """Write 1 into `labels` (of the source's shape) where the region's mask is, smooth between blocks."""

@@ -47,9 +47,10 @@ OUTLINE_MM = 3.0
 """Depth in the outline that is worth a log-odds of 1."""
 DEEPEST = 3.0
 """Log-odds that a voxel's place in or out of the outline may give it."""
-BESIDE = np.ones((3, 3), dtype=bool)
 FAVOUR = 1.0
 """Log-odds for foreground: strokes run where a structure looks purest, and its border voxels lie between the two."""
+BESIDE = np.ones((3, 3), dtype=bool)
+"""A voxel and those that touch it in its slice."""
 
 
 class ScribblesTask:
@@ -88,12 +89,13 @@ class ScribblesTask:
         marks = marked(prepared.shape, prompts)
         clock.stage("pre")
         work = Work.on(prepared, marks, *_first_region(prepared, marks, prompts))
-        for _ in range(GROWTHS):
-            outlines, model = self._outlines(work, optimise)
-            wider = None if prompts.roi else _wider(work, outlines, prepared)
+        outlines, model = self._outlines(work, optimise)
+        for _ in range(0 if prompts.roi else GROWTHS):
+            wider = _wider(work, outlines, prepared)
             if wider is None:
                 break
             work = Work.on(prepared, marks, wider, work.axis)
+            outlines, model = self._outlines(work, optimise)
         mask = _volume(work, outlines, self._refitted(work, outlines) or model, optimise)
         clock.stage("infer")
         labels = painted(work.turned_back(mask), work.region, marks)

@@ -43,8 +43,9 @@ def test_without_names_the_values_are_those_behind_the_models_labels(labels, bac
 
 def test_where_nothing_is_scribbled_the_selected_segment_is_what_to_start_from():
     params = {"label_info": INFO, "selected_label_name": "spleen"}
-    assert where(parse_marks(label_map((1, 2, 3)), params, {}), FOREGROUND) == [4]
-    assert where(parse_marks(label_map((1, 2, 3, 4)), params, {}), FOREGROUND) == [5]
+    assert where(parse_marks(label_map((1, 0, 3)), params, {}), FOREGROUND) == [4]
+    assert where(parse_marks(label_map((1, 0, 3, 4)), params, {}), FOREGROUND) == [5]
+    assert where(parse_marks(label_map((1, 2, 3)), params, {}), FOREGROUND) == []
 
 
 def test_other_segments_mean_nothing():

@@ -218,3 +218,16 @@ def test_every_channel_is_looked_at(forest):
     blank = np.full_like(volume.array, 50)
     both = Volume(array=np.concatenate([blank, volume.array]), affine=volume.affine)
     assert dice(predict(forest, both, drawn(truth, (6, 10, 14))), truth) > 0.9
+
+
+@pytest.mark.parametrize("strokes", ["a line", "a dot"])
+def test_a_structure_far_larger_than_the_strokes_is_followed_to_its_ends(forest, strokes):
+    shape = (120, 110, 7)
+    i, j, k = np.indices(shape)
+    truth = ((i - 60) / 52) ** 2 + ((j - 55) / 47) ** 2 + ((k - 3) / 3) ** 2 < 1
+    noise = np.random.default_rng(5).normal(0, 6, shape)
+    volume = Volume(array=(100 + 100 * truth + noise)[None].astype(np.int16), affine=np.diag([1.0, 1.0, 8.0, 1.0]))
+    marks = np.zeros(shape, np.uint8)
+    marks[58:63, 55, 3] = FOREGROUND
+    marks[4, 50 : 60 if strokes == "a line" else 51, 3] = BACKGROUND
+    assert dice(predict(forest, volume, marks), truth) > 0.85
