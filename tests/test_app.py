@@ -62,6 +62,18 @@ def test_models_of_other_labels_do_not_serve(settings, datastore):
     assert set(other.describe()["models"]) == SCRIBBLES  # which are of any structure
 
 
+def test_what_no_version_serves_for_the_wanted_labels_can_still_be_trained(settings, datastore):
+    models = ("segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d")
+    wanted = settings.model_copy(update={"labels": ("tail", "head"), "models": models})
+    described = Catalogue(wanted, datastore).describe()
+    assert (described["models"], described["broken_models"]) == ({}, {})
+    assert set(described["trainers"]) == set(models)
+    assert described["trainers"]["deepedit"]["labels"] == {"tail": 1, "head": 2}
+    assert described["trainers"]["deepgrow_2d"]["labels"] == {"foreground": 1}
+    assert described["trainers"]["segmentation"]["config"]["max_epochs"] == 50
+    assert described["trainers"]["deepedit"]["config"]["click_noise"] == 0.5
+
+
 def test_scribbles_are_what_slicers_panel_looks_for(catalogue):
     described = catalogue.describe()["models"]
     for name in SCRIBBLES | REFINEMENTS:

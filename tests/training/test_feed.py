@@ -1,0 +1,54 @@
+"""An epoch visits each case once, however many workers share it and wherever it is taken up again."""
+
+import pytest
+import torch
+
+from rayapp.training.cases import Case, Cases
+from rayapp.training.feed import Feed
+
+
+def feed(count, *, rank=0, world_size=1, batch_size=2, seed=0):
+    """Cases that are their own number; examples add what the generator drew."""
+    cases = Cases(range(count), lambda n: Case(image=torch.tensor([float(n)]), labels=torch.zeros(1)), capacity=1 << 20)
+    return Feed(
+        cases=cases,
+        examples=lambda case, rng: [(case.image + float(rng.random()) / 2, case.labels)],
+        batch_size=batch_size,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def seen(feed, epoch=0, consumed=0):
+    return [value for batch in feed.epoch(epoch, consumed=consumed) for value in batch.images.flatten().tolist()]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("count", [12, 13])
+def test_the_workers_see_every_case_and_as_many_batches_each(count, world_size):
+    shares = [seen(feed(count, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    everything = [int(value) for share in shares for value in share]
+    assert set(everything) == set(range(count))
+    assert len(everything) - count < 2 * world_size
+
+
+def test_an_epoch_taken_up_again_goes_on_with_the_same_examples():
+    whole = seen(feed(13), epoch=3)
+    assert seen(feed(13), epoch=3, consumed=4)[:9] == whole[4:13]
+    one, other = (seen(feed(13, rank=rank, world_size=2), epoch=3, consumed=4) for rank in range(2))
+    assert {*one, *other} >= set(whole[4:13])
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    assert seen(feed(12), epoch=1) != seen(feed(12), epoch=2)
+    assert seen(feed(12, seed=1)) != seen(feed(12, seed=2))
+    assert seen(feed(12), epoch=1) == seen(feed(12), epoch=1)
+
+
+def test_what_a_case_raises_reaches_the_loop():
+    broken = feed(6)
+    broken.cases._read = lambda number: number / 0
+    with pytest.raises(ZeroDivisionError):
+        seen(broken)
