@@ -46,6 +46,8 @@ def fit(run: Run) -> TrainResult | RayappError | None:
     """Run it to its end; what rank 0 returned."""
     logs.configure(run.settings)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    if run.settings.ray_address is None:  # nobody takes this machine away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     trainer = _Trainer(
         work,
         train_loop_config={"run": run},
@@ -89,8 +91,7 @@ class _Faults(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Called in the controller."""
         lost = ", ".join(f"{rank} ({type(error).__name__})" for rank, error in sorted(worker_exceptions.items()))
-        text = f"lost worker {lost}: started again from the last checkpoint, if there is one"
-        self._run.jobs.note.remote(self._run.job_id, text)
+        self._run.jobs.note.remote(self._run.job_id, f"lost worker {lost}")
 
 
 def work(config: dict[str, Any]) -> TrainResult | RayappError | None:
@@ -151,7 +152,7 @@ class RayHost:
             return
         found = ray.train.get_checkpoint()
         at = found.get_metadata() if found else {}
-        where = f"goes on from epoch {at['epoch']}, iteration {at['iteration']}," if at else "begins"
+        where = f"goes on from epoch {at['epoch']}, iteration {at['iteration']}," if at else "begins at the start"
         self._tell("note", f"{where} on {self.device.type} with {self.world_size} worker(s)")
 
     def resume(self) -> Path | None:

@@ -37,6 +37,10 @@ LIVES = 10
 POLL_S = 0.25
 
 
+class _WorkersDied(Exception):
+    """Workers of the run were lost, through no fault of what is trained."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """All that a worker is told. Plain values and an actor's handle, so that it travels."""
@@ -65,10 +69,10 @@ class RayFit:
             actor = ray.remote(TrainingActor).options(num_cpus=0).remote()
             try:
                 return self._answer(actor.fit.remote(run), stop, desk)
-            except RayActorError:
+            except (RayActorError, _WorkersDied):
                 if desk.stop.is_set():
                     return None
-                desk.note("the training's process died: started again from the last checkpoint, if there is one")
+                desk.note("the training's process died")
             finally:
                 ray.kill(actor)
                 _gone(request.folder)  # before the folder is removed, or another life begins
@@ -88,12 +92,18 @@ class RayFit:
         except RayTaskError as error:
             if isinstance(error.cause, RayActorError):
                 raise error.cause from error  # Ray Train's controller died
-            failures = getattr(error.cause, "worker_failures", None) or {0: error.cause}
-            names = ", ".join(sorted({type(failure).__name__ for failure in failures.values()}))
-            raise RayappError(f"the training failed with {names}: the server's log tells more") from error
+            names = sorted({type(failure).__name__ for failure in _failures(error.cause)})
+            if "WorkerHealthCheckFailedError" in names:
+                raise _WorkersDied from error  # more often than Ray Train makes good by itself
+            raise RayappError(f"the training failed with {', '.join(names)}: the server's log tells more") from error
         if isinstance(found, RayappError):
             raise found
         return found
+
+
+def _failures(error: BaseException) -> list[BaseException]:
+    """What went wrong in the workers, of what Ray Train raised."""
+    return list(getattr(error, "worker_failures", {}).values()) or [error]
 
 
 def _gone(folder: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from typer import Exit
 
 from rayapp import cli
-from rayapp.commands import WrongUsage, annotation, doctor
+from rayapp.commands import WrongUsage, annotation, doctor, jobs
 from rayapp.commands.demo import inside_liver
 from rayapp.commands.server import settings
 from rayapp.imaging.phantom import ORGANS, phantom
@@ -254,3 +254,18 @@ def test_the_data_sets_are_listed():
 def test_the_demos_click_lies_in_the_liver():
     i, j, k = map(int, inside_liver(3).split(","))
     assert phantom(3)[1].array[i, j, k] == ORGANS["liver"]
+
+
+def test_options_of_a_training_are_json_where_they_can_be_and_else_text():
+    options = ["max_epochs=3", "guard=false", "note=a=b", "network=UNet", "roi=[1, 2]", "rate=1e-3"]
+    assert jobs.values(options) == {
+        "max_epochs": 3,
+        "guard": False,
+        "note": "a=b",
+        "network": "UNet",
+        "roi": [1, 2],
+        "rate": 0.001,
+    }
+    for wrong in ("max_epochs", "=3"):
+        with pytest.raises(WrongUsage, match="KEY=VALUE"):
+            jobs.values([wrong])

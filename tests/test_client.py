@@ -291,3 +291,30 @@ def _file(path: Path, size: int) -> Path:
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+async def test_a_job_is_followed_across_a_broken_connection_to_its_end():
+    states = [{"status": "RUNNING", "progress": None}, {"status": "DONE", "progress": None, "end_ts": "now"}]
+    served_events = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        served_events.append(request.path)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        event = states[len(served_events) - 1]
+        await response.write(f": still there\n\nevent: job\ndata: {json.dumps(event)}\n\n".encode())
+        if "end_ts" not in event:
+            assert request.transport is not None
+            request.transport.abort()
+        return response
+
+    async with served(handler) as client:
+        assert [job["status"] async for job in client.follow("a b")] == ["RUNNING", "DONE"]
+    assert served_events == ["/jobs/a b/events"] * 2
+
+
+async def test_following_a_job_that_is_not_there_says_so():
+    handler, _ = answers(404)
+    async with served(handler) as client:
+        with pytest.raises(errors.NotFound):
+            await anext(client.follow("a"))

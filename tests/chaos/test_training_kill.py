@@ -99,6 +99,19 @@ def test_a_killed_process_of_a_training_costs_no_more_than_since_its_last_checkp
 
 
 @pytest.mark.slow
+def test_workers_that_are_killed_again_and_again_do_not_end_a_training(trainer: Running, client: Client):
+    job = begun(client)
+    for number in range(5):
+        os.kill(process_of(trainer, "RayTrainWorker").pid, signal.SIGKILL)
+        until(client, job, lambda found: text(found).count("goes on from epoch") > number)  # noqa: B023
+        at = iteration(client.job(job))
+        until(client, job, lambda found: iteration(found) > at + 8)  # noqa: B023
+        time.sleep(2)
+    assert "process died" in text(client.job(job)), "Ray Train makes three faults good, the jobs actor the rest"
+    print(text(client.job(job)))
+
+
+@pytest.mark.slow
 def test_a_restart_of_the_server_in_the_middle_of_a_training(tmp_path: Path):
     with started(tmp_path, *FLAGS) as server:
         label(server, tmp_path)

@@ -7,12 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from rayapp import errors
 from rayapp.client import Client, JobKind
+from rayapp.imaging.phantom import phantom
 from tests.chaos.test_replica_kill import process_of
-from tests.conftest import Running, started
+from tests.conftest import SHAPE, Running, started
 from tests.contract.test_commands import rayapp
 from tests.contract.test_monailabel_client import MONAILabelClient, MONAILabelClientException
 from tests.jobs.plain import APP, write_label
@@ -114,3 +117,27 @@ def test_a_training_can_be_left_to_itself_and_cancelled(trainer: Running, tmp_pa
         assert not client.running(JobKind.TRAIN)
         assert not [path for path in trainer.workspace.rglob("*") if job in path.name]
         json.dumps(client.jobs())
+
+
+@pytest.mark.slow
+def test_the_models_that_ship_learn_from_labels_saved_over_http(tmp_path: Path):
+    with started(tmp_path) as server, Client(server.url) as client:
+        for number in range(4):
+            volume, truth = phantom(5_000_000 + number, shape=SHAPE)
+            file = tmp_path / f"{number}.nii.gz"
+            nibabel.Nifti1Image(truth.array.astype(np.uint8), volume.affine).to_filename(file)
+            client.save_label(f"torso_{number}", file)
+        for model in ("segmentation", "deepedit"):
+            *_, job = client.follow(client.start_job(JobKind.TRAIN, model, {"max_epochs": 1})["id"])
+            assert job["status"] == "DONE", job
+            print(job["details"][-1])
+            assert {"curves.png", "validation.png"} <= set(client.job(job["id"])["files"])
+            found = client.models()[model]
+            assert [version["version"] for version in found["versions"]] == ["v1", "v2"]
+            promoted = job["result"]["metric"] >= job["result"]["baseline"]
+            assert found["production"] == ("v2" if promoted else "v1")
+            client.promote(model, "v2")
+            while client.infer_box(model, "torso_0").params["model_version"] == "v1":
+                pass
+            assert client.rollback(model) == "v1"
+            assert client.info()["train_stats"][model]["best_metric"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 
+from deployments.routes import jobs as routes
 from tests.gateway.conftest import Serve, Served
 from tests.jobs.plain import APP, label_all, write_images
 
@@ -238,3 +240,44 @@ def test_a_worse_candidate_is_kept_and_not_promoted(trained: Served, tmp_path: P
     models = trained.get("/models").json()["bright"]
     assert models["production"] == serving
     assert models["versions"][-1]["version"] == task["result"]["version"]
+
+
+def test_a_silent_job_is_followed_by_heartbeats(trained: Served, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(routes, "HEARTBEAT_S", 0.1)
+    job = train(trained, pause=2.0)["id"]
+    with requests.get(f"{trained.url}/jobs/{job}/events", stream=True, timeout=20) as stream:
+        assert any(line == b": still there" for line in stream.iter_lines())
+
+
+def test_only_so_many_clients_follow_jobs_at_once(trained: Served, monkeypatch: pytest.MonkeyPatch):
+    job = train(trained, **SLOW)["id"]
+    monkeypatch.setattr(routes, "STREAMS", 1)
+    with requests.get(f"{trained.url}/jobs/{job}/events", stream=True, timeout=20) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        refused = trained.get(f"/jobs/{job}/events")
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    deadline = time.monotonic() + 20
+    while trained.app.state.streams:
+        assert time.monotonic() < deadline, "a stream that was left is still counted"
+        time.sleep(0.05)
+
+
+def test_info_does_not_wait_for_the_jobs(trained: Served, monkeypatch: pytest.MonkeyPatch):
+    train(trained, "?run_sync=true", max_epochs=1)
+    time.sleep(1.1)
+    known = trained.get("/info/").json()["train_stats"]
+    released, asked = threading.Event(), threading.Event()
+
+    def hang() -> dict[str, Any]:
+        asked.set()
+        released.wait(20)
+        return {}
+
+    monkeypatch.setattr(trained.jobs, "train_stats", hang)
+    try:
+        time.sleep(1.1)
+        assert trained.get("/info/").json()["train_stats"] == known
+        assert asked.is_set()
+    finally:
+        released.set()
