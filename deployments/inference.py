@@ -23,7 +23,6 @@ from rayapp.app import app_class
 from rayapp.config import Settings
 from rayapp.errors import Busy, RayappError
 from rayapp.inference.messages import InferCall, InferReply
-from rayapp.inference.service import InferenceService
 from rayapp.models.store import ModelStore
 from rayapp.planner import hardware, plan
 from rayapp.planner.replicas import CLICKS_SHARE
@@ -38,6 +37,9 @@ class InferenceReplica:
     """One process with one app and its networks."""
 
     def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle) -> None:
+        # Here and not above: gateways import this module too, and need no torch.
+        from rayapp.inference.service import InferenceService
+
         logs.configure(settings)
         app = app_class(settings)(settings=settings, models=ModelStore.of(settings))
         app.load_all()

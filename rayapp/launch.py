@@ -72,9 +72,11 @@ def running(settings: Settings, *, on_ray: Callable[[], None] = lambda: None) ->
         try:
             datastore = start_datastore(settings)
             models = start_models(settings, datastore)
-            # A wrong app or an unreadable folder is told here, before anything listens.
-            _told(models.describe.remote())
+            described = models.describe.remote()
             jobs = start_jobs(settings, datastore, models)
+            _start_serve(settings)
+            # A wrong app or an unreadable folder is told here, before anything answers.
+            _told(described)
             yield _serve(settings, datastore, models, jobs)
         finally:
             serve.shutdown()
@@ -88,12 +90,16 @@ def running(settings: Settings, *, on_ray: Callable[[], None] = lambda: None) ->
                     ray.kill(actor)
 
 
-def _serve(settings: Settings, datastore: Any, models: Any, jobs: Any) -> str:
-    host = settings.host
+def _start_serve(settings: Settings) -> None:
+    """Start Serve's controller and proxy. What is not deployed yet is answered with 404."""
     serve.start(
-        http_options={"host": host, "port": settings.port, "request_timeout_s": None},
+        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
+
+
+def _serve(settings: Settings, datastore: Any, models: Any, jobs: Any) -> str:
+    host = settings.host
     inference = inference_deployment(settings).bind(settings, datastore)
     gateway = gateway_deployment(settings, datastore, models, jobs).bind(inference)
     serve.run(gateway, name=APPLICATION, route_prefix="/")
