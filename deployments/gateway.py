@@ -65,7 +65,8 @@ def build_gateway(services: Services) -> FastAPI:
     app.add_middleware(Incidents)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=list(settings.cors_origins),
+        allow_origins=list(settings.cors_origins) or (["*"] if with_keys else []),
+        allow_origin_regex=LoopbackHosts.ORIGIN,
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],

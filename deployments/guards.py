@@ -58,6 +58,8 @@ class LoopbackHosts:
     """
 
     NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+    ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+    """Origins of pages that this machine serves."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -36,11 +36,12 @@ ATTEMPTS = 4
 class InferenceReplica:
     """One process with one app and its networks."""
 
-    def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle) -> None:
+    def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle, models: ray.actor.ActorHandle) -> None:
         # Here and not above: gateways import this module too, and need no torch.
         from rayapp.inference.service import InferenceService
 
         logs.configure(settings)
+        ray.get(models.describe.remote())  # by then what the app ships is published
         app = app_class(settings)(settings=settings, models=ModelStore.of(settings))
         app.load_all()
         # Ray allows as many threads as logical CPUs asked for, which is one: share the machine's cores instead.

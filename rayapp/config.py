@@ -62,7 +62,9 @@ class Settings(BaseSettings):
     max_queued: int = Field(default=64, ge=1)
     """Requests that may wait for a replica before callers are told to come back later."""
     session_expiry: int = Field(default=3600, ge=60)
-    cors_origins: tuple[str, ...] = ("*",)
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may ask, besides those of this machine, by their origin (`https://viewer.example`); with keys none
+    given means all, since a page without a key gets nowhere."""
 
     @field_validator("replicas")
     @classmethod

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,43 +42,48 @@ READY_TIMEOUT = 120.0
 ACTOR_CLOSE_TIMEOUT = 30.0
 
 
+class _Stopped(Exception):
+    """A signal came while the server was starting."""
+
+
 def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
     """Serve; call `on_ready` with the address once every route answers; return when SIGINT or SIGTERM came and all
-    is drained and stopped."""
+    is drained and stopped. One that comes while it starts is heeded at the next step of that."""
     stop = threading.Event()
-
-    def mind_signals() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-
-    mind_signals()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     logs.rotate(settings)
     logs.configure(settings)
-    # Ray's start takes SIGTERM for itself, so it has to be taken back.
-    with running(settings, on_ray=mind_signals) as url:
-        if not stop.is_set():
-            on_ready(url)
+
+    def go_on() -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    with contextlib.suppress(_Stopped), running(settings, go_on=go_on) as url:
+        on_ready(url)
         stop.wait()
         logger.info("draining")
 
 
 @contextlib.contextmanager
-def running(settings: Settings, *, on_ray: Callable[[], None] = lambda: None) -> Iterator[str]:
-    """A running server; yields its address, for example `http://127.0.0.1:8000`. `on_ray` is called once Ray is up."""
+def running(settings: Settings, *, go_on: Callable[[], None] = lambda: None) -> Iterator[str]:
+    """A running server; yields its address, for example `http://127.0.0.1:8000`. What `go_on`, called between the
+    steps of starting, raises ends it."""
     settings = settings.model_copy(update={"port": settings.port or _free_port(settings.host)})
     settings.workspace.mkdir(parents=True, exist_ok=True)
     with _ray(settings):
-        on_ray()
         datastore = models = jobs = None
         try:
+            go_on()
             datastore = start_datastore(settings)
             models = start_models(settings, datastore)
             described = models.describe.remote()
             jobs = start_jobs(settings, datastore, models)
-            _start_serve(settings)
+            go_on()
+            _deploy(settings, datastore, models, jobs)
             # A wrong app or an unreadable folder is told here, before anything answers.
             _told(described)
-            yield _serve(settings, datastore, models, jobs)
+            yield _wait_until_answering(settings, go_on)
         finally:
             serve.shutdown()
             if jobs is not None:
@@ -90,35 +96,35 @@ def running(settings: Settings, *, on_ray: Callable[[], None] = lambda: None) ->
                     ray.kill(actor)
 
 
-def _start_serve(settings: Settings) -> None:
-    """Start Serve's controller and proxy. What is not deployed yet is answered with 404."""
+def _deploy(settings: Settings, datastore: Any, models: Any, jobs: Any) -> None:
+    """Start Serve and let it start the gateway and the replicas; until these run, it answers 404."""
     serve.start(
         http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-
-
-def _serve(settings: Settings, datastore: Any, models: Any, jobs: Any) -> str:
-    host = settings.host
-    inference = inference_deployment(settings).bind(settings, datastore)
+    inference = inference_deployment(settings).bind(settings, datastore, models)
     gateway = gateway_deployment(settings, datastore, models, jobs).bind(inference)
-    serve.run(gateway, name=APPLICATION, route_prefix="/")
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{settings.port}"
-    _wait_until_answering(url)
-    return url
+    serve.run_many([serve.RunTarget(gateway, name=APPLICATION, route_prefix="/")], wait_for_applications_running=False)
 
 
-def _wait_until_answering(url: str) -> None:
-    """`GET /info/` is the readiness check: gateway, datastore and models answer. 401 counts: keys are asked for."""
+def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
+    """The server's address, once all replicas run and `GET /info/` answers; 401 counts: keys are asked for."""
     deadline = time.monotonic() + READY_TIMEOUT
+    while (status := serve.status().applications[APPLICATION]).status != "RUNNING":
+        go_on()
+        if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
+            raise RuntimeError(f"the server did not start: {status.status}: {status.message}")
+        time.sleep(0.1)
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{shown}:{settings.port}"
     while True:
+        go_on()
         try:
             with urllib.request.urlopen(url + Route.INFO, timeout=10):
-                return
+                return url
         except urllib.error.HTTPError as error:
             if error.code == 401:
-                return
+                return url
             if time.monotonic() > deadline:
                 raise
         except OSError:
@@ -134,27 +140,30 @@ def _ray(settings: Settings) -> Iterator[None]:
     folder = Path(tempfile.gettempdir()) / f"rayapp-{secrets.token_hex(4)}"
     for name, value in _environment(settings, folder).items():
         os.environ.setdefault(name, value)
-    common = {"namespace": NAMESPACE, "logging_level": "warning", "log_to_driver": False}
-    if settings.ray_address is not None:
-        ray.init(address=settings.ray_address, **common)
+    common = {"namespace": NAMESPACE, "logging_level": "error", "log_to_driver": False}
+    # In the main thread Ray would take SIGTERM for itself. The thread lives on, since Ray's processes die with it.
+    with ThreadPoolExecutor(1, thread_name_prefix="ray") as starter:
+        if settings.ray_address is not None:
+            starter.submit(ray.init, address=settings.ray_address, **common).result()
+            try:
+                yield
+            finally:
+                ray.shutdown()
+            return
         try:
+            starter.submit(
+                ray.init,
+                address="local",
+                num_cpus=settings.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1),
+                include_dashboard=settings.dashboard,
+                dashboard_host="127.0.0.1",
+                _temp_dir=str(folder),
+                **common,
+            ).result()
             yield
         finally:
             ray.shutdown()
-        return
-    try:
-        ray.init(
-            address="local",
-            num_cpus=settings.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1),
-            include_dashboard=settings.dashboard,
-            dashboard_host="127.0.0.1",
-            _temp_dir=str(folder),
-            **common,
-        )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _environment(settings: Settings, folder: Path) -> dict[str, str]:

@@ -100,13 +100,8 @@ def serve(chosen: Settings, greet: Callable[[str], None] = lambda url: None) -> 
 def _signals_end_it() -> Iterator[None]:
     """Let SIGINT and SIGTERM end the block well also before the server minds its signals itself."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         yield
-    except KeyboardInterrupt:
-        pass
-    except SystemExit as left:
-        if left.code != signal.SIGTERM:  # with this Ray answers the signal while it starts
-            raise
 
 
 @contextlib.contextmanager

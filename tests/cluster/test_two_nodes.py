@@ -22,7 +22,7 @@ from rayapp.inference.messages import InferCall, InferReply
 class WhereAmI:
     """Stands where the app would be: answers with the process and the node that got the call."""
 
-    def __init__(self, settings, datastore):
+    def __init__(self, settings, datastore, models):
         self._here = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
 
     async def infer(self, call: InferCall) -> InferReply:
@@ -50,7 +50,7 @@ def test_clicks_reach_both_nodes_and_one_image_stays_on_one(cluster, tmp_path):
     serve.start(proxy_location="Disabled")
     # The deployment's own options (router, queues, a CPU each, so one fits on a node), without models.
     deployment = inference_deployment(settings).options(func_or_class=WhereAmI)
-    handle = serve.run(deployment.bind(settings, None), name="rayapp", route_prefix=None)
+    handle = serve.run(deployment.bind(settings, None, None), name="rayapp", route_prefix=None)
     where = asyncio.run(_ask(RoutedInference(handle)))
     assert len(where) == 12
     assert all(len(places) == 1 for places in where.values()), where

@@ -10,9 +10,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+import requests
 
 from rayapp.logs import log_file
-from tests.gateway.conftest import Served, write_label
+from tests.gateway.conftest import Serve, Served, write_label
 
 
 def test_info_has_what_the_clients_read(gateway: Served):
@@ -167,20 +168,33 @@ def test_a_slash_more_or_less_is_no_redirect(gateway: Served, path: str):
         assert with_slash.text == without.text
 
 
-def test_browsers_from_elsewhere_may_ask(gateway: Served):
-    origin = {"Origin": "http://viewer.example"}
-    preflight = gateway.send(
-        "OPTIONS",
-        "/infer/bright",
-        headers={**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-any"},
-    )
-    assert preflight.status_code == 200
-    assert preflight.headers["Access-Control-Allow-Origin"] == origin["Origin"]
-    assert preflight.headers["Access-Control-Allow-Credentials"] == "true"
-    assert preflight.headers["Access-Control-Max-Age"] == "600"
-    for path, status in (("/info/", 200), ("/nothing", 404)):
-        answer = gateway.get(path, headers=origin)
-        assert (answer.status_code, "Access-Control-Allow-Origin" in answer.headers) == (status, True)
+def preflight(server: Served, origin: str) -> requests.Response:
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-any"}
+    return server.send("OPTIONS", "/infer/bright", headers={"Origin": origin, **asked})
+
+
+def test_browsers_with_a_page_from_elsewhere_may_ask_where_keys_are_needed(keyed: Served):
+    origin = "http://viewer.example"
+    answer = preflight(keyed, origin)
+    assert answer.status_code == 200
+    assert answer.headers["Access-Control-Allow-Origin"] == origin
+    assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+    assert answer.headers["Access-Control-Max-Age"] == "600"
+    for path, status in (("/info/", 401), ("/nothing", 404)):
+        refused = requests.get(keyed.url + path, headers={"Origin": origin}, timeout=20)
+        assert (refused.status_code, "Access-Control-Allow-Origin" in refused.headers) == (status, True)
+
+
+def test_without_keys_only_pages_of_this_machine_and_those_that_were_named_may_ask(gateway: Served, serve: Serve):
+    for origin in ("http://localhost:3000", "http://127.0.0.1:8000", "https://[::1]"):
+        answer = preflight(gateway, origin)
+        assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, origin)
+    for origin in ("http://viewer.example", "http://localhost.example", "http://localhost:3000.example", "null"):
+        assert preflight(gateway, origin).status_code == 400
+        assert "Access-Control-Allow-Origin" not in gateway.get("/info/", headers={"Origin": origin}).headers
+    named = serve(cors_origins=("http://viewer.example",))
+    assert preflight(named, "http://viewer.example").status_code == 200
+    assert preflight(named, "http://other.example").status_code == 400
 
 
 def resolved(value: Any) -> Any:
