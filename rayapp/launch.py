@@ -39,6 +39,8 @@ APPLICATION = "rayapp"
 LOGICAL_CPUS = 4
 """The least logical CPUs of an embedded node: serving finds a place beside background work on a small machine."""
 READY_TIMEOUT = 120.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What ends a server well."""
 ACTOR_CLOSE_TIMEOUT = 30.0
 
 
@@ -50,7 +52,7 @@ def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) 
     """Serve; call `on_ready` with the address once every route answers; return when SIGINT or SIGTERM came and all
     is drained and stopped. One that comes while it starts is heeded at the next step of that."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, lambda *_: stop.set())
     logs.rotate(settings)
     logs.configure(settings)
@@ -141,25 +143,31 @@ def _ray(settings: Settings) -> Iterator[None]:
     for name, value in _environment(settings, folder).items():
         os.environ.setdefault(name, value)
     common = {"namespace": NAMESPACE, "logging_level": "error", "log_to_driver": False}
-    # In the main thread Ray would take SIGTERM for itself. The thread lives on, since Ray's processes die with it.
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def init(**options: Any) -> None:
+        # In the main thread Ray would handle SIGTERM while it starts, and leave half of itself behind.
+        starter.submit(ray.init, **common, **options).result()
+        for number, handler in handlers.items():  # below Python, Ray has taken them in any thread
+            signal.signal(number, handler)
+
+    # The thread lives on, since Ray's processes die with the one that started them.
     with ThreadPoolExecutor(1, thread_name_prefix="ray") as starter:
         if settings.ray_address is not None:
-            starter.submit(ray.init, address=settings.ray_address, **common).result()
+            init(address=settings.ray_address)
             try:
                 yield
             finally:
                 ray.shutdown()
             return
         try:
-            starter.submit(
-                ray.init,
+            init(
                 address="local",
                 num_cpus=settings.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1),
                 include_dashboard=settings.dashboard,
                 dashboard_host="127.0.0.1",
                 _temp_dir=str(folder),
-                **common,
-            ).result()
+            )
             yield
         finally:
             ray.shutdown()
