@@ -21,7 +21,7 @@ from rayapp.training.options import ClickOptions
 
 Clicks = list[list[Position]]
 """Positions by guidance channel: structures by value, then background."""
-AT_ONCE = 3
+AT_ONCE = 4
 """Clicks of one round into one image, at most."""
 
 

@@ -20,6 +20,8 @@ CPU_PIXELS, GPU_PIXELS = 256**2, 512**2
 CPU_WIDTH, GPU_WIDTH = 16, 32
 """Channels of the network's finest level."""
 MAX_WIDTH = 256
+COARSEST = 4
+"""Voxels along each axis of the coarsest level, at least."""
 WINDOWS = 8
 """Windows that a median image may have before its voxels are made larger."""
 
@@ -102,7 +104,7 @@ def unet(in_channels: int, out_channels: int, roi_size: Sequence[int], *, width:
     Its first convolution halves the image, which makes a step three to four times cheaper than one of a U-Net that
     works on every voxel first; on hippocampi it also learns faster.
     """
-    levels = min(4, max(1, int(math.log2(max(2, min(roi_size) / 5)))))
+    levels = min(4, max(1, int(math.log2(max(2, min(roi_size) / COARSEST)))))
     return {
         "name": "UNet",
         "spatial_dims": len(roi_size),

@@ -52,6 +52,11 @@ def test_the_network_takes_the_roi_it_was_made_for(roi):
         assert build(config)(torch.zeros(1, 2, *size)).shape == (1, 3, *size)
 
 
+@pytest.mark.parametrize(("shortest", "levels"), [(6, 1), (20, 2), (38, 3), (64, 4), (300, 4)])
+def test_the_coarsest_level_is_a_few_voxels_across(shortest, levels):
+    assert unet(1, 3, (300, shortest, 300), width=4)["strides"] == [2] * levels
+
+
 def test_a_card_gives_the_design_back():
     design = Design(
         labels=LABELS, spacing=1.5, roi_size=(16, 24, 16), network=unet(4, 3, (16, 24, 16), width=4), channels=1
