@@ -19,7 +19,7 @@ from rayapp.inference.task import Point
 
 Bools = npt.NDArray[np.bool_]
 
-MAX_VOXELS = 600_000
+MAX_VOXELS = 300_000
 """Voxels that are worked on at once."""
 
 
