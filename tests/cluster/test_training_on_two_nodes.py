@@ -1,0 +1,87 @@
+"""A training over two Ray nodes; a server that leaves the cluster in the middle of one takes all of it along."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from actors import NAMESPACE
+from actors.datastore import RemoteDatastore, start_datastore
+from actors.face import Waiting
+from actors.jobs import start_jobs
+from actors.models import start_models
+from rayapp.config import Settings
+from rayapp.jobs.record import Job, Kind, State
+from tests.jobs.plain import APP, label_all, write_images
+
+PATIENCE_S = 180
+
+
+@pytest.fixture
+def cluster():
+    Path("/tmp/ray").mkdir(exist_ok=True)  # where Ray notes the cluster's address
+    folder = tempfile.mkdtemp(prefix="rt", dir="/tmp")
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
+    )
+    nodes.add_node(num_cpus=1)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def until(jobs: Any, job: str, true: Callable[[Job], bool]) -> Job:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true(found := jobs.job(job)):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+    return found
+
+
+@pytest.mark.slow
+def test_workers_on_both_nodes_train_one_model_and_nothing_stays_when_the_server_leaves(cluster, tmp_path: Path):
+    write_images(tmp_path / "studies")
+    settings = Settings(
+        studies=tmp_path / "studies",
+        workspace=tmp_path / "workspace",
+        app=str(APP),
+        models=("bright",),
+        ray_address=cluster.address,
+    )
+    ray.init(address=cluster.address, namespace=NAMESPACE, log_to_driver=False)
+    datastore = start_datastore(settings)
+    models = start_models(settings, datastore)
+    handle = start_jobs(settings, datastore, models)
+    label_all(RemoteDatastore(datastore), settings.studies)
+    jobs = Waiting(handle)
+
+    def submit(**params: Any) -> str:
+        return jobs.submit(Kind.TRAIN, "bright", params, job_id=str(uuid.uuid4()), user="ann").id
+
+    # Each node has one CPU, so two workers are on two nodes.
+    done = until(jobs, submit(workers=2, max_epochs=4, pause=0.05), lambda job: job.over)
+    assert done.state is State.DONE, done.details
+    assert "2 worker(s)" in "\n".join(done.details)
+    trace = (settings.workspace / "runs" / done.id / "trace.txt").read_text().splitlines()
+    assert sorted({line.split()[1] for line in trace}) == ["0", "1"]
+
+    left = submit(workers=2, max_epochs=400, pause=0.1)
+    until(jobs, left, lambda job: job.progress is not None)
+    for actor in (handle, models, datastore):
+        ray.kill(actor)
+    ray.shutdown()
+    ray.init(address=cluster.address, namespace="looking", log_to_driver=False)
+    deadline = time.monotonic() + PATIENCE_S
+    while ray.available_resources().get("CPU") != 2.0:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.5)
