@@ -17,7 +17,7 @@ from typing import Any
 
 from rayapp.datastore.protocol import Author, Info
 from rayapp.datastore.revisions import Kept, Stamp
-from rayapp.errors import BadRequest
+from rayapp.errors import BadRequest, Conflict
 
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -87,7 +87,12 @@ class Index:
     """The database: `writer` belongs to one thread at a time, `reader()` lends a connection to any."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the database. Raises sqlite3.DatabaseError if the file is damaged or of another version."""
+        """Open or make the database, or bring it up from an earlier version.
+
+        Raises:
+            sqlite3.DatabaseError: if the file is damaged.
+            Conflict: if it is of a later version; nothing is changed then.
+        """
         self._path = path
         self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         self.writer = _connect(path)
@@ -96,7 +101,7 @@ class Index:
             self.writer.execute("PRAGMA synchronous = FULL")
             (version,) = self.writer.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
-                raise sqlite3.DatabaseError(f"index of version {version}")
+                raise Conflict("a newer rayapp has worked on this studies folder: upgrade this one")
             if version and self.writer.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("damaged index")
             for change in (SCHEMA, *CHANGES)[version:]:

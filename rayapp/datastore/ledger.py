@@ -1,4 +1,8 @@
-"""The job rows of the index: a job's record as JSON, in the order the jobs were submitted."""
+"""The job rows of the index: a job's record as JSON, in the order the jobs were submitted.
+
+They lie here, and not in a file of the jobs actor's, because a job belongs to a study set: what trains on labels is
+recorded by the one writer, in the one file, that survives power loss and is salvaged when it is damaged.
+"""
 
 from __future__ import annotations
 

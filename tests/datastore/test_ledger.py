@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from saves import Open, save
 
-from rayapp.datastore.index import SCHEMA
+from rayapp.datastore.index import SCHEMA, Index, salvage
+from rayapp.datastore.ledger import put_job, read_jobs
+from rayapp.errors import Conflict
 from rayapp.jobs.record import Job, Kind, State
 from rayapp.training.task import Progress
 
@@ -53,11 +56,24 @@ def test_a_folder_of_version_one_opens_with_all_it_holds(studies: Path, open_sto
     assert not list((studies / ".rayapp").glob("index.db.broken-*"))
 
 
-def test_jobs_are_saved_out_of_a_damaged_index(studies: Path, open_store: Open) -> None:
-    store = open_store(studies)
-    store.save_job(JOB)
-    store.close()
-    with sqlite3.connect(studies / ".rayapp" / "index.db") as db:
+def test_jobs_are_saved_out_of_a_damaged_index(tmp_path: Path) -> None:
+    damaged = Index(tmp_path / "damaged.db")
+    put_job(damaged.writer, JOB)
+    damaged.close()
+    fresh = Index(tmp_path / "fresh.db")
+    salvage(tmp_path / "damaged.db", fresh.writer)
+    assert read_jobs(fresh.writer) == [JOB]
+    fresh.close()
+
+
+def test_a_folder_of_a_newer_version_is_left_as_it_is(studies: Path, open_store: Open) -> None:
+    open_store(studies).close()
+    index = studies / ".rayapp" / "index.db"
+    with sqlite3.connect(index) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    assert open_store(studies).jobs() == [JOB]
+    before = index.read_bytes()
+    with pytest.raises(Conflict, match="upgrade"):
+        open_store(studies)
+    assert index.read_bytes() == before
+    assert not list((studies / ".rayapp").glob("index.db.broken-*"))
