@@ -82,9 +82,10 @@ def train(name: str, epochs: int, folder: Path) -> dict[str, Any]:
     def told(progress: Progress) -> None:
         """Note each validation: it is reported at the iteration that was reported before it."""
         nonlocal told_at
-        if progress.iteration == told_at and progress.metric is not None:
+        validated = progress.epoch % PARAMS["val_interval"] == 0 or progress.epoch == epochs
+        if progress.iteration == told_at and validated:
             spent = {"wall_s": time.monotonic() - began, "cpu_s": time.process_time() - busy}
-            curve.append({"epoch": progress.epoch, **spent, "metric": progress.metric})
+            curve.append({"epoch": progress.epoch, **spent, "metric": progress.metric or 0.0})
             print(name, {key: round(value, 4) for key, value in curve[-1].items()}, file=sys.stderr, flush=True)
         told_at = progress.iteration
 

@@ -70,7 +70,7 @@ class ClickOptions(Options):
     """
 
     rounds: int = 3
-    click_noise: float = 0.5
+    click_noise: float = 0.0
     val_clicks: int = 5
 
     def over(self, params: Mapping[str, Any]) -> Self:

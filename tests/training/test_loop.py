@@ -228,7 +228,7 @@ def test_tasks_that_learn_from_clicks_train_to_their_end(task, kind, pairs, tmp_
     result, _ = run(task, request(pairs, tmp_path / "r", max_epochs=2), tmp_path / "host")
     assert set(result.card["metrics"]) == set(task.measurements)
     assert result.card["network"]["in_channels"] == 1 + len(task.labels) + 1
-    assert result.card["config"]["click_noise"] == 0.5
+    assert result.card["config"]["click_noise"] == 0.0
     if kind is not None:
         kind.from_version(version(result)).load()
 
