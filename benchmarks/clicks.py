@@ -1,20 +1,19 @@
-"""A click's time through the running server: python -m benchmarks.clicks [--json] [--replicas 1,2] [--clicks 20]
+"""A click's time through the running server.
+
+    python -m benchmarks.clicks [--json] [--replicas 1,2] [--clicks 20] [--peer URL --peer-image ID]
 
 Starts a server of its own on generated torsos and clicks in them over HTTP, always the same image per client. For each
-size: the first click (decode and prepare included), repeated clicks (p50, p99), the bare forward of the same network
-on the same input in a process of its own, and the difference of the server's own time and its network stage, which
-the budget bounds to 25 ms at 256x256x128. With more clients, `GET /info/` is asked ten times a second meanwhile.
+size: the first click (decode and prepare included), repeated clicks (p50, p99), and what the server adds to the bare
+forward of the same network on the same input, measured in this process just before; the budget is 25 ms at
+256x256x128. With more clients, `GET /info/` is asked ten times a second meanwhile. With `--peer`, the same for a
+server of MONAI Label that runs on this machine, whose network is another: compare what it adds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.server import server
 from rayapp.client import Client
 from rayapp.imaging.phantom import phantom
 
@@ -59,8 +59,8 @@ def click(client: Client, image: str, number: int, *, size: int) -> dict[str, An
     return {**stages, "wall": wall, "version": reply.params["model_version"]}
 
 
-def one_client(url: str, clicks: int) -> list[dict[str, Any]]:
-    """First and repeated clicks for each size."""
+def one_client(url: str, clicks: int, bare: dict[str, float]) -> list[dict[str, Any]]:
+    """First and repeated clicks for each size, against the bare forward."""
     rows = []
     with Client(url, client_id="bench") as client:
         for shape in SIZES:
@@ -69,15 +69,18 @@ def one_client(url: str, clicks: int) -> list[dict[str, Any]]:
             again = [click(client, image, n, size=shape[0]) for n in track(range(1, clicks + 1), f"clicks in {image}")]
             walls = [c["wall"] for c in again]
             beside = [c["total"] - c["infer"] for c in again]
+            size = "x".join(map(str, shape))
             rows.append(
                 {
-                    "size": "x".join(map(str, shape)),
+                    "size": size,
                     "first_ms": first["wall"] * 1e3,
                     "p50_ms": p(walls, 0.5),
                     "p99_ms": p(walls, 0.99),
                     "server_p50_ms": p([c["total"] for c in again], 0.5),
                     "network_p50_ms": p([c["infer"] for c in again], 0.5),
                     "beside_network_p50_ms": p(beside, 0.5),
+                    "bare_ms": bare[size],
+                    "added_p50_ms": p([c["total"] for c in again], 0.5) - bare[size],
                 }
             )
     return rows
@@ -123,27 +126,62 @@ def many_clients(url: str, count: int, clicks: int) -> dict[str, Any]:
     }
 
 
-def bare_forward() -> float:
-    """Median milliseconds of the shipped network alone on the input of its own shape."""
+def bare_forward() -> dict[str, float]:
+    """Median milliseconds of the shipped network alone, by size of the image."""
     import torch
 
     from rayapp.apps.radiology.main import SHIPPED, shipped_card
     from rayapp.inference.deepedit import DeepEditTask
-    from rayapp.inference.task import Prompts
+    from rayapp.inference.network import Network
     from rayapp.models.store import ModelVersion
 
     card = shipped_card("deepedit")
     weights = SHIPPED / "deepedit.safetensors"
     task = DeepEditTask.from_version(ModelVersion(name="deepedit", version="v1", weights=weights, card=card))
-    task.load()
-    volume, _ = phantom(77, shape=SIZES[1])
-    prepared = task.prepare(volume)
-    times = []
-    with torch.inference_mode():
-        for number in range(6):
-            prompts = Prompts(clicks={"liver": [(100 + number, 100, 50)]})
-            times.append(task.predict(prepared, prompts, {}).seconds["infer"])
-    return statistics.median(times[1:]) * 1e3
+    channels = (card["network"]["in_channels"], card["network"]["out_channels"])
+    network = Network(name="deepedit", config=card["network"], weights=weights, channels=channels)
+    found = {}
+    for shape in SIZES:
+        volume, _ = phantom(77, shape=shape)
+        guided = torch.from_numpy(task.prepare(volume).guided.show([()] * len(card["labels"]) + [()]))[None]
+        times = []
+        for _ in range(20):
+            began = time.perf_counter()
+            network(guided)
+            times.append(time.perf_counter() - began)
+        found["x".join(map(str, shape))] = statistics.median(times[3:]) * 1e3
+    return found
+
+
+def peer_clicks(url: str, image: str, clicks: int) -> dict[str, float]:
+    """Repeated DeepEdit clicks in a server of MONAI Label, and how long `GET /info/` waits behind one."""
+    totals, networks, walls, info = [], [], [], []
+    with Client(url, client_id="bench") as client:
+        for n in range(clicks + 1):
+            params = {"spleen": [[60 + n % 9, 60, 30]], "background": [], "label": "spleen"}
+            asking = threading.Thread(target=lambda: info.append(_asked(url)))
+            began = time.perf_counter()
+            asking.start()
+            stages = client.infer("deepedit", image, params=params).params["latencies"]
+            walls.append(time.perf_counter() - began)
+            asking.join()
+            totals.append(stages["total"])
+            networks.append(stages["infer"])
+    return {
+        "p50_ms": p(walls[1:], 0.5),
+        "server_p50_ms": p(totals[1:], 0.5),
+        "network_p50_ms": p(networks[1:], 0.5),
+        "beside_network_p50_ms": p([t - n for t, n in zip(totals[1:], networks[1:], strict=True)], 0.5),
+        "info_max_ms": max(info) * 1e3,
+    }
+
+
+def _asked(url: str) -> float:
+    time.sleep(0.05)
+    began = time.perf_counter()
+    with Client(url) as client:
+        client.info()
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -152,45 +190,30 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--replicas", default="1,2")
     parser.add_argument("--clicks", type=int, default=20)
+    parser.add_argument("--peer", metavar="URL", help="a running MONAI Label")
+    parser.add_argument("--peer-image", metavar="ID", default="ct_a")
     options = parser.parse_args()
-    result: dict[str, Any] = {"bare_forward_256_ms": bare_forward(), "single": [], "many": []}
+    bare = bare_forward()
+    result: dict[str, Any] = {"single": [], "many": []}
+    if options.peer:
+        result["peer"] = [peer_clicks(options.peer, options.peer_image, min(5, options.clicks))]
     for replicas in options.replicas.split(","):
         with tempfile.TemporaryDirectory(prefix="click") as folder:
             (Path(folder) / "studies").mkdir()
             studies(Path(folder) / "studies")
-            with server(Path(folder), replicas) as url:
+            with server(Path(folder), "--replicas", f"{replicas}:{replicas}") as url:
                 if not result["single"]:
-                    result["single"] = one_client(url, options.clicks)
+                    result["single"] = one_client(url, options.clicks, bare)
                 for count in CLIENTS:
                     result["many"].append({"replicas": int(replicas), **many_clients(url, count, options.clicks // 2)})
     print(json.dumps(result)) if options.json else show(result)
 
 
-class server:  # noqa: N801 - reads as a verb
-    """`rayapp start` as a process, for a with statement; gives its address."""
-
-    def __init__(self, folder: Path, replicas: str) -> None:
-        command = [str(Path(sys.executable).with_name("rayapp")), "start", "--studies", str(folder / "studies")]
-        command += ["--workspace", str(folder / "workspace"), "--port", "0", "--replicas", f"{replicas}:{replicas}"]
-        environment = {**os.environ, "RAYAPP_DASHBOARD": "false"}
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
-
-    def __enter__(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().removeprefix("ready ").strip()
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
-
-
 def show(result: dict[str, Any]) -> None:
     """The tables."""
     console = Console()
-    console.print(f"bare deepedit forward, 256x256x128: {result['bare_forward_256_ms']:.0f} ms")
-    for title, rows in (("one client", result["single"]), ("clients at once, 128x128x64", result["many"])):
+    titles = {"peer": "MONAI Label, one client", "single": "one client", "many": "clients at once, 128x128x64"}
+    for title, rows in ((title, result[key]) for key, title in titles.items() if key in result):
         table = Table(*rows[0], title=title)
         for row in rows:
             table.add_row(*(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()))

@@ -18,11 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.server import server
+from rayapp.client import Client
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.protocol import Author
 
@@ -67,11 +70,22 @@ def save(store: Any, image_id: str) -> None:
 def saves_a_second(store: Any, ids: list[str], seconds: float) -> float:
     """Saves answered to `CLIENTS` threads together, each working on its own images."""
     counts = [0] * CLIENTS
+
+    def client(number: int) -> None:
+        save(store, ids[(number + counts[number] * CLIENTS) % len(ids)])
+        counts[number] += 1
+
+    return together(client, seconds)
+
+
+def together(call: Callable[[int], object], seconds: float) -> float:
+    """Calls a second that `CLIENTS` threads make, each told its number."""
+    counts = [0] * CLIENTS
     end = time.perf_counter() + seconds
 
     def client(number: int) -> None:
         while time.perf_counter() < end:
-            save(store, ids[(number + counts[number] * CLIENTS) % len(ids)])
+            call(number)
             counts[number] += 1
 
     started = time.perf_counter()
@@ -151,7 +165,34 @@ def measure_actor(root: Path, seconds: float) -> Figures:
     return figures
 
 
-def show(sizes: list[Figures], actor: Figures) -> None:
+def measure_http(root: Path, seconds: float) -> Figures:
+    """Saves of real label maps over HTTP by clients of the running server, which reads and checks each."""
+    folder = root / "http"
+    (folder / "studies").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    volume = nibabel.Nifti1Image(rng.integers(0, 500, (64, 64, 32), dtype=np.int16), np.diag([1.5, 1.5, 3, 1]))
+    label = nibabel.Nifti1Image((volume.get_fdata() > 400).astype(np.uint8), volume.affine)
+    label.to_filename(folder / "label.nii.gz")
+    for number in range(CLIENTS):
+        volume.to_filename(folder / "studies" / f"image_{number}.nii.gz")
+    with server(folder) as url:
+        clients = [Client(url, client_id=f"bench-{number}") for number in range(CLIENTS)]
+
+        def save_one(number: int) -> None:
+            clients[number].save_label(f"image_{number}", folder / "label.nii.gz", params={"model": "m"})
+
+        single = milliseconds(lambda: save_one(0), 50)
+        rate = together(save_one, seconds)
+        for client in clients:
+            client.close()
+    return {
+        "save_p50_ms": float(np.percentile(single, 50)),
+        "save_p99_ms": float(np.percentile(single, 99)),
+        "saves_per_s": rate,
+    }
+
+
+def show(sizes: list[Figures], actor: Figures, http: Figures) -> None:
     """Print the table."""
     names = list(sizes[0])
     table = Table(title=f"Datastore, {CLIENTS} savers, labels of {len(LABEL) // 1000} kB")
@@ -159,9 +200,10 @@ def show(sizes: list[Figures], actor: Figures) -> None:
     for figures in sizes:
         table.add_column(f"{figures['images']:,} images", justify="right")
     table.add_column("actor, 100 images", justify="right")
+    table.add_column("HTTP, 8 images", justify="right")
     for name in names[1:]:
         row = [f"{figures[name]:.2f}" for figures in sizes]
-        table.add_row(name, *row, f"{actor[name]:.2f}" if name in actor else "")
+        table.add_row(name, *row, *(f"{figures[name]:.2f}" if name in figures else "" for figures in (actor, http)))
     Console().print(table)
 
 
@@ -179,10 +221,12 @@ def main() -> None:
             sizes.append(measure(Path(folder), number, options.seconds))
         progress.add_task("through the actor", total=None)
         actor = measure_actor(Path(folder), options.seconds)
+        progress.add_task("over HTTP", total=None)
+        http = measure_http(Path(folder), options.seconds)
     if options.json:
-        print(json.dumps({"benchmark": "datastore", "clients": CLIENTS, "sizes": sizes, "actor": actor}))
+        print(json.dumps({"benchmark": "datastore", "clients": CLIENTS, "sizes": sizes, "actor": actor, "http": http}))
     else:
-        show(sizes, actor)
+        show(sizes, actor, http)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,37 +14,26 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.server import server
 from rayapp.imaging.phantom import phantom
 
 
 def once(folder: Path) -> dict[str, float]:
     """Start, look, stop."""
-    command = [str(Path(sys.executable).with_name("rayapp")), "start", "--studies", str(folder / "studies")]
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, "--workspace", str(folder / "workspace"), "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "RAYAPP_DASHBOARD": "false"},
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    ready = time.perf_counter() - began
-    if not line.startswith("ready"):
-        raise SystemExit("the server did not start")
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    # Proportional set size: pages that processes share count once.
-    memory = sum(p.memory_full_info().pss for p in family) / 2**30
-    began = time.perf_counter()
-    process.send_signal(signal.SIGTERM)
-    status = process.wait(60)
+    with (started := server(folder)):
+        process = started.process
+        ready = time.perf_counter() - began
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        # Proportional set size: pages that processes share count once.
+        memory = sum(p.memory_full_info().pss for p in family) / 2**30
+        began = time.perf_counter()
     return {
         "ready_s": ready,
         "memory_gib": memory,
         "processes": len(family),
         "stop_s": time.perf_counter() - began,
-        "status": status,
+        "status": process.returncode,
     }
 
 

@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.clicks import click, p, server, studies
+from benchmarks.clicks import click, p, studies
+from benchmarks.server import server
 from rayapp.client import Client
 from rayapp.errors import RayappError
 
@@ -111,7 +112,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "studies").mkdir()
         studies(folder / "studies")
-        with server(folder, "1") as url:
+        with server(folder) as url:
             result = measure(url, options.clients, options.swaps, folder)
     if options.json:
         print(json.dumps(result))

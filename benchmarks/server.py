@@ -1,0 +1,35 @@
+"""The server that benchmarks measure: `rayapp start` as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+class server:  # noqa: N801 - reads as a verb
+    """For a with statement; gives the server's address. `folder` holds `studies`, and gets `workspace`."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        command = [str(Path(sys.executable).with_name("rayapp")), "start", "--studies", str(folder / "studies")]
+        command += ["--workspace", str(folder / "workspace"), "--port", "0", *flags]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "RAYAPP_DASHBOARD": "false"},
+        )
+
+    def __enter__(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.startswith("ready "):
+            raise SystemExit("the server did not start")
+        return line.removeprefix("ready ").strip()
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
