@@ -37,7 +37,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data" / "hippocampus"
 LABELS = {"anterior": 1, "posterior": 2}
 HELD = 40
 CLICKS = (0, 1, 3, 5, 10)
-EPOCHS = {"segmentation": 40, "deepedit": 24}
+EPOCHS = {"segmentation": 40, "deepedit": 40}
 PARAMS = {"train_batch_size": 2, "val_interval": 3}
 
 
