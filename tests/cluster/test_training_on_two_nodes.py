@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -12,7 +10,6 @@ from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from actors import NAMESPACE
 from actors.datastore import RemoteDatastore, start_datastore
@@ -24,20 +21,6 @@ from rayapp.jobs.record import Job, Kind, State
 from tests.jobs.plain import APP, label_all, write_images
 
 PATIENCE_S = 180
-
-
-@pytest.fixture
-def cluster():
-    Path("/tmp/ray").mkdir(exist_ok=True)  # where Ray notes the cluster's address
-    folder = tempfile.mkdtemp(prefix="rt", dir="/tmp")
-    nodes = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
-    )
-    nodes.add_node(num_cpus=1)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def until(jobs: Any, job: str, true: Callable[[Job], bool]) -> Job:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 from collections import defaultdict
 
-import pytest
 import ray
 from ray import cloudpickle, serve
-from ray.cluster_utils import Cluster
 
 from deployments.inference import RoutedInference, inference_deployment
 from rayapp.config import Settings
@@ -29,29 +25,16 @@ class WhereAmI:
         return InferReply(body=None, ext="", params=self._here)
 
 
-@pytest.fixture
-def cluster():
-    folder = tempfile.mkdtemp(prefix="rc", dir="/tmp")
-    nodes = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
-    )
-    nodes.add_node(num_cpus=1)
-    ray.init(address=nodes.address, namespace="two-nodes", log_to_driver=False)
-    yield nodes
-    serve.shutdown()
-    ray.shutdown()
-    nodes.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def test_clicks_reach_both_nodes_and_one_image_stays_on_one(cluster, tmp_path):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes cannot import the tests
+    ray.init(address=cluster.address, namespace="two-nodes", log_to_driver=False)
     settings = Settings(studies=tmp_path, workspace=tmp_path, replicas=(2, 2))
     serve.start(proxy_location="Disabled")
     # The deployment's own options (router, queues, a CPU each, so one fits on a node), without models.
     deployment = inference_deployment(settings).options(func_or_class=WhereAmI)
     handle = serve.run(deployment.bind(settings, None, None), name="rayapp", route_prefix=None)
     where = asyncio.run(_ask(RoutedInference(handle)))
+    serve.shutdown()
     assert len(where) == 12
     assert all(len(places) == 1 for places in where.values()), where
     assert len({node for places in where.values() for _, node in places}) == 2
