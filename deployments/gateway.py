@@ -21,6 +21,7 @@ from deployments.routes import (
     images,
     infer,
     info,
+    interactions,
     jobs,
     labels,
     logs,
@@ -37,7 +38,10 @@ from rayapp import __version__
 logger = logging.getLogger("rayapp.gateway")
 
 SWEEP_S = 300.0
-_MODULES = (pages, info, infer, next_image, images, labels, datastore, sessions, models, versions, jobs, logs, absent)
+_MODULES = (
+    *(pages, info, infer, interactions, next_image, images, labels),
+    *(datastore, sessions, models, versions, jobs, logs, absent),
+)
 
 
 def build_gateway(services: Services) -> FastAPI:

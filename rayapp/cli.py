@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from rayapp import __version__
-from rayapp.commands import annotation, datasets, demo, doctor, jobs, models, server, users
+from rayapp.commands import annotation, datasets, demo, doctor, jobs, models, replay, server, users
 from rayapp.errors import RayappError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(demo.demo)
 app.add_typer(datasets.commands, name="datasets")
 app.command()(annotation.infer)
 app.command("next")(annotation.next_image)
+app.command()(replay.replay)
 app.command()(jobs.train)
 app.command()(jobs.jobs)
 app.add_typer(models.commands, name="models")

@@ -55,7 +55,7 @@ def test_help_comes_at_once_and_names_every_command():
     done = rayapp("--help")
     assert time.perf_counter() - began < 2  # 0.15 s on an idle machine; a heavy import would take longer than this
     assert done.returncode == 0
-    for command in ("start", "demo", "datasets", "infer", "next", "doctor", "users"):
+    for command in ("start", "demo", "datasets", "infer", "next", "replay", "doctor", "users"):
         assert f"\n  {command} " in done.stdout
 
 

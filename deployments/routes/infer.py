@@ -83,7 +83,7 @@ async def infer(
             user=user.name,
             client_id=author_of(user, params).client_id,
         )
-        reply = await _unless_gone(request, services.inference.infer(call))
+        reply = await unless_gone(request, services.inference.infer(call))
     if tag is not None and reply.body is not None:
         await _save(services, user, call, reply, reply.body, tag)
     return _answer(output, reply)
@@ -115,7 +115,7 @@ async def _result_ext(services: Services, params: Mapping[str, Any], key: str, p
     return str(asked)
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result; the work is cancelled if the client hangs up before."""
 
     async def gone() -> None:

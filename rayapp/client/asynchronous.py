@@ -17,10 +17,12 @@ from urllib.parse import quote
 
 import aiohttp
 
+from rayapp.client.interaction import AsyncInteraction
 from rayapp.client.results import (
     DatastoreStatus,
     InferResult,
     Info,
+    InteractionState,
     Job,
     JobKind,
     ModelFile,
@@ -54,7 +56,8 @@ class AsyncClient:
 
     Every method raises the error of `rayapp.errors` that the server answered, with its words, or `Unreachable`.
     Calls that change nothing are repeated, a few times and ever later, when the connection fails or the server is
-    busy; an inference is repeated only when the server turned it away; nothing else is ever sent twice.
+    busy; so are the turns of an interaction, which count once; an inference is repeated only when the server turned it
+    away; nothing else is ever sent twice.
     """
 
     def __init__(
@@ -133,6 +136,22 @@ class AsyncClient:
     ) -> InferResult:
         """As `infer`, with the mask as its changed box in packed bits: the quickest way; read it with `labels()`."""
         return await self.infer(model, image, params=params, session=session, output=Output.BOX)
+
+    async def open_interaction(self, model: str, image: str) -> AsyncInteraction:
+        """Start to work on a stored image with a model, prompt by prompt."""
+        opened = await self._send("POST", Route.INTERACTIONS, json=self._signed({"model": model, "image": image}))
+        return await self.interaction(opened["id"])
+
+    async def interaction(self, interaction: str) -> AsyncInteraction:
+        """Go on with an interaction, on whichever machine; its mask is fetched with the first prompt, or `mask()`."""
+        path = _path(Route.INTERACTION, interaction_id=interaction)
+        state = cast(InteractionState, await self._get(path))
+        return AsyncInteraction(self._transport, state, client_id=self._client_id)
+
+    async def interactions(self, image: str, *, user: str = "") -> list[InteractionState]:
+        """An image's interactions, oldest first: one's own, or for reviewers those of another user."""
+        query = {"image": image, "user": user} if user else {"image": image}
+        return cast("list[InteractionState]", await self._get(Route.INTERACTIONS, **query))
 
     # Choosing images
 

@@ -119,6 +119,20 @@ class Versions(TypedDict):
     versions: list[dict[str, Any]]
 
 
+class InteractionState(TypedDict):
+    """An interaction: `prompts` are those in force; `events` has `step`, `kind`, `prompt`, `model_version` and `ts`."""
+
+    id: str
+    image: str
+    model: str
+    user: str
+    step: int
+    prompts: list[dict[str, Any]]
+    can_undo: bool
+    can_redo: bool
+    events: list[dict[str, Any]]
+
+
 class ModelFile(TypedDict):
     """A model's weights: `checksum` is `SHA256:<hex>`."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rayapp.client.asynchronous import AsyncClient
+from rayapp.client.interaction import Interaction
 from rayapp.client.results import Job
 
 P = ParamSpec("P")
@@ -74,6 +75,15 @@ class Client:
         while (found := self._run(change())) is not None:
             yield found
 
+    def open_interaction(self, model: str, image: str) -> Interaction:
+        """Start to work on a stored image with a model, prompt by prompt."""
+        return Interaction(self._run(self._client.open_interaction(model, image)), self._run)
+
+    def interaction(self, interaction: str) -> Interaction:
+        """Go on with an interaction, on whichever machine."""
+        return Interaction(self._run(self._client.interaction(interaction)), self._run)
+
+    interactions = _waits(AsyncClient.interactions)
     info = _waits(AsyncClient.info)
     reload = _waits(AsyncClient.reload)
     logs = _waits(AsyncClient.logs)

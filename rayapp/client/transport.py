@@ -53,7 +53,8 @@ class Unreachable(RayappError):
 class Call:
     """One request. `json`, or `form` (urlencoded), or `form` and `files` (multipart; files are streamed from disk).
 
-    `replayable` says that the server may meet the call twice when it turned it away the first time.
+    `replayable` says that the server may meet the call twice when it turned it away the first time, `known` that the
+    call carries an id by which the server knows it again.
     """
 
     method: str
@@ -63,11 +64,12 @@ class Call:
     form: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[tuple[str, Path]] | None = None
     replayable: bool = False
+    known: bool = False
 
     @property
     def safe(self) -> bool:
-        """True when the call changes nothing, so that it may be repeated whatever became of it."""
-        return self.method in ("GET", "HEAD")
+        """True when the call, repeated, changes nothing: it may be, whatever became of it."""
+        return self.known or self.method in ("GET", "HEAD")
 
 
 class Transport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from typing import Any
 
 from rayapp.datastore.index import dumps, info_of
 from rayapp.datastore.protocol import ClickEvent
@@ -37,23 +38,33 @@ def append_event(db: sqlite3.Connection, event: ClickEvent) -> int:
     return seq
 
 
+def read_event(db: sqlite3.Connection, seq: int) -> ClickEvent:
+    """One event by its number. Raises NotFound."""
+    row = db.execute(f"SELECT {_COLUMNS}, seq FROM event WHERE seq = ?", (seq,)).fetchone()
+    if row is None:
+        raise NotFound(f"there is no event {seq} in the click log")
+    return _event(row)
+
+
 def read_events(db: sqlite3.Connection, image_id: str, user: str | None, after: int) -> list[ClickEvent]:
     """The image's events from behind `after`, of one user or of all."""
     rows = db.execute(
         f"SELECT {_COLUMNS}, seq FROM event WHERE image_id = ? AND seq > ? AND (? IS NULL OR user = ?) ORDER BY seq",
         (image_id, after, user, user),
     )
-    return [
-        ClickEvent(
-            image_id=image_id,
-            kind=kind,
-            payload=info_of(payload),
-            model=model,
-            model_version=version,
-            user=user,
-            client_id=client_id,
-            ts=ts,
-            seq=seq,
-        )
-        for image_id, kind, payload, model, version, user, client_id, ts, seq in rows
-    ]
+    return [_event(row) for row in rows]
+
+
+def _event(row: tuple[Any, ...]) -> ClickEvent:
+    image_id, kind, payload, model, version, user, client_id, ts, seq = row
+    return ClickEvent(
+        image_id=image_id,
+        kind=kind,
+        payload=info_of(payload),
+        model=model,
+        model_version=version,
+        user=user,
+        client_id=client_id,
+        ts=ts,
+        seq=seq,
+    )

@@ -19,7 +19,7 @@ from rayapp.datastore import folder
 from rayapp.datastore.archive import write_archive
 from rayapp.datastore.commit import full, sync
 from rayapp.datastore.document import pieces
-from rayapp.datastore.events import append_event, read_events
+from rayapp.datastore.events import append_event, read_event, read_events
 from rayapp.datastore.index import (
     add_revision,
     delete_image,
@@ -370,6 +370,11 @@ class LocalDatastore:
         An event with a time of its own is appended once, however often it is sent.
         """
         return self._commit.do(lambda db: [append_event(db, event) for event in events])
+
+    def event(self, seq: int) -> ClickEvent:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            return read_event(db, seq)
 
     def events(self, image_id: str, *, user: str | None = None, after: int = 0) -> list[ClickEvent]:
         """See `Datastore`."""

@@ -68,7 +68,7 @@ class ClickEvent:
     """One prompt of the click log: the session is a fold over these."""
 
     image_id: str
-    kind: str  # "click", "scribble", "roi", "reset", "undo", …
+    kind: str  # "click", "scribble"; in an interaction "open", "prompt", "undo", "redo", "withdraw"
     payload: Info  # the prompt itself: points by label name, roi, …
     model: str | None = None
     model_version: str | None = None
@@ -152,6 +152,9 @@ class Datastore(Protocol):
 
     def append_events(self, events: Sequence[ClickEvent]) -> list[int]:
         """Durably append to the click log; the sequence numbers given."""
+
+    def event(self, seq: int) -> ClickEvent:
+        """One event of the log. Raises NotFound."""
 
     def events(self, image_id: str, *, user: str | None = None, after: int = 0) -> list[ClickEvent]:
         """The image's log in order, from behind sequence number `after`."""

@@ -37,6 +37,20 @@ class ByteCache(Generic[T]):
         """The keys used last, the very last one at the end."""
         return list(self._values)[-count:]
 
+    def kept(self, key: Hashable) -> T | None:
+        """The value of `key` if it is there."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def put(self, key: Hashable, value: T) -> None:
+        """Hold a new key's value."""
+        self._values[key] = value
+        self._held += value.nbytes
+        while self._held > self._capacity and len(self._values) > 1:
+            _, oldest = self._values.popitem(last=False)
+            self._held -= oldest.nbytes
+
     async def get(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
         """The value of `key`, made by `make` if it is not there.
 
@@ -56,9 +70,5 @@ class ByteCache(Generic[T]):
             value = await make()
         finally:
             del self._making[key]
-        self._values[key] = value
-        self._held += value.nbytes
-        while self._held > self._capacity and len(self._values) > 1:
-            _, oldest = self._values.popitem(last=False)
-            self._held -= oldest.nbytes
+        self.put(key, value)
         return value

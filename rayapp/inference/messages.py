@@ -7,7 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rayapp.datastore.protocol import ClickEvent
+from rayapp.interaction import Interaction
 from rayapp.protocol import Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn of an interaction, which it goes on from: `interaction` as it was opened, or later.
+
+    `event` is logged before the network runs, once, however often the turn is sent; without one the mask as of event
+    `until` (None: now) is asked for, and nothing is logged. `onto` is the token of the mask that the client holds, ""
+    for none: the answer may be the changes to that.
+    """
+
+    interaction: Interaction
+    event: ClickEvent | None = None
+    until: int | None = None
+    onto: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +34,8 @@ class InferCall:
     `key` names the image for caching and affinity: the image id, or `session/<id>`, or `upload/<digest>` (a slash can
     never occur in an image id). `path` is set for the last two: a file that the server itself wrote.
     `ext` is the wanted result extension (`.nrrd`, `.nii.gz`, …). `mask` is an uploaded label map (scribbles).
+    `turn` makes it a turn of an interaction, whose prompts take the place of `params`. `version` is the model's version
+    to run, None for the one that serves.
     """
 
     model: str
@@ -28,6 +47,8 @@ class InferCall:
     mask: Path | None = None
     user: str = "admin"
     client_id: str | None = None
+    turn: Turn | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ The state is a cache only: what an annotator pointed at is in the datastore's cl
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import logging
 import os
@@ -26,14 +25,15 @@ import torch
 
 from rayapp.app import LabelApp
 from rayapp.config import Settings
-from rayapp.datastore.protocol import ClickEvent, ImageRecord
-from rayapp.errors import Superseded
+from rayapp.datastore.protocol import ImageRecord
+from rayapp.errors import BadRequest, Superseded
 from rayapp.imaging import mask_codec
 from rayapp.imaging.placement import read_label_map
 from rayapp.imaging.reader import read_volume
 from rayapp.imaging.volume import Grid, Segmentation, Volume
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.inference.cache import ByteCache, Sized
+from rayapp.inference.click_log import ClickLog, Log, Mask, payload_of
 from rayapp.inference.marks import Marks, parse_marks
 from rayapp.inference.messages import InferCall, InferReply
 from rayapp.inference.prompts import parse_prompts
@@ -52,14 +52,11 @@ WARMED = 16
 """Images, the last ones used, that a newer version is prepared for before it serves."""
 
 
-class Images(Protocol):
+class Images(Log, Protocol):
     """What the service needs of the datastore, asynchronously."""
 
     def image(self, image_id: str) -> Awaitable[ImageRecord]:
         """Where the image is. Raises NotFound."""
-
-    def append_events(self, events: list[ClickEvent]) -> Awaitable[list[int]]:
-        """Durably append to the click log."""
 
 
 class InferenceService:
@@ -83,6 +80,9 @@ class InferenceService:
         self._watch: asyncio.Task[None] | None = None
         self._newest: dict[tuple[str, str | None, str], object] = {}
         self._paths: dict[str, Path] = {}
+        self._log = ClickLog(images)
+        self._past: tuple[str, str, InferTask] | None = None
+        self._recalling = asyncio.Lock()
 
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call.
@@ -90,13 +90,19 @@ class InferenceService:
         Raises:
             NotFound: unknown model or image.
             BadRequest: prompts that do not fit the image.
+            Conflict: nothing to undo or redo.
             Superseded: the same annotator clicked again on the same image before this click reached the network.
         """
         started = time.perf_counter()
-        task = await self._task(call.model)
-        stay = self._enter(call)
+        turn, at, onto = call.turn, None, None
+        task = await (self._recalled(call.model, call.version) if call.version else self._task(call.model))
+        stay = self._enter(call) if turn is None else None
         try:
             volume, origin = await self._volume(call)
+            if turn is not None:
+                at = await self._log.advance(turn, task.info, task.version, volume.shape)
+                call, stay = dataclasses.replace(call, params=at.params), self._enter(call)
+                onto = self._log.mask(turn.onto)
             prompts = parse_prompts(call.params, task.info, volume.shape)
             if call.mask is not None and task.info.type == "scribbles":
                 marks = await self._on(self._io, self._marks, call.mask, volume, call, task)
@@ -106,17 +112,28 @@ class InferenceService:
             try:
                 prediction = await self._on(self._network, self._predict, stay, call, task, prepared, prompts)
             except Superseded:
-                await self._log(call, task, prompts)
+                await self._record(call, task, prompts)
                 raise
+            except BadRequest:
+                if turn is None or at is None:
+                    raise
+                if at.done:
+                    await self._log.withdraw(turn, at.step)
+                    raise
+                # A model that makes nothing of nothing: all was undone.
+                prediction = Prediction(labels=np.zeros(volume.shape, np.uint8, order="F"))
         finally:
             self._leave(call, stay)
         # Only now, since the log's work on the same cores would hold up the network's threads.
-        logged = asyncio.ensure_future(self._log(call, task, prompts))
-        body, ext, seconds = await self._on(self._io, _encode, prediction, volume, task, call)
+        logged = asyncio.ensure_future(self._record(call, task, prompts))
+        body, ext, seconds = await self._on(self._io, _encode, prediction, volume, task, call, onto)
         await logged
         spent = prediction.seconds
         latencies = {**spent, "pre": prepared_at - started + spent.get("pre", 0.0), "write": seconds}
-        return InferReply(body=body, ext=ext, params=_params(task, prediction, latencies, started))
+        params = _params(task, prediction, latencies, started)
+        if turn is not None and at is not None:
+            params["interaction"] = self._log.told(turn, at, prediction.labels, onto)
+        return InferReply(body=body, ext=ext, params=params)
 
     async def _task(self, model: str) -> InferTask:
         """The task that serves now. A newer version is loaded and warmed beside it, and only then takes its place;
@@ -130,6 +147,14 @@ class InferenceService:
                 break
             await asyncio.shield(swap)
         return self._app.task(model)
+
+    async def _recalled(self, model: str, version: str) -> InferTask:
+        """A version that need not serve, for a replay. The last one asked for is kept. Raises NotFound."""
+        async with self._recalling:
+            if self._past is None or self._past[:2] != (model, version):
+                made = await self._on(self._io, lambda: self._app.make_task(self._app.models.version(model, version)))
+                self._past = (model, version, made)
+            return self._past[2]
 
     async def _serving(self, model: str) -> str | None:
         serving: str | None = await self._on(self._io, self._app.models.serving, model)
@@ -199,21 +224,10 @@ class InferenceService:
 
         return await self._prepared.get((*origin, model, task.version), lambda: self._on(self._io, prepare))
 
-    async def _log(self, call: InferCall, task: InferTask, prompts: Prompts) -> None:
-        """Append the prompts to the image's click log; sessions and uploads have no image to log to."""
-        if call.path is not None or not (prompts.clicks or prompts.curves or prompts.marks is not None):
-            return
-        event = ClickEvent(
-            image_id=call.key,
-            kind="click" if prompts.marks is None else "scribble",
-            payload=await self._on(self._io, _payload, prompts),
-            model=call.model,
-            model_version=task.version,
-            user=call.user,
-            client_id=call.client_id,
-            ts=time.time(),
-        )
-        await self._images.append_events([event])
+    async def _record(self, call: InferCall, task: InferTask, prompts: Prompts) -> None:
+        """Log the prompts; sessions and uploads have no image to log to, and a turn is in the log already."""
+        if call.path is None and call.turn is None and (prompts.clicks or prompts.curves or prompts.marks is not None):
+            await self._log.record(call, task.version, prompts, await self._on(self._io, payload_of, prompts))
 
     def _read(self, path: Path) -> Volume:
         return read_volume(path, max_bytes=self._settings.max_volume)
@@ -262,25 +276,15 @@ def _annotator(call: InferCall) -> tuple[str, str | None, str]:
     return call.user, call.client_id, call.key
 
 
-def _payload(prompts: Prompts) -> dict[str, Any]:
-    """What the click log keeps; scribbles as `mask_codec` packs them, in base64."""
-    payload: dict[str, Any] = {"clicks": {name: list(points) for name, points in prompts.clicks.items()}}
-    if prompts.marks is not None:
-        payload["marks"] = base64.b64encode(mask_codec.encode(prompts.marks)).decode()
-    if prompts.curves:
-        payload["curves"] = [list(points) for points in prompts.curves]
-    return {**payload, "roi": prompts.roi}
-
-
 def _encode(
-    prediction: Prediction, volume: Volume, task: InferTask, call: InferCall
+    prediction: Prediction, volume: Volume, task: InferTask, call: InferCall, onto: Mask | None
 ) -> tuple[bytes | None, str, float]:
     began = time.perf_counter()
     body: bytes | None
     if call.output is Output.JSON:
         body = None
     elif call.output is Output.BOX:
-        body = mask_codec.encode(prediction.labels)
+        body = mask_codec.encode(prediction.labels, onto)
     else:
         names = {name: value for name, value in task.info.labels.items() if value}
         mask = Segmentation(array=prediction.labels, affine=volume.affine, names=names)

@@ -59,6 +59,23 @@ async def test_an_annotator_takes_the_next_image_clicks_and_saves(calls: AsyncCl
     assert follows is None or follows["id"] != sample["id"]
 
 
+def test_an_interaction_goes_on_elsewhere_and_answers_what_an_inference_with_all_its_clicks_does(
+    client: Client, server: Running
+):
+    work = client.open_interaction("deepedit", "torso_0")
+    work.prompt({"liver": [[30, 25, 20]]})
+    first = work.labels
+    work.prompt({"spleen": [[10, 25, 20]]})
+    clicks = {"liver": [[30, 25, 20]], "spleen": [[10, 25, 20]]}
+    assert np.array_equal(work.labels, client.infer_box("deepedit", "torso_0", params=clicks).labels())
+    with Client(server.url) as elsewhere:
+        again = elsewhere.interaction(work.id)
+        assert np.array_equal(again.undo(), first)
+        assert np.array_equal(again.redo(), work.labels)
+    with pytest.raises(errors.Conflict):
+        work.redo()
+
+
 def test_box_nrrd_and_nifti_hold_the_same_mask(client: Client, tmp_path: Path):
     box = client.infer_box("segmentation", "torso_0")
     nrrd = client.infer("segmentation", "torso_0", params={"result_extension": ".nrrd"})

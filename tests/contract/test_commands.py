@@ -54,6 +54,24 @@ def test_next_prints_an_id_and_can_fetch_the_image(server: Running, tmp_path: Pa
     assert file.read_bytes() == (server.studies / file.name).read_bytes()
 
 
+def test_replay_prints_dice_against_the_reference_after_every_click(server: Running, tmp_path: Path):
+    with Client(server.url) as client:
+        work = client.open_interaction("deepedit", "torso_3")
+        work.prompt({"liver": [[30, 25, 20]]})
+        work.prompt({"background": [[2, 3, 1]]})
+        client.infer("deepedit", "torso_3", params={"liver": [[30, 25, 20]], "background": [[2, 3, 1]]}, to=tmp_path)
+    (reference,) = tmp_path.iterdir()
+    words = ("replay", "torso_3", "--server", server.url, "--interaction", work.id)
+    done = rayapp(*words, "--reference", reference, "--version", "v1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    assert [row[1] for row in rows] == ["none", "liver 30,25,20", "background 2,3,1"]
+    assert rows[-1][-1] == "1.000", "the last mask is the reference"
+    done = rayapp("replay", "torso_2", "--server", server.url, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "torso_2" in done.stderr
+
+
 def test_what_the_server_refuses_is_told_in_one_line(server: Running, tmp_path: Path):
     for words in (("infer", "nothing", "torso_0"), ("infer", "segmentation", "nothing"), ("next", "nothing")):
         done = rayapp(*words, "--server", server.url, cwd=tmp_path)

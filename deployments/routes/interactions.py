@@ -1,0 +1,235 @@
+"""`/interactions`: the click log as the session. An annotator opens one on an image, prompts, undoes and redoes; any
+other machine of theirs goes on from the log. Ours: MONAI Label has none.
+
+Masks come as what changed (`rayapp.imaging.mask_codec`). The header's params say under `interaction` which `step` of
+the log the mask is of, its token `mask`, and the token of the mask `onto` which the changes go ("": onto zeros).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.access import AsAnnotator, Described, Service
+from deployments.problems import problems
+from deployments.routes.infer import unless_gone
+from deployments.services import Services
+from rayapp.datastore.protocol import ClickEvent, Info
+from rayapp.errors import BadRequest, NotAllowed, NotFound
+from rayapp.inference.messages import InferCall, Turn
+from rayapp.interaction import OPEN, PROMPT, REDO, UNDO, Interaction, no_interaction, opened_at, opening, prompt_of
+from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Output, Role, checked_name
+from rayapp.protocol import Path as Route
+from rayapp.users import User
+
+router = APIRouter(tags=["interactions"], responses=problems(400, 404, 409, 413, 422, 503))
+
+Point = tuple[int, int, int]
+_MASK: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The changed box as packed bits; params in a header.", "content": {MASK_MEDIA_TYPE: {}}}
+}
+
+
+class Opening(BaseModel):
+    """Which image is worked on with which model."""
+
+    image: str
+    model: str
+    client_id: str | None = Field(None, max_length=200)
+
+
+class Opened(BaseModel):
+    """The new interaction."""
+
+    id: str
+
+
+class Step(BaseModel):
+    """`request` is an id of the client's: sent again, it counts once. `onto` is the token of the mask it holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request: str = Field(default_factory=lambda: secrets.token_hex(8), min_length=1, max_length=64)
+    onto: str = Field("", max_length=64)
+    client_id: str | None = Field(None, max_length=200)
+
+
+class Prompt(Step):
+    """One prompt more: voxel indices [i, j, k]; `roi` is [i0, i1, j0, j1, k0, k1], null for none any more; `reset`
+    lets go of all prompts before."""
+
+    clicks: dict[str, list[Point]] = {}
+    curves: list[list[Point]] = []
+    roi: list[int] | None = None
+    label: str | None = Field(None, max_length=200)
+    slice: int | None = None
+    reset: bool = False
+
+
+class Event(BaseModel):
+    """An entry of the log: `prompt` is what was said with it."""
+
+    step: int
+    kind: str
+    prompt: dict[str, Any]
+    model_version: str | None
+    ts: float
+
+
+class State(BaseModel):
+    """An interaction as it is: `prompts` are those in force, `events` all that happened."""
+
+    id: str
+    image: str
+    model: str
+    user: str
+    step: int
+    prompts: list[dict[str, Any]]
+    can_undo: bool
+    can_redo: bool
+    events: list[Event]
+
+
+@router.post(Route.INTERACTIONS)
+async def open_one(opened: Opening, services: Service, described: Described, user: AsAnnotator) -> Opened:
+    """Open an interaction; its id works on any machine, for this user."""
+    model = await described.known("models", "model", opened.model)
+    image = await services.datastore.image(checked_name(opened.image, "image"))
+    event = opening(image_id=image.id, model=model, user=user.name, client_id=opened.client_id, ts=time.time())
+    (seq,) = await services.datastore.append_events([event])
+    return Opened(id=Interaction.of(await services.datastore.event(seq)).id)
+
+
+@router.get(Route.INTERACTIONS)
+async def of_image(
+    services: Service, caller: AsAnnotator, image: Annotated[str, Query()], user: Annotated[str, Query()] = ""
+) -> list[State]:
+    """An image's interactions, oldest first: one's own, or for reviewers also those of the user named."""
+    if user and user != caller.name and not caller.role.reaches(Role.REVIEWER):
+        raise _not_yours()
+    record = await services.datastore.image(checked_name(image, "image"))
+    events: list[ClickEvent] = await services.datastore.events(record.id, user=user or caller.name)
+    return [_state(Interaction.of(event), events) for event in events if event.kind == OPEN]
+
+
+@router.get(Route.INTERACTION)
+async def state(interaction_id: str, services: Service, user: AsAnnotator) -> State:
+    """All that was said so far."""
+    found = await _find(services, interaction_id, user, reading=True)
+    return _state(found, await services.datastore.events(found.image_id, user=found.user, after=found.step))
+
+
+@router.get(Route.INTERACTION_MASK, response_class=Response, responses=_MASK)
+async def mask(
+    interaction_id: str,
+    request: Request,
+    services: Service,
+    user: AsAnnotator,
+    step: Annotated[int | None, Query(ge=0)] = None,
+    model: Annotated[str, Query()] = "",
+    version: Annotated[str, Query()] = "",
+) -> Response:
+    """The mask now, or as of a step of the log; by the interaction's model or another, in a version or the one that
+    serves."""
+    found = await _find(services, interaction_id, user, reading=True)
+    call = InferCall(
+        model=checked_name(model or found.model, "model"),
+        key=found.image_id,
+        output=Output.BOX,
+        user=user.name,
+        version=checked_name(version, "version") if version else None,
+        turn=Turn(interaction=found, until=step),
+    )
+    return await _answer(request, services, call)
+
+
+@router.post(Route.INTERACTION_PROMPTS, response_class=Response, responses=_MASK)
+async def prompt(interaction_id: str, said: Prompt, request: Request, services: Service, user: AsAnnotator) -> Response:
+    """Add a prompt; it is in the log, durably, before the network runs."""
+    given = said.model_dump(mode="json", exclude_unset=True, exclude={"request", "onto", "client_id"})
+    if not given:
+        raise BadRequest("a prompt needs clicks, curves, roi, label, slice or reset")
+    return await _turn(interaction_id, PROMPT, said, given, request, services, user)
+
+
+@router.post(Route.INTERACTION_UNDO, response_class=Response, responses=_MASK)
+async def undo(interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator) -> Response:
+    """Take the last prompt back. 409 when there is none."""
+    return await _turn(interaction_id, UNDO, asked, {}, request, services, user)
+
+
+@router.post(Route.INTERACTION_REDO, response_class=Response, responses=_MASK)
+async def redo(interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator) -> Response:
+    """Bring back the prompt undone last. 409 when there is none."""
+    return await _turn(interaction_id, REDO, asked, {}, request, services, user)
+
+
+async def _turn(
+    interaction_id: str, kind: str, asked: Step, given: Info, request: Request, services: Services, user: User
+) -> Response:
+    found = await _find(services, interaction_id, user, reading=False)
+    event = found.event(kind, given, request=asked.request, client_id=asked.client_id, ts=time.time())
+    call = InferCall(
+        model=found.model,
+        key=found.image_id,
+        output=Output.BOX,
+        user=user.name,
+        client_id=found.id,  # a newer turn of the same interaction replaces one that waits for the network
+        turn=Turn(interaction=found, event=event, onto=asked.onto),
+    )
+    return await _answer(request, services, call)
+
+
+async def _answer(request: Request, services: Services, call: InferCall) -> Response:
+    reply = await unless_gone(request, services.inference.infer(call))
+    headers = {PARAMS_HEADER: json.dumps(dict(reply.params))}
+    return Response(reply.body, media_type=MASK_MEDIA_TYPE, headers=headers)
+
+
+async def _find(services: Services, interaction_id: str, user: User, *, reading: bool) -> Interaction:
+    """The interaction as it was opened. Reviewers may read others'; nobody else may touch one."""
+    try:
+        found = Interaction.of(await services.datastore.event(opened_at(interaction_id)))
+    except NotFound:
+        raise no_interaction(interaction_id) from None
+    if found.id != interaction_id:
+        raise no_interaction(interaction_id)
+    if found.user != user.name and not (reading and user.role.reaches(Role.REVIEWER)):
+        raise _not_yours()
+    return found
+
+
+def _state(opened: Interaction, events: list[ClickEvent]) -> State:
+    now, own = opened, opened.own(event for event in events if event.seq > opened.step)
+    for event in own:
+        now = now.after(event)
+    history = [
+        Event(
+            step=event.seq,
+            kind=event.kind,
+            prompt=prompt_of(event),
+            model_version=event.model_version,
+            ts=event.ts,
+        )
+        for event in own
+    ]
+    return State(
+        id=now.id,
+        image=now.image_id,
+        model=now.model,
+        user=now.user,
+        step=now.step,
+        prompts=list(now.done),
+        can_undo=bool(now.done),
+        can_redo=bool(now.undone),
+        events=history,
+    )
+
+
+def _not_yours() -> NotAllowed:
+    return NotAllowed("that interaction is another user's: open one of your own")
