@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     workspace: Path = Field(default_factory=lambda given: default_workspace(given["studies"]))
     """Where models, users and logs lie; by default a folder of the user's data for each studies folder."""
     app: str = "radiology"
-    models: tuple[str, ...] = ("deepedit", "segmentation", "scribbles")
+    models: tuple[str, ...] = ("deepedit", "segmentation", "deepgrow_2d", "deepgrow_3d", "scribbles")
     labels: tuple[str, ...] = ()
     """Names of the structures, values 1..N in this order; empty means those of the shipped weights."""
     conf: dict[str, str] = Field(default_factory=dict)

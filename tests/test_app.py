@@ -15,6 +15,7 @@ from rayapp.inference.messages import InferCall
 from rayapp.inference.service import InferenceService
 from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
+from tests.inference import near_and_bright
 
 NETWORKS = {"deepedit", "segmentation"}
 SCRIBBLES = {"Histogram+GraphCut", "GMM+GraphCut", "Forest+GraphCut", "ClosedCurves+GraphCut"}
@@ -72,6 +73,20 @@ def test_what_no_version_serves_for_the_wanted_labels_can_still_be_trained(setti
     assert described["trainers"]["deepgrow_2d"]["labels"] == {"foreground": 1}
     assert described["trainers"]["segmentation"]["config"]["max_epochs"] == 50
     assert described["trainers"]["deepedit"]["config"]["click_noise"] == 0.0
+
+
+def test_deepgrow_serves_once_a_version_is_published_whatever_labels_are_wanted(settings, datastore, tmp_path):
+    wanted = settings.model_copy(update={"labels": ("hippocampus",)})
+    catalogue = Catalogue(wanted, datastore)
+    for dimensions in (2, 3):
+        made = near_and_bright.version(tmp_path, dimensions)
+        assert made.name not in catalogue.describe()["models"]
+        catalogue.publish(made.name, made.weights, made.card, request=made.name)
+        model = catalogue.describe()["models"][made.name]
+        assert (model["type"], model["labels"], model["dimension"]) == ("deepgrow", {}, dimensions)
+    described = catalogue.describe()
+    assert set(described["models"]) == {"deepgrow_2d", "deepgrow_3d", *SCRIBBLES}
+    assert (described["labels"], described["broken_models"]) == ([], {})
 
 
 def test_scribbles_are_what_slicers_panel_looks_for(catalogue):

@@ -74,9 +74,11 @@ class DeepEditTask(SegmentationTask):
     def _labels(self) -> dict[str, int]:
         return {BACKGROUND: 0, **self._structures}
 
-    def prepare(self, volume: Volume) -> PreparedEdit:
+    def prepare(self, volume: Volume) -> PreparedImage:
         """Orient, scale into the ROI and normalise."""
-        prepared = self._prepare(volume, limit=self._roi_size)
+        return self._editable(self._prepare(volume, limit=self._roi_size))
+
+    def _editable(self, prepared: PreparedImage) -> PreparedEdit:
         return PreparedEdit(
             grid=prepared.grid,
             image=prepared.image,

@@ -1,8 +1,8 @@
 """What annotators pointed at, from the request's `params` as 3D Slicer and OHIF send them.
 
 Clicks come as one key per label name (also of other models' labels: those are left alone), or as `foreground` and
-`background`; each holds a list of [i, j, k] voxel indices of the source image. `curves` is a list of such
-lists. Keys that mean nothing here are ignored.
+`background`; each holds a list of [i, j, k] voxel indices of the source image. A model without labels takes the key
+that `label` names for its foreground. `curves` is a list of such lists. Keys that mean nothing here are ignored.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: tuple[int, i
         BadRequest: naming the key and the value that is not what it should be: a click outside the image or not of
             three whole numbers, a `roi` not of six, a `slice` outside the image.
     """
+    label = params.get("label")
+    if label is not None and not isinstance(label, str):
+        raise BadRequest(f"label {_shown(label)} is not a name")
+    active = (label,) if label and not info.labels and not params.get(FOREGROUND) else ()
     clicks = {
         name: _points(name, params[name], shape)
-        for name in dict.fromkeys((*info.labels, FOREGROUND, BACKGROUND))
+        for name in dict.fromkeys((*info.labels, *active, FOREGROUND, BACKGROUND))
         if params.get(name) is not None
     }
     clicks = {name: points for name, points in clicks.items() if points}
     if sum(len(points) for points in clicks.values()) > MAX_CLICKS:
         raise BadRequest(f"a request may carry at most {MAX_CLICKS} clicks")
-    label = params.get("label")
-    if label is not None and not isinstance(label, str):
-        raise BadRequest(f"label {_shown(label)} is not a name")
     return Prompts(
         clicks=clicks,
         label=label or _selected(params.get("selected_label_name")),

@@ -158,8 +158,12 @@ def painted(mask: Bools, region: Region, marks: Marks) -> npt.NDArray[np.uint8]:
 
 def answer(labels: npt.NDArray[np.uint8], prompts: Prompts, clock: Clock) -> Prediction:
     """The prediction, named as the segment that the annotator works on."""
-    named = {"label_names": {prompts.label: 1}} if prompts.label else {}
-    return Prediction(labels=labels, params=named, seconds=clock.seconds)
+    return Prediction(labels=labels, params=named(prompts), seconds=clock.seconds)
+
+
+def named(prompts: Prompts) -> dict[str, Any]:
+    """The reply's `params` for a mask of the one structure that the annotator works on."""
+    return {"label_names": {prompts.label: 1}} if prompts.label else {}
 
 
 def _first_region(scan: Scan, marks: Marks, prompts: Prompts) -> tuple[Region, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,6 +52,7 @@ class SegmentationTask:
     """
 
     type = "segmentation"
+    dimension = 3
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class SegmentationTask:
         return TaskInfo(
             type=self.type,
             labels=self._labels,
-            dimension=3,
+            dimension=self.dimension,
             description=self._description,
             config={"device": [self._network.device_name], "largest_cc": False},
             version=self._version,
@@ -130,13 +132,17 @@ class SegmentationTask:
         return self._prepare(volume, limit=None)
 
     def _prepare(self, volume: Volume, limit: Sequence[int] | None) -> PreparedImage:
-        if volume.channels < self._channels:
-            raise BadRequest(f"model {self._name!r} needs {self._channels} channels; this image has {volume.channels}")
         grid = NetworkGrid.fit(
             volume.shape, volume.affine, spacing_mm=self._spacing, limit=limit, divisor=self._network.divisor
         )
-        channels = [pipeline.normalise(grid.from_source(channel)) for channel in volume.array[: self._channels]]
-        return PreparedImage(grid=grid, image=torch.from_numpy(np.stack(channels)).to(self._network.device))
+        image = torch.from_numpy(self._normalised(volume, grid.from_source))
+        return PreparedImage(grid=grid, image=image.to(self._network.device))
+
+    def _normalised(self, volume: Volume, sample: Callable[[npt.NDArray[Any]], Floats]) -> Floats:
+        """The channels that the network sees, each brought to its grid by `sample`."""
+        if volume.channels < self._channels:
+            raise BadRequest(f"model {self._name!r} needs {self._channels} channels; this image has {volume.channels}")
+        return np.stack([pipeline.normalise(sample(channel)) for channel in volume.array[: self._channels]])
 
     def margins(self, prepared: PreparedImage) -> Floats:
         """By how much each structure leads its best rival, (L, *grid.padded), in log-odds."""

@@ -6,7 +6,7 @@ resampled in its plane as volumes are in space; along the stack nothing is resam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,7 @@ import numpy.typing as npt
 
 from rayapp.geometry import Orientation
 from rayapp.imaging.volume import Affine
-from rayapp.inference.guidance import Position
 from rayapp.inference.pipeline import Floats, Labels, NetworkGrid
-from rayapp.inference.task import Point
 
 
 def slice_grid(
@@ -45,13 +43,12 @@ def label_stack(grid: NetworkGrid, affine: Affine, labels: npt.NDArray[Any]) -> 
     return np.stack(slices)
 
 
-def positions(grid: NetworkGrid, affine: Affine, points: Iterable[Point]) -> list[Position]:
-    """Where points of one slice lie on its image, as positions (x, y, 0)."""
-    across = _across(affine)
-    places = [list(place) for place in grid.positions((i, j, 0) for i, j, _ in points)]
-    for place in places:
-        del place[across]
-    return [(x, y, 0.0) for x, y in places]
+def plane(affine: Affine, image: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
+    """One of an image's slices, (C, K, X, Y), as a volume of one, (C, R, A, S): where the slice's grid has its pixels.
+
+    `NetworkGrid.positions` of clicks at (i, j, 0) lie on it.
+    """
+    return np.expand_dims(image[:, k], 1 + _across(affine))
 
 
 def _across(affine: Affine) -> int:

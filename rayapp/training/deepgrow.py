@@ -10,6 +10,7 @@ prediction.
 
 The network's channels are the image's C, foreground guidance, background guidance, in this order; for slices guidance
 is drawn as in a volume of one slice. The card's labels are `{"foreground": 1}`.
+`rayapp.inference.deepgrow` serves what is made here.
 """
 
 from __future__ import annotations

@@ -44,6 +44,15 @@ def test_single_structure_clients_send_foreground_and_a_slice():
     assert prompts.slice == 29
 
 
+def test_a_model_without_labels_takes_the_clicks_of_the_named_structure():
+    any_structure = TaskInfo(type="deepgrow", labels={}, dimension=3, description="")
+    sent = {"label": "liver", "liver": [[1, 2, 3]], "spleen": [[4, 5, 6]], "background": [[7, 8, 9]]}
+    clicks = parse_prompts(sent, any_structure, SHAPE).clicks
+    assert clicks == {"liver": ((1, 2, 3),), "background": ((7, 8, 9),)}
+    unlike = {"label": "roi", "roi": [0, 3, 0, 3, 0, 3], "foreground": [[1, 2, 3]]}
+    assert parse_prompts(unlike, any_structure, SHAPE).clicks == {"foreground": ((1, 2, 3),)}
+
+
 def test_nothing_at_all_means_automatic():
     prompts = parse()
     assert not prompts.clicks

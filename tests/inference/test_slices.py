@@ -20,9 +20,9 @@ def test_a_voxel_and_a_click_on_it_lie_in_the_same_place(orientation, spacing):
     onto = slices.label_stack(grid, affine, labels)
     assert onto.shape[0] == SHAPE[2]
     assert set(np.flatnonzero(onto.any(axis=(1, 2)))) == {3}
-    ((x, y, z),) = slices.positions(grid, affine, [point])
-    assert z == 0
-    np.testing.assert_allclose(np.argwhere(onto[3] == 7).mean(axis=0), (x, y), atol=0.75)
+    (place,) = grid.positions([(*point[:2], 0)])
+    plane = slices.plane(affine, onto[None], 3)[0]
+    np.testing.assert_allclose(np.argwhere(plane == 7).mean(axis=0), place, atol=0.75)
     fields = slices.stack(grid, affine, labels.astype(np.float32))
     assert fields.shape == onto.shape
     np.testing.assert_array_equal(np.isnan(fields[0]), np.isnan(fields[4]))
@@ -38,5 +38,5 @@ def test_at_its_own_spacing_every_pixel_is_a_voxel(orientation):
         (order,) = np.unique(np.sort(fields[k].ravel()) == np.sort(array[:, :, k].ravel()))
         assert order
     for point in ((0, 0, 1), (18, 3, 2), (7, 25, 4)):
-        ((x, y, _),) = slices.positions(grid, affine, [point])
-        assert fields[point[2]][round(x), round(y)] == array[point]
+        (place,) = grid.positions([(*point[:2], 0)])
+        assert slices.plane(affine, fields[None], point[2])[0][tuple(map(round, place))] == array[point]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from rayapp.errors import BadRequest
 from rayapp.inference.deepedit import DeepEditTask
+from rayapp.inference.deepgrow import DeepGrow2DTask, DeepGrow3DTask
 from rayapp.inference.segmentation import SegmentationTask
 from rayapp.inference.task import Prompts
 from rayapp.models.store import ModelStore, ModelVersion
@@ -220,7 +221,7 @@ def test_a_parent_of_other_labels_is_not_taken_over(trained, pairs, tmp_path):
     ("task", "kind"),
     [
         (deepedit(), DeepEditTask),
-        (DeepGrowTrainTask(description="", options=ClickOptions(val_clicks=2)), None),
+        (DeepGrowTrainTask(description="", options=ClickOptions(val_clicks=2)), DeepGrow3DTask),
     ],
     ids=["deepedit", "deepgrow_3d"],
 )
@@ -229,8 +230,7 @@ def test_tasks_that_learn_from_clicks_train_to_their_end(task, kind, pairs, tmp_
     assert set(result.card["metrics"]) == set(task.measurements)
     assert result.card["network"]["in_channels"] == 1 + len(task.labels) + 1
     assert result.card["config"]["click_noise"] == 0.0
-    if kind is not None:
-        kind.from_version(version(result)).load()
+    kind.from_version(version(result)).load()
 
 
 def test_deepgrow_2d_trains_on_slices(pairs, tmp_path):
@@ -240,6 +240,7 @@ def test_deepgrow_2d_trains_on_slices(pairs, tmp_path):
     assert result.card["labels"] == {"foreground": 1}
     assert result.card["roi_size"] == [24, 24]
     assert result.metric > 0
+    DeepGrow2DTask.from_version(version(result)).load()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The radiology app: automatic segmentation and DeepEdit on the published versions, what trains them, and scribbles."""
+"""The radiology app: automatic segmentation, DeepEdit and DeepGrow on the published versions, what trains them, and
+scribbles."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from rayapp.errors import NotFound
 from rayapp.inference import likelihood
 from rayapp.inference.closed_curves import ClosedCurvesTask
 from rayapp.inference.deepedit import DeepEditTask
+from rayapp.inference.deepgrow import DeepGrow2DTask, DeepGrow3DTask
 from rayapp.inference.likelihood import Fit
 from rayapp.inference.refinement import RefinementTask
 from rayapp.inference.scribbles import ScribblesTask
@@ -27,7 +29,14 @@ from rayapp.training.options import ClickOptions, Options
 from rayapp.training.task import TrainTask
 
 SHIPPED = Path(__file__).parent / "weights"
-TASKS = {"segmentation": SegmentationTask, "deepedit": DeepEditTask}
+TASKS: Mapping[str, type[SegmentationTask]] = {
+    "segmentation": SegmentationTask,
+    "deepedit": DeepEditTask,
+    "deepgrow_2d": DeepGrow2DTask,
+    "deepgrow_3d": DeepGrow3DTask,
+}
+ANY_STRUCTURE = ("deepgrow_2d", "deepgrow_3d")
+"""Models of whatever is clicked, so of any labels that are wanted. None of them ships."""
 SCRIBBLES = "scribbles"
 """In `--models`: what needs no weights, and a refinement of each network."""
 ONLINE: Mapping[str, tuple[Fit, str]] = {
@@ -36,8 +45,6 @@ ONLINE: Mapping[str, tuple[Fit, str]] = {
     "Histogram+GraphCut": (likelihood.histogram, "histograms"),
 }
 REFINED = {"segmentation": "Segmentation+GraphCut", "deepedit": "DeepEdit+GraphCut"}
-TRAINED = ("segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d")
-"""The models there are trainers for."""
 
 
 def shipped_card(name: str) -> dict[str, Any]:
@@ -50,14 +57,14 @@ class RadiologyApp(LabelApp):
     """What most annotators start with. A model serves once it has a version trained for the wanted labels."""
 
     name = "rayapp radiology"
-    description = "Automatic segmentation and DeepEdit for 3D radiology"
+    description = "Automatic segmentation, DeepEdit and DeepGrow for 3D radiology"
     version = "1"
 
     @classmethod
     def install(cls, settings: Settings, models: ModelStore) -> None:
         """Publish the shipped weights as the first version ever, unless other labels are wanted."""
         for name in settings.models:
-            if name not in TASKS or models.versions(name):
+            if name not in TASKS or name in ANY_STRUCTURE or models.versions(name):
                 continue
             card = shipped_card(name)
             if _fits(card, settings):
@@ -70,11 +77,10 @@ class RadiologyApp(LabelApp):
             if name == SCRIBBLES:
                 continue
             if name not in TASKS:
-                if name not in TRAINED:
-                    self.broken[name] = f"no such model; there are: {', '.join((*TASKS, SCRIBBLES))}"
+                self.broken[name] = f"no such model; there are: {', '.join((*TASKS, SCRIBBLES))}"
                 continue
             version = self.models.production(name)
-            if version is None or not _fits(version.card, self.settings):
+            if version is None or not (name in ANY_STRUCTURE or _fits(version.card, self.settings)):
                 continue
             task = self.guarded(name, partial(self.make_task, version))
             if task is not None:
@@ -83,7 +89,7 @@ class RadiologyApp(LabelApp):
 
     def init_trainers(self) -> Mapping[str, TrainTask]:
         """One for each wanted model, whether or not a version of it serves yet."""
-        return {name: self._trainer(name) for name in self.settings.models if name in TRAINED}
+        return {name: self._trainer(name) for name in self.settings.models if name in TASKS}
 
     def _trainer(self, name: str) -> TrainTask:
         if name == "deepgrow_2d":
@@ -114,7 +120,7 @@ def scribbles(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
         fit=likelihood.forest, description="Closed curves or painted slices, interpolated to a volume"
     )
     for name, network in networks.items():
-        if isinstance(network, SegmentationTask):
+        if name in REFINED and isinstance(network, SegmentationTask):
             made[REFINED[name]] = RefinementTask(network=network, description=f"Scribbles on what {name} proposes")
     return made
 

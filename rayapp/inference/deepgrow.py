@@ -1,0 +1,130 @@
+"""DeepGrow: one structure, any structure, outlined by clicks in and around it (Sakinis et al., 2019).
+
+The network is DeepEdit's with one structure, and so are the rules that make it obey. What the structure is called is
+the annotator's business: clicks come as `foreground` and `background`, or under the name that `label` gives, and the
+mask is 1. Without a click on a structure there is none.
+
+    deepgrow_3d   the whole image at once
+    deepgrow_2d   one slice across the source's k: only clicks on it count, only on it is the mask
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayapp.errors import BadRequest
+from rayapp.imaging.volume import Affine, Volume
+from rayapp.inference import slices
+from rayapp.inference.deepedit import HOLD, Clicks, DeepEditTask, PreparedEdit
+from rayapp.inference.pipeline import Floats
+from rayapp.inference.prompts import BACKGROUND, FOREGROUND
+from rayapp.inference.scribbles import named
+from rayapp.inference.segmentation import Clock, PreparedImage
+from rayapp.inference.task import Point, Prediction, Prompts
+
+
+class DeepGrow3DTask(DeepEditTask):
+    """The clicked structure as label 1; arguments as of `DeepEditTask`, the structure being one."""
+
+    type = "deepgrow"
+
+    @property
+    def _labels(self) -> dict[str, int]:
+        return {}
+
+    def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
+        """Segment what was clicked.
+
+        Raises:
+            BadRequest: without a click.
+        """
+        return dataclasses.replace(super().predict(prepared, prompts, config), params=named(prompts))
+
+    def _channelled(self, prompts: Prompts) -> Clicks:
+        clicks = (foreground(prompts), tuple(prompts.clicks.get(BACKGROUND, ())))
+        if not any(clicks):
+            raise BadRequest(f"model {self._name!r} segments what is clicked: click on a structure")
+        return clicks
+
+    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
+        """Nothing, where background clicks have nothing to take away from."""
+        if not clicks[0]:
+            return np.full((1, *prepared.image.shape[1:]), -HOLD, dtype=np.float32)
+        return super()._margins(prepared, clicks, clock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedStack(PreparedImage):
+    """An image's slices, (C, K, X, Y), float16 as training keeps them, each on `grid`."""
+
+    affine: Affine
+
+    def slice(self, k: int) -> PreparedImage:
+        """One of them, as a volume of one."""
+        image = slices.plane(self.affine, self.image.numpy(), k).astype(np.float32)
+        return PreparedImage(grid=self.grid, image=torch.from_numpy(image))
+
+
+class DeepGrow2DTask(DeepGrow3DTask):
+    """The same on one slice; `roi_size` has two numbers."""
+
+    dimension = 2
+
+    def prepare(self, volume: Volume) -> PreparedStack:
+        """Turn and resample every slice in its plane, and normalise them all together."""
+        affine = volume.affine
+        grid = slices.slice_grid(
+            volume.shape, affine, spacing_mm=self._spacing, limit=self._roi_size, divisor=self._network.divisor
+        )
+        image = self._normalised(volume, lambda channel: slices.stack(grid, affine, channel))
+        return PreparedStack(grid=grid, image=torch.from_numpy(image).half(), affine=affine)
+
+    def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
+        """Segment what was clicked on the slice that the prompts name, or else on that of the last click.
+
+        Raises:
+            BadRequest: without a click on the slice.
+        """
+        if not isinstance(prepared, PreparedStack):
+            raise TypeError("prepare the image with this task")
+        k = self._slice(prompts)
+        one = super().predict(self._editable(prepared.slice(k)), on_slice(prompts, k), config)
+        labels = np.zeros((*one.labels.shape[:2], prepared.image.shape[1]), dtype=np.uint8, order="F")
+        labels[:, :, k] = one.labels[:, :, 0]
+        return dataclasses.replace(one, labels=labels)
+
+    def _slice(self, prompts: Prompts) -> int:
+        points = [*prompts.clicks.get(BACKGROUND, ()), *foreground(prompts)]
+        k = prompts.slice if prompts.slice is not None else next((k for _, _, k in reversed(points)), None)
+        if k is None or all(point[2] != k for point in points):
+            where = "" if k is None else f" on slice {k}"
+            raise BadRequest(f"model {self._name!r} segments what is clicked: click on a structure{where}")
+        return k
+
+    def _infer(self, images: Tensor) -> Tensor:
+        """Logits of whole slices, (N, C, R, A, S) with one voxel across: for the network, without it."""
+        across = images.shape.index(1, 2)
+        return super()._infer(images.squeeze(across)).unsqueeze(across)
+
+
+def foreground(prompts: Prompts) -> tuple[Point, ...]:
+    """The clicks on the structure, under its own name or under none."""
+    names = dict.fromkeys((prompts.label or FOREGROUND, FOREGROUND))
+    return tuple(point for name in names if name != BACKGROUND for point in prompts.clicks.get(name, ()))
+
+
+def on_slice(prompts: Prompts, k: int) -> Prompts:
+    """The clicks and the box on one slice, as of a volume of that slice alone."""
+    clicks = {name: [(i, j, 0) for i, j, at in points if at == k] for name, points in prompts.clicks.items()}
+    roi = None
+    if prompts.roi is not None:
+        low, high = ((i, j, min(max(at - k, 0), 1)) for i, j, at in prompts.roi)
+        roi = low, high
+    return dataclasses.replace(prompts, clicks=clicks, roi=roi)
