@@ -25,11 +25,12 @@ def card(dimensions):
 
 
 def version(folder, dimensions, *, contrary=False):
-    """Its model version, the weights in `folder`; a contrary one takes background clicks for foreground's."""
+    """Its model version, the weights in `folder`; a contrary one finds all that is bright, and more around background
+    clicks."""
     made = card(dimensions)
     state = {name: torch.zeros_like(tensor) for name, tensor in build(made["network"]).state_dict().items()}
     state["model.0.conv.weight"][0] = torch.tensor([6.0, 8.0, 8.0 if contrary else -8.0]).view(3, *[1] * dimensions)
-    state["model.0.conv.bias"][0] = 6.0 - 8 * LEAD  # normalised, bright is -1 and dark -2
+    state["model.0.conv.bias"][0] = 6.0 - 8 * LEAD + 8 * contrary  # normalised, bright is -1 and dark -2
     state["model.2.conv.weight"][0, 1] = 1.0  # from the layer above to the foreground's logit; the background's is 0
     name = f"deepgrow_{dimensions}d"
     path = folder / f"{name}.safetensors"

@@ -59,7 +59,7 @@ def prepared(tasks, dimensions):
 
 @pytest.fixture
 def contrary(tmp_path, dimensions):
-    """A task whose network takes background clicks for foreground's."""
+    """A task whose network finds all that is bright, and everything around background clicks."""
     return KINDS[dimensions].from_version(version(tmp_path, dimensions, contrary=True))
 
 
@@ -90,13 +90,17 @@ def test_on_a_slice_the_answer_is_exact_on_any_grid_and_no_other_slice_has_one(t
 
 
 @BOTH
-def test_every_click_is_obeyed(tasks, prepared, dimensions):
-    rng = np.random.default_rng(1)
+@pytest.mark.parametrize("spacing", [0, 4.0])
+def test_every_click_is_obeyed_however_close_to_others(tmp_path, dimensions, spacing):
+    made = version(tmp_path, dimensions)
+    made.card["spacing"] = spacing
+    task, rng = KINDS[dimensions].from_version(made), np.random.default_rng(1)
+    prepared = task.prepare(image(speckles(SHAPE), affine_of(ORIENTATIONS[29], (0.8, 1.1, 2.5), 9)))
     for _ in range(12):
-        drawn = list(dict.fromkeys(points(rng, 12, k=5 if dimensions == 2 else None)))
-        labels = mask(tasks[dimensions], prepared, foreground=drawn[:6], background=drawn[6:])
-        assert all(labels[point] == 1 for point in drawn[:6])
-        assert not any(labels[point] for point in drawn[6:])
+        drawn = list(dict.fromkeys(points(rng, 60, k=5 if dimensions == 2 else None)))
+        labels = mask(task, prepared, foreground=drawn[::2], background=drawn[1::2])
+        assert all(labels[point] == 1 for point in drawn[::2])
+        assert not any(labels[point] for point in drawn[1::2])
         assert set(np.unique(labels)) == {0, 1}
 
 
