@@ -111,6 +111,28 @@ async def test_a_dropped_connection_is_tried_again_only_for_what_changes_nothing
         assert asked[2:] == ["GET"] * 5
 
 
+async def test_a_turn_of_an_interaction_is_tried_again_with_the_same_id_so_that_it_counts_once():
+    requests: list[str] = []
+
+    async def drop(request: web.Request) -> web.Response:
+        if request.method == "GET":
+            return web.json_response({"id": "7-00", "image": "i", "model": "m"})
+        requests.append((await request.json())["request"])
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    async with served(drop) as client:
+        work = await client.interaction("7-00")
+        with pytest.raises(Unreachable):
+            await work.prompt({"liver": [[1, 2, 3]]})
+        assert len(requests) == 5
+        with pytest.raises(Unreachable):
+            await work.undo()
+    assert len(set(requests[:5])) == 1
+    assert len(set(requests)) == 2
+
+
 async def test_a_download_that_breaks_off_is_fetched_whole_the_next_time(tmp_path: Path):
     whole, asked = bytes(range(256)) * 1024, []
 

@@ -206,6 +206,9 @@ def test_clicks_come_back_in_order_by_user_and_from_behind_a_number(store: Any) 
     assert [e.seq for e in store.events("ct_a", user="ann", after=one)] == [three]
     assert store.append_events([event("ann", 1)]) == [one], "sent twice, it is logged once"
     assert store.events("ct_b") == []
+    assert store.event(two) == store.events("ct_a")[1]
+    with pytest.raises(NotFound):
+        store.event(three + 1)
 
 
 def test_the_datalist_pairs_images_with_their_final_labels(plain: Any, studies: Path) -> None:
