@@ -47,6 +47,19 @@ def test_a_replica_killed_between_two_clicks_costs_one_slow_click(server: Runnin
     np.testing.assert_array_equal(after, before)
 
 
+def test_an_interaction_goes_on_where_it_was_after_its_replica_and_the_datastore_were_killed(
+    server: Running, client: Client
+):
+    work = client.open_interaction("deepedit", "torso_1")
+    first = work.prompt({"liver": [[20, 20, 20]]})
+    second = work.prompt({"background": [[5, 6, 7]]})
+    for name in ("ServeReplica:rayapp:inference", "DatastoreActor"):
+        os.kill(process_of(server, name).pid, signal.SIGKILL)
+    np.testing.assert_array_equal(work.undo(), first)
+    np.testing.assert_array_equal(work.redo(), second)
+    assert [event["kind"] for event in work.state()["events"]] == ["prompt", "prompt", "undo", "redo"]
+
+
 def test_a_killed_datastore_loses_no_acknowledged_label(server: Running, client: Client, tmp_path: Path):
     image = nibabel.load(server.studies / "torso_2.nii.gz")
     mask = np.zeros(SHAPE, np.uint8)
