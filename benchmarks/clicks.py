@@ -66,7 +66,10 @@ def one_client(url: str, clicks: int, bare: dict[str, float]) -> list[dict[str, 
         for shape in SIZES:
             image = f"{shape[0]}_0"
             first = click(client, image, 0, size=shape[0])
-            again = [click(client, image, n, size=shape[0]) for n in track(range(1, clicks + 1), f"clicks in {image}")]
+            again = [
+                click(client, image, n, size=shape[0])
+                for n in track(range(1, clicks + 1), f"clicks in {image}", console=Console(stderr=True))
+            ]
             walls = [c["wall"] for c in again]
             beside = [c["total"] - c["infer"] for c in again]
             size = "x".join(map(str, shape))
