@@ -24,8 +24,6 @@ from rayapp.config import Settings
 from rayapp.errors import Busy, RayappError
 from rayapp.inference.messages import InferCall, InferReply
 from rayapp.models.store import ModelStore
-from rayapp.planner import hardware, plan
-from rayapp.planner.replicas import CLICKS_SHARE
 
 NAME = "inference"
 ONGOING = 8
@@ -83,6 +81,9 @@ def gpu_share(settings: Settings) -> float:
         return settings.replica_gpus
     if not ray.cluster_resources().get("GPU"):
         return 0.0
+    from rayapp.planner import hardware, plan  # with torch, which a gateway and a start without GPUs do without
+    from rayapp.planner.replicas import CLICKS_SHARE
+
     return plan(hardware()).replica_gpus or CLICKS_SHARE
 
 

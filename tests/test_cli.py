@@ -66,6 +66,11 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+def test_a_gateway_and_what_starts_a_server_import_no_torch():
+    code = "import sys, deployments.ingress, rayapp.launch; print([m for m in ('torch', 'monai') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_the_version_is_shown():
     assert rayapp("--version").stdout == "rayapp 0.1.0\n"
 
