@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from rayapp.imaging.phantom import phantom
+from tests.orthanc import Orthanc, orthanc
 
 START_TIMEOUT = 120
 STOP_TIMEOUT = 60
@@ -111,3 +112,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         assert running.stop(signal.SIGTERM) == 0
     assert running.lines == [f"ready {running.url}\n"]
     assert running.survivors() == []
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Orthanc]:
+    """An empty DICOMweb archive of its own for the test; mark the test `needs_orthanc`."""
+    with orthanc(tmp_path / "orthanc") as running:
+        yield running

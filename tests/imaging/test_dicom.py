@@ -6,19 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import (
-    CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
-    EnhancedCTImageStorage,
-    ExplicitVRLittleEndian,
-    RLELossless,
-    generate_uid,
-)
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedCTImageStorage, RLELossless
 
 from rayapp.errors import TooLarge, Unreadable
 from rayapp.imaging.reader import read_grid, read_volume
@@ -34,51 +26,9 @@ from tests.imaging.grids import (
     real,
     voxels,
 )
+from tests.imaging.series import edit, write_series
 
-_SERIES, _STUDY = generate_uid(), generate_uid()
 _RIGHT_HANDED = {name: affine for name, affine in AFFINES.items() if np.linalg.det(affine) > 0}
-
-
-def write_series(
-    folder: Path, array: npt.NDArray[Any], affine: Affine, *, slope: float = 1, intercept: float = 0
-) -> list[Path]:
-    """One file for each slice, named and numbered in an order that says nothing; returns them by position."""
-    folder.mkdir()
-    names = np.random.default_rng(5).permutation(array.shape[2])
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    files = []
-    for k in range(array.shape[2]):
-        dataset = Dataset()
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = _SERIES, _STUDY
-        dataset.Modality, dataset.InstanceNumber = "CT", int(names[k]) + 1
-        dataset.Columns, dataset.Rows = array.shape[0], array.shape[1]
-        dataset.PixelSpacing = [float(f"{spacing[1]:.10g}"), float(f"{spacing[0]:.10g}")]
-        dataset.ImageOrientationPatient = [f"{n:.12f}" for n in (lps[:3, :2] / spacing[:2]).T.ravel()]
-        dataset.ImagePositionPatient = [f"{n:.9f}" for n in lps[:3, 3] + k * lps[:3, 2]]
-        dataset.SliceThickness = float(f"{spacing[2]:.10g}")
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-        dataset.BitsAllocated = dataset.BitsStored = 16
-        dataset.HighBit, dataset.PixelRepresentation = 15, 1
-        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
-        dataset.PixelData = array[:, :, k].astype("<i2").tobytes(order="F")
-        files.append(folder / f"{names[k]}.dcm")
-        dataset.save_as(files[-1], enforce_file_format=True)
-    return files
-
-
-def edit(file: Path, **fields: Any) -> None:
-    dataset = pydicom.dcmread(file)
-    for key, value in fields.items():
-        if value is None:
-            del dataset[key]
-        else:
-            setattr(dataset, key, value)
-    dataset.save_as(file)
 
 
 def itk_series(folder: Path) -> sitk.Image:
