@@ -11,7 +11,7 @@ Networks obey clicks mostly. Three rules, applied to the margins between structu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,11 @@ class DeepEditTask(SegmentationTask):
         Raises:
             BadRequest: for `foreground` clicks when it is not clear which structure they mean.
         """
+        *_, last = self.stages(prepared, prompts, config)
+        return last
+
+    def stages(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
+        """The answers that `predict` gives the last of. Raises BadRequest as it does."""
         prepared = _edit(prepared)
         clock = Clock()
         clicks = self._channelled(prompts)
@@ -108,7 +113,7 @@ class DeepEditTask(SegmentationTask):
         for channel, points in enumerate(clicks):
             for i, j, k in points:
                 prediction.labels[i, j, k] = (channel + 1) % len(clicks)
-        return prediction
+        yield prediction
 
     def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
         """The network's margins for these clicks, never above those without the background's."""

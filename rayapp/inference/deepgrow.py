@@ -11,7 +11,7 @@ mask is 1. Without a click on a structure there is none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,14 @@ class DeepGrow3DTask(DeepEditTask):
     def _labels(self) -> dict[str, int]:
         return {}
 
-    def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
+    def stages(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
         """Segment what was clicked.
 
         Raises:
             BadRequest: without a click.
         """
-        return dataclasses.replace(super().predict(prepared, prompts, config), params=named(prompts))
+        for prediction in super().stages(prepared, prompts, config):
+            yield dataclasses.replace(prediction, params=named(prompts))
 
     def _channelled(self, prompts: Prompts) -> Clicks:
         clicks = (foreground(prompts), tuple(prompts.clicks.get(BACKGROUND, ())))
@@ -86,7 +87,7 @@ class DeepGrow2DTask(DeepGrow3DTask):
         image = self._normalised(volume, lambda channel: slices.stack(grid, affine, channel))
         return PreparedStack(grid=grid, image=torch.from_numpy(image).half(), affine=affine)
 
-    def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
+    def stages(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
         """Segment what was clicked on the slice that the prompts name, or else on that of the last click.
 
         Raises:
@@ -95,10 +96,10 @@ class DeepGrow2DTask(DeepGrow3DTask):
         if not isinstance(prepared, PreparedStack):
             raise TypeError("prepare the image with this task")
         k = self._slice(prompts)
-        one = super().predict(self._editable(prepared.slice(k)), on_slice(prompts, k), config)
-        labels = np.zeros((*one.labels.shape[:2], prepared.image.shape[1]), dtype=np.uint8, order="F")
-        labels[:, :, k] = one.labels[:, :, 0]
-        return dataclasses.replace(one, labels=labels)
+        for one in super().stages(self._editable(prepared.slice(k)), on_slice(prompts, k), config):
+            labels = np.zeros((*one.labels.shape[:2], prepared.image.shape[1]), dtype=np.uint8, order="F")
+            labels[:, :, k] = one.labels[:, :, 0]
+            yield dataclasses.replace(one, labels=labels)
 
     def _slice(self, prompts: Prompts) -> int:
         points = [*prompts.clicks.get(BACKGROUND, ()), *foreground(prompts)]

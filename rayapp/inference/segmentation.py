@@ -190,6 +190,10 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
+    def resume(self) -> None:
+        """Go on after a pause, which is part of no stage."""
+        self._last = time.perf_counter()
+
 
 def wanted(value: object) -> bool:
     """A request's boolean, which clients may send as text or as a list's first item."""

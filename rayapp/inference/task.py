@@ -11,9 +11,9 @@ Stages are synchronous; a replica calls `prepare` from several threads at once a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,9 @@ class Prompts:
 
     `clicks` maps a label name (or "background", or "foreground" for single-structure models) to its points. `marks`
     are scribbles as `rayapp.inference.marks` makes them of an uploaded label map. Each of `curves` is a closed polygon
-    on one slice, along whichever axis.
+    on one slice, along whichever axis. `start` is a mask that exists already, to be corrected and not found anew: its
+    values are the model's labels; for a model of one structure 1 is that structure, and voxels of any other value
+    belong to others, which it leaves alone.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class Prompts:
     reset: bool = False
     marks: npt.NDArray[np.uint8] | None = None  # of the source image's shape
     curves: Sequence[Sequence[Point]] = ()
+    start: npt.NDArray[np.uint8] | None = None  # of the source image's shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +93,15 @@ class InferTask(Protocol):
 
     def predict(self, prepared: Any, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Run the network for these prompts. `config` holds the request's values of `info.config`."""
+
+
+@runtime_checkable
+class StagedTask(InferTask, Protocol):
+    """A model that can answer in stages: soon and roughly first, then better."""
+
+    def stages(self, prepared: Any, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
+        """One or more answers to these prompts, each better than the one before; `predict` gives the last.
+
+        The work is done as answers are asked for, each on the thread that runs networks; whoever needs no better one
+        just stops asking. A prediction's `seconds` are all that was spent up to it.
+        """

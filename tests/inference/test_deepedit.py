@@ -8,7 +8,7 @@ from shipped_models import changed, shipped
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.phantom import ORGANS
 from rayapp.inference.deepedit import DeepEditTask, hold
-from rayapp.inference.task import Prompts
+from rayapp.inference.task import Prompts, StagedTask
 from rayapp.training import interaction
 from rayapp.training.metrics import dice
 
@@ -158,3 +158,10 @@ def test_a_click_reaches_into_tissue_like_its_own_and_no_other():
     assert marked[4, 3:6, 4].all()
     assert not marked[5:].any()
     assert 5 <= marked.sum() <= 19
+
+
+def test_its_last_stage_is_what_it_predicts(deepedit, prepared):
+    assert isinstance(deepedit, StagedTask)
+    prompts = Prompts(clicks={"liver": [(30, 40, 20)]})
+    *_, last = deepedit.stages(prepared, prompts, {})
+    np.testing.assert_array_equal(last.labels, deepedit.predict(prepared, prompts, {}).labels)
