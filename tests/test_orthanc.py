@@ -26,6 +26,6 @@ def test_what_is_stored_is_found_and_read_back_also_after_a_restart(archive: Ort
     }
 
 
-def test_compressed_real_studies_are_stored(archive: Orthanc) -> None:
-    archive.store(sorted(real("totalseg", "example_ct_dicom").iterdir())[:3])
+def test_a_real_series_is_stored(archive: Orthanc) -> None:
+    archive.store(sorted(real("dicom_mr", "hippocrop_1").iterdir())[:3])
     assert len(archive.client().search_for_instances()) == 3
