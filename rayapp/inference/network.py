@@ -5,15 +5,16 @@ Loading happens once, under a lock, from whichever thread asks first; running be
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rayapp.errors import ModelBroken
+from rayapp.errors import BadRequest, ModelBroken
 from rayapp.models.networks import build, load_weights
 
 
@@ -72,6 +73,49 @@ class Network:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             logits: Tensor = self._network(images)
         return logits.float()
+
+    @contextlib.contextmanager
+    def dropout(self, probability: float) -> Iterator[None]:
+        """Within it dropout is active, and all else as it is when serving: each call is one sample of the posterior
+        (Gal and Ghahramani, Dropout as a Bayesian Approximation, 2016).
+
+        A network that was trained without dropout drops whole channels, each with `probability`, of its deepest
+        convolutions (the best place by Kendall et al., Bayesian SegNet, 2017). Belongs to the thread that runs it.
+
+        Raises:
+            BadRequest: for a network that has neither.
+        """
+        self.load()
+        assert self._network is not None
+        own = [m for m in self._network.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+        hooks = []
+        if not own:
+            hooks = [m.register_forward_hook(_dropping(probability)) for m in _deepest(self._network)]
+            if not hooks:
+                raise BadRequest(f"model {self._name!r} has neither dropout nor convolutions: choose another method")
+        for module in own:
+            module.train()
+        try:
+            yield
+        finally:
+            for module in own:
+                module.eval()
+            for hook in hooks:
+                hook.remove()
+
+
+def _dropping(probability: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def drop(module: nn.Module, given: Any, output: Tensor) -> Tensor:  # noqa: ARG001
+        return torch.feature_dropout(output, probability, True)
+
+    return drop
+
+
+def _deepest(network: nn.Module) -> list[nn.Module]:
+    """The convolutions with at least half as many channels as the widest has."""
+    found = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d) and max(m.kernel_size) > 1]
+    widest = max((m.out_channels for m in found), default=0)
+    return [m for m in found if 2 * m.out_channels >= widest]
 
 
 def divisor_of(config: Mapping[str, Any]) -> int:

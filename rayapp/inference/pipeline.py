@@ -204,6 +204,30 @@ def restore(margins: Floats, grid: NetworkGrid, *, roi: tuple[Point, Point] | No
     return labels.transpose(2, 1, 0)
 
 
+def restore_levels(field: Floats, grid: NetworkGrid) -> Labels:
+    """A field of values from 0 to 1 on the source's grid, as levels: 255 for 1.
+
+    Args:
+        field: (R, A, S) of `grid.padded`, in the network's frame.
+
+    Returns:
+        Shape (I, J, K), i fastest in memory; linear between the network's voxels.
+    """
+    axes = [
+        torch.from_numpy(_interpolation(n, m, (0, m), (0, n)).weights)
+        for n, m in zip(grid.source[::-1], grid.coarse[::-1], strict=True)
+    ]
+    k, j, i = axes
+    block = torch.from_numpy(np.ascontiguousarray(grid.to_source_axes(field)))
+    planes = (j @ (block @ i.T)).flatten(1)
+    levels = np.empty(grid.source[::-1], dtype=np.uint8)
+    for start in range(0, len(k), SLAB):
+        part = levels[start : start + SLAB]
+        values = (k[start : start + SLAB] @ planes).numpy().reshape(part.shape)
+        part[...] = np.rint(np.clip(values, 0, 1) * 255)
+    return levels.transpose(2, 1, 0)
+
+
 @dataclass(frozen=True)
 class Interpolation:
     """Along one axis: the source voxels to fill, the coarse voxels they lie between, and the weights (fine, coarse)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
@@ -154,6 +156,21 @@ class SegmentationTask:
         margins = self.margins(prepared)
         clock.stage("infer")
         return self._finish(margins, prepared.grid, prompts, config, clock)
+
+    # Samples, for `rayapp.active_learning.uncertainty`
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Of background and each structure by value, (N, 1 + L, *shape), in normalised images (N, C, *shape)."""
+        return torch.softmax(self._infer(self._unprompted(images)), dim=1)
+
+    def dropout(self, probability: float) -> AbstractContextManager[None]:
+        """See `Network.dropout`."""
+        return self._network.dropout(probability)
+
+    def _unprompted(self, images: Tensor) -> Tensor:
+        """As the network takes them when nobody clicked."""
+        return functional.pad(images, (0, 0) * 3 + (0, self._guidance_channels))
 
     @torch.inference_mode()
     def _infer(self, images: Tensor) -> Tensor:

@@ -16,6 +16,11 @@ KEYS = ("image", "labels")
 _SIDES = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt)($|[^a-z])", re.IGNORECASE)
 
 
+def sided(names: Iterable[str]) -> bool:
+    """Whether a structure's name tells left from right: then mirrored images are wrong."""
+    return any(_SIDES.search(name) for name in names)
+
+
 def augmentation(names: Iterable[str], *, dimensions: int) -> Any:
     """Random affine, flips, contrast, brightness, smoothing and noise, as a MONAI `Compose`.
 
@@ -25,7 +30,7 @@ def augmentation(names: Iterable[str], *, dimensions: int) -> Any:
     from monai import transforms as t  # takes seconds to import
 
     turn = 0.26  # radians
-    flips = [] if any(_SIDES.search(name) for name in names) else [t.RandFlipd(KEYS, prob=0.5, spatial_axis=0)]
+    flips = [] if sided(names) else [t.RandFlipd(KEYS, prob=0.5, spatial_axis=0)]
     return t.Compose(
         [
             *flips,
