@@ -27,6 +27,7 @@ from deployments.routes import (
     logs,
     models,
     pages,
+    proxy,
     sessions,
     versions,
 )
@@ -40,7 +41,7 @@ logger = logging.getLogger("rayapp.gateway")
 SWEEP_S = 300.0
 _MODULES = (
     *(pages, info, infer, interactions, next_image, images, labels),
-    *(datastore, sessions, models, versions, jobs, logs, absent),
+    *(datastore, sessions, models, versions, jobs, logs, proxy, absent),
 )
 
 
@@ -59,6 +60,7 @@ def build_gateway(services: Services) -> FastAPI:
     app.state.services = services
     app.state.description = Description(services.models, services.jobs)
     app.state.checks = Checks()
+    app.state.archive = proxy.Archive(settings)
     with_keys = settings.auth != "none"
     for module in (*_MODULES, auth) if with_keys else _MODULES:
         app.router.routes.extend(module.router.routes)
@@ -89,6 +91,7 @@ async def _sweeping(app: FastAPI) -> AsyncIterator[None]:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+    await app.state.archive.close()
 
 
 async def _sweep(services: Services) -> None:

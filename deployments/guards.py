@@ -9,6 +9,9 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rayapp.protocol import Path as Route
+
+_ARCHIVE = Route.PROXY.partition("{")[0]
 MAX_TEXT = 4 << 20
 """Bytes of a body, or of a field, that is held in memory: JSON and the like."""
 
@@ -16,7 +19,7 @@ MAX_TEXT = 4 << 20
 class BodyCap:
     """Refuses bodies over the cap, by their declared length before they are read, and by what really comes.
 
-    Only multipart bodies are streamed to disk and may have `max_body` bytes; others may have `MAX_TEXT`.
+    Only multipart bodies are streamed, to disk or to the archive, and may have `max_body` bytes; others `MAX_TEXT`.
     """
 
     def __init__(self, app: ASGIApp, *, max_body: int) -> None:
@@ -28,7 +31,9 @@ class BodyCap:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        multipart = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        # Instances for the archive come as multipart/related (STOW-RS); no other route streams that.
+        streamed = "multipart/related" if scope["path"].startswith(_ARCHIVE) else "multipart/form-data"
+        multipart = headers.get("content-type", "").lower().startswith(streamed)
         cap = self._max_body if multipart else min(self._max_body, MAX_TEXT)
         flag = "raise max_body" if cap == self._max_body else "send files as multipart/form-data"
         text = f"the body is over {cap} bytes: send less, or {flag}"

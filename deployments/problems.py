@@ -33,7 +33,9 @@ _MEANINGS = {
     413: "The body, or what it declares, is over a cap: the text names it.",
     422: "Parameters missing or of the wrong type, or a file that is not what it should be: nothing was stored.",
     429: "One runs already: stop it, or let this one wait (`enqueue`).",
+    502: "The DICOM archive is away, or answers wrongly.",
     503: "Busy: come back after the seconds in Retry-After.",
+    504: "The DICOM archive did not answer in time.",
 }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,19 +20,70 @@ MIB = 1 << 20
 Auth = Literal["none", "token"]
 
 
-def default_workspace(studies: Path) -> Path:
-    """One folder per studies folder under `$XDG_DATA_HOME/rayapp`, usually `~/.local/share/rayapp`."""
+def default_workspace(studies: Path | str) -> Path:
+    """One folder per studies folder or archive under `$XDG_DATA_HOME/rayapp`, usually `~/.local/share/rayapp`."""
     home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    whole = studies.expanduser().resolve()
-    return home / "rayapp" / f"{whole.name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:8]}"
+    if is_address(studies):
+        name, whole = urlsplit(str(studies)).hostname or "archive", str(studies)
+    else:
+        folder = Path(studies).expanduser().resolve()
+        name, whole = folder.name, str(folder)
+    return home / "rayapp" / f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def is_address(studies: Path | str) -> bool:
+    """Whether the studies lie in a DICOMweb archive rather than in a folder."""
+    return str(studies).startswith(("http://", "https://"))
+
+
+class Dicomweb(BaseModel):
+    """The DICOMweb archive that holds the studies, and how to speak to it.
+
+    In `rayapp.toml` a table `[dicomweb]`; in the environment `RAYAPP_DICOMWEB__TOKEN` and so on, which keeps secrets
+    off the command line. Sign in with `user` and `password` (basic), with `token` (bearer), or with `token_url`,
+    `client_id` and `client_secret` (OAuth 2 client credentials, RFC 6749 4.4).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = ""
+    """Filled from `studies`; empty for a studies folder."""
+    qido: str = ""
+    """Path below `url` where searches are served, if not at `url` itself; `wado` and `stow` likewise."""
+    wado: str = ""
+    stow: str = ""
+    user: str | None = None
+    password: SecretStr = SecretStr("")
+    token: SecretStr | None = None
+    token_url: str | None = None
+    client_id: str = ""
+    client_secret: SecretStr = SecretStr("")
+    scope: str = ""
+    timeout: float = Field(default=30.0, gt=0)
+    """Seconds without a byte after which the archive counts as away."""
+    cache: int = Field(default=20 * 1024 * MIB, gt=0)
+    """Bytes of retrieved series that are kept on disk; those that were not used for longest go first."""
+    fresh: float = Field(default=60.0, ge=0)
+    """Seconds for which the list of series is taken as it was found."""
+    segmentation: Literal["BINARY", "LABELMAP"] = "BINARY"
+    """Type of the DICOM SEG that labels are stored as; many archives and viewers know BINARY only."""
+
+    def base(self, service: Literal["qido", "wado", "stow"]) -> str:
+        """The address of a service, without a slash at its end."""
+        prefix = str(getattr(self, service)).strip("/")
+        return f"{self.url.rstrip('/')}/{prefix}" if prefix else self.url.rstrip("/")
 
 
 class Settings(BaseSettings):
     """What a server is started with. Frozen: every actor and replica gets the same copy."""
 
-    model_config = SettingsConfigDict(env_prefix="RAYAPP_", frozen=True, extra="forbid", toml_file="rayapp.toml")
+    model_config = SettingsConfigDict(
+        env_prefix="RAYAPP_", env_nested_delimiter="__", frozen=True, extra="forbid", toml_file="rayapp.toml"
+    )
 
     studies: Path
+    """Where labels, revisions and clicks lie, with the images; for an archive, a folder in the workspace."""
+    dicomweb: Dicomweb = Dicomweb()
     workspace: Path = Field(default_factory=lambda given: default_workspace(given["studies"]))
     """Where models, users and logs lie; by default a folder of the user's data for each studies folder."""
     app: str = "radiology"
@@ -65,6 +117,16 @@ class Settings(BaseSettings):
     cors_origins: tuple[str, ...] = ()
     """Web pages that may ask, besides those of this machine, by their origin (`https://viewer.example`); with keys none
     given means all, since a page without a key gets nowhere."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_archive(cls, given: dict[str, Any]) -> dict[str, Any]:
+        address = str(given.get("studies", ""))
+        if not is_address(address):
+            return given
+        workspace = Path(given.get("workspace") or default_workspace(address))
+        archive = {**given.get("dicomweb", {}), "url": address}
+        return {**given, "workspace": workspace, "studies": workspace / "studies", "dicomweb": archive}
 
     @field_validator("replicas")
     @classmethod

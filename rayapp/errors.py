@@ -87,6 +87,18 @@ class ModelBroken(RayappError):
     status = 503
 
 
+class ArchiveAway(RayappError):
+    """The DICOM archive does not answer, or wrongly: what was saved is kept here; try again when it is back."""
+
+    status = 502
+
+
+class ArchiveSlow(ArchiveAway):
+    """The DICOM archive did not answer in time: try again, or raise `dicomweb.timeout`."""
+
+    status = 504
+
+
 class Busy(RayappError):
     """All replicas are full: try again after `retry_after` seconds."""
 

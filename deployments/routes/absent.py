@@ -17,12 +17,6 @@ async def ohif(path: str, user: AsUser) -> None:
     raise NotFound("the OHIF viewer is not installed on this server")
 
 
-@router.api_route(Route.PROXY, methods=["GET", "POST"])
-async def proxy(path: str, user: AsUser) -> None:
-    """There is no archive behind a studies folder."""
-    raise NotFound("the studies of this server are a folder; there is no DICOMweb archive behind it")
-
-
 @router.post("/infer/wsi/{model}")
 @router.post("/infer/wsi_v2/{model}")
 async def whole_slide(model: str, user: AsUser) -> None:

@@ -41,7 +41,9 @@ _BY_STATUS: dict[int, type[RayappError]] = {
     413: errors.TooLarge,
     422: errors.Unreadable,
     429: errors.AlreadyRunning,
+    502: errors.ArchiveAway,
     503: errors.Busy,
+    504: errors.ArchiveSlow,
 }
 
 

@@ -145,6 +145,8 @@ def places(given: Mapping[str, Any]) -> Settings:
         raise WrongUsage(f"environment: {error} (lists are JSON there)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WrongUsage(f"rayapp.toml: {error}") from error
+    if chosen.dicomweb.url:
+        raise WrongUsage("--studies: DICOMweb addresses are not served yet; give a folder")
     _check_studies(chosen.studies)
     # Other processes of the server have other working directories.
     update = {"studies": chosen.studies.resolve(), "workspace": chosen.workspace.expanduser().resolve()}
@@ -163,8 +165,6 @@ def _line(error: ValidationError) -> str:
 
 
 def _check_studies(studies: Path) -> None:
-    if str(studies).startswith(("http:/", "https:/")):
-        raise WrongUsage("--studies: DICOMweb addresses are not served yet; give a folder")
     try:
         next(studies.iterdir(), None)
         tempfile.TemporaryFile(dir=studies).close()

@@ -78,7 +78,7 @@ TABLE = {
     ("GET", "/logs/gpu"): ADMIN,
     ("GET", "/ohif/{path:path}"): USER,
     ("GET", "/proxy/dicom/{path:path}"): USER,
-    ("POST", "/proxy/dicom/{path:path}"): USER,
+    ("POST", "/proxy/dicom/{path:path}"): ANNOTATOR,
     ("GET", "/auth/token/valid"): USER,
 }
 

@@ -1,0 +1,175 @@
+"""`/proxy/dicom/{qido,wado,stow}/…`: the DICOMweb archive behind this server, for viewers.
+
+Query, Accept, status and bodies pass unchanged, streamed in both directions; of the headers only those that DICOMweb
+needs pass, so neither keys nor hop-by-hop headers do (RFC 9110 7.6.1). Only paths below the archive's address can be
+asked for, and no redirect is followed. The connections belong to the gateway's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+import aiohttp
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+from yarl import URL
+
+from deployments.access import AsAnnotator, AsUser
+from deployments.problems import problems
+from rayapp.config import Settings
+from rayapp.datastore.credentials import Credentials
+from rayapp.errors import ArchiveAway, ArchiveSlow, BadRequest, NotFound, TooLarge
+from rayapp.protocol import Path as Route
+
+router = APIRouter(tags=["archive"], responses=problems(400, 404, 413, 502, 503, 504))
+
+_ASKED = ("accept", "accept-encoding", "if-modified-since", "if-none-match", "range")
+_SENT = ("content-length", "content-type")
+_ANSWERED = (
+    *("accept-ranges", "cache-control", "content-encoding", "content-length", "content-location", "content-range"),
+    *("content-type", "etag", "last-modified", "retry-after", "vary", "warning"),
+)
+_RESOURCES = ("studies", "series", "instances")
+_CONNECTIONS = 64
+_PIECE = 1 << 18
+
+
+class Archive:
+    """Connections to the archive. Made by the gateway, closed with it; belongs to one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._archive = settings.dicomweb
+        self._cap = settings.max_volume
+        self._credentials = Credentials(settings.dicomweb)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def relay(self, request: Request, path: str) -> Response:
+        """The archive's answer to this request. Raises NotFound without an archive, BadRequest, ArchiveAway."""
+        if not self._archive.url:
+            raise NotFound("the studies of this server are a folder; there is no DICOMweb archive behind it")
+        url = self._url(path, request.scope["query_string"], post=request.method == "POST")
+        asked = (*_ASKED, *_SENT) if request.method == "POST" else _ASKED
+        headers = {name: request.headers[name] for name in asked if name in request.headers}
+        headers.setdefault("accept-encoding", "identity")
+        if signature := await asyncio.to_thread(self._credentials.header):
+            headers["Authorization"] = signature
+        body = _Body(request) if request.method == "POST" else None
+        try:
+            answer = await self._connections().request(
+                request.method, url, headers=headers, data=body, allow_redirects=False
+            )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if body is not None and body.problem is not None:
+                raise body.problem from None
+            if isinstance(error, TimeoutError):
+                raise ArchiveSlow("the DICOM archive did not answer in time") from None
+            raise ArchiveAway(f"the DICOM archive does not answer ({type(error).__name__})") from None
+        try:
+            return self._relayed(answer)
+        except BaseException:
+            answer.close()
+            raise
+
+    def _relayed(self, answer: aiohttp.ClientResponse) -> Response:
+        if answer.status in (401, 403):
+            raise ArchiveAway(f"the DICOM archive does not let this server in ({answer.status})")
+        if 300 <= answer.status < 400 and answer.status != 304:
+            raise ArchiveAway(f"the DICOM archive sends elsewhere ({answer.status}), where this server does not go")
+        if (answer.content_length or 0) > self._cap:
+            raise TooLarge(f"the DICOM archive answers with more than {self._cap} bytes (max_volume): ask for less")
+        return _Relayed(answer, self._cap)
+
+    def _url(self, path: str, query: bytes, *, post: bool) -> URL:
+        service, _, rest = path.partition("/")
+        kind: Literal["qido", "wado", "stow"] = "wado"
+        if service in ("qido", "wado", "stow"):
+            kind, path = service, rest  # type: ignore[assignment]
+        if kind == "qido" and path.endswith("/metadata"):
+            kind = "wado"
+        pieces = path.rstrip("/").split("/")
+        odd = any(piece in ("", ".", "..") or not piece.isprintable() or "\\" in piece for piece in pieces)
+        if odd or pieces[0] not in _RESOURCES or (post and (pieces[0] != "studies" or len(pieces) > 2)):
+            raise BadRequest("this is no path of DICOMweb: `studies/…`, and instances are sent to `studies`")
+        address = self._archive.base(kind) + "/" + "/".join(quote(piece, safe=",") for piece in pieces)
+        return URL(address + ("?" + query.decode("latin-1") if query else ""), encoded=True)
+
+    def _connections(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                auto_decompress=False,
+                connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=self._archive.timeout),
+                skip_auto_headers=("user-agent", "content-type"),
+            )
+        return self._session
+
+
+def archive_of(request: Request) -> Archive:
+    """The archive behind this gateway."""
+    archive: Archive = request.app.state.archive
+    return archive
+
+
+Behind = Annotated[Archive, Depends(archive_of)]
+
+
+class _Body:
+    """A request's body as it comes; `problem` is what it broke off with."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.problem: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._request.stream():
+                yield piece
+        except Exception as error:
+            self.problem = error
+            raise
+
+
+class _Relayed(StreamingResponse):
+    """The archive's answer, as it comes. One that breaks off breaks off here too: it never looks whole."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, cap: int) -> None:
+        self._answer = answer
+        headers = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
+        super().__init__(self._pieces(cap), status_code=answer.status, headers=headers)
+
+    async def _pieces(self, cap: int) -> AsyncIterator[bytes]:
+        left = cap
+        async for piece in self._answer.content.iter_chunked(_PIECE):
+            left -= len(piece)
+            if left < 0:
+                raise TooLarge("the archive's answer grew over max_volume while it was passed on")
+            yield piece
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and let go of the connection however that ends."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.close()
+
+
+@router.get(Route.PROXY, response_class=Response)
+async def ask(path: str, request: Request, archive: Behind, user: AsUser) -> Response:
+    """QIDO-RS and WADO-RS of the archive: `qido/studies?…`, `wado/studies/…`."""
+    return await archive.relay(request, path)
+
+
+@router.post(Route.PROXY, response_class=Response)
+async def store(path: str, request: Request, archive: Behind, user: AsAnnotator) -> Response:
+    """STOW-RS of the archive: `stow/studies`, or `wado/studies` as OHIF has it."""
+    return await archive.relay(request, path)
