@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +22,17 @@ from rayapp.models.networks import build, load_weights
 class Network:
     """A MONAI network as a function from (1, C, *roi or larger) to logits, float32, on the CPU's or a GPU's terms."""
 
-    def __init__(self, *, name: str, config: Mapping[str, Any], weights: Path, channels: tuple[int, int]) -> None:
-        """`channels` are those that the task feeds in and expects out; `name` is the model's, for messages."""
+    def __init__(
+        self,
+        *,
+        name: str,
+        config: Mapping[str, Any],
+        weights: Path,
+        channels: tuple[int, int],
+        precision: str = "bfloat16",
+    ) -> None:
+        """`channels` are those that the task feeds in and expects out; `name` is the model's, for messages. It computes
+        in bfloat16 where the hardware does, unless `precision` is another."""
         self._name = name
         self._config = config
         self._weights = weights
@@ -30,7 +40,7 @@ class Network:
         self._loading = threading.Lock()
         self._network: nn.Module | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._bf16 = bf16_helps(self.device)
+        self._bf16 = precision == "bfloat16" and bf16_helps(self.device)
 
     @property
     def device_name(self) -> str:
@@ -38,8 +48,8 @@ class Network:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
     @property
-    def divisor(self) -> int:
-        """Voxels along an axis must be a multiple of this (the product of the network's strides)."""
+    def divisor(self) -> tuple[int, ...]:
+        """Voxels along each axis must be a multiple of these (the products of the network's strides)."""
         return divisor_of(self._config)
 
     def load(self) -> None:
@@ -118,10 +128,12 @@ def _deepest(network: nn.Module) -> list[nn.Module]:
     return [m for m in found if 2 * m.out_channels >= widest]
 
 
-def divisor_of(config: Mapping[str, Any]) -> int:
-    """The product of a network's strides, by its configuration."""
+def divisor_of(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The product of a network's strides along each of its axes, by its configuration; of one without, 16."""
+    axes = int(config.get("spatial_dims", 3))
     strides = config.get("strides", (2, 2, 2, 2))
-    return int(torch.tensor([max(s) if isinstance(s, Sequence) else s for s in strides]).prod())
+    products = np.prod([np.broadcast_to(stride, axes) for stride in (1, *strides)], axis=0)
+    return tuple(int(product) for product in products)
 
 
 def bf16_helps(device: torch.device) -> bool:

@@ -2,8 +2,9 @@
 
 Frames: a *source* index (i, j, k) is the file's; the *coarse* grid has the source's axes and covers exactly its extent
 with fewer or more voxels; the *network* grid is the coarse one turned to canonical RAS axes and padded behind its last
-voxel to a size the network takes. Voxels are aligned as volumes are, not corner to corner: along an axis of n source
-and m coarse voxels, coarse = (source + 1/2) m/n - 1/2, so that nothing shifts by half a voxel.
+voxel to a size the network takes. Whatever has a number for each axis (spacing, limits, divisors) has it along R, A, S
+of the network's grid, never along i, j, k. Voxels are aligned as volumes are, not corner to corner: along an axis of n
+source and m coarse voxels, coarse = (source + 1/2) m/n - 1/2, so that nothing shifts by half a voxel.
 
 Turning happens on the coarse grid, where it costs little, and interpolation is a small dense matrix per axis, applied
 to the box of one structure at a time. Arrays in source frame are laid out i fastest, as files are.
@@ -54,26 +55,34 @@ class NetworkGrid:
 
     @classmethod
     def fit(
-        cls, shape: Shape, affine: Affine, *, spacing_mm: float, limit: Sequence[int] | None, divisor: int
+        cls,
+        shape: Shape,
+        affine: Affine,
+        *,
+        spacing_mm: float | Sequence[float],
+        limit: Sequence[int] | None,
+        divisor: int | Sequence[int],
     ) -> NetworkGrid:
-        """A grid over the whole image, of voxels of `spacing_mm`, larger where `limit` (voxels along R, A, S) needs it.
+        """A grid over the whole image, of voxels of `spacing_mm`, larger where `limit` (voxels) needs it.
 
-        Sizes are padded to multiples of `divisor`. A `spacing_mm` of 0 keeps the source's own voxels.
+        All three are along R, A, S: of an oblique or turned image, along the axis of it that lies nearest to each. One
+        number stands for all axes. A spacing of 0 keeps the source's own voxels along its axis. Sizes are padded to
+        multiples of `divisor`.
         """
         orientation = Orientation.of(affine)
-        extent = np.array(shape) * spacing(affine)
-        wanted = np.maximum(1, np.rint(extent / spacing_mm)) if spacing_mm > 0 else np.array(shape, dtype=float)
-        most = np.minimum(limit, MAX_AXIS) if limit is not None else np.full(3, MAX_AXIS)
-        most = np.array(orientation.undo(np.empty(most.astype(int), dtype=bool)).shape)
-        coarse = np.minimum(wanted, most).astype(int)
-        turned = orientation.apply(np.empty(tuple(coarse), dtype=bool)).shape
-        padded = tuple(-(-n // divisor) * divisor for n in turned)
+        axes = list(orientation.axes)
+        size, edges = np.array(shape)[axes], spacing(affine)[axes]
+        step = np.broadcast_to(np.asarray(spacing_mm, dtype=float), 3)
+        wanted = np.where(step > 0, np.maximum(1, np.rint(size * edges / np.where(step > 0, step, 1))), size)
+        turned = np.minimum(wanted, MAX_AXIS if limit is None else np.minimum(limit, MAX_AXIS)).astype(int)
+        padded = -(-turned // np.asarray(divisor)) * np.asarray(divisor)
+        coarse = turned[np.argsort(axes)]
         return cls(source=shape, coarse=_shape(coarse), orientation=orientation, padded=_shape(padded))
 
     @property
     def turned(self) -> Shape:
         """Voxels of the coarse grid along R, A, S, without padding."""
-        return _shape(self.orientation.apply(np.empty(self.coarse, dtype=bool)).shape)
+        return _shape(self.coarse[axis] for axis in self.orientation.axes)
 
     def positions(self, points: Iterable[Point]) -> list[Position]:
         """Where source voxels' centres lie on the network grid."""

@@ -21,6 +21,7 @@ from rayapp.inference import pipeline
 from rayapp.inference.network import Network
 from rayapp.inference.pipeline import Floats, NetworkGrid
 from rayapp.inference.task import Prediction, Prompts, TaskInfo
+from rayapp.inference.windows import OVERLAP, Windows
 from rayapp.models.store import ModelVersion
 
 MAX_STRUCTURES = 254
@@ -48,8 +49,10 @@ class SegmentationTask:
         weights: the safetensors file.
         labels: structure name to value, contiguous from 1; the network's channels in this order, background first.
         network: as `rayapp.models.networks.build` takes it.
-        spacing: mm of the network's voxels; 0 keeps each image's own.
+        spacing: mm of the network's voxels, one number or one along each of R, A, S; 0 keeps each image's own.
         roi_size: voxels along R, A, S that the network sees at once.
+        overlap, windows: of neighbouring windows, and how many the network takes together.
+        precision: "float32" where bfloat16 is not wanted even if the hardware has it.
         version: the model version's name.
     """
 
@@ -63,8 +66,11 @@ class SegmentationTask:
         weights: Path,
         labels: Mapping[str, int],
         network: Mapping[str, Any],
-        spacing: float,
+        spacing: float | Sequence[float],
         roi_size: Sequence[int],
+        overlap: float = OVERLAP,
+        windows: int = 1,
+        precision: str = "bfloat16",
         description: str = "",
         version: str = "",
     ) -> None:
@@ -73,6 +79,7 @@ class SegmentationTask:
         self._channels = max(1, int(network.get("in_channels", 1)) - self._guidance_channels)
         self._spacing = spacing
         self._roi_size = tuple(int(n) for n in roi_size)
+        self._windows = Windows(roi_size=self._roi_size, overlap=overlap, at_once=windows)
         self._description = description
         self._version = version
         self._network = Network(
@@ -80,6 +87,7 @@ class SegmentationTask:
             config=network,
             weights=weights,
             channels=(self._channels + self._guidance_channels, len(self._structures) + 1),
+            precision=precision,
         )
 
     @classmethod
@@ -87,13 +95,17 @@ class SegmentationTask:
         """The task as a model version's card describes it. Raises ModelBroken if the card lacks something."""
         card = version.card
         try:
+            windows = Windows.of(card)
             return cls(
                 name=version.name,
                 weights=version.weights,
                 labels=card["labels"],
                 network=card["network"],
                 spacing=card["spacing"],
-                roi_size=card["roi_size"],
+                roi_size=windows.roi_size,
+                overlap=windows.overlap,
+                windows=windows.at_once,
+                precision=card.get("precision", "bfloat16"),
                 description=card.get("description", ""),
                 version=version.version,
             )
@@ -175,13 +187,7 @@ class SegmentationTask:
     @torch.inference_mode()
     def _infer(self, images: Tensor) -> Tensor:
         """Logits of whole images."""
-        if all(n <= most for n, most in zip(images.shape[2:], self._roi_size, strict=True)):
-            return self._network(images)
-        from monai.inferers import SlidingWindowInferer  # slow to import, and seldom needed
-
-        window = SlidingWindowInferer(self._roi_size, overlap=0.25, mode="gaussian", cval=pipeline.PADDING)
-        logits: Tensor = window(images, self._network)
-        return logits
+        return self._windows.run(self._network, images)
 
     def _finish(
         self, margins: Floats, grid: NetworkGrid, prompts: Prompts, config: Mapping[str, Any], clock: Clock

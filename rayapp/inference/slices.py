@@ -18,15 +18,23 @@ from rayapp.inference.pipeline import Floats, Labels, NetworkGrid
 
 
 def slice_grid(
-    shape: tuple[int, int, int], affine: Affine, *, spacing_mm: float, limit: Sequence[int], divisor: int
+    shape: tuple[int, int, int],
+    affine: Affine,
+    *,
+    spacing_mm: float | Sequence[float],
+    limit: Sequence[int],
+    divisor: Sequence[int],
 ) -> NetworkGrid:
-    """The grid of one slice (I, J, 1); `limit` holds the most pixels along the plane's two patient axes, in RAS order.
+    """The grid of one slice (I, J, 1), which has one plane across the stack's axis too.
 
-    Its network grid has pixels in the first plane across the stack's axis; the others there are padding.
+    `spacing_mm`, `limit` (pixels, at most) and `divisor` are as `NetworkGrid.fit` takes them, but for the plane's two
+    patient axes: of R, A and S those that slices are not stacked along, in this order.
     """
-    most = list(limit)
-    most.insert(_across(affine), 1)
-    return NetworkGrid.fit((shape[0], shape[1], 1), affine, spacing_mm=spacing_mm, limit=most, divisor=divisor)
+    across = _across(affine)
+    step, most, multiple = list(np.broadcast_to(spacing_mm, 2)), list(limit), list(divisor)
+    for numbers in (step, most, multiple):
+        numbers.insert(across, 1)
+    return NetworkGrid.fit((shape[0], shape[1], 1), affine, spacing_mm=step, limit=most, divisor=multiple)
 
 
 def stack(grid: NetworkGrid, affine: Affine, array: npt.NDArray[Any]) -> Floats:

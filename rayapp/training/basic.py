@@ -25,11 +25,12 @@ from rayapp.inference.network import divisor_of
 from rayapp.inference.pipeline import NetworkGrid
 from rayapp.inference.segmentation import SegmentationTask
 from rayapp.inference.task import Prompts
+from rayapp.inference.windows import Windows
 from rayapp.models.store import ModelVersion
 from rayapp.training import design as designing
 from rayapp.training.augmentation import augmentation, window
 from rayapp.training.cases import MAX_BYTES, Case, case_of, name_of, read_pair, split
-from rayapp.training.design import Design
+from rayapp.training.design import Design, spacing_of
 from rayapp.training.feed import Batch, Example
 from rayapp.training.metrics import Tally, dice
 from rayapp.training.options import Options
@@ -133,13 +134,13 @@ class BasicTrainTask(Generic[Opts]):
         """
         gpu = device.type == "cuda"
         try:
-            spacing, size = self.scale([read_grid(pair.image) for pair in pairs[:: -(-len(pairs) // SAMPLE)]], gpu=gpu)
+            step, size = self.scale([read_grid(pair.image) for pair in pairs[:: -(-len(pairs) // SAMPLE)]], gpu=gpu)
             channels = read_volume(pairs[0].image, max_bytes=MAX_BYTES).channels
         except (RayappError, OSError) as error:
             raise BadRequest(f"the images cannot be trained with: {error}") from error
         inputs, outputs = channels + self.guidance_channels, len(self.labels) + 1
         try:
-            spacing = float(params.get("spacing") or spacing)
+            spacing = spacing_of(params.get("spacing") or step)
             size = tuple(int(n) for n in params.get("roi_size") or size)
             network = dict(params.get("network") or {})
         except (TypeError, ValueError) as error:
@@ -197,16 +198,8 @@ class BasicTrainTask(Generic[Opts]):
 
     def inferer(self, design: Design) -> Callable[[Tensor, Predict], Tensor]:
         """Runs the network over whole images, as inference does."""
-        from monai.inferers import SlidingWindowInferer
-
-        sliding = SlidingWindowInferer(design.roi_size, overlap=0.25, mode="gaussian", cval=pipeline.PADDING)
-
-        def infer(images: Tensor, predict: Predict) -> Tensor:
-            fits = all(n <= most for n, most in zip(images.shape[2:], design.roi_size, strict=True))
-            logits: Tensor = predict(images) if fits else sliding(images, predict)
-            return logits
-
-        return infer
+        windows = Windows.of(design.card())
+        return lambda images, predict: windows.run(predict, images)
 
     def validate(self, case: Case, predict: Predict, options: Opts) -> Iterator[Answer]:  # noqa: ARG002
         """What the network finds in a case, on the network's grid."""

@@ -30,12 +30,12 @@ WINDOWS = 8
 class Design:
     """The part of a card that must stand before training: as `SegmentationTask` takes it.
 
-    `spacing` in mm; `roi_size` in voxels along R, A, S (two numbers for networks of slices); `channels` are those of
-    an image, without guidance.
+    `spacing` in mm and `roi_size` in voxels, along R, A, S; along the plane's two axes for networks of slices. One
+    number for the spacing is the same along all. `channels` are those of an image, without guidance.
     """
 
     labels: Mapping[str, int]
-    spacing: float
+    spacing: float | tuple[float, ...]
     roi_size: tuple[int, ...]
     network: Mapping[str, Any]
     channels: int
@@ -45,15 +45,15 @@ class Design:
         """As a card states it; `guidance` is how many of the network's channels are no image's."""
         return cls(
             labels=card["labels"],
-            spacing=float(card["spacing"]),
+            spacing=spacing_of(card["spacing"]),
             roi_size=tuple(int(n) for n in card["roi_size"]),
             network=card["network"],
             channels=int(card["network"]["in_channels"]) - guidance,
         )
 
     @property
-    def divisor(self) -> int:
-        """What the network's grids are a multiple of."""
+    def divisor(self) -> tuple[int, ...]:
+        """What the network's grids are multiples of."""
         return divisor_of(self.network)
 
     def card(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Design:
         return {
             "labels": dict(self.labels),
             "network": dict(self.network),
-            "spacing": self.spacing,
+            "spacing": list(self.spacing) if isinstance(self.spacing, tuple) else self.spacing,
             "roi_size": list(self.roi_size),
         }
 
@@ -116,9 +116,14 @@ def unet(in_channels: int, out_channels: int, roi_size: Sequence[int], *, width:
     }
 
 
-def rounded(roi_size: Sequence[int], divisor: int) -> tuple[int, ...]:
+def spacing_of(stated: Any) -> float | tuple[float, ...]:
+    """A number, or a list of them as tuple. Raises TypeError, ValueError."""
+    return tuple(float(mm) for mm in stated) if isinstance(stated, (list, tuple)) else float(stated)
+
+
+def rounded(roi_size: Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
     """Sizes a network takes, none smaller."""
-    return tuple(-(-n // divisor) * divisor for n in roi_size)
+    return tuple(-(-n // multiple) * multiple for n, multiple in zip(roi_size, divisor, strict=True))
 
 
 def _turned(grid: Grid) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -90,6 +90,24 @@ def test_on_a_slice_the_answer_is_exact_on_any_grid_and_no_other_slice_has_one(t
 
 
 @BOTH
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+def test_a_card_with_a_spacing_for_each_axis_is_exact_on_any_grid(tmp_path, dimensions, orientation):
+    edges, (order, _) = (0.7, 1.3, 2.1), orientation
+    made, bright = version(tmp_path, dimensions), speckles(SHAPE)
+    shown = sorted(order[:dimensions])  # the patient's axes that the network has
+    made.card["spacing"] = [edges[order.index(axis)] for axis in shown]
+    task = KINDS[dimensions].from_version(made)
+    prepared = task.prepare(image(bright, affine_of(orientation, edges, 11)))
+    clicks, away = [near(bright, (4, 5, 7)), near(bright, (14, 9, 7))], [near(bright, (6, 14, 7))]
+    if dimensions == 2:
+        expected = np.zeros(SHAPE, bool)
+        expected[:, :, 7] = answer(bright[:, :, 7], [at[:2] for at in clicks], [at[:2] for at in away])
+    else:
+        expected = answer(bright, clicks, away)
+    np.testing.assert_array_equal(mask(task, prepared, foreground=clicks, background=away), expected)
+
+
+@BOTH
 @pytest.mark.parametrize("spacing", [0, 4.0])
 def test_every_click_is_obeyed_however_close_to_others(tmp_path, dimensions, spacing):
     made = version(tmp_path, dimensions)

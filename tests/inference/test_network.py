@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rayapp.errors import ModelBroken
-from rayapp.inference.network import Network
+from rayapp.inference.network import Network, bf16_helps, divisor_of
 from rayapp.models.networks import build, load_weights, residual_unet, save_weights
 
 SMALL = {**residual_unet(1, 2), "channels": [4, 8], "strides": [2], "num_res_units": 0}
@@ -18,8 +18,8 @@ def weights(tmp_path):
     return path
 
 
-def network(weights, config=SMALL, channels=(1, 2)):
-    return Network(name="demo", config=config, weights=weights, channels=channels)
+def network(weights, config=SMALL, channels=(1, 2), **more):
+    return Network(name="demo", config=config, weights=weights, channels=channels, **more)
 
 
 def test_weights_come_back_as_they_were_saved(weights):
@@ -35,7 +35,28 @@ def test_weights_come_back_as_they_were_saved(weights):
 def test_a_network_answers_with_logits_of_its_classes(weights):
     demo = network(weights)
     assert demo(torch.rand(2, 1, 16, 8, 8)).shape == (2, 2, 16, 8, 8)
-    assert demo.divisor == 2
+    assert demo.divisor == (2, 2, 2)
+
+
+def test_strides_of_their_own_along_each_axis_need_multiples_of_their_own(tmp_path):
+    uneven = {**SMALL, "channels": [4, 8, 8], "strides": [[2, 2, 1], 2]}
+    save_weights(build(uneven), tmp_path / "small.safetensors")
+    demo = network(tmp_path / "small.safetensors", uneven)
+    assert demo.divisor == (4, 4, 2)
+    assert demo(torch.rand(1, 1, 12, 8, 6)).shape == (1, 2, 12, 8, 6)
+    assert divisor_of({"spatial_dims": 2, "strides": [1, 2, [2, 1]]}) == (4, 2)
+    assert divisor_of({"name": "BasicUNet"}) == (16, 16, 16)
+
+
+@pytest.mark.skipif(not bf16_helps(torch.device("cpu")), reason="this processor has no bfloat16")
+def test_a_card_that_asks_for_float32_gets_it(weights):
+    image = torch.rand(1, 1, 8, 8, 8)
+    exact = build(SMALL)
+    load_weights(exact, weights)
+    asked, usual = network(weights, precision="float32")(image), network(weights)(image)
+    with torch.no_grad():
+        torch.testing.assert_close(asked, exact(image), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(asked, usual)
 
 
 @pytest.mark.parametrize(

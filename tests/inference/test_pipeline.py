@@ -131,6 +131,52 @@ def test_limits_lie_along_patient_axes():
     assert grid.coarse == (56, 40, 48)
 
 
+def along_ras(orientation, of_ijk):
+    """Numbers along i, j, k as they are along R, A, S, by the orientation's own words: axis n runs along order[n]."""
+    order, _ = orientation
+    numbers = [0.0] * 3
+    for axis, patient in enumerate(order):
+        numbers[patient] = of_ijk[axis]
+    return numbers
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_spacing_for_each_axis_lies_along_the_patients_axes_and_keeps_the_voxels_exactly(orientation):
+    edges = (0.7, 1.3, 4.0)
+    mask = (np.random.default_rng(4).random(SHAPE) > 0.6).astype(np.int16)
+    affine = affine_of(orientation, edges, oblique=9)
+    grid = NetworkGrid.fit(SHAPE, affine, spacing_mm=along_ras(orientation, edges), limit=None, divisor=[8, 4, 2])
+    assert list(grid.turned) == along_ras(orientation, SHAPE)
+    assert list(grid.padded) == [-(-n // d) * d for n, d in zip(grid.turned, (8, 4, 2), strict=True)]
+    np.testing.assert_array_equal(pipeline.restore(pipeline.margins_of(threshold(grid.from_source(mask))), grid), mask)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+def test_each_axis_is_resampled_by_its_own_step_and_clicks_go_along(orientation):
+    shape, edges = (46, 61, 38), (1.0, 1.2, 2.0)
+    affine = affine_of(orientation, edges, oblique=7)
+    step = (1.4, 3.1, 0.9)
+    grid = NetworkGrid.fit(shape, affine, spacing_mm=step, limit=None, divisor=4)
+    extent = along_ras(orientation, np.multiply(shape, edges))
+    assert list(grid.turned) == [round(mm / s) for mm, s in zip(extent, step, strict=True)]
+    field = ellipsoid(shape, (20.3, 34.6, 17.2), (12, 17, 9))
+    back = pipeline.restore(pipeline.margins_of(threshold(grid.from_source(field), 0.0)), grid)
+    shift = np.argwhere(back).mean(axis=0) - np.argwhere(field > 0).mean(axis=0)
+    assert np.abs(shift).max() < 0.15, shift
+    labels = np.zeros(shape, np.uint8)
+    labels[28:33, 38:43, 20:25] = 5
+    (place,) = grid.positions([(30, 40, 22)])
+    np.testing.assert_allclose(np.argwhere(grid.labels_from_source(labels) == 5).mean(axis=0), place, atol=0.6)
+
+
+def test_an_axis_without_a_spacing_keeps_the_sources_voxels():
+    order, signs = (2, 0, 1), (1.0, -1.0, 1.0)  # i runs along S, j along R, k along A
+    affine = affine_of((order, signs), (0.5, 1.0, 3.0))
+    grid = NetworkGrid.fit((90, 80, 20), affine, spacing_mm=(2.0, 0, 1.5), limit=None, divisor=1)
+    assert grid.turned == (40, 20, 30)
+    assert grid.coarse == (30, 40, 20)
+
+
 def test_ct_and_mr_are_normalised_alike():
     rng = np.random.default_rng(0)
     body = ellipsoid((40, 40, 40), (20, 20, 20), (15, 12, 16)) > 0

@@ -1,5 +1,8 @@
 """A design follows from the data: as fine as the images, as large as what the network sees at once allows."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +65,5 @@ def test_a_card_gives_the_design_back():
         labels=LABELS, spacing=1.5, roi_size=(16, 24, 16), network=unet(4, 3, (16, 24, 16), width=4), channels=1
     )
     assert Design.of(design.card(), guidance=3) == design
+    uneven = dataclasses.replace(design, spacing=(1.5, 0.8, 4.0))
+    assert Design.of(json.loads(json.dumps(uneven.card())), guidance=3) == uneven
