@@ -5,7 +5,8 @@
 Starts a server of its own on generated torsos and clicks in them over HTTP, always the same image per client. For each
 size: the first click (decode and prepare included), repeated clicks (p50, p99), and what the server adds to the bare
 forward of the same network on the same input, measured in this process just before; the budget is 25 ms at
-256x256x128. With more clients, `GET /info/` is asked ten times a second meanwhile. With `--peer`, the same for a
+256x256x128. Then the first and the second click in images that were opened a few seconds before: the first shall cost
+no more. With more clients, `GET /info/` is asked ten times a second meanwhile. With `--peer`, the same for a
 server of MONAI Label that runs on this machine, whose network is another: compare what it adds.
 """
 
@@ -32,6 +33,8 @@ from rayapp.imaging.phantom import phantom
 
 SIZES = ((128, 128, 64), (256, 256, 128))
 CLIENTS = (1, 2, 4, 8)
+LOOKING_S = 3.0
+"""Between opening an image and the first click in it."""
 
 
 def studies(folder: Path) -> None:
@@ -86,6 +89,23 @@ def one_client(url: str, clicks: int, bare: dict[str, float]) -> list[dict[str, 
                     "added_p50_ms": p([c["total"] for c in again], 0.5) - bare[size],
                 }
             )
+    return rows
+
+
+def opened_before(url: str) -> list[dict[str, Any]]:
+    """Medians of the first and of the second click in images that the server knew of before."""
+    rows = []
+    with Client(url, client_id="bench") as client:
+        for shape in SIZES:
+            first, second = [], []
+            for number in range(1, max(CLIENTS)):
+                image = f"{shape[0]}_{number}"
+                client.open_interaction("deepedit", image)
+                time.sleep(LOOKING_S)
+                first.append(click(client, image, 0, size=shape[0])["wall"])
+                second.append(click(client, image, 1, size=shape[0])["wall"])
+            size = "x".join(map(str, shape))
+            rows.append({"size": size, "images": len(first), "first_ms": p(first, 0.5), "second_ms": p(second, 0.5)})
     return rows
 
 
@@ -197,7 +217,7 @@ def main() -> None:
     parser.add_argument("--peer-image", metavar="ID", default="ct_a")
     options = parser.parse_args()
     bare = bare_forward()
-    result: dict[str, Any] = {"single": [], "many": []}
+    result: dict[str, Any] = {"single": [], "opened": [], "many": []}
     if options.peer:
         result["peer"] = [peer_clicks(options.peer, options.peer_image, min(5, options.clicks))]
     for replicas in options.replicas.split(","):
@@ -207,6 +227,7 @@ def main() -> None:
             with server(Path(folder), "--replicas", f"{replicas}:{replicas}") as url:
                 if not result["single"]:
                     result["single"] = one_client(url, options.clicks, bare)
+                    result["opened"] = opened_before(url)
                 for count in CLIENTS:
                     result["many"].append({"replicas": int(replicas), **many_clients(url, count, options.clicks // 2)})
     print(json.dumps(result)) if options.json else show(result)
@@ -215,7 +236,12 @@ def main() -> None:
 def show(result: dict[str, Any]) -> None:
     """The tables."""
     console = Console()
-    titles = {"peer": "MONAI Label, one client", "single": "one client", "many": "clients at once, 128x128x64"}
+    titles = {
+        "peer": "MONAI Label, one client",
+        "single": "one client",
+        "opened": "opened before",
+        "many": "clients at once, 128x128x64",
+    }
     for title, rows in ((title, result[key]) for key, title in titles.items() if key in result):
         table = Table(*rows[0], title=title)
         for row in rows:

@@ -8,11 +8,12 @@ rebuilds them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
@@ -22,13 +23,17 @@ from rayapp import logs
 from rayapp.app import app_class
 from rayapp.config import Settings
 from rayapp.errors import Busy, RayappError
-from rayapp.inference.messages import InferCall, InferReply
+from rayapp.inference.messages import HandedOut, InferCall, InferReply
 from rayapp.models.store import ModelStore
 
 NAME = "inference"
 ONGOING = 8
 """Requests a replica works on at once: one in the network, the others decode, prepare or encode beside it."""
 ATTEMPTS = 4
+TELLING = 32
+"""Images handed out that one gateway tells replicas of at once; of more they hear nothing."""
+
+logger = logging.getLogger("rayapp.gateway")
 
 
 class InferenceReplica:
@@ -49,6 +54,10 @@ class InferenceReplica:
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call."""
         return await self._service.infer(call)
+
+    async def prefetch(self, handed_out: HandedOut) -> None:
+        """Begin with it when nobody waits; returns at once."""
+        self._service.prefetch(handed_out)
 
 
 def inference_deployment(settings: Settings) -> serve.Deployment:
@@ -92,6 +101,7 @@ class RoutedInference:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def infer(self, call: InferCall) -> InferReply:
         """Raises what the replica raised (`rayapp.errors`); Busy when all queues are full or replicas keep dying."""
@@ -109,3 +119,16 @@ class RoutedInference:
                 # An inference changes nothing but its click log entry, so it may run again elsewhere.
                 await asyncio.sleep(0.05 * attempt)
         raise Busy("the replica died and so did its stand-ins; try again in a second")
+
+    def prefetch(self, handed_out: HandedOut) -> None:
+        """Tell the image's replica, without waiting for it."""
+        if len(self._telling) < TELLING:
+            task = asyncio.get_running_loop().create_task(self._tell(handed_out))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, handed_out: HandedOut) -> None:
+        try:
+            await self._handle.options(session_id=handed_out.key).prefetch.remote(handed_out)
+        except (RayError, BackPressureError) as error:
+            logger.info("an image is not prepared ahead: %s", type(error).__name__)

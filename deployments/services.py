@@ -10,7 +10,7 @@ from typing import Protocol
 
 from actors.face import Face
 from rayapp.config import Settings
-from rayapp.inference.messages import InferCall, InferReply
+from rayapp.inference.messages import HandedOut, InferCall, InferReply
 
 
 class Inference(Protocol):
@@ -18,6 +18,9 @@ class Inference(Protocol):
 
     async def infer(self, call: InferCall) -> InferReply:
         """Raises what `rayapp.errors` names; Busy when every replica's queue is full."""
+
+    def prefetch(self, handed_out: HandedOut) -> None:
+        """Tell the image's replica that somebody is about to work on it. Waits for nothing and raises nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from deployments.routes.infer import unless_gone
 from deployments.services import Services
 from rayapp.datastore.protocol import ClickEvent, Info
 from rayapp.errors import BadRequest, NotAllowed, NotFound
-from rayapp.inference.messages import InferCall, Turn
+from rayapp.inference.messages import HandedOut, InferCall, Turn
 from rayapp.interaction import OPEN, PROMPT, REDO, UNDO, Interaction, no_interaction, opened_at, opening, prompt_of
 from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Output, Role, checked_name
 from rayapp.protocol import Path as Route
@@ -102,6 +102,8 @@ async def open_one(opened: Opening, services: Service, described: Described, use
     image = await services.datastore.image(checked_name(opened.image, "image"))
     event = opening(image_id=image.id, model=model, user=user.name, client_id=opened.client_id, ts=time.time())
     (seq,) = await services.datastore.append_events([event])
+    about = HandedOut(key=image.id, model=model, user=user.name, client_id=opened.client_id)
+    services.inference.prefetch(about)
     return Opened(id=Interaction.of(await services.datastore.event(seq)).id)
 
 

@@ -9,6 +9,8 @@ from fastapi import APIRouter, Request
 from deployments.access import AsUser, Described, Service
 from deployments.forms import describe_json, read_json
 from deployments.problems import problems
+from deployments.uploads import author_of
+from rayapp.inference.messages import HandedOut
 from rayapp.protocol import Path as Route
 
 router = APIRouter(tags=["active learning"], responses=problems(400, 404, 413, 503))
@@ -20,5 +22,9 @@ async def next_image(
 ) -> dict[str, Any]:
     """The image this strategy hands out, with `id`, `path` and its info; `{}` when nothing is left."""
     known = await described.known("strategies", "strategy", strategy)
-    answer: dict[str, Any] = await services.models.next_image(known, await read_json(request))
+    asked = await read_json(request)
+    answer: dict[str, Any] = await services.models.next_image(known, asked)
+    if answer:
+        client_id = author_of(user, asked).client_id
+        services.inference.prefetch(HandedOut(key=answer["id"], user=user.name, client_id=client_id))
     return answer

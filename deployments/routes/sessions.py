@@ -16,6 +16,7 @@ from deployments.access import AsUser, Checking, Service
 from deployments.forms import describe_form, missing, read_form
 from deployments.problems import problems
 from deployments.replies import FILE, file_reply
+from rayapp.inference.messages import HandedOut
 from rayapp.protocol import Path as Route
 from rayapp.sessions import base_name
 
@@ -72,9 +73,13 @@ async def create(
             if not form.files:
                 raise missing("files")
             async with checks.place():
-                return JSONResponse(await services.sessions.create(folder, uncompress=uncompress, expiry=expiry))
+                created = await services.sessions.create(folder, uncompress=uncompress, expiry=expiry)
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    info = created["session_info"]
+    key, path = f"session/{created['session_id']}", Path(info["path"]) / info["image"]
+    services.inference.prefetch(HandedOut(key=key, path=path, user=user.name))
+    return JSONResponse(created)
 
 
 @router.get(Route.SESSION, response_model=SessionInfo, responses={200: {"content": FILE[200]["content"]}})

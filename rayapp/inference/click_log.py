@@ -118,12 +118,12 @@ class ClickLog:
             self._folds.popitem(last=False)
         return found
 
-    def told(self, turn: Turn, at: Interaction, labels: Mask, onto: Mask | None) -> dict[str, Any]:
+    def told(self, turn: Turn, at: Interaction, labels: Mask, onto: str) -> dict[str, Any]:
         """What the reply says of the interaction. The mask is kept, unless it is of the past."""
         return {
             "step": at.step,
             "mask": "" if turn.until is not None else self._keep(labels),
-            "onto": "" if onto is None else turn.onto,
+            "onto": onto,
             "can_undo": bool(at.done),
             "can_redo": bool(at.undone),
         }

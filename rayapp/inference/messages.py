@@ -1,4 +1,4 @@
-"""InferCall and InferReply: one inference between the gateway and a replica."""
+"""InferCall, InferReply and HandedOut: what goes between the gateway and a replica."""
 
 from __future__ import annotations
 
@@ -58,3 +58,19 @@ class InferReply:
     body: bytes | None
     ext: str
     params: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandedOut:
+    """An image that somebody is about to work on: `key` and `path` as of `InferCall`, `model` if it is known which."""
+
+    key: str
+    path: Path | None = None
+    model: str | None = None
+    user: str = "admin"
+    client_id: str | None = None
+
+    @property
+    def whose(self) -> tuple[str, str | None]:
+        """Whoever gets another image does not need this one any more."""
+        return self.user, self.client_id

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rayapp.errors import BadRequest, ModelBroken
+from rayapp.inference import interruption
 from rayapp.models.networks import build, load_weights
 
 
@@ -75,6 +76,7 @@ class Network:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, classes, *shape) for (N, channels, *shape), of two or three dimensions."""
+        interruption.step()
         self.load()
         if self._network is None:
             raise ModelBroken(f"model {self._name!r} is not loaded")

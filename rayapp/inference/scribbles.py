@@ -56,6 +56,8 @@ BESIDE = np.ones((3, 3), dtype=bool)
 class ScribblesTask:
     """Strokes to a mask; `fit` is how appearance is learnt."""
 
+    needs_network = False
+
     def __init__(self, *, fit: Fit, description: str) -> None:
         self._fit = fit
         self._description = description

@@ -75,7 +75,8 @@ class Prepared(Protocol):
 
 
 class InferTask(Protocol):
-    """One model an app serves."""
+    """One model an app serves. One without a network says `needs_network = False`: its `predict` is called from several
+    threads at once then, beside the networks."""
 
     @property
     def info(self) -> TaskInfo:
@@ -105,3 +106,8 @@ class StagedTask(InferTask, Protocol):
         The work is done as answers are asked for, each on the thread that runs networks; whoever needs no better one
         just stops asking. A prediction's `seconds` are all that was spent up to it.
         """
+
+
+def runs_network(task: InferTask) -> bool:
+    """False for a task that says so: see `InferTask`."""
+    return bool(getattr(task, "needs_network", True))

@@ -26,7 +26,7 @@ from rayapp.catalogue import Catalogue
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import Busy
-from rayapp.inference.messages import InferCall, InferReply
+from rayapp.inference.messages import HandedOut, InferCall, InferReply
 from rayapp.inference.service import InferenceService
 from rayapp.jobs.queue import JobQueue
 from rayapp.jobs.record import Kind
@@ -97,6 +97,7 @@ class Network:
 
     service: InferenceService
     calls: list[InferCall] = field(default_factory=list)
+    handed_out: list[HandedOut] = field(default_factory=list)
     held: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -114,6 +115,10 @@ class Network:
                 self.cancelled.set()
                 raise
         return await self.service.infer(call)
+
+    def prefetch(self, handed_out: HandedOut) -> None:
+        self.handed_out.append(handed_out)
+        self.service.prefetch(handed_out)
 
 
 @dataclass

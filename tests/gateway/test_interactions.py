@@ -297,3 +297,10 @@ def test_the_clients_zero_slice_is_sent(painted: Served, client: Client):
     assert work.state()["prompts"][0]["slice"] == 0
     with pytest.raises(BadRequest):
         work.prompt({"heart": [[1, 1, 1]]})
+
+
+def test_the_image_of_a_new_interaction_is_made_ready_for_its_model(painted: Served):
+    before = len(painted.network.handed_out)
+    painted.post("/interactions", json={"image": "ct_a", "model": "painter", "client_id": "me"})
+    (told,) = painted.network.handed_out[before:]
+    assert (told.key, told.model, told.user, told.client_id) == ("ct_a", "painter", "admin", "me")

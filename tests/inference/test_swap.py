@@ -87,7 +87,7 @@ async def test_a_replica_that_served_nobody_yet_begins_with_the_newest_version(h
 async def test_a_version_published_while_nobody_clicks_is_there_for_the_next_click(house, tmp_path):
     await house.click("bright", "ct_0")
     house.publish("bright", threshold(tmp_path, 90.0))
-    await until(lambda: house.service._app.serving["bright"] == "v2")
+    await until(lambda: house.service._serving.app.serving["bright"] == "v2")
     assert (await house.click("bright", "ct_0"))["at"] == 90.0
 
 
@@ -121,10 +121,10 @@ async def test_a_model_without_versions_serves_once_it_has_one(house, tmp_path):
 async def test_only_the_changed_model_is_loaded_again(house, tmp_path):
     house.catalogue.publish("shiny", threshold(tmp_path, 90.0), {"labels": {"bright": 1}}, request="1")
     await house.click("shiny", "ct_0")
-    kept = house.service._app.infers["shiny"]
+    kept = house.service._serving.app.infers["shiny"]
     house.publish("bright", threshold(tmp_path, 80.0))
     await house.served("bright", "ct_0", "v2")
-    assert house.service._app.infers["shiny"] is kept
+    assert house.service._serving.app.infers["shiny"] is kept
 
 
 async def test_a_swap_under_a_steady_load_of_clicks_fails_none_of_them(tmp_path):
