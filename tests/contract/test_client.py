@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -74,6 +75,18 @@ def test_an_interaction_goes_on_elsewhere_and_answers_what_an_inference_with_all
         assert np.array_equal(again.redo(), work.labels)
     with pytest.raises(errors.Conflict):
         work.redo()
+
+
+def test_an_opened_images_first_mask_is_there_without_waiting_for_the_network(client: Client):
+    client.open_interaction("segmentation", "torso_3")
+    deadline = time.monotonic() + 60
+    while (found := client.infer_box("segmentation", "torso_3")).params["latencies"]["infer"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert found.labels().any()
+    anew = client.infer("segmentation", "torso_3", params={"roi": [0, 1000, 0, 1000, 0, 1000]})
+    assert anew.params["latencies"]["infer"] > 0
+    assert np.array_equal(anew.labels(), found.labels())
 
 
 def test_box_nrrd_and_nifti_hold_the_same_mask(client: Client, tmp_path: Path):
