@@ -27,7 +27,6 @@ from actors.training import LOCK, STOP, Run
 from rayapp import logs
 from rayapp.app import app_class
 from rayapp.errors import BadRequest, RayappError
-from rayapp.models.store import ModelStore
 from rayapp.training.task import Progress, TrainResult
 
 logger = logging.getLogger("rayapp.training")
@@ -101,7 +100,7 @@ def work(config: dict[str, Any]) -> TrainResult | RayappError | None:
     logs.configure(run.settings)
     host = RayHost(run)
     try:
-        app = app_class(run.settings)(settings=run.settings, models=ModelStore.of(run.settings))
+        app = app_class(run.settings).of(run.settings)
         task = app.trainers.get(run.request.model)
         if task is None:
             raise BadRequest(f"the app has no trainer {run.request.model!r}")

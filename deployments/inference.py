@@ -19,12 +19,11 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from actors.face import Face
-from rayapp import logs
+from rayapp import fault, logs
 from rayapp.app import app_class
 from rayapp.config import Settings
-from rayapp.errors import Busy, RayappError
+from rayapp.errors import AppBroken, Busy, RayappError
 from rayapp.inference.messages import HandedOut, InferCall, InferReply
-from rayapp.models.store import ModelStore
 
 NAME = "inference"
 ONGOING = 8
@@ -45,15 +44,25 @@ class InferenceReplica:
 
         logs.configure(settings)
         ray.get(models.describe.remote())  # by then what the app ships is published
-        app = app_class(settings)(settings=settings, models=ModelStore.of(settings))
+        app = app_class(settings).of(settings)
         app.load_all()
+        self._app_dir = app.app_dir
         # Ray allows as many threads as logical CPUs asked for, which is one: share the machine's cores instead.
         threads = max(1, (os.cpu_count() or 1) // settings.replicas[1])
         self._service = InferenceService(settings=settings, app=app, images=Face(datastore), threads=threads)
 
     async def infer(self, call: InferCall) -> InferReply:
-        """Answer one call."""
-        return await self._service.infer(call)
+        """Answer one call. What fails in the app's own code is AppBroken, with the place and without the text."""
+        try:
+            return await self._service.infer(call)
+        except RayappError:
+            raise
+        except Exception as error:
+            at = fault.place(error, self._app_dir)
+            if not at:
+                raise
+            logger.error("model %s failed at %s with %s", call.model, at, type(error).__name__)
+            raise AppBroken(f"model {call.model!r} failed with {type(error).__name__} at {at}") from None
 
     async def prefetch(self, handed_out: HandedOut) -> None:
         """Begin with it when nobody waits; returns at once."""

@@ -1,8 +1,10 @@
 """LabelApp: what an app developer subclasses, and how an app is found.
 
 An app is a folder with `main.py` that defines one subclass of `LabelApp`; what ships with rayapp (`rayapp.apps`) is
-written the same way. An app object is made in the catalogue actor (to describe itself and to choose images) and in
-every inference replica (to run its tasks); it must be cheap to make and load no weights before a task's `load`.
+written the same way. An app object is made in the catalogue actor (to describe itself and to choose images), in every
+inference replica (to run its tasks) and in every worker of a training; it must be cheap to make and load no weights
+before a task's `load`. What is wrong with one task keeps that task from being served; what is wrong with the app as
+a whole is AppBroken, which names the file and the line.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rayapp.active_learning.strategies import First, Random, Strategy
+from rayapp import fault, seams
+from rayapp.active_learning.strategies import First, Pick, Random, Strategy
 from rayapp.config import Settings
 from rayapp.datastore.protocol import Datastore
-from rayapp.errors import NotFound, RayappError
+from rayapp.errors import AppBroken, NotFound, RayappError
 from rayapp.inference.task import InferTask, TaskInfo
 from rayapp.models.store import ModelStore, ModelVersion
 from rayapp.training.task import TrainerInfo, TrainTask
@@ -29,16 +33,31 @@ from rayapp.training.task import TrainerInfo, TrainTask
 logger = logging.getLogger(__name__)
 
 
-class AppBroken(RayappError):
-    """The app could not be found or made: the text says where."""
+T = TypeVar("T")
 
 
 class LabelApp:
-    """Base of every app: override the `init_*` hooks to bring models and strategies."""
+    """Base of every app: override the `init_*` hooks to bring models, trainers and strategies.
+
+    Besides its hooks an app has `settings` (`settings.conf` holds the `--conf KEY=VALUE` pairs, `settings.labels` the
+    `--labels`, `settings.studies` and `settings.workspace` the folders), `models` (the versions that were trained or
+    uploaded) and `app_dir` (its own folder).
+    """
 
     name = "rayapp"
     description = ""
     version = "1"
+    app_dir: Path
+    """The folder of the app's main.py."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        cls.app_dir = Path(inspect.getfile(cls)).resolve().parent
+
+    @classmethod
+    def of(cls, settings: Settings) -> LabelApp:
+        """The app over the models of these settings. Raises AppBroken."""
+        return run_hook(cls.app_dir, cls, settings=settings, models=ModelStore.of(settings))
 
     def __init__(self, *, settings: Settings, models: ModelStore) -> None:
         self.settings = settings
@@ -47,9 +66,30 @@ class LabelApp:
         """Why a task is not served, by model name."""
         self.serving = {name: models.serving(name) for name in {*settings.models, *models.names()}}
         """The published version of each model when this app was made; None where there was none."""
-        self.infers = self.init_infers()
-        self.trainers = self.init_trainers()
-        self.strategies = self.init_strategies()
+        self.infers = self._made(self.init_infers, "InferTask", seams.INFER)
+        self.trainers = self._made(self.init_trainers, "TrainTask", seams.TRAIN)
+        self.strategies = self._made(self.init_strategies, "Strategy", seams.CHOOSE)
+
+    def _made(self, hook: Callable[[], Mapping[str, T]], what: str, members: tuple[str, ...]) -> dict[str, T]:
+        """What a hook returns, without those that do not answer to their protocol: these are named in `broken`.
+
+        Raises AppBroken if the hook fails.
+        """
+        made: Any = run_hook(self.app_dir, hook)
+        if not isinstance(made, Mapping):
+            raise AppBroken(seams.expected(hook, made, what, self.app_dir))
+        sound = {}
+        for name, thing in made.items():
+            wrong = seams.complaint(name, thing, members, self.app_dir)
+            if wrong is None:
+                sound[name] = thing
+            else:
+                self._note(name if what == "InferTask" else f"{name} ({what})", wrong)
+        return sound
+
+    def _note(self, name: str, wrong: str) -> None:
+        logger.error("%s is not served: %s", name, wrong)
+        self.broken[name] = wrong
 
     @classmethod
     def install(cls, settings: Settings, models: ModelStore) -> None:
@@ -67,8 +107,9 @@ class LabelApp:
         """How the next image is chosen, by name."""
         return {"first": First(), "random": Random()}
 
-    def on_save_label(self, image_id: str, tag: str) -> Mapping[str, Any]:  # noqa: ARG002
-        """Called after a label was durably saved; what it returns is merged into the reply."""
+    def on_save_label(self, image_id: str, tag: str) -> Mapping[str, Any] | None:  # noqa: ARG002
+        """Called after a label was durably saved; what it returns is merged into the reply. Failing, it is logged:
+        the label stays saved."""
         return {}
 
     def guarded(self, name: str, make: Callable[[], InferTask]) -> InferTask | None:
@@ -76,8 +117,7 @@ class LabelApp:
         try:
             return make()
         except Exception as error:
-            logger.exception("model %s is not served", name)
-            self.broken[name] = f"{type(error).__name__}: {error}"
+            self._note(name, fault.told(error, self.app_dir))
             return None
 
     def make_task(self, version: ModelVersion) -> InferTask:
@@ -109,7 +149,7 @@ class LabelApp:
         app.load_all()
         return app
 
-    def describe(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
         """`/info/` without the datastore's part: plain JSON."""
         infos = {name: task.info for name, task in self.infers.items()}
         return {
@@ -134,9 +174,20 @@ class LabelApp:
             chosen = self.strategies[strategy]
         except KeyError:
             raise NotFound(f"no strategy {strategy!r}; there are: {', '.join(self.strategies)}") from None
-        pick = chosen(request, datastore)
+        try:
+            pick: Any = chosen(request, datastore)
+        except RayappError:
+            raise
+        except Exception as error:  # whose text may hold what no reply should
+            at = fault.place(error, self.app_dir)
+            raise AppBroken(
+                f"strategy {strategy!r} failed with {type(error).__name__} at {at or 'its call'}"
+            ) from error
         if pick is None:
             return {}
+        if not isinstance(pick, Pick):
+            where = fault.definition(type(chosen), self.app_dir)
+            raise AppBroken(f"{where} must return a Pick or None, not a {type(pick).__name__}")
         image = datastore.image(pick.image_id)
         client_id = request.get("client_id")
         datastore.serve_next(
@@ -177,35 +228,64 @@ def app_class(settings: Settings) -> type[LabelApp]:
     """The app that `settings.app` names: one that ships, or a folder with `main.py`.
 
     Raises:
-        AppBroken: if there is none, or it does not define exactly one subclass of LabelApp.
+        AppBroken: if there is none, its code cannot be run, or it does not define exactly one subclass of LabelApp.
     """
     folder = Path(settings.app)
     if (folder / "main.py").is_file():
-        module = _module_of(folder)
+        module = _module_of(folder.resolve())
     else:
         try:
             module = importlib.import_module(f"rayapp.apps.{settings.app}.main")
         except ModuleNotFoundError as error:
-            raise AppBroken(
-                f"no app {settings.app!r}: name one that ships (radiology) or a folder with main.py"
-            ) from error
+            raise AppBroken(f"no app {settings.app!r}: name one that ships or a folder with main.py") from error
     classes = [
         cls
-        for _, cls in inspect.getmembers(module, inspect.isclass)
-        if issubclass(cls, LabelApp) and cls.__module__ == module.__name__
+        for cls in vars(module).values()
+        if inspect.isclass(cls) and issubclass(cls, LabelApp) and cls.__module__ == module.__name__
     ]
     if len(classes) != 1:
-        raise AppBroken(f"{settings.app}/main.py must define one subclass of LabelApp; it defines {len(classes)}")
+        found = ", ".join(fault.definition(cls, folder) for cls in classes) or "none"
+        raise AppBroken(f"main.py of app {folder.name!r} must define one subclass of LabelApp; it defines {found}")
     return classes[0]
 
 
+def run_hook(folder: Path, hook: Callable[..., T], **given: Any) -> T:
+    """What code of the app in `folder` returns. Raises AppBroken, with the place, for whatever else it raises."""
+    try:
+        return hook(**given)
+    except RayappError:
+        raise
+    except Exception as error:
+        raise AppBroken(f"{hook.__name__} failed: {fault.told(error, folder)}") from error
+
+
 def _module_of(folder: Path) -> Any:
-    name = f"rayapp_app_{folder.resolve().name}"
+    """Run main.py, with the folder on the import path, and what it imports from there read anew."""
+    name = f"rayapp_app_{folder.name}"
+    for known, module in list(sys.modules.items()):
+        if known.startswith("rayapp_app_") or _lies_in_app(module):
+            del sys.modules[known]
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in _folders)]
+    _folders.add(str(folder))
     spec = importlib.util.spec_from_file_location(name, folder / "main.py")
     if spec is None or spec.loader is None:
-        raise AppBroken(f"{folder.name}/main.py cannot be imported")
+        raise AppBroken(f"main.py of app {folder.name!r} cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder.resolve()))
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise AppBroken(f"app {folder.name!r} cannot be run: {fault.told(error, folder)}") from error
     return module
+
+
+_folders: set[str] = set()
+"""Folders of apps that this process has run: one at a time is on the import path, since each has its own `lib`."""
+
+
+def _lies_in_app(module: Any) -> bool:
+    spec = getattr(module, "__spec__", None)
+    if not isinstance(spec, ModuleSpec):
+        return False
+    places = [spec.origin, *(spec.submodule_search_locations or ())]
+    return any(Path(place).is_relative_to(folder) for place in places if place for folder in _folders)

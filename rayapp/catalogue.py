@@ -6,17 +6,21 @@ asks the datastore directly, and one owner publishes versions. Calls may come fr
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rayapp.app import app_class
+from rayapp import fault
+from rayapp.app import app_class, run_hook
 from rayapp.config import Settings
 from rayapp.datastore.protocol import Datastore
-from rayapp.errors import ModelBroken, NotFound, Unreadable
+from rayapp.errors import AppBroken, ModelBroken, NotFound, RayappError, Unreadable
 from rayapp.jobs.training import OPTIONS
 from rayapp.models.store import ModelStore, ModelVersion
+
+logger = logging.getLogger(__name__)
 
 
 class Catalogue:
@@ -32,14 +36,14 @@ class Catalogue:
     def reload(self) -> None:
         """Make the app anew, and check that every model's file loads."""
         cls = app_class(self._settings)
-        cls.install(self._settings, self._models)
-        app = cls(settings=self._settings, models=self._models)
+        run_hook(cls.app_dir, cls.install, settings=self._settings, models=self._models)
+        app = cls.of(self._settings)
         app.load_all()
         self._app = app
 
     def describe(self) -> dict[str, Any]:
         """`/info/` without the datastore's and the jobs' part."""
-        said = self._app.describe()
+        said = self._app.info()
         for trainer in said["trainers"].values():
             trainer["config"] = {**OPTIONS, **trainer["config"]}
         return said
@@ -49,8 +53,15 @@ class Catalogue:
         return self._app.next_image(strategy, request, self._datastore)
 
     def label_saved(self, image_id: str, tag: str) -> dict[str, Any]:
-        """The app's hook after a save."""
-        return dict(self._app.on_save_label(image_id, tag))
+        """The app's hook after a save. Raises AppBroken, without the error's text, if that fails."""
+        try:
+            return dict(self._app.on_save_label(image_id, tag) or {})
+        except RayappError:
+            raise
+        except Exception as error:
+            at = fault.place(error, self._app.app_dir)
+            logger.error("on_save_label failed with %s at %s", type(error).__name__, at or "its call")
+            raise AppBroken(f"on_save_label failed with {type(error).__name__}") from error
 
     def production(self, name: str) -> ModelVersion:
         """The version that serves. Raises NotFound if none does."""

@@ -99,6 +99,10 @@ class ArchiveSlow(ArchiveAway):
     status = 504
 
 
+class AppBroken(RayappError):
+    """The app's own code is wrong: the text names the file, the line and what was expected there."""
+
+
 class Busy(RayappError):
     """All replicas are full: try again after `retry_after` seconds."""
 

@@ -31,7 +31,6 @@ from rayapp.inference.service import InferenceService
 from rayapp.jobs.queue import JobQueue
 from rayapp.jobs.record import Kind
 from rayapp.jobs.training import Training
-from rayapp.models.store import ModelStore
 from rayapp.protocol import Role
 from rayapp.sessions import SessionStore
 from rayapp.users import UserStore
@@ -217,7 +216,7 @@ def _gateway(settings: Settings, stops: list[Callable[[], None]]) -> Served:
     store = LocalDatastore(settings.studies, watch=False, settle=0.0)
     stops.append(store.close)
     catalogue = Catalogue(settings, store)
-    app_object = app_class(settings)(settings=settings, models=ModelStore.of(settings))
+    app_object = app_class(settings).of(settings)
     app_object.load_all()
     network = Network(InferenceService(settings=settings, app=app_object, images=Face(store)))
     stops.append(network.service.close)

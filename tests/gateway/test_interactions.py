@@ -162,7 +162,7 @@ def test_another_machine_goes_on_though_the_replica_is_a_new_one(painted: Served
     work.prompt({"liver": [[2, 2, 2]]})
     work.undo()
     settings, old = painted.settings, painted.network.service
-    app = app_class(settings)(settings=settings, models=ModelStore.of(settings))
+    app = app_class(settings).of(settings)
     app.load_all()
     painted.network.service = InferenceService(settings=settings, app=app, images=Face(painted.store))
     try:

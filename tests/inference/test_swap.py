@@ -17,7 +17,6 @@ from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import NotFound
 from rayapp.inference.messages import InferCall
 from rayapp.inference.service import InferenceService
-from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
 from tests.conftest import make_studies
 from tests.jobs.plain import APP, write_images
@@ -40,7 +39,7 @@ class House:
         self.settings = Settings(studies=studies, workspace=workspace, **settings)
         self.store = LocalDatastore(studies, watch=False, settle=0.0)
         self.catalogue = Catalogue(self.settings, self.store)
-        app = app_class(self.settings)(settings=self.settings, models=ModelStore.of(self.settings))
+        app = app_class(self.settings).of(self.settings)
         app.load_all()
         self.service = InferenceService(settings=self.settings, app=app, images=Face(self.store))
 

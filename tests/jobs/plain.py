@@ -12,7 +12,6 @@ import torch
 from rayapp.app import app_class
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.protocol import Author
-from rayapp.models.store import ModelStore
 from rayapp.training.local import LocalHost
 
 APP = Path(__file__).parents[1] / "apps" / "threshold"
@@ -28,7 +27,7 @@ class PlainFit:
         self._settings = settings
 
     def __call__(self, job, request, checkpoints, desk):
-        app = app_class(self._settings)(settings=self._settings, models=ModelStore.of(self._settings))
+        app = app_class(self._settings).of(self._settings)
         task = app.trainers[request.model]
         host = LocalHost(checkpoints, device=torch.device("cpu"), told=desk.progress, stop=desk.stop.is_set)
         return task.train(replace(request, params={**task.info.config, **request.params}), host)
