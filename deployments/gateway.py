@@ -18,6 +18,7 @@ from deployments.routes import (
     absent,
     auth,
     datastore,
+    dicomweb,
     images,
     infer,
     info,
@@ -26,12 +27,15 @@ from deployments.routes import (
     labels,
     logs,
     models,
+    ohif,
     pages,
     proxy,
     sessions,
     versions,
+    viewer,
 )
 from deployments.routes import next as next_image
+from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks
 from rayapp import __version__
@@ -41,7 +45,8 @@ logger = logging.getLogger("rayapp.gateway")
 SWEEP_S = 300.0
 _MODULES = (
     *(pages, info, infer, interactions, next_image, images, labels),
-    *(datastore, sessions, models, versions, jobs, logs, proxy, absent),
+    *(datastore, sessions, models, versions, jobs, logs),
+    *(dicomweb, proxy, viewer, ohif, absent),
 )
 
 
@@ -61,6 +66,7 @@ def build_gateway(services: Services) -> FastAPI:
     app.state.description = Description(services.models, services.jobs)
     app.state.checks = Checks()
     app.state.archive = proxy.Archive(settings)
+    app.state.series = SeriesStore(services, app.state.checks)
     with_keys = settings.auth != "none"
     for module in (*_MODULES, auth) if with_keys else _MODULES:
         app.router.routes.extend(module.router.routes)

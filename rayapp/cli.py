@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from rayapp import __version__
-from rayapp.commands import annotation, datasets, demo, doctor, jobs, models, replay, server, users
+from rayapp.commands import annotation, datasets, demo, doctor, jobs, models, ohif, replay, server, users
 from rayapp.errors import RayappError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command()(replay.replay)
 app.command()(jobs.train)
 app.command()(jobs.jobs)
 app.add_typer(models.commands, name="models")
+app.add_typer(ohif.commands, name="ohif")
 app.command()(doctor.doctor)
 app.add_typer(users.commands, name="users")
 

@@ -20,15 +20,24 @@ MIB = 1 << 20
 Auth = Literal["none", "token"]
 
 
+def user_data() -> Path:
+    """`$XDG_DATA_HOME/rayapp`, usually `~/.local/share/rayapp`."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "rayapp"
+
+
+def ohif_folder() -> Path:
+    """Where `rayapp ohif install` puts the viewer, and a server looks for it: `RAYAPP_OHIF`, else the user's data."""
+    return Path(os.environ.get("RAYAPP_OHIF") or user_data() / "ohif").expanduser().absolute()
+
+
 def default_workspace(studies: Path | str) -> Path:
-    """One folder per studies folder or archive under `$XDG_DATA_HOME/rayapp`, usually `~/.local/share/rayapp`."""
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    """One folder per studies folder or archive in the user's data."""
     if is_address(studies):
         name, whole = urlsplit(str(studies)).hostname or "archive", str(studies)
     else:
         folder = Path(studies).expanduser().resolve()
         name, whole = folder.name, str(folder)
-    return home / "rayapp" / f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return user_data() / f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def is_address(studies: Path | str) -> bool:
@@ -113,6 +122,8 @@ class Settings(BaseSettings):
     """Bytes of decoded and preprocessed volumes one inference replica keeps; None lets the planner choose."""
     max_queued: int = Field(default=64, ge=1)
     """Requests that may wait for a replica before callers are told to come back later."""
+    ohif: Path = Field(default_factory=ohif_folder)
+    """A build of the OHIF viewer for `/ohif/`; nothing there means that no viewer is served."""
     session_expiry: int = Field(default=3600, ge=60)
     cors_origins: tuple[str, ...] = ()
     """Web pages that may ask, besides those of this machine, by their origin (`https://viewer.example`); with keys none

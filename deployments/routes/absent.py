@@ -6,15 +6,8 @@ from fastapi import APIRouter
 
 from deployments.access import AsUser
 from rayapp.errors import NotFound
-from rayapp.protocol import Path as Route
 
 router = APIRouter(include_in_schema=False)
-
-
-@router.get(Route.OHIF)
-async def ohif(path: str, user: AsUser) -> None:
-    """OHIF is not served yet."""
-    raise NotFound("the OHIF viewer is not installed on this server")
 
 
 @router.post("/infer/wsi/{model}")

@@ -16,6 +16,8 @@ from deployments.access import AsUser, Checking, Described, Service, not_allowed
 from deployments.forms import Form, describe_form, read_form
 from deployments.problems import problems
 from deployments.replies import OCTETS, disposition, inference_parts
+from deployments.routes.dicomweb import series_store
+from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks, author_of, check_image, to_store
 from rayapp.errors import BadRequest
@@ -69,7 +71,7 @@ async def infer(
         request, texts=("params",), files=("file", "label"), stage=to_store(services, raw=True)
     ) as form:
         params = form.json("params")
-        key, path = await _image_of(services, checks, form, image, session_id)
+        key, path = await _image_of(services, checks, series_store(request), form, image, session_id)
         mask = form.file("label")
         tag = _tag_to_save(params, user, output) if path is None else None
         call = InferCall(
@@ -90,7 +92,7 @@ async def infer(
 
 
 async def _image_of(
-    services: Services, checks: Checks, form: Form, image: str, session_id: str
+    services: Services, checks: Checks, series: SeriesStore, form: Form, image: str, session_id: str
 ) -> tuple[str, Path | None]:
     """The call's key, and the file to read when it is not the store's."""
     if session_id:
@@ -100,7 +102,7 @@ async def _image_of(
         await checks.run(check_image, upload.path, services.settings.max_volume)
         return f"upload/{await asyncio.to_thread(sha256_of, upload.path)}", upload.path
     if image:
-        return checked_name(image, "image"), None
+        return await series.source(checked_name(image, "image"))
     raise BadRequest("say what to segment: `image` or `session_id` in the query, or an uploaded `file`")
 
 

@@ -201,6 +201,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         settings = Settings(
             studies=folder / "studies",
             workspace=folder / "workspace",
+            ohif=folder / "ohif",
             **{"app": str(folder / "app"), "max_body": MAX_BODY, "max_volume": MAX_BODY, **options},
         )
         served = _gateway(settings, stops)

@@ -14,7 +14,7 @@ from deployments.access import Needs
 from rayapp.protocol import Role
 from tests.gateway.conftest import Served, write_image, write_label
 
-OPEN = {"/", "/docs", "/openapi.json", "/favicon.ico", "/auth/", "/auth/token"}
+OPEN = {"/", "/docs", "/openapi.json", "/favicon.ico", "/auth/", "/auth/token", "/ohif", "/ohif/", "/ohif/{path:path}"}
 USER, ANNOTATOR, ADMIN = Role.USER, Role.ANNOTATOR, Role.ADMIN
 
 TABLE = {
@@ -76,7 +76,15 @@ TABLE = {
     ("POST", "/models/{model}/rollback"): ADMIN,
     ("GET", "/logs/"): ADMIN,
     ("GET", "/logs/gpu"): ADMIN,
-    ("GET", "/ohif/{path:path}"): USER,
+    ("GET", "/dicom-web/studies"): USER,
+    ("GET", "/dicom-web/studies/{study}/metadata"): USER,
+    ("GET", "/dicom-web/studies/{study}/series"): USER,
+    ("GET", "/dicom-web/studies/{study}/series/{series}/instances"): USER,
+    ("GET", "/dicom-web/studies/{study}/series/{series}/metadata"): USER,
+    ("GET", "/dicom-web/studies/{study}/series/{series}/instances/{instance}/metadata"): USER,
+    ("GET", "/dicom-web/studies/{study}/series/{series}/instances/{instance}/frames/{number}"): USER,
+    ("GET", "/viewer/image"): USER,
+    ("GET", "/viewer/label"): USER,
     ("GET", "/proxy/dicom/{path:path}"): USER,
     ("POST", "/proxy/dicom/{path:path}"): ANNOTATOR,
     ("GET", "/auth/token/valid"): USER,

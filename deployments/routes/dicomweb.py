@@ -1,0 +1,158 @@
+"""The images of a studies folder as DICOMweb (PS3.18), as far as viewers ask: QIDO-RS search and WADO-RS metadata and
+frames. Each image is a study of one series; nothing is stored here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import secrets
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from deployments.access import AsUser
+from deployments.problems import problems
+from deployments.series import Series, SeriesStore
+from rayapp.datastore.protocol import ImageRecord
+from rayapp.errors import BadRequest, NotFound
+from rayapp.imaging.dicom_instances import instance_datasets, series_dataset, study_dataset, uid_of
+
+router = APIRouter(prefix="/dicom-web", tags=["DICOMweb"], responses=problems(400, 404, 413, 422, 503))
+
+MEDIA_TYPE = "application/dicom+json"
+MOST = 1000
+"""Studies in one answer."""
+_EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+_ID_KEYS = ("PatientName", "PatientID", "StudyDescription", "00100010", "00100020", "00081030")
+_UID_KEYS = ("StudyInstanceUID", "0020000D")
+
+
+class _DicomJson(JSONResponse):
+    media_type = MEDIA_TYPE
+
+
+def series_store(request: Request) -> SeriesStore:
+    """Where the series are."""
+    store: SeriesStore = request.app.state.series
+    return store
+
+
+@router.get("/studies")
+async def studies(request: Request, user: AsUser) -> Response:
+    """The studies whose `PatientName`, `PatientID` or `StudyDescription` match (`*`, `?`), or with these UIDs, by
+    `limit` and `offset`. Each is one image; all three names are its id."""
+    query, store = request.query_params, series_store(request)
+    limit, offset = (_count(query.get(name), most) for name, most in (("limit", MOST), ("offset", 1 << 31)))
+    ids = await store.ids()
+    uids = {uid for key in _UID_KEYS for uid in query.get(key, "").replace("\\", ",").split(",") if uid}
+    patterns = [query[key].lower() for key in _ID_KEYS if query.get(key)]
+    if uids or patterns:
+        ids = await asyncio.to_thread(_matching, ids, uids, patterns)
+    start = offset or 0
+    return _DicomJson([_study(image_id) for image_id in ids[start : start + (limit or MOST)]])
+
+
+def _matching(ids: list[str], uids: set[str], patterns: list[str]) -> list[str]:
+    if uids:
+        ids = [image_id for image_id in ids if uid_of("study", image_id) in uids]
+    return [
+        image_id
+        for image_id in ids
+        if all(fnmatch.fnmatchcase(image_id.lower(), p.replace("[", "[[]")) for p in patterns)
+    ]
+
+
+def _count(value: str | None, most: int) -> int | None:
+    if value is None or value == "":
+        return None
+    if not value.isdecimal():
+        raise BadRequest("limit and offset are whole numbers")
+    return min(int(value), most)
+
+
+def _study(image_id: str) -> dict[str, Any]:
+    dataset = study_dataset(image_id)
+    dataset.NumberOfStudyRelatedSeries = 1
+    # Which it is shows in the voxels, which a list does not decode.
+    dataset.ModalitiesInStudy = ["CT", "MR"]
+    return dataset.to_json_dict()
+
+
+@router.get("/studies/{study}/series")
+async def series(study: str, request: Request, user: AsUser) -> Response:
+    """The study's one series."""
+    found = await _found(request, study)
+    dataset = series_dataset(found.stack)
+    del dataset.SOPClassUID
+    dataset.NumberOfSeriesRelatedInstances = found.stack.shape[2]
+    asked = request.query_params.get("SeriesInstanceUID", "")
+    return _DicomJson([dataset.to_json_dict()] if asked in ("", dataset.SeriesInstanceUID) else [])
+
+
+@router.get("/studies/{study}/metadata")
+async def study_metadata(study: str, request: Request, user: AsUser) -> Response:
+    """All that is known of the study's slices but their pixels."""
+    return await _metadata(await _found(request, study))
+
+
+@router.get("/studies/{study}/series/{series}/metadata")
+async def series_metadata(study: str, series: str, request: Request, user: AsUser) -> Response:
+    """All that is known of the series' slices but their pixels."""
+    return await _metadata(await _found(request, study, series))
+
+
+@router.get("/studies/{study}/series/{series}/instances")
+async def instances(study: str, series: str, request: Request, user: AsUser) -> Response:
+    """The series' slices."""
+    return await _metadata(await _found(request, study, series))
+
+
+@router.get("/studies/{study}/series/{series}/instances/{instance}/metadata")
+async def instance_metadata(study: str, series: str, instance: str, request: Request, user: AsUser) -> Response:
+    """All that is known of a slice but its pixels."""
+    found = await _found(request, study, series)
+    number = _number(found, instance)
+    return _DicomJson([instance_datasets(found.stack)[number].to_json_dict()])
+
+
+@router.get("/studies/{study}/series/{series}/instances/{instance}/frames/{number}", response_class=Response)
+async def frames(study: str, series: str, instance: str, number: int, request: Request, user: AsUser) -> Response:
+    """A slice's pixels, as `multipart/related`: 16 bits, little endian, uncompressed."""
+    record = await _record(request, study, series)
+    store = series_store(request)
+    at = _number(await store.series(record), instance)
+    if number != 1:
+        raise NotFound("every instance here has one frame")
+    pixels = await store.frame(record, at)
+    boundary = secrets.token_hex(16)
+    part = f"application/octet-stream; transfer-syntax={_EXPLICIT_LITTLE}"
+    head = f"--{boundary}\r\nContent-Type: {part}\r\nContent-Length: {len(pixels)}\r\n\r\n".encode()
+    whole = f'multipart/related; type="application/octet-stream"; boundary={boundary}'
+    return Response(b"".join((head, pixels, f"\r\n--{boundary}--\r\n".encode())), media_type=whole)
+
+
+async def _found(request: Request, study: str, series: str | None = None) -> Series:
+    return await series_store(request).series(await _record(request, study, series))
+
+
+async def _record(request: Request, study: str, series: str | None) -> ImageRecord:
+    """The image of that study and series."""
+    record = await series_store(request).image_of(study)
+    if uid_of("study", record.id) != study or series not in (None, uid_of("series", record.id)):
+        raise NotFound("no such series in that study")
+    return record
+
+
+def _number(found: Series, instance: str) -> int:
+    if instance not in found.numbers:
+        raise NotFound("no such instance in that series")
+    return found.numbers[instance]
+
+
+async def _metadata(found: Series) -> Response:
+    def made() -> list[dict[str, Any]]:
+        return [dataset.to_json_dict() for dataset in instance_datasets(found.stack)]
+
+    return _DicomJson(await asyncio.to_thread(made))

@@ -1,0 +1,108 @@
+"""`/ohif/`: the OHIF viewer, once `rayapp ohif install` has put it there, with our extension and mode.
+
+Open to all, as a browser that opens a page sends no key; there is nothing of a patient in it. Files whose name holds
+their digest are cached for ever, the others are asked for anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+import rayapp.web
+from deployments.access import Service
+from deployments.services import Services
+from rayapp.errors import NotFound
+from rayapp.ohif import BASE, is_prepared
+from rayapp.protocol import Path as Route
+
+router = APIRouter(include_in_schema=False)
+
+OURS = "rayapp/"
+"""Under `/ohif/`: the extension and the mode."""
+_DIGEST = re.compile(r"(^|\.)[0-9a-f]{16,20}\.(js|wasm|woff2)$")
+_FOREVER, _ASK = "public, max-age=31536000, immutable", "no-cache"
+
+
+@router.get(BASE.rstrip("/"))
+@router.get(BASE)
+async def start(request: Request, services: Service) -> Response:
+    """The study list."""
+    if request.scope["path"] != BASE:
+        return RedirectResponse(BASE)
+    return await ohif("", request, services)
+
+
+@router.get(Route.OHIF)
+async def ohif(path: str, request: Request, services: Service) -> Response:
+    """A file of the viewer; for any other path the viewer itself, which knows what it means."""
+    folder = services.settings.ohif
+    if not (folder / "index.html").is_file():
+        raise NotFound("the OHIF viewer is not installed on this server: run `rayapp ohif install` and start it anew")
+    if path == "app-config.js":
+        return Response(_config(services), media_type="text/javascript", headers={"Cache-Control": _ASK})
+    if path.startswith(OURS):
+        folder, path = Path(rayapp.web.__file__).parent / "ohif", path.removeprefix(OURS)
+    files = StaticFiles(directory=folder)
+    try:
+        answer = await files.get_response(path or "index.html", request.scope)
+    except HTTPException as error:
+        if error.status_code != 404 or Path(path).suffix:
+            raise NotFound("there is no such file in the viewer") from error
+        answer = await files.get_response("index.html", request.scope)
+    answer.headers["Cache-Control"] = _FOREVER if _DIGEST.search(path) else _ASK
+    return answer
+
+
+def _config(services: Services) -> str:
+    """`app-config.js`: where the studies are; our extension and mode for the build that they are written for."""
+    ours = is_prepared(services.settings.ohif)
+    source = {
+        "namespace": "@ohif/extension-default.dataSourcesModule.dicomweb",
+        "sourceName": "rayapp",
+        "configuration": _source(archive=bool(services.settings.dicomweb.url)),
+    }
+    config = {
+        "routerBasename": BASE,
+        "extensions": [f"{BASE}{OURS}extension.mjs"] if ours else [],
+        "modes": [f"{BASE}{OURS}mode.mjs"] if ours else [],
+        "showStudyList": True,
+        "showLoadingIndicator": True,
+        "showCPUFallbackMessage": False,
+        "strictZSpacingForVolumeViewport": True,
+        "maxNumberOfWebWorkers": 3,
+        "maxNumRequests": {"interaction": 20, "thumbnail": 5, "prefetch": 10},
+        "defaultDataSourceName": "rayapp",
+        "dataSources": [source],
+        "rayapp": {"server": "/", "keys": services.settings.auth != "none"},
+    }
+    return f"window.config = {json.dumps(config, indent=1)};\n"
+
+
+def _source(*, archive: bool) -> dict[str, Any]:
+    """How OHIF asks for studies: the archive's, through our proxy, or those of the folder."""
+    return {
+        "friendlyName": "rayapp",
+        "name": "rayapp",
+        "qidoRoot": "/proxy/dicom/qido" if archive else "/dicom-web",
+        "wadoRoot": "/proxy/dicom/wado" if archive else "/dicom-web",
+        "wadoUriRoot": "/proxy/dicom/wado" if archive else "/dicom-web",
+        "qidoSupportsIncludeField": True,
+        "supportsReject": False,
+        "supportsStow": False,
+        "imageRendering": "wadors",
+        "thumbnailRendering": "wadors",
+        "enableStudyLazyLoad": True,
+        "supportsFuzzyMatching": False,
+        "supportsWildcard": True,
+        "dicomUploadEnabled": False,
+        "omitQuotationForMultipartRequest": True,
+        "bulkDataURI": {"enabled": True},
+    }

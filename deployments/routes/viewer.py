@@ -1,0 +1,82 @@
+"""`/viewer`: what our viewer extension asks beside the routes of everyone: which image a DICOM series is and where its
+voxels lie, and labels as packed bits.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+
+from deployments.access import AsUser, Checking, Service
+from deployments.problems import problems
+from deployments.routes.dicomweb import series_store
+from rayapp.datastore.protocol import ImageRecord, LabelRecord
+from rayapp.errors import BadRequest
+from rayapp.imaging import mask_codec
+from rayapp.imaging.dicom_instances import uid_of
+from rayapp.imaging.placement import on_grid
+from rayapp.imaging.reader import read_grid, read_segmentation
+from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, checked_name
+
+router = APIRouter(prefix="/viewer", tags=["viewer"], responses=problems(400, 404, 413, 422, 503))
+
+
+class Image(BaseModel):
+    """An image, its series, and its grid: `affine` maps voxel indices to RAS millimetres. `labels` are its tags."""
+
+    image: str
+    study: str
+    series: str
+    shape: tuple[int, int, int]
+    affine: list[list[float]]
+    labels: list[str]
+
+
+@router.get("/image")
+async def image(
+    request: Request,
+    services: Service,
+    checks: Checking,
+    user: AsUser,
+    series: Annotated[str, Query()] = "",
+    image: Annotated[str, Query()] = "",
+) -> Image:
+    """The image of a series, or that of an id."""
+    if not series and not image:
+        raise BadRequest("say which: `series` or `image`")
+    record: ImageRecord = await (
+        series_store(request).image_of(series) if series else services.datastore.image(checked_name(image, "image"))
+    )
+    grid = await checks.run(read_grid, record.path)
+    return Image(
+        image=record.id,
+        study=uid_of("study", record.id),
+        series=uid_of("series", record.id),
+        shape=grid.shape,
+        affine=grid.affine.tolist(),
+        labels=list(await services.datastore.labels(record.id)),
+    )
+
+
+@router.get(
+    "/label",
+    response_class=Response,
+    responses={200: {"description": "The label map as packed bits.", "content": {MASK_MEDIA_TYPE: {}}}},
+)
+async def label(
+    services: Service, checks: Checking, user: AsUser, image: Annotated[str, Query()], tag: Annotated[str, Query()]
+) -> Response:
+    """A label on its image's grid; its info is in the header of params."""
+    record: ImageRecord = await services.datastore.image(checked_name(image, "image"))
+    found: LabelRecord = await services.datastore.label(record.id, checked_name(tag, "tag"))
+    body, names = await checks.run(_packed, record, found, services.settings.max_volume)
+    params: dict[str, Any] = {"label_names": names, "info": found.info, "revision": found.revision}
+    return Response(body, media_type=MASK_MEDIA_TYPE, headers={PARAMS_HEADER: json.dumps(params)})
+
+
+def _packed(record: ImageRecord, found: LabelRecord, max_bytes: int) -> tuple[bytes, dict[str, int]]:
+    whole = on_grid(read_segmentation(found.path, max_bytes=max_bytes), read_grid(record.path), found.ext)
+    return mask_codec.encode(whole.array), whole.names

@@ -1,0 +1,1 @@
+"""What browsers run: plain files, served as they are."""

@@ -1,0 +1,57 @@
+/** Our extension of OHIF: one panel, and the key that requests carry where the server asks for one. */
+
+import { Panel } from './panel.mjs';
+import { keys } from './server.mjs';
+
+export default {
+  id: 'rayapp',
+
+  preRegistration({ servicesManager }) {
+    if (!keys.needed()) {
+      return;
+    }
+    if (!keys.get()) {
+      keys.set(window.prompt('Your key for this server (rayapp users add …):')?.trim() ?? '');
+    }
+    servicesManager.services.userAuthenticationService.setServiceImplementation({
+      getAuthorizationHeader: keys.header,
+    });
+  },
+
+  getPanelModule({ servicesManager }) {
+    return [
+      {
+        name: 'rayapp',
+        iconName: 'tab-segmentation',
+        iconLabel: 'rayapp',
+        label: 'rayapp',
+        component: () => element(servicesManager.services),
+      },
+    ];
+  },
+};
+
+let panel = null;
+
+/** The panel as a React element; what is in it is none of React's. */
+function element(services) {
+  return {
+    $$typeof: Symbol.for('react.element'),
+    type: 'div',
+    key: null,
+    ref: mount,
+    props: { className: 'rayapp', style: { height: '100%', overflowY: 'auto' } },
+    _owner: null,
+    _store: {},
+  };
+
+  function mount(node) {
+    if (node && panel?.node !== node) {
+      panel?.close();
+      panel = new Panel(node, services);
+    } else if (!node) {
+      panel?.close();
+      panel = null;
+    }
+  }
+}

@@ -1,0 +1,115 @@
+/**
+ * The viewer's labelmap of one image: OHIF's segmentation on one side, a flat array in the image's order on the other.
+ * Leans on `window.cornerstone` and `window.cornerstoneTools` of the OHIF that it is written for.
+ */
+
+import { gather, inverse, placed, scatter, voxelOf } from './grid.mjs';
+
+export const COLOURS = [
+  [214, 96, 77],
+  [67, 147, 195],
+  [127, 188, 65],
+  [244, 165, 58],
+  [153, 112, 193],
+  [64, 176, 166],
+  [222, 119, 174],
+  [166, 118, 29],
+];
+
+export const colour = segment => COLOURS[(segment - 1) % COLOURS.length];
+
+export class Labelmap {
+  /**
+   * @param {object} services OHIF's
+   * @param {object} displaySet the series that is shown
+   * @param {object} image what `/viewer/image` says of it
+   * @param {string[]} names of the segments 1, 2, …
+   * @throws {Error} if the viewer's slices are not the image's
+   */
+  constructor(services, displaySet, image, names) {
+    const planes = displaySet.imageIds.map(id => window.cornerstone.metaData.get('imagePlaneModule', id));
+    this.services = services;
+    this.displaySet = displaySet;
+    this.image = image;
+    this.names = names;
+    this.places = placed(planes, image);
+    this.back = inverse(image.affine);
+    this.id = `rayapp-${image.series}`;
+  }
+
+  /** The image's voxel at a point of the viewer's world, or null. */
+  voxelAt(world) {
+    return voxelOf(this.back, this.image.shape, world);
+  }
+
+  get size() {
+    return this.image.shape.reduce((product, n) => product * n, 1);
+  }
+
+  /** The segments as they are on the screen, with what was painted by hand. */
+  get() {
+    const labels = new Uint8Array(this.size);
+    const slices = this.#slices();
+    if (slices) {
+      gather(slices, this.places, labels);
+    }
+    return labels;
+  }
+
+  /** Show these segments. */
+  async set(labels) {
+    await this.#exists();
+    scatter(labels, this.places, this.#slices());
+    window.cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(this.id);
+  }
+
+  /** Make this the segment that OHIF's own tools paint. */
+  select(segment) {
+    if (this.services.segmentationService.getSegmentation(this.id)) {
+      this.services.segmentationService.setActiveSegment(this.id, segment);
+    }
+  }
+
+  /** Show it also in viewports that were opened later. */
+  async attach() {
+    const { segmentationService, viewportGridService } = this.services;
+    for (const [viewportId, viewport] of viewportGridService.getState().viewports) {
+      const shows = viewport.displaySetInstanceUIDs?.includes(this.displaySet.displaySetInstanceUID);
+      const has = segmentationService
+        .getSegmentationRepresentations(viewportId)
+        .some(one => one.segmentationId === this.id);
+      if (shows && !has) {
+        await segmentationService.addSegmentationRepresentation(viewportId, {
+          segmentationId: this.id,
+          type: window.cornerstoneTools.Enums.SegmentationRepresentations.Labelmap,
+        });
+        // A colour can be given only to what is there.
+        this.names.forEach((_, at) =>
+          segmentationService.setSegmentColor(viewportId, this.id, at + 1, [...colour(at + 1), 255])
+        );
+      }
+    }
+  }
+
+  #slices() {
+    const held = this.services.segmentationService.getSegmentation(this.id);
+    return held?.representationData.Labelmap.imageIds.map(id =>
+      window.cornerstone.cache.getImage(id).voxelManager.getScalarData()
+    );
+  }
+
+  async #exists() {
+    const { segmentationService } = this.services;
+    if (!segmentationService.getSegmentation(this.id)) {
+      const segments = Object.fromEntries(
+        this.names.map((label, at) => [at + 1, { label, segmentIndex: at + 1, active: at === 0 }])
+      );
+      await segmentationService.createLabelmapForDisplaySet(this.displaySet, {
+        segmentationId: this.id,
+        label: this.image.image,
+        segments,
+      });
+    }
+    await this.attach();
+  }
+}

@@ -1,0 +1,61 @@
+/** The packed masks of rayapp.imaging.mask_codec: what changed, as bit planes. */
+
+const HEAD = 46;
+const MAGIC = 0x4b534d52; // "RMSK", little endian
+
+/**
+ * The label map: a copy of `onto` (null: zeros) with the changed box replaced.
+ *
+ * @param {ArrayBuffer} data
+ * @param {{shape: number[], labels: Uint8Array|Uint16Array}|null} onto
+ * @returns {Promise<{shape: number[], labels: Uint8Array|Uint16Array}>} labels with i fastest
+ */
+export async function decode(data, onto = null) {
+  const view = new DataView(data);
+  const planes = view.byteLength >= HEAD ? view.getUint8(5) : 99;
+  if (planes > 16 || view.getUint32(0, true) !== MAGIC || view.getUint8(4) !== 1) {
+    throw new Error('the server sent no packed mask of version 1');
+  }
+  const triple = at => [0, 4, 8].map(step => view.getUint32(at + step, true));
+  const [shape, corner, size] = [triple(6), triple(18), triple(30)];
+  const length = view.getUint32(42, true);
+  if (view.byteLength !== HEAD + length || corner.some((c, axis) => c + size[axis] > shape[axis])) {
+    throw new Error('the packed mask does not agree with its header');
+  }
+  if (onto && onto.shape.some((n, axis) => n !== shape[axis])) {
+    throw new Error('the packed mask changes a mask of another shape');
+  }
+  const Kind = planes > 8 || onto?.labels instanceof Uint16Array ? Uint16Array : Uint8Array;
+  const labels = onto ? new Kind(onto.labels) : new Kind(shape[0] * shape[1] * shape[2]);
+  if (planes > 0) {
+    const bits = await inflated(new Uint8Array(data, HEAD));
+    unpack(bits, planes, labels, { shape, corner, size });
+  }
+  return { shape, labels };
+}
+
+function unpack(bits, planes, labels, { shape, corner, size }) {
+  const count = size[0] * size[1] * size[2];
+  const bytes = Math.ceil(count / 8);
+  if (bits.length !== planes * bytes) {
+    throw new Error('the packed mask is cut off');
+  }
+  let voxel = 0;
+  for (let k = 0; k < size[2]; k++) {
+    for (let j = 0; j < size[1]; j++) {
+      let at = corner[0] + shape[0] * (corner[1] + j + shape[1] * (corner[2] + k));
+      for (let i = 0; i < size[0]; i++, voxel++, at++) {
+        let value = 0;
+        for (let plane = 0; plane < planes; plane++) {
+          value |= ((bits[plane * bytes + (voxel >> 3)] >> (voxel & 7)) & 1) << plane;
+        }
+        labels[at] = value;
+      }
+    }
+  }
+}
+
+async function inflated(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
