@@ -22,16 +22,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayapp import fault, seams
-from rayapp.active_learning.strategies import First, Pick, Random, Strategy
+from rayapp.active_learning.strategies import HOLDER, Pick, Strategy, strategies
 from rayapp.config import Settings
 from rayapp.datastore.protocol import Datastore
-from rayapp.errors import AppBroken, NotFound, RayappError
+from rayapp.errors import AppBroken, Busy, NotFound, RayappError
 from rayapp.inference.task import InferTask, TaskInfo
 from rayapp.models.store import ModelStore, ModelVersion
 from rayapp.training.task import TrainerInfo, TrainTask
 
 logger = logging.getLogger(__name__)
 
+ATTEMPTS = 20
+"""Times that a strategy is asked while others are quicker to get what it chose."""
 
 T = TypeVar("T")
 
@@ -105,7 +107,7 @@ class LabelApp:
 
     def init_strategies(self) -> Mapping[str, Strategy]:
         """How the next image is chosen, by name."""
-        return {"first": First(), "random": Random()}
+        return strategies()
 
     def on_save_label(self, image_id: str, tag: str) -> Mapping[str, Any] | None:  # noqa: ARG002
         """Called after a label was durably saved; what it returns is merged into the reply. Failing, it is logged:
@@ -168,32 +170,37 @@ class LabelApp:
     def next_image(self, strategy: str, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Let the strategy choose, record that it was handed out, answer as the clients expect; `{}` when none is left.
 
+        What the request's `holder` got nobody else gets, until it is labelled or nobody has worked on it for a while.
         Raises NotFound for an unknown strategy.
         """
         try:
             chosen = self.strategies[strategy]
         except KeyError:
             raise NotFound(f"no strategy {strategy!r}; there are: {', '.join(self.strategies)}") from None
+        asked = request.get("client_id")
+        client_id = None if asked is None else str(asked)
+        serve = partial(datastore.serve_next, client_id=client_id, ts=int(time.time()), holder=request.get(HOLDER))
+        for _ in range(ATTEMPTS):
+            pick = self._picked(strategy, chosen, request, datastore)
+            if pick is None:
+                return {}
+            image = datastore.image(pick.image_id)
+            if serve(pick.image_id, strategy):
+                return {"id": image.id, "path": str(image.path), **pick.extras, **image.info}
+        raise Busy("others ask for images at the same moment; try again in a second")
+
+    def _picked(self, name: str, chosen: Strategy, request: Mapping[str, Any], datastore: Datastore) -> Pick | None:
         try:
             pick: Any = chosen(request, datastore)
         except RayappError:
             raise
         except Exception as error:  # whose text may hold what no reply should
             at = fault.place(error, self.app_dir)
-            raise AppBroken(
-                f"strategy {strategy!r} failed with {type(error).__name__} at {at or 'its call'}"
-            ) from error
-        if pick is None:
-            return {}
-        if not isinstance(pick, Pick):
+            raise AppBroken(f"strategy {name!r} failed with {type(error).__name__} at {at or 'its call'}") from error
+        if pick is not None and not isinstance(pick, Pick):
             where = fault.definition(type(chosen), self.app_dir)
             raise AppBroken(f"{where} must return a Pick or None, not a {type(pick).__name__}")
-        image = datastore.image(pick.image_id)
-        client_id = request.get("client_id")
-        datastore.serve_next(
-            pick.image_id, strategy, client_id=None if client_id is None else str(client_id), ts=int(time.time())
-        )
-        return {"id": image.id, "path": str(image.path), **pick.extras, **image.info}
+        return pick
 
 
 def _loaded(task: InferTask) -> InferTask:

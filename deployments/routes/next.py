@@ -10,6 +10,7 @@ from deployments.access import AsUser, Described, Service
 from deployments.forms import describe_json, read_json
 from deployments.problems import problems
 from deployments.uploads import author_of
+from rayapp.active_learning.strategies import HOLDER
 from rayapp.inference.messages import HandedOut
 from rayapp.protocol import Path as Route
 
@@ -20,11 +21,15 @@ router = APIRouter(tags=["active learning"], responses=problems(400, 404, 413, 5
 async def next_image(
     strategy: str, request: Request, services: Service, described: Described, user: AsUser
 ) -> dict[str, Any]:
-    """The image this strategy hands out, with `id`, `path` and its info; `{}` when nothing is left."""
+    """The image this strategy hands out, with `id`, `path` and its info; `{}` when nothing is left.
+
+    It is the asker's (by user and `client_id`) for half an hour, longer while they work on it.
+    """
     known = await described.known("strategies", "strategy", strategy)
     asked = await read_json(request)
-    answer: dict[str, Any] = await services.models.next_image(known, asked)
+    client_id = author_of(user, asked).client_id
+    holder = f"{user.name}/{client_id or ''}"  # without a client's id all programs of a user count as one
+    answer: dict[str, Any] = await services.models.next_image(known, {**asked, HOLDER: holder})
     if answer:
-        client_id = author_of(user, asked).client_id
         services.inference.prefetch(HandedOut(key=answer["id"], user=user.name, client_id=client_id))
     return answer

@@ -77,6 +77,41 @@ CHANGES = (
 CREATE TABLE job(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL);
 PRAGMA user_version = 2;
 """,
+    """
+-- Who got which image to label, and until when nobody else gets it.
+CREATE TABLE lease(image_id TEXT PRIMARY KEY, holder TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+
+-- What was scored; `run` names the model version, method and settings.
+CREATE TABLE scored(
+  image_id TEXT NOT NULL, run TEXT NOT NULL, failed INTEGER NOT NULL, ts REAL NOT NULL,
+  PRIMARY KEY(image_id, run)) WITHOUT ROWID;
+
+-- The newest score of each name; seq grows with every one.
+CREATE TABLE score(
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
+  UNIQUE(image_id, name));
+CREATE INDEX score_name ON score(name, seq);
+CREATE TRIGGER score_added AFTER INSERT ON score BEGIN
+  INSERT INTO count VALUES('score', new.name, 1) ON CONFLICT(kind, name) DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER score_removed AFTER DELETE ON score BEGIN
+  UPDATE count SET n = n - 1 WHERE kind = 'score' AND name = old.name;
+END;
+
+-- What an image looks like, as float32.
+CREATE TABLE feature(image_id TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
+
+CREATE TRIGGER lease_ended AFTER INSERT ON label WHEN new.tag = 'final' BEGIN
+  DELETE FROM lease WHERE image_id = new.image_id;
+END;
+CREATE TRIGGER image_forgotten AFTER DELETE ON image BEGIN
+  DELETE FROM lease WHERE image_id = old.id;
+  DELETE FROM scored WHERE image_id = old.id;
+  DELETE FROM score WHERE image_id = old.id;
+  DELETE FROM feature WHERE image_id = old.id;
+END;
+PRAGMA user_version = 3;
+""",
 )
 """From each version of the schema to the next; a new index runs through all of them."""
 VERSION = 1 + len(CHANGES)
@@ -253,7 +288,7 @@ def salvage(broken: Path, db: sqlite3.Connection) -> int:
     """Copy what can still be read out of a damaged index into a fresh one; the number of rows."""
     rows = 0
     with closing(_connect(broken)) as source:
-        for table in ("revision", "event", "image", "label", "vanished", "job"):
+        for table in ("revision", "event", "image", "label", "vanished", "job", "scored", "score", "feature"):
             try:
                 for row in source.execute(f"SELECT * FROM {table}"):
                     rows += db.execute(

@@ -30,10 +30,11 @@ from rayapp.datastore.index import (
     update_label,
 )
 from rayapp.datastore.ledger import put_job, read_jobs
-from rayapp.datastore.protocol import Author, ClickEvent, ImageRecord, Info, LabelRecord, Order, Revision
+from rayapp.datastore.protocol import Author, ClickEvent, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.records import IMAGE, LABEL, REVISION, Records
 from rayapp.datastore.revisions import checked_ext, delete
 from rayapp.datastore.studies import Studies
+from rayapp.datastore.worklist import Worklist, renew
 from rayapp.errors import BadRequest, Conflict, NotFound
 from rayapp.jobs.record import Job
 from rayapp.protocol import FINAL, checked_name
@@ -42,7 +43,7 @@ Doomed = tuple[str, str, str]
 """(image id, tag, extension) of a file to be removed; the tag of an image's own file is empty."""
 
 
-class LocalDatastore:
+class LocalDatastore(Worklist):
     """Implements `rayapp.datastore.protocol.Datastore` on a folder laid out as MONAI Label's."""
 
     def __init__(
@@ -221,6 +222,7 @@ class LocalDatastore:
                 staged=staged.name,
             )
             put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=whole)
+            renew(db, image_id)
             return target.with_name(image_id + old[0]) if old and old[0] != ext else None
 
         def publish(replaced: Path | None) -> None:
@@ -291,34 +293,7 @@ class LocalDatastore:
             rows = db.execute(REVISION + " WHERE image_id = ? AND tag = ? ORDER BY number", (image_id, tag)).fetchall()
         return [self._records.revision(row) for row in rows]
 
-    # What comes next, what is there
-
-    def unlabeled(self, *, tag: str = FINAL, order: Order = "first", limit: int = 1) -> list[str]:
-        """See `Datastore`."""
-        if order == "age":
-            return self._opened.ages.sample(tag, limit)
-        direction = "DESC" if order == "last" else "ASC"
-        bare = "final = 0" if tag == FINAL else "id NOT IN (SELECT image_id FROM label WHERE tag = :tag)"
-        with self._index.reader() as db:
-            rows = db.execute(
-                f"SELECT id FROM image WHERE {bare} ORDER BY id {direction} LIMIT :limit", {"tag": tag, "limit": limit}
-            )
-            return [row[0] for row in rows]
-
-    def serve_next(self, image_id: str, strategy: str, *, client_id: str | None, ts: int) -> None:
-        """See `Datastore`."""
-
-        def apply(db: sqlite3.Connection) -> Info | None:
-            row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
-            if row is None:
-                return None
-            served = info_of(row[0]).get("strategy", {})
-            served[strategy] = {"ts": ts, "client_id": client_id}
-            return update_image(db, image_id, {"strategy": served})
-
-        if self._commit.do(apply) is None:
-            raise _no_image(image_id)
-        self._document.touch()
+    # What is there
 
     def datalist(self, *, tag: str = FINAL, kept: bool = False) -> list[dict[str, str]]:
         """See `Datastore`."""
@@ -369,7 +344,13 @@ class LocalDatastore:
 
         An event with a time of its own is appended once, however often it is sent.
         """
-        return self._commit.do(lambda db: [append_event(db, event) for event in events])
+
+        def apply(db: sqlite3.Connection) -> list[int]:
+            for image_id in {event.image_id for event in events}:
+                renew(db, image_id)
+            return [append_event(db, event) for event in events]
+
+        return self._commit.do(apply)
 
     def event(self, seq: int) -> ClickEvent:
         """See `Datastore`."""

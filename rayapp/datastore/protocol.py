@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 Info = dict[str, Any]
 """Free JSON about an image or a label (`ts` and `name` always; see the MONAI Label layout)."""
 
@@ -79,6 +82,35 @@ class ClickEvent:
 
 
 Order = Literal["first", "last", "age"]
+Labelled = Literal["unlabeled", "labeled", "all"]
+"""Which images: without a final label, with one, or all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScore:
+    """What a scoring run found of one image.
+
+    `run` names the model version, method and settings that it was scored with. `values` are the scores by name that
+    strategies choose by, `feature` is what the image looks like; `info` and `label_infos` (by tag) are merged into the
+    infos. A run that `failed` on the image has none of these.
+    """
+
+    image_id: str
+    run: str
+    ts: float
+    failed: bool = False
+    values: Mapping[str, float] = field(default_factory=dict)
+    feature: Sequence[float] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    label_infos: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """Images by a score; `known` is the share of the unlabelled images that have it."""
+
+    ids: Sequence[str]
+    known: float
 
 
 class Datastore(Protocol):
@@ -135,11 +167,47 @@ class Datastore(Protocol):
     def revisions(self, image_id: str, tag: str) -> list[Revision]:
         """Oldest first."""
 
-    def unlabeled(self, *, tag: str = "final", order: Order = "first", limit: int = 1) -> list[str]:
-        """Ids without a label under `tag`: in order, reversed, or sampled with weight by age since last served."""
+    def unlabeled(
+        self, *, tag: str = "final", order: Order = "first", limit: int = 1, holder: str | None = None
+    ) -> list[str]:
+        """Ids without a label under `tag`: in order, reversed, or sampled with weight by age since last served.
 
-    def serve_next(self, image_id: str, strategy: str, *, client_id: str | None, ts: int) -> None:
-        """Record durably that the strategy handed the image out: `info.strategy[strategy]`, the age of `unlabeled`."""
+        Images that somebody else than `holder` holds are left out.
+        """
+
+    def serve_next(
+        self, image_id: str, strategy: str, *, client_id: str | None, ts: int, holder: str | None = None
+    ) -> bool:
+        """Record durably that the strategy handed the image out: `info.strategy[strategy]`, the age of `unlabeled`.
+
+        With `holder` it is theirs until it has a final label, or nobody has worked on it for a while. False, and
+        nothing is recorded, if somebody else holds it.
+        """
+
+    def save_scores(self, scores: Sequence[ImageScore]) -> None:
+        """Durably record what scoring found; a name's newer score replaces the image's older one."""
+
+    def unscored(self, run: str, *, images: Labelled = "unlabeled", failed: bool = True) -> list[str]:
+        """Ids, ascending, that this run has not scored; with `failed` also those it failed on."""
+
+    def score_names(self) -> list[str]:
+        """The names under which images have scores, ascending."""
+
+    def ranked(
+        self, name: str, *, tag: str = "final", power: float | None = None, limit: int = 1, holder: str | None = None
+    ) -> Ranked:
+        """Images without a label under `tag` by the score of that name, highest first.
+
+        With `power` they are drawn without replacement, with a chance that goes with score ** power (power noise,
+        Kirsch et al., Stochastic Batch Acquisition, 2023); then images of a score of 0 are left out. So are those that
+        somebody else than `holder` holds.
+        """
+
+    def features(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """What the images look like, by id, of those that were scored."""
+
+    def labeled_features(self, limit: int) -> npt.NDArray[np.float32]:
+        """The features, (N, length), of the images that got a final label last, at most `limit`."""
 
     def datalist(self, *, tag: str = "final", kept: bool = False) -> list[dict[str, str]]:
         """`[{"image": path, "label": path}]` of labelled images, for training.

@@ -19,6 +19,7 @@ from rayapp.datastore.index import meta, set_meta
 from rayapp.datastore.reconcile import Reconciler
 from rayapp.datastore.recovery import open_index
 from rayapp.datastore.revisions import RevisionFiles
+from rayapp.datastore.scores import Scores
 from rayapp.datastore.watch import Watcher
 from rayapp.errors import Conflict, NotFound
 from rayapp.protocol import FINAL, ORIGINAL
@@ -91,6 +92,7 @@ class Studies:
         self.document.look(opening=True)
         self.reconciler.scan()
         self.ages = Ages(self.index)
+        self.scores = Scores(self.index)
         self.ages.sample(FINAL, 1)  # reads them now rather than for the first annotator
         self.document.start()
         self._closing.append(self.document.close)

@@ -44,9 +44,12 @@ def test_a_folder_of_version_one_opens_with_all_it_holds(studies: Path, open_sto
     store.close()
     index = studies / ".rayapp" / "index.db"
     with sqlite3.connect(index) as db:
-        db.execute("DROP TABLE job")
+        for trigger in ("lease_ended", "image_forgotten"):
+            db.execute(f"DROP TRIGGER {trigger}")
+        for table in ("job", "lease", "scored", "score", "feature"):
+            db.execute(f"DROP TABLE {table}")
+            assert f"TABLE {table}(" not in SCHEMA
         db.execute("PRAGMA user_version = 1")
-        assert "job" not in SCHEMA
     db.close()
     again = open_store(studies)
     assert again.label("ct_a", "final").revision == revision

@@ -23,7 +23,7 @@ def test_info_has_what_the_clients_read(gateway: Served):
     assert info["models"]["bright"]["labels"] == {"background": 0, "bright": 1}
     assert {"type", "description", "dimension", "config"} <= set(info["models"]["bright"])
     assert info["broken_models"] == info["trainers"] == info["scoring"] == info["train_stats"] == {}
-    assert set(info["strategies"]) == {"first", "random"}
+    assert {"first", "last", "random", "foreground_random", "tta", "epistemic"} <= set(info["strategies"])
     assert info["datastore"] == gateway.store.status()
 
 
@@ -51,8 +51,8 @@ def test_nothing_left_is_an_empty_answer(gateway: Served, tmp_path: Path):
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
-        ("nothing", "{}", 404, "there are: first, random"),
-        ("..%2Fx", "{}", 404, "first, random"),
+        ("nothing", "{}", 404, "there are: first, last, random"),
+        ("..%2Fx", "{}", 404, "first, last"),
         ("first", "[]", 400, "the body must be a JSON object"),
         ("first", "{", 400, "the body is not JSON"),
         ("first", '{"label_tag": "../x"}', 400, "label_tag '../x' is not a valid name"),

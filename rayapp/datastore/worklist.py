@@ -1,0 +1,173 @@
+"""Worklist: which images want a label, who holds which of them, and how they score.
+
+A lease keeps an image that was handed out from being handed out again to somebody else: it ends with a final label,
+or some time after the last sign of work on the image.
+Any number of threads may call at once; whatever changes is committed by the one writer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rayapp.datastore.commit import GroupCommit
+from rayapp.datastore.document import DocumentFile
+from rayapp.datastore.index import Index, info_of, update_image, update_label
+from rayapp.datastore.protocol import ImageScore, Labelled, Order, Ranked
+from rayapp.datastore.scores import BARE
+from rayapp.datastore.studies import Studies
+from rayapp.errors import NotFound
+from rayapp.protocol import FINAL
+
+LEASE_S = 1800.0
+"""Seconds that an image stays with who got it, from the last sign of work on it."""
+HELD = 2
+"""Images that one annotator holds at most: one to work on, and one looked at ahead."""
+
+_TAKEN = "SELECT image_id FROM lease WHERE until > :now AND holder <> :holder"
+
+
+class Worklist:
+    """The part of a `Datastore` that says what comes next."""
+
+    _opened: Studies
+    _index: Index
+    _commit: GroupCommit
+    _document: DocumentFile
+
+    def unlabeled(
+        self, *, tag: str = FINAL, order: Order = "first", limit: int = 1, holder: str | None = None
+    ) -> list[str]:
+        """See `Datastore`."""
+        if order == "age":
+            taken = self._taken(holder)
+            drawn = self._opened.ages.sample(tag, limit + len(taken))
+            return [image_id for image_id in drawn if image_id not in taken][:limit]
+        direction = "DESC" if order == "last" else "ASC"
+        bare = "final = 0" if tag == FINAL else BARE
+        with self._index.reader() as db:
+            rows = db.execute(
+                f"SELECT id FROM image WHERE {bare} AND id NOT IN ({_TAKEN}) ORDER BY id {direction} LIMIT :limit",
+                {"tag": tag, "limit": limit, "now": time.time(), "holder": holder or ""},
+            )
+            return [row[0] for row in rows]
+
+    def _taken(self, holder: str | None) -> set[str]:
+        with self._index.reader() as db:
+            rows = db.execute(_TAKEN, {"now": time.time(), "holder": holder or ""})
+            return {row[0] for row in rows}
+
+    def serve_next(
+        self, image_id: str, strategy: str, *, client_id: str | None, ts: int, holder: str | None = None
+    ) -> bool:
+        """See `Datastore`."""
+
+        def apply(db: sqlite3.Connection) -> bool | None:
+            row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
+            if row is None:
+                return None
+            if holder is not None and not _leased(db, image_id, holder):
+                return False
+            served = info_of(row[0]).get("strategy", {})
+            served[strategy] = {"ts": ts, "client_id": client_id}
+            return update_image(db, image_id, {"strategy": served}) is not None
+
+        done = self._commit.do(apply)
+        if done is None:
+            raise NotFound(f"there is no image {image_id[:200]!r}: look at the list of images")
+        if done:
+            self._document.touch()
+        return done
+
+    # Scores
+
+    def save_scores(self, scores: Sequence[ImageScore]) -> None:
+        """See `Datastore`."""
+
+        def apply(db: sqlite3.Connection) -> None:
+            for score in scores:
+                _save(db, score)
+
+        self._commit.do(apply)
+        self._document.touch()
+
+    def unscored(self, run: str, *, images: Labelled = "unlabeled", failed: bool = True) -> list[str]:
+        """See `Datastore`."""
+        which = {"unlabeled": "final = 0", "labeled": "final = 1", "all": "1"}[images]
+        done = "SELECT 1 FROM scored WHERE run = ? AND image_id = image.id" + (" AND NOT failed" if failed else "")
+        with self._index.reader() as db:
+            rows = db.execute(f"SELECT id FROM image WHERE {which} AND NOT EXISTS ({done}) ORDER BY id", (run,))
+            return [row[0] for row in rows]
+
+    def score_names(self) -> list[str]:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            rows = db.execute("SELECT name FROM count WHERE kind = 'score' AND n > 0 ORDER BY name")
+            return [row[0] for row in rows]
+
+    def ranked(
+        self, name: str, *, tag: str = FINAL, power: float | None = None, limit: int = 1, holder: str | None = None
+    ) -> Ranked:
+        """See `Datastore`."""
+        return self._opened.scores.draw(name, tag, power=power, limit=limit, taken=self._taken(holder))
+
+    def features(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """See `Datastore`."""
+        marks = ", ".join("?" * len(ids))
+        with self._index.reader() as db:
+            rows = db.execute(f"SELECT image_id, vector FROM feature WHERE image_id IN ({marks})", tuple(ids))
+            return {image_id: np.frombuffer(vector, np.float32) for image_id, vector in rows}
+
+    def labeled_features(self, limit: int) -> npt.NDArray[np.float32]:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            rows = db.execute(
+                "SELECT f.vector FROM label AS l JOIN feature AS f ON f.image_id = l.image_id WHERE l.tag = ?"
+                " ORDER BY l.rowid DESC LIMIT ?",
+                (FINAL, limit),
+            ).fetchall()
+        vectors = [np.frombuffer(vector, np.float32) for (vector,) in rows]
+        return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
+
+
+def renew(db: sqlite3.Connection, image_id: str) -> None:
+    """Somebody works on the image: its lease, if there is one, begins anew."""
+    db.execute("UPDATE lease SET until = ? WHERE image_id = ?", (time.time() + LEASE_S, image_id))
+
+
+def _leased(db: sqlite3.Connection, image_id: str, holder: str) -> bool:
+    """Let the holder have the image; False if somebody else has it. An older one of the holder's goes back."""
+    now = time.time()
+    taken = db.execute(
+        "SELECT 1 FROM lease WHERE image_id = ? AND until > ? AND holder <> ?", (image_id, now, holder)
+    ).fetchone()
+    if taken:
+        return False
+    db.execute("INSERT OR REPLACE INTO lease VALUES(?, ?, ?)", (image_id, holder, now + LEASE_S))
+    db.execute(
+        "DELETE FROM lease WHERE until <= ? OR holder = ? AND image_id NOT IN"
+        " (SELECT image_id FROM lease WHERE holder = ? ORDER BY until DESC LIMIT ?)",
+        (now, holder, holder, HELD),
+    )
+    return True
+
+
+def _save(db: sqlite3.Connection, score: ImageScore) -> None:
+    """Record one image's scores and infos; nothing of an image that is gone."""
+    if not db.execute("SELECT 1 FROM image WHERE id = ?", (score.image_id,)).fetchone():
+        return
+    db.execute("INSERT OR REPLACE INTO scored VALUES(?, ?, ?, ?)", (score.image_id, score.run, score.failed, score.ts))
+    for name, value in score.values.items():
+        db.execute("DELETE FROM score WHERE image_id = ? AND name = ?", (score.image_id, name))
+        db.execute("INSERT INTO score(image_id, name, value) VALUES(?, ?, ?)", (score.image_id, name, value))
+    if score.feature is not None:
+        vector = np.asarray(score.feature, np.float32).tobytes()
+        db.execute("INSERT OR REPLACE INTO feature VALUES(?, ?)", (score.image_id, vector))
+    if score.info:
+        update_image(db, score.image_id, score.info)
+    for tag, info in score.label_infos.items():
+        update_label(db, score.image_id, tag, info)

@@ -1,0 +1,139 @@
+"""Strategies on a real store: what each prefers, and that they work before anything was scored."""
+
+import time
+from collections import Counter
+
+import pytest
+
+from rayapp.active_learning.strategies import HOLDER, strategies
+from rayapp.app import LabelApp
+from rayapp.config import Settings
+from rayapp.datastore.local import LocalDatastore
+from rayapp.datastore.protocol import Author, ImageScore
+from rayapp.errors import Busy
+from rayapp.models.store import ModelStore
+
+NAMES = ["a", "b", "c", "d"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in NAMES:
+        (studies / f"{name}.nii").write_bytes(b"x")
+    store = LocalDatastore(studies, watch=False, settle=0.0)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def app(store, tmp_path):
+    settings = Settings(studies=tmp_path / "studies", workspace=tmp_path / "workspace")
+    return LabelApp(settings=settings, models=ModelStore.of(settings))
+
+
+def score(store, feature=None, **values):
+    """`name=(value of a, b, c, d)`."""
+    for n, image in enumerate(NAMES):
+        given = {name.replace("__", ":"): column[n] for name, column in values.items() if column[n] is not None}
+        row = ImageScore(image_id=image, run="r", ts=time.time(), values=given, feature=feature and feature[n])
+        store.save_scores([row])
+
+
+def label(store, image):
+    staged = store.stage(".nii")
+    staged.write_bytes(b"y")
+    store.save_label(image, "final", staged, ".nii", info={}, author=Author())
+
+
+def ask(store, name, **request):
+    pick = strategies()[name](request, store)
+    return pick and pick.image_id
+
+
+def drawn(store, name, times=400):
+    return Counter(ask(store, name) for _ in range(times))
+
+
+@pytest.mark.parametrize("name", strategies())
+def test_every_strategy_gives_an_image_before_anything_was_scored_and_none_when_all_are_labelled(store, name):
+    assert ask(store, name) in NAMES
+    for image in NAMES:
+        assert ask(store, name) is not None
+        label(store, image)
+    assert ask(store, name) is None
+
+
+def test_first_and_last_go_by_the_name(store):
+    assert (ask(store, "first"), ask(store, "last")) == ("a", "d")
+
+
+@pytest.mark.parametrize("name", ["tta", "epistemic"])
+def test_the_most_uncertain_comes_first(store, name):
+    score(store, **{name: (0.1, 0.3, 0.9, 0.2)})
+    assert ask(store, name) == "c"
+    label(store, "c")
+    assert ask(store, name) == "b"
+
+
+def test_images_nobody_scored_come_as_often_as_there_are_of_them(store):
+    score(store, tta=(0.1, None, None, None))
+    picks = drawn(store, "tta", 600)
+    assert picks["a"] / 600 == pytest.approx(0.25 + 0.75 / 4, abs=0.07)
+    assert set(picks) == set(NAMES)
+
+
+def test_foreground_random_leaves_out_where_the_model_finds_nothing(store):
+    score(store, foreground=(0, 5.0, 0, 900.0))
+    picks = drawn(store, "foreground_random")
+    assert set(picks) == {"b", "d"}
+    assert picks["b"] == pytest.approx(200, abs=50)
+
+
+def test_entropy_takes_each_structure_in_turn_however_uncertain_the_others_are(store):
+    score(store, entropy__liver=(9.0, 0.1, 0.1, 0.1), entropy__spleen=(0.001, 0.001, 0.001, 0.09))
+    picks = drawn(store, "entropy")
+    assert picks["a"] == pytest.approx(200, abs=50)
+    assert picks["d"] == pytest.approx(200, abs=50)
+
+
+def test_entropy_draws_with_noise(store):
+    score(store, entropy__liver=(2.0, 1.0, 1.0, 1.0))
+    picks = drawn(store, "entropy")
+    assert picks["a"] / 400 == pytest.approx(4 / 7, abs=0.09)
+    assert len(picks) == 4
+
+
+def test_diverse_takes_of_the_uncertain_what_is_least_like_the_labelled(store):
+    score(store, tta=(0.5, 0.6, 0.4, 0.9), feature=[(0, 0), (0, 1), (8, 0), (0, 0.5)])
+    assert ask(store, "diverse") == "d"  # nothing is labelled: the most uncertain
+    label(store, "a")
+    assert ask(store, "diverse") == "c"
+    label(store, "c")
+    assert ask(store, "diverse") == "b"
+
+
+def test_two_annotators_get_two_images_by_every_strategy(store, app):
+    score(store, tta=(1, 2, 3, 4), epistemic=(1, 2, 3, 4), foreground=(1, 1, 1, 1), entropy__liver=(1, 2, 3, 4))
+    for name in strategies():
+        ids = {app.next_image(name, {HOLDER: holder, "client_id": holder}, store)["id"] for holder in ("ann", "bob")}
+        assert len(ids) == 2, name
+    assert (
+        app.next_image("first", {HOLDER: "ann"}, store)["id"] == app.next_image("first", {HOLDER: "ann"}, store)["id"]
+    )
+
+
+def test_a_strategy_of_an_app_that_knows_of_no_leases_is_not_asked_for_ever(store, app):
+    from rayapp.active_learning.strategies import Pick
+
+    class Stubborn:
+        description = "always the same"
+
+        def __call__(self, request, datastore):
+            return Pick(image_id="b")
+
+    app.strategies = {"stubborn": Stubborn()}
+    assert app.next_image("stubborn", {HOLDER: "ann"}, store)["id"] == "b"
+    with pytest.raises(Busy):
+        app.next_image("stubborn", {HOLDER: "bob"}, store)
