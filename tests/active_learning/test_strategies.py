@@ -16,6 +16,10 @@ from rayapp.models.store import ModelStore
 NAMES = ["a", "b", "c", "d"]
 
 
+class Plain(LabelApp):
+    """An app with the strategies that every app has."""
+
+
 @pytest.fixture
 def store(tmp_path):
     studies = tmp_path / "studies"
@@ -30,7 +34,7 @@ def store(tmp_path):
 @pytest.fixture
 def app(store, tmp_path):
     settings = Settings(studies=tmp_path / "studies", workspace=tmp_path / "workspace")
-    return LabelApp(settings=settings, models=ModelStore.of(settings))
+    return Plain(settings=settings, models=ModelStore.of(settings))
 
 
 def score(store, feature=None, **values):
