@@ -5,12 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gdcm
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, EnhancedCTImageStorage, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from rayapp.errors import TooLarge, Unreadable
 from rayapp.imaging.reader import read_grid, read_volume
@@ -158,7 +166,7 @@ def test_a_real_series_reads_as_simpleitk_reads_it(parts: tuple[str, ...]) -> No
     _assert_as_simpleitk(real(*parts))
 
 
-def _enhanced(folder: Path, classic: list[Path]) -> Path:
+def enhanced(folder: Path, classic: list[Path]) -> Path:
     """The slices of a series as the frames of one enhanced object, its geometry half shared, half per frame."""
     slices = [pydicom.dcmread(file) for file in classic]
     dataset = slices[0].copy()
@@ -188,7 +196,7 @@ def _enhanced(folder: Path, classic: list[Path]) -> Path:
 def test_an_enhanced_object_reads_like_its_slices(tmp_path: Path, name: str) -> None:
     files = write_series(tmp_path / "series", voxels(), AFFINES[name], intercept=-1024)
     wanted = read_volume(tmp_path / "series", max_bytes=MAX)
-    found = read_volume(_enhanced(tmp_path / "enhanced", files), max_bytes=MAX)
+    found = read_volume(enhanced(tmp_path / "enhanced", files), max_bytes=MAX)
     np.testing.assert_array_equal(found.array, wanted.array)
     np.testing.assert_array_equal(found.affine, wanted.affine)
     assert found.array.dtype == wanted.array.dtype == np.int16
@@ -196,19 +204,54 @@ def test_an_enhanced_object_reads_like_its_slices(tmp_path: Path, name: str) -> 
 
 def test_frames_without_positions_are_unreadable(tmp_path: Path) -> None:
     files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
-    file = _enhanced(tmp_path / "enhanced", files) / "enhanced.dcm"
+    file = enhanced(tmp_path / "enhanced", files) / "enhanced.dcm"
     edit(file, PerFrameFunctionalGroupsSequence=None)
     with pytest.raises(Unreadable, match="multi-frame"):
         read_volume(file.parent, max_bytes=MAX)
 
 
-def test_compressed_slices_read_like_plain_ones(tmp_path: Path) -> None:
+def _transcode(file: Path, syntax: int) -> None:
+    """Store the file's pixels in another transfer syntax, by GDCM."""
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(file))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(file))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+_SYNTAXES = {
+    "JPEG lossless": (gdcm.TransferSyntax.JPEGLosslessProcess14_1, JPEGLosslessSV1),
+    "JPEG-LS": (gdcm.TransferSyntax.JPEGLSLossless, JPEGLSLossless),
+    "JPEG 2000": (gdcm.TransferSyntax.JPEG2000Lossless, JPEG2000Lossless),
+    "RLE": (gdcm.TransferSyntax.RLELossless, RLELossless),
+}
+
+
+@pytest.mark.parametrize(("syntax", "uid"), _SYNTAXES.values(), ids=_SYNTAXES.keys())
+def test_compressed_slices_read_like_plain_ones(tmp_path: Path, syntax: int, uid: str) -> None:
     files = write_series(tmp_path / "series", voxels((16, 12, 3)), AFFINES["oblique"])
-    for file in files[1:]:
-        dataset = pydicom.dcmread(file)
-        dataset.compress(RLELossless)
-        dataset.save_as(file)
+    for file in files[1:]:  # a series may be of both kinds
+        _transcode(file, syntax)
+        assert pydicom.dcmread(file).file_meta.TransferSyntaxUID == uid
     np.testing.assert_array_equal(read_volume(tmp_path / "series", max_bytes=MAX).array[0], voxels((16, 12, 3)))
+
+
+@pytest.mark.parametrize("kind", ["JPEGBaselineProcess1", "JPEG2000", "JPEGLSNearLossless"])
+def test_lossy_slices_read_as_simpleitk_reads_them(tmp_path: Path, kind: str) -> None:
+    smooth = (np.add.outer(np.add.outer(np.arange(40) * 3, np.arange(32)), np.arange(3) * 20)).astype(np.int16)
+    files = write_series(tmp_path / "series", smooth, AFFINES["oblique"])
+    for file in files:
+        bytes_ = pydicom.dcmread(file).pixel_array.astype(np.uint8).tobytes()
+        edit(file, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0, PixelData=bytes_)
+        _transcode(file, getattr(gdcm.TransferSyntax, kind))
+    _assert_as_simpleitk(tmp_path / "series")
+    found = read_volume(tmp_path / "series", max_bytes=MAX).array[0].astype(int)
+    assert np.abs(found - smooth).max() <= 8
 
 
 def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
