@@ -42,7 +42,9 @@ Cpus = Annotated[
 
 def start(
     studies: Studies = None,
-    app: Annotated[str | None, typer.Option(help="radiology, or a folder with main.py.  [default: radiology]")] = None,
+    app: Annotated[
+        str | None, typer.Option(help="radiology, bundle, or a folder with main.py.  [default: radiology]")
+    ] = None,
     models: Annotated[str | None, typer.Option(metavar="a,b,…", help="Models of the app to serve.")] = None,
     labels: Annotated[
         str | None,
@@ -205,7 +207,7 @@ def _app(app: str) -> str:
         return str(folder.resolve())
     if app.isidentifier() and importlib.util.find_spec(f"rayapp.apps.{app}") is not None:
         return app
-    raise WrongUsage(f"--app: no app {app!r}: name one that ships (radiology) or a folder with main.py")
+    raise WrongUsage(f"--app: no app {app!r}: name one that ships (radiology, bundle) or a folder with main.py")
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

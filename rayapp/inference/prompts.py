@@ -32,7 +32,7 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: tuple[int, i
         raise BadRequest(f"label {_shown(label)} is not a name")
     active = (label,) if label and not info.labels and not params.get(FOREGROUND) else ()
     clicks = {
-        name: _points(name, params[name], shape)
+        name: parse_points(name, params[name], shape)
         for name in dict.fromkeys((*info.labels, *active, FOREGROUND, BACKGROUND))
         if params.get(name) is not None
     }
@@ -60,7 +60,7 @@ def _curves(value: object, shape: tuple[int, int, int]) -> tuple[tuple[Point, ..
         return ()
     if not isinstance(value, (list, tuple)):
         raise BadRequest(f"curves must be a list of lists of [i, j, k], not {_shown(value)}")
-    curves = tuple(_points("curves", item, shape) for item in value)
+    curves = tuple(parse_points("curves", item, shape) for item in value)
     if sum(len(points) for points in curves) > MAX_CLICKS:
         raise BadRequest(f"curves may have at most {MAX_CLICKS} points in all")
     for points in curves:
@@ -69,7 +69,8 @@ def _curves(value: object, shape: tuple[int, int, int]) -> tuple[tuple[Point, ..
     return curves
 
 
-def _points(name: str, value: object, shape: tuple[int, int, int]) -> tuple[Point, ...]:
+def parse_points(name: str, value: object, shape: tuple[int, int, int]) -> tuple[Point, ...]:
+    """A list of [i, j, k] under the key `name`. Raises BadRequest if it is anything else or a point is outside."""
     if not isinstance(value, (list, tuple)):
         raise BadRequest(f"clicks of {name!r} must be a list of [i, j, k], not {_shown(value)}")
     return tuple(_point(name, item, shape) for item in value)

@@ -47,11 +47,14 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """`labels` has the source image's shape (I, J, K), uint8, values as in the task's `labels`."""
+    """What a model found. `document`, where there is one, is sent in the mask's place: JSON of what is no mask.
+
+    `labels` has the source image's shape (I, J, K), uint8, values as in the task's `labels`."""
 
     labels: npt.NDArray[np.uint8]
     params: Mapping[str, Any] = field(default_factory=dict)  # more keys for the reply's `params`
     seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> time, e.g. {"infer": 0.1, "invert": 0.01}
+    document: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

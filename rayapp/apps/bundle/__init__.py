@@ -1,0 +1,1 @@
+"""The bundle app: MONAI bundles as they are."""
