@@ -111,16 +111,13 @@ class BasicTrainTask(Generic[Opts]):
         return np.stack([pipeline.normalise(sample(channel)) for channel in volume.array[: design.channels]])
 
     def examples(self, design: Design, options: Opts) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
-        """What makes, of a case, the examples that one visit to it gives: here one window, augmented."""
-        cut = window(design.roi_size, len(self.labels) + 1)
-        change = augmentation(self.labels, dimensions=3) if options.augment else None
+        """What makes, of a case, the examples that one visit to it gives: here one, a window or the whole image,
+        augmented."""
+        cut = [] if self.whole else [window(design.roi_size, len(self.labels) + 1)]
+        change = [augmentation(self.labels, dimensions=3)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
-            data: Any = {"image": case.image.float(), "labels": case.labels[None]}
-            (data,) = seeded(cut, rng)(data)
-            if change is not None:
-                data = seeded(change, rng)(data)
-            return [(data["image"].as_tensor(), data["labels"].as_tensor()[0].to(torch.uint8))]
+            return [example(case.image, case.labels, [*cut, *change], rng)]
 
         return make
 
@@ -233,6 +230,18 @@ class BasicTrainTask(Generic[Opts]):
 def seeded(transform: Any, rng: np.random.Generator) -> Any:
     """A MONAI transform whose next draws follow from `rng`."""
     return transform.set_random_state(seed=int(rng.integers(2**31)))
+
+
+def example(image: Tensor, labels: Tensor, transforms: Sequence[Any], rng: np.random.Generator) -> Example:
+    """What random transforms make of an image and its labels."""
+    from monai.utils import convert_to_tensor
+
+    data: Any = {"image": image.float(), "labels": labels[None]}
+    for transform in transforms:
+        data = seeded(transform, rng)(data)
+        (data,) = data if isinstance(data, list) else [data]  # cropping transforms make lists
+    changed, mask = (convert_to_tensor(data[key], track_meta=False) for key in ("image", "labels"))
+    return changed, mask[0].to(torch.uint8)
 
 
 def answer_of(image: Tensor, truth: Tensor, found: Mapping[str, Labels]) -> Answer:

@@ -16,7 +16,6 @@ is drawn as in a volume of one slice. The card's labels are `{"foreground": 1}`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +29,8 @@ from rayapp.inference.prompts import FOREGROUND
 from rayapp.models.store import ModelVersion
 from rayapp.training import design as designing
 from rayapp.training import interaction
-from rayapp.training.augmentation import augmentation, window
-from rayapp.training.basic import Answer, Labels, Predict, answer_of, seeded
+from rayapp.training.augmentation import augmentation
+from rayapp.training.basic import Answer, Labels, Predict, answer_of, example
 from rayapp.training.cases import Case, case_of, read_pair
 from rayapp.training.clicks import Clicks, ClickTrainTask, guided_batch
 from rayapp.training.design import Design
@@ -66,21 +65,15 @@ class DeepGrowTrainTask(ClickTrainTask):
         return case_of(self.normalised(volume, pair, design, grid.from_source), grid.labels_from_source(labels))
 
     def examples(
-        self, design: Design, options: ClickOptions
+        self,
+        design: Design,  # noqa: ARG002
+        options: ClickOptions,
     ) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
         """One of a case's structures (of each of some slices), augmented."""
-        cut = window(design.roi_size, 2)
-        change = augmentation((), dimensions=self.dimensions) if options.augment else None
+        change = [augmentation((), dimensions=self.dimensions)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
-            made = []
-            for image, truth in self.chosen(case, rng):
-                data: Any = {"image": image.float(), "labels": truth[None]}
-                (data,) = seeded(cut, rng)(data)
-                if change is not None:
-                    data = seeded(change, rng)(data)
-                made.append((data["image"].as_tensor(), data["labels"].as_tensor()[0].to(torch.uint8)))
-            return made
+            return [example(image, truth, change, rng) for image, truth in self.chosen(case, rng)]
 
         return make
 

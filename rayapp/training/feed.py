@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from rayapp.inference.pipeline import PADDING
 from rayapp.training.cases import Case, Cases
 
 Example = tuple[Tensor, Tensor]
@@ -75,5 +77,15 @@ class Feed:
         for place in places:
             rng = np.random.default_rng((self.seed, epoch, int(place)))
             made += self.examples(self.cases[int(order[place])], rng)
-        images, labels = zip(*made, strict=True)
-        return Batch(images=torch.stack(images), labels=torch.stack(labels))
+        return batch_of(made)
+
+
+def batch_of(examples: Sequence[Example]) -> Batch:
+    """Examples as one batch, padded at the ends to as many voxels along each axis as the largest has."""
+    largest = np.max([labels.shape for _, labels in examples], axis=0)
+    images, maps = [], []
+    for image, labels in examples:
+        ends = [int(n) for more in reversed(largest - labels.shape) for n in (0, more)]
+        images.append(pad(image, ends, value=PADDING))
+        maps.append(pad(labels, ends))
+    return Batch(images=torch.stack(images), labels=torch.stack(maps))

@@ -69,7 +69,7 @@ class ClickOptions(Options):
     in the network's voxels, by which a click misses its place; `val_clicks` the clicks a validation case gets.
     """
 
-    rounds: int = 3
+    rounds: int = 6
     click_noise: float = 0.0
     val_clicks: int = 5
 

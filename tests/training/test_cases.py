@@ -16,6 +16,7 @@ from rayapp.inference.segmentation import SegmentationTask
 from rayapp.training.basic import BasicTrainTask
 from rayapp.training.cases import Cases, digest_of, name_of, read_pair, split
 from rayapp.training.deepedit import DeepEditTrainTask
+from rayapp.training.deepgrow import DeepGrowTrainTask
 from rayapp.training.design import Design
 from rayapp.training.options import ClickOptions, Options
 from rayapp.training.task import Pair
@@ -72,6 +73,27 @@ def test_training_reads_an_image_as_inference_prepares_it(task, serving, guidanc
         case = task.read(pair, drawn)
         np.testing.assert_array_equal(case.image.numpy(), serves.prepare(volume).image.half().numpy())
         assert case.labels.shape == case.image.shape[1:]
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize(
+    "task",
+    [
+        DeepEditTrainTask(labels=LABELS, description="", options=ClickOptions()),
+        DeepGrowTrainTask(description="", options=ClickOptions()),
+    ],
+)
+def test_an_image_seen_whole_is_learnt_at_the_size_that_inference_shows(task, augment, pairs):
+    drawn = dataclasses.replace(design(task.guidance_channels), roi_size=(64, 64, 64))
+    make = task.examples(drawn, ClickOptions(augment=augment))
+    for pair in pairs[:3]:
+        case = task.read(pair, drawn)
+        ((image, labels),) = make(case, np.random.default_rng(0))
+        assert image.shape == case.image.shape
+        assert labels.shape == case.labels.shape
+        assert max(labels.shape) < 40
+        if not augment:
+            np.testing.assert_array_equal(image, case.image.float())
 
 
 def test_the_cache_keeps_no_more_than_its_capacity(pairs):

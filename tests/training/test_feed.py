@@ -1,10 +1,12 @@
-"""An epoch visits each case once, however many workers share it and wherever it is taken up again."""
+"""An epoch visits each case once, however many workers share it and wherever it is taken up again; a batch is as large
+as its largest example."""
 
 import pytest
 import torch
 
+from rayapp.inference.pipeline import PADDING
 from rayapp.training.cases import Case, Cases
-from rayapp.training.feed import Feed
+from rayapp.training.feed import Feed, batch_of
 
 
 def feed(count, *, rank=0, world_size=1, batch_size=2, seed=0):
@@ -52,3 +54,16 @@ def test_what_a_case_raises_reaches_the_loop():
     broken.cases._read = lambda number: number / 0
     with pytest.raises(ZeroDivisionError):
         seen(broken)
+
+
+@pytest.mark.parametrize("shapes", [[(5, 8, 3), (6, 2, 7)], [(4, 9), (7, 3)], [(2, 3, 4)]])
+def test_examples_are_padded_at_their_ends_to_the_largest(shapes):
+    made = [(torch.rand(2, *shape), torch.ones(shape, dtype=torch.uint8)) for shape in shapes]
+    batch = batch_of(made)
+    assert batch.labels.shape == (len(shapes), *(max(sizes) for sizes in zip(*shapes, strict=True)))
+    for (image, labels), wide, mask in zip(made, batch.images, batch.labels, strict=True):
+        inside = tuple(slice(n) for n in labels.shape)
+        torch.testing.assert_close(wide[:, *inside], image, rtol=0, atol=0)
+        assert mask[inside].all()
+        assert mask.sum() == labels.numel()
+        assert (wide == PADDING).sum() == 2 * (mask == 0).sum()
