@@ -43,6 +43,12 @@ EPOCHS = {"segmentation": 40, "deepedit": 40}
 VAL_INTERVAL = 4
 
 
+def hippocampi() -> list[Pair]:
+    """All of them, by name."""
+    images = sorted((DATA / "imagesTr").glob("*.nii.gz"))
+    return [Pair(image=image, label=DATA / "labelsTr" / image.name) for image in images]
+
+
 def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     """The fixed split, of pairs ordered by name."""
     order = np.random.default_rng(0).permutation(len(pairs))
@@ -73,8 +79,7 @@ TASKS: dict[str, BasicTrainTask[Any]] = {
 
 def train(name: str, epochs: int, folder: Path) -> dict[str, Any]:
     """Train one model and measure it."""
-    images = sorted((DATA / "imagesTr").glob("*.nii.gz"))
-    pairs = [Pair(image=image, label=DATA / "labelsTr" / image.name) for image in images]
+    pairs = hippocampi()
     task = TASKS[name]
     began, busy = time.monotonic(), time.process_time()
     curve: list[dict[str, float]] = []
