@@ -1,0 +1,57 @@
+"""MONAI Label's own training, timed: run by its Python, asked on stdin by `benchmarks.train_scaling`, which see."""
+
+import json
+import os
+import sys
+import time
+
+asked = json.load(sys.stdin)
+sys.path.insert(0, asked["app"])
+
+import torch  # noqa: E402
+from ignite.engine import Events  # noqa: E402
+from lib.configs.deepedit import DeepEdit  # noqa: E402
+from lib.configs.segmentation import Segmentation  # noqa: E402
+
+
+class Datastore:
+    """All that a trainer asks of one."""
+
+    def datalist(self):
+        return asked["pairs"]
+
+
+class Clock:
+    """Notes when iterations end."""
+
+    def __init__(self):
+        self.times = []
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note)
+
+    def note(self, _):
+        self.times.append((time.monotonic(), time.process_time()))
+
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+config = {"deepedit": DeepEdit, "segmentation": Segmentation}[asked["model"]]()
+conf = {"labels": ",".join(asked["labels"]), "use_pretrained_model": "false"}
+config.init(asked["model"], asked["folder"], conf, None)
+task = config.trainer()
+clock, handlers = Clock(), task.train_handlers
+task.train_handlers = lambda context: [*handlers(context), clock]
+task(
+    {"device": "cpu", "max_epochs": 1, "val_split": 0.0, "dataset": "Dataset", "dataloader": "DataLoader"}, Datastore()
+)
+(wall, busy), (wall_end, busy_end) = clock.times[0], clock.times[-1]
+count = len(clock.times) - 1
+print(
+    json.dumps(
+        {
+            "s_per_image": (wall_end - wall) / count,
+            "cpu_s_per_image": (busy_end - busy) / count,
+            "threads": torch.get_num_threads(),
+        }
+    )
+)
