@@ -41,9 +41,8 @@ config.init(asked["model"], asked["folder"], conf, None)
 task = config.trainer()
 clock, handlers = Clock(), task.train_handlers
 task.train_handlers = lambda context: [*handlers(context), clock]
-task(
-    {"device": "cpu", "max_epochs": 1, "val_split": 0.0, "dataset": "Dataset", "dataloader": "DataLoader"}, Datastore()
-)
+request = {"device": "cpu", "max_epochs": 1, "val_split": 0.0, "dataset": "Dataset", "dataloader": "DataLoader"}
+task({**request, "tracking": "None"}, Datastore())
 (wall, busy), (wall_end, busy_end) = clock.times[0], clock.times[-1]
 count = len(clock.times) - 1
 print(
