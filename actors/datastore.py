@@ -9,6 +9,7 @@ from actors import OWNER
 from actors.face import Waiting
 from rayapp import logs
 from rayapp.config import Settings
+from rayapp.datastore.dicomweb import DicomwebDatastore
 from rayapp.datastore.local import LocalDatastore
 
 NAME = "datastore"
@@ -29,10 +30,18 @@ class DatastoreActor(LocalDatastore):
         super().__init__(settings.studies, patience=PATIENCE_S)
 
 
+class DicomwebActor(DicomwebDatastore):
+    """Every method of `DicomwebDatastore`, each safe to repeat; as `DatastoreActor` otherwise."""
+
+    def __init__(self, settings: Settings) -> None:
+        logs.configure(settings)
+        super().__init__(settings, patience=PATIENCE_S)
+
+
 def start_datastore(settings: Settings) -> ActorHandle:
     """Start (or find) the actor. Calls cut short by its death are made again once it is back."""
     return (
-        ray.remote(DatastoreActor)
+        ray.remote(DicomwebActor if settings.dicomweb.url else DatastoreActor)
         .options(
             **OWNER,
             name=NAME,

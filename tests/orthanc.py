@@ -80,6 +80,18 @@ class Orthanc:
         taken = self.client().store_instances(sent)
         assert len(taken.ReferencedSOPSequence) == len(sent)
 
+    def find(self, level: str, query: dict[str, str]) -> list[str]:
+        """Orthanc's own ids of what the query finds."""
+        body = json.dumps({"Level": level, "Query": query}).encode()
+        with urllib.request.urlopen(self.root + "/tools/find", data=body, timeout=10) as answer:
+            found: list[str] = json.load(answer)
+        return found
+
+    def remove(self, kind: str, own_id: str) -> None:
+        """Remove it, as an administrator of the archive would."""
+        request = urllib.request.Request(f"{self.root}/{kind}/{own_id}", method="DELETE")
+        urllib.request.urlopen(request, timeout=10).close()
+
     def _answers(self) -> bool:
         try:
             urllib.request.urlopen(self.root + "/system", timeout=5).close()

@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_read_or_written_is_refused(mode: int):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--studies", "https://pacs.example/dicom-web"), "DICOMweb addresses are not served yet"),
+        (("--studies", "/nowhere/at/all"), "--studies: there is no folder"),
         (("--port", "70000"), "--port: Input should be less than or equal to 65535, not 70000"),
         (("--port", "x"), "--port"),
         (("--replicas", "2"), "--replicas: '2' has no ':' in it"),

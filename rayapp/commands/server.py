@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
     from rayapp.config import Settings
 
-Studies = Annotated[str | None, typer.Option(metavar="DIR", help="The folder with the images; labels go in it too.")]
+Studies = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|URL", help="The folder with the images; labels go in it too. Or the address of a DICOMweb archive."
+    ),
+]
 Workspace = Annotated[
     Path | None,
     typer.Option(
@@ -148,7 +153,7 @@ def places(given: Mapping[str, Any]) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WrongUsage(f"rayapp.toml: {error}") from error
     if chosen.dicomweb.url:
-        raise WrongUsage("--studies: DICOMweb addresses are not served yet; give a folder")
+        chosen.studies.mkdir(parents=True, exist_ok=True)
     _check_studies(chosen.studies)
     # Other processes of the server have other working directories.
     update = {"studies": chosen.studies.resolve(), "workspace": chosen.workspace.expanduser().resolve()}

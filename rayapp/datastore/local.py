@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from rayapp.datastore import folder
 from rayapp.datastore.archive import write_archive
 from rayapp.datastore.commit import full, sync
 from rayapp.datastore.document import pieces
-from rayapp.datastore.events import append_event, read_event, read_events
 from rayapp.datastore.index import (
     add_revision,
     delete_image,
@@ -29,21 +28,21 @@ from rayapp.datastore.index import (
     update_image,
     update_label,
 )
-from rayapp.datastore.ledger import put_job, read_jobs
-from rayapp.datastore.protocol import Author, ClickEvent, ImageRecord, Info, LabelRecord, Revision
+from rayapp.datastore.journal import Journal
+from rayapp.datastore.protocol import Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.records import IMAGE, LABEL, REVISION, Records
 from rayapp.datastore.revisions import checked_ext, delete
+from rayapp.datastore.source import Source
 from rayapp.datastore.studies import Studies
 from rayapp.datastore.worklist import Worklist, renew
 from rayapp.errors import BadRequest, Conflict, NotFound
-from rayapp.jobs.record import Job
 from rayapp.protocol import FINAL, checked_name
 
 Doomed = tuple[str, str, str]
 """(image id, tag, extension) of a file to be removed; the tag of an image's own file is empty."""
 
 
-class LocalDatastore(Worklist):
+class LocalDatastore(Worklist, Journal):
     """Implements `rayapp.datastore.protocol.Datastore` on a folder laid out as MONAI Label's."""
 
     def __init__(
@@ -54,22 +53,23 @@ class LocalDatastore(Worklist):
         poll: float | None = None,
         settle: float = 1.0,
         patience: float = 0.0,
+        source: Source | None = None,
     ) -> None:
         """Open the folder: import what MONAI Label left, repair what a crash left, look at the files.
 
         `watch` notices files that others add or remove, by the kernel's events or every `poll` seconds (by itself
         every 10 on a network file system). A file counts as whole once unchanged for `settle` seconds. `patience` is
-        how long to wait for another process to let go of the folder.
+        how long to wait for another process to let go of the folder. `source` has the images; by default the folder.
 
         Raises:
             Conflict: if another process has the folder open.
             NotFound: if there is no such folder.
         """
-        opened = Studies(studies, watch=watch, poll=poll, settle=settle, patience=patience)
+        opened = Studies(studies, watch=watch, poll=poll, settle=settle, patience=patience, source=source)
         self._opened = opened
         self._studies, self._labels = opened.root, opened.labels
         self._files, self._index, self._commit = opened.files, opened.index, opened.commit
-        self._document, self._records = opened.document, Records(opened.root, opened.files)
+        self._document, self._records = opened.document, Records(opened.root, opened.files, opened.source)
 
     def close(self) -> None:
         """Write what is due, let go of the folder. Further saves raise Conflict."""
@@ -87,6 +87,10 @@ class LocalDatastore(Worklist):
 
     def image(self, image_id: str) -> ImageRecord:
         """See `Datastore`."""
+        return self._image(image_id)
+
+    def _image(self, image_id: str) -> ImageRecord:
+        """What the index knows of the image."""
         with self._index.reader() as db:
             row = db.execute(IMAGE + " WHERE id = ?", (image_id,)).fetchone()
         if row is None:
@@ -191,7 +195,7 @@ class LocalDatastore(Worklist):
         if not checked_ext(ext):
             raise BadRequest("a label file needs an extension such as .nii.gz")
         self._files.staged(staged)
-        self.image(image_id)
+        self._image(image_id)
         if self._saved_before(image_id, tag, staged.name):
             staged.unlink(missing_ok=True)
             return self.label(image_id, tag)
@@ -336,46 +340,6 @@ class LocalDatastore(Worklist):
     def stage(self, suffix: str) -> Path:
         """See `Datastore`."""
         return self._files.stage(suffix)
-
-    # The click log
-
-    def append_events(self, events: Sequence[ClickEvent]) -> list[int]:
-        """See `Datastore`. Raises NotFound for an unknown image.
-
-        An event with a time of its own is appended once, however often it is sent.
-        """
-
-        def apply(db: sqlite3.Connection) -> list[int]:
-            for image_id in {event.image_id for event in events}:
-                renew(db, image_id)
-            return [append_event(db, event) for event in events]
-
-        return self._commit.do(apply)
-
-    def event(self, seq: int) -> ClickEvent:
-        """See `Datastore`."""
-        with self._index.reader() as db:
-            return read_event(db, seq)
-
-    def events(self, image_id: str, *, user: str | None = None, after: int = 0) -> list[ClickEvent]:
-        """See `Datastore`."""
-        with self._index.reader() as db:
-            return read_events(db, image_id, user, after)
-
-    # Jobs (`rayapp.jobs.record.Ledger`)
-
-    def jobs(self) -> list[Job]:
-        """See `Ledger`."""
-        with self._index.reader() as db:
-            return read_jobs(db)
-
-    def save_job(self, job: Job) -> None:
-        """See `Ledger`."""
-        self._commit.do(lambda db: put_job(db, job))
-
-    def forget_jobs(self, ids: Sequence[str]) -> None:
-        """See `Ledger`."""
-        self._commit.do(lambda db: db.executemany("DELETE FROM job WHERE id = ?", [(i,) for i in ids]).rowcount)
 
 
 _SPARE = "DELETE FROM doomed WHERE image_id = ? AND tag = ? AND ext = ?"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import shutil
 import sqlite3
 import threading
@@ -35,6 +34,7 @@ from rayapp.datastore.index import (
 )
 from rayapp.datastore.protocol import Author
 from rayapp.datastore.revisions import Kept, RevisionFiles, Stamp, delete
+from rayapp.datastore.source import Source
 
 OUTSIDE = Author(user="folder")
 """The author of what appeared in the folder without passing through the store."""
@@ -54,6 +54,7 @@ class Reconciler:
         index: Index,
         commit: GroupCommit,
         files: RevisionFiles,
+        source: Source,
         settle: float,
         session: int,
         touched: Callable[[], None],
@@ -63,6 +64,7 @@ class Reconciler:
         self._index = index
         self._commit = commit
         self._files = files
+        self._source = source
         self._settle = settle
         self._session = session
         self._touched = touched
@@ -178,11 +180,11 @@ class Reconciler:
     def _scan_images(self, hints: Mapping[str, Any]) -> bool:
         with self._index.reader() as db:
             known = dict(db.execute("SELECT id, ext FROM image"))
-        found, refused = folder.images(self._studies, known)
+        found, refused = self._source.images(known)
         if refused:
             log.warning("%d images have names that cannot serve as ids and are skipped", refused)
-        new = {i: self._studies / (i + ext) for i, ext in found.items() if known.get(i) != ext}
-        whole = folder.settled(new, self._settle)
+        new = {i: ext for i, ext in found.items() if known.get(i) != ext}
+        whole = self._source.whole(new, self._settle)
         for chunk in _chunks([i for i in new if i in whole]):
             self._commit.do(lambda db, chunk=chunk: self._add_images(db, chunk, found, hints))  # type: ignore[misc]
         gone = [image_id for image_id in known if image_id not in found]
@@ -199,8 +201,9 @@ class Reconciler:
         now = int(time.time())
         for image_id in ids:
             ext = found[image_id]
-            if os.path.exists(f"{self._studies}/{image_id}{ext}"):  # noqa: PTH110 -- thousands of times
-                info = hints[image_id]["image"]["info"] if image_id in hints else {}
+            if self._source.there(image_id, ext):
+                hint = hints[image_id]["image"]["info"] if image_id in hints else {}
+                info = {**self._source.info(image_id), **hint}
                 insert_image(db, image_id, ext, {"ts": now, **info, "name": image_id + ext}, None)
                 if image_id in hints:
                     db.execute("DELETE FROM vanished WHERE id = ?", (image_id,))
@@ -208,7 +211,7 @@ class Reconciler:
     def _drop_images(self, db: sqlite3.Connection, ids: Iterable[str]) -> None:
         for image_id in ids:
             row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()
-            if row and not (self._studies / (image_id + row[0])).exists():
+            if row and not self._source.there(image_id, row[0]):
                 db.execute("INSERT OR REPLACE INTO vanished VALUES(?, ?)", (image_id, entry(db, image_id)))
                 delete_image(db, image_id)
 

@@ -9,6 +9,7 @@ from rayapp.datastore.folder import LABELS
 from rayapp.datastore.index import info_of
 from rayapp.datastore.protocol import ImageRecord, LabelRecord, Revision
 from rayapp.datastore.revisions import RevisionFiles
+from rayapp.datastore.source import Source
 
 IMAGE = "SELECT id, ext, info FROM image"
 LABEL = "SELECT image_id, tag, ext, sha, info FROM label"
@@ -18,15 +19,15 @@ REVISION = "SELECT image_id, tag, number, parent, ts, user, client_id, model_ver
 class Records:
     """Makes them for one studies folder."""
 
-    def __init__(self, studies: Path, files: RevisionFiles) -> None:
-        self._studies = studies
+    def __init__(self, studies: Path, files: RevisionFiles, source: Source) -> None:
+        self._source = source
         self._labels = studies / LABELS
         self._files = files
 
     def image(self, row: tuple[Any, ...]) -> ImageRecord:
         """Of a row of `IMAGE`."""
         image_id, ext, info = row
-        return ImageRecord(id=image_id, path=self._studies / (image_id + ext), ext=ext, info=info_of(info))
+        return ImageRecord(id=image_id, path=self._source.path(image_id, ext), ext=ext, info=info_of(info))
 
     def label(self, row: tuple[Any, ...]) -> LabelRecord:
         """Of a row of `LABEL`."""

@@ -20,6 +20,7 @@ from rayapp.datastore.reconcile import Reconciler
 from rayapp.datastore.recovery import open_index
 from rayapp.datastore.revisions import RevisionFiles
 from rayapp.datastore.scores import Scores
+from rayapp.datastore.source import Folder, Source
 from rayapp.datastore.watch import Watcher
 from rayapp.errors import Conflict, NotFound
 from rayapp.protocol import FINAL, ORIGINAL
@@ -30,12 +31,22 @@ REMOTE_POLL_S = 10.0
 class Studies:
     """The parts of an open folder, for `LocalDatastore` to work with."""
 
-    def __init__(self, root: Path, *, watch: bool, poll: float | None, settle: float, patience: float) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        watch: bool,
+        poll: float | None,
+        settle: float,
+        patience: float,
+        source: Source | None = None,
+    ) -> None:
         """See `LocalDatastore`."""
         if not root.is_dir():
             raise NotFound("there is no such studies folder")
         self.root = root.resolve()
         self.labels = self.root / folder.LABELS
+        self.source = source or Folder(self.root)
         hidden = self.root / ".rayapp"
         hidden.mkdir(exist_ok=True)
         lock = FileLock(hidden / "lock", thread_local=False)
@@ -78,6 +89,7 @@ class Studies:
             index=self.index,
             commit=self.commit,
             files=self.files,
+            source=self.source,
             settle=settle,
             session=self.session,
             touched=lambda: self.document.touch(),

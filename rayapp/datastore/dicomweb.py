@@ -1,0 +1,240 @@
+"""DicomwebDatastore: studies in a DICOM archive; an image is a series, its id the SeriesInstanceUID.
+
+What an archive cannot hold (revisions, clicks, infos, leases, jobs) lies in a `LocalDatastore` over a folder of the
+workspace, whose images are those that the archive lists; series are retrieved when they are asked for. A final label is
+durable there before it is acknowledged, and is then sent to the archive as DICOM SEG. The index says which revision of
+it the archive has, so one that could not be sent (archive away, server killed) is sent when that works again, and
+what is sent twice has the same UIDs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from rayapp.config import Settings
+from rayapp.datastore import folder
+from rayapp.datastore.index import update_label
+from rayapp.datastore.local import LocalDatastore
+from rayapp.datastore.pacs import Pacs
+from rayapp.datastore.protocol import Author, ImageRecord, Info, LabelRecord, Revision
+from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
+from rayapp.errors import ArchiveAway, Busy, Disabled, RayappError
+from rayapp.imaging.dicom_seg import Maker, encode
+from rayapp.imaging.reader import read_segmentation
+from rayapp.imaging.segments import entries_of, named
+from rayapp.protocol import FINAL
+
+EXT = ".nii"
+FILTER = "qido."
+"""Keys of `--conf` that narrow the search: `--conf qido.Modality=MR --conf qido.StudyDate=20240101-`."""
+ARCHIVED, PROBLEM = "archived", "archive_problem"
+"""In a label's info: the revision that the archive has, or that it refused and why."""
+RETRY_S = 10.0
+LONGEST_RETRY_S = 300.0
+FAILURES = 3
+
+log = logging.getLogger(__name__)
+
+
+class Listed:
+    """The series that the archive lists, as the images of a datastore (`rayapp.datastore.source.Source`)."""
+
+    def __init__(self, pacs: Pacs, cache: SeriesCache, filters: Mapping[str, str]) -> None:
+        self._pacs = pacs
+        self._cache = cache
+        self._filters = dict(filters)
+        self._infos: dict[str, Info] = {}
+
+    def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
+        """See `Source`. While the archive is away, all is as it was."""
+        try:
+            infos = self._pacs.series(self._filters)
+        except RayappError as error:
+            log.warning("the list of series stays as it was: %s", error.detail)
+            return dict(known), 0
+        self._infos = {uid: info for uid, info in infos.items() if folder.valid(uid, "image")}
+        return dict.fromkeys(self._infos, EXT), len(infos) - len(self._infos)
+
+    def whole(self, new: Mapping[str, str], settle: float) -> set[str]:  # noqa: ARG002
+        """See `Source`."""
+        return set(new)
+
+    def there(self, image_id: str, ext: str) -> bool:  # noqa: ARG002
+        """See `Source`."""
+        return image_id in self._infos
+
+    def path(self, image_id: str, ext: str) -> Path:  # noqa: ARG002
+        """See `Source`."""
+        return self._cache.path(image_id)
+
+    def info(self, image_id: str) -> Info:
+        """See `Source`."""
+        return self._infos.get(image_id, {})
+
+
+class DicomwebDatastore(LocalDatastore):
+    """Implements `rayapp.datastore.protocol.Datastore` on the archive that the settings name."""
+
+    def __init__(self, settings: Settings, *, watch: bool = True, patience: float = 0.0) -> None:
+        """Open the local part and list the archive; one that is away is as it was seen last. See `LocalDatastore`."""
+        archive = settings.dicomweb
+        filters = {key.removeprefix(FILTER): v for key, v in settings.conf.items() if key.startswith(FILTER)}
+        self._kind = archive.segmentation
+        self._max_volume = settings.max_volume
+        self._pacs = Pacs(archive)
+        self._series = SeriesCache(
+            settings.workspace / "series", self._pacs, most=archive.cache, max_volume=settings.max_volume
+        )
+        settings.studies.mkdir(parents=True, exist_ok=True)
+        source = Listed(self._pacs, self._series, filters)
+        super().__init__(settings.studies, watch=watch, poll=archive.fresh or 1.0, patience=patience, source=source)
+        self._due, self._stop = threading.Event(), threading.Event()
+        self._due.set()  # what an earlier server could not send
+        self._sender = threading.Thread(target=self._send_all, name="datastore-stow", daemon=True)
+        self._sender.start()
+
+    def close(self) -> None:
+        """See `LocalDatastore`. What was not sent is sent after the next opening."""
+        self._stop.set()
+        self._due.set()
+        self._sender.join()
+        self._series.close()
+        super().close()
+
+    def image(self, image_id: str) -> ImageRecord:
+        """See `Datastore`. Retrieves the series if need be: raises ArchiveAway, Unreadable, Busy."""
+        record = self._image(image_id)
+        self._series.retrieve(str(record.info.get("StudyInstanceUID")), image_id)
+        return record
+
+    def instances(self, image_id: str) -> Path:
+        """The folder with the image's DICOM files. Raises as `image`."""
+        self.image(image_id)
+        return self._series.instances(image_id)
+
+    def add_image(
+        self,
+        image_id: str,  # noqa: ARG002
+        staged: Path,
+        ext: str,  # noqa: ARG002
+        *,
+        info: Mapping[str, Any],  # noqa: ARG002
+        author: Author,  # noqa: ARG002
+    ) -> ImageRecord:
+        """Raises Disabled: images are sent to the archive itself."""
+        staged.unlink(missing_ok=True)
+        raise Disabled("the images of this server are those of its DICOM archive: send them there")
+
+    def remove_image(self, image_id: str) -> None:  # noqa: ARG002
+        """Raises Disabled: images are removed from the archive itself."""
+        raise Disabled("the images of this server are those of its DICOM archive: remove them there")
+
+    def save_label(
+        self,
+        image_id: str,
+        tag: str,
+        staged: Path,
+        ext: str,
+        *,
+        info: Mapping[str, Any],
+        author: Author,
+        model_version: str | None = None,
+    ) -> LabelRecord:
+        """See `Datastore`. A final label is sent to the archive soon after."""
+        ours = {key: value for key, value in info.items() if key not in (ARCHIVED, PROBLEM)}
+        saved = super().save_label(image_id, tag, staged, ext, info=ours, author=author, model_version=model_version)
+        if tag == FINAL:
+            self._due.set()
+        return saved
+
+    def datalist(self, *, tag: str = FINAL, kept: bool = False) -> list[dict[str, str]]:
+        """See `Datastore`. Retrieves the labelled series; raises Busy while that goes on."""
+        pairs = super().datalist(tag=tag, kept=kept)
+        absent = [Path(pair["image"]).parent.name for pair in pairs if not Path(pair["image"]).exists()]
+        with ThreadPoolExecutor(RETRIEVALS) as pool:
+            list(pool.map(self.image, absent))
+        return pairs
+
+    def unsent(self) -> list[tuple[str, str]]:
+        """(image id, revision) of the final labels that the archive neither has nor refused."""
+        with self._index.reader() as db:
+            rows = db.execute(
+                "SELECT image_id, sha FROM label WHERE tag = ? AND json_extract(info, '$.archived') IS NOT sha"
+                " ORDER BY rowid",
+                (FINAL,),
+            )
+            return [(image_id, sha) for image_id, sha in rows]
+
+    def _send_all(self) -> None:
+        """Send what is due, again and again, ever more patiently while the archive is away."""
+        wait = 0.0
+        while not self._stop.is_set():
+            self._due.wait(wait or None)
+            self._due.clear()
+            try:
+                failures = self._send_due()
+            except Exception as error:
+                failures = 1
+                log.error("labels could not be sent to the archive: %s", type(error).__name__)
+            wait = min(2 * wait or RETRY_S, LONGEST_RETRY_S) if failures else 0.0
+
+    def _send_due(self) -> int:
+        """Send what can be sent; the number of failures, after a few of which the rest waits too."""
+        failures = 0
+        for image_id, sha in self.unsent():
+            if self._stop.is_set() or failures == FAILURES:
+                break
+            try:
+                self._send(image_id, sha)
+            except (ArchiveAway, Busy) as error:
+                failures += 1
+                log.warning("a label waits for the archive: %s", error.detail)
+        return failures
+
+    def _send(self, image_id: str, sha: str) -> None:
+        """Send one label. Raises ArchiveAway, Busy; what can never be sent is noted as such."""
+        revision = next(r for r in reversed(self.revisions(image_id, FINAL)) if r.id == sha)
+        try:
+            instance = self._encoded(image_id, revision)
+            self._pacs.store(instance)
+        except (ArchiveAway, Busy):
+            raise
+        except RayappError as error:
+            log.error("a label is kept here and not in the archive: %s", error.detail)
+            self._note(image_id, sha, {PROBLEM: error.detail})
+            return
+        names = ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID", "Modality", "PatientID")
+        self._note(image_id, sha, {name: str(instance.get(name, "")) for name in names})
+
+    def _encoded(self, image_id: str, revision: Revision) -> pydicom.Dataset:
+        instances = self.instances(image_id)
+        label = named(read_segmentation(revision.path, max_bytes=self._max_volume, ext=revision.ext), revision.info)
+        model = str(revision.info.get("model") or "")
+        maker = Maker(
+            model=model,
+            version=revision.model_version or "1",
+            corrected=True,
+            description=f"{FINAL} {revision.number}" + (f" {model}" if model else ""),
+            identity=f"{image_id} {revision.number} {revision.id}",
+            entries=entries_of(revision.info),
+        )
+        return pydicom.dcmread(BytesIO(encode(label, instances, kind=self._kind, maker=maker)))
+
+    def _note(self, image_id: str, sha: str, info: Info) -> None:
+        """Record what became of a revision, if it is the label still."""
+
+        def apply(db: sqlite3.Connection) -> Info | None:
+            row = db.execute("SELECT sha FROM label WHERE image_id = ? AND tag = ?", (image_id, FINAL)).fetchone()
+            return update_label(db, image_id, FINAL, {ARCHIVED: sha, **info}) if row == (sha,) else None
+
+        if self._commit.do(apply) is not None:
+            self._document.touch()

@@ -1,0 +1,158 @@
+"""SeriesCache: series of the archive on local disk: retrieved once, whole, and bounded in bytes.
+
+A series is a folder `<SeriesInstanceUID>` with its `instances/` as they came and `volume.nii`, the same voxels on the
+same grid, which every client reads. It appears under its name when all of it is on the disk. Any thread may ask; who
+asks for what is being retrieved already waits for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from rayapp.datastore.commit import sync
+from rayapp.datastore.pacs import Pacs
+from rayapp.datastore.revisions import delete
+from rayapp.errors import ArchiveAway, Busy, TooLarge
+from rayapp.imaging.dicom import read_volume
+
+RETRIEVALS = 4
+"""Series retrieved at once; others wait their turn."""
+WAITING = 8
+"""Callers that may wait for series at once, so that a slow archive takes not every thread of the datastore."""
+PATIENCE_S = 50.0
+GRACE_S = 600.0
+"""Seconds after its last use in which no series is thrown away: somebody may be reading it."""
+VOLUME = "volume.nii"
+INSTANCES = "instances"
+
+log = logging.getLogger(__name__)
+
+
+class SeriesCache:
+    """The series under `root`, of at most `most` bytes."""
+
+    def __init__(self, root: Path, pacs: Pacs, *, most: int, max_volume: int) -> None:
+        self._root = root
+        self._pacs = pacs
+        self._most = most
+        self._max_volume = max_volume
+        self._lock = threading.Lock()
+        self._under_way: dict[str, Future[None]] = {}
+        self._places = threading.Semaphore(WAITING)
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(".*"):  # by a crash
+            delete(left)
+        self._pool = ThreadPoolExecutor(RETRIEVALS, thread_name_prefix="retrieve")
+
+    def close(self) -> None:
+        """Give up what is not retrieved yet."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def path(self, series: str) -> Path:
+        """Where the series' volume lies once it is retrieved."""
+        return self._root / series / VOLUME
+
+    def instances(self, series: str) -> Path:
+        """Where its DICOM files lie."""
+        return self._root / series / INSTANCES
+
+    def retrieve(self, study: str, series: str, *, patience: float = PATIENCE_S) -> Path:
+        """The volume's path, once it is there.
+
+        Raises:
+            ArchiveAway, NotFound: from the archive; nothing half is kept.
+            Unreadable, TooLarge: if the series is no volume.
+            Busy: when it takes longer than `patience`, or too many wait; it goes on, so ask again.
+        """
+        if self.path(series).exists():
+            os.utime(self._root / series)
+            return self.path(series)
+        if not self._places.acquire(blocking=False):
+            raise Busy("too many wait for the DICOM archive; try again in a second")
+        try:
+            self._begun(study, series).result(patience)
+        except Late:
+            raise Busy("the DICOM archive is still sending the series; try again in a second") from None
+        finally:
+            self._places.release()
+        return self.path(series)
+
+    def _begun(self, study: str, series: str) -> Future[None]:
+        with self._lock:
+            if series not in self._under_way:
+                begun = self._under_way[series] = self._pool.submit(self._retrieve, study, series)
+                begun.add_done_callback(lambda _: self._under_way.pop(series, None))
+            else:
+                begun = self._under_way[series]
+            return begun
+
+    def _retrieve(self, study: str, series: str) -> None:
+        if self.path(series).exists():
+            return
+        if not self.instances(series).exists():
+            part = self._root / f".{uuid.uuid4().hex}"
+            try:
+                self._write(study, series, part / INSTANCES)
+                part.rename(self._root / series)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        self._convert(series)
+        self._make_room(series)
+
+    def _write(self, study: str, series: str, target: Path) -> None:
+        """Every instance of the series as a file, or ArchiveAway."""
+        wanted = self._pacs.instances(study, series)
+        target.mkdir(parents=True)
+        size = 0
+        for instance in self._pacs.retrieve(study, series):
+            uid = str(instance.get("SOPInstanceUID"))
+            if uid not in wanted:
+                raise ArchiveAway("the DICOM archive sends instances that it does not list")
+            wanted.remove(uid)
+            file = target / f"{uid}.dcm"
+            instance.save_as(file, enforce_file_format=True)
+            sync(file)
+            size += file.stat().st_size
+            if size > self._max_volume:
+                raise TooLarge(f"the series has more than {self._max_volume} bytes (max_volume)")
+        if wanted:
+            raise ArchiveAway(f"the DICOM archive broke off: {len(wanted)} instances of the series are missing")
+        sync(target)
+
+    def _convert(self, series: str) -> None:
+        volume = read_volume(self.instances(series), max_bytes=self._max_volume)
+        array = volume.array[0] if volume.channels == 1 else np.moveaxis(volume.array, 0, -1)[..., np.newaxis, :]
+        image = nibabel.Nifti1Image(array, volume.affine)
+        image.header.set_xyzt_units("mm")
+        part = self.path(series).with_name(f".{VOLUME[:-4]}.part.nii")
+        image.to_filename(part)
+        sync(part)
+        part.rename(self.path(series))
+
+    def _make_room(self, newest: str) -> None:
+        """Throw away what was not used for longest, down to the bytes allowed."""
+        folders = [path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        sizes = {path: sum(file.stat().st_size for file in path.rglob("*")) for path in folders}
+        used = {path: path.stat().st_mtime for path in folders}
+        total = sum(sizes.values())
+        for path in sorted(folders, key=used.__getitem__):
+            if total <= self._most:
+                return
+            if path.name != newest and time.time() - used[path] > GRACE_S:
+                gone = self._root / f".{uuid.uuid4().hex}"
+                path.rename(gone)
+                delete(gone)
+                total -= sizes[path]
+        if total > self._most:
+            log.warning("the cache of series is over its %d bytes, as all of them were in use lately", self._most)

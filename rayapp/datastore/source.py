@@ -1,0 +1,59 @@
+"""Source: where a datastore's images come from, and where they lie: a studies folder, or a DICOM archive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from rayapp.datastore import folder
+from rayapp.datastore.protocol import Info
+
+
+class Source(Protocol):
+    """Asked by the datastore's scans and readers; any thread may call."""
+
+    def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
+        """({id: extension} of what is there now, number of images left out because their names cannot serve as ids).
+
+        `known` are the images already indexed.
+        """
+
+    def whole(self, new: Mapping[str, str], settle: float) -> set[str]:
+        """Those of the new images ({id: extension}) that are complete; may sleep `settle` seconds to see."""
+
+    def there(self, image_id: str, ext: str) -> bool:
+        """Whether the image is there still."""
+
+    def path(self, image_id: str, ext: str) -> Path:
+        """Where the image lies."""
+
+    def info(self, image_id: str) -> Info:
+        """What is known of a new image."""
+
+
+class Folder:
+    """The files at the top of the studies folder; see `rayapp.datastore.folder`."""
+
+    def __init__(self, studies: Path) -> None:
+        self._studies = studies
+
+    def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
+        """See `Source`."""
+        return folder.images(self._studies, known)
+
+    def whole(self, new: Mapping[str, str], settle: float) -> set[str]:
+        """See `Source`."""
+        return folder.settled({image_id: self.path(image_id, ext) for image_id, ext in new.items()}, settle)
+
+    def there(self, image_id: str, ext: str) -> bool:
+        """See `Source`."""
+        return self.path(image_id, ext).exists()
+
+    def path(self, image_id: str, ext: str) -> Path:
+        """See `Source`."""
+        return self._studies / (image_id + ext)
+
+    def info(self, image_id: str) -> Info:  # noqa: ARG002
+        """See `Source`."""
+        return {}

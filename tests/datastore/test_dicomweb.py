@@ -1,0 +1,324 @@
+"""Studies in an archive: a real Orthanc, behind a front that can misbehave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from pydicom import Dataset
+
+from rayapp.config import Settings
+from rayapp.datastore import dicomweb
+from rayapp.datastore.dicomweb import DicomwebDatastore
+from rayapp.datastore.protocol import Author
+from rayapp.errors import ArchiveAway, ArchiveSlow, Disabled, NotFound, Unreadable
+from rayapp.imaging.dicom_seg import read_segmentation
+from rayapp.imaging.reader import read_grid, read_volume
+from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Front, front
+from tests.imaging.grids import AFFINES, MAX, assert_same_affine, labels, voxels
+from tests.imaging.series import compress, edit, write_series
+from tests.orthanc import Orthanc, needs_orthanc
+
+pytestmark = needs_orthanc
+
+CT, MR, US, TILTED = "1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4"
+NAMES = {"liver": 1, "left kidney": 2, "spot": 3}
+INFO = {"label_info": [{"name": name, "idx": value} for name, value in NAMES.items()], "model": "deepedit"}
+
+
+@dataclass
+class Placed:
+    """An archive with a few series, the front before it, and how to open a datastore on it."""
+
+    archive: Orthanc
+    front: Front
+    open: Callable[..., DicomwebDatastore]
+    folder: Path
+
+
+@pytest.fixture
+def placed(archive: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Placed]:
+    monkeypatch.setattr(dicomweb, "RETRY_S", 0.1)
+    for series, modality, affine in ((CT, "CT", "oblique"), (MR, "MR", "left-handed"), (US, "US", "straight")):
+        files = write_series(
+            tmp_path / series, voxels(), AFFINES[affine], series=series, study=f"{series}.9", modality=modality
+        )
+        archive.store(files)
+    opened: list[DicomwebDatastore] = []
+    with front(archive.root) as standing:
+
+        def open_it(**fields: Any) -> DicomwebDatastore:
+            known = {"timeout": 2.0, **fields.pop("dicomweb", {})}
+            settings = Settings(
+                studies=standing.url + "/dicom-web", workspace=tmp_path / "workspace", dicomweb=known, **fields
+            )
+            opened.append(DicomwebDatastore(settings, watch=False))
+            return opened[-1]
+
+        yield Placed(archive, standing, open_it, tmp_path)
+        standing.way = PLAIN
+        for store in opened:
+            store.close()
+
+
+def _save(store: DicomwebDatastore, image_id: str = CT, tag: str = "final", array: Any = None, **info: Any) -> None:
+    staged = store.stage(".nii.gz")
+    image = nibabel.load(store.image(image_id).path)
+    nibabel.Nifti1Image(labels() if array is None else array, image.affine).to_filename(staged)
+    store.save_label(image_id, tag, staged, ".nii.gz", info={**INFO, **info}, author=Author(user="anna"))
+
+
+def _until(done: Callable[[], Any], seconds: float = 15.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := done()):
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
+    return found
+
+
+def _segs(archive: Orthanc) -> list[Dataset]:
+    client = archive.client()
+    found = client.search_for_series(search_filters={"Modality": "SEG"}, fields=["StudyInstanceUID"])
+    return [
+        dataset
+        for item in found
+        for dataset in client.retrieve_series(item["0020000D"]["Value"][0], item["0020000E"]["Value"][0])
+    ]
+
+
+def test_the_ct_and_mr_series_are_the_images_with_what_viewers_want_to_know(placed: Placed) -> None:
+    store = placed.open()
+    assert store.image_ids() == [CT, MR]
+    assert store.status()["total"] == 2
+    info = store.image(CT).info
+    assert info["name"] == f"{CT}.nii"
+    wanted = {"Modality": "CT", "StudyInstanceUID": f"{CT}.9", "PatientID": "P1", "StudyDate": "20240229"}
+    assert wanted.items() <= info.items()
+
+
+@pytest.mark.parametrize(
+    ("conf", "found"),
+    [
+        ({"qido.Modality": "US"}, [US]),
+        ({"qido.Modality": "US,MR"}, [MR, US]),
+        ({"qido.SeriesDescription": "*nothing*"}, []),
+        ({"qido.SeriesDescription": "phan*"}, [CT, MR]),
+        ({"qido.StudyDate": "20240228-20240301", "qido.Modality": "CT"}, [CT]),
+        ({"qido.StudyDate": "20250101-"}, []),
+    ],
+    ids=str,
+)
+def test_filters_narrow_the_list(placed: Placed, conf: dict[str, str], found: list[str]) -> None:
+    assert placed.open(conf=conf).image_ids() == found
+
+
+def test_long_lists_come_in_pages(placed: Placed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayapp.datastore.pacs.PAGE", 2)
+    for number in range(5):
+        series = f"1.2.4.{number}"
+        placed.archive.store(
+            write_series(placed.folder / series, voxels((2, 3, 1)), AFFINES["straight"], series=series, study="1.2.4")
+        )
+    assert placed.open().image_ids() == [CT, MR, *(f"1.2.4.{n}" for n in range(5))]
+    assert any("offset=4" in path for path in placed.front.paths("/series?"))
+
+
+@pytest.mark.parametrize("name", [CT, MR])
+def test_a_series_is_retrieved_once_with_the_voxels_and_the_grid_of_its_slices(placed: Placed, name: str) -> None:
+    store = placed.open()
+    path = store.image(name).path
+    wanted, found = read_volume(placed.folder / name, max_bytes=MAX), read_volume(path, max_bytes=MAX)
+    np.testing.assert_array_equal(found.array, wanted.array)
+    assert_same_affine(found.affine, wanted.affine)
+    assert len(list(store.instances(name).iterdir())) == voxels().shape[2]
+    store.image(name)
+    assert len([p for p in placed.front.paths(name) if "instances" not in p and "/series/" in p]) == 1
+
+
+def test_compressed_series_are_retrieved_as_they_are_stored(placed: Placed) -> None:
+    files = write_series(placed.folder / "rle", voxels(), AFFINES["oblique"], series="1.2.5", study="1.2.5.9")
+    compress(files, "1.2.840.10008.1.2.5")
+    placed.archive.store(files)
+    store = placed.open()
+    np.testing.assert_array_equal(read_volume(store.image("1.2.5").path, max_bytes=MAX).array[0], voxels())
+
+
+def test_a_series_that_is_no_volume_is_refused_with_its_reason_and_not_retrieved_again(placed: Placed) -> None:
+    files = write_series(placed.folder / "gap", voxels(), AFFINES["oblique"], series="1.2.6", study="1.2.6.9")
+    placed.archive.store(files[:1] + files[2:])
+    store = placed.open()
+    for _ in range(2):
+        with pytest.raises(Unreadable, match="missing"):
+            store.image("1.2.6")
+    assert len([p for p in placed.front.paths("1.2.6") if p.endswith("/series/1.2.6")]) == 1
+
+
+def test_a_final_label_is_in_the_archive_on_the_right_voxels(placed: Placed) -> None:
+    store = placed.open()
+    _save(store)
+    _until(lambda: not store.unsent())
+    (dataset,) = _segs(placed.archive)
+    dataset.save_as(placed.folder / "found.dcm", enforce_file_format=True)
+    found = read_segmentation(placed.folder / "found.dcm", read_grid(placed.folder / CT), max_bytes=MAX)
+    np.testing.assert_array_equal(found.array, labels())
+    assert found.names == NAMES
+    assert dataset.SeriesDescription == "final 1 deepedit"
+    assert dataset.SegmentSequence[0].SegmentAlgorithmType == "SEMIAUTOMATIC"
+    info = store.label(CT, "final").info
+    assert info["SeriesInstanceUID"] == dataset.SeriesInstanceUID
+    assert (info["Modality"], info["StudyInstanceUID"]) == ("SEG", f"{CT}.9")
+    assert info["label_info"] == INFO["label_info"]
+    assert store.image_ids() == [CT, MR]  # a segmentation is no image
+
+
+def test_every_save_is_a_series_of_its_own_and_other_tags_stay_here(placed: Placed) -> None:
+    store = placed.open()
+    for number in range(2):
+        _save(store, array=np.roll(labels(), number, axis=1))
+        _until(lambda: not store.unsent())
+    _save(store, tag="draft")
+    assert store.unsent() == []
+    assert {dataset.SeriesDescription for dataset in _segs(placed.archive)} == {"final 1 deepedit", "final 2 deepedit"}
+
+
+@pytest.mark.parametrize("way", [BROKEN, SLOW, CUT, DENIED, "stopped"])
+def test_a_label_saved_while_the_archive_is_away_is_kept_and_stored_when_it_is_back(placed: Placed, way: str) -> None:
+    store = placed.open()
+    store.image(CT)
+    if way == "stopped":
+        placed.archive.stop()
+        placed.front.way = BROKEN
+    else:
+        placed.front.way = way
+    _save(store)
+    np.testing.assert_array_equal(nibabel.load(store.label(CT, "final").path).get_fdata(), labels())
+    time.sleep(0.3)
+    assert len(store.unsent()) == 1
+    if way == "stopped":
+        placed.archive.start()
+    placed.front.way = PLAIN
+    _until(lambda: not store.unsent())
+    assert len(_segs(placed.archive)) == 1  # also when it had arrived, and only the answer was lost
+
+
+def test_what_was_not_sent_is_sent_by_the_next_server_and_nothing_twice(placed: Placed) -> None:
+    store = placed.open()
+    store.image(CT)
+    placed.front.way, placed.front.only = BROKEN, "POST"
+    _save(store)
+    assert len(store.unsent()) == 1
+    store.close()
+    assert _segs(placed.archive) == []
+    placed.front.way = PLAIN
+    store = placed.open()
+    _until(lambda: not store.unsent())
+    store.close()
+    store = placed.open()
+    assert store.unsent() == []
+    assert len(_segs(placed.archive)) == 1
+
+
+def test_a_label_that_can_be_no_segmentation_is_kept_here_and_says_so(placed: Placed) -> None:
+    store = placed.open()
+    _save(store, array=np.zeros_like(labels()))
+    _until(lambda: not store.unsent())
+    assert "nothing is labelled" in store.label(CT, "final").info["archive_problem"]
+    assert _segs(placed.archive) == []
+
+
+@pytest.mark.parametrize(("way", "error"), [(BROKEN, ArchiveAway), (DENIED, ArchiveAway), (SLOW, ArchiveSlow)])
+def test_a_series_cannot_be_had_from_an_archive_that_misbehaves(
+    placed: Placed, way: str, error: type[Exception]
+) -> None:
+    store = placed.open(dicomweb={"timeout": 0.5})
+    placed.front.way = way
+    with pytest.raises(error, match="archive"):
+        store.image(CT)
+    placed.front.way = PLAIN
+    assert store.image(CT).path.exists()
+
+
+def test_a_series_cut_off_on_the_way_is_not_kept(placed: Placed) -> None:
+    store = placed.open()
+    placed.front.way, placed.front.only = CUT, f"/series/{CT}"
+    with pytest.raises(ArchiveAway):
+        store.image(CT)
+    assert not list((placed.folder / "workspace" / "series").iterdir())
+    placed.front.way = PLAIN
+    assert read_grid(store.image(CT).path).shape == voxels().shape
+
+
+def test_with_the_archive_away_what_was_seen_is_there_and_the_clicks_too(placed: Placed) -> None:
+    store = placed.open()
+    store.image(CT)
+    store.close()
+    placed.front.way = BROKEN
+    store = placed.open()
+    assert store.image_ids() == [CT, MR]
+    assert store.image(CT).path.exists()
+    store.refresh()
+    assert store.image_ids() == [CT, MR]
+    with pytest.raises(ArchiveAway):
+        store.image(MR)
+    with pytest.raises(NotFound):
+        store.image("1.2.3")
+
+
+def test_new_series_come_and_removed_ones_go_and_find_their_infos_again(placed: Placed) -> None:
+    store = placed.open()
+    store.update_image_info(MR, {"note": "hard"})
+    placed.archive.store(
+        write_series(placed.folder / "new", voxels(), AFFINES["oblique"], series="1.2.7", study="1.2.7.9")
+    )
+    (found,) = placed.archive.find("Series", {"SeriesInstanceUID": MR})
+    placed.archive.remove("series", found)
+    store.refresh()
+    assert store.image_ids() == [CT, "1.2.7"]
+    placed.archive.store(sorted((placed.folder / MR).iterdir()))
+    store.refresh()
+    assert store.image(MR).info["note"] == "hard"
+
+
+def test_series_not_used_for_longest_make_room(placed: Placed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayapp.datastore.series_cache.GRACE_S", 0.0)
+    store = placed.open(dicomweb={"cache": 1})
+    first = store.image(CT).path
+    time.sleep(0.01)
+    second = store.image(MR).path
+    assert not first.exists()
+    assert second.exists()
+    assert store.image(CT).path.exists()
+
+
+def test_labelled_series_are_there_for_training(placed: Placed) -> None:
+    store = placed.open()
+    _save(store)
+    (placed.folder / "workspace" / "series").rename(placed.folder / "elsewhere")
+    (placed.folder / "workspace" / "series").mkdir()
+    (pair,) = store.datalist()
+    assert Path(pair["image"]).exists()
+
+
+def test_images_are_neither_added_nor_removed_here(placed: Placed) -> None:
+    store = placed.open()
+    staged = store.stage(".nii")
+    staged.write_bytes(b"x")
+    with pytest.raises(Disabled, match="archive"):
+        store.add_image("a", staged, ".nii", info={}, author=Author())
+    with pytest.raises(Disabled, match="archive"):
+        store.remove_image(CT)
+    assert store.image_ids() == [CT, MR]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_ids_that_name_paths_are_passed_over(placed: Placed) -> None:
+    file = write_series(placed.folder / "bad", voxels((2, 3, 1)), AFFINES["straight"], series="1.2.8", study="1.8")[0]
+    edit(file, SeriesInstanceUID="../../x")
+    placed.archive.store([file])
+    assert placed.open().image_ids() == [CT, MR]
