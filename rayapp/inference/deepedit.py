@@ -11,6 +11,7 @@ Networks obey clicks mostly. Three rules, applied to the margins between structu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,12 @@ import torch
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
-from rayapp.inference import guidance, pipeline
+from rayapp.inference import fine, guidance, pipeline
 from rayapp.inference.guidance import GuidedImage, Position
-from rayapp.inference.pipeline import Floats
+from rayapp.inference.pipeline import Floats, Labels
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
-from rayapp.inference.segmentation import Clock, PreparedImage, SegmentationTask
+from rayapp.inference.scan import Scan
+from rayapp.inference.segmentation import Clock, PreparedImage, SegmentationTask, wanted
 from rayapp.inference.task import Point, Prediction, Prompts
 
 HOLD = 4.0
@@ -47,18 +49,23 @@ class PreparedEdit(PreparedImage):
     structures: int
     guided: GuidedImage
     memo: Memo
+    scan: Scan | None
+    """The image itself, where it has detail that the network does not see."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the images and of the margins it will remember."""
-        return self.image.nbytes + self.guided.nbytes + self.image[0].nbytes * self.structures
+        margins = self.image[0].nbytes * self.structures
+        whole = 0 if self.scan is None else self.scan.nbytes + margins
+        return self.image.nbytes + self.guided.nbytes + margins + whole
 
 
 @dataclass
 class Memo:
-    """One remembered result. Replaced as a whole, so any thread sees the old or the new."""
+    """Remembered results. Each is replaced as a whole, so any thread sees the old or the new."""
 
     last: tuple[Clicks, Floats] | None = None
+    automatic: Floats | None = None
 
 
 class DeepEditTask(SegmentationTask):
@@ -76,15 +83,18 @@ class DeepEditTask(SegmentationTask):
 
     def prepare(self, volume: Volume) -> PreparedImage:
         """Orient, scale into the ROI and normalise."""
-        return self._editable(self._prepare(volume, limit=self._roi_size))
+        prepared = self._prepare(volume, limit=self._roi_size)
+        seen = dataclasses.replace(volume, array=volume.array[: self._channels])
+        return self._editable(prepared, Scan.of(seen) if fine.helps(prepared.grid) else None)
 
-    def _editable(self, prepared: PreparedImage) -> PreparedEdit:
+    def _editable(self, prepared: PreparedImage, scan: Scan | None = None) -> PreparedEdit:
         return PreparedEdit(
             grid=prepared.grid,
             image=prepared.image,
             structures=len(self._structures),
             guided=guidance.GuidedImage(prepared.image.cpu().numpy(), self._guidance_channels),
             memo=Memo(),
+            scan=scan,
         )
 
     def margins(self, prepared: PreparedImage) -> Floats:
@@ -101,32 +111,72 @@ class DeepEditTask(SegmentationTask):
         return last
 
     def stages(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
-        """The answers that `predict` gives the last of. Raises BadRequest as it does."""
+        """What the network says to the clicks, and then, where the image has more detail, that drawn finely around
+        them. Raises BadRequest as `predict` does."""
         prepared = _edit(prepared)
         clock = Clock()
         clicks = self._channelled(prompts)
-        margins = self._margins(prepared, clicks, clock)
         positions = [prepared.grid.positions(points) for points in clicks]
-        margins = hold(margins, positions, prepared.image[0].cpu().numpy()) if any(clicks) else margins
+        added, margins = self._margins(prepared, clicks, clock)
+        held = hold(margins, positions, _gray(prepared)) if any(clicks) else margins
         clock.stage("post")
-        prediction = self._finish(margins, prepared.grid, prompts, config, clock)
+        yield self._answer(pipeline.restore(held, prepared.grid, roi=prompts.roi), clicks, config, clock)
+        if prepared.scan is not None and any(clicks):
+            clock.resume()
+            labels = self._drawn(prepared, prepared.scan, clicks, positions, added, margins, clock)
+            yield self._answer(pipeline.within(labels, prompts.roi), clicks, config, clock)
+
+    def _drawn(
+        self,
+        prepared: PreparedEdit,
+        scan: Scan,
+        clicks: Clicks,
+        positions: Sequence[Sequence[Position]],
+        added: Floats,
+        margins: Floats,
+        clock: Clock,
+    ) -> Labels:
+        """The labels, drawn finely around the clicks; away from them, those that there are without clicks."""
+        automatic, grid, image = self._automatic(prepared, clock), prepared.grid, _gray(prepared)
+        held = hold(added, [*positions[:-1], ()], image)
+        kept = fine.changed(automatic, held, [position for points in positions[:-1] for position in points])
+        added, held = np.where(kept, added, automatic), np.where(kept, held, automatic)
+        left, fewer = np.minimum(added, margins), np.minimum(held, hold(margins, positions, image))
+        kept = fine.changed(held, fewer, positions[-1])
+        left, held = np.where(kept, left, added), np.where(kept, fewer, held)
+        clock.stage("post")
+        labels = pipeline.restore(held, grid)
+        clock.stage("invert")
+        fine.add(labels, scan, grid, added, clicks[:-1])
+        fine.take(labels, scan, grid, left, clicks)
+        return labels
+
+    def _answer(self, labels: Labels, clicks: Clicks, config: Mapping[str, Any], clock: Clock) -> Prediction:
+        clock.stage("invert")
+        if wanted(config.get("largest_cc")):
+            labels = pipeline.keep_largest(labels)
         for channel, points in enumerate(clicks):
             for i, j, k in points:
-                prediction.labels[i, j, k] = (channel + 1) % len(clicks)
-        yield prediction
+                labels[i, j, k] = (channel + 1) % len(clicks)
+        clock.stage("post")
+        return Prediction(labels=labels, seconds=dict(clock.seconds))
 
-    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
-        """The network's margins for these clicks, never above those without the background's."""
+    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> tuple[Floats, Floats]:
+        """The network's margins for the clicks on structures alone, and for all, which are never above those."""
         additive: Clicks = (*clicks[:-1], ())
         remembered = prepared.memo.last
         if remembered is not None and remembered[0] == additive:
-            ceiling = remembered[1]
+            added = remembered[1]
         else:
-            ceiling = self._guided(prepared, additive, clock)
-            prepared.memo.last = (additive, ceiling)
-        if not clicks[-1]:
-            return ceiling
-        return np.minimum(ceiling, self._guided(prepared, clicks, clock))
+            added = self._guided(prepared, additive, clock)
+            prepared.memo.last = (additive, added)
+        return added, np.minimum(added, self._guided(prepared, clicks, clock)) if clicks[-1] else added
+
+    def _automatic(self, prepared: PreparedEdit, clock: Clock) -> Floats:
+        """Those without clicks."""
+        if prepared.memo.automatic is None:
+            prepared.memo.automatic = self._guided(prepared, ((),) * self._guidance_channels, clock)
+        return prepared.memo.automatic
 
     def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
         positions = [prepared.grid.positions(points) for points in clicks]
@@ -148,6 +198,12 @@ class DeepEditTask(SegmentationTask):
                 raise BadRequest(f"foreground clicks: name their structure in 'label', one of {names}")
             named[target] = (*named.get(target, ()), *loose)
         return tuple(named.get(name, ()) for name in (*self._structures, BACKGROUND))
+
+
+def _gray(prepared: PreparedEdit) -> Floats:
+    """The first channel as the network sees it."""
+    image: Floats = prepared.image[0].cpu().numpy()
+    return image
 
 
 def _edit(prepared: PreparedImage) -> PreparedEdit:

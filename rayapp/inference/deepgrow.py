@@ -54,11 +54,16 @@ class DeepGrow3DTask(DeepEditTask):
             raise BadRequest(f"model {self._name!r} segments what is clicked: click on a structure")
         return clicks
 
-    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
+    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> tuple[Floats, Floats]:
         """Nothing, where background clicks have nothing to take away from."""
         if not clicks[0]:
-            return np.full((1, *prepared.image.shape[1:]), -HOLD, dtype=np.float32)
+            nothing = self._automatic(prepared, clock)
+            return nothing, nothing
         return super()._margins(prepared, clicks, clock)
+
+    def _automatic(self, prepared: PreparedEdit, clock: Clock) -> Floats:  # noqa: ARG002
+        """Nothing."""
+        return np.full((1, *prepared.image.shape[1:]), -HOLD, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -237,6 +237,15 @@ def restore_levels(field: Floats, grid: NetworkGrid) -> Labels:
     return levels.transpose(2, 1, 0)
 
 
+def within(labels: Labels, roi: tuple[Point, Point] | None) -> Labels:
+    """The labels themselves, background outside the box from `roi`'s lower (inclusive) to its upper corner."""
+    if roi is not None:
+        for axis, (first, last) in enumerate(zip(*roi, strict=True)):
+            labels.swapaxes(0, axis)[:first] = 0
+            labels.swapaxes(0, axis)[last:] = 0
+    return labels
+
+
 @dataclass(frozen=True)
 class Interpolation:
     """Along one axis: the source voxels to fill, the coarse voxels they lie between, and the weights (fine, coarse)."""

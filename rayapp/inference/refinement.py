@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
+from rayapp.inference.fine import proposed
 from rayapp.inference.likelihood import CERTAIN
 from rayapp.inference.marks import BACKGROUND, FOREGROUND, Marks, marked
 from rayapp.inference.pipeline import Floats, NetworkGrid
@@ -115,7 +116,7 @@ class RefinementTask:
         # Outside the box is background for certain, but that says nothing of what is inside.
         drawn = marked(prepared.scan.shape, replace(prompts, roi=None), seeded=False) if prompts.roi else marks
         strokes = region.marks(drawn)
-        logits = np.clip(_proposed(margin, grid, region), -CERTAIN, CERTAIN) + _nearby(strokes, image, spacing)
+        logits = np.clip(proposed(margin, grid, region), -CERTAIN, CERTAIN) + _nearby(strokes, image, spacing)
         mask = optimise(logits, image, seen, spacing)
         clock.stage("infer")
         labels = painted(mask, region, marks)
@@ -137,21 +138,6 @@ def _region(margin: Floats, grid: NetworkGrid, marks: Marks, prompts: Prompts, s
         raise BadRequest("the network sees nothing of this structure here: scribble on it")
     low, high = np.min([low for low, _ in corners], axis=0), np.max([high for _, high in corners], axis=0)
     return Region.around(np.floor(low - grown), np.ceil(high + grown), scan.shape, scan.spacing)
-
-
-def _proposed(margin: Floats, grid: NetworkGrid, region: Region) -> Floats:
-    """The network's log-odds at the region's voxels."""
-    scale = np.array(grid.coarse) / grid.source
-    steps = np.array(region.steps)
-    field: Floats = ndimage.affine_transform(
-        np.ascontiguousarray(grid.to_source_axes(margin).transpose(2, 1, 0)),
-        steps * scale,
-        (np.array(region.lower) + 0.5 * steps) * scale - 0.5,
-        output_shape=region.shape,
-        order=1,
-        mode="nearest",
-    )
-    return field
 
 
 def _nearby(marks: Marks, image: Floats, spacing: Spacing) -> Floats:
