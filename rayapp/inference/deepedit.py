@@ -120,7 +120,9 @@ class DeepEditTask(SegmentationTask):
         added, margins = self._margins(prepared, clicks, clock)
         held = hold(margins, positions, _gray(prepared)) if any(clicks) else margins
         clock.stage("post")
-        yield self._answer(pipeline.restore(held, prepared.grid, roi=prompts.roi), clicks, config, clock)
+        labels = pipeline.restore(held, prepared.grid, roi=prompts.roi)
+        clock.stage("invert")
+        yield self._answer(labels, clicks, config, clock)
         if prepared.scan is not None and any(clicks):
             clock.resume()
             labels = self._drawn(prepared, prepared.scan, clicks, positions, added, margins, clock)
@@ -138,21 +140,24 @@ class DeepEditTask(SegmentationTask):
     ) -> Labels:
         """The labels, drawn finely around the clicks; away from them, those that there are without clicks."""
         automatic, grid, image = self._automatic(prepared, clock), prepared.grid, _gray(prepared)
-        held = hold(added, [*positions[:-1], ()], image)
-        kept = fine.changed(automatic, held, [position for points in positions[:-1] for position in points])
-        added, held = np.where(kept, added, automatic), np.where(kept, held, automatic)
-        left, fewer = np.minimum(added, margins), np.minimum(held, hold(margins, positions, image))
-        kept = fine.changed(held, fewer, positions[-1])
-        left, held = np.where(kept, left, added), np.where(kept, fewer, held)
-        clock.stage("post")
+        *structures, background = positions
+        held = hold(added, [*structures, ()], image)
+        kept = fine.changed(automatic, held, [position for points in structures for position in points])
+        left = added = np.where(kept, added, automatic)
+        held = np.where(kept, held, automatic)
+        if background:
+            fewer = np.minimum(held, hold(margins, positions, image))
+            kept = fine.changed(held, fewer, background)
+            left, held = np.where(kept, np.minimum(added, margins), added), np.where(kept, fewer, held)
+        clock.stage("infer")
         labels = pipeline.restore(held, grid)
         clock.stage("invert")
         fine.add(labels, scan, grid, added, clicks[:-1])
         fine.take(labels, scan, grid, left, clicks)
+        clock.stage("infer")
         return labels
 
     def _answer(self, labels: Labels, clicks: Clicks, config: Mapping[str, Any], clock: Clock) -> Prediction:
-        clock.stage("invert")
         if wanted(config.get("largest_cc")):
             labels = pipeline.keep_largest(labels)
         for channel, points in enumerate(clicks):

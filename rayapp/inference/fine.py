@@ -246,10 +246,12 @@ def _leaving(turned: Bools, scan: Scan) -> Ends:
     return growth
 
 
-def _winners(margins: Floats) -> npt.NDArray[np.intp]:
-    """The label of each voxel: the structure whose margin is positive, or 0."""
-    best = margins.argmax(axis=0)
-    return np.where(margins.max(axis=0) > 0, best + 1, 0)
+def _winners(margins: Floats) -> Labels:
+    """The label of each voxel: the structure whose margin is positive, which is one at most, or 0."""
+    winners = np.zeros(margins.shape[1:], dtype=np.uint8)
+    for value, margin in enumerate(margins, start=1):
+        np.maximum(winners, (margin > 0).view(np.uint8) * np.uint8(value), out=winners)
+    return winners
 
 
 def _shape(array: npt.NDArray[np.generic]) -> Shape:
