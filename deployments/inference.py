@@ -8,8 +8,11 @@ rebuilds them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 
 import ray
 from ray import serve
@@ -29,6 +32,7 @@ NAME = "inference"
 ONGOING = 8
 """Requests a replica works on at once: one in the network, the others decode, prepare or encode beside it."""
 ATTEMPTS = 4
+DIED = "the replica died and so did its stand-ins; try again in a second"
 TELLING = 32
 """Images handed out that one gateway tells replicas of at once; of more they hear nothing."""
 
@@ -63,6 +67,12 @@ class InferenceReplica:
                 raise
             logger.error("model %s failed at %s with %s", call.model, at, type(error).__name__)
             raise AppBroken(f"model {call.model!r} failed with {type(error).__name__} at {at}") from None
+
+    async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
+        """Answer a turn in stages."""
+        async with aclosing(self._service.stream(call)) as replies:
+            async for reply in replies:
+                yield reply
 
     async def prefetch(self, handed_out: HandedOut) -> None:
         """Begin with it when nobody waits; returns at once."""
@@ -105,6 +115,19 @@ def gpu_share(settings: Settings) -> float:
     return plan(hardware()).replica_gpus or CLICKS_SHARE
 
 
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Errors of the house as themselves, whichever process raised them."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, RayappError):
+            raise error.cause from None
+        raise
+    except BackPressureError:
+        raise Busy("all replicas are busy; try again in a second") from None
+
+
 class RoutedInference:
     """The gateway's side: sends a call to its image's replica, and again to another when that one dies."""
 
@@ -116,18 +139,30 @@ class RoutedInference:
         """Raises what the replica raised (`rayapp.errors`); Busy when all queues are full or replicas keep dying."""
         handle = self._handle.options(session_id=call.key)
         for attempt in range(ATTEMPTS):
-            try:
-                return await handle.infer.remote(call)
-            except RayTaskError as error:
-                if isinstance(error.cause, RayappError):
-                    raise error.cause from None
-                raise
-            except BackPressureError:
-                raise Busy("all replicas are busy; try again in a second") from None
-            except RayActorError:
-                # An inference changes nothing but its click log entry, so it may run again elsewhere.
-                await asyncio.sleep(0.05 * attempt)
-        raise Busy("the replica died and so did its stand-ins; try again in a second")
+            with _told():
+                try:
+                    return await handle.infer.remote(call)
+                except RayActorError:
+                    # An inference changes nothing but its click log entry, so it may run again elsewhere.
+                    await asyncio.sleep(0.05 * attempt)
+        raise Busy(DIED)
+
+    async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
+        """As `infer`, of a turn in stages. A replica that dies after its first answer is not stood in for: Busy."""
+        handle = self._handle.options(session_id=call.key, stream=True)
+        for attempt in range(ATTEMPTS):
+            begun = False
+            with _told():
+                try:
+                    async for reply in handle.stream.remote(call):
+                        begun = True
+                        yield reply
+                    return
+                except RayActorError:
+                    if begun:
+                        break
+                    await asyncio.sleep(0.05 * attempt)
+        raise Busy(DIED)
 
     def prefetch(self, handed_out: HandedOut) -> None:
         """Tell the image's replica, without waiting for it."""

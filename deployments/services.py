@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,9 @@ class Inference(Protocol):
 
     async def infer(self, call: InferCall) -> InferReply:
         """Raises what `rayapp.errors` names; Busy when every replica's queue is full."""
+
+    def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
+        """The answer in stages, to an interaction's turn. Raises as `infer`."""
 
     def prefetch(self, handed_out: HandedOut) -> None:
         """Tell the image's replica that somebody is about to work on it. Waits for nothing and raises nothing."""

@@ -53,7 +53,8 @@ class Interaction:
     """The interaction after event number `step` of the log.
 
     `done` are the prompts in force, oldest first, `undone` those that a redo brings back, the last one first. A prompt
-    holds `step` and any of `clicks` (points by label), `curves`, `roi`, `label`, `slice` and `reset`.
+    holds `step` and any of `clicks` (points by label), `curves`, `marks`, `extremes`, `start`, `roi`, `label`, `slice`
+    and `reset`.
     """
 
     id: str
@@ -123,18 +124,25 @@ class Interaction:
 
     @property
     def params(self) -> Info:
-        """The prompts in force as a request's `params`: clicks add up; of box, label and slice the last one holds."""
+        """The prompts in force as a request's `params` (`rayapp.inference.prompts`): clicks, curves and strokes add up,
+        each drawn on the structure that was worked on then; of all else the last one holds."""
         last: Info = {}
         clicks: dict[str, list[Any]] = {}
-        curves: list[Any] = []
+        drawn: dict[str, list[Info]] = {}
+        extremes: dict[str, Any] = {}
         for prompt in self.done:
             if prompt.get("reset"):
-                last, clicks, curves = {}, {}, []
+                last, clicks, drawn, extremes = {}, {}, {}, {}
+            last.update({name: prompt[name] for name in ("roi", "label", "slice", "start") if name in prompt})
+            label = last.get("label")
             for name, points in prompt.get("clicks", {}).items():
                 clicks.setdefault(name, []).extend(points)
-            curves += prompt.get("curves", [])
-            last.update({name: prompt[name] for name in ("roi", "label", "slice") if name in prompt})
-        return {**last, **clicks, **({"curves": curves} if curves else {})}
+            for points in prompt.get("curves", ()):
+                drawn.setdefault("curves", []).append({"label": label, "points": points})
+            if prompt.get("marks"):
+                drawn.setdefault("marks", []).append({"label": label, "packed": prompt["marks"]})
+            extremes.update(prompt.get("extremes", {}))
+        return {**last, **clicks, **drawn, **({"extremes": extremes} if extremes else {})}
 
 
 def prompt_of(event: ClickEvent) -> Info:

@@ -47,6 +47,7 @@ class Path(StrEnum):
     INTERACTION = "/interactions/{interaction_id}"
     INTERACTION_MASK = "/interactions/{interaction_id}/mask"
     INTERACTION_PROMPTS = "/interactions/{interaction_id}/prompts"
+    INTERACTION_STREAM = "/interactions/{interaction_id}/stream"
     INTERACTION_UNDO = "/interactions/{interaction_id}/undo"
     INTERACTION_REDO = "/interactions/{interaction_id}/redo"
     LOGS = "/logs/"
@@ -94,6 +95,7 @@ RESERVED_LABEL_NAMES = frozenset(
         "client_id",
         "curves",
         "device",
+        "extremes",
         "foreground",
         "image",
         "label",
@@ -102,6 +104,7 @@ RESERVED_LABEL_NAMES = frozenset(
         "label_tag",
         "largest_cc",
         "logging",
+        "marks",
         "model",
         "model_filename",
         "optimiser",
@@ -117,6 +120,7 @@ RESERVED_LABEL_NAMES = frozenset(
         "selected_label_name",
         "session",
         "slice",
+        "start",
         "timeout",
     }
 )

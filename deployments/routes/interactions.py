@@ -7,12 +7,16 @@ the log the mask is of, its token `mask`, and the token of the mask `onto` which
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.access import AsAnnotator, Described, Service
@@ -20,8 +24,8 @@ from deployments.problems import problems
 from deployments.routes.infer import unless_gone
 from deployments.services import Services
 from rayapp.datastore.protocol import ClickEvent, Info
-from rayapp.errors import BadRequest, NotAllowed, NotFound
-from rayapp.inference.messages import HandedOut, InferCall, Turn
+from rayapp.errors import BadRequest, NotAllowed, NotFound, RayappError
+from rayapp.inference.messages import HandedOut, InferCall, InferReply, Turn
 from rayapp.interaction import OPEN, PROMPT, REDO, UNDO, Interaction, no_interaction, opened_at, opening, prompt_of
 from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Output, Role, checked_name
 from rayapp.protocol import Path as Route
@@ -32,6 +36,11 @@ router = APIRouter(tags=["interactions"], responses=problems(400, 404, 409, 413,
 Point = tuple[int, int, int]
 _MASK: dict[int | str, dict[str, Any]] = {
     200: {"description": "The changed box as packed bits; params in a header.", "content": {MASK_MEDIA_TYPE: {}}}
+}
+
+
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Events `mask`, `problem` and `end`.", "content": {"text/event-stream": {}}}
 }
 
 
@@ -60,11 +69,16 @@ class Step(BaseModel):
 
 
 class Prompt(Step):
-    """One prompt more: voxel indices [i, j, k]; `roi` is [i0, i1, j0, j1, k0, k1], null for none any more; `reset`
-    lets go of all prompts before."""
+    """One prompt more: voxel indices [i, j, k]; `roi` is [i0, i1, j0, j1, k0, k1], null for none any more; `extremes`
+    are six outermost points by label name, or four on one slice; `marks` (strokes, 1 background and 2 foreground) and
+    `start` (a mask to start from, null for none any more) are packed masks in base64. Strokes and curves are drawn on
+    the structure that `label` names. `reset` lets go of all prompts before."""
 
     clicks: dict[str, list[Point]] = {}
     curves: list[list[Point]] = []
+    extremes: dict[str, list[Point]] = {}
+    marks: str | None = None
+    start: str | None = None
     roi: list[int] | None = None
     label: str | None = Field(None, max_length=200)
     slice: int | None = None
@@ -150,41 +164,79 @@ async def mask(
     return await _answer(request, services, call)
 
 
+def _given(said: Prompt) -> Info:
+    """What the prompt says."""
+    given: Info = said.model_dump(mode="json", exclude_unset=True, exclude={"request", "onto", "client_id"})
+    if not given:
+        raise BadRequest("a prompt needs clicks, curves, extremes, marks, start, roi, label, slice or reset")
+    return given
+
+
 @router.post(Route.INTERACTION_PROMPTS, response_class=Response, responses=_MASK)
 async def prompt(interaction_id: str, said: Prompt, request: Request, services: Service, user: AsAnnotator) -> Response:
     """Add a prompt; it is in the log, durably, before the network runs."""
-    given = said.model_dump(mode="json", exclude_unset=True, exclude={"request", "onto", "client_id"})
-    if not given:
-        raise BadRequest("a prompt needs clicks, curves, roi, label, slice or reset")
-    return await _turn(interaction_id, PROMPT, said, given, request, services, user)
+    return await _answer(request, services, await _turn(interaction_id, PROMPT, said, _given(said), services, user))
+
+
+@router.post(Route.INTERACTION_STREAM, response_class=Response, responses=_EVENTS)
+async def stream(interaction_id: str, said: Prompt, request: Request, services: Service, user: AsAnnotator) -> Response:
+    """Add a prompt; its masks as Server-Sent Events, the first as soon as there is one, each better one after it.
+
+    `mask` has `params` and the packed `mask` in base64, each with the changes to the one before; `problem` has what
+    went wrong, as `status` and `detail` (409: a newer prompt of the interaction is here); `end` is the last.
+    """
+    replies = services.inference.stream(await _turn(interaction_id, PROMPT, said, _given(said), services, user))
+    try:
+        first = await unless_gone(request, anext(replies))
+    except BaseException:
+        await replies.aclose()
+        raise
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_events(first, replies), media_type="text/event-stream", headers=headers)
+
+
+async def _events(first: InferReply, replies: AsyncGenerator[InferReply, None]) -> AsyncIterator[str]:
+    async with aclosing(replies):
+        yield _event("mask", _told(first))
+        try:
+            async for reply in replies:
+                yield _event("mask", _told(reply))
+        except RayappError as error:
+            yield _event("problem", {"status": error.status, "detail": error.detail})
+        yield _event("end", {})
+
+
+def _told(reply: InferReply) -> dict[str, Any]:
+    return {"params": dict(reply.params), "mask": base64.b64encode(reply.body or b"").decode()}
+
+
+def _event(kind: str, data: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
 @router.post(Route.INTERACTION_UNDO, response_class=Response, responses=_MASK)
 async def undo(interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator) -> Response:
     """Take the last prompt back. 409 when there is none."""
-    return await _turn(interaction_id, UNDO, asked, {}, request, services, user)
+    return await _answer(request, services, await _turn(interaction_id, UNDO, asked, {}, services, user))
 
 
 @router.post(Route.INTERACTION_REDO, response_class=Response, responses=_MASK)
 async def redo(interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator) -> Response:
     """Bring back the prompt undone last. 409 when there is none."""
-    return await _turn(interaction_id, REDO, asked, {}, request, services, user)
+    return await _answer(request, services, await _turn(interaction_id, REDO, asked, {}, services, user))
 
 
-async def _turn(
-    interaction_id: str, kind: str, asked: Step, given: Info, request: Request, services: Services, user: User
-) -> Response:
+async def _turn(interaction_id: str, kind: str, asked: Step, given: Info, services: Services, user: User) -> InferCall:
     found = await _find(services, interaction_id, user, reading=False)
     event = found.event(kind, given, request=asked.request, client_id=asked.client_id, ts=time.time())
-    call = InferCall(
+    return InferCall(
         model=found.model,
         key=found.image_id,
         output=Output.BOX,
         user=user.name,
-        client_id=found.id,  # a newer turn of the same interaction replaces one that waits for the network
+        client_id=found.id,  # a newer turn of the same interaction replaces one that is not through the network
         turn=Turn(interaction=found, event=event, onto=asked.onto),
     )
-    return await _answer(request, services, call)
 
 
 async def _answer(request: Request, services: Services, call: InferCall) -> Response:

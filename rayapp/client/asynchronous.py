@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 from urllib.parse import quote
 
-import aiohttp
-
+from rayapp.client.answers import read_infer
 from rayapp.client.interaction import AsyncInteraction
 from rayapp.client.results import (
     DatastoreStatus,
@@ -33,19 +32,18 @@ from rayapp.client.results import (
 )
 from rayapp.client.transport import (
     ATTEMPTS,
-    CHUNK,
     Call,
     Transport,
     Unreachable,
+    events,
     read_file,
     read_json,
     read_nothing,
     read_text,
-    save,
     target_of,
 )
 from rayapp.errors import Busy, NotFound
-from rayapp.protocol import FINAL, PARAMS_HEADER, Output
+from rayapp.protocol import FINAL, Output
 from rayapp.protocol import Path as Route
 
 Params = Mapping[str, Any]
@@ -129,7 +127,7 @@ class AsyncClient:
             files=files,
             replayable=True,
         )
-        return await self._transport.send(call, _read_infer(to))
+        return await self._transport.send(call, read_infer(to))
 
     async def infer_box(
         self, model: str, image: str = "", *, params: Params | None = None, session: str | None = None
@@ -327,14 +325,13 @@ class AsyncClient:
         failed = 0
         while True:
             try:
-                async with self._transport.opened(Call(method="GET", path=_path(Route.JOB_EVENTS, job_id=job))) as told:
-                    async for line in told.content:
-                        if line.startswith(b"data: "):
-                            failed = 0
-                            found = cast(Job, json.loads(line.removeprefix(b"data: ")))
-                            yield found
-                            if "end_ts" in found:
-                                return
+                call = Call(method="GET", path=_path(Route.JOB_EVENTS, job_id=job))
+                async with self._transport.opened(call) as answer, aclosing(events(answer)) as told:
+                    async for _, found in told:
+                        failed = 0
+                        yield cast(Job, found)
+                        if "end_ts" in found:
+                            return
             except (Unreachable, Busy):
                 failed += 1
                 if failed == ATTEMPTS:
@@ -386,44 +383,6 @@ def _path(route: Route, **names: str) -> str:
 
 def _jobs_path(kind: JobKind) -> str:
     return Route.BATCH if kind is JobKind.BATCH else f"/{kind}/"
-
-
-def _read_infer(to: Path | None) -> Callable[[aiohttp.ClientResponse], Awaitable[InferResult]]:
-    """A reader of an inference's answer: params and mask in parts, or either alone."""
-
-    async def read(response: aiohttp.ClientResponse) -> InferResult:
-        if response.content_type == "application/json":
-            return InferResult(params=await read_json(response))
-        if not response.content_type.startswith("multipart/"):
-            disposition = response.content_disposition
-            name = disposition.filename if disposition else None
-            kept = await _keep(response.content.readany, to, name)
-            params = json.loads(response.headers.get(PARAMS_HEADER, "{}"))
-            return InferResult(params=params, filename=name, media_type=response.content_type, **kept)
-        params = {}
-        mask: dict[str, Any] = {}
-        async for part in aiohttp.MultipartReader.from_response(response):
-            if not isinstance(part, aiohttp.BodyPartReader):
-                continue
-            if part.name == "params":
-                params = await part.json() or {}
-            else:
-                kept = await _keep(partial(part.read_chunk, CHUNK), to, part.filename)
-                mask = {"filename": part.filename, "media_type": part.headers.get("Content-Type"), **kept}
-        return InferResult(params=params, **mask)
-
-    return read
-
-
-async def _keep(next_chunk: Callable[[], Awaitable[bytes]], to: Path | None, name: str | None) -> dict[str, Any]:
-    if to is not None:
-        target = target_of(to, name)
-        await save(next_chunk, target)
-        return {"path": target}
-    chunks = []
-    while chunk := await next_chunk():
-        chunks.append(chunk)
-    return {"body": b"".join(chunks)}
 
 
 __all__ = ["AsyncClient", "Params"]

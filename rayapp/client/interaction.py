@@ -6,10 +6,12 @@ AsyncInteraction may run side by side: an answer that is overtaken by a later on
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import quote
 
 import aiohttp
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.client.results import MAX_LABELS, InteractionState
-from rayapp.client.transport import Call, Transport, read_json
+from rayapp.client.transport import Call, Transport, Unreachable, events, problem, read_json
 from rayapp.protocol import PARAMS_HEADER
 from rayapp.protocol import Path as Route
 
@@ -25,6 +27,25 @@ T = TypeVar("T")
 Mask = npt.NDArray[np.unsignedinteger[Any]]
 """(I, J, K), on the image's grid as its file lays it out."""
 Points = Sequence[Sequence[int]]
+
+
+class Said(TypedDict, total=False):
+    """What a prompt may say beside clicks, in voxel indices [i, j, k].
+
+    `curves` are closed, each on one slice; `extremes` are six outermost points by label name, or four on one slice;
+    `marks` are strokes, (I, J, K), 1 background and 2 foreground; `start` is a mask to start from; `roi` is [i0, i1,
+    j0, j1, k0, k1]; strokes and curves are drawn on the structure that `label` names; `reset` lets go of all prompts
+    before.
+    """
+
+    curves: Sequence[Points]
+    extremes: Mapping[str, Points]
+    marks: Mask | None
+    start: Mask | None
+    roi: Sequence[int] | None
+    label: str | None
+    slice: int | None
+    reset: bool
 
 
 class AsyncInteraction:
@@ -42,25 +63,32 @@ class AsyncInteraction:
         self._client_id = client_id
         self._token = ""
 
-    async def prompt(
-        self,
-        clicks: Mapping[str, Points] | None = None,
-        *,
-        curves: Sequence[Points] = (),
-        roi: Sequence[int] | None = None,
-        label: str | None = None,
-        slice: int | None = None,
-        reset: bool = False,
-    ) -> Mask:
-        """Add clicks by label name, closed curves, a box or more; the mask with them.
+    async def prompt(self, clicks: Mapping[str, Points] | None = None, **said: Unpack[Said]) -> Mask:
+        """Add clicks by label name, closed curves, a box or more (see `Said`); the mask with them.
 
         Raises BadRequest for what does not fit the image or the model: it does not count then.
         """
-        given: dict[str, Any] = {"clicks": clicks, "curves": curves or None, "roi": roi, "label": label, "slice": slice}
-        said = {name: value for name, value in given.items() if value is not None}
-        if reset:
-            said["reset"] = True
-        return await self._turn(Route.INTERACTION_PROMPTS, said)
+        return await self._turn(Route.INTERACTION_PROMPTS, _prompt(clicks, said))
+
+    async def stream(
+        self, clicks: Mapping[str, Points] | None = None, **said: Unpack[Said]
+    ) -> AsyncGenerator[Mask, None]:
+        """As `prompt`, with every mask that the model comes to: a rough one soon, then what is better.
+
+        Raises Conflict once a newer prompt of the interaction is there.
+        """
+        body = {**_prompt(clicks, said), "request": secrets.token_hex(8), "client_id": self._client_id}
+        held, body["onto"] = self.labels, self._token
+        call = Call(method="POST", path=self._path(Route.INTERACTION_STREAM), json=body)
+        async with self._transport.opened(call) as answer, aclosing(events(answer)) as told:
+            async for kind, data in told:
+                if kind == "problem":
+                    raise problem(data["status"], data["detail"])
+                if kind == "end":
+                    return
+                held = self._taken(data["params"], base64.b64decode(data["mask"]), held)
+                yield held
+        raise Unreachable("the connection broke off before the last mask")
 
     async def undo(self) -> Mask:
         """Take the last prompt back; the mask before it. Raises Conflict when there is none."""
@@ -91,10 +119,13 @@ class AsyncInteraction:
         held, token = self.labels, self._token
         body = {**said, "request": secrets.token_hex(8), "onto": token, "client_id": self._client_id}
         call = Call(method="POST", path=self._path(route), json=body, known=True)
-        params, changes = await self._transport.send(call, _read)
+        return self._taken(*await self._transport.send(call, _read), held)
+
+    def _taken(self, params: dict[str, Any], changes: bytes, held: Mask | None) -> Mask:
+        """The mask that an answer makes of the one that was held; kept, unless a later step's is here."""
         told = params["interaction"]
         labels = _decoded(changes, held if told["onto"] else None)
-        if told["step"] > self.step:
+        if told["step"] >= self.step:
             self.labels, self.step, self.params, self._token = labels, told["step"], params, told["mask"]
         return labels
 
@@ -117,19 +148,22 @@ class Interaction:
         """What came with it."""
         return self._interaction.params
 
-    def prompt(
-        self,
-        clicks: Mapping[str, Points] | None = None,
-        *,
-        curves: Sequence[Points] = (),
-        roi: Sequence[int] | None = None,
-        label: str | None = None,
-        slice: int | None = None,
-        reset: bool = False,
-    ) -> Mask:
+    def prompt(self, clicks: Mapping[str, Points] | None = None, **said: Unpack[Said]) -> Mask:
         """As of `AsyncInteraction`."""
-        said = self._interaction.prompt(clicks, curves=curves, roi=roi, label=label, slice=slice, reset=reset)
-        return cast(Mask, self._run(said))
+        return cast(Mask, self._run(self._interaction.prompt(clicks, **said)))
+
+    def stream(self, clicks: Mapping[str, Points] | None = None, **said: Unpack[Said]) -> Iterator[Mask]:
+        """As of `AsyncInteraction`."""
+        masks = self._interaction.stream(clicks, **said)
+
+        async def following() -> Mask | None:
+            return await anext(masks, None)
+
+        try:
+            while (found := self._run(following())) is not None:
+                yield found
+        finally:
+            self._run(masks.aclose())
 
     def undo(self) -> Mask:
         """As of `AsyncInteraction`."""
@@ -146,6 +180,17 @@ class Interaction:
     def mask(self, *, step: int | None = None, model: str = "", version: str = "") -> Mask:
         """As of `AsyncInteraction`."""
         return cast(Mask, self._run(self._interaction.mask(step=step, model=model, version=version)))
+
+
+def _prompt(clicks: Mapping[str, Points] | None, said: Said) -> dict[str, Any]:
+    """As the server reads it; masks are packed."""
+    given: dict[str, Any] = {name: value for name, value in {"clicks": clicks, **said}.items() if value is not None}
+    for name in ("marks", "start"):
+        if name in given:
+            from rayapp.imaging import mask_codec  # sending clicks needs none of the packages that masks need
+
+            given[name] = mask_codec.to_text(given[name])
+    return given
 
 
 async def _read(response: aiohttp.ClientResponse) -> tuple[dict[str, Any], bytes]:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,16 +109,16 @@ class Transport:
                     response = await self._open(call, stack)
                     if response.status < 400:
                         return await read(response)
-                    problem = await _error(response)
+                    error = await _error(response)
                     after = _retry_after(response)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                problem = Unreachable(f"no answer from {self._url}: {str(error) or type(error).__name__}")
+            except (aiohttp.ClientError, TimeoutError) as broken:
                 if not call.safe or attempt == ATTEMPTS:
-                    raise problem from error
+                    reason = str(broken) or type(broken).__name__
+                    raise Unreachable(f"no answer from {self._url}: {reason}") from broken
             else:
                 turned_away = after is not None and (call.safe or call.replayable)
                 if attempt == ATTEMPTS or not turned_away:
-                    raise problem
+                    raise error
                 wait = min(LONGEST_WAIT, after or wait)
             await asyncio.sleep(wait)
 
@@ -182,6 +182,24 @@ async def read_nothing(response: aiohttp.ClientResponse) -> None:
     await response.read()
 
 
+async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str, Any], None]:
+    """Server-Sent Events as their kind and their data, which is JSON; comments are left out."""
+    rest = b""
+    async for chunk in response.content.iter_any():
+        *whole, rest = (rest + chunk).split(b"\n\n")
+        for event in whole:
+            fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if not line.startswith(b":"))
+            if b"data" in fields:
+                yield fields.get(b"event", b"message").decode(), json.loads(fields[b"data"])
+
+
+def problem(status: int, detail: str) -> RayappError:
+    """The error that a status stands for."""
+    error = _BY_STATUS.get(status, RayappError)(detail)
+    error.status = status
+    return error
+
+
 def read_file(to: Path) -> Callable[[aiohttp.ClientResponse], Awaitable[Path]]:
     """A reader that streams the answer to the file `to`, or into the folder `to` under the name the server gives."""
 
@@ -234,9 +252,7 @@ async def _error(response: aiohttp.ClientResponse) -> RayappError:
         detail = text.strip()[:500] or response.reason or "no reason given"
     if isinstance(detail, list):
         detail = "; ".join(_problem(item) for item in detail)
-    error = _BY_STATUS.get(response.status, RayappError)(str(detail))
-    error.status = response.status
-    return error
+    return problem(response.status, str(detail))
 
 
 def _problem(item: Any) -> str:

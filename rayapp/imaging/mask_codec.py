@@ -17,6 +17,7 @@ Voxels outside the box are those of the mask that the receiver has (zeros at the
 
 from __future__ import annotations
 
+import base64
 import math
 import struct
 from typing import Any
@@ -92,6 +93,23 @@ def decode(data: bytes, onto: Mask | None = None, *, max_bytes: int = 1 << 32) -
     if planes:
         box = tuple(slice(c, c + s) for c, s in zip(corner, size, strict=True))
         labels[box] = _unpacked(data[_HEAD.size :], planes, math.prod(size), dtype).reshape(size, order="F")
+    return labels
+
+
+def to_text(labels: Mask) -> str:
+    """Encoded, for JSON: base64."""
+    return base64.b64encode(encode(labels)).decode()
+
+
+def from_text(text: str, shape: tuple[int, int, int]) -> Mask:
+    """The label map of this shape. Raises Unreadable, TooLarge."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise Unreadable(f"a packed mask in text is base64: {error}") from None
+    labels = decode(data, max_bytes=2 * math.prod(shape))
+    if labels.shape != shape:
+        raise Unreadable(f"the packed mask has {labels.shape} voxels, its image {shape}")
     return labels
 
 

@@ -170,19 +170,17 @@ class _Replaced(Exception):
 
 def opening_prompts(info: TaskInfo, shape: tuple[int, int, int]) -> Prompts:
     """What runs a model before anybody pointed at anything: nothing where it knows structures, else a click."""
-    names = [name for name, value in info.labels.items() if value]
+    names = list(info.structures)
     if names:
-        return Prompts(label=names[0] if info.type == "scribbles" else None)
+        return Prompts(label=names[0] if info.draws else None)
     i, j, k = (n // 2 for n in shape)
     return Prompts(clicks={FOREGROUND: ((i, j, k),)})
 
 
 def _bare(info: TaskInfo, prompts: Prompts, config: Mapping[str, Any]) -> bool:
     """True where the answer depends on the image alone."""
-    if info.type == "scribbles" or prompts.marks is not None or prompts.start is not None:
-        return False
     usual = all(_usual(config[name], default) for name, default in info.config.items() if name in config)
-    return usual and dataclasses.replace(prompts, label=None, reset=False) == Prompts()
+    return usual and not info.draws and prompts.nothing and prompts.roi is None and prompts.slice is None
 
 
 def _usual(value: object, default: object) -> bool:

@@ -7,7 +7,6 @@ All methods belong to one event loop.
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import secrets
 import time
@@ -23,7 +22,7 @@ from rayapp.errors import BadRequest
 from rayapp.imaging import mask_codec
 from rayapp.inference.cache import ByteCache
 from rayapp.inference.messages import InferCall, Turn
-from rayapp.inference.prompts import BACKGROUND, FOREGROUND, parse_prompts
+from rayapp.inference.prompts import BACKGROUND, FOREGROUND, own_names, parse_prompts
 from rayapp.inference.task import Prompts, TaskInfo
 from rayapp.interaction import PROMPT, WITHDRAW, Interaction
 
@@ -85,8 +84,8 @@ class ClickLog:
             if event.payload["request"] in now.requests:
                 return now
             now.check(event.kind)
-            _check_labels(event, info)
-            parse_prompts(now.after(event).params, info, shape)
+            _check_labels(now, event, info)
+            await asyncio.to_thread(parse_prompts, now.after(event).params, info, shape)
             (seq,) = await self._log.append_events([dataclasses.replace(event, model_version=version)])
             return await self._read(turn.interaction, seq)
 
@@ -138,18 +137,38 @@ class ClickLog:
         return token
 
 
-def _check_labels(event: ClickEvent, info: TaskInfo) -> None:
-    known = dict.fromkeys((*info.labels, FOREGROUND, BACKGROUND))
-    for name in event.payload.get("clicks", {}):
+def _check_labels(now: Interaction, event: ClickEvent, info: TaskInfo) -> None:
+    """A click on what the model does not know would count for nothing. Models of whatever is pointed at know what
+    `label` names."""
+    label = event.payload.get("label", now.params.get("label"))
+    known = dict.fromkeys((*own_names(info, label), FOREGROUND, BACKGROUND))
+    for name in (*event.payload.get("clicks", {}), *event.payload.get("extremes", {})):
         if name not in known:
             raise BadRequest(f"the model knows no {name[:60]!r}; it knows: {', '.join(known)}")
 
 
 def payload_of(prompts: Prompts) -> dict[str, Any]:
-    """What the click log keeps; scribbles as `mask_codec` packs them, in base64."""
-    payload: dict[str, Any] = {"clicks": {name: list(points) for name, points in prompts.clicks.items()}}
-    if prompts.marks is not None:
-        payload["marks"] = base64.b64encode(mask_codec.encode(prompts.marks)).decode()
-    if prompts.curves:
-        payload["curves"] = [list(points) for points in prompts.curves]
-    return {**payload, "roi": prompts.roi}
+    """What the click log keeps; masks as `mask_codec` packs them, in base64."""
+    drawings = {
+        name: {"marks": _packed(drawing.marks), "curves": [list(points) for points in drawing.curves]}
+        for name, drawing in prompts.drawings.items()
+    }
+    said = {
+        "marks": _packed(prompts.marks),
+        "curves": [list(points) for points in prompts.curves],
+        "drawings": drawings,
+        "extremes": {name: list(points) for name, points in prompts.extremes.items()},
+        "start": _packed(prompts.start),
+        "label": prompts.label,
+        "slice": prompts.slice,
+    }
+    clicks = {name: list(points) for name, points in prompts.clicks.items()}
+    return {
+        "clicks": clicks,
+        "roi": prompts.roi,
+        **{name: value for name, value in said.items() if value not in (None, [], {})},
+    }
+
+
+def _packed(mask: Mask | None) -> str | None:
+    return None if mask is None else mask_codec.to_text(mask)

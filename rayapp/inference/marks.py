@@ -50,6 +50,30 @@ def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: 
     return marks
 
 
+def parse_start(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: Mapping[str, int]) -> Marks:
+    """An uploaded label map as a mask to start from: with the model's values for its `labels`; for a model without, 1
+    for the segment that `label` or `selected_label_name` names and 2 for all others. Without `label_info` the values
+    are the model's already.
+
+    Raises:
+        BadRequest: if `label_info` is not a list of names and ids, or a value fits no byte.
+    """
+    values = _values(params.get("label_info"))
+    if not values:
+        if label_map.max(initial=0) > 255:
+            raise BadRequest("label: a mask to start from has values up to 255")
+        return label_map.astype(np.uint8, order="F")
+    start = np.zeros(label_map.shape, dtype=np.uint8, order="F")
+    if not labels:
+        own = values.get(str(params.get("label")), values.get(str(params.get("selected_label_name"))))
+        start[label_map > 0] = 2
+        start[label_map == own] = 1
+    for name, value in labels.items():
+        if value and name in values:
+            start[label_map == values[name]] = value
+    return start
+
+
 def marked(shape: tuple[int, int, int], prompts: Prompts, *, seeded: bool = True) -> Marks:
     """All that a request marks on an image of `shape`: scribbles, closed curves, clicks and the box.
 
@@ -69,7 +93,7 @@ def marked(shape: tuple[int, int, int], prompts: Prompts, *, seeded: bool = True
     if given is not None:
         np.copyto(part, given[inside])
     for curve in prompts.curves:
-        within = _enclosed(curve, shape)
+        within = enclosed(curve, shape)
         marks[within] = np.where(marks[within] > 0, marks[within], FOREGROUND)
     for name, mark in (("background", BACKGROUND), ("foreground", FOREGROUND)):
         for point in prompts.clicks.get(name, ()):
@@ -84,7 +108,7 @@ def marked(shape: tuple[int, int, int], prompts: Prompts, *, seeded: bool = True
     return marks
 
 
-def _enclosed(curve: Sequence[Point], shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.intp], ...]:
+def enclosed(curve: Sequence[Point], shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.intp], ...]:
     """Indices of the voxels in a closed curve on one slice, with those that it runs through."""
     from skimage.draw import polygon, polygon_perimeter  # slow to import
 

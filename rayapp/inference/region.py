@@ -33,13 +33,19 @@ class Region:
 
     @classmethod
     def around(
-        cls, lower: npt.ArrayLike, upper: npt.ArrayLike, shape: Shape, spacing: npt.NDArray[np.float64]
+        cls,
+        lower: npt.ArrayLike,
+        upper: npt.ArrayLike,
+        shape: Shape,
+        spacing: npt.NDArray[np.float64],
+        *,
+        most: int = MAX_VOXELS,
     ) -> Region:
-        """The box clipped to an image of `shape`, with the finest axes averaged until it is small enough."""
+        """The box clipped to an image of `shape`, with the finest axes averaged until it has at most `most` voxels."""
         low = np.maximum(0, np.asarray(lower)).astype(int)
         high = np.minimum(shape, np.asarray(upper)).astype(int)
         steps = np.ones(3, dtype=int)
-        while np.prod(-(-(high - low) // steps)) > MAX_VOXELS:
+        while np.prod(-(-(high - low) // steps)) > most:
             steps[int(np.argmin(spacing * steps))] += 1
         return cls(lower=_point(low), upper=_point(high), steps=_point(steps))
 

@@ -24,6 +24,7 @@ from scipy import ndimage
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
 from rayapp.inference import likelihood, sparse_slices
+from rayapp.inference.extreme_points import connect
 from rayapp.inference.graph_cut import graph_cut
 from rayapp.inference.likelihood import CERTAIN, Fit, Likelihood
 from rayapp.inference.marks import BACKGROUND, FOREGROUND, Marks, marked
@@ -89,6 +90,8 @@ class ScribblesTask:
         """
         clock, optimise = Clock(), optimiser_of(config)
         marks = marked(prepared.shape, prompts)
+        for points in prompts.extremes.values():
+            connect(marks, prepared, points)
         clock.stage("pre")
         work = Work.on(prepared, marks, *_first_region(prepared, marks, prompts))
         outlines, model = self._outlines(work, optimise)

@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,13 +28,14 @@ from rayapp.imaging.volume import Grid, Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.inference.ahead import Ahead
 from rayapp.inference.click_log import ClickLog, Log, Mask, payload_of
+from rayapp.inference.drawings import obeyed, understood
 from rayapp.inference.images import Images, OpenImage, OpenImages
 from rayapp.inference.interruption import interruptible
 from rayapp.inference.lanes import Lanes
-from rayapp.inference.marks import parse_marks
+from rayapp.inference.marks import parse_marks, parse_start
 from rayapp.inference.messages import HandedOut, InferCall, InferReply, Turn
 from rayapp.inference.newest import Check, Newest
-from rayapp.inference.prompts import parse_prompts
+from rayapp.inference.prompts import STARTS, parse_prompts
 from rayapp.inference.serving import Serving
 from rayapp.inference.task import InferTask, Prediction, Prompts, StagedTask, runs_network
 from rayapp.planner import hardware, plan
@@ -46,7 +46,7 @@ class Store(Images, Log, Protocol):
     """What the service needs of the datastore, asynchronously."""
 
 
-Ask = Callable[["Work", Any], Iterator[Prediction]]
+Ask = Callable[["Work", Any, Prompts], Iterator[Prediction]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +110,7 @@ class InferenceService:
         task = await self._task(call)
         with self._newest.place(_annotator(call)) as check:
             image = await self._images.open(call.key, call.path)
-            prompts = parse_prompts(call.params, task.info, image.volume.shape)
-            if call.mask is not None and task.info.type == "scribbles":
-                prompts = await self._lanes.io(self._with_marks, prompts, call.mask, image, call, task)
+            prompts = await self._lanes.io(self._prompts, call, task, image)
             work = Work(call=call, task=task, image=image, prompts=prompts, check=check, began=began)
             try:
                 async with aclosing(self._predictions(work, _best)) as predictions:
@@ -134,7 +132,7 @@ class InferenceService:
         at = await self._log.advance(turn, task.info, task.version, image.volume.shape)
         call = replace(call, params=at.params)
         with self._newest.place(_annotator(call)) as check:
-            prompts = parse_prompts(call.params, task.info, image.volume.shape)
+            prompts = await self._lanes.io(self._prompts, call, task, image)
             work = Work(call=call, task=task, image=image, prompts=prompts, check=check, began=began)
             token, onto = turn.onto, self._log.mask(turn.onto)
             try:
@@ -165,11 +163,13 @@ class InferenceService:
             return
         prepared = await self._images.prepared(work.call.model, work.task, work.image)
         waited = time.perf_counter() - work.began
-        answers = ask(work, prepared)
+        info, shape = work.task.info, work.image.volume.shape
+        answers = ask(work, prepared, understood(work.prompts, info, shape))
 
         def following() -> Prediction | None:
             with interruptible(work.check):
-                return next(answers, None)
+                found = next(answers, None)
+            return found and replace(found, labels=obeyed(found.labels, work.prompts, info))
 
         network = runs_network(work.task)
         while (prediction := await self._lanes.model(following, network=network)) is not None:
@@ -185,14 +185,21 @@ class InferenceService:
 
     async def _record(self, work: Work) -> None:
         """Log the prompts; sessions and uploads have no image to log to."""
-        prompts = work.prompts
-        if work.call.path is None and (prompts.clicks or prompts.curves or prompts.marks is not None):
-            await self._log.record(work.call, work.task.version, prompts, await self._lanes.io(payload_of, prompts))
+        if work.call.path is None and not work.prompts.nothing:
+            payload = await self._lanes.io(payload_of, work.prompts)
+            await self._log.record(work.call, work.task.version, work.prompts, payload)
 
-    def _with_marks(self, prompts: Prompts, path: Path, image: OpenImage, call: InferCall, task: InferTask) -> Prompts:
-        grid = Grid(shape=image.volume.shape, affine=image.volume.affine)
-        label_map = read_label_map(path, grid, max_bytes=self._max_volume)
-        return replace(prompts, marks=parse_marks(label_map.array, call.params, task.info.labels))
+    def _prompts(self, call: InferCall, task: InferTask, image: OpenImage) -> Prompts:
+        """All that the call says, and shows in its label map: scribbles, or a mask to start from."""
+        info, shape = task.info, image.volume.shape
+        prompts = parse_prompts(call.params, info, shape)
+        if call.mask is None or not (info.draws or info.type in STARTS):
+            return prompts
+        grid = Grid(shape=shape, affine=image.volume.affine)
+        label_map = read_label_map(call.mask, grid, max_bytes=self._max_volume).array
+        if info.draws:
+            return replace(prompts, marks=parse_marks(label_map, call.params, info.labels))
+        return replace(prompts, start=parse_start(label_map, call.params, info.labels))
 
     def close(self) -> None:
         """Stop the threads; calls still queued are dropped. From any thread, once nobody calls any more."""
@@ -201,16 +208,16 @@ class InferenceService:
         self._lanes.close()
 
 
-def _best(work: Work, prepared: Any) -> Iterator[Prediction]:
+def _best(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
     """The last answer alone."""
-    yield work.task.predict(prepared, work.prompts, work.call.params)
+    yield work.task.predict(prepared, prompts, work.call.params)
 
 
-def _stages(work: Work, prepared: Any) -> Iterator[Prediction]:
+def _stages(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
     """All answers."""
     if isinstance(work.task, StagedTask):
-        return work.task.stages(prepared, work.prompts, work.call.params)
-    return _best(work, prepared)
+        return work.task.stages(prepared, prompts, work.call.params)
+    return _best(work, prepared, prompts)
 
 
 def _annotator(call: InferCall) -> tuple[str, str, str] | None:

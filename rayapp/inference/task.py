@@ -25,6 +25,14 @@ Point = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Strokes on one structure and around it, and closed curves along its outline, as in `Prompts`."""
+
+    marks: npt.NDArray[np.uint8] | None = None
+    curves: Sequence[Sequence[Point]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
     """What the annotator pointed at, in voxel indices of the source image.
 
@@ -32,7 +40,8 @@ class Prompts:
     are scribbles as `rayapp.inference.marks` makes them of an uploaded label map. Each of `curves` is a closed polygon
     on one slice, along whichever axis. `start` is a mask that exists already, to be corrected and not found anew: its
     values are the model's labels; for a model of one structure 1 is that structure, and voxels of any other value
-    belong to others, which it leaves alone.
+    belong to others, which it leaves alone. `extremes` are a structure's outermost points along i, j and k, by name.
+    `drawings` take the place of `marks` and `curves` for models of several structures, by name.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)
@@ -43,6 +52,14 @@ class Prompts:
     marks: npt.NDArray[np.uint8] | None = None  # of the source image's shape
     curves: Sequence[Sequence[Point]] = ()
     start: npt.NDArray[np.uint8] | None = None  # of the source image's shape
+    extremes: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    drawings: Mapping[str, Drawing] = field(default_factory=dict)
+
+    @property
+    def nothing(self) -> bool:
+        """True where nothing was pointed at or drawn; a box, a label or a slice alone point at nothing."""
+        masks = self.marks is not None or self.start is not None
+        return not (masks or self.clicks or self.curves or self.extremes or self.drawings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +84,16 @@ class TaskInfo:
     description: str
     config: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
+
+    @property
+    def structures(self) -> dict[str, int]:
+        """`labels` without background; none for a model of whatever is pointed at."""
+        return {name: value for name, value in self.labels.items() if value}
+
+    @property
+    def draws(self) -> bool:
+        """True where the model itself knows what to make of strokes and curves."""
+        return self.type == "scribbles"
 
 
 class Prepared(Protocol):

@@ -14,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813
 from rayapp import errors
 from rayapp.client import AsyncClient, Client, JobKind
 from rayapp.protocol import Output
-from tests.conftest import Running
+from tests.conftest import SHAPE, Running
 from tests.contract.test_monailabel_client import labelled, same_grid
 
 
@@ -75,6 +75,54 @@ def test_an_interaction_goes_on_elsewhere_and_answers_what_an_inference_with_all
         assert np.array_equal(again.redo(), work.labels)
     with pytest.raises(errors.Conflict):
         work.redo()
+
+
+DRAWN = {
+    "strokes": {"marks": [((20, 20, 20), 2), ((40, 45, 20), 1)]},
+    "a closed curve": {"curves": [[[20, 20, 18], [20, 30, 18], [30, 30, 18], [30, 20, 18]]]},
+    "extreme points": {
+        "extremes": {"liver": [[15, 22, 20], [40, 24, 20], [25, 12, 20], [26, 35, 20], [27, 22, 12], [28, 22, 30]]}
+    },
+    "a box": {"roi": [10, 50, 8, 44, 6, 34]},
+}
+
+
+@pytest.mark.parametrize("model", ["deepedit", "Histogram+GraphCut"])
+@pytest.mark.parametrize("kind", DRAWN)
+def test_a_drawn_prompt_of_any_kind_is_answered_undone_and_replayed(client: Client, model: str, kind: str):
+    said = dict(DRAWN[kind])
+    if "marks" in said:
+        marks = np.zeros(SHAPE, np.uint8, order="F")
+        for point, mark in said["marks"]:
+            marks[point] = mark
+        said["marks"] = marks
+    work = client.open_interaction(model, "torso_2")
+    before = work.prompt({"foreground": [[25, 25, 20]]}, label="liver")
+    after = work.prompt(label="liver", **said)
+    if "marks" in said:
+        assert after[20, 20, 20] == 1
+        assert after[40, 45, 20] == 0
+    if "curves" in said:
+        assert (after[20:31, 20:31, 18] == 1).all()
+    if "extremes" in said:
+        assert all(after[tuple(point)] == 1 for point in said["extremes"]["liver"])
+        assert np.argwhere(after == 1).min(axis=0).tolist() == [15, 12, 12]
+    if "roi" in said:
+        assert not after[:10].any()
+        assert after.any()
+    assert np.array_equal(work.undo(), before)
+    assert np.array_equal(work.redo(), after)
+    assert np.array_equal(work.mask(step=work.state()["events"][1]["step"]), after)
+
+
+def test_a_prompts_masks_are_streamed_and_the_last_is_what_stays(client: Client):
+    work = client.open_interaction("deepedit", "torso_2")
+    masks = list(work.stream({"liver": [[25, 25, 20]]}))
+    assert masks
+    assert np.array_equal(masks[-1], work.mask())
+    assert np.array_equal(masks[-1], work.labels)
+    with pytest.raises(errors.BadRequest, match="outside"):
+        list(work.stream({"liver": [[1000, 25, 20]]}))
 
 
 def test_an_opened_images_first_mask_is_there_without_waiting_for_the_network(client: Client):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,10 @@ class Network:
                 self.cancelled.set()
                 raise
         return await self.service.infer(call)
+
+    def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
+        self.calls.append(call)
+        return self.service.stream(call)
 
     def prefetch(self, handed_out: HandedOut) -> None:
         self.handed_out.append(handed_out)

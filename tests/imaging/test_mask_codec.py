@@ -115,3 +115,17 @@ def test_a_mask_of_another_shape_cannot_be_changed() -> None:
 def test_what_is_no_label_map_is_not_encoded(wrong: Mask) -> None:
     with pytest.raises(ValueError, match="three axes and an unsigned type"):
         mask_codec.encode(wrong)
+
+
+def test_a_mask_in_text_is_read_for_its_image_only():
+    mask = np.zeros((3, 4, 5), np.uint8, order="F")
+    mask[1, 2, 3] = 7
+    assert np.array_equal(mask_codec.from_text(mask_codec.to_text(mask), (3, 4, 5)), mask)
+    for text, shape in (
+        (mask_codec.to_text(mask), (5, 4, 3)),
+        ("ü", (3, 4, 5)),
+        ("AAAA", (3, 4, 5)),
+        (mask_codec.to_text(mask), (1, 1, 1)),
+    ):
+        with pytest.raises((Unreadable, TooLarge)):
+            mask_codec.from_text(text, shape)

@@ -10,6 +10,7 @@ from rayapp.inference.task import TaskInfo
 
 SHAPE = (10, 20, 30)
 INFO = TaskInfo(type="deepedit", labels={"background": 0, "liver": 1, "spleen": 2}, dimension=3, description="")
+SCRIBBLES = TaskInfo(type="scribbles", labels={}, dimension=3, description="")
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -107,7 +108,7 @@ def test_a_flood_of_clicks_is_refused():
         parse(liver=[[1, 1, 1]] * (MAX_CLICKS + 1))
 
 
-KEYS = ["liver", "background", "foreground", "roi", "slice", "label", "null"]
+KEYS = ["curves", "extremes", "marks", "start", "liver", "background", "foreground", "roi", "slice", "label", "null"]
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -141,8 +142,12 @@ def test_a_roi_holds_every_voxel_between_its_ends(ends):
 
 def test_closed_curves_are_lists_of_points_on_one_slice():
     curve = [[1, 2, 3], [4, 2, 3], [4, 5, 3]]
-    assert parse_prompts({"curves": [curve]}, INFO, SHAPE).curves == (tuple(map(tuple, curve)),)
-    assert parse_prompts({"curves": None}, INFO, SHAPE).curves == ()
+    found = (tuple(map(tuple, curve)),)
+    assert parse_prompts({"curves": [curve]}, SCRIBBLES, SHAPE).curves == found
+    assert parse_prompts({"curves": None}, SCRIBBLES, SHAPE).curves == ()
+    for params in ({"curves": [curve], "label": "spleen"}, {"curves": [{"points": curve, "label": "spleen"}]}):
+        drawings = parse(**params).drawings
+        assert (list(drawings), drawings["spleen"].curves) == (["spleen"], found)
 
 
 @pytest.mark.parametrize(
@@ -151,4 +156,4 @@ def test_closed_curves_are_lists_of_points_on_one_slice():
 )
 def test_curves_that_are_none_are_refused(curves):
     with pytest.raises(BadRequest):
-        parse_prompts({"curves": curves}, INFO, SHAPE)
+        parse_prompts({"curves": curves}, SCRIBBLES, SHAPE)

@@ -1,0 +1,312 @@
+"""Every kind of prompt in an interaction: it counts, it can be undone and redone, taken up elsewhere and replayed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.face import Face
+from rayapp.app import app_class
+from rayapp.client import AsyncClient, Client
+from rayapp.errors import BadRequest, Conflict
+from rayapp.imaging import mask_codec
+from rayapp.inference.service import InferenceService
+from rayapp.models.store import ModelStore
+from tests.gateway.conftest import SHAPE, Serve, Served, write_label
+
+APP = '''
+"""`organs` and `anything` paint the clicked voxels onto what they start from; `strokes` are the scribbles that ship.
+`slow` answers in stages: first the last click, then all."""
+import threading
+import numpy as np
+from rayapp.app import LabelApp
+from rayapp.errors import BadRequest
+from rayapp.inference import likelihood
+from rayapp.inference.scribbles import ScribblesTask
+from rayapp.inference.task import Prediction, TaskInfo
+
+HELD = threading.Event()
+HELD.set()
+
+class Painter:
+    version = "v1"
+    def __init__(self, kind, labels):
+        self.info = TaskInfo(type=kind, labels=labels, dimension=3, description="paints")
+    def load(self): pass
+    def prepare(self, volume): return volume
+    def predict(self, prepared, prompts, config):
+        labels = np.zeros(prepared.shape, np.uint8, order="F")
+        if prompts.start is not None:
+            labels[:] = prompts.start
+        values = {"foreground": 1, prompts.label: 1, **self.info.labels, "background": 0}
+        for name, points in prompts.clicks.items():
+            for point in points:
+                labels[point] = values[name]
+        if prompts.roi:
+            inside = np.zeros_like(labels)
+            inside[tuple(slice(a, b) for a, b in zip(*prompts.roi))] = 1
+            labels *= inside
+        return Prediction(labels=labels)
+
+class InStages(Painter):
+    def stages(self, prepared, prompts, config):
+        labels = np.zeros(prepared.shape, np.uint8, order="F")
+        labels[prompts.clicks["liver"][-1]] = 1
+        yield Prediction(labels=labels)
+        assert HELD.wait(20)
+        if len(prompts.clicks["liver"]) > 2:
+            raise BadRequest("too many")
+        yield self.predict(prepared, prompts, config)
+
+class App(LabelApp):
+    def init_infers(self):
+        organs = {"background": 0, "liver": 1, "spleen": 2}
+        return {"organs": Painter("deepedit", organs), "anything": Painter("deepgrow", {}),
+                "slow": InStages("deepedit", organs),
+                "strokes": ScribblesTask(fit=likelihood.histogram, description="")}
+'''
+
+
+@pytest.fixture(scope="module")
+def served(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    folder = tmp_path_factory.mktemp("prompts")
+    (folder / "main.py").write_text(APP)
+    return serve(app=str(folder), models=())
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[Client]:
+    with Client(served.url, client_id="one") as client:
+        yield client
+
+
+def box(value: int, low: tuple[int, int, int], high: tuple[int, int, int]) -> np.ndarray:
+    mask = np.zeros(SHAPE, np.uint8, order="F")
+    mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = value
+    return mask
+
+
+MARKS = np.maximum(box(2, (3, 4, 2), (8, 5, 3)), box(1, (3, 7, 2), (8, 8, 3)))
+CURVE = [[2, 2, 3], [2, 8, 3], [9, 8, 3], [9, 2, 3]]
+WITHIN = box(1, (2, 2, 3), (10, 9, 4))
+SIX = [[3, 5, 3], [10, 6, 3], [7, 2, 4], [8, 9, 3], [6, 6, 1], [6, 7, 5]]
+START = np.maximum(box(1, (0, 0, 0), (5, 4, 3)), box(2, (8, 8, 5), (12, 10, 7)))
+CLICK = {"liver": [[1, 1, 1]]}
+
+KINDS: dict[str, tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]] = {
+    "strokes": (
+        {"label": "spleen", "marks": MARKS},
+        lambda before: np.where(MARKS == 2, 2, np.where(MARKS == 1, 0, before)),
+    ),
+    "a closed curve": (
+        {"label": "spleen", "curves": [CURVE]},
+        lambda before: np.where(WITHIN == 1, 2, before),
+    ),
+    "extreme points": (
+        {"extremes": {"spleen": SIX}},
+        lambda before: before + 2 * np.isin(np.arange(before.size).reshape(SHAPE), _flat(SIX)),
+    ),
+    "a mask to start from": ({"start": START}, lambda before: np.where(before > 0, before, START)),
+    "a box": ({"roi": [0, 12, 0, 5, 0, 6]}, lambda before: before * box(1, (0, 0, 0), (13, 6, 7))),
+}
+
+
+def _flat(points: list[list[int]]) -> np.ndarray:
+    return np.ravel_multi_index(np.transpose(points), SHAPE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_of_any_kind_is_undone_redone_taken_up_elsewhere_and_replayed(
+    served: Served, client: Client, kind: str
+):
+    said, expected = KINDS[kind]
+    work = client.open_interaction("organs", "ct_a")
+    before = work.prompt(CLICK)
+    assert np.argwhere(before).tolist() == [[1, 1, 1]]
+    after = expected(before)
+    assert np.array_equal(work.prompt(**said), after)
+    assert np.array_equal(work.undo(), before)
+    assert np.array_equal(work.redo(), after)
+    more = work.prompt({"liver": [[12, 10, 6]]}, **({"roi": [0, 12, 0, 10, 0, 6]} if kind == "a box" else {}))
+    assert more[12, 10, 6] == 1
+    assert np.array_equal(work.undo(), after)
+    with renewed(served), Client(served.url) as elsewhere:
+        again = elsewhere.interaction(work.id)
+        assert np.array_equal(again.mask(), after)
+        assert np.array_equal(again.undo(), before)
+        steps = [event["step"] for event in again.state()["events"]]
+        assert np.array_equal(again.mask(step=steps[1]), after), "a replay of that step"
+        assert not again.prompt(reset=True).any()
+
+
+class renewed:  # noqa: N801 - reads as a verb
+    """The server with another replica, which knows nothing."""
+
+    def __init__(self, served: Served) -> None:
+        self.served, self.old = served, served.network.service
+
+    def __enter__(self) -> None:
+        settings = self.served.settings
+        app = app_class(settings)(settings=settings, models=ModelStore.of(settings))
+        self.served.network.service = InferenceService(settings=settings, app=app, images=Face(self.served.store))
+
+    def __exit__(self, *_: object) -> None:
+        self.served.network.service.close()
+        self.served.network.service = self.old
+
+
+def test_scribbles_are_prompts_that_add_up(client: Client):
+    work = client.open_interaction("strokes", "ct_a")
+    first = work.prompt(marks=MARKS)
+    assert (first[MARKS == 2] == 1).all()
+    assert not first[MARKS == 1].any()
+    more = box(1, (3, 4, 2), (5, 5, 3))
+    second = work.prompt(marks=more)
+    assert not second[more == 1].any(), "the newer stroke is on top"
+    assert (second[5:8, 4, 2] == 1).all()
+    assert np.array_equal(work.undo(), first)
+    assert (work.prompt({"foreground": [[11, 9, 6]]})[11, 9, 6]) == 1
+
+
+def test_extreme_points_are_enough_for_scribbles_and_bound_the_structure(client: Client):
+    mask = client.open_interaction("strokes", "ct_a").prompt(extremes={"foreground": SIX})
+    assert all(mask[tuple(point)] == 1 for point in SIX)
+    assert np.array_equal(np.argwhere(mask).min(axis=0), np.min(SIX, axis=0))
+    assert np.array_equal(np.argwhere(mask).max(axis=0), np.max(SIX, axis=0))
+
+
+def test_a_model_of_whatever_is_clicked_takes_the_name_that_the_label_gives(client: Client):
+    work = client.open_interaction("anything", "ct_a")
+    with pytest.raises(BadRequest, match="'liver'"):
+        work.prompt({"liver": [[1, 2, 3]]})
+    work.prompt({"liver": [[1, 2, 3]]}, label="liver")
+    mask = work.prompt({"liver": [[4, 5, 6]], "background": [[7, 7, 1]]})
+    assert np.argwhere(mask).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert np.argwhere(work.undo()).tolist() == [[1, 2, 3]]
+    for name in ("roi", "spleen"):
+        with pytest.raises(BadRequest, match=name):
+            work.prompt({name: [[1, 2, 3]]})
+    with pytest.raises(BadRequest, match="roi"):
+        work.prompt({"roi": [[1, 2, 3]]}, label="roi")
+    six = work.prompt(extremes={"liver": SIX})
+    assert np.argwhere(six).tolist() == sorted([*SIX, [1, 2, 3]]), "a click holds beyond the extreme points, too"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"marks": "no base64!", "label": "liver"}, "base64"),
+        ({"marks": base64.b64encode(b"rubbish").decode(), "label": "liver"}, "marks"),
+        ({"marks": mask_codec.to_text(np.ones((2, 2, 2), np.uint8)), "label": "liver"}, "(2, 2, 2)"),
+        ({"marks": mask_codec.to_text(box(3, (1, 1, 1), (2, 2, 2))), "label": "liver"}, "1 for background and 2"),
+        ({"marks": mask_codec.to_text(MARKS), "label": "heart"}, "liver, spleen"),
+        ({"marks": mask_codec.to_text(MARKS)}, "liver, spleen"),
+        ({"curves": [CURVE]}, "liver, spleen"),
+        ({"start": mask_codec.to_text(box(3, (1, 1, 1), (2, 2, 2)))}, "up to 2"),
+        ({"start": mask_codec.to_text(np.full(SHAPE, 300, np.uint16))}, "up to 255"),
+        ({"extremes": {"liver": SIX[:5]}}, "six points"),
+        ({"extremes": {"heart": SIX}}, "heart"),
+        ({"extremes": {"liver": [[0, 0, 99], *SIX[1:]]}}, "outside"),
+    ],
+)
+def test_a_drawing_that_cannot_be_is_told_and_does_not_count(served: Served, said: dict[str, Any], told: str):
+    opened = served.post("/interactions", json={"image": "ct_a", "model": "organs"}).json()["id"]
+    answer = served.post(f"/interactions/{opened}/prompts", json=said)
+    assert answer.status_code == 400
+    assert told in answer.json()["detail"]
+    assert served.get(f"/interactions/{opened}").json()["prompts"] == []
+
+
+def test_scribbles_start_from_no_mask(client: Client):
+    with pytest.raises(BadRequest, match="do not start from a mask"):
+        client.open_interaction("strokes", "ct_a").prompt(start=START)
+
+
+def test_an_inferences_prompts_are_logged_with_label_and_slice(served: Served, client: Client, tmp_path):
+    params = {"spleen": [[1, 2, 3]], "label": "spleen", "slice": 3, "extremes": {"liver": SIX}}
+    client.infer_box("organs", "ct_b", params=params)
+    payload = served.store.events("ct_b")[-1].payload
+    assert (payload["label"], payload["slice"]) == ("spleen", 3)
+    assert (payload["clicks"], payload["extremes"]) == ({"spleen": [[1, 2, 3]]}, {"liver": SIX})
+    label = write_label(tmp_path / "start.nii.gz")
+    mask = client.infer("organs", "ct_b", label=label, params={"label_info": [{"name": "spleen", "id": 1}]}).labels()
+    assert np.array_equal(np.argwhere(mask == 2), [[2, 3, 1], [12, 10, 6]]), "an uploaded mask is what to start from"
+    logged = mask_codec.from_text(served.store.events("ct_b")[-1].payload["start"], SHAPE)
+    assert np.array_equal(logged, mask)
+
+
+def test_a_mask_comes_in_stages_the_rough_one_first(client: Client):
+    work = client.open_interaction("slow", "ct_a")
+    work.prompt({"liver": [[1, 1, 1]]})
+    seen = [np.argwhere(mask).tolist() for mask in work.stream({"liver": [[2, 2, 2]]})]
+    assert seen == [[[2, 2, 2]], [[1, 1, 1], [2, 2, 2]]]
+    assert work.labels is not None
+    assert np.argwhere(work.labels).tolist() == seen[-1]
+    assert np.argwhere(work.undo()).tolist() == [[1, 1, 1]], "and goes on from the last of them"
+
+
+def test_what_goes_wrong_after_the_rough_mask_is_told_and_does_not_count(client: Client):
+    work = client.open_interaction("slow", "ct_a")
+    work.prompt({"liver": [[1, 1, 1], [2, 2, 2]]})
+    masks = work.stream({"liver": [[3, 3, 3]]})
+    assert np.argwhere(next(masks)).tolist() == [[3, 3, 3]]
+    with pytest.raises(BadRequest, match="too many"):
+        next(masks)
+    assert len(work.state()["prompts"]) == 1
+
+
+def test_a_prompt_that_cannot_be_is_no_stream(served: Served, client: Client):
+    with pytest.raises(BadRequest, match="outside"):
+        next(client.open_interaction("slow", "ct_a").stream({"liver": [[99, 1, 1]]}))
+    answer = served.post("/interactions/7-0123456789abcdef/stream", json={"slice": 1})
+    assert answer.status_code == 404
+
+
+async def test_a_newer_prompt_ends_the_older_between_its_stages(served: Served):
+    held = _held(served)
+    async with AsyncClient(served.url) as client:
+        work, other = [await client.open_interaction("slow", "ct_a") for _ in range(2)]
+        held.clear()
+        try:
+            blocking = other.stream({"liver": [[9, 9, 1]]})
+            await anext(blocking)  # and its second stage holds up the network's thread
+            older = asyncio.create_task(_collected(work.stream({"liver": [[1, 1, 1]]})))
+            await asyncio.sleep(0.3)
+            newer = asyncio.create_task(_collected(work.stream({"liver": [[2, 2, 2]]})))
+            await asyncio.sleep(0.3)
+        finally:
+            held.set()
+        with pytest.raises(Conflict, match="newer click"):
+            await older
+        assert await newer == [[[2, 2, 2]], [[1, 1, 1], [2, 2, 2]]]
+        assert [np.argwhere(mask).tolist() async for mask in blocking] == [[[9, 9, 1]]], "another's is not cancelled"
+
+
+async def _collected(masks: AsyncIterator[np.ndarray]) -> list[Any]:
+    return [np.argwhere(mask).tolist() async for mask in masks]
+
+
+def _held(served: Served) -> Any:
+    task = served.network.service._serving.app.infers["slow"]
+    return type(task).stages.__globals__["HELD"]
+
+
+def test_events_are_read_by_anyone(served: Served):
+    opened = served.post("/interactions", json={"image": "ct_a", "model": "slow"}).json()["id"]
+    answer = served.post(f"/interactions/{opened}/stream", json={"clicks": {"liver": [[1, 2, 3]]}})
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    events = [event.split("\n") for event in answer.text.strip().split("\n\n")]
+    assert [kind for kind, _ in events] == ["event: mask", "event: mask", "event: end"]
+    mask = np.zeros(SHAPE, np.uint8)
+    for _, data in events[:2]:
+        told = json.loads(data.removeprefix("data: "))
+        mask = mask_codec.decode(
+            base64.b64decode(told["mask"]), mask if told["params"]["interaction"]["onto"] else None
+        )
+    assert np.argwhere(mask).tolist() == [[1, 2, 3]]
