@@ -179,9 +179,8 @@ class InferenceService:
     async def _reply(
         self, work: Work, prediction: Prediction, onto: Mask | None, told: Mapping[str, Any]
     ) -> InferReply:
-        body, seconds = await self._lanes.io(_encode, work, prediction, onto)
-        params = {**_params(work, prediction, seconds), **told}
-        return InferReply(body=body, ext=work.call.ext, params=params)
+        body, ext, seconds = await self._lanes.io(_encode, work, prediction, onto)
+        return InferReply(body=body, ext=ext, params={**_params(work, prediction, seconds), **told})
 
     async def _record(self, work: Work) -> None:
         """Log the prompts; sessions and uploads have no image to log to."""
@@ -225,17 +224,19 @@ def _annotator(call: InferCall) -> tuple[str, str, str] | None:
     return None if call.client_id is None else (call.user, call.client_id, call.key)
 
 
-def _encode(work: Work, prediction: Prediction, onto: Mask | None) -> tuple[bytes | None, float]:
+def _encode(work: Work, prediction: Prediction, onto: Mask | None) -> tuple[bytes | None, str, float]:
+    """The reply's body, its extension, and the seconds that took."""
     began = time.perf_counter()
-    call, body = work.call, None
+    call, body, ext = work.call, None, work.call.ext
     if call.output is Output.BOX:
         body = mask_codec.encode(prediction.labels, onto)
+    elif call.output is not Output.JSON and prediction.document is not None:
+        body, ext = prediction.document, ".json"
     elif call.output is not Output.JSON:
-        names = {name: value for name, value in work.task.info.labels.items() if value}
-        mask = Segmentation(array=prediction.labels, affine=work.image.volume.affine, names=names)
+        mask = Segmentation(array=prediction.labels, affine=work.image.volume.affine, names=work.task.info.structures)
         wide = call.params.get("result_dtype") == "uint16"
         body = encode_segmentation(mask, call.ext, dtype=np.dtype(np.uint16 if wide else np.uint8))
-    return body, time.perf_counter() - began
+    return body, ext, time.perf_counter() - began
 
 
 def _params(work: Work, prediction: Prediction, write_s: float) -> dict[str, Any]:

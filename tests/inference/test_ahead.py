@@ -9,7 +9,6 @@ import nibabel
 import numpy as np
 import pytest
 
-from rayapp.app import LabelApp
 from rayapp.config import Settings
 from rayapp.errors import BadRequest
 from rayapp.imaging.mask_codec import decode
@@ -20,7 +19,7 @@ from rayapp.inference.service import InferenceService
 from rayapp.inference.task import Prediction, TaskInfo
 from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
-from tests.inference.test_service import Store
+from tests.inference.test_service import App, Store
 
 SHAPE = (7, 6, 5)
 
@@ -62,7 +61,7 @@ def house(tmp_path):
         array[1, 2, 3] = 200 + number
         nibabel.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])).to_filename(tmp_path / f"ct_{number}.nii.gz")
     settings = Settings(studies=tmp_path, workspace=tmp_path / "ws")
-    app = LabelApp(settings=settings, models=ModelStore.of(settings))
+    app = App(settings=settings, models=ModelStore.of(settings))
     app.infers = {"organs": Slow({"liver": 1}), "anything": Slow({})}
     service = InferenceService(settings=settings, app=app, images=Store(tmp_path))
     yield service, app.infers["organs"], app.infers["anything"]

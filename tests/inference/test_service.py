@@ -21,6 +21,10 @@ from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
 
 
+class App(LabelApp):
+    """No models but those that a test puts in."""
+
+
 class Threshold:
     """A task whose answer is plain: what is brighter than 100. It can be held up in its network."""
 
@@ -73,7 +77,7 @@ def write(folder, value):
 def house(tmp_path):
     write(tmp_path, 200)
     settings = Settings(studies=tmp_path, workspace=tmp_path / "ws")
-    app = LabelApp(settings=settings, models=ModelStore.of(settings))
+    app = App(settings=settings, models=ModelStore.of(settings))
     task, store = Threshold(), Store(tmp_path)
     app.infers = {"threshold": task}
     service = InferenceService(settings=settings, app=app, images=store)
@@ -144,3 +148,12 @@ async def test_a_click_outside_the_image_is_refused_and_not_logged(house):
     with pytest.raises(BadRequest):
         await service.infer(click(params={"bright": [[7, 0, 0]]}))
     assert store.log == []
+
+
+async def test_what_is_no_mask_is_sent_in_its_place(house):
+    service, task, _ = house
+    found = Prediction(labels=np.zeros((7, 6, 5), np.uint8), document=b'{"boxes": []}')
+    task.predict = lambda *_: found
+    reply = await service.infer(click(output=Output.ALL))
+    assert (reply.body, reply.ext) == (b'{"boxes": []}', ".json")
+    assert (await service.infer(click(output=Output.JSON))).body is None
