@@ -21,7 +21,9 @@ from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks, author_of, check_image, to_store
 from rayapp.errors import BadRequest
-from rayapp.imaging.reader import EXTENSIONS
+from rayapp.imaging.dicom_seg import Maker, encode
+from rayapp.imaging.reader import EXTENSIONS, read_segmentation
+from rayapp.imaging.segments import entries_of, named
 from rayapp.inference.messages import InferCall, InferReply
 from rayapp.models.store import sha256_of
 from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, PARAMS_HEADER, Output, Role, checked_name
@@ -42,6 +44,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
             "application/json": {"schema": {"type": "object"}},
             OCTETS: {},
             MASK_MEDIA_TYPE: {},
+            "application/dicom": {},
         },
     }
 }
@@ -64,8 +67,6 @@ async def infer(
     output: Annotated[Output, Query()] = Output.ALL,
 ) -> Response:
     """Run a model on a session's image, else on the uploaded `file`, else on a stored image."""
-    if output is Output.DICOM_SEG:
-        raise BadRequest("output=dicom_seg needs a DICOMweb archive; this server's studies are a folder")
     model = checked_name(await described.spelled("models", model), "model")
     async with read_form(
         request, texts=("params",), files=("file", "label"), stage=to_store(services, raw=True)
@@ -78,17 +79,65 @@ async def infer(
             model=model,
             key=key,
             params={name: value for name, value in params.items() if name not in _OURS},
-            output=Output.ALL if tag and output is Output.JSON else output,
-            ext=await _result_ext(services, params, key, path),
+            output=Output.ALL if output is Output.DICOM_SEG or (tag and output is Output.JSON) else output,
+            ext=".nii" if output is Output.DICOM_SEG else await _result_ext(services, params, key, path),
             path=path,
             mask=mask.path if mask else None,
             user=user.name,
             client_id=author_of(user, params).client_id,
         )
+        instances = await _instances(services, key, path) if output is Output.DICOM_SEG else None
         reply = await unless_gone(request, services.inference.infer(call))
     if tag is not None and reply.body is not None:
         await _save(services, user, call, reply, reply.body, tag)
+    if instances is not None:
+        return await _dicom_seg(services, checks, call, reply, instances)
     return _answer(output, reply)
+
+
+async def _instances(services: Services, key: str, path: Path | None) -> Path:
+    """The DICOM files of what is segmented."""
+    if path is None:
+        found: Path = await services.datastore.instances(key)
+        return found
+    if not await asyncio.to_thread(path.is_dir):
+        raise BadRequest("output=dicom_seg is for DICOM series, and this image is none")
+    return path
+
+
+async def _dicom_seg(
+    services: Services, checks: Checks, call: InferCall, reply: InferReply, instances: Path
+) -> Response:
+    if reply.body is None:
+        raise BadRequest("this model makes no mask: ask for output=json")
+    staged: Path = await services.datastore.stage(reply.ext)
+    info = {"label_info": call.params.get("label_info"), "params": dict(reply.params)}
+    kind = services.settings.dicomweb.segmentation
+
+    def encoded(mask: bytes) -> bytes:
+        staged.write_bytes(mask)
+        label = named(read_segmentation(staged, max_bytes=services.settings.max_volume), info)
+        maker = Maker(
+            model=call.model,
+            version=str(reply.params.get("model_version") or "1"),
+            corrected=call.mask is not None or any(_is_points(value) for value in call.params.values()),
+            description=call.model,
+            entries=entries_of(info),
+        )
+        return encode(label, instances, kind=kind, maker=maker)
+
+    try:
+        body = await checks.run(encoded, reply.body)
+    finally:
+        await asyncio.to_thread(staged.unlink, missing_ok=True)
+    name = f"{secrets.token_hex(8)}.dcm"
+    headers = {"Content-Disposition": disposition("attachment", name)}
+    return Response(body, media_type="application/dicom", headers=headers)
+
+
+def _is_points(value: Any) -> bool:
+    """Whether a parameter is a list of clicks."""
+    return isinstance(value, list) and bool(value) and all(isinstance(point, list) for point in value)
 
 
 async def _image_of(

@@ -38,6 +38,8 @@ FILTER = "qido."
 """Keys of `--conf` that narrow the search: `--conf qido.Modality=MR --conf qido.StudyDate=20240101-`."""
 ARCHIVED, PROBLEM = "archived", "archive_problem"
 """In a label's info: the revision that the archive has, or that it refused and why."""
+RETRIEVED = "retrieved"
+"""Folder of the workspace with the series that were asked for."""
 RETRY_S = 10.0
 LONGEST_RETRY_S = 300.0
 FAILURES = 3
@@ -92,7 +94,7 @@ class DicomwebDatastore(LocalDatastore):
         self._max_volume = settings.max_volume
         self._pacs = Pacs(archive)
         self._series = SeriesCache(
-            settings.workspace / "series", self._pacs, most=archive.cache, max_volume=settings.max_volume
+            settings.workspace / RETRIEVED, self._pacs, most=archive.cache, max_volume=settings.max_volume
         )
         settings.studies.mkdir(parents=True, exist_ok=True)
         source = Listed(self._pacs, self._series, filters)
@@ -117,7 +119,7 @@ class DicomwebDatastore(LocalDatastore):
         return record
 
     def instances(self, image_id: str) -> Path:
-        """The folder with the image's DICOM files. Raises as `image`."""
+        """See `Datastore`. Raises as `image`."""
         self.image(image_id)
         return self._series.instances(image_id)
 

@@ -97,6 +97,13 @@ class LocalDatastore(Worklist, Journal):
             raise _no_image(image_id)
         return self._records.image(row)
 
+    def instances(self, image_id: str) -> Path:
+        """See `Datastore`."""
+        record = self._image(image_id)
+        if record.ext:
+            raise BadRequest(f"image {image_id!r} is no DICOM series, so no DICOM SEG can be made of it")
+        return record.path
+
     def image_ids(self, *, after: str | None = None, limit: int | None = None) -> list[str]:
         """See `Datastore`."""
         with self._index.reader() as db:

@@ -122,6 +122,9 @@ class Datastore(Protocol):
     def image(self, image_id: str) -> ImageRecord:
         """The image. Raises NotFound."""
 
+    def instances(self, image_id: str) -> Path:
+        """The folder with the DICOM files of the image. Raises NotFound, and BadRequest for an image of other files."""
+
     def image_ids(self, *, after: str | None = None, limit: int | None = None) -> list[str]:
         """Ids in ascending order, from the one behind `after`."""
 

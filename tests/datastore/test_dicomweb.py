@@ -249,7 +249,7 @@ def test_a_series_cut_off_on_the_way_is_not_kept(placed: Placed) -> None:
     placed.front.way, placed.front.only = CUT, f"/series/{CT}"
     with pytest.raises(ArchiveAway):
         store.image(CT)
-    assert not list((placed.folder / "workspace" / "series").iterdir())
+    assert not list((placed.folder / "workspace" / "retrieved").iterdir())
     placed.front.way = PLAIN
     assert read_grid(store.image(CT).path).shape == voxels().shape
 
@@ -299,8 +299,8 @@ def test_series_not_used_for_longest_make_room(placed: Placed, monkeypatch: pyte
 def test_labelled_series_are_there_for_training(placed: Placed) -> None:
     store = placed.open()
     _save(store)
-    (placed.folder / "workspace" / "series").rename(placed.folder / "elsewhere")
-    (placed.folder / "workspace" / "series").mkdir()
+    (placed.folder / "workspace" / "retrieved").rename(placed.folder / "elsewhere")
+    (placed.folder / "workspace" / "retrieved").mkdir()
     (pair,) = store.datalist()
     assert Path(pair["image"]).exists()
 

@@ -24,6 +24,7 @@ from deployments.services import Services
 from rayapp.app import app_class
 from rayapp.catalogue import Catalogue
 from rayapp.config import Settings
+from rayapp.datastore.dicomweb import DicomwebDatastore
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import Busy
 from rayapp.inference.messages import HandedOut, InferCall, InferReply
@@ -196,7 +197,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Starts gateways, which stop after the module's tests."""
     stops: list[Callable[[], None]] = []
 
-    def start(**options: Any) -> Served:
+    def start(*, archived: bool = False, **options: Any) -> Served:
+        """`archived`: the images are those of the archive that `dicomweb` names."""
         folder = tmp_path_factory.mktemp("gateway")
         for name in ("ct_a", "ct_b", "ct_ü"):
             write_image(folder / "studies" / f"{name}.nii.gz")
@@ -208,7 +210,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             ohif=folder / "ohif",
             **{"app": str(folder / "app"), "max_body": MAX_BODY, "max_volume": MAX_BODY, **options},
         )
-        served = _gateway(settings, stops)
+        served = _gateway(settings, stops, DicomwebDatastore if archived else _local)
         requests.get(served.url + "/", timeout=20).raise_for_status()
         return served
 
@@ -217,8 +219,12 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         stop()
 
 
-def _gateway(settings: Settings, stops: list[Callable[[], None]]) -> Served:
-    store = LocalDatastore(settings.studies, watch=False, settle=0.0)
+def _local(settings: Settings, *, watch: bool) -> LocalDatastore:
+    return LocalDatastore(settings.studies, watch=watch, settle=0.0)
+
+
+def _gateway(settings: Settings, stops: list[Callable[[], None]], open_store: Callable[..., LocalDatastore]) -> Served:
+    store = open_store(settings, watch=False)
     stops.append(store.close)
     catalogue = Catalogue(settings, store)
     app_object = app_class(settings).of(settings)
