@@ -9,6 +9,7 @@ from actors.datastore import RemoteDatastore
 from rayapp import logs
 from rayapp.catalogue import Catalogue
 from rayapp.config import Settings
+from rayapp.requirements import runtime_env
 
 NAME = "models"
 
@@ -30,6 +31,7 @@ def start_models(settings: Settings, datastore: ray.actor.ActorHandle) -> ray.ac
             name=NAME,
             max_task_retries=3,
             max_concurrency=8,
+            runtime_env=runtime_env(settings),
         )
         .remote(settings, datastore)
     )

@@ -22,6 +22,7 @@ from rayapp.config import Settings
 from rayapp.errors import RayappError
 from rayapp.jobs.queue import Desk
 from rayapp.jobs.record import Job
+from rayapp.requirements import runtime_env
 from rayapp.training.task import TrainRequest, TrainResult
 
 STOP = ".stop"
@@ -66,7 +67,7 @@ class RayFit:
         stop.unlink(missing_ok=True)
         _free()
         for _ in range(LIVES):
-            actor = ray.remote(TrainingActor).options(num_cpus=0).remote()
+            actor = ray.remote(TrainingActor).options(num_cpus=0, runtime_env=runtime_env(self._settings)).remote()
             try:
                 return self._answer(actor.fit.remote(run), stop, desk)
             except (RayActorError, _WorkersDied):

@@ -27,6 +27,7 @@ from rayapp.app import app_class
 from rayapp.config import Settings
 from rayapp.errors import AppBroken, Busy, RayappError
 from rayapp.inference.messages import HandedOut, InferCall, InferReply
+from rayapp.requirements import runtime_env
 
 NAME = "inference"
 ONGOING = 8
@@ -90,7 +91,7 @@ def inference_deployment(settings: Settings) -> serve.Deployment:
         graceful_shutdown_timeout_s=10,
         health_check_period_s=2,
         health_check_timeout_s=30,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpu_share(settings)},
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpu_share(settings), "runtime_env": runtime_env(settings)},
         autoscaling_config=AutoscalingConfig(
             min_replicas=low, max_replicas=high, initial_replicas=low, target_ongoing_requests=2, upscale_delay_s=3
         ),

@@ -98,9 +98,21 @@ def serve(chosen: Settings, greet: Callable[[str], None] = lambda url: None) -> 
             greet(url)
 
         with status:
+            _install_requirements(chosen)
             from rayapp.launch import serve_until_stopped
 
             serve_until_stopped(chosen, on_ready=on_ready)
+
+
+def _install_requirements(chosen: Settings) -> None:
+    """What the app needs beyond the server's packages, before anything starts."""
+    from rayapp.errors import AppBroken
+    from rayapp.requirements import interpreter
+
+    try:
+        interpreter(chosen)
+    except AppBroken as error:
+        raise WrongUsage(f"--app: {error.detail}") from error
 
 
 @contextlib.contextmanager
