@@ -8,11 +8,13 @@ from ray.actor import ActorHandle
 from actors import OWNER
 from actors.datastore import RemoteDatastore
 from actors.face import Waiting
+from actors.scoring import RayCrew
 from actors.training import RayFit
 from rayapp import logs
 from rayapp.config import Settings
 from rayapp.jobs.queue import JobQueue
 from rayapp.jobs.record import Kind
+from rayapp.jobs.scoring import AUTO, AutoScore, BatchInference, Scoring
 from rayapp.jobs.training import Training
 
 NAME = "jobs"
@@ -30,7 +32,11 @@ class JobsActor(JobQueue):
         me = ray.get_runtime_context().current_actor
         publisher = Waiting(models, patience=PUBLISHING_S)
         training = Training(settings=settings, datastore=store, models=publisher, fit=RayFit(settings, me))
-        super().__init__(store, {Kind.TRAIN: training})
+        crew = RayCrew(settings, datastore)
+        scoring = Scoring(settings=settings, datastore=store, crew=crew)
+        batch = BatchInference(settings=settings, datastore=store, crew=crew)
+        super().__init__(store, {Kind.TRAIN: training, Kind.SCORING: scoring, Kind.BATCH: batch})
+        self._automatic = AutoScore(self, scoring) if settings.conf.get(AUTO) else None
 
 
 def start_jobs(settings: Settings, datastore: ActorHandle, models: ActorHandle) -> ActorHandle:

@@ -27,6 +27,7 @@ from actors.training import LOCK, STOP, Run
 from rayapp import logs
 from rayapp.app import app_class
 from rayapp.errors import BadRequest, RayappError
+from rayapp.priority import give_way
 from rayapp.training.task import Progress, TrainResult
 
 logger = logging.getLogger("rayapp.training")
@@ -97,6 +98,7 @@ def work(config: dict[str, Any]) -> TrainResult | RayappError | None:
     """One worker's part of the run."""
     run: Run = config["run"]
     give_way()
+    share_cores()
     logs.configure(run.settings)
     host = RayHost(run)
     try:
@@ -119,12 +121,8 @@ def work(config: dict[str, Any]) -> TrainResult | RayappError | None:
         raise
 
 
-def give_way() -> None:
-    """Let this thread, and those it starts, compute only when nobody else wants to."""
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
-    if hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+def share_cores() -> None:
+    """Compute on the cores that this node's workers have between them."""
     beside = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
 

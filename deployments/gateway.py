@@ -31,6 +31,7 @@ from deployments.routes import (
     pages,
     proxy,
     sessions,
+    uncertainty,
     versions,
     viewer,
 )
@@ -45,7 +46,7 @@ logger = logging.getLogger("rayapp.gateway")
 SWEEP_S = 300.0
 _MODULES = (
     *(pages, info, infer, interactions, next_image, images, labels),
-    *(datastore, sessions, models, versions, jobs, logs),
+    *(datastore, sessions, models, versions, jobs, uncertainty, logs),
     *(dicomweb, proxy, viewer, ohif, absent),
 )
 

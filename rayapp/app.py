@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayapp import fault, seams
+from rayapp.active_learning.scoring import ScoringMethod, sampled_models, scoring_methods
 from rayapp.active_learning.strategies import HOLDER, Pick, Strategy, strategies
 from rayapp.config import Settings
 from rayapp.datastore.protocol import Datastore
@@ -71,6 +73,7 @@ class LabelApp:
         self.infers = self._made(self.init_infers, "InferTask", seams.INFER)
         self.trainers = self._made(self.init_trainers, "TrainTask", seams.TRAIN)
         self.strategies = self._made(self.init_strategies, "Strategy", seams.CHOOSE)
+        self.scoring = self._made(self.init_scoring_methods, "ScoringMethod", seams.SCORE)
 
     def _made(self, hook: Callable[[], Mapping[str, T]], what: str, members: tuple[str, ...]) -> dict[str, T]:
         """What a hook returns, without those that do not answer to their protocol: these are named in `broken`.
@@ -108,6 +111,10 @@ class LabelApp:
     def init_strategies(self) -> Mapping[str, Strategy]:
         """How the next image is chosen, by name."""
         return strategies()
+
+    def init_scoring_methods(self) -> Mapping[str, ScoringMethod]:
+        """How images are scored, by name."""
+        return scoring_methods()
 
     def on_save_label(self, image_id: str, tag: str) -> Mapping[str, Any] | None:  # noqa: ARG002
         """Called after a label was durably saved; what it returns is merged into the reply. Failing, it is logged:
@@ -162,10 +169,14 @@ class LabelApp:
             "models": {name: _model_info(info) for name, info in infos.items()},
             "trainers": {name: _trainer_info(task.info) for name, task in self.trainers.items()},
             "strategies": {name: {"description": s.description} for name, s in self.strategies.items()},
-            "scoring": {},
+            "scoring": {name: self._scoring_info(method) for name, method in self.scoring.items()},
             "train_stats": {name: {} for name in self.trainers},
             "broken_models": dict(self.broken),
         }
+
+    def _scoring_info(self, method: ScoringMethod) -> dict[str, Any]:
+        models = {"model": sampled_models(self.infers)} if method.asks_model else {}
+        return {"description": method.description, "config": {**models, **method.config}}
 
     def next_image(self, strategy: str, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Let the strategy choose, record that it was handed out, answer as the clients expect; `{}` when none is left.
@@ -239,7 +250,8 @@ def app_class(settings: Settings) -> type[LabelApp]:
     """
     folder = Path(settings.app)
     if (folder / "main.py").is_file():
-        module = _module_of(folder.resolve())
+        with _running:
+            module = _module_of(folder.resolve())
     else:
         try:
             module = importlib.import_module(f"rayapp.apps.{settings.app}.main")
@@ -286,6 +298,8 @@ def _module_of(folder: Path) -> Any:
     return module
 
 
+_running = threading.Lock()
+"""Held while an app's code is run: what it imports is taken out of the process first."""
 _folders: set[str] = set()
 """Folders of apps that this process has run: one at a time is on the import path, since each has its own `lib`."""
 

@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from rayapp import __version__
-from rayapp.commands import annotation, datasets, demo, doctor, jobs, models, ohif, replay, server, users
+from rayapp.commands import annotation, datasets, demo, doctor, jobs, models, ohif, replay, score, server, users
 from rayapp.errors import RayappError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command()(annotation.infer)
 app.command("next")(annotation.next_image)
 app.command()(replay.replay)
 app.command()(jobs.train)
+app.command()(score.score)
 app.command()(jobs.jobs)
 app.add_typer(models.commands, name="models")
 app.add_typer(ohif.commands, name="ohif")

@@ -24,6 +24,8 @@ class Path(StrEnum):
     TRAIN_MODEL = "/train/{model}"
     SCORING = "/scoring/"
     SCORING_METHOD = "/scoring/{method}"
+    UNCERTAINTY = "/scoring/{method}/uncertainty"
+    UNCERTAIN_SLICES = "/scoring/{method}/slices"
     JOBS = "/jobs"
     JOB = "/jobs/{job_id}"
     JOB_EVENTS = "/jobs/{job_id}/events"

@@ -16,6 +16,7 @@ from rayapp.training.task import TrainerInfo
 INFER = ("info", "version", "load()", "prepare(volume)", "predict(prepared, prompts, config)")
 TRAIN = ("info", "train(request, host)")
 CHOOSE = ("description", "__call__(request, datastore)")
+SCORE = ("description", "config", "images", "asks_model", "score(case, options, task)")
 _INFOS = {INFER: TaskInfo, TRAIN: TrainerInfo}
 
 

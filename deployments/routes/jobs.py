@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +17,11 @@ from deployments.forms import describe_json, read_json
 from deployments.problems import problems
 from deployments.replies import file_reply
 from deployments.services import Services
-from rayapp.errors import BadRequest, Busy, Conflict, Disabled, NotFound, RayappError
+from rayapp.errors import BadRequest, Busy, Conflict, NotFound, RayappError
 from rayapp.jobs.record import Job, Kind, State
 from rayapp.jobs.training import run_folder
+from rayapp.protocol import ORIGINAL, checked_name
 from rayapp.protocol import Path as Route
-from rayapp.protocol import checked_name
 from rayapp.users import User
 
 router = APIRouter(tags=["jobs"], responses=problems(400, 404, 406, 409, 413, 422, 429, 503))
@@ -37,6 +37,8 @@ STREAMS = 100
 """Clients of one gateway that may follow jobs at once."""
 PICTURE = ".png"
 _OPTIONS = describe_json("The trainer's options, as /info/ lists them with their defaults.")
+_SCORING = describe_json("The method's options, as /info/ lists them; `images` (`unlabeled`, `labeled`, `all`).")
+_BATCH = describe_json("`label_tag` (`original`), `max_batch_size`, and the model's options.")
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"description": "`event: job` with the job as JSON, at each change.", "content": {"text/event-stream": {}}}
 }
@@ -84,9 +86,8 @@ async def _submit(
     services: Services, user: User, kind: Kind, name: str, params: Mapping[str, Any], *, enqueue: bool
 ) -> Job:
     # The id is made here, so that a call that is made again after a fault makes no second job.
-    job: Job = await services.jobs.submit(
-        kind, name, {**params, "model": name}, job_id=str(uuid.uuid4()), user=user.name, enqueue=enqueue
-    )
+    named = {"model": name, **params} if kind is Kind.SCORING else {**params, "model": name}
+    job: Job = await services.jobs.submit(kind, name, named, job_id=str(uuid.uuid4()), user=user.name, enqueue=enqueue)
     return job
 
 
@@ -136,12 +137,18 @@ async def stop_batch(services: Service, user: AsAdmin) -> Task | None:
 async def train_all(request: Request, services: Service, described: Described, user: AsAdmin) -> dict[str, Task]:
     """Train every model that can be trained, one after the other; by trainer what became of it."""
     body = await read_json(request)
+    return await _submit_all(services, user, Kind.TRAIN, (await described.get())["trainers"], body)
+
+
+async def _submit_all(
+    services: Services, user: User, kind: Kind, names: Iterable[str], body: Mapping[str, Any]
+) -> dict[str, Task]:
     answers: dict[str, Task] = {}
-    for name in (await described.get())["trainers"]:
+    for name in names:
         own = body.get(name)
         params = {**(own if isinstance(own, dict) else {}), **body}
         try:
-            job = await _submit(services, user, Kind.TRAIN, name, params, enqueue=True)
+            job = await _submit(services, user, kind, name, params, enqueue=True)
             answers[name] = {"result": _task(job), "detail": None}
         except RayappError as error:
             answers[name] = {"result": None, "detail": error.detail}
@@ -163,31 +170,74 @@ async def train(
     job = await _submit(services, user, Kind.TRAIN, name, await read_json(request), enqueue=enqueue)
     if not run_sync:
         return _task(job)
+    return (await _done(services, job)).train_stats()
+
+
+async def _done(services: Services, job: Job) -> Job:
+    """The job once it is done. Raises Conflict if it ends otherwise."""
     job = await _ended(services, job.id, float("inf"))
     if job.state is not State.DONE:
-        raise Conflict(f"the training ended as {job.state}: {job.details[-1]}")
-    return job.train_stats()
+        raise Conflict(f"the {job.kind.words} ended as {job.state}: {job.details[-1]}")
+    return job
 
 
 @router.post(Route.SCORING, include_in_schema=False)
-async def score_all(described: Described, user: AsAnnotator) -> dict[str, Task]:
-    """Run every scoring method; by method what became of it."""
-    methods = (await described.get())["scoring"]
-    return {name: {"result": None, "detail": "scoring is not available yet"} for name in methods}
+async def score_all(request: Request, services: Service, described: Described, user: AsAnnotator) -> dict[str, Task]:
+    """Run every scoring method, one after the other; by method what became of it."""
+    body = await read_json(request)
+    return await _submit_all(services, user, Kind.SCORING, (await described.get())["scoring"], body)
 
 
-@router.post(Route.SCORING_METHOD)
-async def score(method: str, described: Described, user: AsAnnotator) -> Task:
-    """Run a scoring method."""
-    await described.known("scoring", "scoring method", method)
-    raise Disabled("scoring is not available yet")
+@router.post(Route.SCORING_METHOD, openapi_extra=_SCORING)
+async def score(
+    method: str,
+    request: Request,
+    services: Service,
+    described: Described,
+    user: AsAnnotator,
+    run_sync: Flag = False,
+    enqueue: Flag = False,
+) -> Task:
+    """Score images with a method; 429 while another scoring runs, unless it may `enqueue`. With `run_sync` how many."""
+    name = await described.known("scoring", "scoring method", method)
+    job = await _submit(services, user, Kind.SCORING, name, await read_json(request), enqueue=enqueue)
+    if not run_sync:
+        return _task(job)
+    return dict((await _done(services, job)).result)
 
 
-@router.post(Route.BATCH_MODEL)
-async def batch(model: str, described: Described, user: AsAdmin) -> Task:
-    """Run a model on many images."""
-    await described.known("models", "model", model)
-    raise Disabled("batch inference is not available yet: ask POST /infer/ image by image")
+@router.post(Route.BATCH_MODEL, openapi_extra=_BATCH)
+async def batch(
+    model: str,
+    request: Request,
+    services: Service,
+    described: Described,
+    user: AsAdmin,
+    images: str = "all",
+    run_sync: Flag = False,
+    enqueue: Flag = False,
+) -> Task:
+    """Let a model label `images` (`all`, `labeled` or `unlabeled`); 429 while another batch runs, unless it may
+    `enqueue`. With `run_sync` what was saved, by image."""
+    name = await described.known("models", "model", model)
+    body = {**await read_json(request), "images": images}
+    job = await _submit(services, user, Kind.BATCH, name, body, enqueue=enqueue)
+    if not run_sync:
+        return _task(job)
+    done = await _done(services, job)
+    document = await services.datastore.document()
+    return {**{image: {} for image in done.result["failed"]}, **_saved_by(done, document)}
+
+
+def _saved_by(job: Job, document: dict[str, Any]) -> Task:
+    """The labels that a batch saved, by image, as MONAI Label answers them."""
+    tag = str(job.request.get("label_tag") or ORIGINAL)
+    infos = {image: found["labels"].get(tag, {}).get("info", {}) for image, found in document["objects"].items()}
+    return {
+        image: {"label": image, "tag": tag, "params": info.get("params", {})}
+        for image, info in infos.items()
+        if info.get("job") == job.id
+    }
 
 
 @router.get(Route.JOBS)

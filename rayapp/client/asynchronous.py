@@ -158,6 +158,14 @@ class AsyncClient:
         found = await self._send("POST", _path(Route.NEXT, strategy=strategy), json=self._signed(params))
         return cast(Sample, found) if found else None
 
+    async def uncertainty(self, method: str, image: str, to: Path, *, ext: str = ".nii.gz") -> Path:
+        """Where the model is unsure of an image, on the image's grid (255 at most), to the file or folder `to`."""
+        return await self._download(_path(Route.UNCERTAINTY, method=method), to, image=image, ext=ext)
+
+    async def uncertain_slices(self, method: str, image: str) -> dict[str, list[int]]:
+        """The slices most worth looking at across the image's i, j and k, worst first."""
+        return cast("dict[str, list[int]]", await self._get(_path(Route.UNCERTAIN_SLICES, method=method), image=image))
+
     # The datastore
 
     async def datastore(self) -> DatastoreStatus:
@@ -299,13 +307,28 @@ class AsyncClient:
 
     # Background jobs
 
-    async def start_job(self, kind: JobKind, name: str, request: Params | None = None, *, enqueue: bool = False) -> Job:
+    async def start_job(
+        self,
+        kind: JobKind,
+        name: str,
+        request: Params | None = None,
+        *,
+        enqueue: bool = False,
+        images: str | None = None,
+    ) -> Job:
         """Start training or batch inference of a model, or a scoring method.
 
-        Raises AlreadyRunning while one runs, unless it may `enqueue`.
+        `images` are those to label or to score: "all", "labeled" or "unlabeled". Raises AlreadyRunning while one runs,
+        unless it may `enqueue`.
         """
-        path = f"/{kind}/{quote(name, safe='')}"
-        return cast(Job, await self._send("POST", path, json=self._signed(request), enqueue=str(enqueue).lower()))
+        query = {"enqueue": str(enqueue).lower()}
+        body = self._signed(request)
+        if images is not None and kind is JobKind.BATCH:
+            query["images"] = images
+        elif images is not None:
+            body["images"] = images
+        call = Call(method="POST", path=f"/{kind}/{quote(name, safe='')}", query=query, json=body)
+        return cast(Job, await self._transport.send(call, read_json))
 
     async def jobs(self, kind: JobKind | None = None) -> list[Job]:
         """All jobs, or all of that kind, oldest first."""

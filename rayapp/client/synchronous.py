@@ -92,6 +92,8 @@ class Client:
     infer = _waits(AsyncClient.infer)
     infer_box = _waits(AsyncClient.infer_box)
     next_sample = _waits(AsyncClient.next_sample)
+    uncertainty = _waits(AsyncClient.uncertainty)
+    uncertain_slices = _waits(AsyncClient.uncertain_slices)
     datastore = _waits(AsyncClient.datastore)
     datalist = _waits(AsyncClient.datalist)
     document = _waits(AsyncClient.document)

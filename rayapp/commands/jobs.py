@@ -36,7 +36,7 @@ def train(
         job = client.start_job(JobKind.TRAIN, model, request, enqueue=enqueue)
         print(job["id"], flush=True)
         if wait:
-            _end(_watch(client.follow(job["id"])))
+            end(watch(client.follow(job["id"])))
 
 
 def jobs(
@@ -53,7 +53,7 @@ def jobs(
     with Client(server, token=token) as client:
         if job is not None:
             client.job(job)  # an unknown one is told before a bar appears
-            _end(_watch(client.follow(job)))
+            end(watch(client.follow(job)))
             return
         found = client.jobs()
     table = Table("id", "job", "status", "progress", box=None)
@@ -78,7 +78,7 @@ def values(options: Iterable[str]) -> dict[str, Any]:
     return request
 
 
-def _watch(changes: Iterable[Job]) -> Job | None:
+def watch(changes: Iterable[Job]) -> Job | None:
     """Show a bar and each new line of the details; the job's last state."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -109,13 +109,17 @@ def _words(job: Job) -> str:
     progress = job["progress"]
     if not progress:
         return ""
-    words = [f"epoch {progress['epoch']}/{progress['epochs']}", f"loss {progress['loss']:.4f}"]
+    if progress["loss"] is None:
+        words = [f"{progress['iteration']} of {progress['iterations']} images"]
+    else:
+        words = [f"epoch {progress['epoch']}/{progress['epochs']}", f"loss {progress['loss']:.4f}"]
     words += [f"{name} {progress[name]:.4f}" for name in ("metric", "best") if progress[name] is not None]
     if progress["seconds_left"] is not None and "end_ts" not in job:
         words.append(f"{progress['seconds_left'] / 60:.1f} min left")
     return ", ".join(words)
 
 
-def _end(job: Job | None) -> None:
+def end(job: Job | None) -> None:
+    """Exit with 1 unless the job is done."""
     if job is None or job["status"] != "DONE":
         raise typer.Exit(1)

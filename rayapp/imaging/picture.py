@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import nibabel
@@ -14,6 +14,8 @@ from rayapp.imaging.volume import Affine, Volume
 
 Array = npt.NDArray[Any]
 Rgb = tuple[int, int, int]
+Tint = Callable[[Array, Array], Array]
+"""From a slice's shades, (…, 3), and what lies over it to the shades to show."""
 
 COLOURS: tuple[Rgb, ...] = (
     (230, 75, 60),
@@ -26,6 +28,8 @@ COLOURS: tuple[Rgb, ...] = (
     (170, 140, 100),
 )
 OPACITY = 0.45
+HOT = 64
+"""Level of a field from which it decides what is shown."""
 HEIGHT = 360
 """Pixels of a slice; its width follows from the millimetres."""
 GAP = 8
@@ -42,19 +46,40 @@ def picture(volume: Volume, labels: Array, names: Mapping[str, int]) -> Image.Im
         names: value of each name, for the legend.
     """
     turn = nibabel.io_orientation(volume.affine)
-    grey = nibabel.apply_orientation(volume.array[0], turn)
     mask = nibabel.apply_orientation(labels, turn)
-    spacing = _spacing(volume.affine, turn)
+    grey = nibabel.apply_orientation(volume.array[0], turn)
     window = _window(grey, mask)
-    centre = _centre(mask)
-    slices = [_slice(grey, mask, axis, centre[axis], spacing, window) for axis in (2, 1, 0)]
+    sheet = _sheet(grey, mask, _centre(mask), _spacing(volume.affine, turn), window, _coloured)
+    _legend(sheet, {name: value for name, value in names.items() if value and (mask == value).any()})
+    return sheet
+
+
+def heat(volume: Volume, levels: Array) -> Image.Image:
+    """The axial, coronal and sagittal slice with the most of a field, from black over red to yellow as it rises.
+
+    Shown as `picture` shows a mask.
+
+    Args:
+        levels: shape (I, J, K), on the volume's grid, from 0 to 255.
+    """
+    turn = nibabel.io_orientation(volume.affine)
+    grey = nibabel.apply_orientation(volume.array[0], turn)
+    field = nibabel.apply_orientation(levels, turn)
+    most = [int(field.sum(axis=others, dtype=np.int64).argmax()) for others in ((1, 2), (0, 2), (0, 1))]
+    return _sheet(grey, field, most, _spacing(volume.affine, turn), _window(grey, field > HOT), _heated)
+
+
+def _sheet(
+    grey: Array, over: Array, at: list[int], spacing: Array, window: tuple[float, float], tint: Tint
+) -> Image.Image:
+    """Three slices side by side, with room for a legend below."""
+    slices = [_slice(grey, over, axis, at[axis], spacing, window, tint) for axis in (2, 1, 0)]
     width = sum(image.width for image in slices) + GAP * (len(slices) - 1)
     sheet = Image.new("RGB", (width, HEIGHT + LEGEND))
     left = 0
     for image in slices:
         sheet.paste(image, (left, 0))
         left += image.width + GAP
-    _legend(sheet, {name: value for name, value in names.items() if value and (mask == value).any()})
     return sheet
 
 
@@ -83,19 +108,33 @@ def _centre(mask: Array) -> list[int]:
     return centre
 
 
-def _slice(grey: Array, mask: Array, axis: int, at: int, spacing: Array, window: tuple[float, float]) -> Image.Image:
+def _slice(
+    grey: Array, over: Array, axis: int, at: int, spacing: Array, window: tuple[float, float], tint: Tint
+) -> Image.Image:
     """One slice as an image of `HEIGHT` pixels, seen as in the clinic: axes flipped so that right is left."""
     low, high = window
     plane = np.take(grey, at, axis).astype(np.float32)
-    over = np.take(mask, at, axis)
     shade = (np.clip((plane - low) / (high - low), 0, 1) * 255)[..., None].repeat(3, -1)
-    for value in np.unique(over[over > 0]):
-        here = over == value
-        shade[here] = shade[here] * (1 - OPACITY) + np.array(_colour(int(value))) * OPACITY
+    shade = tint(shade, np.take(over, at, axis))
     pixels = shade.astype(np.uint8).transpose(1, 0, 2)[::-1, ::-1]
     across, up = (spacing[n] for n in range(3) if n != axis)
     width = max(1, round(HEIGHT * (pixels.shape[1] * across) / (pixels.shape[0] * up)))
     return Image.fromarray(np.ascontiguousarray(pixels)).resize((width, HEIGHT), Image.Resampling.BILINEAR)
+
+
+def _coloured(shade: Array, mask: Array) -> Array:
+    for value in np.unique(mask[mask > 0]):
+        here = mask == value
+        shade[here] = shade[here] * (1 - OPACITY) + np.array(_colour(int(value))) * OPACITY
+    return shade
+
+
+def _heated(shade: Array, levels: Array) -> Array:
+    rise = (levels.astype(np.float32) / 255)[..., None]
+    opacity = np.clip(2 * rise, 0, 0.9)
+    colour = np.concatenate([np.full_like(rise, 255), 255 * rise, np.zeros_like(rise)], axis=-1)
+    heated: Array = shade * (1 - opacity) + colour * opacity
+    return heated
 
 
 def _colour(value: int) -> Rgb:

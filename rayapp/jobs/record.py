@@ -26,6 +26,11 @@ class Kind(StrEnum):
         """As MONAI Label's texts write it."""
         return self.value.capitalize()
 
+    @property
+    def words(self) -> str:
+        """In our own texts."""
+        return {Kind.TRAIN: "training", Kind.SCORING: "scoring", Kind.BATCH: "batch inference"}[self]
+
 
 class State(StrEnum):
     """Where a job stands; the last three are ends."""

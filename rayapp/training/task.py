@@ -55,14 +55,15 @@ class TrainRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is. Epochs and iterations count from 1; `metric` is the newest validation figure, `best` the
-    best so far, each None before the first validation; `seconds_left` is an estimate."""
+    """How far a run is. Epochs and iterations count from 1, iterations being images in jobs that train nothing;
+    `metric` is the newest validation figure, `best` the best so far, each None before the first validation;
+    `seconds_left` is an estimate."""
 
     epoch: int
     epochs: int
     iteration: int
     iterations: int
-    loss: float
+    loss: float | None = None
     metric: float | None = None
     best: float | None = None
     seconds_left: float | None = None

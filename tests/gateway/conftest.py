@@ -31,11 +31,12 @@ from rayapp.inference.messages import HandedOut, InferCall, InferReply
 from rayapp.inference.service import InferenceService
 from rayapp.jobs.queue import JobQueue
 from rayapp.jobs.record import Kind
+from rayapp.jobs.scoring import BatchInference, Scoring
 from rayapp.jobs.training import Training
 from rayapp.protocol import Role
 from rayapp.sessions import SessionStore
 from rayapp.users import UserStore
-from tests.jobs.plain import PlainFit
+from tests.jobs.plain import PlainCrew, PlainFit
 
 SHAPE = (13, 11, 7)
 AFFINE = np.array([[0.0, -1.6, 1.8, 20.0], [1.5, 0.0, 0.0, -7.0], [0.0, 1.2, 2.4, 4.0], [0, 0, 0, 1]])
@@ -232,7 +233,10 @@ def _gateway(settings: Settings, stops: list[Callable[[], None]], open_store: Ca
     network = Network(InferenceService(settings=settings, app=app_object, images=Face(store)))
     stops.append(network.service.close)
     training = Training(settings=settings, datastore=store, models=catalogue, fit=PlainFit(settings))
-    jobs = JobQueue(store, {Kind.TRAIN: training})
+    crew = PlainCrew(settings, store)
+    scoring = Scoring(settings=settings, datastore=store, crew=crew)
+    batch = BatchInference(settings=settings, datastore=store, crew=crew)
+    jobs = JobQueue(store, {Kind.TRAIN: training, Kind.SCORING: scoring, Kind.BATCH: batch})
     stops.append(jobs.close)
     sessions = SessionStore(
         settings.workspace / "sessions", expiry=settings.session_expiry, max_volume=settings.max_volume

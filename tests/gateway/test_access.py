@@ -34,6 +34,8 @@ TABLE = {
     ("DELETE", "/scoring/"): ANNOTATOR,
     ("POST", "/scoring/"): ANNOTATOR,
     ("POST", "/scoring/{method}"): ANNOTATOR,
+    ("GET", "/scoring/{method}/uncertainty"): USER,
+    ("GET", "/scoring/{method}/slices"): USER,
     ("POST", "/activelearning/{strategy}"): USER,
     ("GET", "/datastore/"): USER,
     ("PUT", "/datastore/"): ANNOTATOR,

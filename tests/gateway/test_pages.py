@@ -22,7 +22,8 @@ def test_info_has_what_the_clients_read(gateway: Served):
     assert info["labels"] == ["background", "bright"]
     assert info["models"]["bright"]["labels"] == {"background": 0, "bright": 1}
     assert {"type", "description", "dimension", "config"} <= set(info["models"]["bright"])
-    assert info["broken_models"] == info["trainers"] == info["scoring"] == info["train_stats"] == {}
+    assert info["broken_models"] == info["trainers"] == info["train_stats"] == {}
+    assert {"tta", "epistemic", "dice", "sum"} == set(info["scoring"])
     assert {"first", "last", "random", "foreground_random", "tta", "epistemic"} <= set(info["strategies"])
     assert info["datastore"] == gateway.store.status()
 

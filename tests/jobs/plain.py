@@ -12,6 +12,8 @@ import torch
 from rayapp.app import app_class
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.protocol import Author
+from rayapp.jobs.images import ImageWorker
+from rayapp.jobs.pool import Pool
 from rayapp.training.local import LocalHost
 
 APP = Path(__file__).parents[1] / "apps" / "threshold"
@@ -31,6 +33,28 @@ class PlainFit:
         task = app.trainers[request.model]
         host = LocalHost(checkpoints, device=torch.device("cpu"), told=desk.progress, stop=desk.stop.is_set)
         return task.train(replace(request, params={**task.info.config, **request.params}), host)
+
+
+class PlainCrew:
+    """`rayapp.jobs.scoring.Crew` in threads of this process. `faults` are raised, by image, before it is worked on."""
+
+    def __init__(self, settings, datastore, faults=None):
+        self._settings, self._datastore, self.faults = settings, datastore, faults or {}
+        self.asked = []
+
+    def __call__(self, work, images, *, workers, stop, done):
+        def made():
+            worker = ImageWorker(self._settings, self._datastore)
+
+            def ask(image, stop):
+                self.asked.append(image)
+                if self.faults.get(image):
+                    raise self.faults[image].pop(0)
+                return worker(work, image)
+
+            return ask
+
+        Pool(images, stop=stop, done=done).run([made() for _ in range(workers or 1)])
 
 
 def write_images(studies, count=3):

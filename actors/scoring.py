@@ -1,0 +1,115 @@
+"""Scoring on Ray: a crew of actors, each around one `ImageWorker`, that do what clicks leave room for.
+
+Owned by the jobs actor, and gone with the job. Each computes on one thread, and only when nobody else wants to, so that
+there may be one on every core beside whatever answers clicks. One that dies is started again by Ray; the pool gives
+its image to the next. A job that is stopped kills them: an image that was begun is left undone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors.datastore import RemoteDatastore
+from rayapp import logs
+from rayapp.config import Settings
+from rayapp.errors import RayappError
+from rayapp.jobs.images import ImageAnswer, ImageWork, ImageWorker
+from rayapp.jobs.pool import ImageDone, Pool, Stopped, WorkerLost
+from rayapp.priority import give_way
+
+POLL_S = 0.25
+"""Seconds until a worker is killed, at most, once its job was told to stop."""
+GPU_SHARE = 0.1
+"""Of a GPU for each: scoring needs little of its memory, and finds room beside inference and training."""
+MEMORY_EACH = 4 << 30
+"""Bytes of the machine's memory for each worker: a network, an image, and its samples."""
+
+
+class ScoringActor:
+    """One worker."""
+
+    def __init__(self, settings: Settings, datastore: ActorHandle) -> None:
+        give_way()
+        logs.configure(settings)
+        self._settings, self._datastore = settings, datastore
+        self._worker: ImageWorker | None = None
+
+    def work(self, work: ImageWork, image_id: str) -> ImageAnswer:
+        """Do one image; see `ImageWorker`."""
+        if self._worker is None:
+            import torch
+
+            torch.set_num_threads(1)
+            self._worker = ImageWorker(self._settings, RemoteDatastore(self._datastore))
+        return self._worker(work, image_id)
+
+
+class RayCrew:
+    """`rayapp.jobs.scoring.Crew` on this cluster."""
+
+    def __init__(self, settings: Settings, datastore: ActorHandle) -> None:
+        self._settings = settings
+        self._datastore = datastore
+
+    def __call__(
+        self,
+        work: ImageWork,
+        images: Sequence[str],
+        *,
+        workers: int,
+        stop: threading.Event,
+        done: Callable[[ImageDone], None],
+    ) -> None:
+        """See `Crew`."""
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        size = min(len(images), workers or gpus or self._room())
+        options = {"num_cpus": 0, "num_gpus": GPU_SHARE if gpus else 0, "max_restarts": -1}
+        made = ray.remote(ScoringActor).options(**options, scheduling_strategy="SPREAD")
+        actors = [made.remote(self._settings, self._datastore) for _ in range(size)]
+        try:
+            Pool(images, stop=stop, done=done).run([_Remote(actor, work) for actor in actors])
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+    def _room(self) -> int:
+        """One for each core, as far as memory goes. In a cluster its logical CPUs are its cores."""
+        if self._settings.ray_address is not None:
+            found = ray.cluster_resources()
+            cores, memory = int(found.get("CPU", 1)), int(found.get("memory", MEMORY_EACH))
+        else:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return max(1, min(cores, memory // MEMORY_EACH))
+
+
+class _Remote:
+    """One actor as the pool's worker."""
+
+    def __init__(self, actor: ActorHandle, work: ImageWork) -> None:
+        self._actor = actor
+        self._work = work
+
+    def __call__(self, image_id: str, stop: threading.Event) -> Any:
+        """See `Worker`."""
+        answer = self._actor.work.remote(self._work, image_id)
+        while not ray.wait([answer], timeout=POLL_S)[0]:
+            if stop.is_set():
+                raise Stopped
+        try:
+            return ray.get(answer)
+        except RayTaskError as error:
+            if isinstance(error.cause, RayappError):
+                raise error.cause from None
+            raise
+        except RayActorError:
+            if stop.is_set():
+                raise Stopped from None
+            raise WorkerLost from None

@@ -1,0 +1,311 @@
+"""Scoring and batch inference: jobs over many images, gone on with after a crash where they were.
+
+What an image's run is called, method, model version and options, says whether it was scored before; in other jobs the
+run is the job. `Scoring` and `BatchInference` are called by one thread each; their results come from the pool's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from rayapp.active_learning import results
+from rayapp.active_learning.scoring import ScoringMethod, model_of, options_of
+from rayapp.app import LabelApp, app_class
+from rayapp.config import Settings
+from rayapp.datastore.protocol import Datastore, ImageScore, Labelled
+from rayapp.errors import BadRequest, NotFound, RayappError
+from rayapp.jobs.images import ImageAnswer, ImageWork, images_of
+from rayapp.jobs.pool import ImageDone
+from rayapp.jobs.queue import Desk, JobQueue, Outcome
+from rayapp.jobs.record import Job, Kind
+from rayapp.protocol import ORIGINAL, checked_name
+from rayapp.training.task import Progress
+
+FLUSH_S, FLUSH_ROWS = 5.0, 64
+"""Results that are recorded together: what a crash may make the pool do again."""
+SHOWN = 100
+"""Images that failed, as a job's result lists them."""
+AUTO = "auto_score"
+"""In `--conf`: methods, separated by commas, or "true" for all that ask a model, that score whatever is new."""
+AUTO_S = 10.0
+"""Seconds between two looks for what is new."""
+
+
+class Crew(Protocol):
+    """Gets images worked on somewhere, by as many workers as there is room for, or `workers`."""
+
+    def __call__(
+        self,
+        work: ImageWork,
+        images: Sequence[str],
+        *,
+        workers: int,
+        stop: threading.Event,
+        done: Callable[[ImageDone], None],
+    ) -> None:
+        """As of `rayapp.jobs.pool.Pool.run`."""
+
+
+class _Images:
+    """What both kinds of jobs are: a run over images."""
+
+    def __init__(self, *, settings: Settings, datastore: Datastore, crew: Crew) -> None:
+        self._settings = settings
+        self._datastore = datastore
+        self._crew = crew
+        self._class: type[LabelApp] | None = None
+
+    def _app(self) -> LabelApp:
+        """The app with the versions that serve now; its code is run once."""
+        self._class = self._class or app_class(self._settings)
+        return self._class.of(self._settings)
+
+    def _run(self, job: Job, desk: Desk, work: ImageWork, run: str, images: Labelled) -> Outcome | None:
+        request = job.request
+        waiting = self._datastore.unscored(run, images=images, failed=not request.get("auto"))
+        most = _whole(request, "max_batch_size")
+        waiting = waiting[:most] if most else waiting
+        took = _Taking(self._settings, self._datastore, desk, job, work, run, total=len(waiting))
+        desk.note(f"{len(waiting)} images to do" + (f" with {work.model} {work.version or ''}" if work.model else ""))
+        try:
+            if waiting:
+                self._crew(work, waiting, workers=_whole(request, "workers"), stop=desk.stop, done=took)
+        finally:
+            took.flush()
+        if desk.stop.is_set():
+            return None
+        return took.outcome()
+
+    def clean(self, job: Job) -> None:
+        """One file of the rows of a job, also of one that was stopped: its images stay scored."""
+        results.seal(self._settings.studies, job.id)
+
+
+class Scoring(_Images):
+    """Runs the jobs of kind `scoring`."""
+
+    def check(self, name: str, request: Mapping[str, Any]) -> None:
+        """Raises NotFound for a method that the app lacks, and BadRequest for options that are of no use."""
+        self._resolved(name, request)
+
+    def run(self, job: Job, desk: Desk) -> Outcome | None:
+        """See `rayapp.jobs.queue.Runner`."""
+        method, model, version, options = self._resolved(job.name, job.request)
+        work = ImageWork(
+            job_id=job.id,
+            kind=Kind.SCORING,
+            name=job.name,
+            model=model,
+            version=version,
+            user=job.user,
+            request=options,
+        )
+        run = _run_name(job.name, model, version, options) if method.asks_model else f"{job.name}:{job.id}"
+        return self._run(job, desk, work, run, images_of(job.request, method.images))
+
+    def due(self, name: str) -> bool:
+        """Whether some image was never tried with the method and the version that serves now."""
+        try:
+            method, model, version, options = self._resolved(name, {})
+        except (BadRequest, NotFound):  # no model serves yet
+            return False
+        run = _run_name(name, model, version, options)
+        return bool(self._datastore.unscored(run, images=method.images, failed=False))
+
+    def automatic(self) -> list[str]:
+        """The methods that `AUTO` names."""
+        wanted = self._settings.conf.get(AUTO, "").strip()
+        if wanted.lower() in ("", "false", "0", "no", "off"):
+            return []
+        methods = self._app().scoring
+        if wanted.lower() in ("true", "1", "yes", "on"):
+            return [name for name, method in methods.items() if method.asks_model]
+        return [name.strip() for name in wanted.split(",") if name.strip() in methods]
+
+    def _resolved(
+        self, name: str, request: Mapping[str, Any]
+    ) -> tuple[ScoringMethod, str | None, str | None, dict[str, Any]]:
+        """The method, the model and version that it asks now, and its options."""
+        app = self._app()
+        method = app.scoring.get(checked_name(name, "scoring method"))
+        if method is None:
+            raise NotFound(f"no scoring method {name!r}; there are: {', '.join(app.scoring) or 'none'}")
+        images_of(request, method.images)
+        _whole(request, "workers")
+        options = options_of(method, request)
+        # Clients put the method's own name under `model`.
+        asked = {key: value for key, value in request.items() if key != "model" or value != name}
+        model = model_of(asked, app.infers) if method.asks_model else None
+        return method, model, None if model is None else app.serving.get(model), options
+
+
+class BatchInference(_Images):
+    """Runs the jobs of kind `batch_infer`."""
+
+    def check(self, name: str, request: Mapping[str, Any]) -> None:
+        """Raises BadRequest for options that are of no use."""
+        checked_name(name, "model")
+        images_of(request, "all")
+        checked_name(str(request.get("label_tag") or ORIGINAL), "label_tag")
+        for number in ("workers", "max_batch_size"):
+            _whole(request, number)
+
+    def run(self, job: Job, desk: Desk) -> Outcome | None:
+        """See `rayapp.jobs.queue.Runner`."""
+        app = self._app()
+        work = ImageWork(
+            job_id=job.id,
+            kind=Kind.BATCH,
+            name=job.name,
+            model=job.name,
+            version=app.serving.get(job.name),
+            user=job.user,
+            request={**job.request, "label_tag": str(job.request.get("label_tag") or ORIGINAL)},
+        )
+        return self._run(job, desk, work, f"{job.name}:{job.id}", images_of(job.request, "all"))
+
+
+class _Taking:
+    """Takes what workers answer: into the table, the index and the job's progress."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        datastore: Datastore,
+        desk: Desk,
+        job: Job,
+        work: ImageWork,
+        run: str,
+        *,
+        total: int,
+    ) -> None:
+        self._studies, self._datastore, self._desk, self._job = settings.studies, datastore, desk, job
+        self._work, self._run, self._total = work, run, total
+        self._began = self._flushed = time.monotonic()
+        self._done = self._skipped = 0
+        self._failed: dict[str, str] = {}
+        self._failures = 0
+        self._rows: list[dict[str, Any]] = []
+        self._scores: list[ImageScore] = []
+
+    def __call__(self, done: ImageDone) -> None:
+        """One image."""
+        self._done += 1
+        now = time.time()
+        if done.failure is not None:
+            self._failures += 1
+            if len(self._failed) < SHOWN:
+                self._failed[done.image_id] = done.failure
+            self._desk.note(f"{done.image_id}: {done.failure}")
+            self._scores.append(ImageScore(image_id=done.image_id, run=self._run, ts=now, failed=True))
+        else:
+            self._took(done.image_id, done.answer, now)
+        seconds = time.monotonic() - self._began
+        left = seconds / self._done * (self._total - self._done)
+        self._desk.progress(
+            Progress(epoch=1, epochs=1, iteration=self._done, iterations=self._total, seconds_left=left)
+        )
+        if len(self._scores) >= FLUSH_ROWS or time.monotonic() - self._flushed > FLUSH_S:
+            self.flush()
+
+    def _took(self, image_id: str, answer: ImageAnswer, now: float) -> None:
+        score = answer.score
+        if score is None:
+            self._skipped += self._work.kind is Kind.SCORING
+            self._scores.append(ImageScore(image_id=image_id, run=self._run, ts=now))
+            return
+        self._scores.append(
+            ImageScore(
+                image_id=image_id,
+                run=self._run,
+                ts=now,
+                values=score.values,
+                feature=score.feature,
+                info=score.info,
+                label_infos=score.label_infos,
+            )
+        )
+        work = self._work
+        self._rows.append(
+            {
+                **{"image": image_id, "job": work.job_id, "method": work.name, "model": work.model},
+                **{"version": work.version, "options": json.dumps(dict(work.request)), "ts": now},
+                "seconds": answer.seconds,
+                **score.columns,
+            }
+        )
+
+    def flush(self) -> None:
+        """Record what came: the table first, so that whatever the index knows is in it."""
+        rows, scores = self._rows, self._scores
+        self._rows, self._scores, self._flushed = [], [], time.monotonic()
+        if rows:
+            results.append(self._studies, self._job.id, rows)
+        if scores:
+            self._datastore.save_scores(scores)
+
+    def outcome(self) -> Outcome:
+        """The job's end."""
+        executed = self._done - self._failures - self._skipped
+        text = f"{executed} of {self._total} images done"
+        text += f", {self._failures} failed" if self._failures else ""
+        latency = round(time.monotonic() - self._began, 3)
+        return Outcome(
+            text=text,
+            result={
+                "total": self._total,
+                "executed": executed,
+                "skipped": self._skipped,
+                "failed": dict(self._failed),
+                "latency": latency,
+            },
+        )
+
+
+class AutoScore:
+    """A thread that submits a scoring whenever there is something that it would score."""
+
+    def __init__(self, jobs: JobQueue, scoring: Scoring, *, every: float = AUTO_S) -> None:
+        self._jobs, self._scoring, self._every = jobs, scoring, every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="auto score", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every):
+            try:
+                self._look()
+            except RayappError:
+                continue  # a part of the server is away, or the app is broken, which is told elsewhere
+
+    def _look(self) -> None:
+        for name in self._scoring.automatic():
+            pending = any(job.name == name and not job.over for job in self._jobs.jobs(Kind.SCORING))
+            if not pending and self._scoring.due(name):
+                job_id = f"auto-{name}-{time.time_ns()}"
+                self._jobs.submit(Kind.SCORING, name, {"auto": True}, job_id=job_id, user="auto_score")
+
+
+def _run_name(name: str, model: str | None, version: str | None, options: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode()).hexdigest()[:12]
+    return f"{name}:{model}/{version}:{digest}"
+
+
+def _whole(request: Mapping[str, Any], name: str) -> int:
+    try:
+        number = int(request.get(name) or 0)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0:
+        raise BadRequest(f"{name} must be a whole number, 0 for no bound of yours")
+    return number

@@ -1,0 +1,45 @@
+"""An app to test scoring with: one small network with random weights."""
+
+from __future__ import annotations
+
+import torch
+
+from rayapp.app import LabelApp
+from rayapp.inference.segmentation import SegmentationTask
+from rayapp.models.networks import build, save_weights
+
+NETWORK = {
+    "name": "UNet",
+    "spatial_dims": 3,
+    "in_channels": 1,
+    "out_channels": 3,
+    "channels": [4, 8],
+    "strides": [2],
+    "num_res_units": 1,
+}
+CARD = {"labels": {"liver": 1, "spleen": 2}, "network": NETWORK, "spacing": 0.0, "roi_size": [32, 32, 32]}
+
+
+def publish(settings, models, seed):
+    """The network with other random weights, as the model's next version."""
+    torch.manual_seed(seed)
+    weights = settings.workspace / "weights.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(build(NETWORK), weights)
+    return models.publish("small", weights, CARD)
+
+
+class App(LabelApp):
+    name, description = "small", "for tests"
+
+    @classmethod
+    def install(cls, settings, models):
+        if not models.versions("small"):
+            publish(settings, models, 1)
+
+    def init_infers(self):
+        version = self.models.production("small")
+        return {} if version is None else {"small": SegmentationTask.from_version(version)}
+
+    def make_task(self, version):
+        return SegmentationTask.from_version(version)
