@@ -84,7 +84,7 @@ class Network:
         images = images.to(self.device).contiguous(memory_format=layout)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             logits: Tensor = self._network(images)
-        return logits.float()
+        return logits.to(torch.float32, memory_format=torch.contiguous_format)  # both in one pass
 
     @contextlib.contextmanager
     def dropout(self, probability: float) -> Iterator[None]:

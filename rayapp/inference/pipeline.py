@@ -269,12 +269,10 @@ def _interpolation(n: int, m: int, reach: tuple[int, int], limits: tuple[int, in
 def _extents(margins: Floats, grid: NetworkGrid) -> list[list[tuple[int, int]] | None]:
     """For each structure, along i, j, k of the coarse grid, a range of voxels with all those that it leads on."""
     a, b, c = grid.turned
-    fields = torch.from_numpy(
-        margins
-    )  # with the padding, whose voxels can only widen an extent: a view of less is slow
-    across, front = fields.amax(dim=3), fields.amax(dim=1)
-    leads = [profile.numpy() > 0 for profile in (across.amax(dim=2), across.amax(dim=1), front.amax(dim=1))]
-    profiles = (leads[0][:, :a], leads[1][:, :b], leads[2][:, :c])
+    # With the padding, whose voxels can only widen an extent: a view of less is slow.
+    leads = margins > 0
+    across = np.logical_or.reduce(leads, axis=1)
+    profiles = (leads.any(axis=(2, 3))[:, :a], across.any(axis=2)[:, :b], across.any(axis=1)[:, :c])
     extents: list[list[tuple[int, int]] | None] = []
     for along in zip(*profiles, strict=True):
         if not all(hits.any() for hits in along):
