@@ -13,7 +13,20 @@ import typer
 from typer.exceptions import TyperException
 
 from rayapp import __version__
-from rayapp.commands import annotation, datasets, demo, doctor, jobs, models, ohif, replay, score, server, users
+from rayapp.commands import (
+    annotation,
+    datasets,
+    demo,
+    doctor,
+    jobs,
+    models,
+    ohif,
+    replay,
+    score,
+    server,
+    simulate,
+    users,
+)
 from rayapp.errors import RayappError
 
 app = typer.Typer(
@@ -31,6 +44,7 @@ app.command()(replay.replay)
 app.command()(jobs.train)
 app.command()(score.score)
 app.command()(jobs.jobs)
+app.command()(simulate.simulate)
 app.add_typer(models.commands, name="models")
 app.add_typer(ohif.commands, name="ohif")
 app.command()(doctor.doctor)

@@ -272,7 +272,7 @@ def _extents(margins: Floats, grid: NetworkGrid) -> list[list[tuple[int, int]] |
     # With the padding, whose voxels can only widen an extent: a view of less is slow.
     leads = margins > 0
     across = np.logical_or.reduce(leads, axis=1)
-    profiles = (leads.any(axis=(2, 3))[:, :a], across.any(axis=2)[:, :b], across.any(axis=1)[:, :c])
+    profiles = (np.any(leads, axis=(2, 3))[:, :a], np.any(across, axis=2)[:, :b], np.any(across, axis=1)[:, :c])
     extents: list[list[tuple[int, int]] | None] = []
     for along in zip(*profiles, strict=True):
         if not all(hits.any() for hits in along):

@@ -1,0 +1,222 @@
+"""Simulation: annotators label, the model learns, and the model is tested on images that nobody labels.
+
+It says what a strategy is worth: validation Dice against the number of labels and against annotation minutes. One run
+is one strategy and one seed on one server whose images are unlabelled at the start; its results are two parquet files,
+and `draw` makes one picture of all runs in a folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from rayapp.active_learning.annotator import MAX_BYTES, Annotator, Habits, Labelled, mean_dice
+from rayapp.client import AsyncClient, JobKind
+from rayapp.errors import RayappError
+from rayapp.imaging.reader import read_segmentation
+
+SESSION_S = 24 * 3600
+"""Seconds that the server keeps a validation image which nobody asks for."""
+LABELS, ROUNDS = "labels", "rounds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What a run does. The model is trained, and validated, each time that so many images as one of `budgets` are
+    labelled; `training` holds options of the trainer."""
+
+    model: str
+    strategy: str
+    budgets: Sequence[int] = (2, 4, 8, 16, 32)
+    annotators: int = 1
+    seed: int = 0
+    habits: Habits = field(default_factory=Habits)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """The model after a training: `minutes` is what all annotators together have spent by then."""
+
+    strategy: str
+    seed: int
+    labels: int
+    minutes: float
+    version: str
+    dice: float
+    training_s: float
+
+
+class Simulation:
+    """One run.
+
+    Args:
+        connect: makes a client of the server for an annotator's name.
+        references: label maps of the server's images, by image id.
+        validation: pairs of image and label map, which are sent to the server as sessions.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect: Callable[[str], AsyncClient],
+        protocol: Protocol,
+        references: Mapping[str, Path],
+        validation: Sequence[tuple[Path, Path]],
+    ) -> None:
+        self._connect = connect
+        self._protocol = protocol
+        self._references = references
+        self._validation = validation
+        self.labels: list[Labelled] = []
+        self.rounds: list[Round] = []
+
+    async def run(self) -> AsyncIterator[Labelled | Round]:
+        """Each label and each round as it is done; ends early when no image is left.
+
+        Raises what the server says; RayappError for a training that fails.
+        """
+        protocol = self._protocol
+        async with AsyncExitStack() as stack:
+            team = []
+            for number in range(protocol.annotators):
+                name = f"annotator-{number}"
+                team.append(
+                    Annotator(
+                        name=name,
+                        client=await stack.enter_async_context(self._connect(name)),
+                        model=protocol.model,
+                        references=self._references,
+                        habits=protocol.habits,
+                        rng=np.random.default_rng((protocol.seed, number)),
+                    )
+                )
+            overseer = await stack.enter_async_context(self._connect("overseer"))
+            sessions = [(await overseer.create_session(i, expiry=SESSION_S), label) for i, label in self._validation]
+            for budget in sorted(protocol.budgets):
+                tickets = iter(range(budget - len(self.labels)))
+                results: asyncio.Queue[Labelled | None] = asyncio.Queue()
+                working = [asyncio.create_task(self._work(one, tickets, results)) for one in team]
+                before = len(self.labels)
+                try:
+                    for _ in range(len(team)):
+                        while (done := await results.get()) is not None:
+                            self.labels.append(done)
+                            yield done
+                finally:
+                    for task in working:
+                        task.cancel()
+                await asyncio.gather(*working)
+                if len(self.labels) > before:
+                    yield await self._round(overseer, [(session["session_id"], label) for session, label in sessions])
+                if len(self.labels) < budget:
+                    return
+
+    async def _work(
+        self, annotator: Annotator, tickets: Iterator[int], results: asyncio.Queue[Labelled | None]
+    ) -> None:
+        try:
+            for _ in tickets:
+                done = await annotator.label_next(self._protocol.strategy)
+                if done is None:
+                    return
+                results.put_nowait(done)
+        finally:
+            results.put_nowait(None)
+
+    async def _round(self, client: AsyncClient, sessions: Sequence[tuple[str, Path]]) -> Round:
+        protocol = self._protocol
+        options = {"seed": protocol.seed, **protocol.training}
+        job = await client.start_job(JobKind.TRAIN, protocol.model, options, enqueue=True)
+        began = asyncio.get_running_loop().time()
+        job = [seen async for seen in client.follow(job["id"])][-1]
+        if job["status"] != "DONE":
+            raise RayappError(f"training {job['id']} ended as {job['status']}: {'; '.join(job.get('details', ()))}")
+        trained = asyncio.get_running_loop().time() - began
+        scores, version = [], ""
+        for session, label in sessions:
+            result = await client.infer_box(protocol.model, session=session)
+            truth = await asyncio.to_thread(read_segmentation, label, max_bytes=MAX_BYTES)
+            scores.append(await asyncio.to_thread(mean_dice, result.labels(), truth.array))
+            version = str(result.params.get("model_version", ""))
+        made = Round(
+            strategy=protocol.strategy,
+            seed=protocol.seed,
+            labels=len(self.labels),
+            minutes=sum(label.seconds for label in self.labels) / 60,
+            version=version,
+            dice=float(np.mean(scores)) if scores else float("nan"),
+            training_s=trained,
+        )
+        self.rounds.append(made)
+        return made
+
+    def write(self, folder: Path) -> None:
+        """Write `<strategy>-<seed>.labels.parquet` and `….rounds.parquet`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{self._protocol.strategy}-{self._protocol.seed}"
+        for kind, rows in ((LABELS, self.labels), (ROUNDS, self.rounds)):
+            table = pa.Table.from_pylist([{**dataclasses.asdict(row), "seed": self._protocol.seed} for row in rows])
+            parquet.write_table(table, folder / f"{name}.{kind}.parquet")
+
+
+def rounds_in(folder: Path) -> list[Round]:
+    """Those of all runs whose results are in the folder."""
+    files = sorted(folder.glob(f"*.{ROUNDS}.parquet"))
+    return [Round(**row) for file in files for row in parquet.read_table(file).to_pylist()]
+
+
+def draw(rounds: Sequence[Round], picture: Path) -> None:
+    """Validation Dice by labels and by minutes, one line a strategy, with a band of one standard deviation of the mean
+    over seeds, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(sheet)
+    by_labels, by_minutes = sheet.subplots(1, 2, sharey=True)
+    for strategy in dict.fromkeys(one.strategy for one in rounds):
+        rows = summary(rounds, strategy)
+        mean, error = np.array([row.dice for row in rows]), np.array([row.error for row in rows])
+        for axes, x in (
+            (by_labels, [row.labels for row in rows]),
+            (by_minutes, [row.minutes for row in rows]),
+        ):
+            (line,) = axes.plot(x, mean, marker=".", label=strategy)
+            axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
+    by_labels.set(xlabel="labels", ylabel="validation Dice")
+    by_minutes.set(xlabel="annotation minutes")
+    by_labels.legend()
+    sheet.savefig(picture, format="png", dpi=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """A strategy's rounds of so many labels, over seeds; `error` is the standard deviation of the mean."""
+
+    labels: int
+    minutes: float
+    dice: float
+    error: float
+    seeds: int
+
+
+def summary(rounds: Sequence[Round], strategy: str) -> list[Mean]:
+    """A strategy's means by number of labels."""
+    means = []
+    for labels in sorted({one.labels for one in rounds if one.strategy == strategy}):
+        same = [one for one in rounds if one.strategy == strategy and one.labels == labels]
+        scores = np.array([one.dice for one in same])
+        error = float(scores.std(ddof=1) / np.sqrt(len(same))) if len(same) > 1 else 0.0
+        minutes = float(np.mean([one.minutes for one in same]))
+        means.append(Mean(labels=labels, minutes=minutes, dice=float(scores.mean()), error=error, seeds=len(same)))
+    return means
