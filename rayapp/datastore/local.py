@@ -35,7 +35,7 @@ from rayapp.datastore.revisions import checked_ext, delete
 from rayapp.datastore.source import Source
 from rayapp.datastore.studies import Studies
 from rayapp.datastore.worklist import Worklist, renew
-from rayapp.errors import BadRequest, Conflict, NotFound
+from rayapp.errors import BadRequest, Conflict, Disabled, NotFound
 from rayapp.protocol import FINAL, checked_name
 
 Doomed = tuple[str, str, str]
@@ -147,7 +147,12 @@ class LocalDatastore(Worklist, Journal):
         return self.image(image_id)
 
     def remove_image(self, image_id: str) -> None:
-        """See `Datastore`. Its click log goes too; the revisions of its labels stay."""
+        """See `Datastore`. Its click log goes too; the revisions of its labels stay.
+
+        Raises Disabled for a series of DICOM files that lie anywhere in the folder.
+        """
+        if self._image(image_id).path.parent != self._studies:
+            raise Disabled("this series' files lie below the studies folder as somebody filed them: remove them there")
 
         def apply(db: sqlite3.Connection) -> list[Doomed]:
             row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()

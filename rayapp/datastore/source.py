@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rayapp.datastore import folder
+from rayapp.datastore.dicom_tree import DicomTree
 from rayapp.datastore.protocol import Info
 
 
@@ -33,14 +34,20 @@ class Source(Protocol):
 
 
 class Folder:
-    """The files at the top of the studies folder; see `rayapp.datastore.folder`."""
+    """A studies folder: the images at its top (`rayapp.datastore.folder`), and the DICOM series below it, lying anyhow
+    (`rayapp.datastore.dicom_tree`)."""
 
     def __init__(self, studies: Path) -> None:
         self._studies = studies
+        self._tree = DicomTree(studies)
 
     def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
         """See `Source`."""
-        return folder.images(self._studies, known)
+        at_top = {image_id: ext for image_id, ext in known.items() if ext or not self._tree.holds(image_id)}
+        found, refused = folder.images(self._studies, at_top)
+        found = {i: ext for i, ext in found.items() if ext or i in known or self._tree.is_one_series(i)}
+        folders = {image_id: ext for image_id, ext in found.items() if not ext}
+        return {**self._tree.scan(folders), **found}, refused
 
     def whole(self, new: Mapping[str, str], settle: float) -> set[str]:
         """See `Source`."""
@@ -52,8 +59,10 @@ class Folder:
 
     def path(self, image_id: str, ext: str) -> Path:
         """See `Source`."""
+        if not ext and self._tree.holds(image_id):
+            return self._tree.path(image_id)
         return self._studies / (image_id + ext)
 
-    def info(self, image_id: str) -> Info:  # noqa: ARG002
+    def info(self, image_id: str) -> Info:
         """See `Source`."""
-        return {}
+        return self._tree.info(image_id) if self._tree.holds(image_id) else {}

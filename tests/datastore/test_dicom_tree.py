@@ -1,0 +1,146 @@
+"""DICOM files lying anyhow in a studies folder: each series is an image, its labels lie as everywhere."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from rayapp.datastore import dicom_tree
+from rayapp.datastore.local import LocalDatastore
+from rayapp.datastore.protocol import Author
+from rayapp.errors import Disabled, NotFound
+from rayapp.imaging.reader import read_volume
+from tests.imaging.grids import AFFINES, MAX, labels, real, voxels
+from tests.imaging.series import write_series
+
+ONE, TWO, THREE, FOUR = "1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """ONE and TWO in one folder, THREE three folders down, FOUR loose at the top; a folder of one series, `whole`."""
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for place, series, affine in (
+        ("mixed", ONE, "oblique"),
+        ("mixed", TWO, "left-handed"),
+        ("patient/study/series", THREE, "permuted-201"),
+        (".", FOUR, "oblique-flipped"),
+        ("whole", "1.2.3.5", "straight"),
+    ):
+        files = write_series(tmp_path / series, voxels(), AFFINES[affine], series=series, study=f"{series}.9")
+        (studies / place).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy(file, studies / place / f"{series}-{file.name[:-4]}")  # without an extension, as exports are
+    (studies / "patient" / "README.txt").write_text("exported on a Tuesday")
+    (studies / "patient" / "report.pdf").write_bytes(b"%PDF")
+    return studies
+
+
+@pytest.fixture
+def opened(tree: Path) -> Iterator[Callable[[], LocalDatastore]]:
+    stores: list[LocalDatastore] = []
+
+    def open_it() -> LocalDatastore:
+        stores.append(LocalDatastore(tree, watch=False, settle=0.0))
+        return stores[-1]
+
+    yield open_it
+    for store in stores:
+        store.close()
+
+
+def test_each_series_is_an_image_wherever_its_files_lie(
+    tree: Path, tmp_path: Path, opened: Callable[[], LocalDatastore]
+) -> None:
+    store = opened()
+    assert store.image_ids() == [ONE, TWO, THREE, FOUR, "whole"]
+    for series in (ONE, TWO, THREE, FOUR):
+        found = read_volume(store.image(series).path, max_bytes=MAX)
+        wanted = read_volume(tmp_path / series, max_bytes=MAX)
+        np.testing.assert_array_equal(found.array, wanted.array)
+        np.testing.assert_array_equal(found.affine, wanted.affine)
+    info = store.image(THREE).info
+    assert {"Modality": "CT", "StudyInstanceUID": f"{THREE}.9", "PatientID": "P1"}.items() <= info.items()
+    assert store.instances(ONE) == store.image(ONE).path
+
+
+def test_labels_lie_where_they_always_do_and_survive_a_restart(
+    tree: Path, tmp_path: Path, opened: Callable[[], LocalDatastore]
+) -> None:
+    store = opened()
+    staged = store.stage(".nii.gz")
+    nibabel.Nifti1Image(labels(), np.eye(4)).to_filename(staged)
+    store.save_label(ONE, "final", staged, ".nii.gz", info={}, author=Author())
+    store.update_image_info(TWO, {"note": "hard"})
+    store.close()
+    assert (tree / "labels" / "final" / f"{ONE}.nii.gz").exists()
+    store = opened()
+    assert store.label(ONE, "final").id == ONE
+    assert store.image(TWO).info["note"] == "hard"
+    assert store.archive(tmp_path / "all.zip") == 1
+    names = zipfile.ZipFile(tmp_path / "all.zip").namelist()
+    assert len([name for name in names if name.startswith(f"image/{ONE}/")]) == voxels().shape[2]
+
+
+def test_files_are_parsed_once_also_over_restarts(
+    tree: Path, opened: Callable[[], LocalDatastore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened().close()
+    parsed: list[Path] = []
+    real_one = dicom_tree._series_of
+    monkeypatch.setattr(dicom_tree, "_series_of", lambda path: parsed.append(path) or real_one(path))
+    store = opened()
+    store.refresh()
+    assert [path.name for path in parsed if path.suffix not in (".txt", ".pdf")] == []
+    assert store.image_ids() == [ONE, TWO, THREE, FOUR, "whole"]
+
+
+def test_files_that_come_go_and_change_are_noticed(
+    tree: Path, tmp_path: Path, opened: Callable[[], LocalDatastore]
+) -> None:
+    store = opened()
+    new = write_series(tree / "patient" / "second" / "x", voxels(), AFFINES["straight"], series="1.2.3.6")
+    shutil.rmtree(tree / "patient" / "study")
+    for file in (tree / "mixed").glob(f"{TWO}*"):
+        file.rename(tree / "patient" / file.name)
+    store.refresh()
+    assert store.image_ids() == [ONE, TWO, FOUR, "1.2.3.6", "whole"]
+    np.testing.assert_array_equal(
+        read_volume(store.image(TWO).path, max_bytes=MAX).array, read_volume(tmp_path / TWO, max_bytes=MAX).array
+    )
+    with pytest.raises(NotFound):
+        store.image(THREE)
+    new[0].unlink()
+    store.refresh()
+    assert len(list(store.image("1.2.3.6").path.iterdir())) == len(new) - 1
+
+
+def test_a_series_below_the_folder_is_not_removed_from_here(tree: Path, opened: Callable[[], LocalDatastore]) -> None:
+    store = opened()
+    with pytest.raises(Disabled):
+        store.remove_image(ONE)
+    assert ONE in store.image_ids()
+    store.remove_image("whole")
+    assert not (tree / "whole").exists()
+
+
+def test_real_series_in_one_heap_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "heap").mkdir()
+    for name in ("hippocrop_1", "hippocrop_2"):
+        for file in real("dicom_mr", name).iterdir():
+            shutil.copy(file, tmp_path / "heap" / f"{name}-{file.name}")
+    store = LocalDatastore(tmp_path, watch=False, settle=0.0)
+    try:
+        first, second = (store.image(image_id) for image_id in store.image_ids())
+        shapes = {read_volume(record.path, max_bytes=MAX).shape for record in (first, second)}
+        wanted = {read_volume(real("dicom_mr", name), max_bytes=MAX).shape for name in ("hippocrop_1", "hippocrop_2")}
+        assert shapes == wanted
+    finally:
+        store.close()
