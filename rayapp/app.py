@@ -152,7 +152,9 @@ class LabelApp:
         kept = {
             name: task
             for name, task in self.infers.items()
-            if name in app.infers and app.serving.get(name) == self.serving.get(name)
+            if name in app.infers
+            and app.serving.get(name) == self.serving.get(name)
+            and app.infers[name].version == task.version  # of tasks that are made of other models
         }
         app.infers = {**app.infers, **kept}
         app.load_all()

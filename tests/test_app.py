@@ -85,8 +85,22 @@ def test_deepgrow_serves_once_a_version_is_published_whatever_labels_are_wanted(
         model = catalogue.describe()["models"][made.name]
         assert (model["type"], model["labels"], model["dimension"]) == ("deepgrow", {}, dimensions)
     described = catalogue.describe()
-    assert set(described["models"]) == {"deepgrow_2d", "deepgrow_3d", *SCRIBBLES}
+    assert set(described["models"]) == {"deepgrow_2d", "deepgrow_3d", "deepgrow_pipeline", *SCRIBBLES}
     assert (described["labels"], described["broken_models"]) == ([], {})
+
+
+def test_a_model_that_is_made_of_others_is_renewed_with_any_of_them(settings, tmp_path):
+    models = ModelStore.of(settings)
+    for dimensions in (2, 3):
+        made = near_and_bright.version(tmp_path, dimensions)
+        models.publish(made.name, made.weights, made.card)
+    app = RadiologyApp(settings=settings, models=models)
+    before = app.infers["deepgrow_pipeline"]
+    assert app.renewed().infers["deepgrow_pipeline"] is before
+    again = models.publish(made.name, made.weights, {**made.card, "spacing": 2})
+    after = app.renewed().infers["deepgrow_pipeline"]
+    assert after is not before
+    assert after.version.endswith(f"+{again.version}")
 
 
 def test_scribbles_are_what_slicers_panel_looks_for(catalogue):

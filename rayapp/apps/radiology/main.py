@@ -16,6 +16,7 @@ from rayapp.inference import likelihood
 from rayapp.inference.closed_curves import ClosedCurvesTask
 from rayapp.inference.deepedit import DeepEditTask
 from rayapp.inference.deepgrow import DeepGrow2DTask, DeepGrow3DTask
+from rayapp.inference.deepgrow_pipeline import DeepGrowPipelineTask
 from rayapp.inference.likelihood import Fit
 from rayapp.inference.refinement import RefinementTask
 from rayapp.inference.scribbles import ScribblesTask
@@ -85,6 +86,7 @@ class RadiologyApp(LabelApp):
             task = self.guarded(name, partial(self.make_task, version))
             if task is not None:
                 made[name] = task
+        made.update(pipeline(made))
         return {**made, **scribbles(made)} if SCRIBBLES in self.settings.models else made
 
     def init_trainers(self) -> Mapping[str, TrainTask]:
@@ -108,6 +110,15 @@ class RadiologyApp(LabelApp):
         if version.name not in TASKS:
             raise NotFound(f"no model {version.name!r}; there are: {', '.join(TASKS)}")
         return TASKS[version.name].from_version(version)
+
+
+def pipeline(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
+    """DeepGrow of both models together, once both serve."""
+    flat, solid = (networks.get(name) for name in ANY_STRUCTURE)
+    if not isinstance(flat, DeepGrow2DTask) or not isinstance(solid, DeepGrow3DTask):
+        return {}
+    description = "DeepGrow: slices by the 2D model, a volume of them by the 3D model"
+    return {"deepgrow_pipeline": DeepGrowPipelineTask(flat=flat, solid=solid, description=description)}
 
 
 def scribbles(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
