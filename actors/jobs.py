@@ -16,6 +16,7 @@ from rayapp.jobs.queue import JobQueue
 from rayapp.jobs.record import Kind
 from rayapp.jobs.scoring import AUTO, AutoScore, BatchInference, Scoring
 from rayapp.jobs.training import Training
+from rayapp.requirements import runtime_env
 
 NAME = "jobs"
 CONCURRENCY = 32
@@ -43,6 +44,12 @@ def start_jobs(settings: Settings, datastore: ActorHandle, models: ActorHandle) 
     """Start (or find) the actor."""
     return (
         ray.remote(JobsActor)
-        .options(**OWNER, name=NAME, max_task_retries=3, max_concurrency=CONCURRENCY)
+        .options(
+            **OWNER,
+            name=NAME,
+            max_task_retries=3,
+            max_concurrency=CONCURRENCY,
+            runtime_env=runtime_env(settings),
+        )
         .remote(settings, datastore, models)
     )

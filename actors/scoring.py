@@ -23,6 +23,7 @@ from rayapp.errors import RayappError
 from rayapp.jobs.images import ImageAnswer, ImageWork, ImageWorker
 from rayapp.jobs.pool import ImageDone, Pool, Stopped, WorkerLost
 from rayapp.priority import give_way
+from rayapp.requirements import runtime_env
 
 POLL_S = 0.25
 """Seconds until a worker is killed, at most, once its job was told to stop."""
@@ -71,7 +72,8 @@ class RayCrew:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         size = min(len(images), workers or gpus or self._room())
         options = {"num_cpus": 0, "num_gpus": GPU_SHARE if gpus else 0, "max_restarts": -1}
-        made = ray.remote(ScoringActor).options(**options, scheduling_strategy="SPREAD")
+        own = runtime_env(self._settings)
+        made = ray.remote(ScoringActor).options(**options, scheduling_strategy="SPREAD", runtime_env=own)
         actors = [made.remote(self._settings, self._datastore) for _ in range(size)]
         try:
             Pool(images, stop=stop, done=done).run([_Remote(actor, work) for actor in actors])

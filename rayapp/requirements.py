@@ -2,8 +2,8 @@
 
 `requirements.txt` beside the app's main.py is installed once, into the workspace, on top of what the server's own
 interpreter has: what is there already is used, what is missing or of another version is added. Whatever runs the app's
-code (the models' owner, replicas, trainings, scorers) is started with that environment's interpreter, as Ray's
-`py_executable`; the gateway, the datastore and the jobs' queue keep the server's. On a cluster the workspace lies on
+code (the models' owner, the jobs' queue, replicas, trainings, scorers) is started with that environment's interpreter,
+as Ray's `py_executable`; the gateway and the datastore keep the server's. On a cluster the workspace lies on
 storage that all nodes mount.
 
 (Ray's own `pip` environments would copy the whole of the server's environment, gigabytes of it, onto each node.)

@@ -1,0 +1,36 @@
+"""The model of the porting guide: what it says of transforms, inferer and labels is what it said in MONAI Label."""
+
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    EnsureChannelFirstd,
+    LoadImaged,
+    Orientationd,
+    ScaleIntensityRanged,
+    Spacingd,
+)
+
+from rayapp.inference.basic import BasicInferTask
+
+
+class Spleen(BasicInferTask):
+    """Pre- and postprocessing of the spleen model."""
+
+    def pre_transforms(self, data=None):
+        """From the file to what the network sees."""
+        return [
+            LoadImaged(keys="image"),
+            EnsureChannelFirstd(keys="image"),
+            Orientationd(keys="image", axcodes="RAS"),
+            Spacingd(keys="image", pixdim=(1.5, 1.5, 2.0)),
+            ScaleIntensityRanged(keys="image", a_min=-57, a_max=164, b_min=0.0, b_max=1.0, clip=True),
+        ]
+
+    def inferer(self, data=None):
+        """Windows over the whole image."""
+        return SlidingWindowInferer(roi_size=(96, 96, 96), overlap=0.25)
+
+    def post_transforms(self, data=None):
+        """From what the network says to labels."""
+        return [Activationsd(keys="pred", softmax=True), AsDiscreted(keys="pred", argmax=True)]
