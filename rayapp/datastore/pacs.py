@@ -24,6 +24,8 @@ PAGE = 500
 """Series asked for at a time."""
 MODALITIES = ("CT", "MR")
 """Searched for unless a filter says otherwise."""
+UNKNOWN = "UNK"
+"""MONAI Label's word for what is not said."""
 _CONNECT_S = 10.0
 _FIELDS = {
     "SeriesInstanceUID": "0020000E",
@@ -52,6 +54,7 @@ class Pacs:
     def __init__(self, archive: Dicomweb, *, connections: int = 16) -> None:
         session = requests.Session()
         session.trust_env = False  # a .netrc would overrule what the settings say
+        session.max_redirects = 0  # the key is for this address alone
         session.auth = Credentials(archive)
         for scheme in ("http://", "https://"):
             session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=connections))
@@ -86,6 +89,8 @@ class Pacs:
                     search_filters=dict(filters), fields=list(_FIELDS), limit=PAGE, offset=len(seen)
                 )
                 infos = [{name: _text(item, tag) for name, tag in _FIELDS.items()} for item in page]
+            if any(info["SeriesInstanceUID"] == UNKNOWN for info in infos):
+                raise ArchiveAway("the DICOM archive lists series without their UIDs")
             new = [info for info in infos if info["SeriesInstanceUID"] not in seen]
             # An archive that knows no filter or no offset answers too much.
             yield from (info for info in new if info["Modality"] == filters["Modality"])
@@ -129,8 +134,8 @@ class Pacs:
 
 
 def _text(item: Mapping[str, Any], tag: str) -> str:
-    """An attribute of DICOM JSON (PS3.18 F.2) as text; "UNK" where there is none, as MONAI Label has it."""
-    values = item.get(tag, {}).get("Value") or ["UNK"]
+    """An attribute of DICOM JSON (PS3.18 F.2) as text; UNKNOWN where there is none."""
+    values = item.get(tag, {}).get("Value") or [UNKNOWN]
     return str(values[0])
 
 

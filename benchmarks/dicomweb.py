@@ -1,0 +1,151 @@
+"""Studies in a DICOM archive: python -m benchmarks.dicomweb [--json] [--size 256] [--slices 40,300] [--listed 10000]
+
+From opening a series to its first mask, with the series in the archive only (cold) and here (warm); retrieval against
+plain dicomweb-client; what the proxy adds per frame; and how long a list of many series takes. The archive is Orthanc
+on this machine; for the list, which Orthanc would take hours to be filled with, it is a server that answers pages of
+DICOM JSON at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import requests
+from aiohttp import web
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.server import server
+from rayapp.config import Dicomweb
+from rayapp.datastore.pacs import Pacs
+from rayapp.datastore.series_cache import SeriesCache
+from rayapp.imaging.phantom import phantom
+from tests.front import Asked, front
+from tests.imaging.series import write_series
+from tests.orthanc import Orthanc, orthanc
+
+FRAMES = 100
+MAX = 1 << 32
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def fill(archive: Orthanc, folder: Path, size: int, slices: list[int]) -> None:
+    """Torsos of so many slices, as series `1.2.3.<slices>` and `1.2.4.<slices>`."""
+    for count in slices:
+        for root in ("1.2.3", "1.2.4"):
+            volume, _ = phantom(count, shape=(size, size, count))
+            files = write_series(
+                folder / f"{root}.{count}", volume.array[0], volume.affine, series=f"{root}.{count}", study=root
+            )
+            for start in range(0, len(files), 50):
+                archive.store(files[start : start + 50])
+
+
+def first_masks(url: str, count: int) -> dict[str, float]:
+    """Seconds to the first mask of a series that is only in the archive, and of one that was opened before."""
+    address = f"{url}/infer/segmentation?image=1.2.3.{count}&output=image"
+    requests.post(f"{url}/infer/segmentation?image=1.2.4.40&output=image").raise_for_status()  # the model is warm
+    return {
+        f"cold_{count}_s": seconds(lambda: requests.post(address).raise_for_status()),
+        f"warm_{count}_s": statistics.median(
+            seconds(lambda: requests.post(address).raise_for_status()) for _ in range(3)
+        ),
+    }
+
+
+def retrieval(archive: Orthanc, folder: Path, count: int) -> dict[str, float]:
+    """MB/s of the plain client, which keeps nothing, and of ours, which puts a volume on the disk."""
+    series = f"1.2.4.{count}"
+    size = sum(file.stat().st_size for file in (folder / series).iterdir()) / 1e6
+    client = archive.client()
+    plain = seconds(lambda: client.retrieve_series("1.2.4", series))
+    cache = SeriesCache(folder / "cache", Pacs(Dicomweb(url=archive.url)), most=MAX, max_volume=MAX)
+    ours = seconds(lambda: cache.retrieve("1.2.4", series, patience=600))
+    cache.close()
+    return {f"plain_{count}_mb_s": size / plain, f"ours_{count}_mb_s": size / ours}
+
+
+def frames(archive: Orthanc, url: str, count: int) -> dict[str, float]:
+    """Milliseconds for a frame, straight from the archive and through the proxy: medians, taken in turn."""
+    series = f"1.2.4.{count}"
+    instances = sorted(archive.client().search_for_instances("1.2.4", series), key=str)[:FRAMES]
+    session, accept = requests.Session(), {"Accept": 'multipart/related; type="application/octet-stream"'}
+    times: dict[str, list[float]] = {archive.url: [], url + "/proxy/dicom/wado": []}
+    for instance in instances:
+        uid = instance["00080018"]["Value"][0]
+        for base, taken in times.items():
+            frame = f"{base}/studies/1.2.4/series/{series}/instances/{uid}/frames/1"
+            taken.append(seconds(lambda frame=frame: session.get(frame, headers=accept).raise_for_status()))  # type: ignore[misc]
+    straight, proxied = (1e3 * statistics.median(taken) for taken in times.values())
+    return {"frame_ms": straight, "frame_proxied_ms": proxied}
+
+
+def listing(count: int) -> dict[str, float]:
+    """Seconds for the list of so many series."""
+
+    def page(asked: Asked) -> web.StreamResponse:
+        query = parse_qs(urlsplit(asked.path).query)
+        start, limit = int(query["offset"][0]), int(query["limit"][0])
+        items = [
+            {
+                "0020000E": {"vr": "UI", "Value": [f"1.2.{number}"]},
+                "0020000D": {"vr": "UI", "Value": [f"1.3.{number}"]},
+                "00080060": {"vr": "CS", "Value": ["CT"]},
+                "00100020": {"vr": "LO", "Value": [f"P{number}"]},
+            }
+            for number in range(start, min(start + limit, count))
+        ]
+        return web.json_response(items, content_type="application/dicom+json")
+
+    with front() as standing:
+        standing.answer = page
+        pacs = Pacs(Dicomweb(url=standing.url))
+        taken = seconds(lambda: pacs.series({"Modality": "CT"}))
+    return {f"list_{count}_s": taken}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--slices", default="40,300")
+    parser.add_argument("--listed", type=int, default=10_000)
+    options = parser.parse_args()
+    slices = [int(count) for count in options.slices.split(",")]
+    result: dict[str, float] = listing(options.listed)
+    with tempfile.TemporaryDirectory(prefix="dicomweb") as name:
+        folder = Path(name)
+        with orthanc(folder / "orthanc") as archive:
+            fill(archive, folder, options.size, sorted({40, *slices}))
+            for count in slices:
+                result |= retrieval(archive, folder, count)
+            with server(folder, "--studies", archive.url) as url:
+                for count in slices:
+                    result |= first_masks(url, count)
+                result |= frames(archive, url, max(slices))
+    if options.json:
+        print(json.dumps(result))
+        return
+    table = Table("what", "value", title=f"{options.size} x {options.size} slices")
+    for what, value in result.items():
+        table.add_row(what, f"{value:.3g}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

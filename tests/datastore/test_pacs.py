@@ -1,0 +1,156 @@
+"""Pacs: how the archive is asked, how this server signs in there, and what is made of wrong answers."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from aiohttp import web
+from pydicom import dcmread
+
+from rayapp.config import Dicomweb
+from rayapp.datastore import credentials
+from rayapp.datastore.pacs import Pacs, Refused
+from rayapp.errors import ArchiveAway, ArchiveSlow, NotFound
+from tests.front import Asked, Front, front
+from tests.imaging.grids import AFFINES, voxels
+from tests.imaging.series import SERIES, STUDY, write_series
+from tests.orthanc import needs_orthanc, orthanc
+
+
+@pytest.fixture
+def asked() -> Iterator[Front]:
+    with front() as standing:
+        standing.answer = lambda _: web.json_response([])
+        yield standing
+
+
+def _pacs(asked: Front, **fields: Any) -> Pacs:
+    return Pacs(Dicomweb(url=asked.url, **fields))
+
+
+def _header(asked: Front) -> str | None:
+    return asked.asked[-1].headers.get("Authorization")
+
+
+@needs_orthanc
+def test_an_archive_with_passwords_lets_in_who_knows_one(tmp_path: Path) -> None:
+    with orthanc(tmp_path / "orthanc", RegisteredUsers={"anna": "pass:wörd"}) as archive:
+        known = Pacs(Dicomweb(url=archive.url, user="anna", password="pass:wörd"))
+        assert known.series({}) == {}
+        files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+        known.store(dcmread(files[0]))
+        known.store(dcmread(files[0]))
+        assert len(known.instances(STUDY, SERIES)) == 1
+        for wrong in ({"user": "anna", "password": "guess"}, {"token": "guess"}, {}):
+            with pytest.raises(ArchiveAway, match="let this server in"):
+                Pacs(Dicomweb(url=archive.url, **wrong)).series({})
+
+
+def test_a_bearer_token_is_sent(asked: Front) -> None:
+    _pacs(asked, token="abc").series({})
+    assert _header(asked) == "Bearer abc"
+    _pacs(asked).series({})
+    assert _header(asked) is None
+
+
+def test_services_have_their_own_places(asked: Front) -> None:
+    _pacs(asked, qido="/q/rs/").series({"Modality": "CT"})
+    assert asked.asked[-1].path.startswith("/q/rs/series?")
+
+
+def test_client_credentials_are_exchanged_for_a_token_that_is_renewed_before_it_ends(
+    asked: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: Asked) -> web.StreamResponse:
+        if request.path != "/token":
+            return web.json_response([])
+        return web.json_response({"access_token": f"t{len(asked.paths('/token', 'POST'))}", "expires_in": 3600})
+
+    asked.answer = answer
+    pacs = _pacs(asked, token_url=asked.url + "/token", client_id="rayapp", client_secret="s3", scope="dicom")
+    for _ in range(2):
+        pacs.series({"Modality": "CT"})
+        assert _header(asked) == "Bearer t1"
+    (first,) = [one for one in asked.asked if one.path == "/token"]
+    assert parse_qs(first.body.decode()) == {"grant_type": ["client_credentials"], "scope": ["dicom"]}
+    assert first.headers["Authorization"] == "Basic " + b64encode(b"rayapp:s3").decode()
+    later = time.monotonic() + 3600 - credentials._EARLY + 1
+    monkeypatch.setattr(credentials.time, "monotonic", lambda: later)
+    pacs.series({"Modality": "CT"})
+    assert _header(asked) == "Bearer t2"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: web.Response(status=401),
+        lambda: web.json_response({"error": "s3"}),
+        lambda: web.Response(text="<html>s3"),
+        lambda: web.json_response(["s3"]),
+    ],
+)
+def test_without_a_token_the_archive_is_away_and_no_secret_is_told(asked: Front, answer: Any) -> None:
+    asked.answer = lambda _: answer()
+    with pytest.raises(ArchiveAway) as told:
+        _pacs(asked, token_url=asked.url + "/token", client_secret="s3").series({})
+    assert "s3" not in told.value.detail
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda: web.Response(status=500, text="Doe^John"), ArchiveAway),
+        (lambda: web.Response(text="<html>Doe^John</html>", content_type="text/html"), ArchiveAway),
+        (lambda: web.json_response({"Doe^John": 1}), ArchiveAway),
+        (lambda: web.Response(status=302, headers={"Location": "/elsewhere"}), ArchiveAway),
+        (lambda: web.Response(status=404), NotFound),
+    ],
+)
+def test_wrong_answers_are_told_without_what_is_in_them(asked: Front, answer: Any, error: type[Exception]) -> None:
+    asked.answer = lambda _: answer()
+    with pytest.raises(error) as told:
+        _pacs(asked).series({"Modality": "CT"})
+    assert "Doe" not in str(told.value)
+    assert asked.paths("elsewhere") == []
+
+
+def test_an_archive_that_says_nothing_is_slow(asked: Front) -> None:
+    asked.way = "slow"
+    with pytest.raises(ArchiveSlow):
+        _pacs(asked, timeout=0.3).series({})
+
+
+@pytest.mark.parametrize(("status", "error"), [(409, Refused), (400, Refused), (503, ArchiveAway), (403, ArchiveAway)])
+def test_a_refusal_for_good_is_told_from_one_for_now(
+    asked: Front, tmp_path: Path, status: int, error: type[Exception]
+) -> None:
+    asked.answer = lambda _: web.json_response({}, status=status)
+    file = write_series(tmp_path / "series", voxels((2, 3, 1)), AFFINES["straight"])[0]
+    with pytest.raises(error):
+        _pacs(asked).store(dcmread(file))
+
+
+def test_an_instance_that_the_answer_does_not_name_was_not_stored(asked: Front, tmp_path: Path) -> None:
+    asked.answer = lambda _: web.json_response({"00081199": {"vr": "SQ"}}, content_type="application/dicom+json")
+    file = write_series(tmp_path / "series", voxels((2, 3, 1)), AFFINES["straight"])[0]
+    with pytest.raises(Refused):
+        _pacs(asked).store(dcmread(file))
+
+
+def test_an_archive_that_knows_neither_filters_nor_pages_is_read_once(
+    asked: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayapp.datastore.pacs.PAGE", 2)
+    found = [
+        {"0020000E": {"vr": "UI", "Value": [f"1.2.{n}"]}, "00080060": {"vr": "CS", "Value": [kind]}}
+        for n, kind in enumerate(("CT", "MR", "US", "CT", "SEG"))
+    ]
+    asked.answer = lambda _: web.json_response(found, content_type="application/dicom+json")
+    assert set(_pacs(asked).series({"Modality": "CT,SEG"})) == {"1.2.0", "1.2.3"}
+    assert len(asked.asked) == 2
