@@ -1,0 +1,285 @@
+"""How few clicks it takes: python -m benchmarks.interaction [--quick] [--json] [--models DIR] [--sets …] [--methods …]
+
+A simulated annotator opens real volumes, always clicks into the largest error (the first click of DeepGrow deep into
+the structure), and stops after ten. For each method: mean Dice after 0, 1, 3, 5 and 10 clicks; how many it took to
+reach Dice 0.85 and 0.90, where a volume that never does counts as eleven; the share of all clicks that the last answer
+obeys; milliseconds per click, the median. DeepEdit has all structures at once; DeepGrow each structure by itself, its
+2D form on the slice that shows most of it. Then strokes on 1, 3 and 5 slices, as `benchmarks.scribbles` draws them.
+
+    hippocampus   160 of the 200 to train with, 40 others to measure on
+    chaos         abdominal T2: 6 to train with, 4 others to measure on; liver, kidneys, spleen
+    unseen        the same 4, by models that saw generated torsos only
+
+Models are trained here, as the app trains them, and kept in `--models` for the next time: DIR/SET/METHOD with
+`model.safetensors` and `card.json`; those that are there already are measured as they are. `--quick` trains briefly on
+few volumes, which says how things work, not how well. Data lie in ../shared/data (CHAOS may not be shipped).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks import scribbles, train_hippocampus
+from rayapp.apps.radiology.main import TASKS
+from rayapp.imaging.phantom import phantom
+from rayapp.imaging.volume import Volume
+from rayapp.inference.drawings import obeyed, understood
+from rayapp.inference.prompts import BACKGROUND, FOREGROUND
+from rayapp.inference.task import Point, Prompts
+from rayapp.models.store import ModelVersion
+from rayapp.training import interaction
+from rayapp.training.basic import BasicTrainTask
+from rayapp.training.cases import read_pair
+from rayapp.training.deepedit import DeepEditTrainTask
+from rayapp.training.deepgrow import DeepGrow2dTrainTask, DeepGrowTrainTask
+from rayapp.training.local import LocalHost
+from rayapp.training.options import ClickOptions
+from rayapp.training.task import Pair, TrainRequest
+
+DATA = scribbles.DATA
+METHODS = ("deepedit", "deepgrow_3d", "deepgrow_2d")
+CLICKS = (0, 1, 3, 5, 10)
+GOALS = (0.85, 0.90)
+SHOWN = {"hippocampus": ("hippocampus",), "chaos": ("spleen", "liver", "kidney"), "unseen": ()}
+"""Structures to draw strokes on."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Volumes to train with and others to measure on; the structures by their value."""
+
+    labels: dict[str, int]
+    train: list[Pair]
+    held: list[Pair]
+    epochs: int
+
+    def brief(self) -> Study:
+        """Less of everything."""
+        return Study(self.labels, self.train[:16], self.held[:4], 4)
+
+
+def study(name: str, folder: Path) -> Study:
+    """The fixed splits; `folder` is for generated volumes."""
+    if name == "hippocampus":
+        train, held = train_hippocampus.halves(_pairs(DATA / "hippocampus"))
+        return Study(train_hippocampus.LABELS, train, held, 40)
+    pairs = _pairs(DATA / "chaos_t2")
+    labels = {"liver": 1, "right kidney": 2, "left kidney": 3, "spleen": 4}
+    train = pairs[:6] if name == "chaos" else _torsos(folder, 60)
+    return Study(labels, train, pairs[6:], 150 if name == "chaos" else 30)
+
+
+def _pairs(folder: Path) -> list[Pair]:
+    images = sorted((folder / "imagesTr").glob("*.nii.gz"))
+    return [Pair(image=image, label=folder / "labelsTr" / image.name) for image in images]
+
+
+def _torsos(folder: Path, count: int) -> list[Pair]:
+    """Generated torsos, with the structures that CHAOS has, by the same values."""
+    pairs = []
+    for seed in range(count):
+        volume, labels = phantom(seed, shape=(96, 88, 64))
+        array = np.zeros(labels.shape, np.uint8)
+        for value, name in enumerate(("liver", "right_kidney", "left_kidney", "spleen"), start=1):
+            array[labels.array == labels.names[name]] = value
+        pair = Pair(image=folder / f"torso_{seed}.nii.gz", label=folder / f"label_{seed}.nii.gz")
+        nibabel.Nifti1Image(volume.array[0], volume.affine).to_filename(pair.image)
+        nibabel.Nifti1Image(array, volume.affine).to_filename(pair.label)
+        pairs.append(pair)
+    return pairs
+
+
+def trainer(method: str, labels: dict[str, int]) -> BasicTrainTask[Any]:
+    """The app's own, with its own defaults."""
+    if method == "deepedit":
+        return DeepEditTrainTask(labels=labels, description="", options=ClickOptions())
+    made = DeepGrowTrainTask if method == "deepgrow_3d" else DeepGrow2dTrainTask
+    return made(description="", options=ClickOptions())
+
+
+def trained(task: BasicTrainTask[Any], method: str, over: Study, kept: Path) -> ModelVersion:
+    """The model in the folder, trained first if there is none."""
+    weights, card = kept / "model.safetensors", kept / "card.json"
+    if not weights.is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="interaction") as folder:
+            params = {"max_epochs": over.epochs, "val_interval": max(1, over.epochs // 4)}
+            request = TrainRequest(model=method, pairs=over.train, folder=Path(folder) / "run", params=params)
+            began = time.monotonic()
+            result = task.train(request, LocalHost(Path(folder) / "host"))
+            assert result is not None
+            print(f"{kept.parent.name} {method}: trained in {time.monotonic() - began:.0f} s", file=sys.stderr)
+            card.write_text(json.dumps(result.card))
+            shutil.copy(result.weights, weights)
+    return ModelVersion(name=method, version="v1", weights=weights, card=json.loads(card.read_text()))
+
+
+class Annotator:
+    """One volume and one structure, or all, worked on with one model."""
+
+    def __init__(self, task: Any, volume: Volume, truth: np.ndarray, *, single: bool, k: int | None = None) -> None:
+        self.task, self.truth, self.k = task, truth, k
+        self.prepared = task.prepare(volume)
+        structures = [FOREGROUND] if single else list(task.info.structures)
+        self.names = [BACKGROUND, *structures]
+        self.clicks: dict[str, list[Point]] = {}
+        self.spent: list[float] = []
+        self.rng = np.random.default_rng(0)
+        self.single = single
+
+    def go(self) -> Iterator[float]:
+        """Dice before any click, and after each of ten."""
+        found = np.zeros_like(self.truth)
+        for count in range(CLICKS[-1] + 1):
+            if count or not self.single:
+                found = self._ask()
+            yield _dice(self._seen(found), self._seen(self.truth), len(self.names) - 1)
+            if count == 0 and self.single:
+                self._click(1, self._first())
+            else:
+                self._correct(found)
+        self.found = self._ask()
+
+    def obeys(self) -> list[bool]:
+        """Of each click, whether the last answer has its label there."""
+        return [self.found[point] == self.names.index(name) for name, points in self.clicks.items() for point in points]
+
+    def _ask(self) -> np.ndarray:
+        info, prompts = self.task.info, Prompts(clicks=self.clicks, slice=self.k)
+        began = time.perf_counter()
+        found = self.task.predict(self.prepared, understood(prompts, info, self.truth.shape), {})
+        labels = obeyed(found.labels, prompts, info)
+        self.spent.append((time.perf_counter() - began) * 1e3)
+        return labels
+
+    def _first(self) -> tuple[int, int, int]:
+        part = interaction.structure(self._seen(self.truth), 1)
+        assert part is not None
+        return part.click(self.rng)
+
+    def _correct(self, found: np.ndarray) -> None:
+        truth, guess = self._seen(self.truth), self._seen(found)
+        for label, place in interaction.corrections(truth, guess, len(self.names), count=1, rng=self.rng):
+            self._click(label, place)
+
+    def _click(self, label: int, place: Sequence[float]) -> None:
+        i, j, k = (int(n) for n in place)
+        self.clicks.setdefault(self.names[label], []).append((i, j, k if self.k is None else self.k))
+
+    def _seen(self, labels: np.ndarray) -> np.ndarray:
+        return labels if self.k is None else labels[:, :, self.k : self.k + 1]
+
+
+def _dice(found: np.ndarray, truth: np.ndarray, count: int) -> float:
+    scores = [
+        2 * ((found == value) & (truth == value)).sum() / ((found == value).sum() + (truth == value).sum())
+        for value in range(1, count + 1)
+        if (truth == value).any()
+    ]
+    return float(np.mean(scores))
+
+
+def annotators(task: Any, method: str, pair: Pair, labels: dict[str, int]) -> Iterator[Annotator]:
+    """One for all structures, or one for each that the volume shows."""
+    volume, truth = read_pair(pair, labels)
+    if method == "deepedit":
+        yield Annotator(task, volume, truth, single=False)
+        return
+    for value in labels.values():
+        mask = (truth == value).astype(np.uint8)
+        if mask.any():
+            k = int(mask.sum((0, 1)).argmax()) if method == "deepgrow_2d" else None
+            yield Annotator(task, volume, mask, single=True, k=k)
+
+
+def measure(name: str, method: str, over: Study, kept: Path) -> dict[str, Any]:
+    """One row."""
+    maker = trainer(method, over.labels)
+    task = TASKS[method].from_version(trained(maker, method, over, kept / name / method))
+    task.load()
+    curves, obeying, spent = [], [], []
+    for pair in track(over.held, f"{name}, {method}", console=Console(stderr=True)):
+        for annotator in annotators(task, method, pair, over.labels):
+            curves.append(list(annotator.go()))
+            obeying += annotator.obeys()
+            spent += annotator.spent[1:]
+    dice = np.array(curves)
+    reached = {
+        goal: [next((n for n, score in enumerate(curve) if score >= goal), CLICKS[-1] + 1) for curve in curves]
+        for goal in GOALS
+    }
+    return {
+        "set": name,
+        "method": method,
+        "annotations": len(curves),
+        **{f"dice_{n}": float(dice[:, n].mean()) for n in CLICKS},
+        **{f"to_{goal:.2f}": float(np.mean(counts)) for goal, counts in reached.items()},
+        "obeyed": float(np.mean(obeying)),
+        "ms": statistics.median(spent),
+    }
+
+
+def strokes(name: str, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """Rows of the methods that need no training."""
+    for structure in SHOWN[name]:
+        found = list(scribbles.cases(structure, tuned=False))[: 3 if quick else None]
+        for method in ("Forest+GraphCut", "Histogram+GraphCut"):
+            for count in scribbles.PLACES:
+                figures = scribbles.measure(scribbles.in_process(method), found, count)
+                kept = {key: figures[key] for key in ("dice", "obeyed", "first_ms", "again_ms")}
+                yield {"structure": structure, "method": method, "volumes": len(found), "slices": count, **kept}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--models", type=Path, help="a folder where models are and will be kept")
+    parser.add_argument("--sets", default=",".join(SHOWN))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    result: dict[str, list[dict[str, Any]]] = {"clicks": [], "strokes": []}
+    with tempfile.TemporaryDirectory(prefix="interaction") as folder:
+        for name in options.sets.split(","):
+            over = study(name, Path(folder))
+            over = over.brief() if options.quick else over
+            for method in filter(None, options.methods.split(",")):
+                result["clicks"].append(measure(name, method, over, options.models or Path(folder)))
+            result["strokes"] += strokes(name, quick=options.quick)
+    print(json.dumps(result)) if options.json else show(result)
+
+
+def show(result: dict[str, list[dict[str, Any]]]) -> None:
+    """The tables."""
+    for title, rows in result.items():
+        if rows:
+            table = Table(*rows[0], title=title)
+            for row in rows:
+                table.add_row(
+                    *(f"{v:.{0 if v > 20 else 3}f}" if isinstance(v, float) else str(v) for v in row.values())
+                )
+            Console(width=180).print(table)
+
+
+if __name__ == "__main__":
+    main()
