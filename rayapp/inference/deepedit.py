@@ -170,7 +170,9 @@ class DeepEditTask(SegmentationTask):
         """The network's margins for the clicks on structures alone, and for all, which are never above those."""
         additive: Clicks = (*clicks[:-1], ())
         remembered = prepared.memo.last
-        if remembered is not None and remembered[0] == additive:
+        if not any(additive):
+            added = self._automatic(prepared, clock)
+        elif remembered is not None and remembered[0] == additive:
             added = remembered[1]
         else:
             added = self._guided(prepared, additive, clock)

@@ -165,3 +165,15 @@ def test_its_last_stage_is_what_it_predicts(deepedit, prepared):
     prompts = Prompts(clicks={"liver": [(30, 40, 20)]})
     *_, last = deepedit.stages(prepared, prompts, {})
     np.testing.assert_array_equal(last.labels, deepedit.predict(prepared, prompts, {}).labels)
+
+
+def test_once_an_image_was_segmented_without_clicks_its_first_click_costs_no_more_than_its_second(
+    deepedit, cases, monkeypatch
+):
+    prepared = deepedit.prepare(cases[0][0])
+    asked, infer = [], deepedit._infer
+    monkeypatch.setattr(deepedit, "_infer", lambda images: asked.append(1) or infer(images))
+    for clicks, times in (({}, 1), ({"liver": [(30, 30, 30)]}, 1), ({"liver": [(30, 30, 30), (20, 30, 30)]}, 1)):
+        asked.clear()
+        deepedit.predict(prepared, Prompts(clicks=clicks), {})
+        assert len(asked) == times
