@@ -101,7 +101,7 @@ class Ahead:
                 shape = image.volume.shape
             if prepared is not None:
                 await self._lanes.model(
-                    task.predict, prepared, opening_prompts(task.info, shape), {}, network=runs_network(task)
+                    task.predict, prepared, opening_prompts(task.info, shape), {}, network=runs_network(task, prepared)
                 )
         except Exception as error:  # an image that went away, a model that sees nothing: the first click warms it then
             logger.info("model %s could not be warmed: %s", model, type(error).__name__)
@@ -141,7 +141,7 @@ class Ahead:
                 return
             await self._turn(what)
             with contextlib.suppress(GaveWay):
-                prediction = await self._lanes.model(segment, network=runs_network(task))
+                prediction = await self._lanes.model(segment, network=runs_network(task, prepared))
                 if _bare(task.info, prompts, {}):
                     self._masks.put(key, FirstMask(prediction=prediction))
                 return
@@ -153,10 +153,10 @@ class Ahead:
             raise _Replaced
 
     def _likely(self) -> list[str]:
-        """The models used last; before any was, the first ones of the app that have a network."""
+        """The models used last; before any was, the first ones of the app that need no drawing."""
         infers = self._serving.app.infers
         used = [model for model in reversed(self._used) if model in infers]
-        return (used or [model for model, task in infers.items() if runs_network(task)])[:MODELS]
+        return (used or [model for model, task in infers.items() if not task.info.draws])[:MODELS]
 
     def close(self) -> None:
         """Stop; from the event loop's thread or once it is over."""

@@ -84,6 +84,10 @@ class RefinementTask:
         import_libraries()
         self._network.load()
 
+    def needs_network(self, prepared: Proposal) -> bool:
+        """Once per image."""
+        return not prepared.said
+
     def prepare(self, volume: Volume) -> Proposal:
         """Prepare the image for the network. Raises BadRequest if it has too few channels."""
         return Proposal(

@@ -57,8 +57,6 @@ BESIDE = np.ones((3, 3), dtype=bool)
 class ScribblesTask:
     """Strokes to a mask; `fit` is how appearance is learnt."""
 
-    needs_network = False
-
     def __init__(self, *, fit: Fit, description: str) -> None:
         self._fit = fit
         self._description = description
@@ -73,6 +71,10 @@ class ScribblesTask:
     def version(self) -> str:
         """Without weights there is none."""
         return ""
+
+    def needs_network(self, prepared: Scan) -> bool:  # noqa: ARG002
+        """There is none."""
+        return False
 
     def load(self) -> None:
         """Import what takes long, so that no request waits for it."""

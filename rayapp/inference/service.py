@@ -171,7 +171,7 @@ class InferenceService:
                 found = next(answers, None)
             return found and replace(found, labels=obeyed(found.labels, work.prompts, info))
 
-        network = runs_network(work.task)
+        network = runs_network(work.task, prepared)
         while (prediction := await self._lanes.model(following, network=network)) is not None:
             spent = prediction.seconds
             yield replace(prediction, seconds={**spent, "pre": waited + spent.get("pre", 0.0)})

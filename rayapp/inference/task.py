@@ -105,8 +105,11 @@ class Prepared(Protocol):
 
 
 class InferTask(Protocol):
-    """One model an app serves. One without a network says `needs_network = False`: its `predict` is called from several
-    threads at once then, beside the networks."""
+    """One model an app serves.
+
+    One that needs no network for an image (any more) may say so: where its `needs_network(prepared)` is False,
+    `predict` is called from several threads at once, beside the networks.
+    """
 
     @property
     def info(self) -> TaskInfo:
@@ -138,6 +141,7 @@ class StagedTask(InferTask, Protocol):
         """
 
 
-def runs_network(task: InferTask) -> bool:
+def runs_network(task: InferTask, prepared: Any) -> bool:
     """False for a task that says so: see `InferTask`."""
-    return bool(getattr(task, "needs_network", True))
+    says = getattr(task, "needs_network", None)
+    return says is None or bool(says(prepared))

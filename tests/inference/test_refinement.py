@@ -97,3 +97,10 @@ def test_it_is_listed_with_the_networks_structures_and_version(task, network):
     assert task.info.type == "scribbles"
     assert task.info.labels == ORGANS
     assert task.version == task.info.version == network.version
+
+
+def test_the_network_is_needed_once_per_image(task, cases):
+    prepared = task.prepare(cases[1][0])
+    assert task.needs_network(prepared)
+    refine(task, prepared)
+    assert not task.needs_network(prepared)

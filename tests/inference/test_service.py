@@ -157,3 +157,17 @@ async def test_what_is_no_mask_is_sent_in_its_place(house):
     reply = await service.infer(click(output=Output.ALL))
     assert (reply.body, reply.ext) == (b'{"boxes": []}', ".json")
     assert (await service.infer(click(output=Output.JSON))).body is None
+
+
+async def test_what_needs_no_network_makes_no_click_wait(house):
+    service, _, _ = house
+    strokes = Threshold()
+    strokes.needs_network = lambda _: False
+    strokes.go.clear()
+    service._serving.app.infers["strokes"] = strokes
+    drawing = [asyncio.create_task(service.infer(click(model="strokes", client_id=name))) for name in "ab"]
+    await asyncio.to_thread(strokes.started.wait, 10)
+    assert (await asyncio.wait_for(service.infer(click()), 10)).body
+    assert not any(one.done() for one in drawing)
+    strokes.go.set()
+    assert all(reply.body for reply in await asyncio.gather(*drawing))
