@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PLUGIN := /usr/share/orthanc/plugins/libOrthancDicomWeb.so
 ARCHIVE := orthanc orthanc-dicomweb dicom3tools
 
-.PHONY: install orthanc demo test test-slow lint format weights clean
+.PHONY: docs install orthanc demo test test-slow lint format weights clean
 
 install: $(VENV)/.installed
 
@@ -48,6 +48,10 @@ lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: install
+	@echo "==> building the documentation into build/site"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: install
 	@$(BIN)/ruff check --fix .
