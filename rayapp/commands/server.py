@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 Studies = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR|URL", help="The folder with the images; labels go in it too. Or the address of a DICOMweb archive."
+        metavar="DIR|URL",
+        help="The folder with the images; labels go in it too. Or a data list (.json), or a DICOMweb archive's address.",
     ),
 ]
 Workspace = Annotated[
@@ -166,10 +167,22 @@ def places(given: Mapping[str, Any]) -> Settings:
         raise WrongUsage(f"rayapp.toml: {error}") from error
     if chosen.dicomweb.url:
         chosen.studies.mkdir(parents=True, exist_ok=True)
+    if chosen.studies.suffix == ".json" and chosen.studies.is_file():
+        chosen = chosen.model_copy(update={"studies": _list_folder(chosen)})
     _check_studies(chosen.studies)
     # Other processes of the server have other working directories.
     update = {"studies": chosen.studies.resolve(), "workspace": chosen.workspace.expanduser().resolve()}
     return chosen.model_copy(update=update)
+
+
+def _list_folder(chosen: Settings) -> Path:
+    from rayapp.datalist import open_list
+    from rayapp.errors import BadRequest
+
+    try:
+        return open_list(chosen.studies.resolve(), max_bytes=chosen.max_volume)
+    except (BadRequest, OSError) as error:
+        raise WrongUsage(f"--studies: {error}") from error
 
 
 def _line(error: ValidationError) -> str:

@@ -1,0 +1,172 @@
+"""Data lists: a JSON file that names images where they are, served as a studies folder beside it.
+
+    {"training": [{"image": "a.nii.gz", "label": "a_seg.nii.gz"}, {"image": ["t1.nii.gz", "t2.nii.gz"], "id": "p1"}],
+     "testing": ["b.nii.gz", …]}
+
+as the Medical Segmentation Decathlon and MONAI write it, or a bare list. Paths are relative to the file. What is listed
+is neither moved nor written to: `list.json` is served from the folder `list.studies` with links to the images. An image
+of several files becomes one of several channels there, in a file of its own, made anew when one of them changes. Labels
+are copied in, as final ones, when an image is met for the first time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayapp.datastore.folder import LABELS, split_name
+from rayapp.errors import BadRequest, RayappError
+from rayapp.geometry import same_grid
+from rayapp.imaging.reader import read_volume
+from rayapp.protocol import FINAL, checked_name
+
+STUDIES = ".studies"
+"""Behind the list's name: the folder it is served from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One entry: the image's file or files, its label if there is one, and its own id if it has one."""
+
+    files: Sequence[Path]
+    label: Path | None
+    id: str | None
+
+
+def open_list(path: Path, *, max_bytes: int) -> Path:
+    """The folder that the list is served from, brought up to date. What left the list leaves the folder's images.
+
+    Raises:
+        BadRequest: naming the entry, if the list cannot be read, a file is missing, two entries have one id, or the
+            files of one image do not lie on one grid or would take more than `max_bytes`.
+    """
+    entries = _entries(path)
+    names = _ids(entries)
+    folder = path.with_name(path.stem + STUDIES)
+    (folder / LABELS / FINAL).mkdir(parents=True, exist_ok=True)
+    wanted = set()
+    for name, entry in zip(names, entries, strict=True):
+        target = _link(folder, name, entry) if len(entry.files) == 1 else _stacked(folder, name, entry, max_bytes)
+        wanted.add(target.name)
+    for old in folder.iterdir():
+        if old.name not in wanted and (old.is_symlink() or (old.is_file() and split_name(old.name) is not None)):
+            old.unlink()
+    return folder
+
+
+def _entries(path: Path) -> list[Listed]:
+    try:
+        read = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{path.name} is no JSON that can be read: {error}") from error
+    parts = read.values() if isinstance(read, Mapping) else [read]
+    found = [_entry(path, item) for part in parts if isinstance(part, list) for item in part if _is_entry(item)]
+    if not found:
+        raise BadRequest(f'{path.name} lists no images, as {{"training": [{{"image": "a.nii.gz"}}, …]}} would')
+    return found
+
+
+def _is_entry(item: Any) -> bool:
+    if isinstance(item, str):
+        return split_name(Path(item).name) is not None
+    return isinstance(item, Mapping) and "image" in item
+
+
+def _entry(path: Path, item: Any) -> Listed:
+    given = item if isinstance(item, Mapping) else {"image": item}
+    image = given["image"]
+    names = image if isinstance(image, list) else [image]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise BadRequest(f"{path.name}: an image is a path or a list of paths, not {str(image)[:80]!r}")
+    label = given.get("label")
+    label = label if isinstance(label, str) and label else None
+    for name in [*names, *([label] if label else [])]:
+        if not (path.parent / name).exists():
+            raise BadRequest(f"{path.name} names {name!r}, which is not there")
+    own = given.get("id")
+    return Listed(
+        files=[(path.parent / name).resolve() for name in names],
+        label=None if label is None else (path.parent / label).resolve(),
+        id=None if own is None else checked_name(str(own), "image"),
+    )
+
+
+def _ids(entries: Sequence[Listed]) -> list[str]:
+    """An entry's own id, else its file's name or, of several files, their folder's; both where one is not enough."""
+    short = [entry.id or (_stem(entry.files[0]) if len(entry.files) == 1 else _parent(entry)) for entry in entries]
+    count = Counter(short)
+    ids = []
+    for name, entry in zip(short, entries, strict=True):
+        long = f"{_parent(entry)}_{_stem(entry.files[0])}"
+        ids.append(checked_name(name if count[name] == 1 or entry.id else long, "image"))
+    twice = [name for name, number in Counter(ids).items() if number > 1]
+    if twice:
+        raise BadRequest(f'two images of the list would be {twice[0]!r}: give each an "id"')
+    return ids
+
+
+def _parent(entry: Listed) -> str:
+    return entry.files[0].parent.name
+
+
+def _stem(path: Path) -> str:
+    split = None if path.is_dir() else split_name(path.name)
+    return path.name if split is None else split[0]
+
+
+def _link(folder: Path, name: str, entry: Listed) -> Path:
+    source = entry.files[0]
+    split = None if source.is_dir() else split_name(source.name)
+    if split is None and not source.is_dir():
+        raise BadRequest(f"{source.name!r} is no image that can be read here: NIfTI, NRRD or a folder of DICOM files")
+    target = folder / (name + (split[1] if split else ""))
+    if not target.is_symlink():
+        _first_met(folder, name, entry)
+    if not target.is_symlink() or target.readlink() != source:
+        target.unlink(missing_ok=True)
+        target.symlink_to(source)
+    return target
+
+
+def _stacked(folder: Path, name: str, entry: Listed, max_bytes: int) -> Path:
+    """The files' channels one after the other, as NIfTI; its time is that of the newest of them."""
+    import nibabel
+
+    target = folder / f"{name}.nii"
+    newest = max(file.stat().st_mtime_ns for file in entry.files)
+    if target.exists() and target.stat().st_mtime_ns == newest:
+        return target
+    if not target.exists():
+        _first_met(folder, name, entry)
+    try:
+        volumes = [read_volume(file, max_bytes=max_bytes // len(entry.files)) for file in entry.files]
+    except RayappError as error:
+        raise BadRequest(f"image {name!r} cannot be put together: {error.detail}") from error
+    first = volumes[0]
+    if not all(same_grid(first.shape, first.affine, other.shape, other.affine) for other in volumes[1:]):
+        raise BadRequest(f"image {name!r} cannot be put together: its files do not lie on one grid")
+    array = np.moveaxis(np.concatenate([volume.array for volume in volumes]), 0, -1)
+    if array.dtype.kind != "f" and array.dtype.itemsize > 4:
+        array = array.astype(np.float64)
+    staged = folder / f".{name}.nii"
+    nibabel.Nifti1Image(array, first.affine).to_filename(staged)
+    os.utime(staged, ns=(newest, newest))
+    staged.replace(target)
+    return target
+
+
+def _first_met(folder: Path, name: str, entry: Listed) -> None:
+    if entry.label is None:
+        return
+    split = split_name(entry.label.name)
+    target = folder / LABELS / FINAL / (name + (split[1] if split else "".join(entry.label.suffixes)))
+    if not target.exists():
+        shutil.copyfile(entry.label, target)
