@@ -28,7 +28,7 @@ Studies = Annotated[
     str | None,
     typer.Option(
         metavar="DIR|URL",
-        help="The folder with the images; labels go in it too. Or a data list (.json), or a DICOMweb archive's address.",
+        help="The folder with the images; labels go in it too. Or a data list (.json), or a DICOMweb address.",
     ),
 ]
 Workspace = Annotated[
