@@ -15,10 +15,11 @@ from urllib.parse import quote
 import aiohttp
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.background import BackgroundTask
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from deployments.access import AsAnnotator, AsUser
+from deployments.access import AsAnnotator, AsUser, Service
 from deployments.problems import problems
 from rayapp.config import Settings
 from rayapp.datastore.credentials import Credentials
@@ -170,6 +171,9 @@ async def ask(path: str, request: Request, archive: Behind, user: AsUser) -> Res
 
 
 @router.post(Route.PROXY, response_class=Response)
-async def store(path: str, request: Request, archive: Behind, user: AsAnnotator) -> Response:
-    """STOW-RS of the archive: `stow/studies`, or `wado/studies` as OHIF has it."""
-    return await archive.relay(request, path)
+async def store(path: str, request: Request, archive: Behind, services: Service, user: AsAnnotator) -> Response:
+    """STOW-RS of the archive: `stow/studies`, or `wado/studies` as OHIF has it. What came is listed soon after."""
+    answer = await archive.relay(request, path)
+    if answer.status_code < 300:
+        answer.background = BackgroundTask(services.datastore.refresh)
+    return answer

@@ -9,6 +9,7 @@ what is sent twice has the same UIDs.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sqlite3
 import threading
@@ -22,6 +23,7 @@ import pydicom
 
 from rayapp.config import Settings
 from rayapp.datastore import folder
+from rayapp.datastore.archived import archived
 from rayapp.datastore.index import update_label
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.pacs import Pacs
@@ -29,9 +31,10 @@ from rayapp.datastore.protocol import Author, ImageRecord, Info, LabelRecord, Re
 from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
 from rayapp.errors import ArchiveAway, Busy, Disabled, RayappError
 from rayapp.imaging.dicom_seg import Maker, encode
-from rayapp.imaging.reader import read_segmentation
+from rayapp.imaging.reader import read_grid, read_segmentation
 from rayapp.imaging.segments import entries_of, named
-from rayapp.protocol import FINAL
+from rayapp.imaging.writer import encode_segmentation
+from rayapp.protocol import FINAL, ORIGINAL
 
 EXT = ".nii"
 FILTER = "qido."
@@ -43,6 +46,8 @@ RETRIEVED = "retrieved"
 RETRY_S = 10.0
 LONGEST_RETRY_S = 300.0
 FAILURES = 3
+ARCHIVE = Author(user="archive")
+"""Of labels that were found there."""
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +104,7 @@ class DicomwebDatastore(LocalDatastore):
         settings.studies.mkdir(parents=True, exist_ok=True)
         source = Listed(self._pacs, self._series, filters)
         super().__init__(settings.studies, watch=watch, poll=archive.fresh or 1.0, patience=patience, source=source)
+        self._adopting = threading.Lock()
         self._due, self._stop = threading.Event(), threading.Event()
         self._due.set()  # what an earlier server could not send
         self._sender = threading.Thread(target=self._send_all, name="datastore-stow", daemon=True)
@@ -115,8 +121,27 @@ class DicomwebDatastore(LocalDatastore):
     def image(self, image_id: str) -> ImageRecord:
         """See `Datastore`. Retrieves the series if need be: raises ArchiveAway, Unreadable, Busy."""
         record = self._image(image_id)
-        self._series.retrieve(str(record.info.get("StudyInstanceUID")), image_id)
+        first = not record.path.exists()
+        study = str(record.info.get("StudyInstanceUID"))
+        self._series.retrieve(study, image_id)
+        if first:
+            with self._adopting:
+                self._adopt(study, record)
         return record
+
+    def _adopt(self, study: str, image: ImageRecord) -> None:
+        """Let labels that the archive has already be labels here, where there are none."""
+        tags = {FINAL, ORIGINAL} - self.labels(image.id).keys()
+        try:
+            grid = read_grid(image.path)
+            for found in archived(self._pacs, study, image.id, grid, tags=tags, max_bytes=self._max_volume):
+                staged = self.stage(".nii.gz")
+                staged.write_bytes(encode_segmentation(found.label, ".nii.gz"))
+                sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the archive has this very revision
+                info = {**found.info, ARCHIVED: sha}
+                super().save_label(image.id, found.tag, staged, ".nii.gz", info=info, author=ARCHIVE)
+        except RayappError as error:
+            log.warning("labels in the archive could not be looked at: %s", error.detail)
 
     def instances(self, image_id: str) -> Path:
         """See `Datastore`. Raises as `image`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import requests
@@ -46,6 +47,15 @@ class Refused(RayappError):
     """The archive does not take the instance, and would not take it later."""
 
     status = 502
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A series with a segmentation."""
+
+    series: str
+    description: str
+    manufacturer: str
 
 
 class Pacs:
@@ -113,6 +123,19 @@ class Pacs:
         if not seen:
             raise NotFound("the DICOM archive does not have this series any more")
         return seen
+
+    def segmentations(self, study: str, series: str) -> list[Found]:
+        """The series of the study that hold a segmentation of the series. Raises ArchiveAway."""
+        found = []
+        with _asking():
+            page = self._client.search_for_series(study, search_filters={"Modality": "SEG"})
+            for uid in (_text(item, "0020000E") for item in page if _text(item, "00080060") == "SEG"):
+                header = self._client.retrieve_series_metadata(study, uid)[0]
+                made_of = header.get("00081115", {}).get("Value") or [{}]
+                if _text(made_of[0], "0020000E") == series:
+                    description, maker = _text(header, "0008103E"), _text(header, "00080070")
+                    found.append(Found(series=uid, description=description, manufacturer=maker))
+        return found
 
     def retrieve(self, study: str, series: str) -> Iterator[Dataset]:
         """The instances of a series, as they come, in the transfer syntax that they are stored in.

@@ -36,6 +36,7 @@ from rayapp.imaging.volume import Affine, Grid, Segmentation
 
 Kind = Literal["BINARY", "LABELMAP"]
 
+MANUFACTURER = "rayapp"
 _OFF_GRID = 0.05  # of a voxel: how far a frame's pixel may lie from the voxel it stands for
 _NUMBER = 300
 """Of the series, behind those of the scanner."""
@@ -113,8 +114,8 @@ def encode(label: Segmentation | Masks, source: Path, *, kind: Kind = "BINARY", 
             series_number=_NUMBER,
             sop_instance_uid=uid("instance"),
             instance_number=1,
-            manufacturer="rayapp",
-            manufacturer_model_name="rayapp",
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=MANUFACTURER,
             software_versions=__version__,
             device_serial_number="0",
             content_description=maker.description[:64] or None,
@@ -185,12 +186,6 @@ class _Uids:
             return str(highdicom.UID())
         digest = hashlib.sha256(f"{use} {self._identity}".encode()).digest()
         return f"2.25.{int.from_bytes(digest[:16], 'big')}"
-
-
-def references(dataset: Dataset) -> str:
-    """SeriesInstanceUID of the series that a segmentation (its header or its metadata) was made of; "" if unsaid."""
-    series = dataset.get("ReferencedSeriesSequence")
-    return str(series[0].get("SeriesInstanceUID", "")) if series else ""
 
 
 def read_segmentation(path: Path, grid: Grid, *, max_bytes: int) -> Segmentation:

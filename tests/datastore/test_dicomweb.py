@@ -18,10 +18,11 @@ from rayapp.datastore import dicomweb
 from rayapp.datastore.dicomweb import DicomwebDatastore
 from rayapp.datastore.protocol import Author
 from rayapp.errors import ArchiveAway, ArchiveSlow, Disabled, NotFound, Unreadable
-from rayapp.imaging.dicom_seg import read_segmentation
+from rayapp.imaging.dicom_seg import encode, read_segmentation
 from rayapp.imaging.reader import read_grid, read_volume
+from rayapp.imaging.volume import Segmentation
 from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Front, front
-from tests.imaging.grids import AFFINES, MAX, assert_same_affine, labels, voxels
+from tests.imaging.grids import AFFINES, MAX, assert_same_affine, labels, real, voxels
 from tests.imaging.series import compress, edit, write_series
 from tests.orthanc import Orthanc, needs_orthanc
 
@@ -322,3 +323,41 @@ def test_ids_that_name_paths_are_passed_over(placed: Placed) -> None:
     edit(file, SeriesInstanceUID="../../x")
     placed.archive.store([file])
     assert placed.open().image_ids() == [CT, MR]
+
+
+def test_labels_in_the_archive_are_labels_of_a_new_server(placed: Placed) -> None:
+    first = placed.open()
+    for number in range(2):
+        _save(first, array=np.roll(labels(), number, axis=1))
+        _until(lambda: not first.unsent())
+    first.close()
+    theirs = placed.folder / "theirs.dcm"
+    theirs.write_bytes(encode(Segmentation(array=labels()[::-1], affine=AFFINES["oblique"]), placed.folder / CT))
+    edit(theirs, Manufacturer="Somebody", SeriesDescription="final, by hand")
+    placed.archive.store([theirs])
+    (placed.folder / "workspace").rename(placed.folder / "lost")
+
+    store = placed.open()
+    store.image(CT)
+    final, original = store.label(CT, "final"), store.label(CT, "original")
+    np.testing.assert_array_equal(nibabel.load(final.path).get_fdata(), np.roll(labels(), 1, axis=1))
+    np.testing.assert_array_equal(nibabel.load(original.path).get_fdata(), labels()[::-1])
+    assert final.info["params"]["label_names"] == NAMES
+    assert final.info["user"] == "archive"
+    assert store.unsent() == []
+    assert len(_segs(placed.archive)) == 3
+    assert store.labels(MR) == {}
+
+
+def test_a_segmentation_by_dcmqi_in_the_archive_is_a_label_and_overlapping_ones_are_passed_over(
+    placed: Placed,
+) -> None:
+    placed.archive.store(sorted(real("dcmqi_seg", "ct-3slice").iterdir()))
+    placed.archive.store([real("dcmqi_seg", "partial_overlaps.dcm"), real("dcmqi_seg", "liver.dcm")])
+    store = placed.open()
+    (image_id,) = set(store.image_ids()) - {CT, MR}
+    grid = read_grid(store.image(image_id).path)
+    label = store.label(image_id, "original")
+    wanted = read_segmentation(real("dcmqi_seg", "liver.dcm"), grid, max_bytes=MAX)
+    np.testing.assert_array_equal(nibabel.load(label.path).get_fdata(), wanted.array)
+    assert label.info["params"]["label_names"] == {"Liver": 1}

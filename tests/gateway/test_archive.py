@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from dicomweb_client import DICOMwebClient
 from monailabel.client.client import MONAILabelClient
 
 from rayapp.datastore.dicomweb import DicomwebDatastore
@@ -142,3 +143,14 @@ def test_images_are_not_uploaded_past_the_archive(served: Served, tmp_path: Path
     assert answer.status_code == 406
     assert served.staged() == []
     assert served.send("DELETE", f"/datastore/?id={CT}").status_code == 406
+
+
+def test_a_series_stored_through_the_proxy_is_an_image_soon_after(served: Served, tmp_path: Path):
+    client = DICOMwebClient(served.url + "/proxy/dicom", stow_url_prefix="stow")
+    files = write_series(tmp_path / "new", image(), AFFINES["oblique"], series="1.2.3.9", study="1.2.3.9.9")
+    client.store_instances([pydicom.dcmread(file) for file in files])
+    end = time.monotonic() + 15
+    while "1.2.3.9" not in served.store.image_ids():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert served.infer("image=1.2.3.9&output=json").status_code == 200
