@@ -49,15 +49,15 @@ class PreparedEdit(PreparedImage):
     structures: int
     guided: GuidedImage
     memo: Memo
-    scan: Scan | None
-    """The image itself, where it has detail that the network does not see."""
+    scan: Scan
+    finer: bool
+    """Whether the image has detail that the network does not see."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the images and of the margins it will remember."""
-        margins = self.image[0].nbytes * self.structures
-        whole = 0 if self.scan is None else self.scan.nbytes + margins
-        return self.image.nbytes + self.guided.nbytes + margins + whole
+        margins = 2 * self.image[0].nbytes * self.structures
+        return self.image.nbytes + self.guided.nbytes + margins + self.scan.nbytes
 
 
 @dataclass
@@ -85,9 +85,9 @@ class DeepEditTask(SegmentationTask):
         """Orient, scale into the ROI and normalise."""
         prepared = self._prepare(volume, limit=self._roi_size)
         seen = dataclasses.replace(volume, array=volume.array[: self._channels])
-        return self._editable(prepared, Scan.of(seen) if fine.helps(prepared.grid) else None)
+        return self._editable(prepared, Scan.of(seen), finer=fine.helps(prepared.grid))
 
-    def _editable(self, prepared: PreparedImage, scan: Scan | None = None) -> PreparedEdit:
+    def _editable(self, prepared: PreparedImage, scan: Scan, *, finer: bool) -> PreparedEdit:
         return PreparedEdit(
             grid=prepared.grid,
             image=prepared.image,
@@ -95,6 +95,7 @@ class DeepEditTask(SegmentationTask):
             guided=guidance.GuidedImage(prepared.image.cpu().numpy(), self._guidance_channels),
             memo=Memo(),
             scan=scan,
+            finer=finer,
         )
 
     def margins(self, prepared: PreparedImage) -> Floats:
@@ -118,20 +119,23 @@ class DeepEditTask(SegmentationTask):
         clicks = self._channelled(prompts)
         positions = [prepared.grid.positions(points) for points in clicks]
         added, margins = self._margins(prepared, clicks, clock)
+        if prompts.start is not None:
+            labels = self._corrected(prepared, prompts.start, clicks, margins, clock)
+            yield self._answer(pipeline.within(labels, prompts.roi), clicks, config, clock)
+            return
         held = hold(margins, positions, _gray(prepared)) if any(clicks) else margins
         clock.stage("post")
         labels = pipeline.restore(held, prepared.grid, roi=prompts.roi)
         clock.stage("invert")
         yield self._answer(labels, clicks, config, clock)
-        if prepared.scan is not None and any(clicks):
+        if prepared.finer and any(clicks):
             clock.resume()
-            labels = self._drawn(prepared, prepared.scan, clicks, positions, added, margins, clock)
+            labels = self._drawn(prepared, clicks, positions, added, margins, clock)
             yield self._answer(pipeline.within(labels, prompts.roi), clicks, config, clock)
 
     def _drawn(
         self,
         prepared: PreparedEdit,
-        scan: Scan,
         clicks: Clicks,
         positions: Sequence[Sequence[Position]],
         added: Floats,
@@ -152,8 +156,19 @@ class DeepEditTask(SegmentationTask):
         clock.stage("infer")
         labels = pipeline.restore(held, grid)
         clock.stage("invert")
-        fine.add(labels, scan, grid, added, clicks[:-1])
-        fine.take(labels, scan, grid, left, clicks)
+        fine.add(labels, prepared.scan, grid, added, clicks[:-1])
+        fine.take(labels, prepared.scan, grid, left, clicks)
+        clock.stage("infer")
+        return labels
+
+    def _corrected(
+        self, prepared: PreparedEdit, start: Labels, clicks: Clicks, margins: Floats, clock: Clock
+    ) -> Labels:
+        """A mask that exists already, corrected by the clicks."""
+        structures = len(clicks) - 1
+        labels = np.where(start <= structures, start, 0).astype(np.uint8)
+        automatic, locked = self._automatic(prepared, clock), start > structures
+        fine.correct(labels, prepared.scan, prepared.grid, automatic, margins, clicks, locked=locked)
         clock.stage("infer")
         return labels
 

@@ -25,6 +25,7 @@ from rayapp.inference import slices
 from rayapp.inference.deepedit import HOLD, Clicks, DeepEditTask, PreparedEdit
 from rayapp.inference.pipeline import Floats
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
+from rayapp.inference.scan import Scan
 from rayapp.inference.scribbles import named
 from rayapp.inference.segmentation import Clock, PreparedImage
 from rayapp.inference.task import Point, Prediction, Prompts
@@ -71,6 +72,12 @@ class PreparedStack(PreparedImage):
     """An image's slices, (C, K, X, Y), float16 as training keeps them, each on `grid`."""
 
     affine: Affine
+    scan: Scan
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slices and of the image itself."""
+        return self.image.nbytes + self.scan.nbytes
 
     def slice(self, k: int) -> PreparedImage:
         """One of them, as a volume of one."""
@@ -90,7 +97,8 @@ class DeepGrow2DTask(DeepGrow3DTask):
             volume.shape, affine, spacing_mm=self._spacing, limit=self._roi_size, divisor=self._network.divisor
         )
         image = self._normalised(volume, lambda channel: slices.stack(grid, affine, channel))
-        return PreparedStack(grid=grid, image=torch.from_numpy(image).half(), affine=affine)
+        seen = dataclasses.replace(volume, array=volume.array[: self._channels])
+        return PreparedStack(grid=grid, image=torch.from_numpy(image).half(), affine=affine, scan=Scan.of(seen))
 
     def stages(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
         """Segment what was clicked on the slice that the prompts name, or else on that of the last click.
@@ -101,7 +109,9 @@ class DeepGrow2DTask(DeepGrow3DTask):
         if not isinstance(prepared, PreparedStack):
             raise TypeError("prepare the image with this task")
         k = self._slice(prompts)
-        for one in super().stages(self._editable(prepared.slice(k)), on_slice(prompts, k), config):
+        scan = dataclasses.replace(prepared.scan, array=prepared.scan.array[..., k : k + 1])
+        edit = self._editable(prepared.slice(k), scan, finer=False)
+        for one in super().stages(edit, on_slice(prompts, k), config):
             labels = np.zeros((*one.labels.shape[:2], prepared.image.shape[1]), dtype=np.uint8, order="F")
             labels[:, :, k] = one.labels[:, :, 0]
             yield dataclasses.replace(one, labels=labels)
@@ -127,10 +137,11 @@ def foreground(prompts: Prompts) -> tuple[Point, ...]:
 
 
 def on_slice(prompts: Prompts, k: int) -> Prompts:
-    """The clicks and the box on one slice, as of a volume of that slice alone."""
+    """The clicks, the box and the start on one slice, as of a volume of that slice alone."""
     clicks = {name: [(i, j, 0) for i, j, at in points if at == k] for name, points in prompts.clicks.items()}
     roi = None
     if prompts.roi is not None:
         low, high = ((i, j, min(max(at - k, 0), 1)) for i, j, at in prompts.roi)
         roi = low, high
-    return dataclasses.replace(prompts, clicks=clicks, roi=roi)
+    start = prompts.start[:, :, k : k + 1] if prompts.start is not None else None
+    return dataclasses.replace(prompts, clicks=clicks, roi=roi, start=start)

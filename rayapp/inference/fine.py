@@ -10,6 +10,9 @@ tissue like theirs around them, and a minimum cut along the edges of the image i
     confined what clicks change must hang together with a click; elsewhere the image stays as it was without them
     taken    background clicks are answered last, and only take away from what the others gave
 
+A mask that exists already is corrected likewise: what counts is the difference that the clicks make to a cut that
+starts from that mask, so that it stays, to the voxel, wherever the clicks have nothing to say.
+
 All of it is a function of the image, the margins and the set of clicks, so that any replica comes to the same mask.
 Time and memory follow from the regions, not from the image. Pure functions; safe from any thread.
 """
@@ -38,18 +41,17 @@ COARSER = 1.5
 """How many of the image's voxels one of the network's must be long, along some axis, for a fine pass to be of use."""
 MAX_VOXELS = 150_000
 """Voxels of a region, at most."""
-NEAR_MM = 30.0
-"""Distance from a click up to which its region reaches at least, if `MAX_VOXELS` lets it."""
 GROWTHS = 2
 GROW_MM = 8.0
 SAY = 2 * CERTAIN
-"""Log-odds that a click adds right beside it, where the tissue is the same: enough to turn the network's."""
-SAY_MM = 30.0
-"""Distance over which that fades to a third."""
+"""Log-odds that a click adds right beside it, where the tissue is the same: enough to turn the network's. Over `reach`
+they fade to a third."""
 ALIKE = 0.3
 """Difference in normalised intensity (most of the body spans 2) at which it has faded to 0.6."""
 SURE = 2.0
 """Log-odds of which the network is sure."""
+TRUSTED = 3.0
+"""Log-odds that a mask which exists already is right: more than the network's."""
 
 Ends = npt.NDArray[np.float64]
 """Lower and upper (exclusive) corner, (2, 3)."""
@@ -58,6 +60,12 @@ Ends = npt.NDArray[np.float64]
 def helps(grid: NetworkGrid) -> bool:
     """Whether the image has detail that the network does not see."""
     return any(n > COARSER * m for n, m in zip(grid.source, grid.coarse, strict=True))
+
+
+def reach(scan: Scan, grid: NetworkGrid) -> float:
+    """How far (mm) a click speaks for what is around it, and its region reaches at least if `MAX_VOXELS` lets it: as
+    far as the network sees it."""
+    return guidance.RADIUS * float(np.median(scan.spacing * grid.source / grid.coarse))
 
 
 def changed(before: Floats, after: Floats, positions: Sequence[Position]) -> Bools:
@@ -106,6 +114,77 @@ def take(labels: Labels, scan: Scan, grid: NetworkGrid, margins: Floats, clicks:
             part[(part == value) & ~mask] = 0
 
 
+def correct(
+    labels: Labels,
+    scan: Scan,
+    grid: NetworkGrid,
+    before: Floats,
+    after: Floats,
+    clicks: Sequence[Sequence[Point]],
+    *,
+    locked: Bools | None = None,
+) -> None:
+    """Correct `labels`, a mask that exists already, in place: structures grow at their clicks, and shrink at those of
+    background.
+
+    Args:
+        labels: of the source's shape.
+        before: the network's margins without clicks, (L, *grid.padded).
+        after: those with them.
+        clicks: points per structure, by value, then background.
+        locked: voxels that no structure may grow into.
+    """
+    *structures, background = clicks
+    off = {
+        value: [*background, *(p for other, points in enumerate(structures, start=1) if other != value for p in points)]
+        for value in range(1, len(clicks))
+    }
+    for value, on in enumerate(structures, start=1):
+        for region, differs in _differences(labels, scan, grid, before, after, value, on, off[value], around=on):
+            if locked is not None:
+                differs &= ~locked[region.box]
+            labels[region.box][differs] = value
+    found = [int(labels[point]) for point in background]
+    for value, on in enumerate(structures, start=1):
+        around = [point for point, at in zip(background, found, strict=True) if at == value]
+        for region, differs in _differences(labels, scan, grid, before, after, value, on, off[value], around=around):
+            part = labels[region.box]
+            part[differs & (part == value)] = 0
+
+
+def _differences(
+    labels: Labels,
+    scan: Scan,
+    grid: NetworkGrid,
+    before: Floats,
+    after: Floats,
+    value: int,
+    on: Sequence[Point],
+    off: Sequence[Point],
+    *,
+    around: Sequence[Point],
+) -> Iterator[tuple[Region, Bools]]:
+    """Where the clicks change one structure's cut and that hangs together with those in `around`, region by region."""
+    for group in _groups(around, scan, reach(scan, grid)):
+        near = _ends(group, reach(scan, grid) / scan.spacing)
+        region = _between(near, near, scan)
+        mask, image = labels[region.box] == value, scan.view(region)
+        trusted = np.where(mask, TRUSTED, -TRUSTED).astype(np.float32)
+        first, then = (
+            trusted + np.clip(proposed(one[value - 1], grid, region), -SURE, SURE) for one in (before, after)
+        )
+        said, marks = np.zeros_like(first), np.zeros(first.shape, dtype=np.uint8)
+        uncorrected = graph_cut(first, image, marks, scan.spacing)
+        _say(said, marks, image, on, off, region, scan.spacing, reach(scan, grid))
+        cut = graph_cut(then + said, image, marks, scan.spacing)
+        # What the cut alone would change has nothing to do with the clicks, unless they say so clearly.
+        parts, count = ndimage.label((cut != mask) & ((cut != uncorrected) | (np.abs(said) > TRUSTED)))
+        kept = np.zeros(count + 1, dtype=bool)
+        kept[[parts[point] for point in _inside(group, region)]] = True
+        kept[0] = False
+        yield region, kept[parts]
+
+
 def proposed(margin: Floats, grid: NetworkGrid, region: Region) -> Floats:
     """The network's log-odds at the region's voxels."""
     scale = np.array(grid.coarse) / grid.source
@@ -130,8 +209,8 @@ def _outlines(
     parts, _ = ndimage.label(grid.to_source_axes(margin).transpose(2, 1, 0) > 0)
     extents = ndimage.find_objects(parts)
     scale = np.array(grid.source) / grid.coarse
-    for group in _groups(around, scan):
-        least = _ends(group, NEAR_MM / scan.spacing)
+    for group in _groups(around, scan, reach(scan, grid)):
+        least = _ends(group, reach(scan, grid) / scan.spacing)
         most = [least]
         for part in {int(parts[tuple((np.array(point) / scale).astype(int))]) for point in group} - {0}:
             box = np.array([[s.start - 1.5, s.stop + 1.5] for s in extents[part - 1]]).T
@@ -147,10 +226,7 @@ def _outline(
         image, logits = scan.view(region), proposed(margin, grid, region)
         marks = _faces(logits > 0, region, scan.shape)
         odds = np.clip(logits, -CERTAIN, CERTAIN)
-        for points, mark, sign in ((on, FOREGROUND, 1), (off, BACKGROUND, -1)):
-            for point in _inside(points, region):
-                odds += np.float32(sign) * _said(point, image, scan.spacing)
-                marks[point] = mark
+        _say(odds, marks, image, on, off, region, scan.spacing, reach(scan, grid))
         mask = graph_cut(odds, image, marks, scan.spacing)
         turned = (mask != (logits > 0)) & (np.abs(logits) > SURE)
         wider = _between(_box(region), _box(region) + _leaving(turned, scan), scan)
@@ -160,12 +236,12 @@ def _outline(
     return region, mask
 
 
-def _groups(points: Sequence[Point], scan: Scan) -> list[list[Point]]:
-    """Clicks that one region can hold, with `NEAR_MM` around them."""
+def _groups(points: Sequence[Point], scan: Scan, near: float) -> list[list[Point]]:
+    """Clicks that one region can hold, with `near` (mm) around them."""
     groups: list[list[Point]] = []
     for point in sorted(points):
         for group in groups:
-            if _size(_ends([*group, point], NEAR_MM / scan.spacing), scan) <= MAX_VOXELS:
+            if _size(_ends([*group, point], near / scan.spacing), scan) <= MAX_VOXELS:
                 group.append(point)
                 break
         else:
@@ -213,13 +289,30 @@ def _inside(points: Sequence[Point], region: Region) -> Iterator[Point]:
             yield i, j, k
 
 
-def _said(point: Point, image: Floats, spacing: npt.NDArray[np.float64]) -> Floats:
+def _say(
+    odds: Floats,
+    marks: npt.NDArray[np.uint8],
+    image: Floats,
+    on: Sequence[Point],
+    off: Sequence[Point],
+    region: Region,
+    spacing: npt.NDArray[np.float64],
+    far: float,
+) -> None:
+    """Add to a region's log-odds and marks what the clicks in it say."""
+    for points, mark, sign in ((on, FOREGROUND, 1), (off, BACKGROUND, -1)):
+        for point in _inside(points, region):
+            odds += np.float32(sign) * _said(point, image, spacing, far)
+            marks[point] = mark
+
+
+def _said(point: Point, image: Floats, spacing: npt.NDArray[np.float64], far: float) -> Floats:
     """What a click says of the voxels around it: the more, the nearer and the more alike they are."""
     axes = [np.square((np.arange(n) - at) * step) for n, at, step in zip(image.shape[1:], point, spacing, strict=True)]
     distance = np.sqrt(axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :]).astype(np.float32)
     on = image[(slice(None), *point)]
     apart = np.square(image - on[:, None, None, None]).sum(axis=0) / (2 * ALIKE * ALIKE)
-    said: Floats = np.float32(SAY) * np.exp(-distance / np.float32(SAY_MM) - apart)
+    said: Floats = np.float32(SAY) * np.exp(-distance / np.float32(far) - apart)
     return said
 
 

@@ -202,7 +202,7 @@ def test_it_is_listed_as_clients_need_it(tasks, dimensions):
 
 def test_a_stack_counts_its_slices(tasks):
     prepared = tasks[2].prepare(image(speckles(SHAPE), np.eye(4)))
-    assert prepared.nbytes == 2 * np.prod(SHAPE)
+    assert prepared.nbytes == (2 + 2) * np.prod(SHAPE)  # float16, and the image as it is
 
 
 @BOTH

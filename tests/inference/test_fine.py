@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from rayapp.imaging.phantom import phantom
 from rayapp.imaging.volume import Volume
-from rayapp.inference.deepgrow import DeepGrow3DTask
+from rayapp.inference.deepgrow import DeepGrow2DTask, DeepGrow3DTask
 from rayapp.inference.task import Prompts
 from rayapp.training.metrics import dice
 
@@ -195,3 +195,61 @@ def test_a_large_ct_needs_little_more_memory_than_its_mask(deepedit):
     assert (rough.nbytes, sharp.nbytes) == (array.size, array.size)
     assert held < 200e6
     assert peak - held < 2 * array.size + 250e6
+
+
+@pytest.fixture(scope="module")
+def existing(shown):
+    """A mask that somebody made: the lump without its upper part, and a piece of something else beside it."""
+    start = shown.astype(np.uint8)
+    start[:, :, 24:] = 0
+    start[20:23, 50:60, 10:20] = 1
+    return start
+
+
+def corrected(task, prepared, start, **clicks):
+    return task.predict(prepared, Prompts(clicks=clicks, start=start), {}).labels
+
+
+def test_a_mask_is_corrected_where_it_was_clicked_and_stays_everywhere_else(deepgrow, prepared, shown, existing):
+    on, off = (26, 31, 26), (21, 55, 15)
+    grown = corrected(deepgrow, prepared, existing, foreground=[on])
+    assert (grown >= existing).all()
+    assert not (grown & ~(shown | existing.astype(bool))).any()
+    assert dice(grown[10:45, :48], shown[10:45, :48], 1)[0] > 0.98 > dice(existing[10:45, :48], shown[10:45, :48], 1)[0]
+    shrunk = corrected(deepgrow, prepared, existing, background=[off])
+    assert (shrunk <= existing).all()
+    assert not shrunk[20:23, 50:60, 10:20].any()
+    np.testing.assert_array_equal(shrunk[:, :46], existing[:, :46])
+
+
+def test_labels_of_other_structures_are_left_alone(deepgrow, prepared, shown, existing):
+    other = existing.copy()
+    other[24:29, 28:34, 25:28] = 7
+    grown = corrected(deepgrow, prepared, other, foreground=[(32, 31, 25)])
+    assert grown[32, 31, 25] == 1
+    assert (grown[:, :, 24:] > 0).sum() > 100
+    assert not grown[other == 7].any()
+    assert set(np.unique(grown)) == {0, 1}
+
+
+def test_a_mask_of_several_structures_is_corrected_and_without_clicks_stays(deepedit, torso):
+    truth, prepared, _ = torso
+    start = truth.copy()
+    start[truth == 2] = 0
+    np.testing.assert_array_equal(corrected(deepedit, prepared, start), start)
+    spleen = np.argwhere(truth == 2)
+    click = tuple(int(n) for n in spleen[np.linalg.norm(spleen - spleen.mean(0), axis=1).argmin()])
+    labels = corrected(deepedit, prepared, start, spleen=[click])
+    assert labels[click] == 2
+    np.testing.assert_array_equal(labels[labels != start], 2)
+    assert dice(labels, truth, 5)[1] > 0.8
+
+
+def test_on_a_slice_a_mask_is_corrected_too(tmp_path, volume, shown, existing):
+    task = DeepGrow2DTask.from_version(version(tmp_path, 2))
+    crop = Volume(array=volume.array[:, 10:42, 15:47], affine=volume.affine)
+    start = existing[10:42, 15:47] & (np.arange(32) < 14)[:, None, None]
+    found = corrected(task, task.prepare(crop), start, foreground=[(19, 16, 20)])
+    assert not found[:, :, :20].any()
+    assert (found[:, :, 20] >= start[:, :, 20]).all()
+    assert dice(found[:, :, 20:21], shown[10:42, 15:47, 20:21], 1)[0] > 0.9
