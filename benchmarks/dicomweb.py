@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import requests
 from aiohttp import web
 from rich.console import Console
@@ -44,13 +45,12 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def fill(archive: Orthanc, folder: Path, size: int, slices: list[int]) -> None:
-    """Torsos of so many slices, as series `1.2.3.<slices>` and `1.2.4.<slices>`."""
+    """Torsos, one upon the other, of so many slices, as series `1.2.3.<slices>` and `1.2.4.<slices>`."""
     for count in slices:
+        volume, _ = phantom(1, shape=(size, size, 40))
+        array = np.resize(volume.array[0].transpose(2, 0, 1), (count, size, size)).transpose(1, 2, 0)
         for root in ("1.2.3", "1.2.4"):
-            volume, _ = phantom(count, shape=(size, size, count))
-            files = write_series(
-                folder / f"{root}.{count}", volume.array[0], volume.affine, series=f"{root}.{count}", study=root
-            )
+            files = write_series(folder / f"{root}.{count}", array, volume.affine, series=f"{root}.{count}", study=root)
             for start in range(0, len(files), 50):
                 archive.store(files[start : start + 50])
 

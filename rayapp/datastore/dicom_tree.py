@@ -2,7 +2,7 @@
 
 Each series becomes a folder `.rayapp/series/<SeriesInstanceUID>` of links to its files, which is read like any folder
 with one series. A link's name says of which state of which file it is, so that a file is parsed once, also over
-restarts. What lies in a folder at the top that is an image itself (one series, directly in it) is left to that.
+restarts. What lies in a folder at the top that is an image itself (one series and nothing else) is left to that.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class DicomTree:
             name = _link_name(path)
             uid = linked.get(name)
             if uid is None:
-                uid, infos_of = _series_of(path)
+                uid, info = _series_of(path)
                 if uid is None:
                     continue
-                infos.setdefault(uid, infos_of)
+                infos.setdefault(uid, info)
             found.setdefault(uid, {})[name] = path
         for uid, links in found.items():
             self._link(uid, links)
@@ -72,17 +72,20 @@ class DicomTree:
         return info
 
     def is_one_series(self, name: str) -> bool:
-        """Whether all DICOM files directly in a folder at the top are of one series, which is not one of the tree's: a
-        series that was an image by its UID stays one, however its files are moved."""
+        """Whether a folder at the top is an image itself: no folders in it, and its DICOM files of one series, which is
+        not one of the tree's: a series that was an image by its UID stays one, however its files are moved."""
         linked = self._linked()
         uids: set[str] = set()
         for path in sorted((self._studies / name).iterdir()):
-            if path.is_file() and not path.name.startswith("."):
-                uid = linked.get(_link_name(path)) or _series_of(path)[0]
-                if uid is not None:
-                    uids.add(uid)
-                if len(uids) > 1 or (uid is not None and self.path(uid).exists()):
-                    return False
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                return False
+            uid = linked.get(_link_name(path)) or _series_of(path)[0]
+            if uid is not None:
+                uids.add(uid)
+            if len(uids) > 1 or (uid is not None and self.path(uid).exists()):
+                return False
         return True
 
     def _files(self, whole_folders: Mapping[str, str]) -> Iterator[Path]:
@@ -115,8 +118,11 @@ class DicomTree:
 
 
 def _link_name(path: Path) -> str:
-    """Different for each file, and for each state of it."""
-    status = path.stat()
+    """Different for each file, and for each state of it; "" for one that went away, or leads nowhere."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:24]
     return f"{digest}-{status.st_mtime_ns:x}-{status.st_size:x}.dcm"
 

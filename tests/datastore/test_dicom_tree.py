@@ -40,6 +40,8 @@ def tree(tmp_path: Path) -> Path:
             shutil.copy(file, studies / place / f"{series}-{file.name[:-4]}")  # without an extension, as exports are
     (studies / "patient" / "README.txt").write_text("exported on a Tuesday")
     (studies / "patient" / "report.pdf").write_bytes(b"%PDF")
+    (studies / "patient" / "lost.dcm").symlink_to(tmp_path / "nowhere")
+    (studies / "patient" / "cut.dcm").write_bytes(bytes(128) + b"DICM" + b"\2\0\0")
     return studies
 
 
@@ -98,7 +100,7 @@ def test_files_are_parsed_once_also_over_restarts(
     monkeypatch.setattr(dicom_tree, "_series_of", lambda path: parsed.append(path) or real_one(path))
     store = opened()
     store.refresh()
-    assert [path.name for path in parsed if path.suffix not in (".txt", ".pdf")] == []
+    assert [path.name for path in parsed if path.suffix not in (".txt", ".pdf", ".dcm")] == []
     assert store.image_ids() == [ONE, TWO, THREE, FOUR, "whole"]
 
 
