@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 PLUGIN := /usr/share/orthanc/plugins/libOrthancDicomWeb.so
 ARCHIVE := orthanc orthanc-dicomweb dicom3tools
 
-.PHONY: docs install orthanc demo test test-slow lint format weights clean
+VIEWER := $(CURDIR)/$(VENV)/ohif
+
+.PHONY: docs install orthanc viewer demo test test-slow lint format weights clean
 
 install: $(VENV)/.installed
 
@@ -35,9 +37,22 @@ orthanc:
 				>/dev/null 2>&1; \
 		fi || echo "==> that did not work here"; }
 
-test: install orthanc
+# The viewer and the browser that some tests need.
+viewer: install
+	@test -e $(VIEWER)/rayapp.json || { \
+		echo "==> tests in a browser need OHIF: fetching it by npm"; \
+		RAYAPP_OHIF=$(VIEWER) $(BIN)/rayapp ohif install >/dev/null || echo "==> that did not work here"; }
+	@test -x "$$(command -v chromium)" || { \
+		echo "==> tests in a browser need: apt-get install chromium"; \
+		if test "$$(id -u)" = 0; then \
+			echo "==> installing it"; \
+			{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } \
+				>/dev/null 2>&1; \
+		fi || echo "==> that did not work here"; }
+
+test: install orthanc viewer
 	@echo "==> running the fast tests (the slow proofs: make test-slow)"
-	@$(BIN)/pytest -q
+	@RAYAPP_OHIF=$(VIEWER) $(BIN)/pytest -q
 
 test-slow: install orthanc
 	@echo "==> running the slow proofs"

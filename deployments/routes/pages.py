@@ -18,7 +18,8 @@ _HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>rayapp</t
 code{background:#eee;padding:.1em .3em}summary{cursor:pointer}details{margin:.3rem 0}td{padding:0 1rem 0 0}</style>"""
 _FIRST = f"""{_HEAD}<h1>rayapp</h1>
 <p>The server is running. Point 3D Slicer's MONAI Label module or the Python client at this address.</p>
-<ul><li><a href="info/">What it offers</a></li><li><a href="docs">Its HTTP interface</a></li></ul></html>"""
+<ul><li><a href="ohif/">The viewer</a></li>
+<li><a href="info/">What it offers</a></li><li><a href="docs">Its HTTP interface</a></li></ul></html>"""
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7" fill="#2a6"/>'
     '<circle cx="6" cy="9" r="3" fill="#fff"/></svg>'

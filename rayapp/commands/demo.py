@@ -84,6 +84,7 @@ rayapp serves {STUDIES} generated torsos from {studies}. Try, in another termina
   a first mask        rayapp infer segmentation {image} --picture torso.png{flag}
   one with a click    rayapp infer deepedit {image} --click liver={click}{flag}
 
+In a browser, after `rayapp ohif install`, {url}/ohif/
 In 3D Slicer, with the MONAI Label extension, the server's address is {url}
 Its interface is described at {url}/docs
 Ctrl-C stops it; images and saved labels stay."""

@@ -208,8 +208,13 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         settings = Settings(
             studies=folder / "studies",
             workspace=folder / "workspace",
-            ohif=folder / "ohif",
-            **{"app": str(folder / "app"), "max_body": MAX_BODY, "max_volume": MAX_BODY, **options},
+            **{
+                "ohif": folder / "ohif",
+                "app": str(folder / "app"),
+                "max_body": MAX_BODY,
+                "max_volume": MAX_BODY,
+                **options,
+            },
         )
         served = _gateway(settings, stops, DicomwebDatastore if archived else _local)
         requests.get(served.url + "/", timeout=20).raise_for_status()

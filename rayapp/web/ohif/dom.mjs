@@ -15,7 +15,10 @@ const STYLE = `
 .rayapp .labels button::before { content: ''; display: inline-block; width: 10px; height: 10px; margin-right: 6px;
   border-radius: 50%; background: var(--colour); }
 .rayapp .ends { margin-top: 10px; }
-.rayapp .said { margin-top: 14px; min-height: 3em; white-space: pre-line; }
+.rayapp .said { margin-top: 6px; min-height: 3em; white-space: pre-line; }
+.rayapp .reason { color: #8fb4d9; }
+.rayapp progress { display: block; width: 100%; margin-top: 8px; }
+.rayapp progress[hidden] { display: none; }
 .rayapp .said[data-state=wrong] { color: #ff9d8a; }
 `;
 

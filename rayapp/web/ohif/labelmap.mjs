@@ -3,6 +3,7 @@
  * Leans on `window.cornerstone` and `window.cornerstoneTools` of the OHIF that it is written for.
  */
 
+import { SEGMENTS as STROKES } from './strokes.mjs';
 import { gather, inverse, placed, scatter, voxelOf } from './grid.mjs';
 
 export const COLOURS = [
@@ -35,6 +36,7 @@ export class Labelmap {
     this.places = placed(planes, image);
     this.back = inverse(image.affine);
     this.id = `rayapp-${image.series}`;
+    this.shown = null; // what was set last
   }
 
   /** The image's voxel at a point of the viewer's world, or null. */
@@ -59,6 +61,7 @@ export class Labelmap {
   /** Show these segments. */
   async set(labels) {
     await this.#exists();
+    this.shown = labels;
     scatter(labels, this.places, this.#slices());
     window.cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(this.id);
   }
@@ -87,6 +90,9 @@ export class Labelmap {
         this.names.forEach((_, at) =>
           segmentationService.setSegmentColor(viewportId, this.id, at + 1, [...colour(at + 1), 255])
         );
+        for (const [segment, stroke] of Object.entries(STROKES)) {
+          segmentationService.setSegmentColor(viewportId, this.id, Number(segment), [...stroke.colour, 255]);
+        }
       }
     }
   }
@@ -104,6 +110,9 @@ export class Labelmap {
       const segments = Object.fromEntries(
         this.names.map((label, at) => [at + 1, { label, segmentIndex: at + 1, active: at === 0 }])
       );
+      for (const [segment, { label }] of Object.entries(STROKES)) {
+        segments[segment] = { label, segmentIndex: Number(segment), active: false };
+      }
       await segmentationService.createLabelmapForDisplaySet(this.displaySet, {
         segmentationId: this.id,
         label: this.image.image,

@@ -4,11 +4,15 @@ import { element, fill, options } from './dom.mjs';
 import { Labelmap, colour } from './labelmap.mjs';
 import * as points from './points.mjs';
 import * as server from './server.mjs';
+import * as strokes from './strokes.mjs';
+import { Training } from './training.mjs';
 
 const CLIENT = 'ohif';
 const STEPS = 20; // that can be undone
 const BACKGROUND = 'background';
 const CLICKED = ['deepedit', 'deepgrow'];
+const SCRIBBLED = ['scribbles'];
+const REASON = 'rayapp-reason'; // why the next image was chosen, told when it is open
 const AUTOMATIC = ['segmentation', 'deepedit'];
 
 export class Panel {
@@ -19,7 +23,7 @@ export class Panel {
     this.interaction = null;
     this.done = []; // what can be undone: {dot} of a prompt, {before} of the rest
     this.busy = null;
-    this.foreground = true;
+    this.mode = null; // what the first mouse button does: foreground, background, corner, stroke, or OHIF's own
     this.#build();
     this.ends = [
       points.listen(annotation => this.#run('thinking…', () => this.#point(annotation))),
@@ -31,16 +35,20 @@ export class Panel {
 
   close() {
     this.ends.forEach(end => end());
+    this.training.close();
     this.node.replaceChildren();
   }
 
   #build() {
     const button = (name, text, title, act) => element('button', { name, title, onclick: act }, text);
+    this.training = new Training((doing, act) => this.#run(doing, act));
     this.parts = {
       image: element('div', { className: 'image' }),
+      reason: element('div', { className: 'reason' }),
       automatic: element('select', { name: 'automatic' }),
       clicked: element('select', { name: 'clicked', onchange: () => this.#changeModel() }),
       labels: element('div', { className: 'labels' }),
+      scribbled: element('select', { name: 'scribbled' }),
       strategy: element('select', { name: 'strategy' }),
       said: element('div', { className: 'said', role: 'status' }),
     };
@@ -48,29 +56,34 @@ export class Panel {
     fill(
       this.node,
       parts.image,
+      parts.reason,
+      parts.said,
       element('h3', {}, 'Automatic'),
       parts.automatic,
       button('segment', 'Segment', 'Shift+A', () => this.#run('segmenting…', () => this.#segment())),
+      element('h3', {}, 'Structure'),
+      parts.labels,
       element('h3', {}, 'Points'),
       parts.clicked,
-      parts.labels,
-      element(
-        'div',
-        {},
-        button('foreground', 'On the structure', 'Shift+F', () => this.#place(true)),
-        button('background', 'Not on it', 'Shift+B', () => this.#place(false)),
-        button('stop', 'No points', 'Shift+X', () => this.#place(null))
-      ),
+      button('foreground', 'On it', 'Shift+F', () => this.#use('foreground')),
+      button('background', 'Not on it', 'Shift+B', () => this.#use('background')),
+      button('corner', 'Box', 'Shift+R: click two opposite corners, also on different slices', () => this.#use('corner')),
+      element('h3', {}, 'Strokes'),
+      parts.scribbled,
+      button('stroke-on', 'Draw on it', 'Shift+D', () => this.#use('stroke-on')),
+      button('stroke-off', 'Draw beside it', 'Shift+E', () => this.#use('stroke-off')),
+      button('scribble', 'Outline', 'Shift+O', () => this.#run('outlining…', () => this.#scribble())),
       element(
         'div',
         { className: 'ends' },
+        button('stop', 'Look', "Shift+X: the mouse is OHIF's again", () => this.#use(null)),
         button('undo', 'Undo', 'Shift+Z', () => this.#run('undoing…', () => this.#undo())),
         button('save', 'Save', 'Shift+S', () => this.#run('saving…', () => this.#save()))
       ),
       element('h3', {}, 'Next image'),
       parts.strategy,
       button('next', 'Next', 'Shift+N', () => this.#run('choosing…', () => this.#next())),
-      parts.said
+      this.training.node
     );
   }
 
@@ -82,10 +95,11 @@ export class Panel {
     this.#say(doing, 'doing');
     this.node.querySelectorAll('button').forEach(one => (one.disabled = true));
     this.busy = act()
-      .then(said => this.#say(said ?? '', 'done'))
+      .then(said => this.#say(said ?? '', this.labelmap ? 'done' : 'waiting'))
       .catch(error => this.#say(error.message, 'wrong'))
       .finally(() => {
         this.busy = null;
+        this.parts.said.dataset.turn = Number(this.parts.said.dataset.turn ?? 0) + 1;
         this.node.querySelectorAll('button').forEach(one => (one.disabled = false));
       });
     await this.busy;
@@ -101,6 +115,7 @@ export class Panel {
     const typed = types => Object.keys(this.info.models).filter(name => types.includes(this.info.models[name].type));
     options(this.parts.automatic, typed(AUTOMATIC));
     options(this.parts.clicked, typed(CLICKED));
+    options(this.parts.scribbled, typed(SCRIBBLED));
     options(this.parts.strategy, Object.keys(this.info.strategies));
     const known = Object.values(this.info.models).flatMap(model => Object.entries(model.labels));
     const values = new Map(known.sort((a, b) => a[1] - b[1]).filter(([name]) => name !== BACKGROUND));
@@ -108,6 +123,7 @@ export class Panel {
     this.label = this.names[0];
     this.#labels();
     points.install(this.services.toolGroupService);
+    this.training.show(Object.keys(this.info.trainers)).catch(error => this.#say(error.message, 'wrong'));
     return this.#open();
   }
 
@@ -130,8 +146,9 @@ export class Panel {
 
   #choose(name) {
     this.label = name;
+    this.strokes = this.box = this.corner = null;
     this.#labels();
-    this.labelmap?.select(this.names.indexOf(name) + 1);
+    this.#use(this.mode);
   }
 
   /** Go to the series that is shown: find its image, and what was saved of it. */
@@ -144,11 +161,13 @@ export class Panel {
       await this.labelmap.attach();
       return null;
     }
-    this.labelmap = this.interaction = null;
+    this.labelmap = this.interaction = this.strokes = this.box = this.corner = null;
     this.done = [];
     const image = await server.imageOfSeries(shown.SeriesInstanceUID);
     const labelmap = new Labelmap(this.services, shown, image, this.names);
     this.parts.image.textContent = image.image;
+    const { id, why } = JSON.parse(sessionStorage.getItem(REASON) ?? '{}');
+    this.parts.reason.textContent = id === image.image ? why : '';
     this.labelmap = labelmap;
     if (!image.labels.includes('final')) {
       await labelmap.set(new Uint8Array(labelmap.size));
@@ -190,8 +209,17 @@ export class Panel {
     if (!only) {
       return Uint8Array.from(labels, value => segments[value]);
     }
-    const [now, segment] = [this.labelmap.get(), this.names.indexOf(only) + 1];
+    const [now, segment] = [this.#current(), this.names.indexOf(only) + 1];
     return now.map((value, at) => (labels[at] ? segment : value === segment ? 0 : value));
+  }
+
+  /** The segments as they are on the screen, without strokes, of which those drawn since are kept for later. */
+  #current() {
+    const { rest, strokes: drawn } = strokes.split(this.labelmap.get(), this.labelmap.shown);
+    if (drawn.some(value => value > 0)) {
+      this.strokes = strokes.joined(this.strokes, drawn);
+    }
+    return rest;
   }
 
   #remember(step) {
@@ -204,7 +232,7 @@ export class Panel {
     if (!model) {
       throw new Error('this server has no model that segments by itself');
     }
-    const before = labelmap.get();
+    const before = this.#current();
     const { params, mask } = await server.infer(model, labelmap.image.image, { client_id: CLIENT });
     await labelmap.set(this.#named(mask.labels, params.label_names, null));
     this.#remember({ before });
@@ -215,12 +243,36 @@ export class Panel {
     this.interaction = null;
   }
 
-  #place(foreground) {
-    this.foreground = foreground;
-    points.activate(this.services.toolGroupService, foreground !== null);
-    for (const [name, on] of [['foreground', foreground === true], ['background', foreground === false]]) {
-      this.node.querySelector(`[name=${name}]`).classList.toggle('on', on);
+  /** Say what the first mouse button does. */
+  #use(mode) {
+    this.mode = mode;
+    const { toolGroupService } = this.services;
+    if (mode?.startsWith('stroke')) {
+      points.activate(toolGroupService, false);
+      this.labelmap?.select(mode === 'stroke-on' ? strokes.ON : strokes.OFF);
+      strokes.activate(toolGroupService);
+    } else {
+      this.labelmap?.select(this.names.indexOf(this.label) + 1);
+      points.activate(toolGroupService, mode !== null);
     }
+    this.corner = null;
+    for (const name of ['foreground', 'background', 'corner', 'stroke-on', 'stroke-off']) {
+      this.node.querySelector(`[name=${name}]`).classList.toggle('on', name === mode);
+    }
+  }
+
+  /** Two opposite corners make the box that the next points and strokes are kept to. */
+  #boxed(dot, voxel) {
+    points.remove(dot);
+    if (!this.corner) {
+      this.corner = voxel;
+      this.box = null;
+      return `a corner at ${voxel.join(', ')}: click the opposite one, on any slice`;
+    }
+    const pairs = voxel.map((value, axis) => [value, this.corner[axis]].sort((a, b) => a - b));
+    this.corner = null;
+    this.box = pairs.flatMap(([low, high]) => [low, high + 1]);
+    return `box ${pairs.map(pair => pair.join(' to ')).join(' by ')}: points and strokes are kept to it`;
   }
 
   async #point(dot) {
@@ -230,16 +282,21 @@ export class Panel {
       if (!voxel) {
         throw new Error('that point lies outside the image');
       }
+      if (this.mode === 'corner') {
+        return this.#boxed(dot, voxel);
+      }
       const model = this.parts.clicked.value;
       if (!model) {
         throw new Error('this server has no model that takes points');
       }
       const single = this.info.models[model].type === 'deepgrow';
-      const name = single ? (this.foreground ? 'foreground' : BACKGROUND) : this.foreground ? this.label : BACKGROUND;
-      points.paint(dot, this.foreground ? colour(this.names.indexOf(this.label) + 1) : [230, 230, 230]);
-      const before = labelmap.get();
+      const on = this.mode === 'foreground';
+      const name = on ? (single ? 'foreground' : this.label) : BACKGROUND;
+      points.paint(dot, on ? colour(this.names.indexOf(this.label) + 1) : [230, 230, 230]);
+      const before = this.#current();
       this.interaction ??= await server.Interaction.open(model, labelmap.image.image, CLIENT);
-      const { params, mask } = await this.interaction.prompt({ clicks: { [name]: [voxel] }, label: this.label });
+      const said = { clicks: { [name]: [voxel] }, label: this.label, ...(this.box ? { roi: this.box } : {}) };
+      const { params, mask } = await this.interaction.prompt(said);
       await labelmap.set(this.#named(mask.labels, params.label_names, single ? this.label : null));
       this.#remember({ dot, before });
       return `${name} at ${voxel.join(', ')}; ${model}, ${params.latencies.total.toFixed(1)} s`;
@@ -247,6 +304,25 @@ export class Panel {
       points.remove(dot);
       throw error;
     }
+  }
+
+  async #scribble() {
+    const labelmap = this.#needed();
+    const model = this.parts.scribbled.value;
+    if (!model) {
+      throw new Error('this server has no model that takes strokes');
+    }
+    const before = this.#current();
+    if (!this.strokes && !this.box) {
+      throw new Error('draw on the structure and beside it first, or set a box');
+    }
+    const params = { client_id: CLIENT, label_info: strokes.LABEL_INFO, selected_label_name: this.label };
+    const given = { ...params, ...(this.box ? { roi: this.box } : {}) };
+    const label = this.strokes ?? new Uint8Array(labelmap.size);
+    const said = await server.infer(model, labelmap.image.image, given, label);
+    await labelmap.set(this.#named(said.mask.labels, {}, this.label));
+    this.#remember({ before });
+    return `${model}, ${said.params.latencies.total.toFixed(1)} s`;
   }
 
   async #undo() {
@@ -265,13 +341,15 @@ export class Panel {
 
   async #save() {
     const labelmap = this.#needed();
-    const labels = labelmap.get();
+    const labels = this.#current();
     const present = new Set(labels);
     const label_info = this.names
       .map((name, at) => ({ name, idx: at + 1 }))
       .filter(one => present.has(one.idx));
     const model = this.parts.clicked.value || this.parts.automatic.value;
     await server.save(labelmap.image.image, labels, { label_info, client_id: CLIENT, model });
+    await labelmap.set(labels);
+    this.strokes = null;
     return 'saved';
   }
 
@@ -281,6 +359,10 @@ export class Panel {
     if (!sample.id) {
       return 'every image is labelled';
     }
+    const numbers = Object.entries(sample).filter(([name, value]) => typeof value === 'number' && name !== 'ts');
+    const told = numbers.map(([name, value]) => `${name} ${Number(value.toPrecision(3))}`).join(', ');
+    const why = `${strategy}: ${this.info.strategies[strategy].description}${told ? ` (${told})` : ''}`;
+    sessionStorage.setItem(REASON, JSON.stringify({ id: sample.id, why }));
     const { study } = await server.image(sample.id);
     const to = new URL('rayapp', new URL(window.config.routerBasename, window.location.origin));
     to.searchParams.set('StudyInstanceUIDs', study);
@@ -302,7 +384,9 @@ export class Panel {
   }
 
   #watchKeys() {
-    const keys = { A: 'segment', F: 'foreground', B: 'background', X: 'stop', Z: 'undo', S: 'save', N: 'next' };
+    const points = { F: 'foreground', B: 'background', R: 'corner', X: 'stop' };
+    const drawing = { D: 'stroke-on', E: 'stroke-off', O: 'scribble' };
+    const keys = { A: 'segment', ...points, ...drawing, Z: 'undo', S: 'save', N: 'next' };
     const pressed = event => {
       const typing = event.target.closest?.('input, textarea, select');
       const name = keys[event.key.toUpperCase()];

@@ -19,13 +19,13 @@ export const keys = {
   header: () => (keys.get() ? { Authorization: `Bearer ${keys.get()}` } : {}),
 };
 
-async function ask(method, path, { query = {}, json, form } = {}) {
+async function ask(method, path, { query = {}, json, form, signal } = {}) {
   const asked = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== undefined));
   const url = `${path}${asked.size ? `?${asked}` : ''}`;
   const headers = { ...keys.header(), ...(json ? { 'Content-Type': 'application/json' } : {}) };
   let answer;
   try {
-    answer = await fetch(url, { method, headers, body: json ? JSON.stringify(json) : form });
+    answer = await fetch(url, { method, headers, signal, body: json ? JSON.stringify(json) : form });
   } catch {
     throw new Refused(0, 'the server does not answer: is it running?');
   }
@@ -45,9 +45,12 @@ async function masked(answer, held = null) {
   return { params, mask: await decode(await answer.arrayBuffer(), onto) };
 }
 
-function form(params) {
+function form(params, label = null) {
   const made = new FormData();
   made.append('params', JSON.stringify(params));
+  if (label) {
+    made.append('label', new Blob([label]), 'label.bin');
+  }
   return made;
 }
 
@@ -58,17 +61,42 @@ export const label = (id, tag) => ask('GET', '/viewer/label', { query: { image: 
 export const next = (strategy, params) =>
   ask('POST', `/activelearning/${encodeURIComponent(strategy)}`, { json: params }).then(read);
 
-export const infer = (model, id, params) =>
+/** Run a model; `label`, if there is one, is a flat map of bytes, i fastest, that it starts from. */
+export const infer = (model, id, params, label = null) =>
   ask('POST', `/infer/${encodeURIComponent(model)}`, {
     query: { image: id, output: 'box' },
-    form: form(params),
+    form: form(params, label),
   }).then(answer => masked(answer));
 
 /** Save a flat label map of bytes, i fastest. */
-export function save(id, labels, params) {
-  const body = form(params);
-  body.append('label', new Blob([labels]), 'label.bin');
-  return ask('PUT', '/datastore/label', { query: { image: id }, form: body }).then(read);
+export const save = (id, labels, params) =>
+  ask('PUT', '/datastore/label', { query: { image: id }, form: form(params, labels) }).then(read);
+
+export const jobs = () => ask('GET', '/jobs').then(read);
+export const train = model => ask('POST', `/train/${encodeURIComponent(model)}`, { json: {} }).then(read);
+export const stop = job => ask('DELETE', `/jobs/${encodeURIComponent(job)}`).then(read);
+
+/** A job at each change, until it is over: Server-Sent Events, which EventSource could not ask for with a key. */
+export async function* changes(job, signal) {
+  const answer = await ask('GET', `/jobs/${encodeURIComponent(job)}/events`, { signal });
+  let rest = '';
+  for await (const text of pieces(answer.body.pipeThrough(new TextDecoderStream()))) {
+    const events = (rest + text).split('\n\n');
+    rest = events.pop();
+    for (const event of events) {
+      const line = event.split('\n').find(one => one.startsWith('data: '));
+      if (line) {
+        yield JSON.parse(line.slice('data: '.length));
+      }
+    }
+  }
+}
+
+async function* pieces(stream) {
+  const reader = stream.getReader();
+  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+    yield piece.value;
+  }
 }
 
 /** An image worked on prompt by prompt; `mask` is the model's mask as it stands. Calls must not overlap. */

@@ -1,0 +1,57 @@
+"""OHIF's voxels are the image's, in all three axes: a model whose mask is known, on grids that no slip survives."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+
+from rayapp.config import ohif_folder
+from rayapp.geometry import index_to_mm
+from tests.browser.conftest import Viewer
+from tests.gateway.conftest import AFFINE, Serve, Served, voxels, write_image
+
+pytestmark = pytest.mark.browser
+
+GRIDS = {
+    "right": AFFINE,
+    "left": AFFINE * [-1, 1, 1, 1],
+    "as_scanned": np.array([[-1.4, 0.0, 0.0, 9.0], [0.0, -1.2, 0.7, -4.0], [0.0, 0.35, 2.4, 30.0], [0, 0, 0, 1]]),
+}
+
+
+@pytest.fixture(scope="module")
+def gateway(serve: Serve) -> Served:
+    served = serve(ohif=ohif_folder())
+    for name, affine in GRIDS.items():
+        write_image(served.settings.studies / f"{name}.nii.gz", affine=affine)
+    served.store.refresh()
+    return served
+
+
+@pytest.mark.parametrize("image", GRIDS)
+def test_what_is_shown_clicked_and_saved_lies_on_the_very_voxels(gateway: Served, viewer: Viewer, image: str):
+    file = gateway.settings.studies / f"{image}.nii.gz"
+    bright = voxels() > 100
+    assert viewer.open(gateway.url, image) == "ready; nothing was saved of this image yet"
+    labels, values = viewer.voxels(file)
+    np.testing.assert_array_equal(values, voxels())
+    assert not labels.any()
+    assert "bright" in viewer.press("segment")
+    np.testing.assert_array_equal(viewer.voxels(file)[0], bright)
+
+    i, j, k = 9, 2, 5
+    world = index_to_mm(GRIDS[image], [i, j, k]) * [-1, -1, 1]
+    viewer.show(world)
+    viewer.use("foreground")
+    assert f"at {i}, {j}, {k}" in viewer.click(world)
+    (work,) = gateway.get(f"/interactions?image={image}").json()
+    assert [prompt["clicks"] for prompt in work["prompts"]] == [{"bright": [[i, j, k]]}]
+
+    assert viewer.press("save") == "saved"
+    saved = gateway.store.label(image, "final")
+    np.testing.assert_array_equal(np.asarray(nibabel.load(saved.path).dataobj), bright)
+    assert saved.info["label_info"] == [{"name": "bright", "idx": 1}]
+    viewer.page.reload()
+    assert viewer.said() == "ready; this is what was saved"
+    np.testing.assert_array_equal(viewer.voxels(file)[0], bright)

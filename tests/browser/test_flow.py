@@ -1,0 +1,149 @@
+"""An annotator's way through OHIF with the models that ship: list, open, segment, click, undo, save, come again."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from rayapp.config import ohif_folder
+from rayapp.geometry import index_to_mm
+from rayapp.imaging import mask_codec
+from rayapp.imaging.phantom import ORGANS, phantom
+from tests.browser.conftest import Viewer
+from tests.conftest import SHAPE
+from tests.gateway.conftest import Serve, Served, write_image
+from tests.jobs.plain import APP, label_all
+
+pytestmark = pytest.mark.browser
+
+SEED = 5_000_002  # whose grid is left-handed
+LIVER = ORGANS["liver"]
+
+
+@pytest.fixture(scope="module")
+def torso(serve: Serve) -> Served:
+    served = serve(
+        app="radiology",
+        models=("deepedit", "segmentation", "scribbles"),
+        ohif=ohif_folder(),
+        max_body=64 << 20,
+        max_volume=64 << 20,
+    )
+    volume, _ = phantom(SEED, shape=SHAPE)
+    write_image(served.settings.studies / "torso.nii.gz", volume.array[0], volume.affine)
+    served.store.refresh()
+    return served
+
+
+def test_list_open_segment_click_undo_save_and_come_again(torso: Served, viewer: Viewer):
+    page, file = viewer.page, torso.settings.studies / "torso.nii.gz"
+    page.goto(f"{torso.url}/ohif/")
+    page.get_by_text("torso", exact=True).first.click()
+    viewer.picture("1-list")
+    page.get_by_text("Label with rayapp").first.click()
+    assert viewer.said() == "ready; nothing was saved of this image yet"
+    page.get_by_text("Confirm and hide").click()
+
+    page.locator(".rayapp select[name=automatic]").select_option("segmentation")
+    assert viewer.press("segment").startswith("segmentation, ")
+    automatic, _ = viewer.voxels(file)
+    answer = torso.post("/infer/segmentation?image=torso&output=box", data={"params": "{}"})
+    np.testing.assert_array_equal(automatic, mask_codec.decode(answer.content))
+    liver = np.argwhere(phantom(SEED, shape=SHAPE)[1].array == LIVER)
+    world = [
+        index_to_mm(nibabel.load(file).affine, voxel) * [-1, -1, 1] for voxel in (liver[len(liver) // 2], liver[9])
+    ]
+    viewer.show(world[0])
+    viewer.picture("2-segmented")
+
+    viewer.use("foreground")
+    assert viewer.click(world[0]).startswith("liver at ")
+    first, _ = viewer.voxels(file)
+    viewer.picture("3-clicked")
+    viewer.show(world[1])
+    viewer.use("background")
+    assert viewer.click(world[1]).startswith("background at ")
+    second, _ = viewer.voxels(file)
+    assert (second != first).any()
+    assert viewer.press("undo") == "undone"
+    np.testing.assert_array_equal(viewer.voxels(file)[0], first)
+    viewer.picture("4-undone")
+    (work,) = torso.get("/interactions?image=torso").json()
+    assert [event["kind"] for event in work["events"]] == ["prompt", "prompt", "undo"]
+    now = torso.get(f"/interactions/{work['id']}/mask")
+    np.testing.assert_array_equal(mask_codec.decode(now.content), first)
+
+    assert viewer.press("save") == "saved"
+    saved = nibabel.load(torso.store.label("torso", "final").path)
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), first)
+    page.reload()
+    assert viewer.said() == "ready; this is what was saved"
+    np.testing.assert_array_equal(viewer.voxels(file)[0], first)
+    viewer.show(world[0])
+    viewer.picture("5-reloaded")
+
+
+def test_keys_do_what_the_buttons_do_and_what_goes_wrong_is_told(torso: Served, viewer: Viewer):
+    viewer.open(torso.url, "torso")
+    assert viewer.after(lambda: viewer.page.keyboard.press("Shift+Z")) == "there is nothing to undo"
+    assert viewer.after(lambda: viewer.page.keyboard.press("Shift+A")).startswith(("deepedit", "segmentation"))
+    viewer.page.route("**/infer/**", lambda route: route.abort())
+    assert viewer.press("segment") == "the server does not answer: is it running?"
+    viewer.page.unroute("**/infer/**")
+    viewer.page.route("**/infer/**", lambda route: route.fulfill(status=503, json={"detail": "all replicas are busy"}))
+    assert viewer.press("segment") == "all replicas are busy"
+    viewer.wrong.clear()  # those two
+
+
+def test_strokes_and_a_box_outline_a_structure_and_are_not_saved_with_it(torso: Served, viewer: Viewer):
+    file = torso.settings.studies / "torso.nii.gz"
+    affine, organs = nibabel.load(file).affine, phantom(SEED, shape=SHAPE)[1].array
+    torso.store.remove_label("torso", "final")
+    viewer.open(torso.url, "torso")
+    viewer.page.locator(".rayapp select[name=scribbled]").select_option("Histogram+GraphCut")
+    assert "draw on the structure" in viewer.press("scribble")
+    k = int(np.argmax((organs == LIVER).sum((0, 1))))
+    inside = np.argwhere(ndimage.binary_erosion(organs[:, :, k] == LIVER, iterations=5))
+    outside = np.argwhere(ndimage.binary_erosion(organs[:, :, k] == 0, iterations=5))
+
+    def worlds(plane: np.ndarray) -> list[np.ndarray]:
+        return [index_to_mm(affine, [*plane[at], k]) * [-1, -1, 1] for at in (0, len(plane) // 2, -1)]
+
+    viewer.show(worlds(inside)[0])
+    viewer.use("stroke-on")
+    viewer.draw(worlds(inside))
+    viewer.use("stroke-off")
+    viewer.draw(worlds(outside)[:2])
+    viewer.picture("6-strokes")
+    drawn, _ = viewer.voxels(file)
+    assert {253, 254} <= set(np.unique(drawn))
+    viewer.use("corner")
+    corners = [np.argwhere(organs == LIVER).min(0), np.argwhere(organs == LIVER).max(0)]
+    for corner in corners:
+        viewer.show(index_to_mm(affine, corner) * [-1, -1, 1])
+        said = viewer.click(index_to_mm(affine, corner) * [-1, -1, 1])
+    assert said.startswith("box ")
+    assert viewer.press("scribble").startswith("Histogram+GraphCut, ")
+    found, _ = viewer.voxels(file)
+    viewer.show(worlds(inside)[0])
+    viewer.picture("7-outlined")
+    assert set(np.unique(found)) == {0, LIVER}
+    low, high = (np.argwhere(found == LIVER).min(0), np.argwhere(found == LIVER).max(0))
+    assert (low >= corners[0]).all()
+    assert (high <= corners[1]).all()
+    assert (found[drawn == 254] == LIVER).mean() > 0.9  # but for what of the stroke lies beyond the box
+    assert viewer.press("save") == "saved"
+    np.testing.assert_array_equal(np.asarray(nibabel.load(torso.store.label("torso", "final").path).dataobj), found)
+
+
+def test_a_training_is_started_and_followed(serve: Serve, viewer: Viewer):
+    served = serve(app=str(APP), models=("bright", "shiny"), ohif=ohif_folder())
+    label_all(served.store, served.settings.studies)
+    viewer.open(served.url, "ct_a")
+    assert "is being trained" in viewer.press("train")
+    viewer.page.locator(".rayapp .trained[data-status=DONE]").wait_for()
+    (job,) = served.get("/jobs").json()
+    assert job["status"] == "DONE"
+    assert viewer.press("stop-training") == "no training runs"

@@ -1,0 +1,134 @@
+"""Our modules alone, run by Node: the mask's decoder against the encoder, and the placing of slices."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rayapp.web
+from rayapp.imaging import mask_codec
+from tests.imaging.grids import labels
+
+MODULES = Path(rayapp.web.__file__).parent / "ohif"
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(NODE is None, reason="no Node.js")
+
+
+def run(script: str, given: Any) -> Any:
+    """What the script, a function of the modules and of what is given, returns."""
+    program = f"""
+        import * as mask from '{(MODULES / "mask.mjs").as_uri()}';
+        import * as grid from '{(MODULES / "grid.mjs").as_uri()}';
+        const given = JSON.parse(await new Response(process.stdin).text());
+        const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
+        let said;
+        try {{ said = await ({script})(given); }} catch (error) {{ said = {{ error: error.message }}; }}
+        console.log(JSON.stringify(said));
+    """
+    assert NODE is not None
+    done = subprocess.run(
+        [NODE, "--input-type=module", "-e", program],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+_DECODE = """async packed => {
+    let held = null;
+    for (const one of packed) held = await mask.decode(bytes(one), held);
+    return { shape: held.shape, labels: Array.from(held.labels) };
+}"""
+
+
+def text(packed: bytes) -> str:
+    return base64.b64encode(packed).decode()
+
+
+@pytest.mark.parametrize("most", [1, 5, 255, 40_000])
+def test_masks_come_out_as_they_went_in_also_as_changes(most: int):
+    first = labels((17, 5, 9), most, np.uint16)
+    second = first.copy()
+    second[3:9, 1:4, 2:7] = labels((6, 3, 5), most, np.uint16)
+    second[0, 0, 0] = 0
+    said = run(_DECODE, [text(mask_codec.encode(first)), text(mask_codec.encode(second, first))])
+    assert said["shape"] == list(first.shape)
+    np.testing.assert_array_equal(np.reshape(said["labels"], first.shape, order="F"), second)
+    unchanged = run(_DECODE, [text(mask_codec.encode(second)), text(mask_codec.encode(second, second))])
+    assert unchanged["labels"] == said["labels"]
+
+
+@pytest.mark.parametrize(
+    ("packed", "told"),
+    [
+        (b"", "no packed mask"),
+        (b"RMSK" + bytes([2]) + bytes(60), "no packed mask"),
+        (mask_codec.encode(labels((4, 3, 5)))[:-1], "does not agree"),
+    ],
+)
+def test_what_is_no_mask_is_refused(packed: bytes, told: str):
+    assert told in run(_DECODE, [text(packed)])["error"]
+
+
+_PLACE = """({ planes, image }) => {
+    const places = grid.placed(planes, image);
+    const flat = Array.from({ length: image.shape.reduce((a, b) => a * b) }, (_, at) => at);
+    const slices = places.map(place => new Array(place.rows * place.columns));
+    grid.scatter(flat, places, slices);
+    const again = new Array(flat.length);
+    grid.gather(slices, places, again);
+    return { slices, same: again.every((value, at) => value === at) };
+}"""
+
+
+def planes_of(shape: tuple[int, int, int], affine: np.ndarray) -> list[dict[str, Any]]:
+    """Slices along i of rows along k backwards, which is none of the orders that one would think of."""
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    right, down = lps[:3, 1], -lps[:3, 2]
+    return [
+        {
+            "imagePositionPatient": (lps @ [i, 0, shape[2] - 1, 1])[:3].tolist(),
+            "rowCosines": (right / np.linalg.norm(right)).tolist(),
+            "columnCosines": (down / np.linalg.norm(down)).tolist(),
+            "columnPixelSpacing": float(np.linalg.norm(right)),
+            "rowPixelSpacing": float(np.linalg.norm(down)),
+            "columns": shape[1],
+            "rows": shape[2],
+        }
+        for i in reversed(range(shape[0]))
+    ]
+
+
+GRID = np.array([[0.0, -1.6, 0.0, 20.0], [1.5, 0.0, 0.0, -7.0], [0.0, 0.0, 2.4, 4.0], [0, 0, 0, 1]])
+
+
+def test_slices_are_placed_by_their_positions_alone():
+    shape = (4, 3, 5)
+    said = run(_PLACE, {"planes": planes_of(shape, GRID), "image": {"shape": shape, "affine": GRID.tolist()}})
+    flat = np.arange(60).reshape(shape, order="F")
+    expected = [flat[i, :, ::-1].T.ravel().tolist() for i in reversed(range(shape[0]))]
+    assert said == {"slices": expected, "same": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"imagePositionPatient": [0.3, 0.2, 0.1]}, "do not lie on"),
+        ({"imagePositionPatient": [900.0, 7.0, 4.0]}, "do not lie on|outside"),
+        ({"columns": 2}, "the viewer shows"),
+    ],
+)
+def test_slices_that_are_not_the_images_are_refused(change: dict[str, Any], told: str):
+    shape = (4, 3, 5)
+    planes = [{**plane, **change} for plane in planes_of(shape, GRID)]
+    said = run(_PLACE, {"planes": planes, "image": {"shape": shape, "affine": GRID.tolist()}})
+    assert any(part in said["error"] for part in told.split("|"))
