@@ -55,7 +55,7 @@ class SeriesStore:
         self._services = services
         self._checks = checks
         self._room = room
-        self._folder = services.settings.workspace / "series"
+        self._folder = services.settings.workspace / "viewer"
         self._ids: list[str] = []
         self._by_uid: dict[str, str] = {}
         self._listed = -FRESH_S
@@ -64,7 +64,9 @@ class SeriesStore:
         self._making: dict[Path, asyncio.Task[Series]] = {}
 
     async def ids(self) -> list[str]:
-        """All images' ids, ascending."""
+        """All images' ids, ascending; none of an archive, which shows its series itself."""
+        if self._services.settings.dicomweb.url:
+            return []
         async with self._listing:
             if time.monotonic() - self._listed > FRESH_S:
                 found: list[str] = []

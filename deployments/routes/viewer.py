@@ -47,14 +47,17 @@ async def image(
     """The image of a series, or that of an id."""
     if not series and not image:
         raise BadRequest("say which: `series` or `image`")
+    archive = bool(services.settings.dicomweb.url)  # whose images are its series
     record: ImageRecord = await (
-        series_store(request).image_of(series) if series else services.datastore.image(checked_name(image, "image"))
+        series_store(request).image_of(series)
+        if series and not archive
+        else services.datastore.image(checked_name(image or series, "image"))
     )
     grid = await checks.run(read_grid, record.path)
     return Image(
         image=record.id,
-        study=uid_of("study", record.id),
-        series=uid_of("series", record.id),
+        study=str(record.info.get("StudyInstanceUID")) if archive else uid_of("study", record.id),
+        series=record.id if archive else uid_of("series", record.id),
         shape=grid.shape,
         affine=grid.affine.tolist(),
         labels=list(await services.datastore.labels(record.id)),

@@ -101,7 +101,7 @@ def test_a_replaced_file_shows_its_own_voxels(serve: Serve):
     assert slices(client, "ct_a")[0].Columns == SHAPE[0]
     write_image(gateway.settings.studies / "ct_a.nii.gz", voxels()[:5])
     assert slices(client, "ct_a")[0].Columns == 5
-    homes = list((gateway.settings.workspace / "series").glob("*/*"))
+    homes = list((gateway.settings.workspace / "viewer").glob("*/*"))
     assert len(homes) == 1  # the earlier state was swept
 
 

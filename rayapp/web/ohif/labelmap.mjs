@@ -3,7 +3,6 @@
  * Leans on `window.cornerstone` and `window.cornerstoneTools` of the OHIF that it is written for.
  */
 
-import { SEGMENTS as STROKES } from './strokes.mjs';
 import { gather, inverse, placed, scatter, voxelOf } from './grid.mjs';
 
 export const COLOURS = [
@@ -24,18 +23,20 @@ export class Labelmap {
    * @param {object} services OHIF's
    * @param {object} displaySet the series that is shown
    * @param {object} image what `/viewer/image` says of it
-   * @param {string[]} names of the segments 1, 2, …
+   * @param {{value: number, label: string, colour: number[]}[]} segments
+   * @param {string} what tells the labelmaps of one image apart
    * @throws {Error} if the viewer's slices are not the image's
    */
-  constructor(services, displaySet, image, names) {
+  constructor(services, displaySet, image, segments, what = 'label') {
     const planes = displaySet.imageIds.map(id => window.cornerstone.metaData.get('imagePlaneModule', id));
     this.services = services;
     this.displaySet = displaySet;
     this.image = image;
-    this.names = names;
+    this.segments = segments;
     this.places = placed(planes, image);
     this.back = inverse(image.affine);
-    this.id = `rayapp-${image.series}`;
+    this.id = `rayapp-${what}-${image.series}`;
+    this.what = what;
     this.shown = null; // what was set last
   }
 
@@ -87,13 +88,17 @@ export class Labelmap {
           type: window.cornerstoneTools.Enums.SegmentationRepresentations.Labelmap,
         });
         // A colour can be given only to what is there.
-        this.names.forEach((_, at) =>
-          segmentationService.setSegmentColor(viewportId, this.id, at + 1, [...colour(at + 1), 255])
-        );
-        for (const [segment, stroke] of Object.entries(STROKES)) {
-          segmentationService.setSegmentColor(viewportId, this.id, Number(segment), [...stroke.colour, 255]);
+        for (const { value, colour: rgb } of this.segments) {
+          segmentationService.setSegmentColor(viewportId, this.id, value, [...rgb, 255]);
         }
       }
+    }
+  }
+
+  /** Take it away. */
+  remove() {
+    if (this.services.segmentationService.getSegmentation(this.id)) {
+      this.services.segmentationService.remove(this.id);
     }
   }
 
@@ -108,14 +113,11 @@ export class Labelmap {
     const { segmentationService } = this.services;
     if (!segmentationService.getSegmentation(this.id)) {
       const segments = Object.fromEntries(
-        this.names.map((label, at) => [at + 1, { label, segmentIndex: at + 1, active: at === 0 }])
+        this.segments.map(({ value, label }, at) => [value, { label, segmentIndex: value, active: at === 0 }])
       );
-      for (const [segment, { label }] of Object.entries(STROKES)) {
-        segments[segment] = { label, segmentIndex: Number(segment), active: false };
-      }
       await segmentationService.createLabelmapForDisplaySet(this.displaySet, {
         segmentationId: this.id,
-        label: this.image.image,
+        label: `${this.image.image} ${this.what}`,
         segments,
       });
     }

@@ -6,6 +6,7 @@ import * as points from './points.mjs';
 import * as server from './server.mjs';
 import * as strokes from './strokes.mjs';
 import { Training } from './training.mjs';
+import { Uncertainty } from './uncertainty.mjs';
 
 const CLIENT = 'ohif';
 const STEPS = 20; // that can be undone
@@ -42,6 +43,10 @@ export class Panel {
   #build() {
     const button = (name, text, title, act) => element('button', { name, title, onclick: act }, text);
     this.training = new Training((doing, act) => this.#run(doing, act));
+    this.uncertainty = new Uncertainty(
+      (doing, act) => this.#run(doing, act),
+      () => this.#needed()
+    );
     this.parts = {
       image: element('div', { className: 'image' }),
       reason: element('div', { className: 'reason' }),
@@ -83,6 +88,7 @@ export class Panel {
       element('h3', {}, 'Next image'),
       parts.strategy,
       button('next', 'Next', 'Shift+N', () => this.#run('choosing…', () => this.#next())),
+      this.uncertainty.node,
       this.training.node
     );
   }
@@ -121,6 +127,7 @@ export class Panel {
     const values = new Map(known.sort((a, b) => a[1] - b[1]).filter(([name]) => name !== BACKGROUND));
     this.names = [...values.keys()];
     this.label = this.names[0];
+    this.uncertainty.show(Object.keys(this.info.scoring));
     this.#labels();
     points.install(this.services.toolGroupService);
     this.training.show(Object.keys(this.info.trainers)).catch(error => this.#say(error.message, 'wrong'));
@@ -162,9 +169,11 @@ export class Panel {
       return null;
     }
     this.labelmap = this.interaction = this.strokes = this.box = this.corner = null;
+    this.uncertainty.hide();
     this.done = [];
     const image = await server.imageOfSeries(shown.SeriesInstanceUID);
-    const labelmap = new Labelmap(this.services, shown, image, this.names);
+    const structures = this.names.map((label, at) => ({ value: at + 1, label, colour: colour(at + 1) }));
+    const labelmap = new Labelmap(this.services, shown, image, [...structures, ...strokes.SEGMENTS]);
     this.parts.image.textContent = image.image;
     const { id, why } = JSON.parse(sessionStorage.getItem(REASON) ?? '{}');
     this.parts.reason.textContent = id === image.image ? why : '';
@@ -386,7 +395,7 @@ export class Panel {
   #watchKeys() {
     const points = { F: 'foreground', B: 'background', R: 'corner', X: 'stop' };
     const drawing = { D: 'stroke-on', E: 'stroke-off', O: 'scribble' };
-    const keys = { A: 'segment', ...points, ...drawing, Z: 'undo', S: 'save', N: 'next' };
+    const keys = { A: 'segment', ...points, ...drawing, Z: 'undo', S: 'save', N: 'next', U: 'uncertainty' };
     const pressed = event => {
       const typing = event.target.closest?.('input, textarea, select');
       const name = keys[event.key.toUpperCase()];

@@ -72,6 +72,22 @@ export const infer = (model, id, params, label = null) =>
 export const save = (id, labels, params) =>
   ask('PUT', '/datastore/label', { query: { image: id }, form: form(params, labels) }).then(read);
 
+/** The levels of a scoring method's map, i fastest: 255 where all structures are as likely. */
+export async function uncertainty(method, id) {
+  const path = `/scoring/${encodeURIComponent(method)}/uncertainty`;
+  const answer = await ask('GET', path, { query: { image: id } });
+  const stream = answer.body.pipeThrough(new DecompressionStream('gzip'));
+  const file = await new Response(stream).arrayBuffer();
+  const header = new DataView(file); // NIfTI-1
+  if (header.getInt16(70, true) !== 2) {
+    throw new Error('the uncertainty map is not of bytes');
+  }
+  return new Uint8Array(file, header.getFloat32(108, true));
+}
+
+export const uncertainSlices = (method, id) =>
+  ask('GET', `/scoring/${encodeURIComponent(method)}/slices`, { query: { image: id } }).then(read);
+
 export const jobs = () => ask('GET', '/jobs').then(read);
 export const train = model => ask('POST', `/train/${encodeURIComponent(model)}`, { json: {} }).then(read);
 export const stop = job => ask('DELETE', `/jobs/${encodeURIComponent(job)}`).then(read);

@@ -7,10 +7,10 @@ const RADIUS = 4; // pixels
 export const ON = 254;
 export const OFF = 253;
 
-export const SEGMENTS = {
-  [ON]: { label: 'stroke on the structure', colour: [255, 225, 70] },
-  [OFF]: { label: 'stroke beside it', colour: [120, 120, 255] },
-};
+export const SEGMENTS = [
+  { value: ON, label: 'stroke on the structure', colour: [255, 225, 70] },
+  { value: OFF, label: 'stroke beside it', colour: [120, 120, 255] },
+];
 
 /** What `/infer` is told of the upload's values. */
 export const LABEL_INFO = [
