@@ -71,6 +71,8 @@ class Viewer:
         self.pictures = pictures
         self.wrong: list[str] = []
         page.set_default_timeout(PATIENCE_MS)
+        # OHIF's notice that it is for research lies over the page's foot until it is read.
+        page.add_locator_handler(page.get_by_text("Confirm and hide"), lambda notice: notice.click())
         page.on("pageerror", lambda error: self.wrong.append(str(error)))
         page.on("response", lambda answer: self._heard(answer.status, answer.url))
 

@@ -44,7 +44,6 @@ def test_list_open_segment_click_undo_save_and_come_again(torso: Served, viewer:
     viewer.picture("1-list")
     page.get_by_text("Label with rayapp").first.click()
     assert viewer.said() == "ready; nothing was saved of this image yet"
-    page.get_by_text("Confirm and hide").click()
 
     page.locator(".rayapp select[name=automatic]").select_option("segmentation")
     assert viewer.press("segment").startswith("segmentation, ")
