@@ -68,6 +68,7 @@ TABLE = {
     ("POST", "/interactions/{interaction_id}/prompts"): ANNOTATOR,
     ("POST", "/interactions/{interaction_id}/undo"): ANNOTATOR,
     ("POST", "/interactions/{interaction_id}/redo"): ANNOTATOR,
+    ("POST", "/interactions/{interaction_id}/stream"): ANNOTATOR,
     ("GET", "/jobs"): USER,
     ("GET", "/jobs/{job_id}"): USER,
     ("DELETE", "/jobs/{job_id}"): ADMIN,
