@@ -121,7 +121,7 @@ class LabelApp:
         the label stays saved."""
         return {}
 
-    def guarded(self, name: str, make: Callable[[], InferTask]) -> InferTask | None:
+    def guarded(self, name: str, make: Callable[[], T]) -> T | None:
         """Make a task; if that fails, note it in `broken`, log it and let the others serve."""
         try:
             return make()

@@ -1,6 +1,7 @@
 """The bundle app: bundles from a folder or an address, beside broken ones, and trained further."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -52,9 +53,12 @@ def test_all_bundles_of_a_folder_are_served_and_a_broken_one_is_named(settings, 
     shutil.copytree(tmp_path / "bundles" / "spleen", tmp_path / "bundles" / "torn")
     (tmp_path / "bundles" / "torn" / "models" / "model.pt").write_bytes(b"torn")
     (tmp_path / "bundles" / "notes").mkdir()
+    train = {"train": {"trainer": {"max_epochs": 3}}, "validate": {"evaluator": {"_target_": "SupervisedEvaluator"}}}
+    (tmp_path / "bundles" / "spleen" / "configs" / "train.json").write_text(json.dumps(train))
     described = Catalogue(settings, store).describe()
     assert set(described["models"]) == {"spleen"}
     assert described["models"]["spleen"]["labels"] == {"spleen": 1}
+    assert described["trainers"]["spleen"]["config"]["max_epochs"] == 3
     assert set(described["broken_models"]) == {"torn"}
     assert "model.pt is no whole file of weights" in described["broken_models"]["torn"]
 

@@ -21,9 +21,10 @@ from rayapp.errors import NotFound, RayappError
 from rayapp.inference.bundle import DEEPEDIT, BundleTask
 from rayapp.inference.task import InferTask
 from rayapp.models import zoo
-from rayapp.models.bundle import METADATA, BundleFolder
+from rayapp.models.bundle import METADATA, TRAIN, BundleFolder
 from rayapp.models.store import ModelStore, ModelVersion
 from rayapp.protocol import checked_name
+from rayapp.training.task import TrainTask
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +63,29 @@ class BundleApp(LabelApp):
         version = self.models.production(name)
         return BundleTask(fetched(name, self.settings)) if version is None else self.make_task(version)
 
+    def init_trainers(self) -> Mapping[str, TrainTask]:
+        """One per bundle with a train config."""
+        made = {}
+        for name in names(self.settings):
+            folder = folder_of(name, self.settings)
+            if folder.path(TRAIN) is not None:
+                trainer = self.guarded(name, partial(_trainer, folder))
+                if trainer is not None:
+                    made[name] = trainer
+        return made
+
     def make_task(self, version: ModelVersion) -> InferTask:
         """The bundle with the weights of a version."""
         if version.name not in names(self.settings):
             raise NotFound(f"no bundle {version.name!r}; there are: {', '.join(names(self.settings)) or 'none'}")
         folder = folder_of(version.name, self.settings)
         return BundleTask(folder, weights=version.weights, version=version.version)
+
+
+def _trainer(folder: BundleFolder) -> TrainTask:
+    from rayapp.training.bundle import BundleTrainTask
+
+    return BundleTrainTask(folder)
 
 
 def names(settings: Settings) -> list[str]:
