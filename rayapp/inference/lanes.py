@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,6 +26,8 @@ T = TypeVar("T")
 
 IO_THREADS = 4
 STROKE_THREADS = 2
+STROKE_NICE = 5
+"""How much they stand back where there are fewer cores than threads."""
 
 
 class GaveWay(Exception):
@@ -39,7 +44,7 @@ class Lanes:
         share = partial(torch.set_num_threads, threads or torch.get_num_threads())
         alone = partial(torch.set_num_threads, 1)
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network", initializer=share)
-        self._strokes = ThreadPoolExecutor(STROKE_THREADS, thread_name_prefix="strokes", initializer=alone)
+        self._strokes = ThreadPoolExecutor(STROKE_THREADS, thread_name_prefix="strokes", initializer=_behind)
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io", initializer=alone)
         self._clicks = 0
         self._quiet = asyncio.Event()
@@ -81,3 +86,11 @@ class Lanes:
         """Stop the threads; what is still queued is dropped. From any thread, once nobody calls any more."""
         for pool in (self._network, self._strokes, self._io):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _behind() -> None:
+    """This thread computes alone and, where cores are short, behind the network's: Linux has priorities by thread."""
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        mine = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, mine, os.getpriority(os.PRIO_PROCESS, mine) + STROKE_NICE)
