@@ -34,7 +34,7 @@ class JobsActor(JobQueue):
         publisher = Waiting(models, patience=PUBLISHING_S)
         training = Training(settings=settings, datastore=store, models=publisher, fit=RayFit(settings, me))
         crew = RayCrew(settings, datastore)
-        scoring = Scoring(settings=settings, datastore=store, crew=crew)
+        scoring = Scoring(settings=settings, datastore=store, crew=crew, models=Waiting(models))
         batch = BatchInference(settings=settings, datastore=store, crew=crew)
         super().__init__(store, {Kind.TRAIN: training, Kind.SCORING: scoring, Kind.BATCH: batch})
         self._automatic = AutoScore(self, scoring) if settings.conf.get(AUTO) else None

@@ -1,8 +1,8 @@
 """Scoring on Ray: a crew of actors, each around one `ImageWorker`, that do what clicks leave room for.
 
 Owned by the jobs actor, and gone with the job. Each computes on one thread, and only when nobody else wants to, so that
-there may be one on every core beside whatever answers clicks. One that dies is started again by Ray; the pool gives
-its image to the next. A job that is stopped kills them: an image that was begun is left undone.
+there may be one on every core beside whatever answers clicks. Another takes the place of one that dies, and the pool
+gives its image to the next. A job that is stopped kills them: an image that was begun is left undone.
 """
 
 from __future__ import annotations
@@ -71,15 +71,14 @@ class RayCrew:
         """See `Crew`."""
         gpus = int(ray.cluster_resources().get("GPU", 0))
         size = min(len(images), workers or gpus or self._room())
-        options = {"num_cpus": 0, "num_gpus": GPU_SHARE if gpus else 0, "max_restarts": -1}
-        own = runtime_env(self._settings)
-        made = ray.remote(ScoringActor).options(**options, scheduling_strategy="SPREAD", runtime_env=own)
-        actors = [made.remote(self._settings, self._datastore) for _ in range(size)]
+        options = {"num_cpus": 0, "num_gpus": GPU_SHARE if gpus else 0, "scheduling_strategy": "SPREAD"}
+        made = ray.remote(ScoringActor).options(**options, runtime_env=runtime_env(self._settings))
+        crew = [_Remote(lambda: made.remote(self._settings, self._datastore), work) for _ in range(size)]
         try:
-            Pool(images, stop=stop, done=done).run([_Remote(actor, work) for actor in actors])
+            Pool(images, stop=stop, done=done).run(crew)
         finally:
-            for actor in actors:
-                ray.kill(actor)
+            for worker in crew:
+                worker.close()
 
     def _room(self) -> int:
         """One for each core, as far as memory goes. In a cluster its logical CPUs are its cores."""
@@ -93,11 +92,16 @@ class RayCrew:
 
 
 class _Remote:
-    """One actor as the pool's worker."""
+    """An actor as the pool's worker, and another one when it dies."""
 
-    def __init__(self, actor: ActorHandle, work: ImageWork) -> None:
-        self._actor = actor
+    def __init__(self, make: Callable[[], ActorHandle], work: ImageWork) -> None:
+        self._make = make
+        self._actor = make()
         self._work = work
+
+    def close(self) -> None:
+        """End the actor, whatever it is at."""
+        ray.kill(self._actor)
 
     def __call__(self, image_id: str, stop: threading.Event) -> Any:
         """See `Worker`."""
@@ -114,4 +118,5 @@ class _Remote:
         except RayActorError:
             if stop.is_set():
                 raise Stopped from None
+            self._actor = self._make()
             raise WorkerLost from None

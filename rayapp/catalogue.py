@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rayapp import fault
+from rayapp.active_learning.scoring import ScoringPlan, plan_of
 from rayapp.app import app_class, run_hook
 from rayapp.config import Settings
 from rayapp.datastore.protocol import Datastore
@@ -51,6 +52,11 @@ class Catalogue:
     def next_image(self, strategy: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """The next image for this request; `{}` when none is left. Raises NotFound for an unknown strategy."""
         return self._app.next_image(strategy, request, self._datastore)
+
+    def scoring_plan(self, name: str, request: Mapping[str, Any]) -> ScoringPlan:
+        """What a scoring would do now; see `rayapp.active_learning.scoring.plan_of`."""
+        app = self._app
+        return plan_of(name, request, methods=app.scoring, infers=app.infers, serving=app.serving)
 
     def label_saved(self, image_id: str, tag: str) -> dict[str, Any]:
         """The app's hook after a save. Raises AppBroken, without the error's text, if that fails."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from rayapp.active_learning.strategies import CLASS_ENTROPY, EPISTEMIC, FOREGROUND, TTA
 from rayapp.datastore.protocol import ImageRecord, Info, Labelled, LabelRecord
-from rayapp.errors import BadRequest
+from rayapp.errors import BadRequest, NotFound
 from rayapp.imaging.reader import read_segmentation, read_volume
 from rayapp.imaging.volume import Segmentation, Volume
 from rayapp.inference.task import InferTask
@@ -125,6 +125,42 @@ def model_of(request: Mapping[str, Any], infers: Mapping[str, InferTask]) -> str
     if not able:
         raise BadRequest("no model serves that could be asked: train segmentation or deepedit first")
     return able[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringPlan:
+    """A request as it will be carried out: the method's options, and the model and version that it asks, if any."""
+
+    options: Mapping[str, Any]
+    images: Labelled
+    model: str | None = None
+    version: str | None = None
+
+
+def plan_of(
+    name: str,
+    request: Mapping[str, Any],
+    *,
+    methods: Mapping[str, ScoringMethod],
+    infers: Mapping[str, InferTask],
+    serving: Mapping[str, str | None],
+) -> ScoringPlan:
+    """What a request comes to with an app's methods, models and the versions that serve.
+
+    Raises:
+        NotFound: for a method that is not there.
+        BadRequest: for options that are of no use, or if no model could be asked.
+    """
+    method = methods.get(name)
+    if method is None:
+        raise NotFound(f"no scoring method {name!r}; there are: {', '.join(methods) or 'none'}")
+    options = options_of(method, request)
+    if not method.asks_model:
+        return ScoringPlan(options=options, images=method.images)
+    # Clients put the method's own name under `model`.
+    asked = {key: value for key, value in request.items() if key != "model" or value != name}
+    model = model_of(asked, infers)
+    return ScoringPlan(options=options, images=method.images, model=model, version=serving.get(model))
 
 
 def sampled_models(infers: Mapping[str, InferTask]) -> list[str]:

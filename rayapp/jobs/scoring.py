@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rayapp.active_learning import results
-from rayapp.active_learning.scoring import ScoringMethod, model_of, options_of
-from rayapp.app import LabelApp, app_class
+from rayapp.active_learning.scoring import ScoringPlan
 from rayapp.config import Settings
 from rayapp.datastore.protocol import Datastore, ImageScore, Labelled
 from rayapp.errors import BadRequest, NotFound, RayappError
@@ -23,6 +22,7 @@ from rayapp.jobs.images import ImageAnswer, ImageWork, images_of
 from rayapp.jobs.pool import ImageDone
 from rayapp.jobs.queue import Desk, JobQueue, Outcome
 from rayapp.jobs.record import Job, Kind
+from rayapp.models.store import ModelStore
 from rayapp.protocol import ORIGINAL, checked_name
 from rayapp.training.task import Progress
 
@@ -51,6 +51,16 @@ class Crew(Protocol):
         """As of `rayapp.jobs.pool.Pool.run`."""
 
 
+class Planner(Protocol):
+    """What scoring needs of the models' owner, which alone runs the app's code here."""
+
+    def scoring_plan(self, name: str, request: Mapping[str, Any]) -> ScoringPlan:
+        """See `rayapp.catalogue.Catalogue.scoring_plan`."""
+
+    def describe(self) -> dict[str, Any]:
+        """See `rayapp.catalogue.Catalogue.describe`."""
+
+
 class _Images:
     """What both kinds of jobs are: a run over images."""
 
@@ -58,12 +68,6 @@ class _Images:
         self._settings = settings
         self._datastore = datastore
         self._crew = crew
-        self._class: type[LabelApp] | None = None
-
-    def _app(self) -> LabelApp:
-        """The app with the versions that serve now; its code is run once."""
-        self._class = self._class or app_class(self._settings)
-        return self._class.of(self._settings)
 
     def _run(self, job: Job, desk: Desk, work: ImageWork, run: str, images: Labelled) -> Outcome | None:
         request = job.request
@@ -89,59 +93,49 @@ class _Images:
 class Scoring(_Images):
     """Runs the jobs of kind `scoring`."""
 
+    def __init__(self, *, settings: Settings, datastore: Datastore, crew: Crew, models: Planner) -> None:
+        super().__init__(settings=settings, datastore=datastore, crew=crew)
+        self._models = models
+
     def check(self, name: str, request: Mapping[str, Any]) -> None:
         """Raises NotFound for a method that the app lacks, and BadRequest for options that are of no use."""
-        self._resolved(name, request)
+        plan = self._models.scoring_plan(checked_name(name, "scoring method"), request)
+        images_of(request, plan.images)
+        for number in ("workers", "max_batch_size"):
+            _whole(request, number)
 
     def run(self, job: Job, desk: Desk) -> Outcome | None:
         """See `rayapp.jobs.queue.Runner`."""
-        method, model, version, options = self._resolved(job.name, job.request)
+        plan = self._models.scoring_plan(job.name, job.request)
         work = ImageWork(
             job_id=job.id,
             kind=Kind.SCORING,
             name=job.name,
-            model=model,
-            version=version,
+            model=plan.model,
+            version=plan.version,
             user=job.user,
-            request=options,
+            request=plan.options,
         )
-        run = _run_name(job.name, model, version, options) if method.asks_model else f"{job.name}:{job.id}"
-        return self._run(job, desk, work, run, images_of(job.request, method.images))
+        run = f"{job.name}:{job.id}" if plan.model is None else _run_name(job.name, plan)
+        return self._run(job, desk, work, run, images_of(job.request, plan.images))
 
     def due(self, name: str) -> bool:
         """Whether some image was never tried with the method and the version that serves now."""
         try:
-            method, model, version, options = self._resolved(name, {})
+            plan = self._models.scoring_plan(name, {})
         except (BadRequest, NotFound):  # no model serves yet
             return False
-        run = _run_name(name, model, version, options)
-        return bool(self._datastore.unscored(run, images=method.images, failed=False))
+        return bool(self._datastore.unscored(_run_name(name, plan), images=plan.images, failed=False))
 
     def automatic(self) -> list[str]:
         """The methods that `AUTO` names."""
         wanted = self._settings.conf.get(AUTO, "").strip()
         if wanted.lower() in ("", "false", "0", "no", "off"):
             return []
-        methods = self._app().scoring
+        methods = self._models.describe()["scoring"]
         if wanted.lower() in ("true", "1", "yes", "on"):
-            return [name for name, method in methods.items() if method.asks_model]
+            return [name for name, said in methods.items() if "model" in said["config"]]
         return [name.strip() for name in wanted.split(",") if name.strip() in methods]
-
-    def _resolved(
-        self, name: str, request: Mapping[str, Any]
-    ) -> tuple[ScoringMethod, str | None, str | None, dict[str, Any]]:
-        """The method, the model and version that it asks now, and its options."""
-        app = self._app()
-        method = app.scoring.get(checked_name(name, "scoring method"))
-        if method is None:
-            raise NotFound(f"no scoring method {name!r}; there are: {', '.join(app.scoring) or 'none'}")
-        images_of(request, method.images)
-        _whole(request, "workers")
-        options = options_of(method, request)
-        # Clients put the method's own name under `model`.
-        asked = {key: value for key, value in request.items() if key != "model" or value != name}
-        model = model_of(asked, app.infers) if method.asks_model else None
-        return method, model, None if model is None else app.serving.get(model), options
 
 
 class BatchInference(_Images):
@@ -157,13 +151,12 @@ class BatchInference(_Images):
 
     def run(self, job: Job, desk: Desk) -> Outcome | None:
         """See `rayapp.jobs.queue.Runner`."""
-        app = self._app()
         work = ImageWork(
             job_id=job.id,
             kind=Kind.BATCH,
             name=job.name,
             model=job.name,
-            version=app.serving.get(job.name),
+            version=ModelStore.of(self._settings).serving(job.name),
             user=job.user,
             request={**job.request, "label_tag": str(job.request.get("label_tag") or ORIGINAL)},
         )
@@ -296,9 +289,9 @@ class AutoScore:
                 self._jobs.submit(Kind.SCORING, name, {"auto": True}, job_id=job_id, user="auto_score")
 
 
-def _run_name(name: str, model: str | None, version: str | None, options: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode()).hexdigest()[:12]
-    return f"{name}:{model}/{version}:{digest}"
+def _run_name(name: str, plan: ScoringPlan) -> str:
+    digest = hashlib.sha256(json.dumps(dict(plan.options), sort_keys=True).encode()).hexdigest()[:12]
+    return f"{name}:{plan.model}/{plan.version}:{digest}"
 
 
 def _whole(request: Mapping[str, Any], name: str) -> int:

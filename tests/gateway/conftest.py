@@ -239,7 +239,7 @@ def _gateway(settings: Settings, stops: list[Callable[[], None]], open_store: Ca
     stops.append(network.service.close)
     training = Training(settings=settings, datastore=store, models=catalogue, fit=PlainFit(settings))
     crew = PlainCrew(settings, store)
-    scoring = Scoring(settings=settings, datastore=store, crew=crew)
+    scoring = Scoring(settings=settings, datastore=store, crew=crew, models=catalogue)
     batch = BatchInference(settings=settings, datastore=store, crew=crew)
     jobs = JobQueue(store, {Kind.TRAIN: training, Kind.SCORING: scoring, Kind.BATCH: batch})
     stops.append(jobs.close)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from rayapp.active_learning.results import uncertainty_file
-from rayapp.app import app_class
+from rayapp.catalogue import Catalogue
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import BadRequest, NotFound
@@ -31,9 +31,7 @@ MIB = 1 << 20
 @pytest.fixture
 def settings(tmp_path):
     write_images(tmp_path / "studies", 4)
-    settings = Settings(studies=tmp_path / "studies", workspace=tmp_path / "workspace", app=str(APP), models=("small",))
-    app_class(settings).install(settings, ModelStore.of(settings))
-    return settings
+    return Settings(studies=tmp_path / "studies", workspace=tmp_path / "workspace", app=str(APP), models=("small",))
 
 
 @pytest.fixture
@@ -44,17 +42,22 @@ def store(settings):
 
 
 @pytest.fixture
+def models(settings, store):
+    return Catalogue(settings, store)
+
+
+@pytest.fixture
 def crew(settings, store):
     return PlainCrew(settings, store)
 
 
 @pytest.fixture
-def scoring(settings, store, crew):
-    return Scoring(settings=settings, datastore=store, crew=crew)
+def scoring(settings, store, crew, models):
+    return Scoring(settings=settings, datastore=store, crew=crew, models=models)
 
 
 @pytest.fixture
-def batch(settings, store, crew):
+def batch(settings, store, crew, models):
     return BatchInference(settings=settings, datastore=store, crew=crew)
 
 
@@ -98,7 +101,7 @@ def test_every_unlabelled_image_gets_a_score_an_info_a_row_and_a_map(scoring, st
     assert "tta_entropy" not in store.image("ct_3").info
 
 
-def test_an_image_is_scored_again_only_with_another_version_method_or_options(scoring, store, settings, crew):
+def test_an_image_is_scored_again_only_with_another_version_method_or_options(scoring, store, settings, crew, models):
     def scored(name="tta", **request):
         crew.asked.clear()
         scoring.run(job(name, **request), Notes())
@@ -110,6 +113,7 @@ def test_an_image_is_scored_again_only_with_another_version_method_or_options(sc
     assert scored(samples=2) == 0
     assert scored("epistemic", samples=2) == 4
     publish(settings, ModelStore.of(settings), 2)
+    models.reload()
     assert scored(samples=2) == 4
 
 
@@ -185,9 +189,9 @@ def test_a_batch_that_was_cut_short_saves_no_image_twice(batch, store, crew):
     assert batch.run(job("small", Kind.BATCH, max_batch_size=1, job_id="b"), Notes()).result["total"] == 1
 
 
-def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, crew, monkeypatch):
+def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, crew, models, monkeypatch):
     settings = settings.model_copy(update={"conf": {"auto_score": "tta"}})
-    scoring = Scoring(settings=settings, datastore=store, crew=crew)
+    scoring = Scoring(settings=settings, datastore=store, crew=crew, models=models)
     monkeypatch.setattr(scorings, "FLUSH_S", 0.0)
     jobs = JobQueue(store, {Kind.SCORING: scoring})
     auto = AutoScore(jobs, scoring, every=0.05)
@@ -197,6 +201,7 @@ def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, c
         store.refresh()
         until(lambda: "tta_entropy" in store.image("ct_4").info)
         publish(settings, ModelStore.of(settings), 2)
+        models.reload()
         until(lambda: len(crew.asked) == 10)
         (settings.studies / "bad.nii.gz").write_bytes(b"no image")
         store.refresh()
@@ -217,7 +222,7 @@ def until(true, seconds=60):
         time.sleep(0.05)
 
 
-def test_nothing_is_scored_by_itself_unless_it_is_wanted(settings, store, crew):
+def test_nothing_is_scored_by_itself_unless_it_is_wanted(settings, store, crew, models):
     for conf, methods in ({}, []), ({"auto_score": "false"}, []), ({"auto_score": "true"}, ["tta", "epistemic"]):
         wanted = settings.model_copy(update={"conf": conf})
-        assert Scoring(settings=wanted, datastore=store, crew=crew).automatic() == methods
+        assert Scoring(settings=wanted, datastore=store, crew=crew, models=models).automatic() == methods

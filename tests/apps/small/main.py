@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from pathlib import Path
+from typing import ClassVar
+
 import torch
 
+from rayapp.active_learning.scoring import Score, scoring_methods
 from rayapp.app import LabelApp
 from rayapp.inference.segmentation import SegmentationTask
 from rayapp.models.networks import build, save_weights
@@ -29,6 +36,22 @@ def publish(settings, models, seed):
     return models.publish("small", weights, CARD)
 
 
+class Slow:
+    """Takes its time, leaves a trace, and on one image ends its process."""
+
+    description, images, asks_model = "for tests", "all", False
+    config: ClassVar[dict] = {"pause": 0.2, "poison": "", "trace": ""}
+
+    def score(self, case, options, task):
+        if options["trace"]:
+            with Path(options["trace"]).open("a") as file:
+                file.write(f"{os.getpid()} {case.image.id}\n")
+        if case.image.id == options["poison"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(options["pause"])
+        return Score(values={"slow": 1.0}, info={"slow": True}, columns={"score": 1.0})
+
+
 class App(LabelApp):
     name, description = "small", "for tests"
 
@@ -43,3 +66,6 @@ class App(LabelApp):
 
     def make_task(self, version):
         return SegmentationTask.from_version(version)
+
+    def init_scoring_methods(self):
+        return {**scoring_methods(), "slow": Slow()}
