@@ -50,7 +50,10 @@ class Scores:
                 picks = column.draw(self._random, power, limit + len(taken))
                 while not column.confirm(db, picks):
                     picks = column.draw(self._random, power, limit + len(taken))
-                open_images = db.execute("SELECT count(*) FROM image WHERE final = 0").fetchone()[0]
+                (open_images,) = db.execute(
+                    "SELECT (SELECT n FROM count WHERE kind = 'image')"
+                    " - coalesce((SELECT n FROM count WHERE kind = 'tag' AND name = 'final'), 0)"
+                ).fetchone()
                 return _ranked(column, picks, open_images, limit, taken)
 
     def _caught_up(self, db: sqlite3.Connection, name: str) -> _Column:

@@ -18,6 +18,8 @@ from tests.chaos.test_replica_kill import process_of
 from tests.chaos.test_training_kill import PATIENCE_S, text
 from tests.conftest import Running, started
 
+pytestmark = pytest.mark.slow
+
 APP = Path(__file__).parents[1] / "apps" / "small"
 IMAGES = {f"torso_{n}" for n in range(4)}
 

@@ -1,0 +1,172 @@
+"""Images scored per second, and how soon the next one is chosen.
+
+    python -m benchmarks.scoring [--json] [--images 16] [--samples 8] [--actors 1,2] [--pool 100000]
+
+Scores generated torsos with the shipped segmentation by dropout, on a Ray node of its own without a server, with each
+number of actors, one thread each; an untimed image per actor comes first, since starting a process takes seconds. The
+target is 0.9 times the number of actors, on as many idle cores. Then every strategy is asked for the next image among
+`--pool` images, all scored; the budget is 50 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sqlite3
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rayapp.active_learning.strategies import strategies
+from rayapp.config import Settings
+from rayapp.datastore.local import LocalDatastore
+from rayapp.imaging.phantom import phantom
+from rayapp.jobs.images import ImageWork
+from rayapp.jobs.pool import ImageDone
+from rayapp.jobs.record import Kind
+
+SHAPE = (96, 80, 64)
+CLASSES = 5
+
+
+def studies(folder: Path, count: int) -> Path:
+    """Generated torsos."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        volume, _ = phantom(6_000_000 + number, shape=SHAPE)
+        nibabel.Nifti1Image(volume.array[0], volume.affine).to_filename(folder / f"torso_{number}.nii.gz")
+    return folder
+
+
+def throughput(settings: Settings, actors: list[int], images: int, samples: int) -> list[dict[str, Any]]:
+    """Images per second with each number of actors."""
+    import ray
+
+    from actors.datastore import start_datastore
+    from actors.scoring import RayCrew
+
+    rows: list[dict[str, Any]] = []
+    datastore = start_datastore(settings)
+    ids = ray.get(datastore.image_ids.remote())
+    work = ImageWork(
+        job_id="benchmark",
+        kind=Kind.SCORING,
+        name="epistemic",
+        model="segmentation",
+        version="v1",
+        user="benchmark",
+        request={"samples": samples, "dropout": 0.1, "batch": 1},
+    )
+    for count in actors:
+        ends: list[float] = []
+
+        def done(outcome: ImageDone, ends: list[float] = ends) -> None:
+            if outcome.failure:
+                raise RuntimeError(outcome.failure)
+            ends.append(time.perf_counter())
+
+        # The first of each actor pays for its start.
+        RayCrew(settings, datastore)(
+            work, [*ids[-count:], *ids[:images]], workers=count, stop=threading.Event(), done=done
+        )
+        per_second = (len(ends) - count) / (ends[-1] - ends[count - 1])
+        ratio = per_second / rows[0]["images_per_s"] if rows else 1.0
+        rows.append({"actors": count, "images_per_s": per_second, "of_ideal": ratio * actors[0] / count})
+    ray.kill(datastore)
+    return rows
+
+
+def choosing(folder: Path, pool: int) -> list[dict[str, Any]]:
+    """Milliseconds of every strategy's answer, the lease durable, among `pool` scored images: of the first call, which
+    reads the scores, and of 30 more; `cpu_ms` is the processor's time."""
+    folder.mkdir()
+    store = LocalDatastore(folder, watch=False)
+    random = np.random.default_rng(0)
+    ids = [f"image_{number:06}" for number in range(pool)]
+    names = ["tta", "epistemic", "foreground", *(f"entropy:structure {n}" for n in range(CLASSES))]
+    with sqlite3.connect(folder / ".rayapp" / "index.db", timeout=30) as db:
+        db.executemany("INSERT INTO image(id, ext, info, added) VALUES(?, '.nii.gz', '{}', 0)", [(i,) for i in ids])
+        for name in names:
+            rows = zip(ids, [name] * pool, random.random(pool).tolist(), strict=True)
+            db.executemany("INSERT INTO score(image_id, name, value) VALUES(?, ?, ?)", rows)
+        vectors = random.random((pool, 128), dtype=np.float32)
+        db.executemany("INSERT INTO feature VALUES(?, ?)", zip(ids, map(bytes, vectors), strict=True))
+    found = []
+    for name, strategy in strategies().items():
+        spent, used = [], []
+        for number in range(31):
+            holder = f"annotator {number}"
+            began, busy = time.perf_counter(), time.process_time()
+            pick = strategy({"holder": holder}, store)
+            now = int(time.time())
+            if pick is None or not store.serve_next(pick.image_id, name, client_id=None, ts=now, holder=holder):
+                raise RuntimeError("no image was chosen")
+            spent.append((time.perf_counter() - began) * 1e3)
+            used.append((time.process_time() - busy) * 1e3)
+        p50, cpu = float(np.median(spent[1:])), float(np.median(used[1:]))
+        found.append({"strategy": name, "first_ms": spent[0], "p50_ms": p50, "max_ms": max(spent[1:]), "cpu_ms": cpu})
+    store.close()
+    return found
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--actors", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2])
+    parser.add_argument("--pool", type=int, default=100_000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rayapp-") as name:
+        folder = Path(name)
+        chosen = choosing(folder / "pool", given.pool) if given.pool else []
+        scored = _scored(folder, given) if given.images else []
+    if scored:
+        show(f"{given.images} images, {given.samples} samples each, load {os.getloadavg()[0]:.1f}", scored)
+    if chosen:
+        show(f"The next of {given.pool} images", chosen)
+    if given.json:
+        print(json.dumps({"scored": scored, "chosen": chosen}))
+
+
+def _scored(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
+    import ray
+
+    from rayapp.catalogue import Catalogue
+
+    settings = Settings(
+        studies=studies(folder / "studies", given.images + max(given.actors)),
+        workspace=folder / "workspace",
+        models=("segmentation",),
+    )
+    store = LocalDatastore(settings.studies, watch=False)
+    Catalogue(settings, store)  # publishes what ships
+    store.close()
+    ray.init(num_cpus=2, include_dashboard=False, namespace="rayapp", log_to_driver=False, logging_level="error")
+    try:
+        return throughput(settings, given.actors, given.images, given.samples)
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
