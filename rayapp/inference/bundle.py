@@ -69,7 +69,8 @@ class BundleTask:
         image, self._shown = self._format(metadata, "inputs")
         pred, found = self._format(metadata, "outputs")
         self._image, self._pred = image, pred
-        self._dimension = 2 if len(self._shown.get("spatial_shape") or ()) == 2 else 3
+        if len(self._shown.get("spatial_shape") or ()) == 2:
+            raise folder.broken("it is two-dimensional, and images here are volumes")
         self._channels = int(self._shown.get("num_channels") or 1)
         if self.kind == DEEPEDIT:
             self._channels = int(config.get("number_intensity_ch") or 1)
@@ -92,7 +93,7 @@ class BundleTask:
         given = config.get("label_names")
         if self.kind == DEEPEDIT and isinstance(given, dict) and all(isinstance(v, int) for v in given.values()):
             return {str(name): value for name, value in given.items()}
-        channels = found.get("channel_def")
+        channels = found.get("channel_def") or found.get("label_def")
         if not isinstance(channels, dict) or not channels:
             raise self._folder.broken("configs/metadata.json has no channel_def for what the network puts out")
         names = {str(name): int(index) for index, name in channels.items()}
@@ -115,7 +116,7 @@ class BundleTask:
         return TaskInfo(
             type=SEGMENTATION if self.kind == DEEPEDIT and not self._clicks else self.kind,
             labels=labels,
-            dimension=self._dimension,
+            dimension=3,
             description=self._description,
             config={"device": [torch.cuda.get_device_name(self.device) if gpu else "cpu"]},
             version=self.version,

@@ -276,6 +276,10 @@ def broken(root, kind):
         (configs / "inference.json").write_text("{")
     if kind == "no labels":
         (configs / "metadata.json").write_text(json.dumps(zoo.metadata(())))
+    if kind == "two-dimensional":
+        flat = zoo.metadata(("background", "spleen"))
+        flat["network_data_format"]["inputs"]["image"]["spatial_shape"] = [256, 256]
+        (configs / "metadata.json").write_text(json.dumps(flat))
     if kind == "no weights":
         model.unlink()
     if kind == "other weights":
@@ -299,6 +303,7 @@ BROKEN = {
     "no inference config": "configs/inference.json is missing",
     "torn config": "inference.json cannot be read",
     "no labels": "no channel_def",
+    "two-dimensional": "images here are volumes",
     "no weights": "there is none of models/model.pt",
     "other weights": "model.pt does not fit its network",
     "code in the weights": "could run code: not loaded",
@@ -436,3 +441,12 @@ def test_a_detectors_boxes_are_in_millimetres_of_the_patient(tmp_path):
         markup = json.loads(found.document)["markups"][0]
         assert np.allclose([*markup["center"], *markup["size"]], wanted, atol=1e-4)
         assert markup["coordinateSystem"] == "LPS"
+
+
+def test_labels_may_be_called_label_def(tmp_path):
+    root = zoo.bundle(tmp_path / "b", network=zoo.BRIGHTER, pre=zoo.compose(zoo.LOAD), post=zoo.compose(zoo.ARGMAX))
+    metadata = zoo.metadata(("background", "Liver"))
+    found = metadata["network_data_format"]["outputs"]["pred"]
+    found["label_def"] = found.pop("channel_def")
+    (root / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    assert BundleTask(BundleFolder(root, "b")).info.labels == {"liver": 1}
