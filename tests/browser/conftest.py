@@ -30,9 +30,10 @@ PATIENCE_MS = 90_000
 
 # The labelmap as the viewer holds it, slice by slice, with the places and values of the image's pixels that its own
 # loader gives: nothing here comes from our extension.
-_READ = """async () => {
+_READ = """async what => {
   const { cache, imageLoader, metaData } = cornerstone;
-  const [held] = cornerstoneTools.segmentation.state.getSegmentations();
+  const all = cornerstoneTools.segmentation.state.getSegmentations();
+  const held = all.find(one => one.segmentationId.startsWith(`rayapp-${what}-`));
   const { imageIds, referencedImageIds } = held.representationData.Labelmap;
   const slices = [];
   for (const [at, id] of referencedImageIds.entries()) {
@@ -157,12 +158,12 @@ class Viewer:
             mouse.move(*point, steps=12)
         mouse.up()
 
-    def voxels(self, image: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def voxels(self, image: Path, what: str = "label") -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The viewer's labels and its image's values, (I, J, K) on the grid of this NIfTI file, placed by mm."""
         file = nibabel.load(image)
         back = np.linalg.inv(file.affine)
         labels, values, seen = (np.zeros(file.shape, kind) for kind in (np.uint8, np.float64, np.uint8))
-        for piece in self.page.evaluate(_READ):
+        for piece in self.page.evaluate(_READ, what):
             rows, columns = np.divmod(np.arange(len(piece["labels"])), piece["columns"])
             lps = np.array(piece["position"]) + np.outer(columns, piece["right"]) + np.outer(rows, piece["down"])
             index = lps * [-1, -1, 1] @ back[:3, :3].T + back[:3, 3]

@@ -6,10 +6,12 @@ import nibabel
 import numpy as np
 import pytest
 
+from rayapp.active_learning.results import keep_uncertainty
 from rayapp.config import ohif_folder
 from rayapp.geometry import index_to_mm
+from rayapp.imaging.volume import Segmentation
 from tests.browser.conftest import Viewer
-from tests.gateway.conftest import AFFINE, Serve, Served, voxels, write_image
+from tests.gateway.conftest import AFFINE, SHAPE, Serve, Served, voxels, write_image
 
 pytestmark = pytest.mark.browser
 
@@ -55,3 +57,19 @@ def test_what_is_shown_clicked_and_saved_lies_on_the_very_voxels(gateway: Served
     viewer.page.reload()
     assert viewer.said() == "ready; this is what was saved"
     np.testing.assert_array_equal(viewer.voxels(file)[0], bright)
+
+
+def test_uncertainty_lies_over_the_very_voxels_and_goes_away(gateway: Served, viewer: Viewer):
+    levels = np.random.default_rng(5).integers(0, 256, SHAPE, dtype=np.uint8)
+    keep_uncertainty(gateway.settings.studies, "tta", "left", Segmentation(array=levels, affine=GRIDS["left"]))
+    gateway.store.update_image_info("left", {"tta_slices": {"i": [1], "j": [2], "k": [4, 0]}})
+    viewer.open(gateway.url, "left")
+    viewer.page.locator(".rayapp select[name=scored]").select_option("tta")
+    assert viewer.press("uncertainty") == "slices to look at first: 4, 0 along k"
+    shown, _ = viewer.voxels(gateway.settings.studies / "left.nii.gz", what="uncertainty")
+    np.testing.assert_array_equal(shown, levels // 64)
+    viewer.picture("uncertainty")
+    assert viewer.press("uncertainty") == "uncertainty is hidden"
+    assert "uncertainty" not in viewer.page.evaluate(
+        "cornerstoneTools.segmentation.state.getSegmentations().map(one => one.segmentationId).join()"
+    )
