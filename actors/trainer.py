@@ -27,6 +27,7 @@ from actors.training import LOCK, STOP, Run
 from rayapp import logs
 from rayapp.app import app_class
 from rayapp.errors import BadRequest, RayappError
+from rayapp.planner import hardware
 from rayapp.priority import give_way
 from rayapp.training.task import Progress, TrainResult
 
@@ -124,7 +125,7 @@ def work(config: dict[str, Any]) -> TrainResult | RayappError | None:
 def share_cores() -> None:
     """Compute on the cores that this node's workers have between them."""
     beside = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
+    torch.set_num_threads(max(1, hardware().cores // beside))
 
 
 class RayHost:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from rayapp.planner.footprint import MIB, Footprint, Work
 
-SMALL = 16
+SMALL = 32
 """Voxels along an axis of a first run, after which the libraries have what they keep."""
 EXACT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 """glibc's setting for a process without gaps."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
@@ -46,6 +45,7 @@ class InferenceReplica:
     def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle, models: ray.actor.ActorHandle) -> None:
         # Here and not above: gateways import this module too, and need no torch.
         from rayapp.inference.service import InferenceService
+        from rayapp.planner import hardware, plan
 
         logs.configure(settings)
         ray.get(models.describe.remote())  # by then what the app ships is published
@@ -53,7 +53,7 @@ class InferenceReplica:
         app.load_all()
         self._app_dir = app.app_dir
         # Ray allows as many threads as logical CPUs asked for, which is one: share the machine's cores instead.
-        threads = max(1, (os.cpu_count() or 1) // settings.replicas[1])
+        threads = plan(hardware(), sharing=settings.replicas[1]).threads
         self._service = InferenceService(settings=settings, app=app, images=Face(datastore), threads=threads)
 
     async def infer(self, call: InferCall) -> InferReply:

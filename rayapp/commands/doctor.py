@@ -102,17 +102,17 @@ def _machine(table: Table, found: Hardware, models: list[str], disk: int) -> Tab
     return table
 
 
-def _plan(studies: Path, found: Hardware, progress: Progress) -> tuple[Survey, list[Proposal]]:
+def _plan(studies: Path, found: Hardware, progress: Progress) -> tuple[Survey, dict[str, Proposal]]:
     """Look at the studies and propose for each method, telling how far it is."""
-    from rayapp.planner import METHODS, propose
+    from rayapp.planner import KINDS, Method, propose
     from rayapp.planner.survey import of_folder
 
     looking = progress.add_task("looking at the images", total=None)
     survey = of_folder(studies, progress=lambda done, total: progress.update(looking, completed=done, total=total))
-    planning = progress.add_task("planning", total=len(METHODS))
-    proposals = []
-    for kind in METHODS:
-        proposals.append(propose(survey, found, kind=kind))
+    planning = progress.add_task("planning", total=len(KINDS))
+    proposals: dict[str, Proposal] = {}
+    for kind in KINDS:
+        proposals[kind] = propose(survey, found, Method.of(kind, len(survey.structures) or 1))
         progress.advance(planning)
     return survey, proposals
 
@@ -132,12 +132,12 @@ def _survey(table: Table, survey: Survey) -> Table:
     return table
 
 
-def _proposals(table: Table, proposals: list[Proposal]) -> Table:
+def _proposals(table: Table, proposed: dict[str, Proposal]) -> Table:
     table.add_column("proposed")
-    for proposal in proposals:
-        table.add_column(proposal.kind)
+    for kind in proposed:
+        table.add_column(kind)
 
-    row = table.add_row
+    row, proposals = table.add_row, list(proposed.values())
     networks = [dict(proposal.network) for proposal in proposals]
     widths = [network.get("filters") or network["channels"] for network in networks]
     row("spacing, mm", *(_by(proposal.spacing) for proposal in proposals))
@@ -146,7 +146,7 @@ def _proposals(table: Table, proposals: list[Proposal]) -> Table:
     row("strides", *(" ".join(_by(stride).replace(" ", "") for stride in network["strides"]) for network in networks))
     row("window overlap", *(f"{proposal.overlap:g}" for proposal in proposals))
     row("precision", *(proposal.precision for proposal in proposals))
-    row("batch size", *(str(proposal.batch_size) for proposal in proposals))
+    row("batch size", *(str(proposal.train_batch_size) for proposal in proposals))
     row("training cache", *(_gib(proposal.cache) for proposal in proposals))
     row("memory: forward, step", *(f"{_gib(p.forward_memory)}, {_gib(p.step_memory)}" for p in proposals))
     if any(proposal.forward_seconds for proposal in proposals):

@@ -7,7 +7,7 @@ as float32; no pickle is ever read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rayapp.errors import ModelBroken
+
+WIDEST = 256
+"""Channels, at most, of the networks that are proposed."""
 
 
 def residual_unet(in_channels: int, out_channels: int) -> dict[str, Any]:
@@ -30,6 +33,51 @@ def residual_unet(in_channels: int, out_channels: int) -> dict[str, Any]:
         "strides": [2, 2, 2],
         "num_res_units": 1,
     }
+
+
+def full_unet(
+    inputs: int, outputs: int, strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]], *, width: int
+) -> dict[str, Any]:
+    """A U-Net as nnU-Net builds it, whose finest level has the image's own voxels; `strides` lead to each level below.
+
+    Kernels are each level's. `width` is the channels of the finest level; they double, up to `WIDEST`.
+    """
+    return {
+        "name": "DynUNet",
+        "spatial_dims": len(strides[0]),
+        "in_channels": inputs,
+        "out_channels": outputs,
+        "kernel_size": [_plain(kernel) for kernel in kernels],
+        "strides": [1, *(_plain(stride) for stride in strides)],
+        "upsample_kernel_size": [_plain(stride) for stride in strides],
+        "filters": _widths(len(strides) + 1, width),
+    }
+
+
+def strided_unet(inputs: int, outputs: int, strides: Sequence[Sequence[int]], *, width: int) -> dict[str, Any]:
+    """A residual U-Net (Kerfoot et al., 2019), whose first convolution already strides.
+
+    A step is three to four times cheaper than one of a U-Net that works on every voxel first; in the same time on a
+    CPU it learns more.
+    """
+    return {
+        "name": "UNet",
+        "spatial_dims": len(strides[0]),
+        "in_channels": inputs,
+        "out_channels": outputs,
+        "channels": _widths(len(strides) + 1, width),
+        "strides": [_plain(stride) for stride in strides],
+        "num_res_units": 2,
+    }
+
+
+def _widths(levels: int, width: int) -> list[int]:
+    return [min(WIDEST, width * 2**level) for level in range(levels)]
+
+
+def _plain(numbers: Sequence[int]) -> int | list[int]:
+    """One number where all axes have the same."""
+    return numbers[0] if len(set(numbers)) == 1 else list(numbers)
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

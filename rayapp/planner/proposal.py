@@ -10,21 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from rayapp.errors import BadRequest
+from rayapp.inference.network import divisor_of
+from rayapp.inference.windows import OVERLAP
+from rayapp.models.networks import full_unet, strided_unet
 from rayapp.planner.footprint import Footprint, Work
 from rayapp.planner.machine import Hardware
+from rayapp.planner.needs import ACROSS, Needs, kernels, pooling, rounded
+from rayapp.planner.overrides import Numbers, Overrides
 from rayapp.planner.replicas import CORES_PER_REPLICA, Plan, plan
 from rayapp.planner.survey import Survey
 
 Kind = Literal["segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d"]
-METHODS: tuple[Kind, ...] = get_args(Kind)
-Numbers = npt.NDArray[np.float64]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 GLANCE_S = 0.06
 """Seconds that a network on the CPU may take for what it sees at once: guidance and the way back to the image's grid
@@ -37,25 +38,18 @@ MEMORY_SHARE = 0.25
 """Of the RAM, for a training step and again for decoded images."""
 GPU_VOXELS = 160**3
 """More is seldom worth the wait, whatever a GPU's memory."""
-WINDOWS = (8, 32)
-"""Windows over an image: what it may cost, and what it may cost where structures are small."""
-ACROSS = 5
-"""Voxels that the smallest structure should measure across."""
-AROUND = 1.5
-"""Of the box around all structures, what a window needs to see at most."""
 SLACK = 1.15
 """Of the budget, where sizes have to be rounded."""
 TRIES = 4
-OVERLAP = {"cpu": 0.25, "cuda": 0.5}
-SMALLEST = 4
-"""Voxels along an axis on the coarsest level."""
-LEVELS = {"cpu": 3, "cuda": 5}
+GPU_OVERLAP = 0.5
+GPU_WINDOWS = 8
+"""Windows that go through a GPU together, at most."""
+LEVELS = {"cpu": 4, "cuda": 5}
+"""Strides of a network, at most."""
 WIDTH = {"cpu": 16, "cuda": 32}
-"""Channels of the finest level; they double with each level, up to `WIDEST`."""
-WIDEST = 256
-MAX_AXIS = 384
-"""Voxels that a region may have along an axis."""
-BATCH = {"cpu": 4, "cuda": 8}
+"""Channels of the finest level; they double with each level."""
+BATCH = {"cpu": 2, "cuda": 8}
+"""Examples in a step, at most: on a CPU more steps learn more than larger ones."""
 PROBE = {2: 256, 3: 64}
 """Voxels along an axis of the region, by its axes, that a network's cost by voxel is taken from."""
 CORE_FLOPS = {"float32": 100e9, "bfloat16": 400e9}
@@ -66,115 +60,89 @@ STEP_SLOWER = 1.3
 
 
 @dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a method asks of its network: the structures it tells apart, the channels beside the image's, whether it
+    sees images whole or through windows, its axes (2 for slices), and how many examples a visit to an image gives."""
+
+    structures: int
+    guidance: int = 0
+    whole: bool = False
+    axes: int = 3
+    examples: int = 1
+
+    @classmethod
+    def of(cls, kind: Kind, structures: int) -> Method:
+        """A method that ships."""
+        if kind == "segmentation":
+            return cls(structures=structures)
+        if kind == "deepedit":
+            return cls(structures=structures, guidance=structures + 1, whole=True)
+        if kind == "deepgrow_3d":
+            return cls(structures=1, guidance=2, whole=True)
+        return cls(structures=1, guidance=2, whole=True, axes=2, examples=4)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Proposal:
     """What to train, and how to run it.
 
-    `spacing` (mm) and `roi_size` (voxels) are along R, A, S, of deepgrow_2d along R and A; `network` is as
-    `rayapp.models.networks.build` takes it; `cache` are bytes of decoded images that training keeps; `overlap` is that
-    of neighbouring windows, 0 where the region holds whole images. Foretold are the bytes of a forward pass and of a
-    training step, and on a CPU the seconds of both (0 on a GPU).
+    `spacing` (mm) and `roi_size` (voxels) are along R, A, S, of networks of slices along the two of them that are in
+    the slices' plane; `network` is as `rayapp.models.networks.build` takes it; `overlap` is that of neighbouring
+    windows and `windows` how many of them the network takes together; `cache` are bytes of decoded images that training
+    keeps. Foretold are the bytes of a forward pass and of a training step, and on a CPU the seconds of both (0 on a
+    GPU). `why` has a reason for each choice, by its name.
     """
 
-    kind: Kind
     spacing: tuple[float, ...]
     roi_size: tuple[int, ...]
     network: Mapping[str, Any]
-    batch_size: int
+    train_batch_size: int
     precision: str
     overlap: float
+    windows: int
     cache: int
     forward_memory: int
     step_memory: int
     forward_seconds: float
     step_seconds: float
+    why: Mapping[str, str]
 
 
 def propose(
-    survey: Survey,
-    hardware: Hardware,
-    *,
-    kind: Kind,
-    structures: int | None = None,
-    conf: Mapping[str, str] | None = None,
+    survey: Survey, hardware: Hardware, method: Method, *, overrides: Mapping[str, Any] | None = None
 ) -> Proposal:
-    """Choose for a method. `structures` are those that it tells apart, by default those of the survey's labels.
+    """Choose for a method. `overrides` are as `Overrides.of` takes them; the rest follows from what they say.
 
-    `conf` overrides (texts, as of `--conf`): `spacing` (one number of mm or one for each axis), `roi_size` (a number
-    for each axis), `batch_size`, `precision`, `overlap`. The rest follows from what they say.
-
-    Raises BadRequest naming an override that cannot be.
+    Raises BadRequest naming an override that cannot be, ModelBroken if an override's network cannot be built.
     """
-    wanted = Overrides.of(conf or {}, axes=2 if kind == "deepgrow_2d" else 3)
+    wanted = Overrides.of(overrides or {}, axes=method.axes)
     chosen = plan(hardware)
     machine = Machine(hardware, replace(chosen, precision=wanted.precision or chosen.precision))
-    count = 1 if kind.startswith("deepgrow") else structures or len(survey.structures) or 1
-    inputs = survey.channels + (0 if kind == "segmentation" else count + 1)
-    needs = Needs.of(survey, whole=kind != "segmentation", axes=wanted.axes)
-    spacing, roi_size, network = _fitted(inputs, count + 1, needs, machine, wanted)
-    batch = wanted.batch_size or machine.batch(network, roi_size)
+    needs = Needs.of(survey, whole=method.whole, axes=method.axes)
+    channels = {"in_channels": survey.channels + method.guidance, "out_channels": method.structures + 1}
+    spacing, roi_size, network = _fitted(channels, needs, machine, wanted)
+    batch = wanted.train_batch_size or machine.batch(network, roi_size, examples=method.examples)
     forward = machine.footprint(network, roi_size)
-    step = machine.footprint(network, roi_size, batch=batch, training=True)
-    images = needs.extent / spacing
-    whole = needs.whole or bool((images <= np.array(roi_size) + 0.5).all())
-    overlap = 0.0 if whole else OVERLAP[machine.plan.device]
-    slices = survey.size[2] if wanted.axes == 2 else 1
-    decoded = survey.images * float(images.prod()) * slices * (4 * survey.channels + 1)
+    step = machine.footprint(network, roi_size, batch=batch * method.examples, training=True)
+    images = np.maximum(1, needs.extent / spacing)
+    slices = survey.size[survey.stacked] if method.axes == 2 else 1
+    decoded = survey.images * float(images.prod()) * slices * (2 * survey.channels + 1)
+    usual = OVERLAP if machine.plan.device == "cpu" else GPU_OVERLAP
     return Proposal(
-        kind=kind,
         spacing=tuple(round(float(mm), 3) for mm in spacing),
         roi_size=roi_size,
         network=network,
-        batch_size=batch,
+        train_batch_size=batch,
         precision=machine.plan.precision,
-        overlap=overlap if wanted.overlap is None else wanted.overlap,
+        overlap=usual if wanted.overlap is None else wanted.overlap,
+        windows=machine.windows(forward),
         cache=int(min(decoded, MEMORY_SHARE * hardware.memory)),
         forward_memory=machine.bytes(forward),
         step_memory=machine.bytes(step),
         forward_seconds=machine.seconds(forward),
         step_seconds=STEP_SLOWER * machine.seconds(step),
+        why=_reasons(wanted, needs, spacing, roi_size, machine),
     )
-
-
-def pooling(region: Numbers, spacing: Numbers, levels: int) -> list[tuple[int, ...]]:
-    """Strides of each level: halve every axis that is long enough and not yet twice as coarse as the finest of them."""
-    size, edge = region.copy(), spacing.copy()
-    strides: list[tuple[int, ...]] = []
-    while len(strides) < levels:
-        long = size >= 2 * SMALLEST
-        if not long.any():
-            break
-        halve = long & (edge < 2 * edge[long].min())
-        factor = np.where(halve, 2, 1)
-        size, edge = size / factor, edge * factor
-        strides.append(tuple(int(n) for n in factor))
-    return strides or [(1,) * len(region)]
-
-
-def full_unet(inputs: int, outputs: int, strides: Sequence[Sequence[int]], *, width: int) -> dict[str, Any]:
-    """A U-Net as nnU-Net builds it, whose finest level has the image's own voxels."""
-    return {
-        "name": "DynUNet",
-        "spatial_dims": len(strides[0]),
-        "in_channels": inputs,
-        "out_channels": outputs,
-        "kernel_size": [3] * (len(strides) + 1),
-        "strides": [1, *(_plain(stride) for stride in strides)],
-        "upsample_kernel_size": [_plain(stride) for stride in strides],
-        "filters": _widths(len(strides) + 1, width),
-    }
-
-
-def strided_unet(inputs: int, outputs: int, strides: Sequence[Sequence[int]], *, width: int) -> dict[str, Any]:
-    """A residual U-Net that halves the image before anything else: several times faster, blurred edges."""
-    return {
-        "name": "UNet",
-        "spatial_dims": len(strides[0]),
-        "in_channels": inputs,
-        "out_channels": outputs,
-        "channels": _widths(len(strides) + 1, width),
-        "strides": [_plain(stride) for stride in strides],
-        "num_res_units": 1,
-    }
 
 
 @dataclass(frozen=True)
@@ -219,170 +187,79 @@ class Machine:
             return min(GPU_VOXELS, math.prod(probe) * most / 2)
         return math.prod(probe) * min(most, GLANCE_S / self.seconds(self.footprint(network, probe)))
 
-    def batch(self, network: Mapping[str, Any], roi_size: Sequence[int]) -> int:
-        """Regions in a training step."""
+    def windows(self, forward: Footprint) -> int:
+        """Windows that a GPU takes together within a replica's share of it; a CPU gains nothing by more than one."""
+        if not self.hardware.gpus:
+            return 1
+        share = GPU_FILLED * self.plan.replica_gpus * min(gpu.memory for gpu in self.hardware.gpus)
+        return int(min(GPU_WINDOWS, max(1, share / forward.memory)))
+
+    def batch(self, network: Mapping[str, Any], roi_size: Sequence[int], *, examples: int) -> int:
+        """Images in a training step, each of which gives so many examples."""
         step = self.footprint(network, roi_size, training=True)
         most = self.step_bytes / self.bytes(step)
         if not self.hardware.gpus:
             most = min(most, STEP_S / (STEP_SLOWER * self.seconds(step)))
-        return int(min(BATCH[self.plan.device], max(1, most)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What the images call for, in mm along each axis: their voxels, their extent, the part that a window should see;
-    and across the smallest structure (infinite if none is known)."""
-
-    whole: bool
-    finest: Numbers
-    extent: Numbers
-    around: Numbers
-    smallest: float
-
-    @classmethod
-    def of(cls, survey: Survey, *, whole: bool, axes: int) -> Self:
-        """Of a survey, for networks that see images whole, or through windows."""
-        extent = np.array(survey.extent[:axes])
-        around = (
-            extent if survey.foreground is None else np.minimum(extent, AROUND * np.array(survey.foreground[:axes]))
-        )
-        volumes = [structure.volume for structure in survey.structures.values()]
-        return cls(
-            whole=whole,
-            finest=np.array(survey.spacing[:axes]),
-            extent=extent,
-            around=around,
-            smallest=math.cbrt(1000 * min(volumes)) if volumes else math.inf,
-        )
-
-    @property
-    def voxels(self) -> float:
-        """That a network should see at once so that no voxel need be made larger."""
-        return float((self.extent / self.finest).prod()) / (1 if self.whole else WINDOWS[0])
-
-    def spacing(self, voxels: float) -> Numbers:
-        """The finest that the budget allows; at most as fine as structures and images are."""
-        if self.whole:
-            return self._coarsened(voxels)
-        usual, finer = (self._coarsened(voxels * windows) for windows in WINDOWS)
-        return np.clip(np.maximum(self.finest, self.smallest / ACROSS), finer, usual)
-
-    def region(self, spacing: Numbers, voxels: float) -> Numbers:
-        """The voxels to see at once: the whole image or else, as far as it is worth seeing, a cube's part of it."""
-        if self.whole or (self.extent / spacing).prod() <= voxels:
-            return np.maximum(1, np.rint(self.extent / spacing))
-        low, high = 0.0, float(self.around.max())
-        for _ in range(50):
-            middle = (low + high) / 2
-            fits = (np.minimum(self.around, middle) / spacing).prod() <= voxels
-            low, high = (middle, high) if fits else (low, middle)
-        return np.maximum(1, np.rint(np.minimum(self.around, low) / spacing))
-
-    def _coarsened(self, voxels: float) -> Numbers:
-        """Spacing at which the image has so many voxels: thick slices stay, other axes are brought up to one step."""
-        low, high = float(self.finest.min()), float(self.extent.max())
-        if (self.extent / self.finest).prod() <= voxels:
-            return self.finest
-        for _ in range(50):
-            middle = math.sqrt(low * high)
-            fits = (self.extent / np.maximum(self.finest, middle)).prod() <= voxels
-            low, high = (low, middle) if fits else (middle, high)
-        return np.maximum(self.finest, high)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overrides:
-    """What `--conf` says in place of the planner."""
-
-    axes: int
-    spacing: Numbers | None = None
-    roi_size: Numbers | None = None
-    batch_size: int | None = None
-    precision: str | None = None
-    overlap: float | None = None
-
-    @classmethod
-    def of(cls, conf: Mapping[str, str], *, axes: int) -> Self:
-        """Parse; keys that are no overrides are others' business. Raises BadRequest naming the key."""
-        spacing = _numbers(conf, "spacing", lambda mm: 0.01 <= mm <= 100)
-        roi_size = _numbers(conf, "roi_size", lambda n: n.is_integer() and 1 <= n <= MAX_AXIS)
-        batch = _numbers(conf, "batch_size", lambda n: n.is_integer() and 1 <= n <= 1024)
-        overlap = _numbers(conf, "overlap", lambda share: 0 <= share < 1)
-        precision = conf.get("precision") or None
-        if spacing is not None and len(spacing) not in (1, axes):
-            raise BadRequest(f"spacing: one number of mm, or {axes} along R, A, S, not {len(spacing)}")
-        if roi_size is not None and len(roi_size) != axes:
-            raise BadRequest(f"roi_size: {axes} numbers of voxels, along R, A, S, not {len(roi_size)}")
-        if precision is not None and precision not in CORE_FLOPS:
-            raise BadRequest(f"precision: one of {', '.join(CORE_FLOPS)}, not {precision[:40]!r}")
-        return cls(
-            axes=axes,
-            spacing=None if spacing is None else np.broadcast_to(spacing, axes),
-            roi_size=roi_size,
-            batch_size=None if batch is None else int(batch[0]),
-            precision=precision,
-            overlap=None if overlap is None else float(overlap[0]),
-        )
-
-
-def _numbers(conf: Mapping[str, str], key: str, sane: Callable[[float], bool]) -> Numbers | None:
-    """The comma-separated numbers under a key."""
-    if key not in conf:
-        return None
-    try:
-        numbers = [float(text) for text in conf[key].strip("[]() ").split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or not all(sane(number) for number in numbers):
-        raise BadRequest(f"{key}: {conf[key][:40]!r} is out of range or no number")
-    return np.array(numbers)
+        return max(1, int(min(BATCH[self.plan.device], most) / examples))
 
 
 def _fitted(
-    inputs: int, outputs: int, needs: Needs, machine: Machine, wanted: Overrides
+    channels: Mapping[str, int], needs: Needs, machine: Machine, wanted: Overrides
 ) -> tuple[Numbers, tuple[int, ...], dict[str, Any]]:
     """Spacing, region and network within the budget, which unequal strides make smaller than it first seemed."""
-    make, voxels = _family(inputs, outputs, needs, machine)
+    given = None if wanted.network is None else {**wanted.network, **channels}
+    make = _family(channels, machine)
+    if wanted.roi_size is None:
+        even = [(2,) * len(needs.finest)] * LEVELS[machine.plan.device]
+        voxels = machine.voxels(given or make(even, [(3,) * len(needs.finest)] * (len(even) + 1)))
+    else:
+        voxels = float(wanted.roi_size.prod())
     for _ in range(TRIES):
         spacing = needs.spacing(voxels) if wanted.spacing is None else wanted.spacing
         region = needs.region(spacing, voxels) if wanted.roi_size is None else wanted.roi_size
         strides = pooling(region, spacing, LEVELS[machine.plan.device])
-        roi_size = _rounded(region, strides, spacing, most=voxels if wanted.roi_size is None else math.inf)
-        network = make(strides)
+        network = given or make(strides, kernels(spacing, strides))
+        most = SLACK * voxels if wanted.roi_size is None else math.inf
+        roi_size = rounded(region, divisor_of(network), most=most)
+        if wanted.roi_size is not None:
+            break
         over = machine.seconds(machine.footprint(network, roi_size)) / GLANCE_S
-        if over <= SLACK or wanted.roi_size is not None:
+        if over <= SLACK:
             break
         voxels = math.prod(roi_size) / over
     return spacing, roi_size, network
 
 
 def _family(
-    inputs: int, outputs: int, needs: Needs, machine: Machine
-) -> tuple[Callable[[Sequence[Sequence[int]]], dict[str, Any]], float]:
-    """The full U-Net where the budget lets it see enough, else the strided one; and the voxels it may see at once."""
-    device, axes = machine.plan.device, len(needs.finest)
-    full, strided = (partial(family, inputs, outputs, width=WIDTH[device]) for family in (full_unet, strided_unet))
-    even = [(2,) * axes] * LEVELS[device]
-    voxels = machine.voxels(full(even))
-    if voxels >= needs.voxels or machine.hardware.gpus:
-        return full, voxels
-    return strided, machine.voxels(strided(even))
+    channels: Mapping[str, int], machine: Machine
+) -> Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], dict[str, Any]]:
+    """Networks of strides and kernels: the full U-Net on a GPU. On a CPU the strided one, which has learnt more in any
+    time that people wait for: 0.85 Dice on hippocampi where the full one had 0.83."""
+    inputs, outputs, width = channels["in_channels"], channels["out_channels"], WIDTH[machine.plan.device]
+    if machine.hardware.gpus:
+        return lambda strides, sizes: full_unet(inputs, outputs, strides, sizes, width=width)
+    return lambda strides, sizes: strided_unet(inputs, outputs, strides, width=width)  # noqa: ARG005
 
 
-def _rounded(region: Numbers, strides: Sequence[Sequence[int]], spacing: Numbers, *, most: float) -> tuple[int, ...]:
-    """Sizes that the strides divide, about the region's, with little more than `most` voxels."""
-    divisor = np.prod(np.array(strides), axis=0)
-    parts = np.maximum(1, np.ceil(region / divisor - 0.01))
-    while (parts * divisor).prod() > SLACK * most and parts.max() > 1:
-        lengths = np.where(parts > 1, parts * divisor * spacing, 0)
-        parts[int(lengths.argmax())] -= 1
-    return tuple(int(n) for n in parts * divisor)
-
-
-def _widths(levels: int, width: int) -> list[int]:
-    return [min(WIDEST, width * 2**level) for level in range(levels)]
-
-
-def _plain(stride: Sequence[int]) -> int | list[int]:
-    """One number where all axes have the same."""
-    return stride[0] if len(set(stride)) == 1 else list(stride)
+def _reasons(
+    wanted: Overrides, needs: Needs, spacing: Numbers, roi_size: Sequence[int], machine: Machine
+) -> dict[str, str]:
+    """Why each choice was made, in words."""
+    images = np.maximum(1, needs.extent / spacing)
+    budget = "a training step's share of the GPU" if machine.hardware.gpus else f"{GLANCE_S:g} s a look and the memory"
+    if np.allclose(spacing, needs.finest, rtol=0.01):
+        finest = "the images' own voxels"
+    elif not needs.whole and spacing.max() <= needs.smallest / ACROSS * 1.01:
+        finest = f"the smallest structure is {needs.smallest:.0f} mm across"
+    else:
+        finest = f"the images' own voxels are too many for {budget}"
+    whole = bool((images <= np.array(roi_size) + 0.5).all())
+    reasons = {
+        "spacing": finest,
+        "roi_size": "whole images" if whole else f"windows, as large as {budget} allow",
+        "network": "every voxel is looked at" if machine.hardware.gpus else "on a CPU a strided network learns most",
+        "train_batch_size": f"as many as {'the GPU holds' if machine.hardware.gpus else f'{STEP_S:g} s a step allow'}",
+        "precision": f"what this {machine.plan.device} computes fastest",
+        "overlap": "usual",
+    }
+    return reasons | {name: "as asked for" for name in reasons if getattr(wanted, name) is not None}

@@ -44,7 +44,7 @@ class Plan:
 def plan(found: Hardware, *, sharing: int = 1) -> Plan:
     """Half of every GPU for as many replicas as its memory holds; without one, a replica for every few cores.
 
-    Memory is shared so that it suffices for `sharing` replicas, should there be more of them than are planned.
+    Memory and cores are shared so that they suffice for `sharing` replicas, should there be more than are planned.
     """
     if found.gpus:
         bf16 = all(gpu.bf16 for gpu in found.gpus)
@@ -60,7 +60,7 @@ def plan(found: Hardware, *, sharing: int = 1) -> Plan:
         precision="bfloat16" if bf16 else "float32",
         replicas=replicas,
         cpus=max(found.cores, replicas + BESIDE_REPLICAS),
-        threads=max(1, found.cores // replicas),
+        threads=max(1, found.cores // max(replicas, sharing)),
         volume_cache=max(least, min(most, int(CACHE_SHARE * found.memory) // max(replicas, sharing))),
         replica_gpus=share,
         training_gpus=1 - CLICKS_SHARE if found.gpus else 0.0,

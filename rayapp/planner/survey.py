@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -55,8 +56,9 @@ class Structure:
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """What was found. `spacing` and `size` are medians, `extent` is what 95 % of the images stay within: mm, voxels
-    and mm along R, A, S. `intensities` are the 0.5th, 50th and 99.5th percentile; `foreground` is the median box of
-    all structures together (mm), None without labels."""
+    and mm along R, A, S. `stacked` is the one of these axes (0, 1 or 2) that most images' slices are stacked along.
+    `intensities` are the 0.5th, 50th and 99.5th percentile; `foreground` is the median box of all structures together
+    (mm), None without labels."""
 
     images: int
     sampled: int
@@ -67,6 +69,7 @@ class Survey:
     spacing: Triple
     size: Triple
     extent: Triple
+    stacked: int
     intensities: Triple
     structures: Mapping[int, Structure]
     foreground: Triple | None
@@ -98,10 +101,40 @@ class Survey:
             spacing=_triple(np.median(spacings, axis=0)),
             size=_triple(np.median(sizes, axis=0)),
             extent=_triple(np.percentile(spacings * sizes, 95, axis=0)),
+            stacked=statistics.mode(Orientation.of(grid.affine).axes.index(2) for grid in grids),
             intensities=_triple(np.percentile(values, (0.5, 50, 99.5))),
             structures=_medians([structures for structures, _ in marked]),
             foreground=_triple(np.median([box for _, box in marked], axis=0)) if marked else None,
         )
+
+    def axes(self, count: int) -> list[int]:
+        """The patient axes that a network of so many has."""
+        return [axis for axis in range(3) if count == 3 or axis != self.stacked]
+
+
+def surveyed(labels: Mapping[Path, Path]) -> Survey:
+    """The survey of images and their label maps, remembered for as long as this process lives and no file changes.
+
+    Raises as `Survey.of` does.
+    """
+    return _remembered(tuple(sorted((_stamp(image), _stamp(label)) for image, label in labels.items())))
+
+
+Stamp = tuple[str, int, int]
+
+
+@lru_cache(maxsize=4)
+def _remembered(files: tuple[tuple[Stamp, Stamp], ...]) -> Survey:
+    labels = {Path(image[0]): Path(label[0]) for image, label in files}
+    return Survey.of(list(labels), labels)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), found.st_mtime_ns, found.st_size
 
 
 def of_folder(studies: Path, *, progress: Progress | None = None) -> Survey:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from rayapp.inference.pipeline import PADDING
 
 KEYS = ("image", "labels")
@@ -21,15 +23,20 @@ def sided(names: Iterable[str]) -> bool:
     return any(_SIDES.search(name) for name in names)
 
 
-def augmentation(names: Iterable[str], *, dimensions: int) -> Any:
+def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequence[float] = 1.0) -> Any:
     """Random affine, flips, contrast, brightness, smoothing and noise, as a MONAI `Compose`.
 
     Left and right are exchanged only where no structure's name tells them apart. Nothing else is flipped: no patient
-    has the front at the back. What turning brings in from beyond the image is `PADDING`.
+    has the front at the back. What turning brings in from beyond the image is `PADDING`. `spacing` (mm, of the images'
+    voxels) is needed where axes differ in it: images are turned and moved as voxels, and less along coarse axes.
     """
     from monai import transforms as t  # takes seconds to import
 
-    turn = 0.26  # radians
+    edges = np.broadcast_to(np.array(spacing, dtype=float), dimensions)
+    edges = np.where(edges > 0, edges, 1)
+    turn, shift = 0.26, 4 * edges.min() / edges  # radians, voxels
+    planes = [(1, 2), (0, 2), (0, 1)] if dimensions == 3 else [(0, 1)]
+    turns = [turn * float(edges[[*plane]].min() / edges[[*plane]].max()) for plane in planes]
     flips = [] if sided(names) else [t.RandFlipd(KEYS, prob=0.5, spatial_axis=0)]
     return t.Compose(
         [
@@ -38,8 +45,8 @@ def augmentation(names: Iterable[str], *, dimensions: int) -> Any:
             t.RandAffined(
                 KEYS,
                 prob=0.6,
-                rotate_range=(turn,) * (3 if dimensions == 3 else 1),
-                translate_range=(4,) * dimensions,
+                rotate_range=turns,
+                translate_range=[float(by) for by in shift],
                 scale_range=((-0.15, 0.2),) * dimensions,
                 mode=("bilinear", "nearest"),
                 padding_mode="zeros",

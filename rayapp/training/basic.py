@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -18,26 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from rayapp.errors import BadRequest, RayappError
-from rayapp.imaging.reader import read_grid, read_volume
-from rayapp.imaging.volume import Grid, Volume
+from rayapp.imaging.volume import Volume
 from rayapp.inference import pipeline
-from rayapp.inference.network import divisor_of
 from rayapp.inference.pipeline import NetworkGrid
 from rayapp.inference.segmentation import SegmentationTask
 from rayapp.inference.task import Prompts
 from rayapp.inference.windows import Windows
 from rayapp.models.store import ModelVersion
-from rayapp.training import design as designing
+from rayapp.planner import Method, hardware, propose
+from rayapp.planner.overrides import FIELDS, Overrides
+from rayapp.planner.survey import surveyed
 from rayapp.training.augmentation import augmentation, window
-from rayapp.training.cases import MAX_BYTES, Case, case_of, name_of, read_pair, split
-from rayapp.training.design import Design, spacing_of
+from rayapp.training.cases import Case, case_of, name_of, read_pair, split
+from rayapp.training.design import GRID, Design
 from rayapp.training.feed import Batch, Example
 from rayapp.training.metrics import Tally, dice
 from rayapp.training.options import Options
 from rayapp.training.task import Host, Pair, TrainerInfo, TrainRequest, TrainResult
-
-SAMPLE = 32
-"""Images whose headers decide a design."""
 
 Opts = TypeVar("Opts", bound=Options)
 Labels = npt.NDArray[np.uint8]
@@ -60,8 +57,9 @@ class BasicTrainTask(Generic[Opts]):
     Args:
         labels: structure name to value, contiguous from 1.
         description: of the trainer and of the models it makes.
-        options: defaults of what a request may set. A request may further set `spacing` (mm), `roi_size` (voxels along
-            R, A, S) and `network` (as `rayapp.models.networks.build` takes it) in place of the design's.
+        options: defaults of what a request may set.
+        conf: the app's word in place of the planner's, as `rayapp.planner.overrides` takes it: `spacing`, `roi_size`,
+            `network`, `overlap`, `precision`. A request may set the same, and comes first.
     """
 
     kind = "segmentation"
@@ -70,11 +68,18 @@ class BasicTrainTask(Generic[Opts]):
     whole = False
     """Whether the network sees an image whole, scaled into its ROI, or through windows."""
 
-    def __init__(self, *, labels: Mapping[str, int], description: str, options: Opts) -> None:
+    dimensions = 3
+    at_a_visit = 1
+    """Examples that one visit to a case gives."""
+
+    def __init__(
+        self, *, labels: Mapping[str, int], description: str, options: Opts, conf: Mapping[str, Any] | None = None
+    ) -> None:
         values = sorted(labels.items(), key=lambda item: item[1])
         self.labels = {name: value for name, value in values if value}
         self.description = description
         self.options = options
+        self.conf = dict(conf or {})
 
     @property
     def info(self) -> TrainerInfo:
@@ -114,7 +119,7 @@ class BasicTrainTask(Generic[Opts]):
         """What makes, of a case, the examples that one visit to it gives: here one, a window or the whole image,
         augmented."""
         cut = [] if self.whole else [window(design.roi_size, len(self.labels) + 1)]
-        change = [augmentation(self.labels, dimensions=3)] if options.augment else []
+        change = [augmentation(self.labels, dimensions=3, spacing=design.spacing)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
             return [example(case.image, case.labels, [*cut, *change], rng)]
@@ -124,41 +129,44 @@ class BasicTrainTask(Generic[Opts]):
     # What learns
 
     def design(self, pairs: Sequence[Pair], params: Mapping[str, Any], *, device: torch.device) -> Design:
-        """The network and its grid for these images, in a run that starts from no other version.
+        """The network and its grid for these images, and how to train on this device: what the planner proposes.
 
-        This is where a planner takes over: whatever it proposes goes into `spacing`, `roi_size` and `network`.
-        Raises BadRequest for images that cannot be read or params that make no network.
+        Of what `params` say, or else the app's `conf`, the rest follows. A run that goes on from a version passes that
+        version's `spacing`, `roi_size` and `network`, and starts afresh if the design does not take them.
+        Called in one worker. Raises BadRequest for images that cannot be read or params that make no network.
         """
-        gpu = device.type == "cuda"
+        found = hardware()
+        if device.type == "cpu":
+            found = replace(found, gpus=())
+        method = Method(
+            structures=len(self.labels),
+            guidance=self.guidance_channels,
+            whole=self.whole,
+            axes=self.dimensions,
+            examples=self.at_a_visit,
+        )
         try:
-            step, size = self.scale([read_grid(pair.image) for pair in pairs[:: -(-len(pairs) // SAMPLE)]], gpu=gpu)
-            channels = read_volume(pairs[0].image, max_bytes=MAX_BYTES).channels
-        except (RayappError, OSError) as error:
-            raise BadRequest(f"the images cannot be trained with: {error}") from error
-        inputs, outputs = channels + self.guidance_channels, len(self.labels) + 1
-        try:
-            spacing = spacing_of(params.get("spacing") or step)
-            size = tuple(int(n) for n in params.get("roi_size") or size)
-            network = dict(params.get("network") or {})
-        except (TypeError, ValueError) as error:
-            raise BadRequest("spacing is a number, roi_size a list of whole numbers, network an object") from error
-        if network:
-            network |= {"in_channels": inputs, "out_channels": outputs}
-        else:
-            width = designing.GPU_WIDTH if gpu else designing.CPU_WIDTH
-            network = designing.unet(inputs, outputs, size, width=width)
-        size = designing.rounded(size, divisor_of(network))
-        return Design(labels=self.labels, spacing=spacing, roi_size=size, network=network, channels=channels)
+            survey = surveyed({pair.image: pair.label for pair in pairs})
+            proposal = propose(survey, found, method, overrides=self.overrides(params))
+        except RayappError as error:
+            raise BadRequest(f"no design for these images: {error}") from error
+        return Design.proposed(proposal, survey, labels=self.labels)
 
-    def scale(self, grids: Sequence[Grid], *, gpu: bool) -> tuple[float, tuple[int, ...]]:
-        """Spacing and ROI for images on these grids."""
-        voxels = designing.GPU_VOXELS if gpu else designing.CPU_VOXELS
-        return designing.scale(grids, whole=self.whole, voxels=voxels)
+    def overrides(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What is not left to the planner, by name: the app's `conf`, and a request's params before that.
+
+        Raises BadRequest.
+        """
+        given = {**self.conf, **{key: value for key, value in params.items() if value is not None}}
+        wanted = Overrides.of(given, axes=self.dimensions)
+        if not self.options.over(params).amp:
+            wanted = replace(wanted, precision="float32")
+        return {key: value for key in FIELDS if (value := getattr(wanted, key)) is not None}
 
     def continues(self, parent: ModelVersion) -> bool:
         """True when a version's weights can be trained on by this task."""
         labels = {name: value for name, value in parent.card.get("labels", {}).items() if value}
-        return labels == self.labels and {"network", "spacing", "roi_size"} <= parent.card.keys()
+        return labels == self.labels and set(GRID) <= parent.card.keys()
 
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Of logits (N, 1 + L, …) and labels (N, 1, …)."""

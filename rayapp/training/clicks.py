@@ -7,6 +7,7 @@ Their networks see an image and one guidance channel for each structure and one 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,15 @@ AT_ONCE = 4
 class ClickTrainTask(BasicTrainTask[ClickOptions]):
     """Arguments as of `BasicTrainTask`."""
 
-    def __init__(self, *, labels: Mapping[str, int], description: str, options: ClickOptions) -> None:
-        super().__init__(labels=labels, description=description, options=options)
+    def __init__(
+        self,
+        *,
+        labels: Mapping[str, int],
+        description: str,
+        options: ClickOptions,
+        conf: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(labels=labels, description=description, options=options, conf=conf)
         self.guidance_channels = len(self.labels) + 1
 
     def no_clicks(self) -> Clicks:

@@ -15,19 +15,18 @@ is drawn as in a volume of one slice. The card's labels are `{"foreground": 1}`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rayapp.imaging.volume import Grid
 from rayapp.inference import slices
 from rayapp.inference.network import Network
 from rayapp.inference.pipeline import NetworkGrid
 from rayapp.inference.prompts import FOREGROUND
 from rayapp.models.store import ModelVersion
-from rayapp.training import design as designing
 from rayapp.training import interaction
 from rayapp.training.augmentation import augmentation
 from rayapp.training.basic import Answer, Labels, Predict, answer_of, example
@@ -38,19 +37,15 @@ from rayapp.training.feed import Batch, Example
 from rayapp.training.options import ClickOptions
 from rayapp.training.task import Pair
 
-AT_A_VISIT = 4
-"""Slices that one visit to a volume gives."""
-
 
 class DeepGrowTrainTask(ClickTrainTask):
     """DeepGrow 3D; arguments as of `BasicTrainTask`."""
 
     measurements = ("dice_after_one_click", "dice_after_clicks")
     whole = True
-    dimensions = 3
 
-    def __init__(self, *, description: str, options: ClickOptions) -> None:
-        super().__init__(labels={FOREGROUND: 1}, description=description, options=options)
+    def __init__(self, *, description: str, options: ClickOptions, conf: Mapping[str, Any] | None = None) -> None:
+        super().__init__(labels={FOREGROUND: 1}, description=description, options=options, conf=conf)
 
     def read(self, pair: Pair, design: Design) -> Case:
         """A pair on the network's grid, with the label file's own values. Raises BadRequest."""
@@ -65,12 +60,10 @@ class DeepGrowTrainTask(ClickTrainTask):
         return case_of(self.normalised(volume, pair, design, grid.from_source), grid.labels_from_source(labels))
 
     def examples(
-        self,
-        design: Design,  # noqa: ARG002
-        options: ClickOptions,
+        self, design: Design, options: ClickOptions
     ) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
         """One of a case's structures (of each of some slices), augmented."""
-        change = [augmentation((), dimensions=self.dimensions)] if options.augment else []
+        change = [augmentation((), dimensions=self.dimensions, spacing=design.spacing)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
             return [example(image, truth, change, rng) for image, truth in self.chosen(case, rng)]
@@ -126,10 +119,7 @@ class DeepGrow2dTrainTask(DeepGrowTrainTask):
     """DeepGrow 2D, of slices as they were acquired."""
 
     dimensions = 2
-
-    def scale(self, grids: Sequence[Grid], *, gpu: bool) -> tuple[float, tuple[int, ...]]:
-        """Of a slice's pixels."""
-        return designing.slice_scale(grids, pixels=designing.GPU_PIXELS if gpu else designing.CPU_PIXELS)
+    at_a_visit = 4
 
     def read(self, pair: Pair, design: Design) -> Case:
         """A pair as a stack: image (C, K, X, Y), labels (K, X, Y). Raises BadRequest."""
@@ -144,7 +134,7 @@ class DeepGrow2dTrainTask(DeepGrowTrainTask):
     def chosen(self, case: Case, rng: np.random.Generator) -> Iterator[Example]:
         """Some slices that show a structure, each with one of its own as 1."""
         shown = np.flatnonzero(case.labels.flatten(1).any(1).numpy())
-        for k in rng.choice(shown, AT_A_VISIT) if len(shown) else [0] * AT_A_VISIT:
+        for k in rng.choice(shown, self.at_a_visit) if len(shown) else [0] * self.at_a_visit:
             yield from super().chosen(Case(image=case.image[:, int(k)], labels=case.labels[int(k)]), rng)
 
     def each(self, case: Case) -> Iterator[Example]:

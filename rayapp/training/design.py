@@ -1,29 +1,26 @@
-"""Design: what a network sees and is, chosen from the data by simple rules."""
+"""Design: what a network sees and is, and how a training goes about it. Pure, but for what workers tell each other."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
+import torch
+from torch import distributed
 
-from rayapp.geometry import Orientation, spacing
-from rayapp.imaging.volume import Grid
+from rayapp.errors import BadRequest
 from rayapp.inference.network import divisor_of
+from rayapp.inference.windows import OVERLAP
+from rayapp.planner import Proposal, Survey
+from rayapp.training.task import Host
 
-CPU_VOXELS, GPU_VOXELS = 96**3, 144**3
-"""Voxels that a network sees at once, at most, on a CPU and on a GPU."""
-CPU_PIXELS, GPU_PIXELS = 256**2, 512**2
-"""The same of networks that see slices."""
-CPU_WIDTH, GPU_WIDTH = 16, 32
-"""Channels of the network's finest level."""
-MAX_WIDTH = 256
-COARSEST = 4
-"""Voxels along each axis of the coarsest level, at least."""
-WINDOWS = 8
-"""Windows that a median image may have before its voxels are made larger."""
+GRID = ("spacing", "roi_size", "network")
+"""What weights are bound to, in a card and in a request."""
+FAR = 2.0
+"""Times as coarse or as fine as the data's voxels, beyond which a version's are given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +28,9 @@ class Design:
     """The part of a card that must stand before training: as `SegmentationTask` takes it.
 
     `spacing` in mm and `roi_size` in voxels, along R, A, S; along the plane's two axes for networks of slices. One
-    number for the spacing is the same along all. `channels` are those of an image, without guidance.
+    number for the spacing is the same along all. `channels` are those of an image, without guidance. `plan` is how the
+    training goes about it (`train_batch_size`, and `cache` in MiB, where the options leave them open) and why the
+    design is as it is: plain JSON, for the record.
     """
 
     labels: Mapping[str, int]
@@ -39,6 +38,10 @@ class Design:
     roi_size: tuple[int, ...]
     network: Mapping[str, Any]
     channels: int
+    overlap: float = OVERLAP
+    windows: int = 1
+    precision: str = "bfloat16"
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, card: Mapping[str, Any], *, guidance: int) -> Self:
@@ -49,6 +52,32 @@ class Design:
             roi_size=tuple(int(n) for n in card["roi_size"]),
             network=card["network"],
             channels=int(card["network"]["in_channels"]) - guidance,
+            overlap=float(card.get("overlap", OVERLAP)),
+            windows=int(card.get("windows", 1)),
+            precision=card.get("precision", "bfloat16"),
+            plan=card.get("plan", {}),
+        )
+
+    @classmethod
+    def proposed(cls, proposal: Proposal, survey: Survey, *, labels: Mapping[str, int]) -> Self:
+        """As the planner proposes."""
+        spent = ("forward_memory", "step_memory", "forward_seconds", "step_seconds")
+        return cls(
+            labels=labels,
+            spacing=proposal.spacing,
+            roi_size=proposal.roi_size,
+            network=proposal.network,
+            channels=survey.channels,
+            overlap=proposal.overlap,
+            windows=proposal.windows,
+            precision=proposal.precision,
+            plan={
+                "train_batch_size": proposal.train_batch_size,
+                "cache": -(-proposal.cache >> 20),
+                "why": dict(proposal.why),
+                "foretold": {name: getattr(proposal, name) for name in spent},
+                "survey": json.loads(json.dumps(asdict(survey))),
+            },
         )
 
     @property
@@ -63,57 +92,28 @@ class Design:
             "network": dict(self.network),
             "spacing": list(self.spacing) if isinstance(self.spacing, tuple) else self.spacing,
             "roi_size": list(self.roi_size),
+            "overlap": self.overlap,
+            "windows": self.windows,
+            "precision": self.precision,
+            "plan": dict(self.plan),
         }
 
+    def objection(self, card: Mapping[str, Any], *, fixed: Iterable[str]) -> str | None:
+        """Why a version with this card is not trained on where this design suits the data; None if it may be.
 
-def scale(grids: Sequence[Grid], *, whole: bool, voxels: int) -> tuple[float, tuple[int, int, int]]:
-    """The spacing (mm) and the voxels along R, A, S that a network sees at once, for images like these.
-
-    The spacing is that of the median image's voxels (the side of a cube as large), coarser where the images would
-    otherwise be too many voxels: for networks that see an image whole, more than `voxels`; else more than `WINDOWS`
-    windows of them.
-    """
-    edges = np.array([spacing(grid.affine) for grid in grids])
-    extents = np.array([_turned(grid) for grid in grids])
-    step = float(np.median(np.cbrt(edges.prod(axis=1))))
-    extent = extents.max(axis=0) if whole else np.median(extents, axis=0)
-    most = voxels if whole else voxels * WINDOWS
-    step *= max(1.0, math.cbrt(float((extent / step).prod()) / most))
-    step = max(round(step, 2), 0.01)
-    size = np.maximum(1, np.rint((extents.max(axis=0)) / step))
-    while size.prod() > voxels:
-        size[int(size.argmax())] *= 0.9
-    i, j, k = (int(n) for n in np.ceil(size))
-    return step, (i, j, k)
-
-
-def slice_scale(grids: Sequence[Grid], *, pixels: int) -> tuple[float, tuple[int, int]]:
-    """The same for networks that see one slice, whole: its pixels' spacing and how many there are along each side."""
-    edges = np.array([spacing(grid.affine)[:2] for grid in grids])
-    extents = edges * np.array([grid.shape[:2] for grid in grids])
-    step = float(np.median(np.sqrt(edges.prod(axis=1))))
-    side = extents.max() / step
-    step = max(round(step * max(1.0, side / math.sqrt(pixels)), 2), 0.01)
-    side = math.ceil(extents.max() / step)
-    return step, (side, side)
-
-
-def unet(in_channels: int, out_channels: int, roi_size: Sequence[int], *, width: int) -> dict[str, Any]:
-    """A residual U-Net (Kerfoot et al., 2019), as deep as `roi_size` allows and four levels at most.
-
-    Its first convolution halves the image, which makes a step three to four times cheaper than one of a U-Net that
-    works on every voxel first; on hippocampi it also learns faster.
-    """
-    levels = min(4, max(1, int(math.log2(max(2, min(roi_size) / COARSEST)))))
-    return {
-        "name": "UNet",
-        "spatial_dims": len(roi_size),
-        "in_channels": in_channels,
-        "out_channels": out_channels,
-        "channels": [min(width * 2**level, MAX_WIDTH) for level in range(levels + 1)],
-        "strides": [2] * levels,
-        "num_res_units": 2,
-    }
+        `fixed` names what somebody asked for and so has to be as it is here.
+        """
+        mine, its = self.card(), card
+        for name, what in (("in_channels", "channels"), ("spatial_dims", "dimensions")):
+            if its["network"].get(name) != self.network.get(name):
+                return f"the images have another number of {what}"
+        for name in fixed:
+            if not _alike(mine[name], its[name]):
+                return f"another {name} was asked for"
+        own = np.array(its["spacing"], dtype=float)
+        if not (own > 0).all() or np.abs(np.log(own / np.array(self.spacing))).max() > np.log(FAR):
+            return f"its voxels of {its['spacing']} mm are far from the data's, {mine['spacing']} mm"
+        return None
 
 
 def spacing_of(stated: Any) -> float | tuple[float, ...]:
@@ -121,12 +121,32 @@ def spacing_of(stated: Any) -> float | tuple[float, ...]:
     return tuple(float(mm) for mm in stated) if isinstance(stated, (list, tuple)) else float(stated)
 
 
-def rounded(roi_size: Sequence[int], divisor: Sequence[int]) -> tuple[int, ...]:
-    """Sizes a network takes, none smaller."""
-    return tuple(-(-n // multiple) * multiple for n, multiple in zip(roi_size, divisor, strict=True))
+def agreed(host: Host, decide: Callable[[], Design], *, guidance: int) -> Design:
+    """What rank 0 decides, in every worker: machines and clocks differ. Raises in all of them the BadRequest that
+    `decide` raises in one."""
+    if host.world_size == 1:
+        return decide()
+    said = b""
+    if host.rank == 0:
+        try:
+            said = json.dumps({"design": decide().card()}).encode()
+        except BadRequest as error:
+            said = json.dumps({"refused": error.detail}).encode()
+    size = torch.tensor([len(said)], device=host.device)
+    distributed.broadcast(size, src=0)
+    text = torch.tensor(list(said) or [0] * int(size), dtype=torch.uint8, device=host.device)
+    distributed.broadcast(text, src=0)
+    heard = json.loads(bytes(text.cpu().tolist()))
+    if "refused" in heard:
+        raise BadRequest(heard["refused"])
+    return Design.of(heard["design"], guidance=guidance)
 
 
-def _turned(grid: Grid) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Extents (mm) along R, A, S."""
-    extents: np.ndarray[Any, np.dtype[np.float64]] = np.array(grid.shape) * spacing(grid.affine)
-    return extents[list(Orientation.of(grid.affine).axes)]
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two cards say the same, numbers to a thousandth."""
+    if isinstance(one, (int, float, Sequence)) and not isinstance(one, str):
+        try:
+            return bool(np.allclose(np.array(one, dtype=float), np.array(other, dtype=float), rtol=1e-3))
+        except (TypeError, ValueError):
+            return False
+    return bool(one == other)

@@ -38,7 +38,7 @@ class Learner(Generic[Opts]):
         self._options = options
         self._host = host
         self._format = torch.channels_last_3d if len(design.roi_size) == 3 else torch.channels_last
-        self._bf16 = options.amp and bf16_helps(host.device)
+        self._bf16 = design.precision == "bfloat16" and bf16_helps(host.device)
         torch.manual_seed(options.seed)
         self.network = build(design.network).to(host.device)
         self.network = self.network.to(memory_format=self._format)  # type: ignore[call-overload]

@@ -13,6 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version as installed
 from itertools import islice
 from typing import Any
@@ -26,7 +27,7 @@ from rayapp.training import checkpoint
 from rayapp.training.basic import Answer, BasicTrainTask
 from rayapp.training.cases import Case, Cases, digest_of, name_of
 from rayapp.training.checkpoint import State
-from rayapp.training.design import Design
+from rayapp.training.design import GRID, Design, agreed
 from rayapp.training.feed import Batch, Feed
 from rayapp.training.learner import Learner, mean_of
 from rayapp.training.metrics import Figures, Tally, figure
@@ -50,14 +51,15 @@ class Run:
         pairs = sorted(request.pairs, key=name_of)
         if len(pairs) < 2:
             raise BadRequest(f"training needs two labelled images or more, one to validate with; here are {len(pairs)}")
-        parent, kept = self._parent(), self._kept()
-        card = self._state.design or (None if parent is None else parent.card)
+        kept = self._kept()
         self._design = (
-            task.design(pairs, request.params, device=host.device)
-            if card is None
-            else Design.of(card, guidance=task.guidance_channels)
+            Design.of(self._state.design, guidance=task.guidance_channels)
+            if self._state.design
+            else agreed(host, lambda: self._designed(pairs), guidance=task.guidance_channels)
         )
         self._state.design = self._design.card()
+        self._options = self._options.planned(self._design.plan)
+        parent = self._parent()
         self._train, self._val = task.partition(pairs, self._options)
         self._feed = Feed(
             cases=Cases(self._train, self._read, capacity=self._share(len(self._train))),
@@ -84,6 +86,8 @@ class Run:
         later = max(0, self._options.max_epochs - self._state.epoch - 1) * self._steps
         self._state.iterations = self._state.iteration + self._steps_left(self._state.consumed) + later
         self._record = Record(request.folder, epochs=self._options.max_epochs) if host.rank == 0 else None
+        if self._record is not None:
+            self._record.design(self._state.design)
 
     def go(self) -> TrainResult | None:
         """Train to the end; the result on rank 0, None on other ranks or when stopped."""
@@ -98,12 +102,28 @@ class Run:
 
     # Before
 
+    def _designed(self, pairs: Sequence[Pair]) -> Design:
+        """What suits the data or, where that is not too different, the parent's, with a word on which it is."""
+        task, params, parent = self._task, self._request.params, self._request.parent
+        device = self._host.device
+        design = task.design(pairs, params, device=device)
+        start = "it starts afresh: " + ("there is no version to go on from" if parent is None else "as asked for")
+        if parent is not None and self._options.pretrained:
+            fixed = [name for name in GRID if name in task.overrides(params)]
+            against = design.objection(parent.card, fixed=fixed) if task.continues(parent) else "it has other labels"
+            if against is None:
+                its = task.design(pairs, {**params, **{name: parent.card[name] for name in GRID}}, device=device)
+                if its.network == parent.card["network"]:
+                    plan = {**its.plan, "from": parent.version, "start": f"it goes on from {parent.version}"}
+                    return replace(its, plan=plan)
+                against = "the task designs another network"
+            start = f"it starts afresh and not from {parent.version}: {against}"
+        return replace(design, plan={**design.plan, "start": start})
+
     def _parent(self) -> ModelVersion | None:
-        """The version to go on from, if it is one and the request designs nothing else."""
+        """The version that the design goes on from."""
         parent = self._request.parent
-        redesigned = any(self._request.params.get(key) for key in ("spacing", "roi_size", "network"))
-        wanted = self._options.pretrained and not redesigned
-        return parent if wanted and parent is not None and self._task.continues(parent) else None
+        return parent if parent is not None and self._design.plan.get("from") == parent.version else None
 
     def _kept(self) -> dict[str, Any] | None:
         """The tensors of the checkpoint to go on from; its state becomes the run's."""

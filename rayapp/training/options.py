@@ -10,28 +10,32 @@ from typing import Any, Self
 from rayapp.errors import BadRequest
 from rayapp.inference.segmentation import wanted
 
+CACHE = 1024
+"""MiB of decoded images, where neither options nor plan say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The defaults are what `/info/` lists; the names are those of MONAI Label where it has them.
 
     `early_stop_patience` is in validations without a better metric (negative: never stop early); `learning_rate` the
-    schedule's peak; `accumulate` how many batches make one step; `checkpoint_every` counts steps; `cache` is how many
-    MiB of decoded images a worker keeps; `pretrained` starts from the version that the run names as its parent.
+    schedule's peak; `train_batch_size` 0 leaves it to the planner; `accumulate` how many batches make one step;
+    `checkpoint_every` counts steps; `cache` is how many MiB of decoded images a worker keeps (negative: as many as the
+    planner says); `pretrained` starts from the version that the run names as its parent.
     """
 
     max_epochs: int = 50
     early_stop_patience: int = -1
     val_split: float = 0.2
     val_interval: int = 1
-    train_batch_size: int = 1
+    train_batch_size: int = 0
     accumulate: int = 1
     learning_rate: float = 2e-3
     checkpoint_every: int = 200
     pretrained: bool = True
     augment: bool = True
     amp: bool = True
-    cache: int = 1024
+    cache: int = -1
     seed: int = 0
 
     def over(self, params: Mapping[str, Any]) -> Self:
@@ -45,16 +49,26 @@ class Options:
             if params.get(field.name) is not None
         }
         options = dataclasses.replace(self, **given)
-        for name in ("max_epochs", "val_interval", "train_batch_size", "accumulate", "checkpoint_every"):
+        if options.train_batch_size < 0:
+            raise BadRequest(f"train_batch_size must be at least 0, not {options.train_batch_size}")
+        for name in ("max_epochs", "val_interval", "accumulate", "checkpoint_every"):
             if getattr(options, name) < 1:
                 raise BadRequest(f"{name} must be at least 1, not {getattr(options, name)}")
         if not 0 < options.val_split < 1:
             raise BadRequest(f"val_split must lie between 0 and 1, not {options.val_split}")
         if not 0 < options.learning_rate < 1:
             raise BadRequest(f"learning_rate must lie between 0 and 1, not {options.learning_rate}")
-        if options.cache < 0 or not 0 <= options.seed < 2**31:
-            raise BadRequest("cache must not be negative, and seed from 0 to below 2 to the 31st")
+        if not 0 <= options.seed < 2**31:
+            raise BadRequest("seed must lie from 0 to below 2 to the 31st")
         return options
+
+    def planned(self, plan: Mapping[str, Any]) -> Self:
+        """These options with a design's plan where they leave something to it."""
+        return dataclasses.replace(
+            self,
+            train_batch_size=self.train_batch_size or int(plan.get("train_batch_size", 1)),
+            cache=self.cache if self.cache >= 0 else int(plan.get("cache", CACHE)),
+        )
 
     def config(self) -> dict[str, Any]:
         """As `/info/` and cards show them."""

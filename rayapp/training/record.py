@@ -1,5 +1,6 @@
 """Record: what a run leaves in its folder for people to look at. Rank 0 only, one thread.
 
+design.json      what was chosen before the first step, and why, as the model's card has it
 stats.json       the figures `/info/` shows as `train_stats`, rewritten after each validation
 curves.png       loss, Dice and learning rate by epoch
 events/          the same for TensorBoard
@@ -24,7 +25,7 @@ from rayapp.training.checkpoint import State
 
 Labels = npt.NDArray[np.uint8]
 
-STATS, CURVES, EVENTS, OVERLAY = "stats.json", "curves.png", "events", "validation.png"
+DESIGN, STATS, CURVES, EVENTS, OVERLAY = "design.json", "stats.json", "curves.png", "events", "validation.png"
 
 
 class Record:
@@ -50,6 +51,10 @@ class Record:
         self._events.flush()
         curves(state.rows, self._folder / CURVES)
         self.write(state)
+
+    def design(self, chosen: Mapping[str, Any]) -> None:
+        """Keep what the run starts from."""
+        (self._folder / DESIGN).write_text(json.dumps(chosen, indent=1))
 
     def write(self, state: State, *, over: bool = False) -> dict[str, Any]:
         """Rewrite `stats.json`; the same as a dict."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -12,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rayapp.errors import BadRequest
 from rayapp.models.networks import build
-from rayapp.planner import METHODS, Gpu, Hardware, Kind, Structure, Survey, propose
-from rayapp.planner.proposal import GLANCE_S, SLACK, STEP_S, pooling
+from rayapp.planner import KINDS, Gpu, Hardware, Kind, Method, Proposal, Structure, Survey, propose
+from rayapp.planner.needs import kernels, pooling
+from rayapp.planner.proposal import GLANCE_S, SLACK, STEP_S
 
 GIB = 1 << 30
 SMALL = Hardware(cores=2, memory=16 * GIB, shared_memory=8 * GIB, cpu_bf16=True)
@@ -33,10 +35,17 @@ def survey(
         spacing=spacing,
         size=size,
         extent=tuple(np.multiply(spacing, size)),
+        stacked=2,
         intensities=(-1000, 0, 400),
         structures=structures or {},
         foreground=None,
     )
+
+
+def proposed(
+    data: Survey, machine: Hardware, kind: Kind = "segmentation", structures: int = 1, **overrides: object
+) -> Proposal:
+    return propose(data, machine, Method.of(kind, structures), overrides=overrides)
 
 
 CROPS = survey((1, 1, 1), (36, 52, 40))
@@ -44,10 +53,10 @@ TORSOS = survey((0.8, 0.8, 1.5), (512, 512, 400))
 THICK = survey((1.25, 1.25, 7.7), (256, 288, 36))
 
 
-@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("data", [CROPS, THICK], ids=["crops", "thick slices"])
 def test_the_network_takes_what_is_proposed(data: Survey, kind: Kind):
-    proposal = propose(data, SMALL, kind=kind, structures=2)
+    proposal = proposed(data, SMALL, kind, structures=2)
     with FakeTensorMode():
         logits = build(proposal.network)(torch.zeros(1, proposal.network["in_channels"], *proposal.roi_size))
     assert logits.shape == (1, proposal.network["out_channels"], *proposal.roi_size)
@@ -55,7 +64,7 @@ def test_the_network_takes_what_is_proposed(data: Survey, kind: Kind):
 
 def test_channels_are_the_images_and_the_guidance():
     def channels(kind: Kind) -> tuple[int, int]:
-        network = propose(replace(CROPS, channels=2), SMALL, kind=kind, structures=3).network
+        network = proposed(replace(CROPS, channels=2), SMALL, kind, structures=3).network
         return network["in_channels"], network["out_channels"]
 
     assert channels("segmentation") == (2, 4)
@@ -63,34 +72,53 @@ def test_channels_are_the_images_and_the_guidance():
     assert channels("deepgrow_3d") == (4, 2)
 
 
-def test_small_images_are_seen_whole_as_they_are_by_a_network_of_full_resolution():
-    proposal = propose(CROPS, SMALL, kind="segmentation")
-    assert proposal.spacing == (1, 1, 1)
-    assert (np.array(proposal.roi_size) >= CROPS.size).all()
-    assert (proposal.network["name"], proposal.overlap) == ("DynUNet", 0)
+def test_small_images_are_seen_whole_as_they_are_on_a_gpu_by_a_network_of_full_resolution():
+    for machine, name in ((SMALL, "UNet"), (WITH_GPU, "DynUNet")):
+        proposal = proposed(CROPS, machine)
+        assert proposal.spacing == (1, 1, 1)
+        assert (np.array(proposal.roi_size) >= CROPS.size).all()
+        assert proposal.network["name"] == name
+        assert (proposal.why["spacing"], proposal.why["roi_size"]) == ("the images' own voxels", "whole images")
 
 
 @pytest.mark.parametrize("data", [TORSOS, THICK], ids=["torsos", "thick slices"])
 @pytest.mark.parametrize("kind", ["segmentation", "deepedit"])
 def test_on_two_cores_a_glance_and_a_step_stay_short(data: Survey, kind: Kind):
-    proposal = propose(data, SMALL, kind=kind, structures=4)
+    proposal = proposed(data, SMALL, kind, structures=4)
     assert 0 < proposal.forward_seconds <= SLACK * GLANCE_S
     assert proposal.step_seconds <= STEP_S
 
 
 def test_clicks_see_the_whole_image_and_windows_a_part_in_finer_voxels():
-    edit, windows = (propose(TORSOS, SMALL, kind=kind) for kind in ("deepedit", "segmentation"))
+    edit, windows = (proposed(TORSOS, SMALL, kind) for kind in ("deepedit", "segmentation"))
     assert (np.multiply(edit.roi_size, edit.spacing) >= 0.9 * np.array(TORSOS.extent)).all()
-    assert edit.overlap == 0 < windows.overlap
+    assert edit.why["roi_size"] == "whole images" != windows.why["roi_size"]
     assert (np.array(windows.spacing) < edit.spacing).all()
 
 
 def test_thick_slices_are_neither_thinned_nor_thickened_nor_pooled_first():
-    proposal = propose(THICK, SMALL, kind="deepedit", structures=4)
+    proposal = proposed(THICK, SMALL, "deepedit", structures=4)
     right, anterior, superior = proposal.spacing
     assert superior == 7.7
     assert 1.25 < right == anterior < 7.7
     assert proposal.network["strides"][0] == [2, 2, 1]
+    full = proposed(THICK, WITH_GPU, "segmentation", structures=4)
+    assert full.spacing == (1.25, 1.25, 7.7)
+    assert full.network["kernel_size"][:2] == [[3, 3, 1], [3, 3, 1]]
+    assert full.network["kernel_size"][-1] == 3
+    assert full.network["strides"][:3] == [1, [2, 2, 1], [2, 2, 1]]
+
+
+def test_slices_have_the_voxels_of_their_plane_however_they_are_stacked():
+    sagittal = replace(survey((4.0, 0.5, 1.0), (30, 200, 160)), stacked=0)
+    proposal = proposed(sagittal, SMALL, "deepgrow_2d")
+    assert proposal.spacing == (0.5, 1.0)
+    assert proposal.roi_size == (208, 160)
+
+
+def test_kernels_reach_along_an_axis_once_the_others_are_as_coarse():
+    assert kernels(np.array([1.0, 1, 4]), [(2, 2, 1), (2, 2, 2)]) == [(3, 3, 1), (3, 3, 1), (3, 3, 1)]
+    assert kernels(np.array([1.0, 1, 3]), [(2, 2, 1), (2, 2, 2)]) == [(3, 3, 1), (3, 3, 3), (3, 3, 3)]
 
 
 def test_axes_are_pooled_once_the_others_are_as_coarse():
@@ -102,19 +130,19 @@ def test_axes_are_pooled_once_the_others_are_as_coarse():
 
 def test_small_structures_call_for_small_voxels():
     tiny = {1: Structure(volume=0.2, box=(6.0, 6.0, 6.0))}
-    fine, coarse = (propose(replace(TORSOS, structures=s), SMALL, kind="segmentation") for s in (tiny, {}))
+    fine, coarse = (proposed(replace(TORSOS, structures=s), SMALL, "segmentation") for s in (tiny, {}))
     assert fine.spacing[0] < coarse.spacing[0]
 
 
 def test_a_machine_without_bfloat16_sees_less_at_once():
     old = replace(SMALL, cpu_bf16=False)
-    fast, slow = (propose(TORSOS, machine, kind="deepedit") for machine in (SMALL, old))
+    fast, slow = (proposed(TORSOS, machine, "deepedit") for machine in (SMALL, old))
     assert (fast.precision, slow.precision) == ("bfloat16", "float32")
     assert math.prod(slow.roi_size) < math.prod(fast.roi_size)
 
 
 def test_a_gpu_trains_a_wider_network_on_more_at_once_within_its_memory():
-    here, there = (propose(TORSOS, machine, kind="segmentation") for machine in (SMALL, WITH_GPU))
+    here, there = (proposed(TORSOS, machine, "segmentation") for machine in (SMALL, WITH_GPU))
     assert there.network["filters"][0] == 32
     assert there.network["name"] == "DynUNet" != here.network["name"]
     assert math.prod(there.roi_size) > math.prod(here.roi_size)
@@ -124,20 +152,40 @@ def test_a_gpu_trains_a_wider_network_on_more_at_once_within_its_memory():
 
 def test_half_the_gpu_memory_means_a_smaller_step():
     lesser = replace(WITH_GPU, gpus=(replace(WITH_GPU.gpus[0], memory=6 * GIB),))
-    assert propose(TORSOS, lesser, kind="segmentation").step_memory <= 3 * GIB
+    assert proposed(TORSOS, lesser, "segmentation").step_memory <= 3 * GIB
+
+
+def test_a_gpu_takes_as_many_windows_together_as_a_replicas_share_holds():
+    small, large = (replace(WITH_GPU, gpus=(Gpu(name="some", memory=size * GIB, bf16=True),)) for size in (8, 80))
+    few, more = (proposed(TORSOS, machine, roi_size=[128] * 3).windows for machine in (small, large))
+    assert 1 <= few < more
+    assert proposed(TORSOS, SMALL).windows == 1
+
+
+def test_a_network_that_is_asked_for_gets_the_channels_and_a_region_that_it_takes():
+    asked = {"name": "UNet", "spatial_dims": 3, "channels": [8, 16, 32], "strides": [[2, 2, 1], [2, 4, 2]]}
+    network = {**asked, "num_res_units": 1}
+    proposal = proposed(CROPS, SMALL, "deepedit", structures=2, network=network)
+    assert proposal.network == {**network, "in_channels": 4, "out_channels": 3}
+    assert all(n % d == 0 for n, d in zip(proposal.roi_size, (4, 8, 2), strict=True))
+    assert proposal.why["network"] == "as asked for"
+    assert proposed(CROPS, SMALL, network=json.dumps(network)).network["channels"] == [8, 16, 32]
 
 
 def test_what_is_set_stays_and_the_rest_follows():
-    proposal = propose(
+    proposal = proposed(
         TORSOS,
         SMALL,
-        kind="segmentation",
-        conf={"spacing": "2,2,3", "roi_size": "50,64,32", "batch_size": "3", "precision": "float32", "overlap": "0.6"},
+        spacing="2,2,3",
+        roi_size=[50, 64, 32],
+        train_batch_size="3",
+        precision="float32",
+        overlap=0.6,
     )
     assert proposal.spacing == (2, 2, 3)
     assert proposal.roi_size == (56, 64, 32)  # which the network's strides divide
-    assert (proposal.batch_size, proposal.precision, proposal.overlap) == (3, "float32", 0.6)
-    assert propose(TORSOS, SMALL, kind="segmentation", conf={"spacing": "4"}).spacing == (4, 4, 4)
+    assert (proposal.train_batch_size, proposal.precision, proposal.overlap) == (3, "float32", 0.6)
+    assert proposed(TORSOS, SMALL, "segmentation", spacing="4").spacing == (4, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -149,17 +197,19 @@ def test_what_is_set_stays_and_the_rest_follows():
         {"roi_size": "64"},
         {"roi_size": "64,64,0"},
         {"roi_size": "64,64,9999"},
-        {"batch_size": "0"},
-        {"batch_size": "1.5"},
+        {"train_batch_size": "-1"},
+        {"train_batch_size": "1.5"},
         {"precision": "int8"},
+        {"network": "unet"},
+        {"network": {"name": "UNet", "spatial_dims": 2}},
         {"overlap": "1"},
     ],
     ids=str,
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(conf: dict[str, str]):
     with pytest.raises(BadRequest, match=next(iter(conf))):
-        propose(CROPS, SMALL, kind="segmentation", conf=conf)
+        proposed(CROPS, SMALL, "segmentation", **conf)
 
 
 def test_the_same_question_has_the_same_answer():
-    assert propose(THICK, SMALL, kind="deepedit") == propose(THICK, SMALL, kind="deepedit")
+    assert proposed(THICK, SMALL, "deepedit") == proposed(THICK, SMALL, "deepedit")

@@ -49,8 +49,9 @@ def test_the_oldest_and_the_smallest_gpu_decide():
     assert (chosen.precision, chosen.replicas, chosen.cpus) == ("float32", 2, 5)
 
 
-def test_more_replicas_than_planned_share_the_same_memory():
+def test_more_replicas_than_planned_share_the_same_memory_and_cores():
     assert plan(machine(2), sharing=8).volume_cache * 8 == plan(machine(2)).volume_cache
+    assert [plan(machine(8), sharing=n).threads for n in (1, 2, 4, 9)] == [4, 4, 2, 1]
 
 
 def test_a_replica_always_keeps_some_volumes_and_never_all_memory():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rayapp.errors import NotFound
-from rayapp.planner.survey import DECODED, HEADERS, Survey, of_folder
+from rayapp.planner.survey import DECODED, HEADERS, Survey, of_folder, surveyed
 
 SHAPE = (20, 14, 9)
 EDGES = (0.9, 1.1, 4.0)
@@ -53,6 +53,7 @@ def test_spacing_and_size_are_those_along_r_a_s(studies: Path):
     assert found.spacing == pytest.approx((1.1, 4.0, 0.9))
     assert found.size == (14, 9, 20)
     assert found.extent == pytest.approx((14 * 1.1, 9 * 4.0, 20 * 0.9))
+    assert (found.stacked, found.axes(2), found.axes(3)) == (1, [0, 2], [0, 1, 2])
 
 
 def test_medians_stand_for_most_images_and_the_extent_for_almost_all(studies: Path):
@@ -115,3 +116,11 @@ def test_no_image_and_no_folder_are_said_to_be_so(tmp_path: Path):
         of_folder(tmp_path)
     with pytest.raises(NotFound, match="no such studies"):
         of_folder(tmp_path / "absent")
+
+
+def test_a_survey_is_remembered_until_a_file_changes(studies: Path):
+    labels = {studies / "scan_1.nii.gz": studies / "labels" / "final" / "scan_1.nii.gz"}
+    first = surveyed(labels)
+    assert surveyed(labels) is first
+    write(studies / "labels" / "final" / "scan_1.nii.gz", np.roll(marked(), 1, 0) * 2)
+    assert set(surveyed(labels).structures) == {2, 8}

@@ -11,7 +11,14 @@ from rayapp.training.task import Pair
 LABELS = {"ball": 1, "rod": 2}
 SHAPE = (26, 22, 18)
 NETWORK = {"name": "UNet", "spatial_dims": 3, "channels": [8, 16], "strides": [2], "num_res_units": 1}
-SMALL = {"network": NETWORK, "roi_size": [24, 24, 24], "train_batch_size": 2, "learning_rate": 0.01, "amp": False}
+SMALL = {
+    "network": NETWORK,
+    "roi_size": [24, 24, 24],
+    "spacing": 1.0,
+    "train_batch_size": 2,
+    "learning_rate": 0.01,
+    "amp": False,
+}
 """Params of a run that takes seconds, the same on every machine."""
 
 

@@ -1,4 +1,4 @@
-"""A design follows from the data: as fine as the images, as large as what the network sees at once allows."""
+"""A design is the planner's for these images, keeps what a version brings where it fits, and says which and why."""
 
 import dataclasses
 import json
@@ -6,64 +6,107 @@ import json
 import numpy as np
 import pytest
 import torch
-from blobs import LABELS
+from blobs import LABELS, SMALL
 
-from rayapp.imaging.volume import Grid
-from rayapp.models.networks import build
-from rayapp.training.design import CPU_VOXELS, WINDOWS, Design, rounded, scale, slice_scale, unet
+from rayapp.errors import BadRequest
+from rayapp.inference.network import divisor_of
+from rayapp.models.networks import build, strided_unet
+from rayapp.training.basic import BasicTrainTask
+from rayapp.training.deepgrow import DeepGrow2dTrainTask
+from rayapp.training.design import Design
+from rayapp.training.options import ClickOptions, Options
 
-
-def grid(shape, spacing, order=(0, 1, 2)):
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag(np.array(spacing, float))[:, list(order)]
-    return Grid(shape=tuple(shape[axis] for axis in order), affine=affine)
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
-def test_small_images_keep_their_voxels_and_are_seen_whole(order):
-    grids = [grid((35, 51, 36), (1, 1, 1), order), grid((43, 48, 30), (1, 1, 1), order)]
-    assert scale(grids, whole=True, voxels=CPU_VOXELS) == (1.0, (43, 51, 36))
-    assert scale(grids, whole=False, voxels=CPU_VOXELS) == (1.0, (43, 51, 36))
+CPU = torch.device("cpu")
+NETWORK = strided_unet(4, 3, [(2, 2, 1), (2, 2, 2)], width=4)
 
 
-def test_uneven_voxels_become_cubes_as_large():
-    spacing, size = scale([grid((256, 256, 40), (1.25, 1.25, 8.0))], whole=False, voxels=CPU_VOXELS)
-    assert spacing == pytest.approx(2.32, abs=0.01)
-    assert np.prod(size) <= CPU_VOXELS * 1.05
+def task(**conf):
+    return BasicTrainTask(labels=LABELS, description="", options=Options(), conf=conf)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_large_images_are_seen_coarser(whole):
-    spacing, size = scale([grid((512, 512, 400), (0.8, 0.8, 1.0))], whole=whole, voxels=CPU_VOXELS)
-    voxels = np.prod(np.array((512, 512, 400)) * (0.8, 0.8, 1.0) / spacing)
-    assert voxels <= CPU_VOXELS * (1 if whole else WINDOWS) * 1.05
-    assert np.prod(size) <= CPU_VOXELS * 1.05
-
-
-def test_slices_are_seen_in_their_plane():
-    spacing, size = slice_scale([grid((400, 300, 20), (0.5, 0.5, 5))], pixels=256**2)
-    assert spacing == pytest.approx(0.78, abs=0.01)
-    assert size == (257, 257)
-
-
-@pytest.mark.parametrize("roi", [(48, 64, 48), (12, 40, 40), (96, 96, 96), (256, 256), (5, 5, 5)])
-def test_the_network_takes_the_roi_it_was_made_for(roi):
-    config = unet(2, 3, roi, width=4)
-    design = Design(labels=LABELS, spacing=1, roi_size=roi, network=config, channels=1)
-    size = rounded(roi, design.divisor)
-    with torch.no_grad():
-        assert build(config)(torch.zeros(1, 2, *size)).shape == (1, 3, *size)
-
-
-@pytest.mark.parametrize(("shortest", "levels"), [(6, 1), (20, 2), (38, 3), (64, 4), (300, 4)])
-def test_the_coarsest_level_is_a_few_voxels_across(shortest, levels):
-    assert unet(1, 3, (300, shortest, 300), width=4)["strides"] == [2] * levels
+def design(**other):
+    made = Design(
+        labels=LABELS, spacing=(1.0, 1.0, 2.5), roi_size=(16, 24, 8), network=NETWORK, channels=1, precision="float32"
+    )
+    return dataclasses.replace(made, **other)
 
 
 def test_a_card_gives_the_design_back():
-    design = Design(
-        labels=LABELS, spacing=1.5, roi_size=(16, 24, 16), network=unet(4, 3, (16, 24, 16), width=4), channels=1
-    )
-    assert Design.of(design.card(), guidance=3) == design
-    uneven = dataclasses.replace(design, spacing=(1.5, 0.8, 4.0))
-    assert Design.of(json.loads(json.dumps(uneven.card())), guidance=3) == uneven
+    for spacing in (1.5, (1.5, 0.8, 4.0)):
+        made = design(spacing=spacing, overlap=0.4, windows=3, plan={"train_batch_size": 3, "why": {"spacing": "so"}})
+        assert Design.of(json.loads(json.dumps(made.card())), guidance=3) == made
+    assert design().divisor == (4, 4, 2)
+
+
+def test_a_card_from_before_the_planner_is_read():
+    old = {"labels": LABELS, "spacing": 4.5, "roi_size": [16, 24, 8], "network": NETWORK}
+    made = Design.of(old, guidance=3)
+    assert (made.spacing, made.overlap, made.windows, made.precision) == (4.5, 0.25, 1, "bfloat16")
+
+
+def test_the_planner_designs_and_its_network_takes_the_region(pairs):
+    for one, channels in ((task(), 1), (DeepGrow2dTrainTask(description="", options=ClickOptions()), 3)):
+        made = one.design(pairs, {}, device=CPU)
+        assert len(made.spacing) == len(made.roi_size) == one.dimensions
+        assert all(n % d == 0 for n, d in zip(made.roi_size, made.divisor, strict=True))
+        with torch.no_grad():
+            logits = build(made.network)(torch.zeros(1, channels, *made.roi_size))
+        assert logits.shape == (1, len(one.labels) + 1, *made.roi_size)
+        assert made.plan["train_batch_size"] >= 1
+        assert made.plan["survey"]["labelled"] == len(pairs)
+        assert set(made.plan["why"]) >= {"spacing", "roi_size", "network", "train_batch_size"}
+
+
+def test_the_apps_conf_comes_before_the_planner_and_a_request_before_both(pairs):
+    network = SMALL["network"]
+    conf = {"spacing": "2,2,3", "overlap": "0.5", "precision": "float32"}
+    made = task(**conf).design(pairs, {"network": network}, device=CPU)
+    assert (made.spacing, made.overlap, made.precision) == ((2, 2, 3), 0.5, "float32")
+    assert made.network["channels"] == network["channels"]
+    asked = {"network": network, "spacing": 1.5, "roi_size": [15, 17, 9], "amp": True}
+    made = task(**conf).design(pairs, asked, device=CPU)
+    assert (made.spacing, made.roi_size) == ((1.5, 1.5, 1.5), (16, 18, 10))
+    assert made.plan["why"]["spacing"] == made.plan["why"]["roi_size"] == "as asked for"
+
+
+def test_without_mixed_precision_a_design_is_of_float32(pairs):
+    made = task().design(pairs, {"network": SMALL["network"], "roi_size": [16] * 3, "amp": False}, device=CPU)
+    assert made.precision == "float32"
+
+
+@pytest.mark.parametrize("conf", [{"spacing": "fine"}, {"roi_size": "1,2"}, {"network": "[]x"}], ids=str)
+def test_conf_that_cannot_be_is_refused_by_name(pairs, conf):
+    with pytest.raises(BadRequest, match=next(iter(conf))):
+        task(**conf).design(pairs, {}, device=CPU)
+
+
+def test_a_version_is_gone_on_from_unless_its_voxels_are_far_off_or_something_else_was_asked_for():
+    def objection(fixed=(), **card):
+        return design().objection({**design().card(), **card}, fixed=fixed)
+
+    assert objection() is None
+    assert objection(spacing=1.6, roi_size=[64, 64, 64]) is None
+    assert "voxels" in objection(spacing=[1.0, 1.0, 5.5])
+    assert "voxels" in objection(spacing=[0.4, 1.0, 2.5])
+    assert "channels" in objection(network={**NETWORK, "in_channels": 5})
+    assert "spacing" in objection(fixed=["spacing"], spacing=[1.0, 1.0, 2.0])
+    assert "network" in objection(fixed=["network"], network={**NETWORK, "channels": [8, 16, 32]})
+    assert objection(fixed=["spacing", "network", "roi_size"]) is None
+
+
+def test_what_the_options_leave_open_is_the_plans():
+    plan = {"train_batch_size": 3, "cache": 77}
+    left = Options().planned(plan)
+    assert (left.train_batch_size, left.cache) == (3, 77)
+    asked = Options(train_batch_size=2, cache=0).planned(plan)
+    assert (asked.train_batch_size, asked.cache) == (2, 0)
+    assert Options().planned({}).train_batch_size == 1
+
+
+@pytest.mark.parametrize("strides", [[(2, 2, 1), (2, 2, 2)], [(2, 2)], [(1, 1, 1)]])
+def test_networks_stride_along_each_axis_as_told(strides):
+    axes = len(strides[0])
+    network = strided_unet(1, 3, strides, width=4)
+    assert divisor_of(network) == tuple(np.prod(strides, axis=0))
+    shape = [12, 8, 6][:axes]
+    assert build(network)(torch.zeros(1, 1, *shape)).shape == (1, 3, *shape)

@@ -1,5 +1,6 @@
 """A run learns, says how far it is, stops when told, and goes on from a checkpoint as if it had never stopped."""
 
+import dataclasses
 import itertools
 import json
 
@@ -26,6 +27,8 @@ from rayapp.training.options import ClickOptions, Options
 from rayapp.training.task import TrainRequest
 
 CPU = torch.device("cpu")
+CHEAP = {"network": SMALL["network"], "roi_size": SMALL["roi_size"], "amp": False}
+"""Params without a spacing, which is the planner's then."""
 
 
 def segmentation():
@@ -196,7 +199,8 @@ def test_a_run_starts_from_its_parent_and_measures_the_baseline(trained, pairs, 
     )
     again, _ = run(segmentation(), asked, tmp_path / "host")
     assert again.card["network"] == dict(parent.card["network"])
-    assert again.card["trained"]["from"] == "v1"
+    assert again.card["trained"]["from"] == again.card["plan"]["from"] == "v1"
+    assert "goes on from v1" in again.card["plan"]["start"]
     assert again.baseline == result.metric
     assert again.metric == pytest.approx(result.metric, abs=0.02)
 
@@ -215,6 +219,37 @@ def test_a_parent_of_other_labels_is_not_taken_over(trained, pairs, tmp_path):
     again, _ = run(task, asked, tmp_path / "host")
     assert again.card["trained"]["from"] is None
     assert again.baseline is None
+
+
+def test_a_parent_whose_voxels_are_far_from_the_datas_is_not_taken_over_and_the_record_says_so(
+    trained, pairs, tmp_path
+):
+    result, _, _ = trained
+    parent = dataclasses.replace(version(result), card={**result.card, "spacing": 6.0})
+    asked = TrainRequest(
+        model="segmentation", pairs=pairs, folder=tmp_path / "r", params={"max_epochs": 1, **CHEAP}, parent=parent
+    )
+    task = BasicTrainTask(labels=LABELS, description="", options=Options())
+    again, _ = run(task, asked, tmp_path / "host")
+    assert again.card["trained"]["from"] is None
+    assert "not from v1: its voxels of 6.0 mm" in again.card["plan"]["start"]
+    chosen = json.loads((tmp_path / "r" / "design.json").read_text())
+    assert chosen["plan"] == again.card["plan"]
+    assert max(again.card["spacing"]) < 3
+
+
+def test_a_run_that_goes_on_keeps_its_design_whatever_the_server_is_told_meanwhile(pairs, tmp_path):
+    def with_conf(**conf):
+        return BasicTrainTask(labels=LABELS, description="", options=Options(), conf=conf)
+
+    params = {"max_epochs": 2, "checkpoint_every": 2}
+    asked = request(pairs, tmp_path / "r", **params)
+    stopped, _ = run(with_conf(spacing="1.5,1.2,1.3"), asked, tmp_path / "host", stop=Stopped(3))
+    assert stopped is None
+    result, _ = run(with_conf(spacing="3"), asked, tmp_path / "host")
+    assert result.card["trained"]["resumed"] == 1
+    assert result.card["spacing"] == [1.5, 1.2, 1.3]
+    SegmentationTask.from_version(version(result)).load()
 
 
 @pytest.mark.parametrize(

@@ -26,3 +26,7 @@ def test_two_workers_train_one_network(tmp_path):
     assert first["iterations"] == second["iterations"]
     assert first["result"] is not None
     assert second["result"] is None
+    assert first["design"] == second["design"]
+    assert first["design"]["spacing"] == [1.0, 1.0, 1.0]
+    assert first["refused"] == second["refused"]
+    assert "spacing" in first["refused"]

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from blobs import LABELS, SMALL
 from torch import distributed
 
+from rayapp.errors import BadRequest
 from rayapp.training.basic import BasicTrainTask
 from rayapp.training.loop import Run
 from rayapp.training.options import Options
@@ -41,15 +43,24 @@ def main(rank, world_size, folder):
     names = sorted(path.name for path in (folder / "pairs").glob("blob_??.nii.gz"))
     pairs = [Pair(image=folder / "pairs" / n, label=folder / "pairs" / n.replace(".nii", "_label.nii")) for n in names]
     host = Worker(rank, world_size)
-    task = BasicTrainTask(labels=LABELS, description="", options=Options())
+    conf = {"spacing": 1.0 + 0.5 * rank}  # as if each looked at another machine or at other files
+    task = BasicTrainTask(labels=LABELS, description="", options=Options(), conf=conf)
     request = TrainRequest(
-        model="segmentation", pairs=pairs, folder=folder / "run", params={**SMALL, "max_epochs": 4, "val_split": 0.4}
+        model="segmentation",
+        pairs=pairs,
+        folder=folder / "run",
+        params={**SMALL, "spacing": None, "max_epochs": 4, "val_split": 0.4},
     )
     run = Run(task, request, host)
     result = run.go()
     sums = {name: float(tensor.double().sum()) for name, tensor in run._learner.network.state_dict().items()}
     told = {"sums": sums, "metrics": [row["metric"] for row in run._state.rows], "checkpoints": host.checkpoints}
     told |= {"iterations": run._state.iteration, "result": None if result is None else result.metric}
+    told |= {"design": run._state.design}
+    try:
+        Run(task, replace(request, params={**SMALL, "spacing": -1.0}), host)
+    except BadRequest as error:
+        told |= {"refused": error.detail}
     (folder / f"rank_{rank}.json").write_text(json.dumps(told))
     distributed.destroy_process_group()
 

@@ -94,16 +94,20 @@ class RadiologyApp(LabelApp):
         return {name: self._trainer(name) for name in self.settings.models if name in TASKS}
 
     def _trainer(self, name: str) -> TrainTask:
+        conf = self.settings.conf
+        clicks = ClickOptions().over(conf)
         if name == "deepgrow_2d":
-            return DeepGrow2dTrainTask(description="DeepGrow 2D: any structure, slice by slice", options=ClickOptions())
+            description = "DeepGrow 2D: any structure, slice by slice"
+            return DeepGrow2dTrainTask(description=description, options=clicks, conf=conf)
         if name == "deepgrow_3d":
-            return DeepGrowTrainTask(description="DeepGrow 3D: any structure", options=ClickOptions())
+            return DeepGrowTrainTask(description="DeepGrow 3D: any structure", options=clicks, conf=conf)
         wanted = self.settings.labels
         labels = {label: value for value, label in enumerate(wanted, start=1)} or shipped_card(name)["labels"]
         if name == "deepedit":
             description = "DeepEdit: all structures at once, corrected by clicks"
-            return DeepEditTrainTask(labels=labels, description=description, options=ClickOptions())
-        return BasicTrainTask(labels=labels, description="Automatic segmentation", options=Options())
+            return DeepEditTrainTask(labels=labels, description=description, options=clicks, conf=conf)
+        options = Options().over(conf)
+        return BasicTrainTask(labels=labels, description="Automatic segmentation", options=options, conf=conf)
 
     def make_task(self, version: ModelVersion) -> InferTask:
         """The task of the model's kind, built as the version's card says."""

@@ -1,0 +1,96 @@
+"""Overrides: what a person says in place of the planner, in a request, with `--conf` or in an app. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from rayapp.errors import BadRequest
+
+Numbers = npt.NDArray[np.float64]
+
+MAX_AXIS = 384
+"""Voxels that a region may have along an axis."""
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """The choices that are made already; None for one that is the planner's."""
+
+    spacing: Numbers | None = None
+    roi_size: Numbers | None = None
+    network: Mapping[str, Any] | None = None
+    train_batch_size: int | None = None
+    precision: str | None = None
+    overlap: float | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], *, axes: int) -> Self:
+        """Parse texts (as of `--conf`) and JSON values. Other keys are others' business; a value that is None, empty
+        or, of the batch's size, 0 leaves the choice to the planner.
+
+        `spacing` is one number of mm or one for each axis, `roi_size` a number of voxels for each, along R, A, S;
+        `network` is as `rayapp.models.networks.build` takes it, channels aside.
+
+        Raises BadRequest naming the key.
+        """
+        said = {key: given[key] for key in FIELDS if given.get(key) is not None and str(given[key]) not in UNSAID}
+        spacing = _numbers(said, "spacing", (1, axes), lambda mm: 0.01 <= mm <= 100)
+        roi_size = _numbers(said, "roi_size", (axes,), lambda n: n.is_integer() and 1 <= n <= MAX_AXIS)
+        batch = _numbers(said, "train_batch_size", (1,), lambda n: n.is_integer() and 0 <= n <= 1024)
+        overlap = _numbers(said, "overlap", (1,), lambda share: 0 <= share < 1)
+        precision = said.get("precision")
+        if precision is not None and precision not in PRECISIONS:
+            raise BadRequest(f"precision: one of {', '.join(PRECISIONS)}, not {str(precision)[:40]!r}")
+        return cls(
+            spacing=None if spacing is None else np.array(np.broadcast_to(spacing, axes)),
+            roi_size=roi_size,
+            network=_network(said.get("network"), axes),
+            train_batch_size=int(batch[0]) or None if batch is not None else None,
+            precision=precision,
+            overlap=None if overlap is None else float(overlap[0]),
+        )
+
+
+FIELDS = tuple(Overrides.__dataclass_fields__)
+UNSAID = ("", "[]", "{}", "()")
+
+
+def _numbers(
+    said: Mapping[str, Any], key: str, counts: tuple[int, ...], sane: Callable[[float], bool]
+) -> Numbers | None:
+    """The numbers under a key: one, a list, or either as text."""
+    if key not in said:
+        return None
+    value = said[key]
+    try:
+        parts = value.strip("[]() ").split(",") if isinstance(value, str) else np.atleast_1d(value).tolist()
+        numbers = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or not all(sane(number) for number in numbers):
+        raise BadRequest(f"{key}: {str(value)[:40]!r} is out of range or no number")
+    if len(numbers) not in counts:
+        wanted = " or ".join(str(count) for count in sorted(set(counts)))
+        raise BadRequest(f"{key}: {wanted} number(s), for the axes R, A, S, not {len(numbers)}")
+    return np.array(numbers)
+
+
+def _network(value: Any, axes: int) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    try:
+        network = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        network = None
+    if not isinstance(network, Mapping):
+        raise BadRequest(f"network: an object with name and arguments, not {str(value)[:40]!r}")
+    if network.get("spatial_dims", axes) != axes:
+        raise BadRequest(f"network: spatial_dims must be {axes} here, not {str(network['spatial_dims'])[:40]}")
+    return network
