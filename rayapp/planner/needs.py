@@ -15,8 +15,8 @@ import numpy as np
 from rayapp.planner.overrides import Numbers
 from rayapp.planner.survey import Survey
 
-WINDOWS = (8, 32)
-"""Windows over an image: what it may cost, and what it may cost where structures are small."""
+SMALL_WINDOWS = 32
+"""Windows over an image that it may cost where structures are small."""
 ACROSS = 5
 """Voxels that the smallest structure should measure across."""
 AROUND = 1.5
@@ -30,16 +30,17 @@ UNEVEN = 2.0
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """What the images call for, in mm along each axis: their voxels, their extent, the part that a window should see;
-    and across the smallest structure (infinite if none is known)."""
+    and across the smallest structure (infinite if none is known). `windows` is how many over an image it may cost."""
 
     whole: bool
+    windows: int
     finest: Numbers
     extent: Numbers
     around: Numbers
     smallest: float
 
     @classmethod
-    def of(cls, survey: Survey, *, whole: bool, axes: int) -> Self:
+    def of(cls, survey: Survey, *, whole: bool, axes: int, windows: int) -> Self:
         """Of a survey, for networks that see images whole, or through windows."""
         shown = survey.axes(axes)
         extent = np.array(survey.extent)[shown]
@@ -49,6 +50,7 @@ class Needs:
         volumes = [structure.volume for structure in survey.structures.values()]
         return cls(
             whole=whole,
+            windows=windows,
             finest=np.array(survey.spacing)[shown],
             extent=extent,
             around=around,
@@ -59,7 +61,7 @@ class Needs:
         """The finest that the budget allows; at most as fine as structures and images are."""
         if self.whole:
             return self._coarsened(voxels)
-        usual, finer = (self._coarsened(voxels * windows) for windows in WINDOWS)
+        usual, finer = (self._coarsened(voxels * windows) for windows in (self.windows, SMALL_WINDOWS))
         return np.clip(np.maximum(self.finest, self.smallest / ACROSS), finer, usual)
 
     def region(self, spacing: Numbers, voxels: float) -> Numbers:

@@ -41,6 +41,9 @@ GPU_VOXELS = 160**3
 SLACK = 1.15
 """Of the budget, where sizes have to be rounded."""
 TRIES = 4
+WINDOWS = {"cpu": 2, "cuda": 4}
+"""Windows over an image, beyond which its voxels are made larger: as nnU-Net turns to a coarser grid where a patch sees
+less than a quarter. In the time there is on a CPU, more is learnt of larger parts in coarser voxels."""
 GPU_OVERLAP = 0.5
 GPU_WINDOWS = 8
 """Windows that go through a GPU together, at most."""
@@ -118,7 +121,7 @@ def propose(
     wanted = Overrides.of(overrides or {}, axes=method.axes)
     chosen = plan(hardware)
     machine = Machine(hardware, replace(chosen, precision=wanted.precision or chosen.precision))
-    needs = Needs.of(survey, whole=method.whole, axes=method.axes)
+    needs = Needs.of(survey, whole=method.whole, axes=method.axes, windows=WINDOWS[machine.plan.device])
     channels = {"in_channels": survey.channels + method.guidance, "out_channels": method.structures + 1}
     spacing, roi_size, network = _fitted(channels, needs, machine, wanted)
     batch = wanted.train_batch_size or machine.batch(network, roi_size, examples=method.examples)

@@ -242,8 +242,7 @@ def test_a_run_that_goes_on_keeps_its_design_whatever_the_server_is_told_meanwhi
     def with_conf(**conf):
         return BasicTrainTask(labels=LABELS, description="", options=Options(), conf=conf)
 
-    params = {"max_epochs": 2, "checkpoint_every": 2}
-    asked = request(pairs, tmp_path / "r", **params)
+    asked = request(pairs, tmp_path / "r", max_epochs=2, checkpoint_every=2, spacing=None)
     stopped, _ = run(with_conf(spacing="1.5,1.2,1.3"), asked, tmp_path / "host", stop=Stopped(3))
     assert stopped is None
     result, _ = run(with_conf(spacing="3"), asked, tmp_path / "host")
