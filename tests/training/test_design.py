@@ -45,8 +45,9 @@ def test_a_card_from_before_the_planner_is_read():
 
 
 def test_the_planner_designs_and_its_network_takes_the_region(pairs):
-    for one, channels in ((task(), 1), (DeepGrow2dTrainTask(description="", options=ClickOptions()), 3)):
-        made = one.design(pairs, {}, device=CPU)
+    slices = DeepGrow2dTrainTask(description="", options=ClickOptions())
+    for one, channels, params in ((task(), 1, {}), (slices, 3, {"roi_size": [24, 20]})):
+        made = one.design(pairs, params, device=CPU)
         assert len(made.spacing) == len(made.roi_size) == one.dimensions
         assert all(n % d == 0 for n, d in zip(made.roi_size, made.divisor, strict=True))
         with torch.no_grad():
