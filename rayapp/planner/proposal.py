@@ -252,11 +252,11 @@ def _reasons(
     budget = "a training step's share of the GPU" if machine.hardware.gpus else f"{GLANCE_S:g} s a look and the memory"
     if np.allclose(spacing, needs.finest, rtol=0.01):
         finest = "the images' own voxels"
-    elif not needs.whole and spacing.max() <= needs.smallest / ACROSS * 1.01:
+    elif not needs.whole and spacing.max() >= 0.99 * needs.smallest / ACROSS:
         finest = f"the smallest structure is {needs.smallest:.0f} mm across"
     else:
         finest = f"the images' own voxels are too many for {budget}"
-    whole = bool((images <= np.array(roi_size) + 0.5).all())
+    whole = needs.whole or bool((images <= np.array(roi_size) + 0.5).all())
     reasons = {
         "spacing": finest,
         "roi_size": "whole images" if whole else f"windows, as large as {budget} allow",
