@@ -85,8 +85,8 @@ class LightningTrainTask(BasicTrainTask[Options]):
 
     def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
         """As the protocol says."""
-        options, started = self.options.over(request.params), time.time()
-        design = self.design(request.pairs, request.params, device=host.device)
+        started, design = time.time(), self.design(request.pairs, request.params, device=host.device)
+        options = self.options.over(request.params).planned(design.plan)
         train, val = self.partition(request.pairs, options)
         request.folder.mkdir(parents=True, exist_ok=True)
         pl.seed_everything(options.seed, verbose=False)
