@@ -9,7 +9,9 @@ import pytest
 from rayapp.active_learning.results import keep_uncertainty
 from rayapp.config import ohif_folder
 from rayapp.geometry import index_to_mm
+from rayapp.imaging.dicom_instances import uid_of
 from rayapp.imaging.volume import Segmentation
+from rayapp.protocol import Role
 from tests.browser.conftest import Viewer
 from tests.gateway.conftest import AFFINE, SHAPE, Serve, Served, voxels, write_image
 
@@ -73,3 +75,25 @@ def test_uncertainty_lies_over_the_very_voxels_and_goes_away(gateway: Served, vi
     assert "uncertainty" not in viewer.page.evaluate(
         "cornerstoneTools.segmentation.state.getSegmentations().map(one => one.segmentationId).join()"
     )
+
+
+def test_the_next_image_opens_with_its_reason(gateway: Served, viewer: Viewer):
+    viewer.open(gateway.url, "left")
+    with viewer.page.expect_navigation():
+        viewer.use("next")
+    viewer.page.locator(".rayapp .reason", has_text="first: ").wait_for()
+    image = viewer.page.locator(".rayapp .image").inner_text()
+    assert image != "left"
+    assert uid_of("study", image) in viewer.page.url
+    assert "first" in gateway.store.image(image).info["strategy"]
+
+
+def test_where_keys_are_asked_for_the_panel_asks_for_one_and_uses_it_everywhere(serve: Serve, viewer: Viewer):
+    keyed = serve(auth="token", ohif=ohif_folder())
+    key = keyed.users.add("anna", Role.ANNOTATOR)
+    viewer.page.on("dialog", lambda dialog: dialog.accept(key))
+    assert viewer.open(keyed.url, "ct_a") == "ready; nothing was saved of this image yet"
+    assert "bright" in viewer.press("segment")
+    np.testing.assert_array_equal(viewer.voxels(keyed.settings.studies / "ct_a.nii.gz")[1], voxels())
+    assert viewer.press("save") == "saved"
+    assert keyed.store.revisions("ct_a", "final")[-1].user == "anna"
