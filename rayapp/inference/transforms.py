@@ -123,7 +123,7 @@ class TransformPipeline:
             image = data[self.image].clone()
             original = {key: image.meta[key] for key in ("spatial_shape", "original_affine")}
             image.meta["spatial_shape"] = np.array(image.shape[-3:])
-            image.meta["original_affine"] = image.affine.clone()
+            image.meta["original_affine"] = image.affine.numpy().copy()
             data |= {self.image: image, f"{self.image}_meta_dict": image.meta, **entries}
             data = self._run(self._steps[self._alone :], data)
             data[self.image].meta.update(original)
@@ -184,7 +184,7 @@ def loaded(volume: Volume, *, channel_first: bool) -> MetaTensor:
     affine = torch.from_numpy(np.array(volume.affine, dtype=np.float64))
     meta = {
         "affine": affine,
-        "original_affine": affine.clone(),
+        "original_affine": affine.numpy().copy(),  # an array, as LoadImaged leaves it
         "spatial_shape": np.array(volume.shape),
         "original_channel_dim": 0 if image.ndim == 4 else "no_channel",
         "space": "RAS",

@@ -196,7 +196,7 @@ class TurnClicks:
         self.ref_image, self.label_names = ref_image, label_names
     def __call__(self, data):
         meta = data[self.ref_image].meta
-        turn = np.linalg.inv(np.asarray(meta["affine"])) @ np.asarray(meta["original_affine"])
+        turn = np.linalg.inv(meta["affine"].numpy()) @ meta["original_affine"]
         for name in self.label_names:
             if len(data.get(name, [])):
                 points = np.array(data[name], float)
