@@ -58,13 +58,13 @@ class DeepEditTrainTask(ClickTrainTask):
 
 
 def annotate(task: SegmentationTask, prepared: PreparedImage, truth: Labels, *, clicks: int) -> Iterator[Labels]:
-    """A served task's answers to an annotator who always clicks into the largest error: without a click, then after
-    each of `clicks`, all on the source's grid."""
+    """A served task's answers to an annotator who always clicks into the middle of the largest error: without a
+    click, then after each of `clicks`, all on the source's grid."""
     names = [BACKGROUND, *(name for name, value in task.info.labels.items() if value)]
     made: dict[str, list[Point]] = {}
     rng = np.random.default_rng(0)
     for _ in range(clicks + 1):
         found = task.predict(prepared, Prompts(clicks=made), {}).labels
         yield found
-        for label, (i, j, k) in interaction.corrections(truth, found, len(names), count=1, rng=rng):
+        for label, (i, j, k) in interaction.corrections(truth, found, len(names), count=1, rng=rng, deep=1.0):
             made.setdefault(names[label], []).append((int(i), int(j), int(k)))

@@ -20,7 +20,7 @@ from rayapp.inference.guidance import Position
 
 Array = npt.NDArray[Any]
 DEEP = 0.6
-"""A click lies at least this share of the largest depth inside its region."""
+"""A click of training lies at least this share of the largest depth inside its region."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class Region:
     mask: npt.NDArray[np.bool_]
     size: int
 
-    def click(self, rng: np.random.Generator, *, noise: float = 0.0) -> tuple[int, int, int]:
-        """A voxel deep inside, `noise` (standard deviation, voxels) beside where it was meant; never off the mask's
-        box by more than the noise, and never below 0."""
+    def click(self, rng: np.random.Generator, *, noise: float = 0.0, deep: float = DEEP) -> tuple[int, int, int]:
+        """A voxel inside, at least the share `deep` of the largest depth, `noise` (standard deviation, voxels) beside
+        where it was meant; never off the mask's box by more than the noise, and never below 0."""
         border = [int(n > 1) for n in self.mask.shape]
         depth = ndimage.distance_transform_edt(np.pad(self.mask, [(n, n) for n in border]))
-        deep = np.argwhere(depth >= DEEP * depth.max()) - border
-        place = deep[int(rng.integers(len(deep)))] + [part.start for part in self.box]
+        places = np.argwhere(depth >= deep * depth.max()) - border
+        place = places[int(rng.integers(len(places)))] + [part.start for part in self.box]
         x, y, z = (int(at) for at in place)
         if noise:
             flat = [n == 1 for n in self.mask.shape]
@@ -71,11 +71,18 @@ def placed_on(position: tuple[int, int, int], shape: tuple[int, ...]) -> Positio
 
 
 def corrections(
-    truth: Array, guess: Array, labels: int, *, count: int, rng: np.random.Generator, noise: float = 0.0
+    truth: Array,
+    guess: Array,
+    labels: int,
+    *,
+    count: int,
+    rng: np.random.Generator,
+    noise: float = 0.0,
+    deep: float = DEEP,
 ) -> Iterator[tuple[int, Position]]:
     """Labels and places of clicks into the `count` largest wrong regions."""
     for region in regions(truth, guess, labels, count=count):
-        yield region.label, placed_on(region.click(rng, noise=noise), truth.shape)
+        yield region.label, placed_on(region.click(rng, noise=noise, deep=deep), truth.shape)
 
 
 def _parts(mask: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
