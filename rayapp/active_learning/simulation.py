@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from rayapp.active_learning.annotator import MAX_BYTES, Annotator, Habits, Labelled, mean_dice
-from rayapp.client import AsyncClient, JobKind
+from rayapp.client import AsyncClient, Job, JobKind
 from rayapp.errors import RayappError
 from rayapp.imaging.reader import read_segmentation
 
@@ -32,7 +32,11 @@ LABELS, ROUNDS = "labels", "rounds"
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What a run does. The model is trained, and validated, each time that so many images as one of `budgets` are
-    labelled; `training` holds options of the trainer."""
+    labelled, and then the unlabelled images are scored if the strategy needs it (`scoring`, a method's name).
+
+    `training` and `scoring_options` are requests; `iterations`, when it is not 0, makes each training that long,
+    whatever number of images there is to learn from.
+    """
 
     model: str
     strategy: str
@@ -41,6 +45,9 @@ class Protocol:
     seed: int = 0
     habits: Habits = field(default_factory=Habits)
     training: Mapping[str, Any] = field(default_factory=dict)
+    iterations: int = 0
+    scoring: str = ""
+    scoring_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +143,10 @@ class Simulation:
     async def _round(self, client: AsyncClient, sessions: Sequence[tuple[str, Path]]) -> Round:
         protocol = self._protocol
         options = {"seed": protocol.seed, **protocol.training}
-        job = await client.start_job(JobKind.TRAIN, protocol.model, options, enqueue=True)
+        if protocol.iterations:
+            options["max_epochs"] = max(1, protocol.iterations // len(self.labels))
         began = asyncio.get_running_loop().time()
-        job = [seen async for seen in client.follow(job["id"])][-1]
-        if job["status"] != "DONE":
-            raise RayappError(f"training {job['id']} ended as {job['status']}: {'; '.join(job.get('details', ()))}")
+        await _ended(client, await client.start_job(JobKind.TRAIN, protocol.model, options, enqueue=True))
         trained = asyncio.get_running_loop().time() - began
         scores, version = [], ""
         for session, label in sessions:
@@ -158,6 +164,9 @@ class Simulation:
             training_s=trained,
         )
         self.rounds.append(made)
+        if protocol.scoring and made.labels < max(protocol.budgets):
+            asked = {"model": protocol.model, **protocol.scoring_options}
+            await _ended(client, await client.start_job(JobKind.SCORING, protocol.scoring, asked, enqueue=True))
         return made
 
     def write(self, folder: Path) -> None:
@@ -167,6 +176,13 @@ class Simulation:
         for kind, rows in ((LABELS, self.labels), (ROUNDS, self.rounds)):
             table = pa.Table.from_pylist([{**dataclasses.asdict(row), "seed": self._protocol.seed} for row in rows])
             parquet.write_table(table, folder / f"{name}.{kind}.parquet")
+
+
+async def _ended(client: AsyncClient, job: Job) -> None:
+    """Wait for a job. Raises RayappError if it does not end well."""
+    seen = [now async for now in client.follow(job["id"])][-1]
+    if seen["status"] != "DONE":
+        raise RayappError(f"job {job['id']} ended as {seen['status']}: {'; '.join(seen.get('details', ()))}")
 
 
 def rounds_in(folder: Path) -> list[Round]:

@@ -30,6 +30,8 @@ def simulate(
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the trainer; may be repeated.")
     ] = None,
+    iterations: Annotated[int, typer.Option(min=0, help="Of each training; 0 leaves it to --set max_epochs.")] = 0,
+    scoring: Annotated[str, typer.Option(metavar="METHOD", help="Score after each training, for the strategy.")] = "",
     click_s: Annotated[float, typer.Option(min=0, help="Seconds a click takes.")] = 5.0,
     review_s: Annotated[float, typer.Option(min=0, help="Seconds a look at a proposal takes.")] = 30.0,
     manual_s: Annotated[float, typer.Option(min=0, help="Seconds an image by hand takes.")] = 600.0,
@@ -69,6 +71,8 @@ def simulate(
                 click_noise=click_noise,
             ),
             training=values(options or []),
+            iterations=iterations,
+            scoring=scoring,
         ),
         references=_by_name(references, "--references"),
         validation=_pairs(validation),

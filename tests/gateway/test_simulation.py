@@ -117,7 +117,7 @@ def test_a_run_labels_trains_and_tests_and_its_results_are_tables_and_a_picture(
             "random",
             *("--references", str(tmp_path / "references"), "--validation", str(tmp_path / "validation")),
             *("--out", str(tmp_path / "out"), "--model", "bright", "--budgets", "2,5", "--annotators", "2"),
-            *("--set", "max_epochs=2", "--server", pool.url),
+            *("--iterations", "8", "--server", pool.url),
         ],
     )
     assert told.exit_code == 0, (told.output, told.exception)
@@ -127,7 +127,7 @@ def test_a_run_labels_trains_and_tests_and_its_results_are_tables_and_a_picture(
     assert rounds[1].dice > 0.9
     assert pool.store.status()["completed"] == 5
     trained = [job for job in pool.jobs.jobs() if job.over]
-    assert [job.request["seed"] for job in trained] == [0, 0]
+    assert [(job.request["seed"], job.request["max_epochs"]) for job in trained] == [(0, 4), (0, 1)]
     assert "random" in told.output
     with Image.open(tmp_path / "out" / "curves.png") as picture:
         assert picture.format == "PNG"
