@@ -112,6 +112,7 @@ RESERVED_LABEL_NAMES = frozenset(
         "optimiser",
         "point_labels",
         "points",
+        "refine",
         "reset_state",
         "restore_label_idx",
         "result_compress",

@@ -12,6 +12,7 @@ Networks obey clicks mostly. Three rules, applied to the margins between structu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from rayapp.inference.pipeline import Floats, Labels
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
 from rayapp.inference.scan import Scan
 from rayapp.inference.segmentation import Clock, PreparedImage, SegmentationTask, wanted
-from rayapp.inference.task import Point, Prediction, Prompts
+from rayapp.inference.task import Point, Prediction, Prompts, TaskInfo
 
 HOLD = 4.0
 """Least margin (in logits) that a click gives its label on the network voxels around it."""
@@ -36,6 +37,9 @@ REACH = 1.5
 """Voxels of the network's grid that a click reaches into tissue like its own."""
 ALIKE = 0.3
 """Largest difference, in normalised intensity (the body spans 2), of tissue that counts as alike."""
+
+REFINE = "refine"
+"""In a request: whether to wait for the second stage."""
 
 Clicks = tuple[tuple[Point, ...], ...]
 """Points per guidance channel: structures by value, then background."""
@@ -78,6 +82,12 @@ class DeepEditTask(SegmentationTask):
         return len(self._structures) + 1
 
     @property
+    def info(self) -> TaskInfo:
+        """What `/info/` shows."""
+        info = super().info
+        return dataclasses.replace(info, config={**info.config, REFINE: False})
+
+    @property
     def _labels(self) -> dict[str, int]:
         return {BACKGROUND: 0, **self._structures}
 
@@ -103,13 +113,16 @@ class DeepEditTask(SegmentationTask):
         return self._guided(_edit(prepared), ((),) * self._guidance_channels, Clock())
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
-        """Segment, guided by the clicks.
+        """Segment, guided by the clicks; drawn finely around them only if `refine` asks for it, since that takes longer
+        than the network does.
 
         Raises:
             BadRequest: for `foreground` clicks when it is not clear which structure they mean.
         """
-        *_, last = self.stages(prepared, prompts, config)
-        return last
+        first, *better = itertools.islice(
+            self.stages(prepared, prompts, config), 2 if wanted(config.get(REFINE)) else 1
+        )
+        return better[0] if better else first
 
     def stages(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
         """What the network says to the clicks, and then, where the image has more detail, that drawn finely around

@@ -77,7 +77,8 @@ class InferenceService:
         self._ahead = Ahead(lanes=self._lanes, images=self._images, serving=self._serving)
 
     async def infer(self, call: InferCall) -> InferReply:
-        """Answer one call; of a model that answers in stages, the last answer.
+        """Answer one call; of a model that answers in stages, what its `predict` makes of a call that stands alone, and
+        the last answer to a turn of an interaction.
 
         Raises:
             NotFound: unknown model or image.
@@ -88,7 +89,7 @@ class InferenceService:
         with self._lanes.click():
             if call.turn is None:
                 return await self._alone(call)
-            async with aclosing(self._turn(call, call.turn, _best)) as replies:
+            async with aclosing(self._turn(call, call.turn, _last)) as replies:
                 return await anext(replies)
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
@@ -208,7 +209,7 @@ class InferenceService:
 
 
 def _best(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
-    """The last answer alone."""
+    """One answer."""
     yield work.task.predict(prepared, prompts, work.call.params)
 
 
@@ -217,6 +218,12 @@ def _stages(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]
     if isinstance(work.task, StagedTask):
         return work.task.stages(prepared, prompts, work.call.params)
     return _best(work, prepared, prompts)
+
+
+def _last(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
+    """The best answer, which does not depend on whether the stages before it were looked at."""
+    *_, last = _stages(work, prepared, prompts)
+    yield last
 
 
 def _annotator(call: InferCall) -> tuple[str, str, str] | None:

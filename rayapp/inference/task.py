@@ -134,7 +134,7 @@ class StagedTask(InferTask, Protocol):
     """A model that can answer in stages: soon and roughly first, then better."""
 
     def stages(self, prepared: Any, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
-        """One or more answers to these prompts, each better than the one before; `predict` gives the last.
+        """One or more answers to these prompts, each better than the one before; `predict` gives one of them.
 
         The work is done as answers are asked for, each on the thread that runs networks; whoever needs no better one
         just stops asking. A prediction's `seconds` are all that was spent up to it.

@@ -79,6 +79,14 @@ def test_the_second_answer_is_sharper_than_the_first(deepgrow, prepared, shown):
     assert dice(sharp, shown, 1)[0] > 0.99
 
 
+def test_a_call_that_stands_alone_waits_for_the_second_answer_only_if_it_says_so(deepgrow, prepared):
+    rough, sharp = stages(deepgrow, prepared, foreground=[tuple(CENTRE)])
+    assert deepgrow.info.config["refine"] is False
+    for config, expected in (({}, rough), ({"refine": "true"}, sharp), ({"refine": False}, rough)):
+        found = deepgrow.predict(prepared, Prompts(clicks={"foreground": [tuple(CENTRE)]}), config).labels
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_an_image_that_the_network_sees_in_full_has_one_answer(tmp_path, volume):
     task = DeepGrow3DTask.from_version(version(tmp_path, 3))
     crop = Volume(array=volume.array[:, 10:42, 15:47, 8:40], affine=volume.affine)
