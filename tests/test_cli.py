@@ -227,7 +227,7 @@ def test_doctor_plans_for_the_studies_it_is_shown(tmp_path: Path, capsys: pytest
     with contextlib.suppress(Exit):  # for what is amiss on this machine
         doctor.doctor(make_studies(tmp_path / "studies", 1))
     shown = capsys.readouterr().out
-    for word in ("1, 0 with labels", "segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d", "batch size", "DynUNet"):
+    for word in ("1, 0 with labels", "segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d", "batch size", "UNet"):
         assert word in shown
 
 
