@@ -8,7 +8,7 @@ ARCHIVE := orthanc orthanc-dicomweb dicom3tools
 
 VIEWER := $(CURDIR)/$(VENV)/ohif
 
-.PHONY: docs install orthanc viewer demo test test-slow lint format weights clean
+.PHONY: docs install orthanc viewer demo test test-slow test-browser lint format weights clean
 
 install: $(VENV)/.installed
 
@@ -50,9 +50,13 @@ viewer: install
 				>/dev/null 2>&1; \
 		fi || echo "==> that did not work here"; }
 
-test: install orthanc viewer
-	@echo "==> running the fast tests (the slow proofs: make test-slow)"
-	@RAYAPP_OHIF=$(VIEWER) $(BIN)/pytest -q
+test: install orthanc
+	@echo "==> running the fast tests (the slow proofs: make test-slow; in a browser: make test-browser)"
+	@$(BIN)/pytest -q
+
+test-browser: install orthanc viewer
+	@echo "==> clicking in OHIF in headless Chromium"
+	@RAYAPP_OHIF=$(VIEWER) $(BIN)/pytest -q -m browser
 
 test-slow: install orthanc
 	@echo "==> running the slow proofs"
