@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 import threading
 import time
@@ -287,7 +288,7 @@ def _module_of(folder: Path) -> Any:
         if known.startswith("rayapp_app_") or _lies_in_app(module):
             del sys.modules[known]
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in _folders)]
-    _folders.add(str(folder))
+    _folders[:] = [str(folder)]
     spec = importlib.util.spec_from_file_location(name, folder / "main.py")
     if spec is None or spec.loader is None:
         raise AppBroken(f"main.py of app {folder.name!r} cannot be imported")
@@ -302,8 +303,8 @@ def _module_of(folder: Path) -> Any:
 
 _running = threading.Lock()
 """Held while an app's code is run: what it imports is taken out of the process first."""
-_folders: set[str] = set()
-"""Folders of apps that this process has run: one at a time is on the import path, since each has its own `lib`."""
+_folders: list[str] = []
+"""The folder of the app that was run last: one at a time is on the import path, since each has its own `lib`."""
 
 
 def _lies_in_app(module: Any) -> bool:
@@ -311,4 +312,4 @@ def _lies_in_app(module: Any) -> bool:
     if not isinstance(spec, ModuleSpec):
         return False
     places = [spec.origin, *(spec.submodule_search_locations or ())]
-    return any(Path(place).is_relative_to(folder) for place in places if place for folder in _folders)
+    return any(f"{place}{os.sep}".startswith(f"{folder}{os.sep}") for place in places if place for folder in _folders)

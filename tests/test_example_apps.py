@@ -66,7 +66,7 @@ def test_a_scoring_method_and_a_strategy_of_ones_own_choose_the_next_image(studi
     settings = settings_of(studies, "custom")
     catalogue = Catalogue(settings, store)
     assert {"contrast", "tta", "dice"} <= set(catalogue.describe()["scoring"])
-    scoring = Scoring(settings=settings, datastore=store, crew=PlainCrew(settings, store))
+    scoring = Scoring(settings=settings, datastore=store, crew=PlainCrew(settings, store), models=catalogue)
     job = Job(id="job-1", kind=Kind.SCORING, name="contrast", request={}, user="ann", created=1e9)
     scoring.check("contrast", {})
     assert scoring.run(job, Notes()).result["executed"] == 3

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 
+from rayapp.active_learning.strategies import strategies
 from rayapp.app import LabelApp, app_class
 from rayapp.catalogue import Catalogue
 from rayapp.config import Settings
@@ -194,7 +195,7 @@ def test_a_name_that_could_be_a_path_and_a_broken_trainer_and_strategy_are_named
             return {"odd": "first", "../up": print, **super().init_strategies()}
     """
     described = Catalogue(write(with_hooks(hooks)), store).describe()
-    assert set(described["strategies"]) == {"first", "random"}
+    assert set(described["strategies"]) == set(strategies())
     assert (set(described["models"]), described["trainers"]) == ({"bright"}, {})
     broken = described["broken_models"]
     assert "object needs an attribute or property info" in broken["bright (TrainTask)"]
@@ -238,8 +239,8 @@ def test_a_save_hook_may_return_nothing_and_one_that_fails_is_logged_without_wha
     assert "Doe" not in caplog.text
 
 
-def test_the_base_app_serves_nothing_and_has_two_strategies(write):
+def test_the_base_app_serves_nothing_and_has_the_strategies_that_every_app_has(write):
     settings = write("from rayapp.app import LabelApp\nclass Bare(LabelApp):\n    pass\n")
     app = app_class(settings).of(settings)
     assert isinstance(app, LabelApp)
-    assert (app.infers, app.trainers, sorted(app.strategies)) == ({}, {}, ["first", "random"])
+    assert (app.infers, app.trainers, sorted(app.strategies)) == ({}, {}, sorted(strategies()))

@@ -68,6 +68,7 @@ def test_info_has_what_the_clients_read(client: Any):
 
 
 def test_the_next_sample_can_be_opened(client: Any, server: Running):
+    client.upload_image(str(server.studies / "torso_0.nii.gz"), "to_label")  # others may hold all that there were
     sample = client.next_sample("random", {"label_tag": "final"})
     assert Path(sample["path"]).is_file()
     assert sample["name"] == f"{sample['id']}.nii.gz"

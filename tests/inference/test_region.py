@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from rayapp.inference import region as module
 from rayapp.inference.marks import BACKGROUND, FOREGROUND
 from rayapp.inference.region import Region
 
@@ -12,9 +11,8 @@ SPACING = np.array((0.7, 0.7, 2.1))
 
 
 @pytest.fixture
-def coarse(monkeypatch):
-    monkeypatch.setattr(module, "MAX_VOXELS", 4000)
-    return Region.around((3, 2, 1), (34, 27, 22), SHAPE, SPACING)
+def coarse():
+    return Region.around((3, 2, 1), (34, 27, 22), SHAPE, SPACING, most=4000)
 
 
 def test_it_is_clipped_to_the_image():
