@@ -35,7 +35,7 @@ HOLD = 4.0
 """Least margin (in logits) that a click gives its label on the network voxels around it."""
 REACH = 1.5
 """Voxels of the network's grid that a click reaches into tissue like its own."""
-ALIKE = 0.1
+ALIKE = 0.12
 """Largest difference, in normalised intensity (the body spans 2), of tissue that counts as alike."""
 
 REFINE = "refine"
