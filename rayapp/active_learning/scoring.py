@@ -26,8 +26,7 @@ from rayapp.protocol import FINAL, ORIGINAL, checked_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayapp.active_learning.uncertainty import Measures, Sampled
-    from rayapp.inference.segmentation import PreparedImage
+    from rayapp.active_learning.uncertainty import Measures, Sampled, Seen
 
 SAMPLED = ("segmentation", "deepedit")
 """Types of models that say something of an image that nobody has clicked on."""
@@ -165,7 +164,7 @@ def plan_of(
 
 def sampled_models(infers: Mapping[str, InferTask]) -> list[str]:
     """Names of the models that can be sampled."""
-    return [name for name, task in infers.items() if task.info.type in SAMPLED and hasattr(task, "probabilities")]
+    return [name for name, task in infers.items() if task.info.type in SAMPLED and hasattr(task, "seen")]
 
 
 class _Sampling:
@@ -178,7 +177,7 @@ class _Sampling:
     asks_model = True
 
     def _samples(
-        self, task: Sampled, image: Tensor, options: Mapping[str, Any], seed: int
+        self, task: Sampled, seen: Seen, options: Mapping[str, Any], seed: int
     ) -> Iterator[Tensor]:  # pragma: no cover
         raise NotImplementedError
 
@@ -193,15 +192,15 @@ class _Sampling:
             raise BadRequest("option 'samples' must be at least 1")
         sampled: Any = task
         volume = case.volume()
-        prepared: PreparedImage = sampled.prepare(volume)
+        seen: Seen = sampled.seen(volume)
         seed = zlib.crc32(case.image.id.encode())
-        moments = u.measured(self._samples(sampled, prepared.image, options, seed), prepared)
-        levels = u.uncertain_levels(moments, prepared)
+        moments = u.measured(self._samples(sampled, seen, options, seed), seen)
+        levels = u.uncertain_levels(moments, seen)
         sums = u.slice_sums(levels)
         whole = moments.image()
         names = {name: value for name, value in sampled.info.labels.items() if value}
         parts = {name: moments.structure(value) for name, value in names.items()}
-        voxel = _millilitres(volume, prepared.grid.coarse)
+        voxel = seen.millilitres(volume)
         value = self._value(whole)
         if value is None:  # nothing was found anywhere
             value = float(moments.entropy.mean())
@@ -209,7 +208,7 @@ class _Sampling:
         entropies = {CLASS_ENTROPY + name: part.entropy for name, part in parts.items() if part.entropy is not None}
         return Score(
             values={self.name: value, FOREGROUND: whole.voxels * voxel, **entropies},
-            feature=tuple(float(x) for x in u.descriptor(prepared.image)),
+            feature=tuple(float(x) for x in u.descriptor(seen.image)),
             info={
                 f"{self.name}_entropy": whole.entropy if whole.entropy is not None else value,
                 f"{self.name}_mutual_information": whole.mutual_information,
@@ -236,7 +235,7 @@ class TestTime(_Sampling):
     description = "Uncertainty over views of the same image (test-time augmentation, aleatoric)"
     config: Mapping[str, Any] = {"samples": 8, "spatial": ["mirror", "none", "flips", "all"], "batch": 1}
 
-    def _samples(self, task: Sampled, image: Tensor, options: Mapping[str, Any], seed: int) -> Iterator[Tensor]:
+    def _samples(self, task: Sampled, seen: Seen, options: Mapping[str, Any], seed: int) -> Iterator[Tensor]:
         from rayapp.active_learning.uncertainty import augmented
         from rayapp.active_learning.views import Spatial, views
         from rayapp.training.augmentation import sided
@@ -244,8 +243,8 @@ class TestTime(_Sampling):
         spatial = Spatial(options["spatial"])
         if spatial is Spatial.MIRROR and sided(task.info.labels):
             spatial = Spatial.NONE
-        seen = views(options["samples"], image.shape[1:], spatial=spatial, seed=seed)
-        return augmented(task, image, seen, batch=options["batch"])
+        shown = views(options["samples"], seen.image.shape[1:], spatial=spatial, seed=seed, body=seen.body)
+        return augmented(task, seen.image, shown, batch=options["batch"])
 
 
 class Dropout(_Sampling):
@@ -255,13 +254,13 @@ class Dropout(_Sampling):
     description = "Uncertainty over networks by dropout (Monte-Carlo dropout, epistemic)"
     config: Mapping[str, Any] = {"samples": 8, "dropout": 0.1, "batch": 1}
 
-    def _samples(self, task: Sampled, image: Tensor, options: Mapping[str, Any], seed: int) -> Iterator[Tensor]:
+    def _samples(self, task: Sampled, seen: Seen, options: Mapping[str, Any], seed: int) -> Iterator[Tensor]:
         from rayapp.active_learning.uncertainty import dropped
 
         if not 0 < options["dropout"] < 1:
             raise BadRequest("option 'dropout' must lie between 0 and 1")
         return dropped(
-            task, image, options["samples"], probability=options["dropout"], seed=seed, batch=options["batch"]
+            task, seen.image, options["samples"], probability=options["dropout"], seed=seed, batch=options["batch"]
         )
 
     def _value(self, measures: Measures) -> float | None:
@@ -317,9 +316,3 @@ def scoring_methods() -> dict[str, ScoringMethod]:
 def _columns(measures: Measures, voxel: float) -> dict[str, Any]:
     known = asdict(measures)
     return {**known, "millilitres": known.pop("voxels") * voxel}
-
-
-def _millilitres(volume: Volume, coarse: tuple[int, int, int]) -> float:
-    """Of one voxel of the network's grid, which covers the image with `coarse` of them."""
-    whole = abs(float(np.linalg.det(volume.affine[:3, :3]))) * float(np.prod(volume.shape))
-    return whole / float(np.prod(coarse)) / 1000

@@ -22,8 +22,7 @@ from torch import Tensor
 from rayapp.active_learning.views import View
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
-from rayapp.inference.pipeline import Floats, Labels, restore_levels
-from rayapp.inference.segmentation import PreparedImage
+from rayapp.inference.pipeline import Floats, Labels
 from rayapp.inference.task import TaskInfo
 
 REGION = 0.05
@@ -33,6 +32,28 @@ POOLED = 4
 """Boxes along each axis that `descriptor` averages in."""
 
 
+class Seen(Protocol):
+    """An image on its network's grid, nobody having pointed at anything."""
+
+    @property
+    def image(self) -> Tensor:
+        """(C, *shape), on the network's device."""
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """Voxels along each axis, from the first, that show the image; what lies behind is padding."""
+
+    @property
+    def body(self) -> tuple[float, float]:
+        """The middle and half the range of most intensities, as views take them."""
+
+    def levels(self, field: Floats) -> Labels:
+        """A field from 0 to 1 over `extent`, on the source's grid (I, J, K): 255 for 1."""
+
+    def millilitres(self, volume: Volume) -> float:
+        """Of one voxel of the network's grid, given the source."""
+
+
 class Sampled(Protocol):
     """A task that can be sampled: the seam to `rayapp.inference`."""
 
@@ -40,8 +61,8 @@ class Sampled(Protocol):
     def info(self) -> TaskInfo:
         """Its labels, by value from 1."""
 
-    def prepare(self, volume: Volume) -> PreparedImage:
-        """The normalised image on the network's grid."""
+    def seen(self, volume: Volume) -> Seen:
+        """The image as the network takes it."""
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(N, 1 + L, *shape), background first, for images (N, C, *shape) without prompts."""
@@ -186,9 +207,9 @@ def dropped(
             yield from task.probabilities(image[None].expand(some, *image.shape))
 
 
-def measured(samples: Iterator[Tensor], prepared: PreparedImage) -> Moments:
-    """The moments of samples of a prepared image, within the image: padding is left out."""
-    within = tuple(slice(n) for n in prepared.grid.turned)
+def measured(samples: Iterator[Tensor], seen: Seen) -> Moments:
+    """The moments of samples of an image, within the image: padding is left out."""
+    within = tuple(slice(n) for n in seen.extent)
     moments: Moments | None = None
     for sample in samples:
         inside = sample[(slice(None), *within)]
@@ -199,10 +220,10 @@ def measured(samples: Iterator[Tensor], prepared: PreparedImage) -> Moments:
     return moments
 
 
-def uncertain_levels(moments: Moments, prepared: PreparedImage) -> Labels:
+def uncertain_levels(moments: Moments, seen: Seen) -> Labels:
     """The predictive entropy on the source image's grid, (I, J, K): 255 where all classes are as likely."""
     field: Floats = (moments.entropy / math.log(len(moments.mean))).numpy()
-    return restore_levels(field, prepared.grid)
+    return seen.levels(field)
 
 
 def slice_sums(levels: Labels) -> tuple[npt.NDArray[np.float32], ...]:

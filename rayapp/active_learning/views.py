@@ -35,7 +35,8 @@ class Spatial(StrEnum):
 class View:
     """Axis n shows axis `order[n]` of the image, backwards where `flips[n]`; then intensities change.
 
-    Padding stays padding. The noise is the same each time, by its `seed`.
+    `middle` and `half` say where the body's intensities lie: from `middle - half` to `middle + half`, as `normalise`
+    makes it unless they say otherwise. Padding stays padding. The noise is the same each time, by its `seed`.
     """
 
     order: tuple[int, int, int] = (0, 1, 2)
@@ -44,17 +45,20 @@ class View:
     shift: float = 0.0
     noise: float = 0.0
     seed: int = 0
+    middle: float = 0.0
+    half: float = 1.0
 
     def show(self, image: Tensor) -> Tensor:
         """An image (C, R, A, S) as this view has it."""
         seen = image.permute(0, *(axis + 1 for axis in self.order)).flip(self._flipped)
         if self.gain == 1 and not self.shift and not self.noise:
             return seen
-        changed = seen * self.gain + self.shift
+        changed = (seen - self.middle) * self.gain + (self.middle + self.shift * self.half)
         if self.noise:
             generator = torch.Generator().manual_seed(self.seed)
-            changed += self.noise * torch.randn(seen.shape, generator=generator).to(seen.device)
-        return torch.where(seen == PADDING, seen, changed.clamp_(PADDING, -PADDING))
+            changed += self.noise * self.half * torch.randn(seen.shape, generator=generator).to(seen.device)
+        low, high = self.middle + PADDING * self.half, self.middle - PADDING * self.half
+        return torch.where(seen == low, seen, changed.clamp_(low, high))
 
     def undo(self, fields: Tensor) -> Tensor:
         """What was made of the view, (K, …), voxel by voxel on the image's own axes."""
@@ -65,11 +69,19 @@ class View:
         return [axis + 1 for axis, flip in enumerate(self.flips) if flip]
 
 
-def views(count: int, shape: Sequence[int], *, spatial: Spatial, seed: int, intensity: float = 1.0) -> list[View]:
+def views(
+    count: int,
+    shape: Sequence[int],
+    *,
+    spatial: Spatial,
+    seed: int,
+    intensity: float = 1.0,
+    body: tuple[float, float] = (0.0, 1.0),
+) -> list[View]:
     """`count` views of an image of that shape, the first the image itself.
 
     Orientations come in random order, none twice before each came once; they keep the shape. `intensity` scales the
-    changes of intensity; 0 leaves them out.
+    changes of intensity; 0 leaves them out. `body` is `middle` and `half` of the views.
     """
     random = np.random.default_rng(seed)
     turns = _turns(tuple(shape), spatial)
@@ -87,6 +99,8 @@ def views(count: int, shape: Sequence[int], *, spatial: Spatial, seed: int, inte
                 shift=float(shift),
                 noise=intensity * NOISE,
                 seed=int(random.integers(1 << 31)),
+                middle=body[0],
+                half=body[1],
             )
         )
     return made[:count]

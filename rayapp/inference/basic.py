@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
+from rayapp.inference.network import dropout
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
+from rayapp.inference.seen import Seen, probabilities
 from rayapp.inference.segmentation import Clock
 from rayapp.inference.task import Prediction, Prompts, TaskInfo
-from rayapp.inference.transforms import PreparedData, TransformPipeline
+from rayapp.inference.transforms import Data, PreparedData, TransformPipeline
 from rayapp.models.networks import load_weights
 
 
@@ -97,12 +100,38 @@ class BasicInferTask:
     def predict(self, prepared: PreparedData, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:  # noqa: ARG002
         """Run the rest of the transforms and the network."""
         clock, pipeline = Clock(), self._loaded
-        names = dict.fromkeys((*self.info.labels, FOREGROUND, BACKGROUND))
-        data = pipeline.complete(prepared, {name: prepared.clicks(prompts.clicks.get(name, ())) for name in names})
+        data = self._completed(prepared, prompts)
         clock.stage("pre")
-        images = data[pipeline.image].as_tensor()[None].to(self.device, torch.float32)
-        output: Tensor = self.inferer()(inputs=images, network=self._network)
+        output = self._output(data[pipeline.image].as_tensor()[None])
         clock.stage("infer")
-        labels = pipeline.labels(data, output[0].float(), prepared.source)
+        labels = pipeline.labels(data, output[0], prepared.source)
         clock.stage("invert")
         return Prediction(labels=labels, seconds=clock.seconds)
+
+    def _completed(self, prepared: PreparedData, prompts: Prompts) -> Data:
+        names = dict.fromkeys((*self.info.labels, FOREGROUND, BACKGROUND))
+        return self._loaded.complete(prepared, {name: prepared.clicks(prompts.clicks.get(name, ())) for name in names})
+
+    def _output(self, images: Tensor) -> Tensor:
+        output: Tensor = self.inferer()(inputs=images.to(self.device, torch.float32), network=self._network)
+        return output.float()
+
+    # Samples, for `rayapp.active_learning.uncertainty`
+
+    def seen(self, volume: Volume) -> Seen:
+        """The image as the network takes it when nobody has pointed at anything."""
+        prepared = self.prepare(volume)
+        data = self._completed(prepared, Prompts())
+        image = data[self._loaded.image].as_tensor().to(self.device, torch.float32)
+        return Seen(pipeline=self._loaded, data=data, source=prepared.source, image=image)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Of background and each structure by value, (N, 1 + L, *shape), in images (N, C, *shape) as `seen`."""
+        answers = torch.cat([self._output(one[None]) for one in images])
+        return probabilities(answers, max(self.info.labels.values()), sigmoid=self._loaded.sigmoid)
+
+    def dropout(self, probability: float) -> AbstractContextManager[None]:
+        """See `rayapp.inference.network.dropout`."""
+        self.load()
+        return dropout(self._network, probability, name=self.info.description)

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
 from rayapp.inference import boxes, vista
 from rayapp.inference.deepgrow import foreground
+from rayapp.inference.network import dropout
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
 from rayapp.inference.scribbles import named
+from rayapp.inference.seen import Seen, probabilities
 from rayapp.inference.segmentation import Clock
 from rayapp.inference.task import Point, Prediction, Prompts, TaskInfo
 from rayapp.inference.transforms import Data, Labels, PreparedData, TransformPipeline, positions
@@ -100,6 +104,10 @@ class BundleTask:
         if any(name.lower() == BACKGROUND for name in names) or self.kind == DETECTION:
             return names
         return {name: index + 1 for name, index in names.items()}
+
+    def automatic(self) -> BundleTask:
+        """The same model without clicks."""
+        return BundleTask(self._folder, clicks=False, weights=self._weights, version=self.version)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -193,6 +201,28 @@ class BundleTask:
         clock.stage("invert")
         return Prediction(labels=labels, params=named(prompts) if self.kind == DEEPGROW else {}, seconds=clock.seconds)
 
+    # Samples, for `rayapp.active_learning.uncertainty`
+
+    def seen(self, volume: Volume) -> Seen:
+        """The image as the network takes it, without the channels of clicks."""
+        prepared, pipeline = self.prepare(volume), self.parts.pipeline
+        data = pipeline.complete(prepared, self._entries(prepared, Prompts(), None))
+        image = data[self._image].as_tensor()[: self._channels].to(self.device, torch.float32)
+        return Seen(pipeline=pipeline, data=data, source=prepared.source, image=image)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Of background and each structure by value, (N, 1 + L, *shape), in images (N, C, *shape) as `seen`."""
+        clicks = len(self._own_names) if self.kind == DEEPEDIT else 0
+        images = functional.pad(images, (0, 0) * 3 + (0, clicks))
+        with torch.autocast("cuda", enabled=self.device.type == "cuda"):
+            answers = [self._tensor(self.parts.inferer(inputs=one[None], network=self.parts.network)) for one in images]
+        return probabilities(torch.cat(answers), max(self.labels.values()), sigmoid=self.parts.pipeline.sigmoid)
+
+    def dropout(self, probability: float) -> AbstractContextManager[None]:
+        """See `rayapp.inference.network.dropout`."""
+        return dropout(self.parts.network, probability, name=self._folder.name)
+
     def _asked(self, prepared: PreparedData, prompts: Prompts, config: Mapping[str, Any]) -> vista.Asked:
         return vista.asked(prompts, config, self.labels, prepared.source.shape, self.parts.everything)
 
@@ -233,6 +263,10 @@ class BundleTask:
                 output = parts.inferer(inputs=images, network=parts.network)
             else:
                 output = self._prompted(images, data, positions(wish.points, prepared.source, image))
+        return self._tensor(output)
+
+    def _tensor(self, output: Any) -> Tensor:
+        """An inferer's answer, without its deep supervision. Raises ModelBroken."""
         output = output[0] if isinstance(output, (list, tuple)) else output
         if not isinstance(output, Tensor):
             raise self._folder.broken(f"its network puts out a {type(output).__name__}, and not one tensor")

@@ -88,32 +88,39 @@ class Network:
 
     @contextlib.contextmanager
     def dropout(self, probability: float) -> Iterator[None]:
-        """Within it dropout is active, and all else as it is when serving: each call is one sample of the posterior
-        (Gal and Ghahramani, Dropout as a Bayesian Approximation, 2016).
-
-        A network that was trained without dropout drops whole channels, each with `probability`, of its deepest
-        convolutions (the best place by Kendall et al., Bayesian SegNet, 2017). Belongs to the thread that runs it.
-
-        Raises:
-            BadRequest: for a network that has neither.
-        """
+        """See the function `dropout`."""
         self.load()
         assert self._network is not None
-        own = [m for m in self._network.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-        hooks = []
-        if not own:
-            hooks = [m.register_forward_hook(_dropping(probability)) for m in _deepest(self._network)]
-            if not hooks:
-                raise BadRequest(f"model {self._name!r} has neither dropout nor convolutions: choose another method")
-        for module in own:
-            module.train()
-        try:
+        with dropout(self._network, probability, name=self._name):
             yield
-        finally:
-            for module in own:
-                module.eval()
-            for hook in hooks:
-                hook.remove()
+
+
+@contextlib.contextmanager
+def dropout(network: nn.Module, probability: float, *, name: str) -> Iterator[None]:
+    """Within it dropout is active, and all else as it is when serving: each call is one sample of the posterior
+    (Gal and Ghahramani, Dropout as a Bayesian Approximation, 2016).
+
+    A network that was trained without dropout drops whole channels, each with `probability`, of its deepest
+    convolutions (the best place by Kendall et al., Bayesian SegNet, 2017). Belongs to the thread that runs it.
+
+    Raises:
+        BadRequest: for a network that has neither, or hides them, as TorchScript does.
+    """
+    own = [m for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    hooks = []
+    if not own:
+        hooks = [m.register_forward_hook(_dropping(probability)) for m in _deepest(network)]
+        if not hooks:
+            raise BadRequest(f"model {name!r} shows neither dropout nor convolutions: choose another method")
+    for module in own:
+        module.train()
+    try:
+        yield
+    finally:
+        for module in own:
+            module.eval()
+        for hook in hooks:
+            hook.remove()
 
 
 def _dropping(probability: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:

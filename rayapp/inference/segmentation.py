@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +34,27 @@ class PreparedImage:
 
     grid: NetworkGrid
     image: Tensor
+    body: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """The middle and half the range of most intensities, as `normalise` makes them."""
 
     @property
     def nbytes(self) -> int:
         """Bytes the image holds."""
         return self.image.nbytes
+
+    @property
+    def extent(self) -> pipeline.Shape:
+        """Voxels along R, A, S that show the image; behind these is padding."""
+        return self.grid.turned
+
+    def levels(self, field: Floats) -> pipeline.Labels:
+        """See `pipeline.restore_levels`."""
+        return pipeline.restore_levels(field, self.grid)
+
+    def millilitres(self, volume: Volume) -> float:
+        """Of one voxel of the grid, which covers `volume`."""
+        whole = abs(float(np.linalg.det(volume.affine[:3, :3]))) * float(np.prod(volume.shape))
+        return whole / float(np.prod(self.grid.coarse)) / 1000
 
 
 class SegmentationTask:
@@ -170,6 +186,10 @@ class SegmentationTask:
         return self._finish(margins, prepared.grid, prompts, config, clock)
 
     # Samples, for `rayapp.active_learning.uncertainty`
+
+    def seen(self, volume: Volume) -> PreparedImage:
+        """The image as the network takes it when nobody has pointed at anything."""
+        return self.prepare(volume)
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 from monai.transforms import (
+    Activations,
+    Activationsd,
     Compose,
     EnsureChannelFirst,
     EnsureChannelFirstd,
@@ -98,6 +100,12 @@ class TransformPipeline:
         self._alone = next((n for n, step in enumerate(self._steps) if not self._of_image(step)), len(self._steps))
 
     @property
+    def sigmoid(self) -> bool:
+        """Whether what the network says of each channel stands alone, and is no choice between them."""
+        dictionaries = (any(step.sigmoid) for step in self._post if isinstance(step, Activationsd))
+        return any(dictionaries) or any(step.sigmoid for step in self._post if isinstance(step, Activations))
+
+    @property
     def steps(self) -> Sequence[Any]:
         """The transforms before the network that are run."""
         return self._steps
@@ -159,18 +167,33 @@ class TransformPipeline:
         if not self._inverts and not placed:
             if found.shape[-3:] != image.shape[-3:]:
                 raise ModelBroken("what the model found lies neither on the image's grid nor on the network's")
-            invert = Invertd(
-                keys=self.pred,
-                transform=Compose(self._steps),
-                orig_keys=self.image,
-                nearest_interp=True,
-                to_tensor=True,
-            )
-            found = invert({self.image: image, self.pred: found.float()})[self.pred]
+            found = self._inverted(image, found, nearest=True)
         if tuple(found.shape[-3:]) != source.shape:
             raise ModelBroken(f"what the model found has {tuple(found.shape[-3:])} voxels, the image {source.shape}")
         array: npt.NDArray[Any] = found.detach().cpu().numpy()
         return array
+
+    def on_source(self, data: Data, field: Tensor, source: Grid) -> npt.NDArray[np.float32]:
+        """A field (…) over the image that went into the network, (I, J, K) on the source's grid; 0 beyond it."""
+        image = data[self.image]
+        found = MetaTensor(field[None].float(), meta=dict(image.meta))
+        found.applied_operations = list(image.applied_operations)
+        placed: npt.NDArray[np.float32] = self._inverted(image, found, nearest=False)[0].cpu().numpy()
+        if placed.shape != source.shape:
+            raise ModelBroken(f"what was inverted has {placed.shape} voxels, the image {source.shape}")
+        return placed
+
+    def _inverted(self, image: MetaTensor, found: MetaTensor, *, nearest: bool) -> MetaTensor:
+        """`found` with what was done to `image` undone."""
+        invert = Invertd(
+            keys=self.pred,
+            transform=Compose(self._steps),
+            orig_keys=self.image,
+            nearest_interp=nearest,
+            to_tensor=True,
+        )
+        undone: MetaTensor = invert({self.image: image, self.pred: found.float()})[self.pred]
+        return undone
 
     def _run(self, steps: Sequence[Any], data: Data, *, lazy: bool | None = None) -> Data:
         result: Data = Compose(steps, lazy=self._lazy if lazy is None else lazy)(data) if steps else data
@@ -223,13 +246,20 @@ def _loads_channel_first(steps: Sequence[Any], image: str) -> bool:
 
 
 def _as_labels(found: npt.NDArray[Any], first: int) -> Labels:
-    """(C, I, J, K) as one label map: one channel as it is; of several, the last that holds a voxel gives the value."""
+    """(C, I, J, K) as one label map: one channel as it is; of several, the smallest that holds a voxel gives the value,
+    since a structure within another is smaller."""
     if len(found) == 1:
         array = np.rint(np.nan_to_num(found[0], nan=0))
         if array.min(initial=0) < 0 or array.max(initial=0) > 255:
             raise ModelBroken(f"label values go from 0 to 255, not from {array.min()} to {array.max()}")
         return np.asfortranarray(array.astype(np.uint8))
     labels = np.zeros(found.shape[1:], dtype=np.uint8, order="F")
-    for value, channel in enumerate(found, start=first):
-        labels[channel > 0.5] = value
+    inside = found[1 - first :] > 0.5  # background lies below whatever its size
+    for index in from_below([float(channel.sum()) for channel in inside]):
+        labels[inside[index]] = index + 1
     return labels
+
+
+def from_below(sizes: Sequence[float]) -> list[int]:
+    """In which order structures that may overlap are painted: the largest first; of equals the first."""
+    return sorted(range(len(sizes)), key=lambda index: -sizes[index])

@@ -4,12 +4,15 @@ import json
 import pickle
 import sys
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 import zoo
 from grids import ORIENTATIONS, affine_of
 
+from rayapp.active_learning.scoring import Case, Dropout, TestTime, options_of, sampled_models
+from rayapp.datastore.protocol import ImageRecord
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.bundle import BundleTask
@@ -183,10 +186,106 @@ def test_four_channels_go_in_and_channels_without_background_are_labels_from_one
     )
     with torch.no_grad():
         on = task.parts.network(inputs[None])[0].numpy() > 0
-    wanted = np.where(on[2], 3, np.where(on[1], 2, np.where(on[0], 1, 0)))
+    wanted = np.zeros(on.shape[1:], np.uint8)
+    for channel in sorted(range(3), key=lambda channel: -on[channel].sum()):
+        wanted[on[channel]] = channel + 1
+    assert len(np.unique(wanted)) > 2
     assert (labels != wanted).mean() < 0.001
     with pytest.raises(BadRequest, match="needs 4 channels; this image has 1"):
         task.prepare(Volume(array=array[:1], affine=np.eye(4)))
+
+
+def brats(root):
+    """Regions within each other as the zoo's BraTS bundle names them: brighter than 0.5, 0.2 and 0.7."""
+    root = zoo.bundle(
+        root,
+        network={"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3, "kernel_size": 1},
+        pre=zoo.compose(zoo.LOAD, zoo.ORIENT),
+        post=zoo.compose(
+            [{"_target_": "Activationsd", "keys": "pred", "sigmoid": True}],
+            zoo.INVERT,
+            [{"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}],
+            zoo.SAVE,
+        ),
+        channels=("Tumor core", "Whole tumor", "Enhancing tumor"),
+    )
+    conv = torch.nn.Conv3d(1, 3, 1)
+    with torch.no_grad():
+        conv.weight.fill_(8.0)
+        conv.bias[:] = -8 * torch.tensor([0.5, 0.2, 0.7])
+    zoo.save(root, conv)
+    return root
+
+
+def test_regions_within_each_other_are_all_seen_in_one_label_map(tmp_path):
+    task = task_of(brats(tmp_path / "brats"))
+    for volume in volumes():
+        x = volume.array[0]
+        wanted = np.where(x > 0.7, 3, np.where(x > 0.5, 1, np.where(x > 0.2, 2, 0)))
+        assert set(np.unique(wanted)) == {0, 1, 2, 3}
+        assert np.array_equal(ask(task, volume).labels, wanted)
+
+
+def test_probabilities_of_regions_within_each_other_add_up_and_name_the_label_map(tmp_path):
+    task = task_of(brats(tmp_path / "brats"))
+    x = zoo.speckled()
+    likely = task.probabilities(torch.from_numpy(x)[None])[0].numpy()
+    inside = 1 / (1 + np.exp(-8 * (x[0] - np.array([0.5, 0.2, 0.7])[:, None, None, None])))
+    assert likely.shape == (4, *x.shape[1:])
+    assert np.allclose(likely.sum(0), 1, atol=1e-6)
+    for value, wanted in {0: 1 - inside[1], 1: inside[0] - inside[2], 2: inside[1] - inside[0], 3: inside[2]}.items():
+        assert np.allclose(likely[value], wanted, atol=1e-5)
+
+
+def case_of(volume, tmp_path):
+    path = tmp_path / "ct.nii.gz"
+    nibabel.Nifti1Image(np.moveaxis(volume.array, 0, -1).squeeze(), volume.affine).to_filename(path)
+    image = ImageRecord(id="ct", path=path, ext=".nii.gz")
+    return Case(image=image, labels={}, max_bytes=1 << 24)
+
+
+def test_what_a_bundle_is_unsure_of_lies_on_the_voxels_it_is_unsure_of(tmp_path):
+    crop = [{"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "select_fn": "$lambda x: x > -9"}]
+    root = zoo.bundle(
+        tmp_path / "b",
+        network=zoo.BRIGHTER,
+        pre=zoo.compose(zoo.LOAD, zoo.ORIENT, crop),
+        post=zoo.compose(zoo.SOFTMAX, zoo.INVERT, zoo.ARGMAX),
+        weights=zoo.threshold(AT),
+    )
+    task = task_of(root)
+    for volume in volumes():
+        volume.array[:, :2], volume.array[:, :, -3:] = -9, -9  # cropped off
+        levels = TestTime().score(case_of(volume, tmp_path), {"samples": 1, "spatial": "mirror", "batch": 1}, task)
+        p = 1 / (1 + np.exp(-(volume.array[0].astype(float) - AT)))
+        entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) * (volume.array[0] > -9)
+        assert np.abs(levels.uncertainty.array - 255 * entropy).max() <= 1
+        ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
+        assert levels.values["foreground"] == pytest.approx((volume.array[0] > AT).sum() * ml, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [TestTime(), Dropout()], ids=lambda method: method.name)
+@pytest.mark.parametrize("made", ["unet", "brats", "deepedit"])
+def test_bundles_are_scored(tmp_path, made, method):
+    if made == "unet":
+        pre = zoo.compose(zoo.LOAD, zoo.ORIENT, [{"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 2, 2]}])
+        post = zoo.compose(zoo.SOFTMAX, zoo.INVERT, zoo.ARGMAX)
+        root = zoo.bundle(tmp_path / made, network=UNET, pre=pre, post=post)
+    else:
+        root = {"brats": brats, "deepedit": deepedit}[made](tmp_path / made)
+    task = task_of(root)
+    case = case_of(Volume(array=zoo.speckled((19, 24, 14)), affine=affine_of(SOME[2], SPACING, 9.0)), tmp_path)
+    options = {**options_of(method, {}), "samples": 3}
+    if method.name == "epistemic" and made != "unet":
+        with pytest.raises(BadRequest, match="neither dropout nor convolutions"):
+            method.score(case, options, task)  # a convolution of one voxel is none
+        return
+    once, again = (method.score(case, options, task) for _ in range(2))
+    assert once.values == again.values
+    assert once.values[method.name] > 0
+    assert once.uncertainty.array.shape == (19, 24, 14)
+    assert [part["name"] for part in once.columns["structures"]] == list(task.labels)
+    assert sampled_models({made: task}) == [made]
 
 
 TURNED = """

@@ -56,7 +56,7 @@ class BundleApp(LabelApp):
             if isinstance(task, BundleTask):
                 made[name] = task
                 if task.kind == DEEPEDIT:
-                    made[name + AUTOMATIC] = BundleTask(folder_of(name, self.settings), clicks=False)
+                    made[name + AUTOMATIC] = task.automatic()
         return made
 
     def _served(self, name: str) -> InferTask:
