@@ -61,12 +61,12 @@ def _number(found: Found) -> int:
 
 
 def _read(pacs: Pacs, study: str, found: Found, grid: Grid, max_bytes: int) -> Segmentation:
-    instances = list(pacs.retrieve(study, found.series))
+    instances = [file for _, file in pacs.retrieve(study, found.series)]
     if len(instances) != 1:
         raise Unreadable("the series holds more than one segmentation")
     with tempfile.TemporaryDirectory(prefix="rayapp-seg") as folder:
         path = Path(folder) / "seg.dcm"
-        instances[0].save_as(path, enforce_file_format=True)
+        path.write_bytes(instances[0])
         return read_segmentation(path, grid, max_bytes=max_bytes)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import requests
 from dicomweb_client import DICOMwebClient
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 
 from rayapp.config import Dicomweb
 from rayapp.datastore.credentials import Credentials
@@ -137,13 +137,14 @@ class Pacs:
                     found.append(Found(series=uid, description=description, manufacturer=maker))
         return found
 
-    def retrieve(self, study: str, series: str) -> Iterator[Dataset]:
-        """The instances of a series, as they come, in the transfer syntax that they are stored in.
+    def retrieve(self, study: str, series: str) -> Iterator[tuple[FileDataset, bytes]]:
+        """The instances of a series, as they come, each parsed and as the file that the archive has.
 
         One that breaks off ends with ArchiveAway, or too early: see that all of `instances` came.
         """
         with _asking():
-            yield from self._client.iter_series(study, series, media_types=(("application/dicom", "*"),))
+            for instance in self._client.iter_series(study, series, media_types=(("application/dicom", "*"),)):
+                yield instance, instance.buffer.getvalue()
 
     def store(self, instance: Dataset) -> None:
         """Store one instance; sent again, it is stored once. Raises ArchiveAway, Refused."""

@@ -24,7 +24,7 @@ from rayapp.datastore.commit import sync
 from rayapp.datastore.pacs import Pacs
 from rayapp.datastore.revisions import delete
 from rayapp.errors import ArchiveAway, Busy, TooLarge
-from rayapp.imaging.dicom import read_volume
+from rayapp.imaging import dicom
 
 RETRIEVALS = 4
 """Series retrieved at once; others wait their turn."""
@@ -101,46 +101,58 @@ class SeriesCache:
     def _retrieve(self, study: str, series: str) -> None:
         if self.path(series).exists():
             return
-        if not self.instances(series).exists():
+        if self.instances(series).exists():  # which made no volume
+            self._convert(dicom.stack(self.instances(series)), self._root / series)
+        else:
             part = self._root / f".{uuid.uuid4().hex}"
             try:
-                self._write(study, series, part / INSTANCES)
-                part.rename(self._root / series)
+                parsed = self._write(study, series, part / INSTANCES)
+                try:
+                    self._convert(dicom.stacked_up(piece for one in parsed for piece in one.result()), part)
+                finally:  # what is no volume is not retrieved again
+                    part.rename(self._root / series)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-        self._convert(series)
         self._make_room(series)
 
-    def _write(self, study: str, series: str, target: Path) -> None:
-        """Every instance of the series as a file, or ArchiveAway."""
+    def _write(self, study: str, series: str, target: Path) -> list[Future[list[dicom.Slice]]]:
+        """Every instance of the series as a file, or ArchiveAway; the slices of each.
+
+        The disk writes, and headers are parsed, while the archive sends the next.
+        """
         wanted = self._pacs.instances(study, series)
         target.mkdir(parents=True)
         size = 0
-        for instance in self._pacs.retrieve(study, series):
-            uid = str(instance.get("SOPInstanceUID"))
-            if uid not in wanted:
-                raise ArchiveAway("the DICOM archive sends instances that it does not list")
-            wanted.remove(uid)
-            file = target / f"{uid}.dcm"
-            instance.save_as(file, enforce_file_format=True)
-            size += file.stat().st_size
-            if size > self._max_volume:
-                raise TooLarge(f"the series has more than {self._max_volume} bytes (max_volume)")
-        if wanted:
-            raise ArchiveAway(f"the DICOM archive broke off: {len(wanted)} instances of the series are missing")
-        with ThreadPoolExecutor(SYNCS) as pool:  # the disk takes many together almost as fast as one
-            list(pool.map(sync, target.iterdir()))
+        with ThreadPoolExecutor(SYNCS) as pool:
+            written, parsed = [], []
+            for instance, data in self._pacs.retrieve(study, series):
+                uid = str(instance.get("SOPInstanceUID"))
+                if uid not in wanted:
+                    raise ArchiveAway("the DICOM archive sends instances that it does not list")
+                wanted.remove(uid)
+                size += len(data)
+                if size > self._max_volume:
+                    raise TooLarge(f"the series has more than {self._max_volume} bytes (max_volume)")
+                file = target / f"{uid}.dcm"
+                written.append(pool.submit(_keep, file, data))
+                parsed.append(pool.submit(dicom.slices_of, instance, file))
+            if wanted:
+                raise ArchiveAway(f"the DICOM archive broke off: {len(wanted)} instances of the series are missing")
+            for one in written:
+                one.result()
         sync(target)
+        return parsed
 
-    def _convert(self, series: str) -> None:
-        volume = read_volume(self.instances(series), max_bytes=self._max_volume)
+    def _convert(self, slices: list[dicom.Slice], home: Path) -> None:
+        """The volume of these slices, in the series' folder."""
+        volume = dicom.volume_of(slices, max_bytes=self._max_volume)
         array = volume.array[0] if volume.channels == 1 else np.moveaxis(volume.array, 0, -1)[..., np.newaxis, :]
         image = nibabel.Nifti1Image(array, volume.affine)
         image.header.set_xyzt_units("mm")
-        part = self.path(series).with_name(f".{VOLUME[:-4]}.part.nii")
+        part = home / f".{VOLUME[:-4]}.part.nii"
         image.to_filename(part)
         sync(part)
-        part.rename(self.path(series))
+        part.rename(home / VOLUME)
 
     def _make_room(self, newest: str) -> None:
         """Throw away what was not used for longest, down to the bytes allowed."""
@@ -158,3 +170,8 @@ class SeriesCache:
                 total -= sizes[path]
         if total > self._most:
             log.warning("the cache of series is over its %d bytes, as all of them were in use lately", self._most)
+
+
+def _keep(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+    sync(file)

@@ -10,7 +10,7 @@ Headers are read first; the pixels of one file at a time after all checks, into 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.utils import iter_pixels
@@ -69,7 +69,11 @@ def read_grid(path: Path) -> Grid:
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
     """The folder's series; colours become channels. Raises Unreadable, TooLarge."""
-    slices = stack(path)
+    return volume_of(stack(path), max_bytes=max_bytes)
+
+
+def volume_of(slices: list[Slice], *, max_bytes: int) -> Volume:
+    """The volume of a `stack`. Raises as `read_volume`."""
     affine, layout = stacked([piece.plane for piece in slices]), slices[0].layout
     shape = (layout.channels, len(slices), layout.rows, layout.columns)
     check_size(int(np.prod(shape)) * max(layout.dtype.itemsize, 4), max_bytes)
@@ -90,7 +94,12 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
 
 def stack(path: Path) -> list[Slice]:
     """The series' slices in order of position: those of the volume's k. Raises Unreadable."""
-    slices = [piece for file in sorted(path.iterdir()) if file.is_file() for piece in _slices(file)]
+    return stacked_up(piece for file in sorted(path.iterdir()) if file.is_file() for piece in _slices(file))
+
+
+def stacked_up(pieces: Iterable[Slice]) -> list[Slice]:
+    """The slices of one series in order of position. Raises Unreadable if they are no stack of one kind."""
+    slices = list(pieces)
     if not slices:
         raise Unreadable("the folder holds no DICOM images")
     series = {piece.layout.series for piece in slices}
@@ -112,21 +121,36 @@ def _slices(path: Path) -> list[Slice]:
         with path.open("rb") as file:
             if not file.read(_PREAMBLE).strip(b"\0") and path.stat().st_size < _PREAMBLE + len(b"DICM"):
                 raise Unreadable("a file of the series is empty or cut off")
-        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-        if syntax is not None and syntax.is_deflated:
-            raise Unreadable("deflated DICOM files are not read here: store them in another transfer syntax")
+        _check_syntax(read_file_meta_info(path))  # before anything is inflated
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-            return []
-        if "Rows" not in dataset:
-            raise Unreadable("a DICOM file of the folder is no image, or cut off: keep the images of one series only")
-        return [_slice(path, number, dataset, where) for number, where in enumerate(places(dataset))]
     except InvalidDicomError:
         return []
     except Unreadable:
         raise
     except Exception as error:  # damaged files make the parser raise almost anything
         raise Unreadable(f"a DICOM file of the series is damaged ({type(error).__name__})") from error
+    return slices_of(dataset, path)
+
+
+def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
+    """The slices that a file's dataset describes; none of an index. Raises Unreadable."""
+    try:
+        _check_syntax(dataset.file_meta)
+        if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+            return []
+        if "Rows" not in dataset:
+            raise Unreadable("a DICOM file of the folder is no image, or cut off: keep the images of one series only")
+        return [_slice(path, number, dataset, where) for number, where in enumerate(places(dataset))]
+    except Unreadable:
+        raise
+    except Exception as error:  # damaged files make the parser raise almost anything
+        raise Unreadable(f"a DICOM file of the series is damaged ({type(error).__name__})") from error
+
+
+def _check_syntax(meta: Dataset) -> None:
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax is not None and syntax.is_deflated:
+        raise Unreadable("deflated DICOM files are not read here: store them in another transfer syntax")
 
 
 def _slice(path: Path, frame: int, dataset: Dataset, where: Sequence[Dataset]) -> Slice:
