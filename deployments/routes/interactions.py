@@ -185,7 +185,12 @@ async def stream(interaction_id: str, said: Prompt, request: Request, services: 
     `mask` has `params` and the packed `mask` in base64, each with the changes to the one before; `problem` has what
     went wrong, as `status` and `detail` (409: a newer prompt of the interaction is here); `end` is the last.
     """
-    replies = services.inference.stream(await _turn(interaction_id, PROMPT, said, _given(said), services, user))
+    return await _streamed(request, services, await _turn(interaction_id, PROMPT, said, _given(said), services, user))
+
+
+async def _streamed(request: Request, services: Services, call: InferCall) -> Response:
+    """The answer's stages as events; what goes wrong before the first of them is an answer of its own."""
+    replies = services.inference.stream(call)
     try:
         first = await unless_gone(request, anext(replies))
     except BaseException:
@@ -220,10 +225,26 @@ async def undo(interaction_id: str, asked: Step, request: Request, services: Ser
     return await _answer(request, services, await _turn(interaction_id, UNDO, asked, {}, services, user))
 
 
+@router.post(Route.INTERACTION_UNDO_STREAM, response_class=Response, responses=_EVENTS)
+async def undo_stream(
+    interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator
+) -> Response:
+    """Take the last prompt back; the masks without it as events, as of `stream`. 409 when there is none."""
+    return await _streamed(request, services, await _turn(interaction_id, UNDO, asked, {}, services, user))
+
+
 @router.post(Route.INTERACTION_REDO, response_class=Response, responses=_MASK)
 async def redo(interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator) -> Response:
     """Bring back the prompt undone last. 409 when there is none."""
     return await _answer(request, services, await _turn(interaction_id, REDO, asked, {}, services, user))
+
+
+@router.post(Route.INTERACTION_REDO_STREAM, response_class=Response, responses=_EVENTS)
+async def redo_stream(
+    interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator
+) -> Response:
+    """Bring back the prompt undone last; the masks with it as events, as of `stream`. 409 when there is none."""
+    return await _streamed(request, services, await _turn(interaction_id, REDO, asked, {}, services, user))
 
 
 async def _turn(interaction_id: str, kind: str, asked: Step, given: Info, services: Services, user: User) -> InferCall:

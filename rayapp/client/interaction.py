@@ -70,25 +70,12 @@ class AsyncInteraction:
         """
         return await self._turn(Route.INTERACTION_PROMPTS, _prompt(clicks, said))
 
-    async def stream(
-        self, clicks: Mapping[str, Points] | None = None, **said: Unpack[Said]
-    ) -> AsyncGenerator[Mask, None]:
+    def stream(self, clicks: Mapping[str, Points] | None = None, **said: Unpack[Said]) -> AsyncGenerator[Mask, None]:
         """As `prompt`, with every mask that the model comes to: a rough one soon, then what is better.
 
         Raises Conflict once a newer prompt of the interaction is there.
         """
-        body = {**_prompt(clicks, said), "request": secrets.token_hex(8), "client_id": self._client_id}
-        held, body["onto"] = self.labels, self._token
-        call = Call(method="POST", path=self._path(Route.INTERACTION_STREAM), json=body)
-        async with self._transport.opened(call) as answer, aclosing(events(answer)) as told:
-            async for kind, data in told:
-                if kind == "problem":
-                    raise problem(data["status"], data["detail"])
-                if kind == "end":
-                    return
-                held = self._taken(data["params"], base64.b64decode(data["mask"]), held)
-                yield held
-        raise Unreachable("the connection broke off before the last mask")
+        return self._stages(Route.INTERACTION_STREAM, _prompt(clicks, said))
 
     async def undo(self) -> Mask:
         """Take the last prompt back; the mask before it. Raises Conflict when there is none."""
@@ -97,6 +84,14 @@ class AsyncInteraction:
     async def redo(self) -> Mask:
         """Bring back the prompt undone last. Raises Conflict when there is none."""
         return await self._turn(Route.INTERACTION_REDO, {})
+
+    def stream_undo(self) -> AsyncGenerator[Mask, None]:
+        """As `undo`, with every mask that the model comes to, as of `stream`."""
+        return self._stages(Route.INTERACTION_UNDO_STREAM, {})
+
+    def stream_redo(self) -> AsyncGenerator[Mask, None]:
+        """As `redo`, with every mask that the model comes to, as of `stream`."""
+        return self._stages(Route.INTERACTION_REDO_STREAM, {})
 
     async def state(self) -> InteractionState:
         """All that was said so far, also from elsewhere."""
@@ -120,6 +115,20 @@ class AsyncInteraction:
         body = {**said, "request": secrets.token_hex(8), "onto": token, "client_id": self._client_id}
         call = Call(method="POST", path=self._path(route), json=body, known=True)
         return self._taken(*await self._transport.send(call, _read), held)
+
+    async def _stages(self, route: Route, said: Mapping[str, Any]) -> AsyncGenerator[Mask, None]:
+        held = self.labels
+        body = {**said, "request": secrets.token_hex(8), "onto": self._token, "client_id": self._client_id}
+        call = Call(method="POST", path=self._path(route), json=body)
+        async with self._transport.opened(call) as answer, aclosing(events(answer)) as told:
+            async for kind, data in told:
+                if kind == "problem":
+                    raise problem(data["status"], data["detail"])
+                if kind == "end":
+                    return
+                held = self._taken(data["params"], base64.b64decode(data["mask"]), held)
+                yield held
+        raise Unreachable("the connection broke off before the last mask")
 
     def _taken(self, params: dict[str, Any], changes: bytes, held: Mask | None) -> Mask:
         """The mask that an answer makes of the one that was held; kept, unless a later step's is here."""
@@ -154,8 +163,17 @@ class Interaction:
 
     def stream(self, clicks: Mapping[str, Points] | None = None, **said: Unpack[Said]) -> Iterator[Mask]:
         """As of `AsyncInteraction`."""
-        masks = self._interaction.stream(clicks, **said)
+        return self._followed(self._interaction.stream(clicks, **said))
 
+    def stream_undo(self) -> Iterator[Mask]:
+        """As of `AsyncInteraction`."""
+        return self._followed(self._interaction.stream_undo())
+
+    def stream_redo(self) -> Iterator[Mask]:
+        """As of `AsyncInteraction`."""
+        return self._followed(self._interaction.stream_redo())
+
+    def _followed(self, masks: AsyncGenerator[Mask, None]) -> Iterator[Mask]:
         async def following() -> Mask | None:
             return await anext(masks, None)
 

@@ -69,6 +69,8 @@ TABLE = {
     ("POST", "/interactions/{interaction_id}/undo"): ANNOTATOR,
     ("POST", "/interactions/{interaction_id}/redo"): ANNOTATOR,
     ("POST", "/interactions/{interaction_id}/stream"): ANNOTATOR,
+    ("POST", "/interactions/{interaction_id}/undo/stream"): ANNOTATOR,
+    ("POST", "/interactions/{interaction_id}/redo/stream"): ANNOTATOR,
     ("GET", "/jobs"): USER,
     ("GET", "/jobs/{job_id}"): USER,
     ("DELETE", "/jobs/{job_id}"): ADMIN,

@@ -251,6 +251,28 @@ def test_a_mask_comes_in_stages_the_rough_one_first(client: Client):
     assert np.argwhere(work.undo()).tolist() == [[1, 1, 1]], "and goes on from the last of them"
 
 
+def test_undo_and_redo_come_in_stages_too(client: Client):
+    work = client.open_interaction("slow", "ct_a")
+    work.prompt({"liver": [[1, 1, 1]]})
+    last = work.prompt({"liver": [[2, 2, 2]]})
+    assert [np.argwhere(mask).tolist() for mask in work.stream_undo()] == [[[1, 1, 1]], [[1, 1, 1]]]
+    seen = [np.argwhere(mask).tolist() for mask in work.stream_redo()]
+    assert seen == [[[2, 2, 2]], [[1, 1, 1], [2, 2, 2]]]
+    assert np.array_equal(work.labels, last)
+    assert len(work.state()["prompts"]) == 2
+    with pytest.raises(Conflict, match="nothing to redo"):
+        next(work.stream_redo())
+
+
+def test_undoing_the_only_prompt_is_a_stream_of_one_empty_mask(client: Client):
+    work = client.open_interaction("slow", "ct_a")
+    work.prompt({"liver": [[1, 1, 1]]})
+    *_, left = work.stream_undo()
+    assert not left.any()
+    with pytest.raises(Conflict, match="nothing to undo"):
+        next(work.stream_undo())
+
+
 def test_what_goes_wrong_after_the_rough_mask_is_told_and_does_not_count(client: Client):
     work = client.open_interaction("slow", "ct_a")
     work.prompt({"liver": [[1, 1, 1], [2, 2, 2]]})
