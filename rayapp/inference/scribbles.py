@@ -26,7 +26,7 @@ from rayapp.imaging.volume import Volume
 from rayapp.inference import likelihood, sparse_slices
 from rayapp.inference.extreme_points import connect
 from rayapp.inference.graph_cut import graph_cut
-from rayapp.inference.likelihood import CERTAIN, Fit, Likelihood
+from rayapp.inference.likelihood import Fit, Likelihood
 from rayapp.inference.marks import BACKGROUND, FOREGROUND, Marks, marked
 from rayapp.inference.pipeline import Floats
 from rayapp.inference.random_walk import random_walk
@@ -209,7 +209,7 @@ def _volume(work: Work, outlines: Mapping[int, Bools], model: Likelihood, optimi
     low, high = extent(possible)
     box = tuple(slice(max(0, a - 1), b + 1) for a, b in zip(low, high, strict=True))
     possible = possible[box]
-    logits = np.full(possible.shape, -CERTAIN - DEEPEST, dtype=np.float32)
+    logits = np.full(possible.shape, -np.inf, dtype=np.float32)
     logits[possible] = model(work.features[box][possible]) + place[box][possible] + FAVOUR
     mask = np.zeros(work.marks.shape, dtype=bool)
     seeds = work.marks[box]

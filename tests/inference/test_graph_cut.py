@@ -1,9 +1,11 @@
 """Both optimisers: borders run along edges, marks hold, spacing counts."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from rayapp.inference.graph_cut import graph_cut
+from rayapp.inference.graph_cut import EDGE, SMOOTHNESS, graph_cut
 from rayapp.inference.marks import BACKGROUND, FOREGROUND
 from rayapp.inference.random_walk import random_walk
 
@@ -49,6 +51,23 @@ def test_without_any_mark_the_log_odds_decide(optimise):
     logits = np.full(SHAPE, -3.0, np.float32)
     assert not optimise(logits, image, marks, EVEN).any()
     assert optimise(-logits, image, marks, EVEN).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_labelling_of_all_is_cheaper(seed):
+    rng, shape, spacing = np.random.default_rng(seed), (2, 3, 2), np.array((1.0, 1.5, 3.0))
+    image = rng.normal(0, 0.15, (2, *shape)).astype(np.float32)
+    logits = rng.normal(0, 6, shape).astype(np.float32)
+    marks = np.zeros(shape, np.uint8)
+    marks[0, 0, 0], marks[1, 2, 1], logits[1, 0, 0], logits[0, 2, 0] = FOREGROUND, BACKGROUND, -np.inf, np.inf
+    certain = {(0, 0, 0): True, (1, 2, 1): False, (1, 0, 0): False, (0, 2, 0): True}
+    every = np.array(list(itertools.product((False, True), repeat=12))).reshape(-1, *shape)
+    every = every[np.all([every[:, *at] == label for at, label in certain.items()], axis=0)]
+    costs = np.where(every, 0, np.nan_to_num(logits, posinf=0, neginf=0)).sum((1, 2, 3))
+    for axis in range(3):
+        alike = np.exp(-np.square(np.diff(image, axis=axis + 1)).sum(0) / (2 * EDGE**2))
+        costs += (SMOOTHNESS / spacing[axis] * alike * np.diff(every, axis=axis + 1)).sum((1, 2, 3))
+    np.testing.assert_array_equal(graph_cut(logits, image, marks, spacing), every[costs.argmin()])
 
 
 def test_neighbours_that_lie_far_apart_hold_together_less():
