@@ -261,3 +261,29 @@ def test_on_a_slice_a_mask_is_corrected_too(tmp_path, volume, shown, existing):
     assert not found[:, :, :20].any()
     assert (found[:, :, 20] >= start[:, :, 20]).all()
     assert dice(found[:, :, 20:21], shown[10:42, 15:47, 20:21], 1)[0] > 0.9
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """A model of slices that sees a third of their voxels along each axis."""
+    one = version(tmp_path_factory.mktemp("flat"), 2)
+    one.card["roi_size"] = [20, 20]
+    return DeepGrow2DTask.from_version(one)
+
+
+def test_on_a_slice_the_second_answer_is_sharper_too(flat, volume, shown):
+    rough, sharp = stages(flat, flat.prepare(volume), foreground=[tuple(CENTRE)])
+    k = CENTRE[2]
+    scores = [dice(found[..., k : k + 1], shown[..., k : k + 1], 1)[0] for found in (rough, sharp)]
+    assert scores[1] > 0.98 > scores[0] + 0.1
+    assert not np.delete(sharp, k, axis=2).any()
+
+
+def test_on_a_slice_every_click_is_obeyed_and_background_only_takes_away(flat, volume):
+    prepared, rng = flat.prepare(volume), np.random.default_rng(6)
+    for k in range(14, 30, 3):
+        on, off = ([(i, j, k) for i, j, _ in points(rng, 3)] for _ in range(2))
+        without, found = mask(flat, prepared, foreground=on), mask(flat, prepared, foreground=on, background=off)
+        assert all(found[at] for at in on if at not in off)
+        assert not any(found[at] for at in off)
+        assert not (found & ~without).any()
