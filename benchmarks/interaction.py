@@ -4,15 +4,18 @@ A simulated annotator opens real volumes, always clicks into the largest error (
 the structure), and stops after ten. For each method: mean Dice after 0, 1, 3, 5 and 10 clicks; how many it took to
 reach Dice 0.85 and 0.90, where a volume that never does counts as eleven; the share of all clicks that the last answer
 obeys; milliseconds per click, the median. DeepEdit has all structures at once; DeepGrow each structure by itself, its
-2D form on the slice that shows most of it. Then strokes on 1, 3 and 5 slices, as `benchmarks.scribbles` draws them.
+2D form on the slice that shows most of it, and both together. Then strokes on 1, 3 and 5 slices, as
+`benchmarks.scribbles` draws them.
 
     hippocampus   160 of the 200 to train with, 40 others to measure on
     chaos         abdominal T2: 6 to train with, 4 others to measure on; liver, kidneys, spleen
     unseen        the same 4, by models that saw generated torsos only
 
 Models are trained here, as the app trains them, and kept in `--models` for the next time: DIR/SET/METHOD with
-`model.safetensors` and `card.json`; those that are there already are measured as they are. `--quick` trains briefly on
-few volumes, which says how things work, not how well. Data lie in ../shared/data (CHAOS may not be shipped).
+`model.safetensors` and `card.json`; those that are there already are measured as they are, and a training that was
+broken off goes on. `--train` stops after that. `--quick` trains briefly on few volumes, which says how things work, not
+how well. `--refine` measures the answers that are drawn finely around the clicks (the last ones that our own clients
+get). Data lie in ../shared/data (CHAOS may not be shipped).
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import scribbles, train_hippocampus
-from rayapp.apps.radiology.main import TASKS
+from rayapp.apps.radiology.main import TASKS, pipeline
 from rayapp.imaging.phantom import phantom
 from rayapp.imaging.volume import Volume
 from rayapp.inference.drawings import obeyed, understood
@@ -54,7 +57,9 @@ from rayapp.training.options import ClickOptions
 from rayapp.training.task import Pair, TrainRequest
 
 DATA = scribbles.DATA
-METHODS = ("deepedit", "deepgrow_3d", "deepgrow_2d")
+METHODS = ("deepedit", "deepgrow_3d", "deepgrow_2d", "deepgrow_pipeline")
+TOGETHER = {"deepgrow_pipeline": ("deepgrow_2d", "deepgrow_3d")}
+"""Methods that are made of others'."""
 CLICKS = (0, 1, 3, 5, 10)
 GOALS = (0.85, 0.90)
 SHOWN = {"hippocampus": ("hippocampus",), "chaos": ("spleen", "liver", "kidney"), "unseen": ()}
@@ -93,16 +98,19 @@ def _pairs(folder: Path) -> list[Pair]:
 
 def _torsos(folder: Path, count: int) -> list[Pair]:
     """Generated torsos, with the structures that CHAOS has, by the same values."""
+    folder.mkdir(parents=True, exist_ok=True)
     pairs = []
     for seed in range(count):
+        pair = Pair(image=folder / f"torso_{seed}.nii.gz", label=folder / f"label_{seed}.nii.gz")
+        pairs.append(pair)
+        if pair.label.is_file():
+            continue
         volume, labels = phantom(seed, shape=(96, 88, 64))
         array = np.zeros(labels.shape, np.uint8)
         for value, name in enumerate(("liver", "right_kidney", "left_kidney", "spleen"), start=1):
             array[labels.array == labels.names[name]] = value
-        pair = Pair(image=folder / f"torso_{seed}.nii.gz", label=folder / f"label_{seed}.nii.gz")
         nibabel.Nifti1Image(volume.array[0], volume.affine).to_filename(pair.image)
         nibabel.Nifti1Image(array, volume.affine).to_filename(pair.label)
-        pairs.append(pair)
     return pairs
 
 
@@ -114,28 +122,36 @@ def trainer(method: str, labels: dict[str, int]) -> BasicTrainTask[Any]:
     return made(description="", options=ClickOptions())
 
 
-def trained(task: BasicTrainTask[Any], method: str, over: Study, kept: Path) -> ModelVersion:
+def trained(method: str, over: Study, kept: Path) -> ModelVersion:
     """The model in the folder, trained first if there is none."""
     weights, card = kept / "model.safetensors", kept / "card.json"
-    if not weights.is_file():
-        kept.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="interaction") as folder:
-            params = {"max_epochs": over.epochs, "val_interval": max(1, over.epochs // 4)}
-            request = TrainRequest(model=method, pairs=over.train, folder=Path(folder) / "run", params=params)
-            began = time.monotonic()
-            result = task.train(request, LocalHost(Path(folder) / "host"))
-            assert result is not None
-            print(f"{kept.parent.name} {method}: trained in {time.monotonic() - began:.0f} s", file=sys.stderr)
-            card.write_text(json.dumps(result.card))
-            shutil.copy(result.weights, weights)
+    if not card.is_file():
+        params = {"max_epochs": over.epochs, "val_interval": max(1, over.epochs // 4)}
+        request = TrainRequest(model=method, pairs=over.train, folder=kept / "run", params=params)
+        began = time.monotonic()
+        result = trainer(method, over.labels).train(request, LocalHost(kept / "host"))
+        assert result is not None
+        print(f"{kept.parent.name} {method}: trained in {time.monotonic() - began:.0f} s", file=sys.stderr)
+        shutil.copy(result.weights, weights)
+        card.write_text(json.dumps(result.card))
     return ModelVersion(name=method, version="v1", weights=weights, card=json.loads(card.read_text()))
+
+
+def task_of(method: str, over: Study, kept: Path) -> Any:
+    """The app's task, with the models in the folder."""
+    if method in TOGETHER:
+        return pipeline({part: task_of(part, over, kept) for part in TOGETHER[method]})[method]
+    return TASKS[method].from_version(trained(method, over, kept / method))
 
 
 class Annotator:
     """One volume and one structure, or all, worked on with one model."""
 
-    def __init__(self, task: Any, volume: Volume, truth: np.ndarray, *, single: bool, k: int | None = None) -> None:
+    def __init__(
+        self, task: Any, volume: Volume, truth: np.ndarray, *, single: bool, refine: bool, k: int | None = None
+    ) -> None:
         self.task, self.truth, self.k = task, truth, k
+        self.config = {"refine": refine}
         self.prepared = task.prepare(volume)
         structures = [FOREGROUND] if single else list(task.info.structures)
         self.names = [BACKGROUND, *structures]
@@ -164,7 +180,7 @@ class Annotator:
     def _ask(self) -> np.ndarray:
         info, prompts = self.task.info, Prompts(clicks=self.clicks, slice=self.k)
         began = time.perf_counter()
-        found = self.task.predict(self.prepared, understood(prompts, info, self.truth.shape), {})
+        found = self.task.predict(self.prepared, understood(prompts, info, self.truth.shape), self.config)
         labels = obeyed(found.labels, prompts, info)
         self.spent.append((time.perf_counter() - began) * 1e3)
         return labels
@@ -176,7 +192,7 @@ class Annotator:
 
     def _correct(self, found: np.ndarray) -> None:
         truth, guess = self._seen(self.truth), self._seen(found)
-        for label, place in interaction.corrections(truth, guess, len(self.names), count=1, rng=self.rng):
+        for label, place in interaction.corrections(truth, guess, len(self.names), count=1, rng=self.rng, deep=1.0):
             self._click(label, place)
 
     def _click(self, label: int, place: Sequence[float]) -> None:
@@ -196,27 +212,26 @@ def _dice(found: np.ndarray, truth: np.ndarray, count: int) -> float:
     return float(np.mean(scores))
 
 
-def annotators(task: Any, method: str, pair: Pair, labels: dict[str, int]) -> Iterator[Annotator]:
+def annotators(task: Any, method: str, pair: Pair, labels: dict[str, int], *, refine: bool) -> Iterator[Annotator]:
     """One for all structures, or one for each that the volume shows."""
     volume, truth = read_pair(pair, labels)
     if method == "deepedit":
-        yield Annotator(task, volume, truth, single=False)
+        yield Annotator(task, volume, truth, single=False, refine=refine)
         return
     for value in labels.values():
         mask = (truth == value).astype(np.uint8)
         if mask.any():
             k = int(mask.sum((0, 1)).argmax()) if method == "deepgrow_2d" else None
-            yield Annotator(task, volume, mask, single=True, k=k)
+            yield Annotator(task, volume, mask, single=True, refine=refine, k=k)
 
 
-def measure(name: str, method: str, over: Study, kept: Path) -> dict[str, Any]:
+def measure(name: str, method: str, over: Study, kept: Path, *, refine: bool) -> dict[str, Any]:
     """One row."""
-    maker = trainer(method, over.labels)
-    task = TASKS[method].from_version(trained(maker, method, over, kept / name / method))
+    task = task_of(method, over, kept / name)
     task.load()
     curves, obeying, spent = [], [], []
     for pair in track(over.held, f"{name}, {method}", console=Console(stderr=True)):
-        for annotator in annotators(task, method, pair, over.labels):
+        for annotator in annotators(task, method, pair, over.labels, refine=refine):
             curves.append(list(annotator.go()))
             obeying += annotator.obeys()
             spent += annotator.spent[1:]
@@ -253,19 +268,25 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--models", type=Path, help="a folder where models are and will be kept")
+    parser.add_argument("--train", action="store_true", help="only train")
+    parser.add_argument("--refine", action="store_true", help="answers that are drawn finely around the clicks")
     parser.add_argument("--sets", default=",".join(SHOWN))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     result: dict[str, list[dict[str, Any]]] = {"clicks": [], "strokes": []}
-    with tempfile.TemporaryDirectory(prefix="interaction") as folder:
+    with tempfile.TemporaryDirectory(prefix="interaction") as scratch:
+        kept = options.models or Path(scratch)
         for name in options.sets.split(","):
-            over = study(name, Path(folder))
+            over = study(name, kept / "torsos")
             over = over.brief() if options.quick else over
             for method in filter(None, options.methods.split(",")):
-                result["clicks"].append(measure(name, method, over, options.models or Path(folder)))
-            result["strokes"] += strokes(name, quick=options.quick)
+                if options.train:
+                    task_of(method, over, kept / name)
+                else:
+                    result["clicks"].append(measure(name, method, over, kept, refine=options.refine))
+            result["strokes"] += [] if options.train else strokes(name, quick=options.quick)
     print(json.dumps(result)) if options.json else show(result)
 
 
