@@ -1,0 +1,31 @@
+"""A server whose Ray loses a process of its own: it ends by itself, says why, and the next one has every label."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rayapp.client import Client
+from tests.conftest import STOP_TIMEOUT, started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_server_that_lost_its_ray_ends_and_the_next_one_has_what_was_acknowledged(tmp_path: Path, name: str):
+    with started(tmp_path) as server:
+        with Client(server.url) as client:
+            label = client.infer("segmentation", "torso_0", to=tmp_path / "result.nii.gz").path
+            client.save_label("torso_0", label, tag="final")
+        next(child for child in psutil.Process(server.process.pid).children() if child.name() == name).kill()
+        assert server.process.wait(STOP_TIMEOUT) == 1
+        assert "start it again" in (tmp_path / "stderr").read_text()
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while server.survivors() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert server.survivors() == []
+    with started(tmp_path) as again, Client(again.url) as client:
+        kept = client.download_label("torso_0", tmp_path / "kept.nii.gz", tag="final")
+        assert kept.read_bytes() == label.read_bytes()
