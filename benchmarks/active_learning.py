@@ -5,7 +5,11 @@ validate with. For each strategy and seed a server of its own is started on the 
 images, label them (`rayapp.active_learning.annotator`), and the model is trained from scratch at each budget, always
 for as many iterations; then the images are scored anew. Prints validation Dice by number of labels with the standard
 deviation of the mean over seeds, the labels with which a strategy first reaches 95 % of the Dice of all 100 labels (one
-run, as long), and annotation minutes by then. `--out` keeps the parquet files and `curves.png`.
+run, as long), and annotation minutes by then.
+
+`--out` keeps the parquet files, `curves.png` and `table.txt`, the latter two made anew after each run; what is found
+there is not run again, so a benchmark that was stopped goes on. All 100 labels come first and seeds last, so that
+whatever is there by then can be compared.
 
 `--quick` is one seed, four strategies and budgets of 2, 4 and 8: it shows that all works, not which strategy is best.
 """
@@ -15,8 +19,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +38,8 @@ from rayapp.active_learning.simulation import Protocol, Round, Simulation, draw,
 from rayapp.client import AsyncClient
 
 POOL = 100
+FULL = "full"
+"""The folder of the run with all labels."""
 ENOUGH = 0.95
 MODEL = "segmentation"
 SCORING = {
@@ -46,7 +54,7 @@ SCORING = {
 QUICK = ("random", "foreground_random", "epistemic", "diverse")
 
 
-def run(strategy: str, seed: int, budgets: tuple[int, ...], iterations: int, out: Path) -> list[Round]:
+def run(strategy: str, seed: int, budgets: tuple[int, ...], iterations: int, out: Path) -> None:
     """One run on a server of its own."""
     train, held = halves(hippocampi())
     pool = [train[n] for n in np.random.default_rng(1).permutation(len(train))[:POOL]]
@@ -74,17 +82,26 @@ def run(strategy: str, seed: int, budgets: tuple[int, ...], iterations: int, out
             )
             asyncio.run(_watched(simulation, f"{strategy} {seed}", max(budgets)))
     simulation.write(out)
-    return simulation.rounds
 
 
 async def _watched(simulation: Simulation, title: str, total: int) -> None:
     with Progress(console=Console(stderr=True)) as bars:
         bar = bars.add_task(title, total=total)
-        async for _ in simulation.run():
+        async for done in simulation.run():
             bars.update(bar, completed=len(simulation.labels))
+            if isinstance(done, Round):
+                bars.console.print(
+                    f"{title}: {done.labels} labels, Dice {done.dice:.3f}, trained in {done.training_s:.0f} s"
+                )
 
 
-def table(rounds: list[Round], full: float) -> list[dict[str, Any]]:
+def missing(strategies: Sequence[str], seeds: int, out: Path) -> list[tuple[str, int]]:
+    """The runs, strategy and seed, whose results are not in the folder yet."""
+    found = {(one.strategy, one.seed) for one in rounds_in(out)}
+    return [(strategy, seed) for seed in range(seeds) for strategy in strategies if (strategy, seed) not in found]
+
+
+def rows_of(rounds: list[Round], full: float) -> list[dict[str, Any]]:
     """A row for each strategy."""
     rows = []
     for strategy in dict.fromkeys(one.strategy for one in rounds):
@@ -103,13 +120,14 @@ def table(rounds: list[Round], full: float) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
     if not DATA.is_dir():
         sys.exit(f"there are no hippocampi in {DATA}")
     strategies, seeds, budgets = tuple(SCORING), options.seeds, (2, 4, 8, 16, 32)
@@ -118,20 +136,40 @@ def main() -> None:
         strategies, seeds, budgets, iterations = QUICK, 1, (2, 4, 8), min(iterations, 60)
     with tempfile.TemporaryDirectory(prefix="learned") as name:
         out = options.out or Path(name)
-        for seed in range(seeds):
-            for strategy in strategies:
-                run(strategy, seed, budgets, iterations, out)
-        (full,) = run("random", 0, (POOL,), iterations, Path(name) / "full")
-        rounds = rounds_in(out)
-        draw(rounds, out / "curves.png")
-    rows = table(rounds, full.dice)
-    if options.json:
-        print(json.dumps({"full": full.dice, "iterations": iterations, "rows": rows}))
-        return
-    shown = Table(*rows[0], title=f"validation Dice by labels; all {POOL}: {full.dice:.3f}")
+        begin(out, {"budgets": list(budgets), "iterations": iterations})
+        if not rounds_in(out / FULL):
+            run("random", 0, (POOL,), iterations, out / FULL)
+        for strategy, seed in missing(strategies, seeds, out):
+            run(strategy, seed, budgets, iterations, out)
+            tell(out)
+        if options.json:
+            (full,), rounds = rounds_in(out / FULL), rounds_in(out)
+            print(json.dumps({"full": full.dice, "iterations": iterations, "rows": rows_of(rounds, full.dice)}))
+        else:
+            print(tell(out))
+
+
+def begin(out: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or see that what it holds was run with the same settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / "settings.json"
+    if note.exists() and json.loads(note.read_text()) != settings:
+        sys.exit(f"{out} holds runs with other settings: {note.read_text()}")
+    note.write_text(json.dumps(settings))
+
+
+def tell(out: Path) -> str:
+    """Draw and write what the folder's runs come to, and return the table."""
+    (full,), rounds = rounds_in(out / FULL), rounds_in(out)
+    draw(rounds, out / "curves.png")
+    rows = rows_of(rounds, full.dice)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    shown = Table(*columns, title=f"validation Dice by labels; all {POOL}: {full.dice:.3f}")
     for row in rows:
-        shown.add_row(*(str(value) for value in row.values()))
-    Console().print(shown)
+        shown.add_row(*(str(row.get(column, "")) for column in columns))
+    with (out / "table.txt").open("w") as file:
+        Console(file=file, width=140).print(shown)
+    return (out / "table.txt").read_text()
 
 
 if __name__ == "__main__":

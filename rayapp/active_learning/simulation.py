@@ -175,7 +175,10 @@ class Simulation:
         name = f"{self._protocol.strategy}-{self._protocol.seed}"
         for kind, rows in ((LABELS, self.labels), (ROUNDS, self.rounds)):
             table = pa.Table.from_pylist([{**dataclasses.asdict(row), "seed": self._protocol.seed} for row in rows])
-            parquet.write_table(table, folder / f"{name}.{kind}.parquet")
+            target = folder / f"{name}.{kind}.parquet"
+            staged = target.with_suffix(".part")
+            parquet.write_table(table, staged)
+            staged.rename(target)
 
 
 async def _ended(client: AsyncClient, job: Job) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rayapp.datastore.index import Index
+from rayapp.datastore.index import Index, reopened
 from rayapp.protocol import FINAL
 
 Ints = npt.NDArray[np.int64]
@@ -32,8 +32,9 @@ class Ages:
         self._index = index
         self._lock = threading.Lock()
         self._random = np.random.default_rng()
-        self._reopened = -1
-        self._clear()
+        self._reopened = 0
+        self._ids: list[str] = []
+        self._seq, self._served, self._added = (np.empty(0, np.int64) for _ in range(3))
 
     def sample(self, tag: str, limit: int) -> list[str]:
         """At most `limit` ids of images without a label under `tag`; none when nothing is left."""
@@ -53,17 +54,18 @@ class Ages:
                     picks = self._draw(self._served, self._added, limit)
                 return [self._ids[i] for i in picks]
 
-    def _clear(self) -> None:
-        self._ids: list[str] = []
-        self._seq, self._served, self._added = (np.empty(0, np.int64) for _ in range(3))
-
     def _catch_up(self, db: sqlite3.Connection) -> None:
-        (reopened,) = db.execute("SELECT n FROM count WHERE kind = 'reopened'").fetchone()
-        if reopened != self._reopened:
-            self._clear()
-            self._reopened = reopened
         last = int(self._seq.max()) if len(self._seq) else 0
-        rows = db.execute("SELECT id, seq, served, added FROM image WHERE final = 0 AND seq > ?", (last,)).fetchall()
+        columns = "SELECT id, seq, served, added FROM image WHERE +final = 0"  # the plus: not by the index of final
+        self._append(db.execute(f"{columns} AND seq > ?", (last,)).fetchall())
+        again, self._reopened = reopened(db, self._reopened)
+        for image_id in dict.fromkeys(again):
+            for row in db.execute(f"{columns} AND id = ?", (image_id,)).fetchall():
+                known = self._seq == row[1]
+                self._served[known] = row[2]
+                self._append([] if known.any() else [row])
+
+    def _append(self, rows: Sequence[tuple[str, int, int, int]]) -> None:
         if rows:
             ids, *columns = zip(*rows, strict=True)
             self._ids.extend(ids)
@@ -81,8 +83,8 @@ class Ages:
         weights = np.maximum(int(time.time()) - since, 0) + 1
         # The largest of log(u) / w are a weighted sample without replacement (Efraimidis and Spirakis 2006).
         keys = np.log(1.0 - self._random.random(len(alive))) / weights
-        top = np.argsort(-keys)[:limit] if limit > 1 else [np.argmax(keys)]
-        return [int(alive[i]) for i in top]
+        top = np.argpartition(-keys, limit - 1)[:limit] if limit < len(keys) else np.arange(len(keys))
+        return [int(alive[i]) for i in top[np.argsort(-keys[top])]]
 
     def _confirm(self, db: sqlite3.Connection, picks: Sequence[int]) -> bool:
         """Whether the arrays were right about all picks; corrects them where not."""

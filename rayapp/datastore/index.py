@@ -112,6 +112,18 @@ CREATE TRIGGER image_forgotten AFTER DELETE ON image BEGIN
 END;
 PRAGMA user_version = 3;
 """,
+    """
+-- Images whose final label went away, in that order: what was kept elsewhere of them is corrected.
+CREATE TABLE reopened(seq INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT NOT NULL);
+DELETE FROM count WHERE kind = 'reopened';
+DROP TRIGGER label_removed;
+CREATE TRIGGER label_removed AFTER DELETE ON label BEGIN
+  UPDATE count SET n = n - 1 WHERE kind = 'tag' AND name = old.tag;
+  UPDATE image SET final = 0 WHERE id = old.image_id AND old.tag = 'final';
+  INSERT INTO reopened(image_id) SELECT old.image_id WHERE old.tag = 'final';
+END;
+PRAGMA user_version = 4;
+""",
 )
 """From each version of the schema to the next; a new index runs through all of them."""
 VERSION = 1 + len(CHANGES)
@@ -256,6 +268,12 @@ def add_revision(
         ),
     )
     return number
+
+
+def reopened(db: sqlite3.Connection, since: int) -> tuple[list[str], int]:
+    """The images whose final label went away, after so many as `since`; and how many that are by now."""
+    rows = db.execute("SELECT image_id, seq FROM reopened WHERE seq > ? ORDER BY seq", (since,)).fetchall()
+    return [image_id for image_id, _ in rows], rows[-1][1] if rows else since
 
 
 def update_image(db: sqlite3.Connection, image_id: str, info: Mapping[str, Any]) -> Info | None:

@@ -1,128 +1,119 @@
 """Scores: the unlabelled images by what scoring found, so that the next one is drawn at once.
 
-They are kept by name, the newest of each image, as arrays that the index corrects, as `rayapp.datastore.ages` does: a
-drawn image is looked up, and if it was labelled or removed meanwhile, the draw is repeated without it. So no writer has
-to tell. Any number of threads may call at once.
+They are kept as arrays, the newest of each name and image, and the index stays the truth: a drawn image is looked up,
+and if it was labelled or removed meanwhile, the draw is repeated without it, as in `rayapp.datastore.ages`. So who
+labels need not tell. What is new is read from the index, which costs as much as there is of it: `catch_up` after the
+opening and whenever scores were recorded leaves little of that to who asks. Any number of threads may call at once.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from rayapp.datastore.index import Index
+from rayapp.datastore.index import Index, reopened
 from rayapp.datastore.protocol import Ranked
 from rayapp.protocol import FINAL
 
-BARE = "NOT EXISTS (SELECT 1 FROM label WHERE image_id = image.id AND tag = :tag)"
-"""Images without a label under a tag."""
+_ROOM = 1024
+"""Images that the arrays have room for at first; they grow by doubling."""
 
 
 class Scores:
-    """The scores of unlabelled images by name."""
+    """The scores of images by name; NaN for an image without."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._lock = threading.Lock()
         self._random = np.random.default_rng()
-        self._reopened = -1
-        self._columns: dict[str, _Column] = {}
+        self._newest = self._reopened = 0
+        self._ids: list[str] = []
+        self._places: dict[str, int] = {}
+        self._open = np.zeros(_ROOM, np.bool_)
+        """False for images that have a final label or are gone, as far as is known."""
+        self._values: dict[str, npt.NDArray[np.float64]] = {}
+
+    def catch_up(self) -> None:
+        """Read what the index has got since."""
+        with self._index.reader() as db, self._lock:
+            self._read(db)
 
     def draw(self, name: str, tag: str, *, power: float | None, limit: int, taken: set[str]) -> Ranked:
         """See `Datastore.ranked`; `taken` are images that must not be drawn."""
-        with self._index.reader() as db:
-            if tag != FINAL:
-                rows = db.execute(
-                    "SELECT image.id, score.seq, value FROM score JOIN image ON image.id = image_id"
-                    f" WHERE name = :name AND {BARE}",
-                    {"name": name, "tag": tag},
-                )
-                column = _Column()
-                column.extend(rows.fetchall())
-                picks = column.draw(self._random, power, limit + len(taken))
-                (open_images,) = db.execute(f"SELECT count(*) FROM image WHERE {BARE}", {"tag": tag}).fetchone()
-                return _ranked(column, picks, open_images, limit, taken)
-            with self._lock:
-                column = self._caught_up(db, name)
-                picks = column.draw(self._random, power, limit + len(taken))
-                while not column.confirm(db, picks):
-                    picks = column.draw(self._random, power, limit + len(taken))
-                (open_images,) = db.execute(
-                    "SELECT (SELECT n FROM count WHERE kind = 'image')"
-                    " - coalesce((SELECT n FROM count WHERE kind = 'tag' AND name = 'final'), 0)"
-                ).fetchone()
-                return _ranked(column, picks, open_images, limit, taken)
+        with self._index.reader() as db, self._lock:
+            self._read(db)
+            if name not in self._values:
+                return Ranked(ids=[], known=0.0)
+            values = self._values[name][: len(self._ids)]
+            drawable = self._open[: len(values)] if tag == FINAL else self._without(db, tag)
+            picks: list[int] = []
+            gone = [-1]
+            while gone:
+                picks = self._largest(np.where(drawable, values, np.nan), power, limit + len(taken))
+                gone = [place for place in picks if not _lacks(db, self._ids[place], tag)]
+                drawable[gone] = False
+            scored = int(np.count_nonzero(drawable & ~np.isnan(values)))
+            (images,) = db.execute("SELECT n FROM count WHERE kind = 'image'").fetchone()
+            labelled = db.execute("SELECT n FROM count WHERE kind = 'tag' AND name = ?", (tag,)).fetchone()
+        bare = images - (labelled[0] if labelled else 0)
+        ids = [self._ids[place] for place in picks if self._ids[place] not in taken][:limit]
+        return Ranked(ids=ids, known=min(1.0, scored / bare) if bare else 0.0)
 
-    def _caught_up(self, db: sqlite3.Connection, name: str) -> _Column:
-        (reopened,) = db.execute("SELECT n FROM count WHERE kind = 'reopened'").fetchone()
-        if reopened != self._reopened:
-            self._columns.clear()
-            self._reopened = reopened
-        column = self._columns.setdefault(name, _Column())
-        rows = db.execute(
-            "SELECT image.id, score.seq, value FROM score CROSS JOIN image ON image.id = image_id"
-            " WHERE name = ? AND score.seq > ? AND final = 0 ORDER BY score.seq",
-            (name, column.last),
-        )
-        column.extend(rows.fetchall())
-        return column
+    def _read(self, db: sqlite3.Connection) -> None:
+        since, touched = self._newest, set()
+        for image_id, name, value, seq in db.execute(
+            "SELECT image_id, name, value, seq FROM score WHERE seq > ? ORDER BY seq", (since,)
+        ):
+            place = self._place(image_id)
+            if name not in self._values:
+                self._values[name] = np.full(len(self._open), np.nan)
+            self._values[name][place] = value
+            self._newest = seq
+            touched.add(image_id)
+        again, self._reopened = reopened(db, self._reopened)
+        if since:
+            touched.update(image_id for image_id in again if image_id in self._places)
+            for image_id in touched:
+                self._open[self._places[image_id]] = _lacks(db, image_id, FINAL)
+        elif touched:  # all of them: one look is faster than one for each
+            bare = {image_id for (image_id,) in db.execute("SELECT id FROM image WHERE final = 0")}
+            self._open[: len(self._ids)] = [image_id in bare for image_id in self._ids]
 
+    def _place(self, image_id: str) -> int:
+        place = self._places.get(image_id)
+        if place is None:
+            place = self._places[image_id] = len(self._ids)
+            self._ids.append(image_id)
+            if place == len(self._open):
+                self._open = np.concatenate([self._open, np.zeros_like(self._open)])
+                for name, values in self._values.items():
+                    self._values[name] = np.concatenate([values, np.full_like(values, np.nan)])
+        return place
 
-class _Column:
-    """One score of many images; a value of NaN is that of an image that must not be drawn."""
+    def _without(self, db: sqlite3.Connection, tag: str) -> npt.NDArray[np.bool_]:
+        """Images without a label under the tag, and maybe some that are gone."""
+        bare = np.ones(len(self._ids), np.bool_)
+        labelled = db.execute("SELECT image_id FROM label WHERE tag = ?", (tag,))
+        bare[[self._places[image_id] for (image_id,) in labelled if image_id in self._places]] = False
+        return bare
 
-    def __init__(self) -> None:
-        self.last = 0
-        self._ids: list[str] = []
-        self._places: dict[str, int] = {}
-        self._seq = np.empty(0, np.int64)
-        self._value = np.empty(0, np.float64)
-
-    def extend(self, rows: Sequence[tuple[str, int, float]]) -> None:
-        """Add scores that are newer than all here; an image's older one is forgotten."""
-        if not rows:
-            return
-        ids, seq, values = zip(*rows, strict=True)
-        old = [self._places[image_id] for image_id in ids if image_id in self._places]
-        self._value[old] = np.nan
-        self._places.update({image_id: len(self._ids) + n for n, image_id in enumerate(ids)})
-        self._ids.extend(ids)
-        self._seq = np.concatenate([self._seq, np.array(seq, np.int64)])
-        self._value = np.concatenate([self._value, np.array(values, np.float64)])
-        self.last = int(self._seq[-1]) if len(seq) else self.last
-
-    @property
-    def count(self) -> int:
-        """Images that may be drawn."""
-        return int(np.count_nonzero(~np.isnan(self._value)))
-
-    def draw(self, random: np.random.Generator, power: float | None, limit: int) -> list[int]:
+    def _largest(self, values: npt.NDArray[np.float64], power: float | None, limit: int) -> list[int]:
         """Places of at most `limit` images: the highest, or drawn with a chance that goes with value ** power."""
-        alive = np.flatnonzero(~np.isnan(self._value) if power is None else self._value > 0)
-        keys = self._value[alive]
-        if power is not None:
-            keys = power * np.log(keys) + random.gumbel(size=len(keys))  # the largest are such a sample (Kirsch 2023)
+        drawable = np.flatnonzero(~np.isnan(values) if power is None else values > 0)
+        keys = values[drawable]
+        if power is not None:  # the largest are such a sample (Kirsch et al. 2023)
+            keys = power * np.log(keys) + self._random.gumbel(size=len(keys))
         top = np.argpartition(-keys, limit - 1)[:limit] if limit < len(keys) else np.arange(len(keys))
-        return [int(place) for place in alive[top[np.argsort(-keys[top], kind="stable")]]]
-
-    def confirm(self, db: sqlite3.Connection, picks: Sequence[int]) -> bool:
-        """Whether all picks are unlabelled still; those that are not are not drawn again."""
-        right = True
-        for pick in picks:
-            row = db.execute("SELECT final FROM image WHERE id = ?", (self._ids[pick],)).fetchone()
-            if row is None or row[0]:
-                self._value[pick] = np.nan
-                right = False
-        return right
-
-    def id(self, place: int) -> str:
-        """The image at a place."""
-        return self._ids[place]
+        return [int(place) for place in drawable[top[np.argsort(-keys[top], kind="stable")]]]
 
 
-def _ranked(column: _Column, picks: Sequence[int], open_images: int, limit: int, taken: set[str]) -> Ranked:
-    ids = [image_id for image_id in map(column.id, picks) if image_id not in taken][:limit]
-    return Ranked(ids=ids, known=min(1.0, column.count / open_images) if open_images else 0.0)
+def _lacks(db: sqlite3.Connection, image_id: str, tag: str) -> bool:
+    """Whether the image is there and lacks a label under the tag."""
+    row = db.execute(
+        "SELECT NOT EXISTS (SELECT 1 FROM label WHERE image_id = image.id AND tag = ?) FROM image WHERE id = ?",
+        (tag, image_id),
+    ).fetchone()
+    return row is not None and bool(row[0])

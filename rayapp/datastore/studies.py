@@ -106,6 +106,7 @@ class Studies:
         self.ages = Ages(self.index)
         self.scores = Scores(self.index)
         self.ages.sample(FINAL, 1)  # reads them now rather than for the first annotator
+        self.scores.catch_up()
         self.document.start()
         self._closing.append(self.document.close)
 

@@ -18,7 +18,6 @@ from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.index import Index, info_of, update_image, update_label
 from rayapp.datastore.protocol import ImageScore, Labelled, Order, Ranked
-from rayapp.datastore.scores import BARE
 from rayapp.datastore.studies import Studies
 from rayapp.errors import NotFound
 from rayapp.protocol import FINAL
@@ -28,6 +27,7 @@ LEASE_S = 1800.0
 HELD = 2
 """Images that one annotator holds at most: one to work on, and one looked at ahead."""
 
+_BARE = "NOT EXISTS (SELECT 1 FROM label WHERE image_id = image.id AND tag = :tag)"
 _TAKEN = "SELECT image_id FROM lease WHERE until > :now AND holder <> :holder"
 
 
@@ -48,7 +48,7 @@ class Worklist:
             drawn = self._opened.ages.sample(tag, limit + len(taken))
             return [image_id for image_id in drawn if image_id not in taken][:limit]
         direction = "DESC" if order == "last" else "ASC"
-        bare = "final = 0" if tag == FINAL else BARE
+        bare = "final = 0" if tag == FINAL else _BARE
         with self._index.reader() as db:
             rows = db.execute(
                 f"SELECT id FROM image WHERE {bare} AND id NOT IN ({_TAKEN}) ORDER BY id {direction} LIMIT :limit",
@@ -93,6 +93,7 @@ class Worklist:
                 _save(db, score)
 
         self._commit.do(apply)
+        self._opened.scores.catch_up()
         self._document.touch()
 
     def unscored(self, run: str, *, images: Labelled = "unlabeled", failed: bool = True) -> list[str]:
@@ -126,7 +127,8 @@ class Worklist:
         """See `Datastore`."""
         with self._index.reader() as db:
             rows = db.execute(
-                "SELECT f.vector FROM label AS l JOIN feature AS f ON f.image_id = l.image_id WHERE l.tag = ?"
+                # The plus: backwards through the table until there are enough, rather than all by the index of tags.
+                "SELECT f.vector FROM label AS l CROSS JOIN feature AS f ON f.image_id = l.image_id WHERE +l.tag = ?"
                 " ORDER BY l.rowid DESC LIMIT ?",
                 (FINAL, limit),
             ).fetchall()

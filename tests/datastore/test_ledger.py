@@ -46,7 +46,7 @@ def test_a_folder_of_version_one_opens_with_all_it_holds(studies: Path, open_sto
     with sqlite3.connect(index) as db:
         for trigger in ("lease_ended", "image_forgotten"):
             db.execute(f"DROP TRIGGER {trigger}")
-        for table in ("job", "lease", "scored", "score", "feature"):
+        for table in ("job", "lease", "scored", "score", "feature", "reopened"):
             db.execute(f"DROP TABLE {table}")
             assert f"TABLE {table}(" not in SCHEMA
         db.execute("PRAGMA user_version = 1")

@@ -16,7 +16,7 @@ from saves import Open, save
 from rayapp.datastore import worklist
 from rayapp.datastore.index import Index, salvage
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import ClickEvent, ImageScore
+from rayapp.datastore.protocol import Author, ClickEvent, ImageScore, Ranked
 from rayapp.errors import NotFound
 
 
@@ -132,6 +132,44 @@ def test_images_come_by_their_score_and_those_labelled_or_held_do_not(four: Loca
     assert four.ranked("tta", limit=9, holder="bob").ids == ["a", "d"]
 
 
+def test_an_image_whose_label_goes_away_comes_by_its_score_again(
+    four: LocalDatastore, tmp_path: Path, open_store: Open
+) -> None:
+    four.save_scores([scored(image, values={"tta": value}) for image, value in zip("abcd", (1, 2, 3, 4), strict=True)])
+    save(four, "d")
+    assert four.ranked("tta").ids == ["c"]
+    four.remove_label("d", "final")
+    assert four.ranked("tta").ids == ["d"]
+    save(four, "d")
+    four.close()
+    again = open_store(tmp_path)  # where it was labelled from the start
+    assert again.ranked("tta", limit=4).ids == ["c", "b", "a"]
+    again.remove_label("d", "final")
+    assert again.ranked("tta") == Ranked(ids=["d"], known=1.0)
+
+
+def test_an_image_that_goes_and_comes_back_comes_by_its_new_score(four: LocalDatastore, tmp_path: Path) -> None:
+    four.save_scores([scored(image, values={"tta": value}) for image, value in zip("abcd", (1, 2, 3, 4), strict=True)])
+    four.remove_image("d")
+    assert four.ranked("tta").ids == ["c"]
+    staged = four.stage(".nii")
+    staged.write_bytes(b"new")
+    four.add_image("d", staged, ".nii", info={}, author=Author())
+    assert four.ranked("tta").ids == ["c"]
+    four.save_scores([scored("d", values={"tta": 9})])
+    assert four.ranked("tta").ids == ["d"]
+
+
+def test_more_images_than_there_was_room_for_keep_their_scores(tmp_path: Path, open_store: Open) -> None:
+    names = [f"n{n:04}" for n in range(2500)]
+    for name in names:
+        (tmp_path / f"{name}.nii").write_bytes(b"x")
+    store = open_store(tmp_path)
+    store.save_scores([scored(name, values={"tta": n, "epistemic": -n}) for n, name in enumerate(names)])
+    assert store.ranked("tta", limit=2).ids == ["n2499", "n2498"]
+    assert store.ranked("epistemic", limit=2).ids == ["n0000", "n0001"]
+
+
 def test_a_newer_score_takes_the_place_of_the_older(four: LocalDatastore) -> None:
     four.save_scores([scored("a", values={"tta": 0.9}), scored("b", values={"tta": 0.5})])
     assert four.ranked("tta").ids == ["a"]
@@ -221,5 +259,5 @@ def test_draws_from_many_images_take_milliseconds_not_more_with_their_number(tmp
     with store._index.reader() as db:
         db.set_trace_callback(statements.append)
     assert store.ranked("tta", limit=3).ids == ["n19999", "n19998", "n19997"]
-    assert sum("SELECT final" in statement for statement in statements) == 3  # looks up what it draws, not all
+    assert sum("FROM image WHERE id" in statement for statement in statements) == 3  # looks up what it draws, not all
     assert len(statements) < 10
