@@ -1,22 +1,22 @@
 """Networks by name, and their weights as safetensors.
 
-A network is described by plain JSON, `{"name": "UNet", **arguments}`: the name of a class in `monai.networks.nets` and
-its constructor's arguments, so that a model's card alone can build it. Weights are kept as float16 and computed with
-as float32; no pickle is ever read.
+A network is described by plain JSON, `{"name": "UNet", **arguments}`: the name of a class in `monai.networks.nets`, or
+of one that an app registered, and its constructor's arguments, so that a model's card can build it. Weights are kept as
+float16 and computed with as float32; no pickle is ever read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rayapp.errors import ModelBroken
+from rayapp.errors import AppBroken, ModelBroken
 
 WIDEST = 256
 """Channels, at most, of the networks that are proposed."""
@@ -80,19 +80,39 @@ def _plain(numbers: Sequence[int]) -> int | list[int]:
     return numbers[0] if len(set(numbers)) == 1 else list(numbers)
 
 
+N = TypeVar("N", bound=type[nn.Module])
+_own: dict[str, type[nn.Module]] = {}
+"""By name, what apps registered; an app that is read again registers anew."""
+
+
+def register(cls: N) -> N:
+    """Let descriptions name a network of an app's own by its class's name. A decorator.
+
+    Its constructor takes `spatial_dims`, `in_channels` and `out_channels` by name, and what else descriptions say. It
+    is shown (N, in_channels, …), sizes being multiples of 16, or of the products of its argument `strides` if it has
+    one, and gives logits (N, out_channels, …), background first. Raises AppBroken for a name that MONAI uses.
+    """
+    from monai.networks import nets
+
+    if hasattr(nets, cls.__name__):
+        raise AppBroken(f"MONAI has a network {cls.__name__!r}: call yours something else")
+    _own[cls.__name__] = cls
+    return cls
+
+
 def build(config: Mapping[str, Any]) -> nn.Module:
     """The network that `config` describes, with random weights.
 
     Raises:
-        ModelBroken: if MONAI has no such network, or it does not take these arguments.
+        ModelBroken: if neither the app nor MONAI has such a network, or it does not take these arguments.
     """
     from monai.networks import nets  # takes seconds to import, and describing a model needs none of it
 
     arguments = dict(config)
     name = arguments.pop("name", None)
-    cls = getattr(nets, name, None) if isinstance(name, str) else None
+    cls = _own.get(name) or getattr(nets, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ModelBroken(f"MONAI has no network {name!r}")
+        raise ModelBroken(f"neither the app nor MONAI has a network {name!r}")
     try:
         network: nn.Module = cls(**arguments)
     except (TypeError, ValueError) as error:

@@ -93,4 +93,4 @@ def _network(value: Any, axes: int) -> Mapping[str, Any] | None:
         raise BadRequest(f"network: an object with name and arguments, not {str(value)[:40]!r}")
     if network.get("spatial_dims", axes) != axes:
         raise BadRequest(f"network: spatial_dims must be {axes} here, not {str(network['spatial_dims'])[:40]}")
-    return network
+    return {"spatial_dims": axes, **network}
