@@ -79,7 +79,7 @@ def test_every_name_that_an_example_imports_exists(page):
 def test_the_walkthrough_works_word_by_word(tmp_path):
     for title, text in fences(WALKTHROUGH, "python"):
         path = tmp_path / title
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     make_studies(tmp_path / "server" / "studies", 4)
     (start, *typed) = commands(WALKTHROUGH)
