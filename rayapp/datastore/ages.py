@@ -22,6 +22,12 @@ from rayapp.protocol import FINAL
 Ints = npt.NDArray[np.int64]
 
 
+def largest(keys: npt.NDArray[np.float64], limit: int) -> npt.NDArray[np.intp]:
+    """Where the largest keys are, at most `limit`, the largest first."""
+    top = np.argpartition(-keys, limit - 1)[:limit] if limit < len(keys) else np.arange(len(keys))
+    return top[np.argsort(-keys[top], kind="stable")]
+
+
 class Ages:
     """Samples image ids without replacement, with a weight of the seconds since each was last handed out.
 
@@ -83,8 +89,7 @@ class Ages:
         weights = np.maximum(int(time.time()) - since, 0) + 1
         # The largest of log(u) / w are a weighted sample without replacement (Efraimidis and Spirakis 2006).
         keys = np.log(1.0 - self._random.random(len(alive))) / weights
-        top = np.argpartition(-keys, limit - 1)[:limit] if limit < len(keys) else np.arange(len(keys))
-        return [int(alive[i]) for i in top[np.argsort(-keys[top])]]
+        return [int(alive[i]) for i in largest(keys, limit)]
 
     def _confirm(self, db: sqlite3.Connection, picks: Sequence[int]) -> bool:
         """Whether the arrays were right about all picks; corrects them where not."""

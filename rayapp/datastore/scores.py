@@ -14,6 +14,7 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
+from rayapp.datastore.ages import largest
 from rayapp.datastore.index import Index, reopened
 from rayapp.datastore.protocol import Ranked
 from rayapp.protocol import FINAL
@@ -49,11 +50,11 @@ class Scores:
                 return Ranked(ids=[], known=0.0)
             values = self._values[name][: len(self._ids)]
             drawable = self._open[: len(values)] if tag == FINAL else self._without(db, tag)
-            picks: list[int] = []
-            gone = [-1]
-            while gone:
-                picks = self._largest(np.where(drawable, values, np.nan), power, limit + len(taken))
+            while True:
+                picks = self._picked(np.where(drawable, values, np.nan), power, limit + len(taken))
                 gone = [place for place in picks if not _lacks(db, self._ids[place], tag)]
+                if not gone:
+                    break
                 drawable[gone] = False
             scored = int(np.count_nonzero(drawable & ~np.isnan(values)))
             (images,) = db.execute("SELECT n FROM count WHERE kind = 'image'").fetchone()
@@ -100,14 +101,13 @@ class Scores:
         bare[[self._places[image_id] for (image_id,) in labelled if image_id in self._places]] = False
         return bare
 
-    def _largest(self, values: npt.NDArray[np.float64], power: float | None, limit: int) -> list[int]:
+    def _picked(self, values: npt.NDArray[np.float64], power: float | None, limit: int) -> list[int]:
         """Places of at most `limit` images: the highest, or drawn with a chance that goes with value ** power."""
         drawable = np.flatnonzero(~np.isnan(values) if power is None else values > 0)
         keys = values[drawable]
         if power is not None:  # the largest are such a sample (Kirsch et al. 2023)
             keys = power * np.log(keys) + self._random.gumbel(size=len(keys))
-        top = np.argpartition(-keys, limit - 1)[:limit] if limit < len(keys) else np.arange(len(keys))
-        return [int(place) for place in drawable[top[np.argsort(-keys[top], kind="stable")]]]
+        return [int(place) for place in drawable[largest(keys, limit)]]
 
 
 def _lacks(db: sqlite3.Connection, image_id: str, tag: str) -> bool:
