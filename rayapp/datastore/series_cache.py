@@ -29,6 +29,9 @@ from rayapp.imaging import dicom
 RETRIEVALS = 4
 """Series retrieved at once; others wait their turn."""
 SYNCS = 16
+"""Files written or parsed at once."""
+AHEAD = 2 * SYNCS
+"""Instances that may wait for the disk: an archive that is faster is not read any further meanwhile."""
 WAITING = 8
 """Callers that may wait for series at once, so that a slow archive takes not every thread of the datastore."""
 PATIENCE_S = 50.0
@@ -135,6 +138,8 @@ class SeriesCache:
                     raise TooLarge(f"the series has more than {self._max_volume} bytes (max_volume)")
                 file = target / f"{uid}.dcm"
                 written.append(pool.submit(_keep, file, data))
+                if len(written) > AHEAD:  # no more of the series than that is held in memory
+                    written[-1 - AHEAD].result()
                 parsed.append(pool.submit(dicom.slices_of, instance, file))
             if wanted:
                 raise ArchiveAway(f"the DICOM archive broke off: {len(wanted)} instances of the series are missing")
