@@ -54,8 +54,6 @@ class PreparedEdit(PreparedImage):
     guided: GuidedImage
     memo: Memo
     scan: Scan
-    finer: bool
-    """Whether the image has detail that the network does not see."""
 
     @property
     def nbytes(self) -> int:
@@ -95,9 +93,9 @@ class DeepEditTask(SegmentationTask):
         """Orient, scale into the ROI and normalise."""
         prepared = self._prepare(volume, limit=self._roi_size)
         seen = dataclasses.replace(volume, array=volume.array[: self._channels])
-        return self._editable(prepared, Scan.of(seen), finer=fine.helps(prepared.grid))
+        return self._editable(prepared, Scan.of(seen))
 
-    def _editable(self, prepared: PreparedImage, scan: Scan, *, finer: bool) -> PreparedEdit:
+    def _editable(self, prepared: PreparedImage, scan: Scan) -> PreparedEdit:
         return PreparedEdit(
             grid=prepared.grid,
             image=prepared.image,
@@ -105,7 +103,6 @@ class DeepEditTask(SegmentationTask):
             guided=guidance.GuidedImage(prepared.image.cpu().numpy(), self._guidance_channels),
             memo=Memo(),
             scan=scan,
-            finer=finer,
         )
 
     def margins(self, prepared: PreparedImage) -> Floats:
@@ -141,7 +138,7 @@ class DeepEditTask(SegmentationTask):
         labels = pipeline.restore(held, prepared.grid, roi=prompts.roi)
         clock.stage("invert")
         yield self._answer(labels, clicks, config, clock)
-        if prepared.finer and any(clicks):
+        if fine.helps(prepared.grid) and any(clicks):
             clock.resume()
             labels = self._drawn(prepared, clicks, positions, added, margins, clock)
             yield self._answer(pipeline.within(labels, prompts.roi), clicks, config, clock)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Affine, Volume
-from rayapp.inference import fine, slices
+from rayapp.inference import slices
 from rayapp.inference.deepedit import HOLD, Clicks, DeepEditTask, PreparedEdit
 from rayapp.inference.pipeline import Floats
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
@@ -110,7 +110,7 @@ class DeepGrow2DTask(DeepGrow3DTask):
             raise TypeError("prepare the image with this task")
         k = self._slice(prompts)
         scan = dataclasses.replace(prepared.scan, array=prepared.scan.array[..., k : k + 1])
-        edit = self._editable(prepared.slice(k), scan, finer=fine.helps(prepared.grid))
+        edit = self._editable(prepared.slice(k), scan)
         for one in super().stages(edit, on_slice(prompts, k), config):
             labels = np.zeros((*one.labels.shape[:2], prepared.image.shape[1]), dtype=np.uint8, order="F")
             labels[:, :, k] = one.labels[:, :, 0]

@@ -42,7 +42,7 @@ def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: npt.NDArray[
     nodes = np.cumsum(free, dtype=np.int32).reshape(free.shape) - 1
     pull = np.where(free, 0, np.sign(costs)).astype(np.float32)
     graph = maxflow.GraphFloat(count, count * logits.ndim)
-    graph.add_nodes(count)
+    every = graph.add_nodes(count)
     for axis in range(logits.ndim):
         weights = _alikeness(image, axis) * np.float32(SMOOTHNESS * spacing.min() / spacing[axis])
         here, there = (tuple(part if n == axis else slice(None) for n in range(free.ndim)) for part in NEIGHBOURS)
@@ -52,10 +52,10 @@ def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: npt.NDArray[
         costs[here] += weights * pull[there]
         costs[there] += weights * pull[here]
     costs = costs[free]
-    graph.add_grid_tedges(np.arange(count), np.maximum(costs, 0), np.maximum(-costs, 0))
+    graph.add_grid_tedges(every, np.maximum(costs, 0), np.maximum(-costs, 0))
     graph.maxflow()
     mask = pull > 0
-    mask[free] = ~graph.get_grid_segments(np.arange(count))
+    mask[free] = ~graph.get_grid_segments(every)
     return mask
 
 
