@@ -151,8 +151,7 @@ class TransformPipeline:
         image = data[self.image]
         pred = MetaTensor(output.as_tensor() if isinstance(output, MetaTensor) else output).cpu()
         if pred.shape[-3:] == image.shape[-3:]:
-            pred.meta = dict(image.meta)
-            pred.applied_operations = list(image.applied_operations)
+            pred = _beside(image, pred)
         data = self._run(self._post, {**data, self.pred: pred}, lazy=False)
         found = self._on_source(data, source)
         return _as_labels(found, first)
@@ -176,9 +175,8 @@ class TransformPipeline:
     def on_source(self, data: Data, field: Tensor, source: Grid) -> npt.NDArray[np.float32]:
         """A field (…) over the image that went into the network, (I, J, K) on the source's grid; 0 beyond it."""
         image = data[self.image]
-        found = MetaTensor(field[None].float(), meta=dict(image.meta))
-        found.applied_operations = list(image.applied_operations)
-        placed: npt.NDArray[np.float32] = self._inverted(image, found, nearest=False)[0].cpu().numpy()
+        found = self._inverted(image, _beside(image, MetaTensor(field[None])), nearest=False)
+        placed: npt.NDArray[np.float32] = found[0].cpu().numpy()
         if placed.shape != source.shape:
             raise ModelBroken(f"what was inverted has {placed.shape} voxels, the image {source.shape}")
         return placed
@@ -243,6 +241,13 @@ def _loads_channel_first(steps: Sequence[Any], image: str) -> bool:
         return False
     loaders = [step for step in steps if isinstance(step, LoadImaged) and image in step.keys]
     return not loaders or any(step._loader.ensure_channel_first for step in loaders)
+
+
+def _beside(image: MetaTensor, found: MetaTensor) -> MetaTensor:
+    """`found` as lying where `image` does, by the same steps."""
+    found.meta = dict(image.meta)
+    found.applied_operations = list(image.applied_operations)
+    return found
 
 
 def _as_labels(found: npt.NDArray[Any], first: int) -> Labels:
