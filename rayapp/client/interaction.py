@@ -107,19 +107,20 @@ class AsyncInteraction:
     def _get(self, route: Route, **query: str) -> Call:
         return Call(method="GET", path=self._path(route), query=query)
 
+    def _post(self, route: Route, said: Mapping[str, Any], *, known: bool) -> Call:
+        """A turn of this program's, to be answered by what changes in the mask that it holds."""
+        body = {**said, "request": secrets.token_hex(8), "onto": self._token, "client_id": self._client_id}
+        return Call(method="POST", path=self._path(route), json=body, known=known)
+
     def _path(self, route: Route) -> str:
         return route.format(interaction_id=quote(self.id, safe=""))
 
     async def _turn(self, route: Route, said: Mapping[str, Any]) -> Mask:
-        held, token = self.labels, self._token
-        body = {**said, "request": secrets.token_hex(8), "onto": token, "client_id": self._client_id}
-        call = Call(method="POST", path=self._path(route), json=body, known=True)
+        held, call = self.labels, self._post(route, said, known=True)
         return self._taken(*await self._transport.send(call, _read), held)
 
     async def _stages(self, route: Route, said: Mapping[str, Any]) -> AsyncGenerator[Mask, None]:
-        held = self.labels
-        body = {**said, "request": secrets.token_hex(8), "onto": self._token, "client_id": self._client_id}
-        call = Call(method="POST", path=self._path(route), json=body)
+        held, call = self.labels, self._post(route, said, known=False)
         async with self._transport.opened(call) as answer, aclosing(events(answer)) as told:
             async for kind, data in told:
                 if kind == "problem":
