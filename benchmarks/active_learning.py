@@ -167,9 +167,11 @@ def tell(out: Path) -> str:
     shown = Table(*columns, title=f"validation Dice by labels; all {POOL}: {full.dice:.3f}")
     for row in rows:
         shown.add_row(*(str(row.get(column, "")) for column in columns))
-    with (out / "table.txt").open("w") as file:
-        Console(file=file, width=140).print(shown)
-    return (out / "table.txt").read_text()
+    console = Console(width=140)
+    with console.capture() as captured:
+        console.print(shown)
+    (out / "table.txt").write_text(captured.get())
+    return captured.get()
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def append(studies: Path, job: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Durably add rows to a running job's table."""
     folder = _table(studies, job)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), folder / f"part-{secrets.token_hex(8)}.parquet")
+    write_table(
+        pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), folder / f"part-{secrets.token_hex(8)}.parquet"
+    )
 
 
 def seal(studies: Path, job: str) -> None:
@@ -56,7 +58,7 @@ def seal(studies: Path, job: str) -> None:
     if not whole.exists():
         parts = [pq.read_table(part, schema=SCHEMA) for part in sorted(folder.glob("*.parquet"))]
         if parts:
-            _write(pa.concat_tables(parts).sort_by("ts"), whole)
+            write_table(pa.concat_tables(parts).sort_by("ts"), whole)
     shutil.rmtree(folder)
 
 
@@ -82,7 +84,8 @@ def _table(studies: Path, job: str) -> Path:
     return studies / ".rayapp" / "scores" / checked_name(job, "job")
 
 
-def _write(table: pa.Table, target: Path) -> None:
+def write_table(table: pa.Table, target: Path) -> None:
+    """Durably, and whole or not at all."""
     staged = target.with_name(f".{target.name}.part")
     pq.write_table(table, staged)
     sync(staged)

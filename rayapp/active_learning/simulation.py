@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from rayapp.active_learning.annotator import MAX_BYTES, Annotator, Habits, Labelled, mean_dice
+from rayapp.active_learning.results import write_table
 from rayapp.client import AsyncClient, Job, JobKind
 from rayapp.errors import RayappError
 from rayapp.imaging.reader import read_segmentation
@@ -175,10 +176,7 @@ class Simulation:
         name = f"{self._protocol.strategy}-{self._protocol.seed}"
         for kind, rows in ((LABELS, self.labels), (ROUNDS, self.rounds)):
             table = pa.Table.from_pylist([{**dataclasses.asdict(row), "seed": self._protocol.seed} for row in rows])
-            target = folder / f"{name}.{kind}.parquet"
-            staged = target.with_suffix(".part")
-            parquet.write_table(table, staged)
-            staged.rename(target)
+            write_table(table, folder / f"{name}.{kind}.parquet")
 
 
 async def _ended(client: AsyncClient, job: Job) -> None:
