@@ -19,7 +19,8 @@ from rayapp.config import Settings
 from rayapp.datastore.protocol import Datastore
 from rayapp.errors import AppBroken, ModelBroken, NotFound, RayappError, Unreadable
 from rayapp.jobs.training import OPTIONS
-from rayapp.models.store import ModelStore, ModelVersion
+from rayapp.models.store import ModelStore, ModelVersion, check_weights
+from rayapp.models.weights import convert_weights, is_torch
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +88,22 @@ class Catalogue:
     def upload(self, name: str, weights: Path, card: Mapping[str, Any], *, request: str) -> ModelVersion:
         """Let a user's `weights` serve, with the serving version's settings under `card`; `request` as of `publish`.
 
+        They are safetensors or a torch file; that is turned into safetensors here, since the gateway has no torch.
+
         Raises:
             NotFound: if no version serves, which could tell how these weights are used.
+            TooLarge: if a torch file unpacks to more than `max_body`.
             Unreadable: if the file does not fit the model's network; the version before serves on.
         """
         settings = {key: value for key, value in self.production(name).card.items() if key not in _OF_ONE_VERSION}
-        return self.publish(name, weights, {**settings, **card}, request=request)
+        if not is_torch(weights):
+            return self.publish(name, weights, {**settings, **card}, request=request)
+        tensors = weights.with_name(weights.name + ".safetensors")
+        try:
+            convert_weights(weights, tensors, self._settings.max_body)
+            return self.publish(name, tensors, {**settings, **card}, request=request)
+        finally:
+            tensors.unlink(missing_ok=True)
 
     def publish(
         self, name: str, weights: Path, card: Mapping[str, Any], *, request: str, promote: bool = True
@@ -105,6 +116,7 @@ class Catalogue:
             NotFound: if the app has no such model.
             Unreadable: if the file does not fit the model's network; the version before serves on.
         """
+        check_weights(weights)
         with self._changing:
             self._try(ModelVersion(name=name, version="candidate", weights=weights, card=card))
             version = self._models.publish(name, weights, card, request=request, promote=promote)

@@ -10,12 +10,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from deployments.access import AsAdmin, AsAnnotator, Checking, Described, Service, not_allowed
+from deployments.access import AsAdmin, AsAnnotator, Described, Service, not_allowed
 from deployments.forms import describe_form, read_form
 from deployments.problems import problems
 from deployments.replies import FILE, file_reply
-from deployments.weights import convert_weights, is_torch
-from rayapp.models.store import ModelVersion, check_weights
+from rayapp.models.store import ModelVersion
+from rayapp.models.weights import is_torch
 from rayapp.protocol import Path as Route
 from rayapp.protocol import Role, checked_name
 
@@ -56,9 +56,7 @@ async def download(model: str, services: Service, described: Described, user: As
 
 
 @router.put(Route.MODEL, openapi_extra=_FORM)
-async def upload(
-    model: str, request: Request, services: Service, described: Described, checks: Checking, user: AsAnnotator
-) -> ModelFile:
+async def upload(model: str, request: Request, services: Service, described: Described, user: AsAnnotator) -> ModelFile:
     """Publish weights that fit the model's network as its next version; the one before serves on if they do not."""
     name = await _name(described, model)
     await services.models.production(name)
@@ -69,20 +67,9 @@ async def upload(
 
     async with read_form(request, files=("file",), stage=stage) as form:
         weights = form.needed("file").path
-        converted: Path | None = None
-        try:
-            if await asyncio.to_thread(is_torch, weights):
-                if not user.role.reaches(Role.ADMIN):
-                    raise not_allowed(user, Role.ADMIN)
-                converted = await stage("")
-                await checks.run(convert_weights, weights, converted, services.settings.max_body)
-            await checks.run(check_weights, converted or weights)
-            version = await services.models.upload(
-                name, converted or weights, {"uploaded_by": user.name}, request=secrets.token_hex(16)
-            )
-        finally:
-            if converted is not None:
-                await asyncio.to_thread(converted.unlink, missing_ok=True)
+        if await asyncio.to_thread(is_torch, weights) and not user.role.reaches(Role.ADMIN):
+            raise not_allowed(user, Role.ADMIN)
+        version = await services.models.upload(name, weights, {"uploaded_by": user.name}, request=secrets.token_hex(16))
     described.forget()
     return await _summary(version)
 

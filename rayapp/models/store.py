@@ -172,7 +172,7 @@ class ModelStore:
 def check_weights(weights: Path) -> None:
     """Raise Unreadable unless the file is a whole safetensors file (never a pickle)."""
     try:
-        with safe_open(weights, framework="pt") as tensors:
+        with safe_open(weights, framework="np") as tensors:
             names = list(tensors.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise Unreadable(f"not a safetensors file: {error}") from error

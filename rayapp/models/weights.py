@@ -20,8 +20,7 @@ def convert_weights(path: Path, target: Path, max_bytes: int) -> None:
 
     Raises Unreadable, and TooLarge if it unpacks to more than `max_bytes`.
     """
-    # Heavy, and hardly ever needed here.
-    import torch
+    import torch  # only here: the gateway, which asks `is_torch`, does without it
     from safetensors.torch import save_file
 
     try:
