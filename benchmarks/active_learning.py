@@ -1,4 +1,4 @@
-"""What each strategy is worth: python -m benchmarks.active_learning [--quick] [--json] [--out DIR]
+"""What each strategy is worth: python -m benchmarks.active_learning [--quick] [--json] [--out DIR] [--together N]
 
 A pool of 100 unlabelled hippocampi of the Medical Segmentation Decathlon in `../shared/data/hippocampus`, 40 others to
 validate with. For each strategy and seed a server of its own is started on the pool; simulated annotators ask it for
@@ -7,6 +7,7 @@ for as many iterations; then the images are scored anew. Prints validation Dice 
 deviation of the mean over seeds, the labels with which a strategy first reaches 95 % of the Dice of all 100 labels (one
 run, as long), and annotation minutes by then.
 
+Runs are processes of their own, `--together` of them at a time, for a training is hardly faster with two threads.
 `--out` keeps the parquet files, `curves.png` and `table.txt`, the latter two made anew after each run; what is found
 there is not run again, so a benchmark that was stopped goes on. All 100 labels come first and seeds last, so that
 whatever is there by then can be compared.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -95,6 +97,28 @@ async def _watched(simulation: Simulation, title: str, total: int) -> None:
                 )
 
 
+async def run_all(todo: Sequence[tuple[str, int]], out: Path, together: int) -> None:
+    """All runs, each in a process of its own, told of after each."""
+    places = asyncio.Semaphore(together)
+    command = (sys.executable, "-m", "benchmarks.active_learning", *sys.argv[1:], "--out", str(out))
+
+    async def one(strategy: str, seed: int) -> None:
+        async with places:
+            process = await asyncio.create_subprocess_exec(*command, "--only", strategy, str(seed))
+            try:
+                if await process.wait():
+                    raise SystemExit(f"the run of {strategy} with seed {seed} failed")
+            finally:
+                if process.returncode is None:
+                    process.terminate()
+                    await process.wait()
+            tell(out)
+
+    async with asyncio.TaskGroup() as runs:
+        for strategy, seed in todo:
+            runs.create_task(one(strategy, seed))
+
+
 def missing(strategies: Sequence[str], seeds: int, out: Path) -> list[tuple[str, int]]:
     """The runs, strategy and seed, whose results are not in the folder yet."""
     found = {(one.strategy, one.seed) for one in rounds_in(out)}
@@ -124,8 +148,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--iterations", type=int, default=800)
+    parser.add_argument("--together", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", nargs=2, metavar=("STRATEGY", "SEED"), help="no more than this run")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
     if not DATA.is_dir():
@@ -137,11 +163,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="learned") as name:
         out = options.out or Path(name)
         begin(out, {"budgets": list(budgets), "iterations": iterations})
+        if options.only:
+            run(options.only[0], int(options.only[1]), budgets, iterations, out)
+            return
         if not rounds_in(out / FULL):
             run("random", 0, (POOL,), iterations, out / FULL)
-        for strategy, seed in missing(strategies, seeds, out):
-            run(strategy, seed, budgets, iterations, out)
-            tell(out)
+        asyncio.run(run_all(missing(strategies, seeds, out), out, options.together))
         if options.json:
             (full,), rounds = rounds_in(out / FULL), rounds_in(out)
             print(json.dumps({"full": full.dice, "iterations": iterations, "rows": rows_of(rounds, full.dice)}))
