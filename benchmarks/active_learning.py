@@ -36,13 +36,13 @@ from rich.table import Table
 from benchmarks.server import server
 from benchmarks.train_hippocampus import DATA, LABELS, halves, hippocampi
 from rayapp.active_learning.annotator import Habits
-from rayapp.active_learning.simulation import Protocol, Round, Simulation, draw, rounds_in, summary
+from rayapp.active_learning.outcome import ENOUGH, Round, advice, draw, rounds_in, standings, summary
+from rayapp.active_learning.simulation import Protocol, Simulation
 from rayapp.client import AsyncClient
 
 POOL = 100
 FULL = "full"
 """The folder of the run with all labels."""
-ENOUGH = 0.95
 MODEL = "segmentation"
 SCORING = {
     "random": "",
@@ -126,17 +126,16 @@ def missing(strategies: Sequence[str], seeds: int, out: Path) -> list[tuple[str,
 
 
 def rows_of(rounds: list[Round], full: float) -> list[dict[str, Any]]:
-    """A row for each strategy."""
+    """A row for each strategy, the best first."""
     rows = []
-    for strategy in dict.fromkeys(one.strategy for one in rounds):
-        means = summary(rounds, strategy)
-        enough = next((mean for mean in means if mean.dice >= ENOUGH * full), None)
+    for one in standings(rounds, ENOUGH * full):
         rows.append(
             {
-                "strategy": strategy,
-                **{str(mean.labels): f"{mean.dice:.3f} ± {mean.error:.3f}" for mean in means},
-                "labels to 95 %": enough.labels if enough else None,
-                "minutes to 95 %": round(enough.minutes, 1) if enough else None,
+                "strategy": one.strategy,
+                **{str(mean.labels): f"{mean.dice:.3f} ± {mean.error:.3f}" for mean in summary(rounds, one.strategy)},
+                "mean": f"{one.dice:.3f} ± {one.error:.3f}",
+                "labels to 95 %": None if one.labels is None else round(one.labels, 1),
+                "minutes to 95 %": None if one.minutes is None else round(one.minutes),
             }
         )
     return rows
@@ -197,6 +196,7 @@ def tell(out: Path) -> str:
     console = Console(width=140)
     with console.capture() as captured:
         console.print(shown)
+        console.print(advice(rounds, ENOUGH * full.dice))
     (out / "table.txt").write_text(captured.get())
     return captured.get()
 

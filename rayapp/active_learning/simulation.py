@@ -2,7 +2,7 @@
 
 It says what a strategy is worth: validation Dice against the number of labels and against annotation minutes. One run
 is one strategy and one seed on one server whose images are unlabelled at the start; its results are two parquet files,
-and `draw` makes one picture of all runs in a folder.
+and `outcome` says what all runs in a folder come to.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 
 from rayapp.active_learning.annotator import MAX_BYTES, Annotator, Habits, Labelled, mean_dice
+from rayapp.active_learning.outcome import ROUNDS, Round
 from rayapp.active_learning.results import write_table
 from rayapp.client import AsyncClient, Job, JobKind
 from rayapp.errors import RayappError
@@ -27,7 +27,7 @@ from rayapp.imaging.reader import read_segmentation
 
 SESSION_S = 24 * 3600
 """Seconds that the server keeps a validation image which nobody asks for."""
-LABELS, ROUNDS = "labels", "rounds"
+LABELS = "labels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +49,6 @@ class Protocol:
     iterations: int = 0
     scoring: str = ""
     scoring_options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """The model after a training: `minutes` is what all annotators together have spent by then."""
-
-    strategy: str
-    seed: int
-    labels: int
-    minutes: float
-    version: str
-    dice: float
-    training_s: float
 
 
 class Simulation:
@@ -184,56 +171,3 @@ async def _ended(client: AsyncClient, job: Job) -> None:
     seen = [now async for now in client.follow(job["id"])][-1]
     if seen["status"] != "DONE":
         raise RayappError(f"job {job['id']} ended as {seen['status']}: {'; '.join(seen.get('details', ()))}")
-
-
-def rounds_in(folder: Path) -> list[Round]:
-    """Those of all runs whose results are in the folder."""
-    files = sorted(folder.glob(f"*.{ROUNDS}.parquet"))
-    return [Round(**row) for file in files for row in parquet.read_table(file).to_pylist()]
-
-
-def draw(rounds: Sequence[Round], picture: Path) -> None:
-    """Validation Dice by labels and by minutes, one line a strategy, with a band of one standard deviation of the mean
-    over seeds, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    sheet = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(sheet)
-    by_labels, by_minutes = sheet.subplots(1, 2, sharey=True)
-    for strategy in dict.fromkeys(one.strategy for one in rounds):
-        rows = summary(rounds, strategy)
-        mean, error = np.array([row.dice for row in rows]), np.array([row.error for row in rows])
-        for axes, x in (
-            (by_labels, [row.labels for row in rows]),
-            (by_minutes, [row.minutes for row in rows]),
-        ):
-            (line,) = axes.plot(x, mean, marker=".", label=strategy)
-            axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
-    by_labels.set(xlabel="labels", ylabel="validation Dice")
-    by_minutes.set(xlabel="annotation minutes")
-    by_labels.legend()
-    sheet.savefig(picture, format="png", dpi=100)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """A strategy's rounds of so many labels, over seeds; `error` is the standard deviation of the mean."""
-
-    labels: int
-    minutes: float
-    dice: float
-    error: float
-    seeds: int
-
-
-def summary(rounds: Sequence[Round], strategy: str) -> list[Mean]:
-    """A strategy's means by number of labels."""
-    means = []
-    for labels in sorted({one.labels for one in rounds if one.strategy == strategy}):
-        same = [one for one in rounds if one.strategy == strategy and one.labels == labels]
-        scores = np.array([one.dice for one in same])
-        error = float(scores.std(ddof=1) / np.sqrt(len(same))) if len(same) > 1 else 0.0
-        minutes = float(np.mean([one.minutes for one in same]))
-        means.append(Mean(labels=labels, minutes=minutes, dice=float(scores.mean()), error=error, seeds=len(same)))
-    return means

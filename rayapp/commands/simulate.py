@@ -13,7 +13,8 @@ from rayapp.commands.annotation import LOCAL, Server, Token
 from rayapp.commands.jobs import values
 
 if TYPE_CHECKING:
-    from rayapp.active_learning.simulation import Round, Simulation
+    from rayapp.active_learning.outcome import Round
+    from rayapp.active_learning.simulation import Simulation
 
 
 def simulate(
@@ -44,10 +45,11 @@ def simulate(
     """Let simulated annotators label a running server's images, train as labels come, and test the model.
 
     The server's images get labels: give it a copy of the studies, without any. Writes parquet files and `curves.png`
-    with all runs in the folder.
+    with all runs in the folder, and says which of their strategies to use.
     """
     from rayapp.active_learning.annotator import Habits
-    from rayapp.active_learning.simulation import Protocol, Simulation, draw, rounds_in
+    from rayapp.active_learning.outcome import draw, rounds_in
+    from rayapp.active_learning.simulation import Protocol, Simulation
     from rayapp.client import AsyncClient
 
     try:
@@ -126,11 +128,13 @@ def _show(rounds: list[Round]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rayapp.active_learning.simulation import summary
+    from rayapp.active_learning.outcome import advice, aim, summary
 
     table = Table("strategy", "labels", "minutes", "Dice", "±", "seeds")
     for strategy in dict.fromkeys(one.strategy for one in rounds):
         for row in summary(rounds, strategy):
             figures = (str(row.labels), f"{row.minutes:.1f}", f"{row.dice:.3f}", f"{row.error:.3f}", str(row.seeds))
             table.add_row(strategy, *figures)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(advice(rounds, aim(rounds)))

@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from rayapp.active_learning.annotator import Annotator, Habits, Labelled, mean_dice
-from rayapp.active_learning.simulation import Protocol, Round, Simulation, draw, rounds_in, summary
+from rayapp.active_learning.outcome import Round, rounds_in
+from rayapp.active_learning.simulation import Protocol, Simulation
 from rayapp.cli import app as rayapp
 from rayapp.client import AsyncClient
 from rayapp.errors import RayappError
@@ -176,24 +177,6 @@ def test_a_training_that_does_not_end_well_ends_the_run(pool: Served, tmp_path: 
 
     with pytest.raises(RayappError, match="ended as STOPPED"):
         asyncio.run(both())
-
-
-def test_means_and_bands_are_over_seeds():
-    def one(seed: int, dice: float) -> Round:
-        return Round(strategy="a", seed=seed, labels=2, minutes=10 + seed, version="v1", dice=dice, training_s=1.0)
-
-    (row,) = summary([one(0, 0.5), one(1, 0.7)], "a")
-    assert (row.labels, row.seeds, row.minutes) == (2, 2, 10.5)
-    assert (row.dice, row.error) == (pytest.approx(0.6), pytest.approx(0.1))
-
-
-def test_the_picture_of_one_run_has_no_band_and_is_drawn(tmp_path: Path):
-    draw(
-        [Round(strategy="a", seed=0, labels=n, minutes=n, version="v", dice=n / 9, training_s=1.0) for n in (2, 4)],
-        tmp_path / "curves.png",
-    )
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (1100, 400)
 
 
 def test_dice_is_the_mean_over_structures_that_are_there():

@@ -1,0 +1,89 @@
+"""What runs of simulated annotators come to, and the advice that follows from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rayapp.active_learning.outcome import Round, advice, aim, draw, standings, summary
+
+
+def run(strategy: str, seed: int, *dice: float, minutes: float = 10.0) -> list[Round]:
+    """A run tested after 2, 4, 8, … labels, each of them `minutes` of work."""
+    return [
+        Round(
+            strategy=strategy,
+            seed=seed,
+            labels=2**n,
+            minutes=minutes * 2**n,
+            version=f"v{n}",
+            dice=score,
+            training_s=1.0,
+        )
+        for n, score in enumerate(dice, 1)
+    ]
+
+
+def test_means_and_bands_are_over_seeds():
+    def one(seed: int, dice: float) -> Round:
+        return Round(strategy="a", seed=seed, labels=2, minutes=10 + seed, version="v1", dice=dice, training_s=1.0)
+
+    (row,) = summary([one(0, 0.5), one(1, 0.7)], "a")
+    assert (row.labels, row.seeds, row.minutes) == (2, 2, 10.5)
+    assert (row.dice, row.error) == (pytest.approx(0.6), pytest.approx(0.1))
+
+
+def test_the_picture_of_one_run_has_no_band_and_is_drawn(tmp_path: Path):
+    draw(
+        [Round(strategy="a", seed=0, labels=n, minutes=n, version="v", dice=n / 9, training_s=1.0) for n in (2, 4)],
+        tmp_path / "curves.png",
+    )
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1100, 400)
+
+
+def test_what_is_aimed_at_is_reached_between_two_tests_in_proportion():
+    rounds = run("random", 0, 0.4, 0.6, 0.8) + run("tta", 0, 0.7, 0.7, 0.75)
+    assert aim(rounds) == pytest.approx(0.76)
+    first, second = standings(rounds, 0.7)
+    assert (first.strategy, first.labels, first.minutes) == ("tta", 2, 20)
+    assert (second.strategy, second.labels, second.minutes) == ("random", pytest.approx(6), pytest.approx(60))
+    assert [one.labels for one in standings(rounds, 0.9)] == [None, None]
+
+
+def test_strategies_are_compared_by_the_tests_that_all_of_them_had():
+    rounds = run("random", 0, 0.5, 0.6, 0.9) + run("tta", 0, 0.6, 0.7)
+    assert [(one.strategy, one.dice) for one in standings(rounds, 0.6)] == [
+        ("tta", pytest.approx(0.65)),
+        ("random", pytest.approx(0.55)),
+    ]
+
+
+def test_a_strategy_that_is_clearly_ahead_is_advised_with_what_it_saves():
+    rounds = [one for seed in range(3) for one in run("random", seed, 0.5 + seed / 1000, 0.6, 0.8)]
+    rounds += [one for seed in range(3) for one in run("epistemic", seed, 0.7 + seed / 1000, 0.8, 0.85, minutes=5)]
+    told = advice(rounds, 0.8)
+    assert told.startswith("Use epistemic: epistemic is ahead of random by a Dice of 0.150 ± ")
+    assert told.endswith("0.800 with 4 labels in 20 annotation minutes, random with 8 in 80: 75% of the time saved.")
+    assert "random does not reach it" in advice(rounds, 0.82)
+
+
+def test_what_may_be_chance_is_called_so():
+    rounds = [one for seed in range(3) for one in run("random", seed, 0.5 + seed / 10)]
+    rounds += [one for seed in range(3) for one in run("tta", seed, 0.52 + seed / 10)]
+    assert advice(rounds, 0.6).startswith("Use random: tta is ahead of random by a Dice of 0.020 ± 0.08")
+
+
+def test_one_seed_proves_nothing():
+    assert "repeat both with other seeds" in advice(run("random", 0, 0.5) + run("tta", 0, 0.9), 0.6)
+
+
+def test_where_random_wins_random_is_advised():
+    assert advice(run("random", 0, 0.9) + run("tta", 0, 0.5), 0.6) == "Use random: no other strategy was better."
+
+
+def test_a_strategy_alone_says_nothing_of_what_it_saves():
+    assert "beside another" in advice(run("tta", 0, 0.5), 0.6)
+    assert "beside another" in advice(run("tta", 0, 0.5) + run("epistemic", 0, 0.6), 0.6)
