@@ -31,7 +31,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy import ndimage
-from skimage.graph import route_through_array
 
 from rayapp.apps.radiology.main import ONLINE, scribbles
 from rayapp.geometry import Orientation, spacing
@@ -39,6 +38,7 @@ from rayapp.imaging.phantom import phantom
 from rayapp.imaging.volume import Volume
 from rayapp.inference.marks import BACKGROUND, FOREGROUND
 from rayapp.inference.task import Prompts
+from rayapp.training.interaction import middle_line
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 PLACES = {1: (0.5,), 3: (0.2, 0.5, 0.8), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
@@ -101,15 +101,7 @@ def draw(drawn: npt.NDArray[np.uint8], mask: Mask, step: npt.NDArray[np.float64]
     away = max(2 * step.max(), rng.uniform(0.12, 0.24) * np.sqrt(mask.sum() * step.prod()))
     outside = ndimage.distance_transform_edt(~mask, sampling=step)
     drawn[np.abs(outside - away) < 0.6 * step.max()] = BACKGROUND
-    parts, count = ndimage.label(mask)
-    if count > 1:
-        mask = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    inside = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=step)[1:-1, 1:-1]
-    core = np.argwhere(mask & (inside >= 0.5 * inside[mask].max()))
-    along = (core - core.mean(0)) @ np.linalg.svd((core - core.mean(0)) * step, full_matrices=False)[2][0]
-    costs = np.where(mask, 1 / np.maximum(inside, 1e-3), 1e6)
-    path, _ = route_through_array(costs, core[along.argmin()], core[along.argmax()])
-    drawn[tuple(np.transpose(path))] = FOREGROUND
+    drawn[tuple(middle_line(mask, step).T)] = FOREGROUND
 
 
 def in_process(method: str) -> Callable[[Case], Ask]:

@@ -1,7 +1,8 @@
 """Annotator: works through a server as a person would, and says how long a person would have taken.
 
-Everything goes through the server's own routes: the next image, the model's proposal, one click at a time into what is
-then the largest error, the label saved. What a person sees and judges is replaced by a reference label map.
+Everything goes through the server's own routes: the next image, the model's proposal, one click or stroke at a time
+into what is then the largest error, the label saved. What a person sees and judges is replaced by a reference label
+map.
 
 Each annotator belongs to one event loop; reading and comparing masks runs in threads beside it.
 """
@@ -18,17 +19,24 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.client import AsyncClient
-from rayapp.client.interaction import AsyncInteraction, Mask
+from rayapp.client.interaction import AsyncInteraction, Mask, Points, Said
 from rayapp.errors import BadRequest, GridMismatch
 from rayapp.imaging.reader import read_segmentation
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
+from rayapp.inference import marks as marking
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
-from rayapp.training.interaction import corrections
+from rayapp.training.interaction import placed_on, regions
 from rayapp.training.metrics import dice
 
 MAX_BYTES = 4 << 30
 """Bytes that a reference may have in memory."""
+
+
+class Correction(Said, total=False):
+    """One prompt."""
+
+    clicks: Mapping[str, Points]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +46,13 @@ class Habits:
     A volume outlined by hand takes `manual_s`, the paper's ten minutes. A proposal is looked at (`review_s`) and
     corrected by clicks (`click_s` each) until its mean foreground Dice is `good_enough`, and then saved as it is; after
     `max_clicks` the rest is done by hand, for that share of `manual_s` that is still wrong. `click_noise` is the
-    standard deviation, in voxels, by which a click misses its place.
+    standard deviation, in voxels, by which a click misses its place. With `strokes` all is the same with lines drawn
+    through the middle of what is wrong on one slice, `stroke_s` each.
     """
 
+    strokes: bool = False
     click_s: float = 5.0
+    stroke_s: float = 10.0
     review_s: float = 30.0
     manual_s: float = 600.0
     good_enough: float = 0.9
@@ -111,11 +122,10 @@ class Annotator:
             proposed = score = await self._score(found, truth)
             seconds += self._habits.review_s
             while score < self._habits.good_enough and clicks < self._habits.max_clicks:
-                name, point = await asyncio.to_thread(self._correction, truth.array, found, names)
-                found = await work.prompt({name: [point]})
+                found = await work.prompt(**await asyncio.to_thread(self._correction, truth.array, found, names))
                 score = await self._score(found, truth)
                 clicks += 1
-                seconds += self._habits.click_s
+                seconds += self._habits.stroke_s if self._habits.strokes else self._habits.click_s
         score = 0.0 if np.isnan(proposed) else await self._score(found, truth)
         by_hand = score < self._habits.good_enough
         if by_hand:
@@ -145,13 +155,20 @@ class Annotator:
             names = {int(value): FOREGROUND for value in np.unique(truth.array) if value}
         return {0: BACKGROUND, **names}, str(model.get("version") or "unnamed")
 
-    def _correction(self, truth: Mask, found: Mask, names: Mapping[int, str]) -> tuple[str, list[int]]:
+    def _correction(self, truth: Mask, found: Mask, names: Mapping[int, str]) -> Correction:
         if found.shape != truth.shape:
             raise GridMismatch(f"the reference has shape {truth.shape}, the model's mask {found.shape}")
-        ((label, at),) = corrections(
-            truth, found, 1 + max(names), count=1, rng=self._rng, noise=self._habits.click_noise
-        )
-        return names[label], [int(n) for n in at]
+        (worst,) = regions(truth, found, 1 + max(names), count=1)
+        noise = self._habits.click_noise
+        if not self._habits.strokes:
+            at = placed_on(worst.click(self._rng, noise=noise), truth.shape)
+            return {"clicks": {names[worst.label]: [[int(n) for n in at]]}}
+        line = np.minimum(worst.stroke(self._rng, noise=noise), np.array(truth.shape) - 1)
+        marks = np.zeros(truth.shape, np.uint8)
+        marks[tuple(line.T)] = marking.FOREGROUND if worst.label else marking.BACKGROUND
+        wrong = worst.label or int(np.bincount(found[worst.box][worst.mask]).argmax())
+        name = names[wrong]
+        return {"marks": marks, "label": None if name == FOREGROUND else name}
 
     async def _score(self, found: Mask, truth: Segmentation) -> float:
         return await asyncio.to_thread(mean_dice, found, truth.array)

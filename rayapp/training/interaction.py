@@ -1,4 +1,4 @@
-"""A simulated annotator: clicks where a prediction is most wrong.
+"""A simulated annotator: clicks, or draws, where a prediction is most wrong.
 
 A region is a connected part of what one label should be and the prediction says otherwise; that covers false negatives
 of a structure (the click is of the structure) and false positives where there is none (the click is of background).
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from skimage.graph import route_through_array
 
 from rayapp.inference.guidance import Position
 
@@ -45,6 +46,30 @@ class Region:
             missed = np.where(flat, 0, np.rint(rng.normal(0, noise, 3)))
             x, y, z = (max(0, int(at + by)) for at, by in zip((x, y, z), missed, strict=True))
         return x, y, z
+
+    def stroke(self, rng: np.random.Generator, *, noise: float = 0.0) -> Array:
+        """Voxels (N, 3) of a line along the middle, on the slice of the last axis where most of the region is; all of
+        it `noise` (standard deviation, voxels) beside where it was meant, and never below 0."""
+        k = int(self.mask.sum((0, 1)).argmax())
+        line = np.insert(middle_line(self.mask[:, :, k]), 2, k, axis=1) + np.array([part.start for part in self.box])
+        missed = np.append(np.rint(rng.normal(0, noise, 2)), 0).astype(int)
+        drawn: Array = np.maximum(line + missed, 0)
+        return drawn
+
+
+def middle_line(mask: npt.NDArray[np.bool_], spacing: Array | None = None) -> Array:
+    """Pixels (N, 2) of a line through the middle of a mask's largest part, from end to end of its depth; `spacing` of
+    the pixels in mm."""
+    step = np.ones(2) if spacing is None else spacing
+    parts, sizes = _parts(mask)
+    mask = parts == 1 + int(sizes.argmax())
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=step)[1:-1, 1:-1]
+    core = np.argwhere(mask & (depth >= depth.max() / 2))
+    off = core - core.mean(0)
+    along = off @ np.linalg.svd(off * step, full_matrices=False)[2][0]
+    costs = np.where(mask, 1 / np.maximum(depth, 1e-3), 1e6)
+    path, _ = route_through_array(costs, core[along.argmin()], core[along.argmax()])
+    return np.array(path)
 
 
 def regions(truth: Array, guess: Array, labels: int, *, count: int) -> list[Region]:

@@ -79,6 +79,27 @@ def test_what_clicks_cannot_mend_is_done_by_hand_for_its_share_of_the_time(paint
     assert np.array_equal(saved(painted, done.image), np.asarray(nibabel.load(truth).dataobj))
 
 
+def test_an_annotator_may_draw_lines_instead(painted: Served, tmp_path: Path):
+    truth = reference(tmp_path, {(i, 3, 5): 1 for i in range(2, 9)} | {(12, j, 0): 2 for j in range(4, 9)})
+    done = label(painted, truth, habits=Habits(strokes=True, stroke_s=8, good_enough=1.0, max_clicks=4))
+    assert (done.clicks, done.by_hand, done.seconds) == (2, False, 30 + 2 * 8)
+    assert np.array_equal(saved(painted, done.image), np.asarray(nibabel.load(truth).dataobj))
+
+
+def test_a_stroke_takes_away_what_is_too_much(serve: Serve, tmp_path: Path):
+    (tmp_path / "main.py").write_text(PAINTER.replace("labels = np.zeros(", "labels = np.ones("))
+    served = serve(app=str(tmp_path))
+    truth = np.ones(SHAPE, np.uint8)
+    truth[2:9, 3, 5] = 0
+    done = label(
+        served,
+        write_image(tmp_path / "reference.nii.gz", truth, AFFINE),
+        habits=Habits(strokes=True, good_enough=1.0, max_clicks=2),
+    )
+    assert (done.clicks, done.by_hand, done.saved_dice) == (1, False, 1.0)
+    assert np.array_equal(saved(served, done.image), truth)
+
+
 def test_without_a_model_all_is_done_by_hand(painted: Served, tmp_path: Path):
     done = label(painted, reference(tmp_path, {(1, 2, 3): 1}), model="none")
     assert (done.clicks, done.by_hand, done.seconds, done.version) == (0, True, 600, "")

@@ -197,3 +197,21 @@ def test_options_are_the_trainers_config():
     assert task.info.config["rounds"] == 2
     assert task.info.labels == LABELS
     assert dataclasses.asdict(task.options) == task.info.config
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stroke_runs_along_its_region_on_the_slice_that_shows_most_of_it(seed):
+    truth = np.zeros((30, 24, 17), np.uint8)
+    truth[3:25, 4:9, 6] = 1
+    truth[3:6, 4:9, 7:9] = 1
+    (region,) = interaction.regions(truth, np.zeros_like(truth), 2, count=1)
+    line = region.stroke(np.random.default_rng(seed))
+    assert set(line[:, 2]) == {6}
+    assert truth[tuple(line.T)].all()
+    assert np.abs(line[:, 1] - 6).max() <= 1
+    assert line[:, 0].min() <= 4
+    assert line[:, 0].max() >= 23
+    missed = region.stroke(np.random.default_rng(seed), noise=9.0)
+    assert (missed >= 0).all()
+    assert set(missed[:, 2]) == {6}
+    assert not np.array_equal(missed, line)
