@@ -1,6 +1,9 @@
-"""The datastore actor: a thin shell around one `LocalDatastore`, the one writer of a study set."""
+"""The datastore actor: a thin shell around one datastore, the one writer of a study set."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -8,45 +11,51 @@ from ray.actor import ActorHandle
 from actors import OWNER
 from actors.face import Waiting
 from rayapp import logs
+from rayapp.app import LabelApp, brings_datastore, own_datastore
 from rayapp.config import Settings
-from rayapp.datastore.dicomweb import DicomwebDatastore
-from rayapp.datastore.local import LocalDatastore
+from rayapp.requirements import runtime_env
+from rayapp.seams import STORE
 
 NAME = "datastore"
 CONCURRENCY = 16
 """Calls answered at once, each on its own thread; saves that meet share one sync."""
 RETRIES = 5
-PATIENCE_S = 60.0
 
 
-class DatastoreActor(LocalDatastore):
-    """Every method of `LocalDatastore`, each safe to repeat.
+class DatastoreActor:
+    """Every method of the datastore that the settings name, or that the app brings, each safe to repeat.
 
     Killed, it is restarted by Ray and finds everything acknowledged; the kernel has released the folder's lock.
     """
 
     def __init__(self, settings: Settings) -> None:
         logs.configure(settings)
-        super().__init__(settings.studies, patience=PATIENCE_S)
+        made = own_datastore if brings_datastore(settings) else LabelApp.init_datastore
+        self._store = made(settings)
 
 
-class DicomwebActor(DicomwebDatastore):
-    """Every method of `DicomwebDatastore`, each safe to repeat; as `DatastoreActor` otherwise."""
+def _passed_on(name: str) -> Callable[..., Any]:
+    def method(self: DatastoreActor, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._store, name)(*args, **kwargs)
 
-    def __init__(self, settings: Settings) -> None:
-        logs.configure(settings)
-        super().__init__(settings, patience=PATIENCE_S)
+    method.__name__ = name
+    return method
+
+
+for _name in STORE:
+    setattr(DatastoreActor, _name, _passed_on(_name))
 
 
 def start_datastore(settings: Settings) -> ActorHandle:
     """Start (or find) the actor. Calls cut short by its death are made again once it is back."""
     return (
-        ray.remote(DicomwebActor if settings.dicomweb.url else DatastoreActor)
+        ray.remote(DatastoreActor)
         .options(
             **OWNER,
             name=NAME,
             max_task_retries=RETRIES,
             max_concurrency=CONCURRENCY,
+            runtime_env=runtime_env(settings) if brings_datastore(settings) else {},
         )
         .remote(settings)
     )

@@ -151,7 +151,8 @@ class RayHost:
         found = ray.train.get_checkpoint()
         at = found.get_metadata() if found else {}
         where = f"goes on from epoch {at['epoch']}, iteration {at['iteration']}," if at else "begins at the start"
-        self._tell("note", f"{where} on {self.device.type} with {self.world_size} worker(s)")
+        first = "" if at else "; looks at images, labels and machine first"
+        self._tell("note", f"{where} on {self.device.type} with {self.world_size} worker(s){first}")
 
     def resume(self) -> Path | None:
         """See `Host`."""

@@ -66,6 +66,7 @@ class RayFit:
         stop = request.folder / STOP
         stop.unlink(missing_ok=True)
         _free()
+        desk.note(f"starts processes for a training on {len(request.pairs)} labelled images")
         for _ in range(LIVES):
             actor = ray.remote(TrainingActor).options(num_cpus=0, runtime_env=runtime_env(self._settings)).remote()
             try:

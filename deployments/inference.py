@@ -69,6 +69,11 @@ class InferenceReplica:
             logger.error("model %s failed at %s with %s", call.model, at, type(error).__name__)
             raise AppBroken(f"model {call.model!r} failed with {type(error).__name__} at {at}") from None
 
+    def check_health(self) -> None:
+        """Asked by Serve, which replaces a replica that raises."""
+        if self._service.hung:
+            raise RuntimeError("a model does not come back")
+
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
         """Answer a turn in stages."""
         async with aclosing(self._service.stream(call)) as replies:

@@ -3,8 +3,9 @@
 An app is a folder with `main.py` that defines one subclass of `LabelApp`; what ships with rayapp (`rayapp.apps`) is
 written the same way. An app object is made in the catalogue actor (to describe itself and to choose images), in every
 inference replica (to run its tasks) and in every worker of a training; it must be cheap to make and load no weights
-before a task's `load`. What is wrong with one task keeps that task from being served; what is wrong with the app as
-a whole is AppBroken, which names the file and the line.
+before a task's `load`. The datastore actor runs an app's code only if that brings a datastore. What is wrong with one
+task keeps that task from being served; what is wrong with the app as a whole is AppBroken, which names the file and
+the line.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 20
 """Times that a strategy is asked while others are quicker to get what it chose."""
+PATIENCE_S = 60.0
+"""How long a datastore waits for the process before it to let go of the folder."""
+DATASTORE_HOOK = "init_datastore"
+UNUSED = ("test", "antigravity", "this")
+"""Modules of Python's that nothing imports."""
 
 T = TypeVar("T")
 
@@ -100,6 +106,23 @@ class LabelApp:
     @classmethod
     def install(cls, settings: Settings, models: ModelStore) -> None:
         """Publish the weights that the app ships, where nothing was published yet. Called by the models' owner."""
+
+    @classmethod
+    def init_datastore(cls, settings: Settings) -> Datastore:
+        """Where images and labels are kept: a folder, or an archive, as the settings say.
+
+        Called once, in the one process that owns the data, before any app object is made; several threads then call
+        what it returns. One of an app's own answers `rayapp.datastore.protocol.Datastore` whole, and keeps records of
+        jobs (`rayapp.jobs.record.Ledger`); the least work is a subclass of `rayapp.datastore.local.LocalDatastore`, or
+        one that brings images into the folder `settings.studies` before it calls this.
+        """
+        if settings.dicomweb.url:
+            from rayapp.datastore.dicomweb import DicomwebDatastore
+
+            return DicomwebDatastore(settings, patience=PATIENCE_S)
+        from rayapp.datastore.local import LocalDatastore
+
+        return LocalDatastore(settings.studies, patience=PATIENCE_S)
 
     def init_infers(self) -> Mapping[str, InferTask]:
         """The models served, by name."""
@@ -271,6 +294,24 @@ def app_class(settings: Settings) -> type[LabelApp]:
     return classes[0]
 
 
+def brings_datastore(settings: Settings) -> bool:
+    """Whether an app of one's own has the hook for it: the datastore's process runs the code of no other."""
+    folder = Path(settings.app)
+    sources = [folder / "main.py", *folder.glob("lib/**/*.py")] if (folder / "main.py").is_file() else []
+    return any(DATASTORE_HOOK in source.read_text(errors="replace") for source in sources)
+
+
+def own_datastore(settings: Settings) -> Datastore:
+    """What the app's hook makes. Raises AppBroken if it fails, or if what it makes is no datastore."""
+    cls = app_class(settings)
+    made: Any = run_hook(cls.app_dir, cls.init_datastore, settings=settings)
+    wrong = seams.store_complaint(cls.init_datastore, made, cls.app_dir)
+    if wrong is not None:
+        raise AppBroken(wrong)
+    store: Datastore = made
+    return store
+
+
 def run_hook(folder: Path, hook: Callable[..., T], **given: Any) -> T:
     """What code of the app in `folder` returns. Raises AppBroken, with the place, for whatever else it raises."""
     try:
@@ -287,6 +328,7 @@ def _module_of(folder: Path) -> Any:
     for known, module in list(sys.modules.items()):
         if known.startswith("rayapp_app_") or _lies_in_app(module):
             del sys.modules[known]
+    _refuse_hiding(folder)
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in _folders)]
     _folders[:] = [str(folder)]
     spec = importlib.util.spec_from_file_location(name, folder / "main.py")
@@ -299,6 +341,19 @@ def _module_of(folder: Path) -> Any:
     except Exception as error:
         raise AppBroken(f"app {folder.name!r} cannot be run: {fault.told(error, folder)}") from error
     return module
+
+
+def _refuse_hiding(folder: Path) -> None:
+    """Raise AppBroken for a module beside main.py that whatever runs the app would import in place of another."""
+    for path in sorted(folder.iterdir()):
+        name = path.stem if path.suffix == ".py" else path.name if (path / "__init__.py").is_file() else ""
+        python = name in sys.stdlib_module_names and name not in UNUSED
+        if python or name in sys.modules:
+            whose = "Python's own module" if python else "the package"
+            raise AppBroken(
+                f"{path.name} of app {folder.name!r} would hide {whose} {name!r} from the server: "
+                f"call it something else, or put it into lib/ and import lib.{name}"
+            )
 
 
 _running = threading.Lock()

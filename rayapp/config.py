@@ -120,6 +120,8 @@ class Settings(BaseSettings):
     """Bytes one decoded image may have: checked against headers before anything is allocated."""
     volume_cache: int | None = Field(default=None, gt=0)
     """Bytes of decoded and preprocessed volumes one inference replica keeps; None lets the planner choose."""
+    max_answer: float = Field(default=600.0, gt=0)
+    """Seconds that a model may take for one answer; a replica in which one takes longer is replaced."""
     max_queued: int = Field(default=64, ge=1)
     """Requests that may wait for a replica before callers are told to come back later."""
     ohif: Path = Field(default_factory=ohif_folder)

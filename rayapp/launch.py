@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from actors.models import start_models
 from actors.node import SIGNALS, Node, free_port, joined
 from deployments.inference import inference_deployment
 from deployments.ingress import gateway_deployment
-from rayapp import logs
+from rayapp import errors, logs
 from rayapp.config import Settings
 from rayapp.errors import RayappError
 from rayapp.protocol import Path as Route
@@ -82,6 +83,7 @@ def running(settings: Settings, node: Node, *, go_on: Callable[[], None]) -> Ite
         go_on()
         _deploy(settings, datastore, models, jobs)
         # A wrong app or an unreadable folder is told here, before anything answers.
+        _told(datastore.status.remote())
         _told(described)
         yield _wait_until_answering(settings, go_on)
     finally:
@@ -119,7 +121,8 @@ def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
     while (status := serve.status().applications[APPLICATION]).status != "RUNNING":
         go_on()
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
-            raise RuntimeError(f"the server did not start: {status.status}: {status.message}")
+            last = (status.message.strip().splitlines() or [status.status])[-1]
+            raise _ours(status.message) or RayappError(f"the server did not start: {last}")
         time.sleep(0.1)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{shown}:{settings.port}"
@@ -139,15 +142,23 @@ def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
         time.sleep(0.05)
 
 
+def _ours(message: str) -> RayappError | None:
+    """The error of `rayapp.errors` that an account of Ray's ends with: of an actor or replica that could not be made,
+    Ray keeps no more than the text."""
+    found = re.findall(r"^rayapp\.errors\.(\w+): (.+)$", message, re.MULTILINE)
+    return getattr(errors, found[-1][0], RayappError)(found[-1][1]) if found else None
+
+
 def _told(reference: Any) -> Any:
     """What the actor answers; an error of `rayapp.errors`, also one raised while it was made, arrives as itself."""
     try:
         return ray.get(reference)
-    except (ray.exceptions.RayTaskError, ray.exceptions.ActorDiedError) as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, RayappError):
-            raise cause from None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RayappError):
+            raise error.cause from None
         raise
+    except ray.exceptions.ActorDiedError as error:
+        raise (_ours(str(error)) or error) from None
 
 
 def _close(datastore: Any) -> None:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rayapp import fault
-from rayapp.errors import RayappError
-from rayapp.inference.task import TaskInfo
+from rayapp.datastore.protocol import Datastore
+from rayapp.errors import AppBroken, RayappError
+from rayapp.inference.task import InferTask, Prediction, TaskInfo
+from rayapp.jobs.record import Ledger
 from rayapp.protocol import checked_name
 from rayapp.training.task import TrainerInfo
 
@@ -17,6 +21,10 @@ INFER = ("info", "version", "load()", "prepare(volume)", "predict(prepared, prom
 TRAIN = ("info", "train(request, host)")
 CHOOSE = ("description", "__call__(request, datastore)")
 SCORE = ("description", "config", "images", "asks_model", "score(case, options, task)")
+STORE = tuple(
+    sorted({name for seam in (Datastore, Ledger) for name in vars(seam) if not name.startswith("_")} | {"close"})
+)
+"""The methods of a datastore."""
 _INFOS = {INFER: TaskInfo, TRAIN: TrainerInfo}
 
 
@@ -54,6 +62,29 @@ def _of_info(info: Any, wanted: Any, where: str) -> str | None:
     except (TypeError, ValueError) as error:
         return f"{where}: the config of its info must be plain JSON ({error})"
     return None
+
+
+def store_complaint(hook: Any, made: Any, folder: Path) -> str | None:
+    """What keeps that which a hook made from being the datastore; None if nothing does."""
+    absent = [name for name in STORE if not callable(getattr(made, name, None))]
+    if not absent:
+        return None
+    said = f"{fault.definition(hook, folder)} must return a datastore, not {_kind(made)}"
+    if made is None or len(absent) == len(STORE):
+        return said
+    return f"{fault.definition(type(made), folder)} is no whole datastore: it has no {', '.join(absent)}"
+
+
+def checked_answer(prediction: Any, task: InferTask, shape: tuple[int, int, int], folder: Path) -> Prediction:
+    """The prediction. Raises AppBroken if it is none, or its labels are no mask of an image of that shape."""
+    found: Any = getattr(prediction, "labels", None)
+    whole = isinstance(found, np.ndarray) and found.shape == shape and found.dtype == np.uint8
+    if whole and isinstance(prediction, Prediction):
+        return prediction
+    was = f"{found.dtype} of {found.shape}" if isinstance(found, np.ndarray) else _kind(found)
+    what = f"labels that are {was}" if isinstance(prediction, Prediction) else _kind(prediction)
+    where = fault.definition(type(task), folder)
+    raise AppBroken(f"{where}: predict must return a Prediction with labels that are uint8 of {shape}, not {what}")
 
 
 def expected(hook: Any, made: Any, what: str, folder: Path) -> str:

@@ -187,6 +187,35 @@ def test_a_broken_task_is_named_with_its_line_and_the_others_serve(write, store,
         app.task("broken")
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("queue.py", "queue.py of app 'mine' would hide Python's own module 'queue'"),
+        ("numpy.py", "numpy.py of app 'mine' would hide the package 'numpy'"),
+        ("statistics/__init__.py", "statistics of app 'mine' would hide Python's own module"),
+    ],
+)
+def test_a_module_that_would_hide_another_from_the_server_is_told(write, store, file, said):
+    settings = write(MAIN)
+    path = settings.studies.parent / "mine" / file
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(AppBroken) as error:
+        Catalogue(settings, store)
+    assert said in error.value.detail
+    assert "put it into lib/ and import lib." in error.value.detail
+
+
+def test_modules_in_lib_and_folders_beside_main_may_be_called_anything(write, store):
+    settings = write(MAIN + "import lib.queue\nassert lib.queue.MINE\nimport queue\nqueue.Queue()\n")
+    app = settings.studies.parent / "mine"
+    (app / "lib" / "queue.py").write_text("MINE = True\n")
+    for folder in ("test", "model", "email"):
+        (app / folder).mkdir()
+    (app / "test" / "__init__.py").touch()
+    assert Catalogue(settings, store).describe()["broken_models"] == {}
+
+
 def test_a_name_that_could_be_a_path_and_a_broken_trainer_and_strategy_are_named(write, store):
     hooks = """
         def init_trainers(self):

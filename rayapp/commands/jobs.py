@@ -81,12 +81,12 @@ def values(options: Iterable[str]) -> dict[str, Any]:
 def watch(changes: Iterable[Job]) -> Job | None:
     """Show a bar and each new line of the details; the job's last state."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     last: Job | None = None
     said: list[str] = []
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}")
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[words]}")
     with Progress(*columns, console=console) as bars:
         bar = bars.add_task("waiting", total=None, words="")
         for last in changes:

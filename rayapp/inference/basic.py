@@ -23,7 +23,7 @@ from rayapp.inference.prompts import BACKGROUND, FOREGROUND
 from rayapp.inference.seen import Seen, probabilities
 from rayapp.inference.segmentation import Clock
 from rayapp.inference.task import Prediction, Prompts, TaskInfo
-from rayapp.inference.transforms import Data, PreparedData, TransformPipeline
+from rayapp.inference.transforms import Data, PreparedData, TransformPipeline, numeric
 from rayapp.models.networks import load_weights
 
 
@@ -114,7 +114,7 @@ class BasicInferTask:
 
     def _output(self, images: Tensor) -> Tensor:
         output: Tensor = self.inferer()(inputs=images.to(self.device, torch.float32), network=self._network)
-        return output.float()
+        return numeric(output.float())
 
     # Samples, for `rayapp.active_learning.uncertainty`
 

@@ -1,8 +1,9 @@
 """BundleTask: a MONAI bundle served as it is, by what it can do rather than by what it is called.
 
-A bundle whose transforms add guidance from clicks is a DeepEdit (one channel per label) or a DeepGrow; one whose
-inferer takes points and classes is like VISTA-3D; one with a detector finds boxes; any other segments. `predict` runs
-one at a time; `prepare` in several threads at once.
+A bundle whose transforms add guidance from clicks is a DeepEdit (one channel per label) or a DeepGrow (one structure,
+channels for clicks on it and beside it; of volumes, or of slices); one whose inferer takes points and classes is like
+VISTA-3D; one with a detector finds boxes; any other segments. `predict` runs one at a time; `prepare` in several
+threads at once.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rayapp.errors import BadRequest
+from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference import boxes, vista
-from rayapp.inference.deepgrow import foreground
+from rayapp.inference.deepgrow import clicked_slice, foreground
 from rayapp.inference.network import dropout
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
 from rayapp.inference.scribbles import named
 from rayapp.inference.seen import Seen, probabilities
 from rayapp.inference.segmentation import Clock
 from rayapp.inference.task import Point, Prediction, Prompts, TaskInfo
-from rayapp.inference.transforms import Data, Labels, PreparedData, TransformPipeline, positions
+from rayapp.inference.transforms import Data, Labels, PreparedData, TransformPipeline, numeric, positions
 from rayapp.models.bundle import INFERENCE, METADATA, BundleFolder, targets
 
 SEGMENTATION, DEEPEDIT, DEEPGROW, VISTA, DETECTION = "segmentation", "deepedit", "deepgrow", "vista3d", "detection"
@@ -73,10 +74,11 @@ class BundleTask:
         image, self._shown = self._format(metadata, "inputs")
         pred, found = self._format(metadata, "outputs")
         self._image, self._pred = image, pred
-        if len(self._shown.get("spatial_shape") or ()) == 2:
+        self._flat = len(self._shown.get("spatial_shape") or ()) == 2
+        if self._flat and self.kind != DEEPGROW:
             raise folder.broken("it is two-dimensional, and images here are volumes")
         self._channels = int(self._shown.get("num_channels") or 1)
-        if self.kind == DEEPEDIT:
+        if self.kind in (DEEPEDIT, DEEPGROW):  # whose other channels are clicks
             self._channels = int(config.get("number_intensity_ch") or 1)
         self._own_names = self._names(config, found)
         self._first = 0 if 0 in self._own_names.values() else 1
@@ -124,7 +126,7 @@ class BundleTask:
         return TaskInfo(
             type=SEGMENTATION if self.kind == DEEPEDIT and not self._clicks else self.kind,
             labels=labels,
-            dimension=3,
+            dimension=2 if self._flat else 3,
             description=self._description,
             config={"device": [torch.cuda.get_device_name(self.device) if gpu else "cpu"]},
             version=self.version,
@@ -235,7 +237,8 @@ class BundleTask:
             clicks = {FOREGROUND: foreground(prompts), BACKGROUND: tuple(prompts.clicks.get(BACKGROUND, ()))}
             if not any(clicks.values()):
                 raise BadRequest(f"model {self._folder.name!r} segments what is clicked: click on a structure")
-            return {name: prepared.clicks(points) for name, points in clicks.items()}
+            on = {"slice": clicked_slice(prompts, self._folder.name)} if self._flat else {}
+            return {**{name: prepared.clicks(points) for name, points in clicks.items()}, **on}
         if self.kind != DEEPEDIT:
             return {}
         clicked = self._clicked(prompts) if self._clicks else {}
@@ -270,7 +273,12 @@ class BundleTask:
         output = output[0] if isinstance(output, (list, tuple)) else output
         if not isinstance(output, Tensor):
             raise self._folder.broken(f"its network puts out a {type(output).__name__}, and not one tensor")
-        return output.float()
+        if self.kind == VISTA:  # which answers NaN where its window was not
+            return output.float()
+        try:
+            return numeric(output.float())
+        except ModelBroken as error:
+            raise self._folder.broken(error.detail) from None
 
     def _prompted(self, images: Tensor, data: Data, points: list[list[int]]) -> Any:
         """What a VISTA-3D-like inferer says to classes and points."""

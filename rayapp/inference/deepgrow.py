@@ -108,21 +108,13 @@ class DeepGrow2DTask(DeepGrow3DTask):
         """
         if not isinstance(prepared, PreparedStack):
             raise TypeError("prepare the image with this task")
-        k = self._slice(prompts)
+        k = clicked_slice(prompts, self._name)
         scan = dataclasses.replace(prepared.scan, array=prepared.scan.array[..., k : k + 1])
         edit = self._editable(prepared.slice(k), scan)
         for one in super().stages(edit, on_slice(prompts, k), config):
             labels = np.zeros((*one.labels.shape[:2], prepared.image.shape[1]), dtype=np.uint8, order="F")
             labels[:, :, k] = one.labels[:, :, 0]
             yield dataclasses.replace(one, labels=labels)
-
-    def _slice(self, prompts: Prompts) -> int:
-        points = [*prompts.clicks.get(BACKGROUND, ()), *foreground(prompts)]
-        k = prompts.slice if prompts.slice is not None else next((k for _, _, k in reversed(points)), None)
-        if k is None or all(point[2] != k for point in points):
-            where = "" if k is None else f" on slice {k}"
-            raise BadRequest(f"model {self._name!r} segments what is clicked: click on a structure{where}")
-        return k
 
     def _infer(self, images: Tensor) -> Tensor:
         """Logits of whole slices, (N, C, R, A, S) with one voxel across: for the network, without it."""
@@ -134,6 +126,16 @@ def foreground(prompts: Prompts) -> tuple[Point, ...]:
     """The clicks on the structure, under its own name or under none."""
     names = dict.fromkeys((prompts.label or FOREGROUND, FOREGROUND))
     return tuple(point for name in names if name != BACKGROUND for point in prompts.clicks.get(name, ()))
+
+
+def clicked_slice(prompts: Prompts, model: str) -> int:
+    """The slice that the prompts name, or else that of the last click. Raises BadRequest if no click is on it."""
+    points = [*prompts.clicks.get(BACKGROUND, ()), *foreground(prompts)]
+    k = prompts.slice if prompts.slice is not None else next((k for _, _, k in reversed(points)), None)
+    if k is None or all(point[2] != k for point in points):
+        where = "" if k is None else f" on slice {k}"
+        raise BadRequest(f"model {model!r} segments what is clicked: click on a structure{where}")
+    return k
 
 
 def on_slice(prompts: Prompts, k: int) -> Prompts:

@@ -19,9 +19,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rayapp import fault, seams
 from rayapp.app import LabelApp
 from rayapp.config import Settings
-from rayapp.errors import BadRequest, Superseded
+from rayapp.errors import AppBroken, BadRequest, Superseded
 from rayapp.imaging import mask_codec
 from rayapp.imaging.placement import read_label_map
 from rayapp.imaging.volume import Grid, Segmentation
@@ -46,6 +47,8 @@ class Store(Images, Log, Protocol):
     """What the service needs of the datastore, asynchronously."""
 
 
+ENDED: Any = object()
+"""In the place of an answer when there is no further one."""
 Ask = Callable[["Work", Any, Prompts], Iterator[Prediction]]
 
 
@@ -67,7 +70,10 @@ class InferenceService:
 
     def __init__(self, *, settings: Settings, app: LabelApp, images: Store, threads: int | None = None) -> None:
         """`threads` is how many the network may compute with on the CPU; None leaves it to torch."""
-        self._max_volume = settings.max_volume
+        self.hung = False
+        """True once a model did not come back in time: its thread cannot be ended but with the process."""
+        self._max_volume, self._max_answer = settings.max_volume, settings.max_answer
+        self._app_dir = app.app_dir
         capacity = settings.volume_cache or plan(hardware(), sharing=settings.replicas[1]).volume_cache
         self._lanes = Lanes(threads=threads)
         self._images = OpenImages(images=images, lanes=self._lanes, capacity=capacity, max_volume=settings.max_volume)
@@ -169,13 +175,31 @@ class InferenceService:
 
         def following() -> Prediction | None:
             with interruptible(work.check):
-                found = next(answers, None)
-            return found and replace(found, labels=obeyed(found.labels, work.prompts, info))
+                found = next(answers, ENDED)
+            if found is ENDED:
+                return None
+            found = seams.checked_answer(found, work.task, shape, self._app_dir)
+            return replace(found, labels=obeyed(found.labels, work.prompts, info))
 
         network = runs_network(work.task, prepared)
-        while (prediction := await self._lanes.model(following, network=network)) is not None:
+        while (prediction := await self._in_time(work, following, network=network)) is not None:
             spent = prediction.seconds
             yield replace(prediction, seconds={**spent, "pre": waited + spent.get("pre", 0.0)})
+
+    async def _in_time(
+        self, work: Work, following: Callable[[], Prediction | None], *, network: bool
+    ) -> Prediction | None:
+        limit = asyncio.timeout(self._max_answer)
+        try:
+            async with limit:
+                return await self._lanes.model(following, network=network)
+        except TimeoutError:
+            if not limit.expired():  # the model's own
+                raise
+            self.hung = True
+            where = fault.definition(type(work.task), self._app_dir)
+            text = f"model {work.call.model!r}, {where}, did not answer within {self._max_answer:g} s"
+            raise AppBroken(f"{text}: its process is replaced") from None
 
     async def _reply(
         self, work: Work, prediction: Prediction, onto: Mask | None, told: Mapping[str, Any]

@@ -8,13 +8,15 @@ there is one, else by inverting the same steps with nearest-neighbour interpolat
 The steps that look at the image alone, up to the first that does anything else, run once per image; what follows (as
 guidance from clicks does) runs for each prompt. What follows is told that the image was loaded on the grid it has
 there, and gets clicks on that grid: so clicks lie where they should whatever was turned and resampled before.
+MONAI's own DeepGrow steps are the exception: they follow clicks from the image as it was loaded, slices first, through
+cropping and resizing, and put the mask back by themselves (RestoreLabeld), so they get clicks as they were made.
 A pipeline's `prepare` may run in several threads at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from monai.transforms import (
     EnsureChannelFirst,
     EnsureChannelFirstd,
     Invertd,
+    InvertibleTransform,
     LoadImage,
     LoadImaged,
     MapTransform,
@@ -39,21 +42,24 @@ from monai.utils.enums import TraceKeys
 from torch import Tensor
 
 from rayapp.errors import ModelBroken
-from rayapp.geometry import index_to_mm, mm_to_index, same_grid
+from rayapp.geometry import index_to_mm, mm_to_index, same_grid, spacing
 from rayapp.imaging.volume import Grid, Volume
 from rayapp.inference.task import Point
 
 Data = dict[str, Any]
 Labels = npt.NDArray[np.uint8]
+FROM_LOADED = "AddGuidanceFromPointsd"
+"""The step of `monai.apps.deepgrow` that takes clicks on the image as it was loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedData:
-    """An image after the steps that need no prompts, and the source's grid."""
+    """An image after the steps that need no prompts, and the source's grid; with `as_made` clicks are given on that."""
 
     data: Data
     image: str
     source: Grid
+    as_made: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -63,6 +69,8 @@ class PreparedData:
     def clicks(self, points: Sequence[Point]) -> list[list[float]]:
         """Source voxels' places in the image as it is now, for transforms that cut decimals off: a little into the
         voxel, lest one that computes with a click's place ends in the voxel before."""
+        if self.as_made:
+            return [list(point) for point in points]
         return [[at + 0.25 for at in voxel] for voxel in positions(points, self.source, self.data[self.image])]
 
 
@@ -75,6 +83,20 @@ class ChannelFirst:
     def __call__(self, data: Mapping[str, Any]) -> Data:
         image = data[self.key]
         return {**data, self.key: image[None] if image.ndim == 3 else image}
+
+
+class Tracked:
+    """A step that may leave a bare array of an image: what is known of where that lies is kept."""
+
+    def __init__(self, step: Any, key: str) -> None:
+        self.step, self.key = step, key
+
+    def __call__(self, data: Mapping[str, Any]) -> Data:
+        before, after = data.get(self.key), self.step(data)
+        bare = self.key in after and not isinstance(after[self.key], MetaTensor)
+        if bare and isinstance(before, MetaTensor):
+            return {**after, self.key: _beside(before, MetaTensor(torch.as_tensor(after[self.key])))}
+        return dict(after)
 
 
 class TransformPipeline:
@@ -90,11 +112,8 @@ class TransformPipeline:
         self.image, self.pred = image, pred
         steps, self._lazy = _steps(pre)
         self._channel_first = _loads_channel_first(steps, image)
-        self._steps = [
-            ChannelFirst(image) if isinstance(step, (EnsureChannelFirst, EnsureChannelFirstd)) else step
-            for step in steps
-            if not isinstance(step, (LoadImage, LoadImaged))
-        ]
+        self._as_made = any(type(step).__name__ == FROM_LOADED for step in steps)
+        self._steps = [self._placed(step) for step in steps if not isinstance(step, (LoadImage, LoadImaged))]
         self._post = [step for step in _steps(post)[0] if not isinstance(step, (SaveImage, SaveImaged))]
         self._inverts = any(isinstance(step, Invertd) and pred in step.keys for step in self._post)
         self._alone = next((n for n, step in enumerate(self._steps) if not self._of_image(step)), len(self._steps))
@@ -110,6 +129,13 @@ class TransformPipeline:
         """The transforms before the network that are run."""
         return self._steps
 
+    def _placed(self, step: Any) -> Any:
+        """What is run in a step's place."""
+        if isinstance(step, (EnsureChannelFirst, EnsureChannelFirstd)):
+            return step if self._as_made else ChannelFirst(self.image)
+        known = isinstance(step, InvertibleTransform) or type(step).__module__.startswith("monai.transforms")
+        return step if known else Tracked(step, self.image)
+
     def _of_image(self, step: Any) -> bool:
         """Whether a step only looks at, and changes, the image."""
         if isinstance(step, ChannelFirst):
@@ -120,9 +146,12 @@ class TransformPipeline:
 
     def prepare(self, volume: Volume) -> PreparedData:
         """Run what needs no prompts."""
+        source = Grid(shape=volume.shape, affine=volume.affine)
+        if self._as_made:  # steps that take slices for channels can do nothing with axes that are turned
+            volume = replace(volume, affine=np.diag([*spacing(volume.affine), 1.0]))
         data: Data = {self.image: loaded(volume, channel_first=self._channel_first)}
         data = self._run(self._steps[: self._alone], data)
-        return PreparedData(data=data, image=self.image, source=Grid(shape=volume.shape, affine=volume.affine))
+        return PreparedData(data=data, image=self.image, source=source, as_made=self._as_made)
 
     def complete(self, prepared: PreparedData, entries: Mapping[str, Any]) -> Data:
         """Run what is left before the network, with the prompts' `entries` (clicks as of `prepared.clicks`)."""
@@ -130,8 +159,9 @@ class TransformPipeline:
         if self._alone < len(self._steps):
             image = data[self.image].clone()
             original = {key: image.meta[key] for key in ("spatial_shape", "original_affine")}
-            image.meta["spatial_shape"] = np.array(image.shape[-3:])
-            image.meta["original_affine"] = image.affine.numpy().copy()
+            if not self._as_made:
+                image.meta["spatial_shape"] = np.array(image.shape[-3:])
+                image.meta["original_affine"] = image.affine.numpy().copy()
             data |= {self.image: image, f"{self.image}_meta_dict": image.meta, **entries}
             data = self._run(self._steps[self._alone :], data)
             data[self.image].meta.update(original)
@@ -162,7 +192,8 @@ class TransformPipeline:
             found = MetaTensor(torch.as_tensor(found), meta=dict(image.meta))
         if found.ndim == 3:
             found = found[None]
-        placed = same_grid(tuple(found.shape[-3:]), found.affine.numpy(), source.shape, source.affine)
+        whole = tuple(found.shape[-3:]) == source.shape
+        placed = whole if self._as_made else _on_grid(found, source)
         if not self._inverts and not placed:
             if found.shape[-3:] != image.shape[-3:]:
                 raise ModelBroken("what the model found lies neither on the image's grid nor on the network's")
@@ -214,6 +245,13 @@ def loaded(volume: Volume, *, channel_first: bool) -> MetaTensor:
     return MetaTensor(image, affine=affine, meta=meta)
 
 
+def numeric(output: Tensor) -> Tensor:
+    """A network's answer. Raises ModelBroken if there is NaN in it, of which no mask can be made."""
+    if bool(output.isnan().any()):
+        raise ModelBroken("its network answers with NaN: its weights, or the intensities it is shown, are out of range")
+    return output
+
+
 def positions(points: Sequence[Point], source: Grid, image: MetaTensor) -> list[list[int]]:
     """The voxels of `image` in which the centres of source voxels lie."""
     if not points:
@@ -241,6 +279,10 @@ def _loads_channel_first(steps: Sequence[Any], image: str) -> bool:
         return False
     loaders = [step for step in steps if isinstance(step, LoadImaged) and image in step.keys]
     return not loaders or any(step._loader.ensure_channel_first for step in loaders)
+
+
+def _on_grid(found: MetaTensor, source: Grid) -> bool:
+    return same_grid(tuple(found.shape[-3:]), found.affine.numpy(), source.shape, source.affine)
 
 
 def _beside(image: MetaTensor, found: MetaTensor) -> MetaTensor:

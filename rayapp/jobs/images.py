@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayapp import seams
 from rayapp.active_learning.results import keep_uncertainty
 from rayapp.active_learning.scoring import Case, Score, options_of
 from rayapp.app import LabelApp, app_class
@@ -96,6 +97,7 @@ class ImageWorker:
         image = self._datastore.image(image_id)
         volume = read_volume(image.path, max_bytes=self._settings.max_volume)
         prediction = task.predict(task.prepare(volume), Prompts(), work.request)
+        prediction = seams.checked_answer(prediction, task, volume.shape, self._made().app_dir)
         names = {name: value for name, value in task.info.labels.items() if value}
         ext = str(work.request.get("result_extension") or image.ext)
         ext = ext if ext in WRITTEN else WRITTEN[0]

@@ -6,22 +6,29 @@
 A bundle's configs and scripts are code: who starts the server chose it, as an app is chosen. Weights are read as
 tensors only, never as pickled objects. Each bundle has a `scripts` package of its own, so that only one bundle at a
 time in a process is read with its scripts in sight; the classes stay whose they are afterwards.
+
+What a bundle says it was made with (`required_packages_version`, `monai_version` and so on in its metadata) is no
+condition: zoo bundles name what they were tested with, and mostly run without it. It is told where it is not there or
+older: beside the error of a bundle that cannot be read, and in the log of one that can.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import pickle
 import sys
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from packaging.version import InvalidVersion, Version
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -30,6 +37,8 @@ from rayapp.errors import ModelBroken
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
+logger = logging.getLogger(__name__)
+
 METADATA = "metadata"
 INFERENCE = "inference"
 TRAIN = "train"
@@ -37,6 +46,9 @@ SUFFIXES = (".json", ".yaml", ".yml")
 WEIGHTS = ("models/model.pt", "models/model.ts", "models/model.safetensors")
 _NESTED = ("model", "state_dict", "network", "net", "model_state_dict")
 """Where a checkpoint keeps the network's tensors if it holds more than these."""
+_TESTED_WITH = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
+"""Keys of the metadata that name one package's version, and the package."""
+_PACKAGES = "required_packages_version"
 _scripts = threading.RLock()
 
 
@@ -70,6 +82,20 @@ class BundleFolder:
             raise self.broken(f"configs/{path.name} must hold an object")
         return read
 
+    def lacking(self) -> str:
+        """`einops 0.7.0 (not installed), monai 1.9 (1.6.1 is installed)`: what the metadata names and this server has
+        not, or older; empty if there is nothing of that. Raises ModelBroken for unreadable metadata."""
+        said = self.read(METADATA)
+        wanted = {package: said[key] for key, package in _TESTED_WITH.items() if said.get(key)}
+        packages = said.get(_PACKAGES)
+        wanted |= packages if isinstance(packages, dict) else {}
+        told = {package: (str(version), _installed(package)) for package, version in wanted.items()}
+        return ", ".join(
+            f"{package} {version} ({f'{found} is installed' if found else 'not installed'})"
+            for package, (version, found) in told.items()
+            if found is None or _older(found, version)
+        )
+
     @contextlib.contextmanager
     def parser(self, config: str, over: Mapping[str, Any]) -> Iterator[ConfigParser]:
         """A parser of a config, with `over` in place of its values, while the bundle's scripts can be imported.
@@ -81,6 +107,7 @@ class BundleFolder:
         path = self.path(config)
         if path is None:
             raise self.broken(f"configs/{config}.json is missing (.yaml would do)")
+        lacking = self.lacking()
         with self._reachable():
             try:
                 parser = ConfigParser()
@@ -93,7 +120,10 @@ class BundleFolder:
             except ModelBroken:
                 raise
             except Exception as error:
-                raise self.broken(f"configs/{path.name}: {_reason(error)}") from error
+                because = f"; it was made with {lacking}" if lacking else ""
+                raise self.broken(f"configs/{path.name}: {_reason(error)}{because}") from error
+        if lacking:
+            logger.warning("bundle %s was made with %s; it is used all the same", self.name, lacking)
 
     @contextlib.contextmanager
     def _reachable(self) -> Iterator[None]:
@@ -181,6 +211,21 @@ def is_torchscript(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def _older(found: str, wanted: str) -> bool:
+    """Whether one version comes before another, without what builders append (`2.10.0+cu128`, `1.5.dev1`)."""
+    try:
+        return Version(Version(found).base_version) < Version(Version(wanted).base_version)
+    except InvalidVersion:
         return False
 
 

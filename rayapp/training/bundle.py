@@ -3,6 +3,9 @@
 The bundle's networks, transforms, losses, engines and metrics are used as they are. Only where the data comes from and
 goes to is ours: pairs take the place of its datasets' `data`, its handlers that write files are left out, and handlers
 of ours speak with the host. One worker trains; the bundle's evaluator says how well it does.
+
+Labels are saved here with the values that the bundle's masks have, 1, 2, 3, ... The BraTS challenges called the third
+of them, the enhancing tumour, 4 until 2022: a step that reads such labels is shown 4 where ours say 3.
 """
 
 from __future__ import annotations
@@ -29,6 +32,11 @@ from rayapp.training.task import Host, Pair, Progress, TrainerInfo, TrainRequest
 WRITERS = ("CheckpointSaver", "CheckpointLoader", "TensorBoardStatsHandler", "TensorBoardImageHandler", "StatsHandler")
 """Handlers that write or read files of the bundle's own choice, or only talk."""
 STATE, AT = "state.pt", "at.json"
+BRATS = "ConvertToMultiChannelBasedOnBratsClassesd"
+ENHANCING = 3
+"""The value of the enhancing tumour in labels that are saved here: it is the third channel of what that step makes."""
+REFERENCES = 8
+"""How often a config may send its reader elsewhere for one value."""
 
 
 class BundleTrainTask:
@@ -39,7 +47,7 @@ class BundleTrainTask:
         served = BundleTask(folder)
         config = folder.read(TRAIN)
         try:
-            epochs = int(config["train"]["trainer"]["max_epochs"])
+            self._epochs, epochs = _epochs(config)
             config["validate"]["evaluator"]["_target_"]
         except (KeyError, TypeError, ValueError):
             text = "configs/train.json has no train#trainer with max_epochs, or no validate#evaluator"
@@ -65,9 +73,10 @@ class BundleTrainTask:
         if epochs < 1:
             raise BadRequest(f"max_epochs must be at least 1, not {epochs}")
         train, val = split(request.pairs, share)
-        over = _settings(request.folder, host.device, epochs, train, val)
+        over = {**_settings(request.folder, host.device, train, val), self._epochs: epochs}
         with self._folder.parser(TRAIN, over) as parser:
             _without_writers(parser.config)
+            _as_brats(parser.config)
             if "initialize" in parser:
                 parser.get_parsed_content("initialize")
             trainer = parser.get_parsed_content("train#trainer")
@@ -76,13 +85,28 @@ class BundleTrainTask:
         return run.go(epochs, self.info)
 
 
-def _settings(folder: Path, device: torch.device, epochs: int, train: list[Pair], val: list[Pair]) -> dict[str, Any]:
+def _epochs(config: Mapping[str, Any]) -> tuple[str, int]:
+    """Where a config says how many epochs are trained, and how many: other parts of it may look there too.
+
+    Raises KeyError, TypeError or ValueError if it does not.
+    """
+    at = "train#trainer#max_epochs"
+    for _ in range(REFERENCES):
+        value: Any = config
+        for key in at.split("#"):
+            value = value[key]
+        if not (isinstance(value, str) and value.startswith("@")):
+            return at, int(value)
+        at = value.removeprefix("@").replace("::", "#")
+    raise ValueError(at)
+
+
+def _settings(folder: Path, device: torch.device, train: list[Pair], val: list[Pair]) -> dict[str, Any]:
     """What takes the place of the config's own values."""
     return {
         "device": device,
         "ckpt_dir": str(folder),
         "output_dir": str(folder),
-        "train#trainer#max_epochs": epochs,
         "train#trainer#amp": device.type == "cuda",
         "validate#evaluator#amp": device.type == "cuda",
         **{
@@ -103,6 +127,20 @@ def _without_writers(config: Any) -> None:
             for handler in handlers:
                 if isinstance(handler, dict) and str(handler.get("_target_", "")).rsplit(".", 1)[-1] in WRITERS:
                     handler["_disabled_"] = True
+
+
+def _as_brats(config: Any) -> None:
+    """Show steps that read labels as BraTS writes them what they look for: see this module's docstring."""
+    for part in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        _as_brats(part)
+    if isinstance(config, dict) and str(config.get("_target_", "")).rsplit(".", 1)[-1] == BRATS:
+        step, enhancing = dict(config), config.get("et_label", 4)
+        renamed = {"orig_labels": [ENHANCING], "target_labels": [enhancing]}
+        config.clear()
+        config |= {
+            "_target_": "Compose",
+            "transforms": [{"_target_": "MapLabelValued", "keys": step["keys"], **renamed}, step],
+        }
 
 
 @dataclass

@@ -3,10 +3,12 @@
 import itertools
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from blobs import LABELS
+from monai.bundle import ConfigParser
 
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.reader import read_segmentation, read_volume
@@ -16,7 +18,7 @@ from rayapp.models.bundle import BundleFolder
 from rayapp.models.store import ModelVersion
 from rayapp.training.bundle import BundleTrainTask
 from rayapp.training.local import LocalHost
-from rayapp.training.task import TrainRequest
+from rayapp.training.task import Pair, TrainRequest
 from tests.inference import zoo
 
 pytest.importorskip("ignite")
@@ -130,7 +132,13 @@ def folder(tmp_path):
         inferer={"_target_": "SimpleInferer"},
     )
     (root / "configs" / "train.json").write_text(json.dumps(train_config()))
-    yield BundleFolder(root, "blobs")
+    return BundleFolder(root, "blobs")
+
+
+@pytest.fixture(autouse=True)
+def undetermined():
+    """As the configs leave MONAI determined, and this process is others' too."""
+    yield
     from monai.utils import set_determinism
 
     set_determinism(None)
@@ -189,4 +197,95 @@ def test_what_it_cannot_train_with_is_told(folder, pairs, tmp_path):
     assert np.isfinite(BundleTrainTask(folder).info.config["max_epochs"])
     (folder.root / "configs" / "train.json").write_text("{}")
     with pytest.raises(ModelBroken, match="no train#trainer"):
+        BundleTrainTask(folder)
+
+
+LOOKING = """
+import torch
+from monai.losses import DiceLoss
+
+class Looking(DiceLoss):
+    def __init__(self, to):
+        super().__init__(sigmoid=True)
+        self.to_file = to
+    def forward(self, found, truth):
+        torch.save(torch.as_tensor(truth).as_subclass(torch.Tensor), self.to_file)
+        return super().forward(found, truth)
+"""
+BRATS = ("Tumor core", "Whole tumor", "Enhancing tumor")
+
+
+def brats_config(**of_step):
+    """As the zoo's brats_mri_segmentation writes it: three channels of the labels, and epochs that are named once."""
+    config = train_config()
+    steps = [
+        {"_target_": "LoadImaged", "keys": BOTH},
+        {"_target_": "ConvertToMultiChannelBasedOnBratsClassesd", "keys": "label", **of_step},
+        {"_target_": "EnsureChannelFirstd", "keys": "image"},
+        SCALE,
+        {"_target_": "DivisiblePadd", "keys": BOTH, "k": 2},
+    ]
+    config["train"]["preprocessing_transforms"] = steps
+    config["train"]["preprocessing"] = {"_target_": "Compose", "transforms": "$@train#preprocessing_transforms + []"}
+    config["validate"]["preprocessing"] = {"_target_": "Compose", "transforms": "$@train#preprocessing_transforms"}
+    config["loss"] = {"_target_": "scripts.own.Looking", "to": "$@bundle_root + '/seen.pt'"}
+    config |= {"epochs": 300, "passes": "@epochs"}
+    config["train"]["trainer"]["max_epochs"] = "@passes"
+    config["train"]["dataloader"]["batch_size"] = 1
+    config["scheduler"] = {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "optimizer": "@optimizer",
+                           "T_max": "@epochs"}  # fmt: skip
+    for part_of in ("train", "validate"):
+        config[part_of]["postprocessing"]["transforms"] = [
+            {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
+            {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5},
+        ]
+    return config
+
+
+def nested(folder):
+    """An image and a label as the server saves it: 1 the core, 2 the rim of the whole, 3 what enhances."""
+    inside = np.zeros((14, 18, 12), np.uint8)
+    inside[2:12, 3:15, 2:10] = 2
+    inside[3:9, 5:13, 3:8] = 1
+    inside[4:7, 6:10, 4:7] = 3
+    paths = []
+    for number in range(2):
+        image, label = folder / f"mr_{number}.nii.gz", folder / f"mr_{number}_label.nii.gz"
+        nibabel.Nifti1Image(inside.astype(np.float32), np.eye(4)).to_filename(image)
+        nibabel.Nifti1Image(inside, np.eye(4)).to_filename(label)
+        paths.append(Pair(image=image, label=label))
+    return inside, paths
+
+
+@pytest.mark.parametrize("of_step", [{}, {"et_label": 3}], ids=["BraTS 2018", "BraTS 2023"])
+def test_a_brats_bundle_is_shown_the_enhancing_tumour_of_labels_that_are_saved_here(tmp_path, of_step):
+    root = zoo.bundle(
+        tmp_path / "brats",
+        network=NETWORK,
+        pre=zoo.compose(zoo.LOAD, [SCALE]),
+        post=zoo.compose([{"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5}]),
+        channels=BRATS,
+        scripts=LOOKING,
+    )
+    zoo.save(root, ConfigParser(NETWORK).get_parsed_content(""))
+    (root / "configs" / "train.json").write_text(json.dumps(brats_config(**of_step)))
+    folder = BundleFolder(root, "brats")
+    assert BundleTask(folder).info.labels == {name.lower(): value for value, name in enumerate(BRATS, start=1)}
+    assert BundleTrainTask(folder).info.config["max_epochs"] == 300
+    inside, pairs = nested(tmp_path)
+    result, told = run(folder, pairs, tmp_path, epochs=2)
+    assert (told[-1].epochs, told[-1].iteration, result.stats["epoch"]) == (2, 2, 2)
+    seen = torch.load(root / "seen.pt", weights_only=True)[0].numpy() > 0
+    core, whole, enhancing = seen
+    assert np.array_equal(whole, inside > 0)
+    assert np.array_equal(core, (inside == 1) | (inside == 3))
+    assert np.array_equal(enhancing, inside == 3)
+
+
+def test_a_config_that_sends_its_reader_round_in_circles_is_told(folder):
+    config = train_config()
+    config |= {"a": "@b", "b": "@a"}
+    config["train"]["trainer"]["max_epochs"] = "@a"
+    (folder.root / "configs" / "train.json").write_text(json.dumps(config))
+    with pytest.raises(ModelBroken, match="max_epochs"):
         BundleTrainTask(folder)

@@ -4,8 +4,9 @@
     rayapp start --app bundle --studies DIR --conf bundles=/data/bundles
 
 `--models` names bundles: folders in `--conf bundles=DIR` (default: `bundles` in the workspace), fetched from the zoo if
-they are not there. Without `--models` all bundles of the folder are served. `--conf source=github` fetches from another
-of MONAI's sources; `--conf url.NAME=ADDRESS --conf sha256.NAME=DIGEST` fetches one bundle's archive from elsewhere.
+they are not there, the newest version or `--conf version.NAME=0.5.8`. Without `--models` all bundles of the folder are
+served. `--conf zoo=ADDRESS` is a mirror of the zoo's index; `--conf url.NAME=ADDRESS --conf sha256.NAME=DIGEST` fetches
+one bundle's archive from elsewhere.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def fetch(name: str, settings: Settings) -> None:
     zoo.fetch(
         name,
         bundles(settings),
-        source=conf.get("source", zoo.SOURCES[0]),
+        index=conf.get("zoo", zoo.INDEX),
         version=conf.get(f"version.{name}"),
         url=conf.get(f"url.{name}"),
         sha256=conf.get(f"sha256.{name}"),
