@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
+import logging
 import os
 import signal
 import socket
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
     from rayapp.config import Settings
+
+logger = logging.getLogger("rayapp.ray")
 
 Studies = Annotated[
     str | None,
@@ -124,14 +128,25 @@ def _signals_end_it() -> Iterator[None]:
         yield
 
 
+class _Logged(io.TextIOBase):
+    """What is written here becomes lines of the log."""
+
+    def write(self, text: str) -> int:
+        """Log each line."""
+        for line in filter(None, text.splitlines()):
+            logger.info("%s", line)
+        return len(text)
+
+
 @contextlib.contextmanager
 def _stdout_for_one_line() -> Iterator[Callable[[str], None]]:
-    """Keep stdout for what is said here: whatever else prints, also from other processes, goes to stderr."""
+    """Keep stdout for what is said here: whatever else prints, also from other processes, goes to stderr; what Ray
+    prints in this one (whole tracebacks of what is told in one line, later) to the log."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(os.dup(kept), "w", buffering=1) as stdout:
+        with os.fdopen(os.dup(kept), "w", buffering=1) as stdout, contextlib.redirect_stdout(_Logged()):
             yield lambda line: print(line, file=stdout)
     finally:
         sys.stdout.flush()
