@@ -81,7 +81,11 @@ def _config(services: Services) -> str:
         "maxNumRequests": {"interaction": 20, "thumbnail": 5, "prefetch": 10},
         "defaultDataSourceName": "rayapp",
         "dataSources": [source],
-        "rayapp": {"server": "/", "keys": services.settings.auth != "none"},
+        "rayapp": {
+            "server": "/",
+            "keys": services.settings.auth != "none",
+            "archive": bool(services.settings.dicomweb.url),
+        },
     }
     return f"window.config = {json.dumps(config, indent=1)};\n"
 

@@ -14,7 +14,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import pydicom
 
 from rayapp.config import Settings
 from rayapp.datastore import folder
-from rayapp.datastore.archived import archived
+from rayapp.datastore.archived import ArchivedLabels
 from rayapp.datastore.index import update_label
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.pacs import Pacs
@@ -43,6 +43,8 @@ ARCHIVED, PROBLEM = "archived", "archive_problem"
 """In a label's info: the revision that the archive has, or that it refused and why."""
 RETRIEVED = "retrieved"
 """Folder of the workspace with the series that were asked for."""
+LOOK_S = 2.0
+"""Seconds that who asks for labels waits for a look into the archive; it goes on without them."""
 RETRY_S = 10.0
 LONGEST_RETRY_S = 300.0
 FAILURES = 3
@@ -104,7 +106,8 @@ class DicomwebDatastore(LocalDatastore):
         settings.studies.mkdir(parents=True, exist_ok=True)
         source = Listed(self._pacs, self._series, filters)
         super().__init__(settings.studies, watch=watch, poll=archive.fresh or 1.0, patience=patience, source=source)
-        self._adopting = threading.Lock()
+        self._archived = ArchivedLabels(self._pacs, fresh=archive.fresh, max_bytes=settings.max_volume)
+        self._looks = ThreadPoolExecutor(1, thread_name_prefix="datastore-look")
         self._due, self._stop = threading.Event(), threading.Event()
         self._due.set()  # what an earlier server could not send
         self._sender = threading.Thread(target=self._send_all, name="datastore-stow", daemon=True)
@@ -115,6 +118,7 @@ class DicomwebDatastore(LocalDatastore):
         self._stop.set()
         self._due.set()
         self._sender.join()
+        self._looks.shutdown(cancel_futures=True)
         self._series.close()
         super().close()
 
@@ -122,19 +126,41 @@ class DicomwebDatastore(LocalDatastore):
         """See `Datastore`. Retrieves the series if need be: raises ArchiveAway, Unreadable, Busy."""
         record = self._image(image_id)
         first = not record.path.exists()
-        study = str(record.info.get("StudyInstanceUID"))
-        self._series.retrieve(study, image_id)
+        self._series.retrieve(str(record.info.get("StudyInstanceUID")), image_id)
         if first:
-            with self._adopting:
-                self._adopt(study, record)
+            self._look(record).result()
         return record
 
-    def _adopt(self, study: str, image: ImageRecord) -> None:
-        """Let labels that the archive has already be labels here, where there are none."""
-        tags = {FINAL, ORIGINAL} - self.labels(image.id).keys()
+    def labels(self, image_id: str) -> dict[str, LabelRecord]:
+        """See `Datastore`. What came into the archive meanwhile is among them, or soon after."""
+        self._look_again(image_id)
+        return super().labels(image_id)
+
+    def label(self, image_id: str, tag: str) -> LabelRecord:
+        """See `Datastore`, and `labels`."""
+        self._look_again(image_id)
+        return super().label(image_id, tag)
+
+    def _look_again(self, image_id: str) -> None:
+        record = self._image(image_id)
+        if record.path.exists() and self._archived.due(image_id):
+            wait([self._look(record)], LOOK_S)
+
+    def _look(self, image: ImageRecord) -> Future[None]:
+        return self._looks.submit(self._adopt, image)
+
+    def _adopt(self, image: ImageRecord) -> None:
+        """Let labels that the archive has be labels here, where there are none but older ones of the archive."""
+        if not self._archived.due(image.id):  # somebody else was faster
+            return
+        study, held = str(image.info.get("StudyInstanceUID")), super().labels(image.id)
+        tags = [tag for tag in (FINAL, ORIGINAL) if tag not in held]
+        if ORIGINAL in held and held[ORIGINAL].info.get("user") == ARCHIVE.user:
+            tags.append(ORIGINAL)
+        known = {str(one.info.get("SeriesInstanceUID")) for tag in held for one in self.revisions(image.id, tag)}
         try:
             grid = read_grid(image.path)
-            for found in archived(self._pacs, study, image.id, grid, tags=tags, max_bytes=self._max_volume):
+            for found in self._archived.new(study, image.id, grid, tags=tags, known=known):
                 staged = self.stage(".nii.gz")
                 staged.write_bytes(encode_segmentation(found.label, ".nii.gz"))
                 sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the archive has this very revision

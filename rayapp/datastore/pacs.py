@@ -7,7 +7,7 @@ or answers with what is no DICOMweb, is ArchiveAway; it is asked once, and whoev
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,11 +51,13 @@ class Refused(RayappError):
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A series with a segmentation."""
+    """A series with a segmentation, and the series that it is `of`; `made` sorts by date and time."""
 
     series: str
+    of: str
     description: str
     manufacturer: str
+    made: str
 
 
 class Pacs:
@@ -124,17 +126,25 @@ class Pacs:
             raise NotFound("the DICOM archive does not have this series any more")
         return seen
 
-    def segmentations(self, study: str, series: str) -> list[Found]:
-        """The series of the study that hold a segmentation of the series. Raises ArchiveAway."""
+    def segmentations(self, study: str, *, known: Collection[str] = ()) -> list[Found]:
+        """The series of the study that hold a segmentation, but those `known` already. Raises ArchiveAway."""
         found = []
         with _asking():
             page = self._client.search_for_series(study, search_filters={"Modality": "SEG"})
             for uid in (_text(item, "0020000E") for item in page if _text(item, "00080060") == "SEG"):
+                if uid in known:
+                    continue
                 header = self._client.retrieve_series_metadata(study, uid)[0]
                 made_of = header.get("00081115", {}).get("Value") or [{}]
-                if _text(made_of[0], "0020000E") == series:
-                    description, maker = _text(header, "0008103E"), _text(header, "00080070")
-                    found.append(Found(series=uid, description=description, manufacturer=maker))
+                found.append(
+                    Found(
+                        series=uid,
+                        of=_text(made_of[0], "0020000E"),
+                        description=_text(header, "0008103E"),
+                        manufacturer=_text(header, "00080070"),
+                        made=_text(header, "00080023") + _text(header, "00080033"),
+                    )
+                )
         return found
 
     def retrieve(self, study: str, series: str) -> Iterator[tuple[FileDataset, bytes]]:

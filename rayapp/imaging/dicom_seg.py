@@ -221,6 +221,15 @@ def read_masks(path: Path, grid: Grid, *, max_bytes: int) -> Masks:
     return Masks(array=array, affine=grid.affine, names=tuple(segments.values()))
 
 
+def flattened(masks: Masks) -> Segmentation:
+    """A label map with the values 1..S of masks that may overlap: where they do, the smaller one is seen."""
+    count = len(masks.names)
+    array = np.zeros(masks.array.shape[1:], np.uint8 if count < 256 else np.uint16, order="F")
+    for place in sorted(range(count), key=lambda place: -int(masks.array[place].sum())):
+        array[masks.array[place]] = place + 1
+    return Segmentation(array=array, affine=masks.affine, names={name: n for n, name in enumerate(masks.names, 1)})
+
+
 def _opened(path: Path) -> Dataset:
     try:
         dataset = pydicom.dcmread(path)

@@ -158,6 +158,11 @@ class Viewer:
             mouse.move(*point, steps=12)
         mouse.up()
 
+    def dots(self) -> int:
+        """How many points are on the screen."""
+        tools = "cornerstoneTools.annotation.state.getAllAnnotations().map(one => one.metadata.toolName)"
+        return int(self.page.evaluate(f"{tools}.filter(name => name === 'RayappPoint').length"))
+
     def voxels(self, image: Path, what: str = "label") -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The viewer's labels and its image's values, (I, J, K) on the grid of this NIfTI file, placed by mm."""
         file = nibabel.load(image)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import numpy as np
 import pytest
 
 from rayapp.config import ohif_folder
-from rayapp.datastore.dicomweb import DicomwebDatastore
+from rayapp.datastore import dicomweb
 from rayapp.geometry import index_to_mm
 from rayapp.imaging.dicom_seg import read_segmentation
 from rayapp.imaging.reader import read_grid
 from tests.browser.conftest import Viewer
+from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Front, front
 from tests.gateway.conftest import Serve, Served
 from tests.imaging.grids import AFFINES, MAX, voxels
 from tests.imaging.series import write_series
@@ -36,8 +36,67 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 
 @pytest.fixture(scope="module")
-def archived(serve: Serve, held: Orthanc) -> Served:
-    return serve(archived=True, dicomweb={"url": held.url}, ohif=ohif_folder())
+def before(held: Orthanc) -> Iterator[Front]:
+    with front(held.root) as standing:
+        yield standing
+
+
+@pytest.fixture(scope="module")
+def archived(serve: Serve, before: Front) -> Iterator[Served]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dicomweb, "RETRY_S", 0.1)
+        yield serve(archived=True, dicomweb={"url": before.url + "/dicom-web", "timeout": 2.0}, ohif=ohif_folder())
+
+
+def test_what_keeps_a_series_away_is_told_and_it_opens_when_that_is_over(
+    archived: Served, before: Front, viewer: Viewer
+):
+    before.way, before.only = BROKEN, "/instances?"  # which OHIF does not ask for
+    viewer.page.goto(f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={STUDY}")
+    assert viewer.said() == "the DICOM archive answers with status 500"
+    viewer.picture("archive-500")
+    for way, told in (
+        (SLOW, "did not answer in time"),
+        (CUT, "broke off"),
+        (DENIED, "does not let this server in (401)"),
+    ):
+        before.way = way
+        assert told in viewer.press("again")
+    before.way = PLAIN
+    assert viewer.press("again") == "ready; nothing was saved of this image yet"
+    assert not viewer.page.locator(".rayapp button[name=again]").is_visible()
+    viewer.wrong.clear()  # those four
+
+
+def test_without_its_archive_the_viewer_says_so_and_a_label_saved_meanwhile_gets_there(
+    archived: Served, before: Front, held: Orthanc, viewer: Viewer
+):
+    page, address = viewer.page, f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={STUDY}"
+    before.way, before.only = PLAIN, ""
+    page.goto(address)
+    assert viewer.said() == "ready; nothing was saved of this image yet"
+    viewer.press("segment")
+    before.way = BROKEN
+    assert viewer.press("save") == "saved"
+    page.locator(".rayapp .archived[data-state=waiting]").wait_for()
+    viewer.picture("archive-waiting")
+    labels, _ = viewer.voxels(archived.store.image(SERIES).path)
+    page.goto(address)
+    page.get_by_text("500").first.wait_for()
+    viewer.picture("archive-away")
+    before.only = "POST"
+    page.goto(address)
+    assert viewer.said() == "ready; this is what was saved"
+    np.testing.assert_array_equal(viewer.voxels(archived.store.image(SERIES).path)[0], labels)
+    page.locator(".rayapp .archived[data-state=waiting]").wait_for()
+    assert held.client().search_for_series(STUDY, search_filters={"Modality": "SEG"}) == []
+    before.way = PLAIN
+    page.locator(".rayapp .archived[data-state=there]").wait_for()
+    assert len(held.client().search_for_series(STUDY, search_filters={"Modality": "SEG"})) == 1
+    viewer.wrong.clear()
+    for seg in held.find("Series", {"Modality": "SEG"}):
+        held.remove("series", seg)
+    archived.store.remove_label(SERIES, "final")
 
 
 def test_segment_and_save_in_an_archive(archived: Served, held: Orthanc, viewer: Viewer, tmp_path: Path):
@@ -55,11 +114,7 @@ def test_segment_and_save_in_an_archive(archived: Served, held: Orthanc, viewer:
     viewer.use("foreground")
     assert "at 9, 2, 5" in viewer.click(world)
     assert viewer.press("save") == "saved"
-    assert isinstance(archived.store, DicomwebDatastore)
-    end = time.monotonic() + 30
-    while archived.store.unsent():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    viewer.page.locator(".rayapp .archived[data-state=there]").wait_for()
     (found,) = held.client().search_for_series(STUDY, search_filters={"Modality": "SEG"})
     (seg,) = held.client().retrieve_series(STUDY, found["0020000E"]["Value"][0])
     seg.save_as(tmp_path / "seg.dcm", enforce_file_format=True)

@@ -79,6 +79,14 @@ def test_what_is_no_mask_is_refused(packed: bytes, told: str):
     assert told in run(_DECODE, [text(packed)])["error"]
 
 
+@pytest.mark.parametrize("most", [0, 1, 5, 255])
+def test_a_mask_that_is_sent_is_read_as_it_was(most: int):
+    array = labels((17, 5, 9), most, np.uint8) if most else np.zeros((17, 5, 9), np.uint8)
+    script = "given => mask.toText(given.shape, Uint8Array.from(given.labels))"
+    said = run(script, {"shape": array.shape, "labels": array.ravel(order="F").tolist()})
+    np.testing.assert_array_equal(mask_codec.from_text(said, array.shape), array)
+
+
 _PLACE = """({ planes, image }) => {
     const places = grid.placed(planes, image);
     const flat = Array.from({ length: image.shape.reduce((a, b) => a * b) }, (_, at) => at);
@@ -86,7 +94,10 @@ _PLACE = """({ planes, image }) => {
     grid.scatter(flat, places, slices);
     const again = new Array(flat.length);
     grid.gather(slices, places, again);
-    return { slices, same: again.every((value, at) => value === at) };
+    const [width, height, depth] = image.shape;
+    const held = flat.map(at => [at % width, Math.floor(at / width) % height, Math.floor(at / width / height)])
+      .map((voxel, at) => slices[grid.sliceWith(places, image.shape, voxel)].includes(at));
+    return { slices, same: again.every((value, at) => value === at), held: held.every(Boolean) };
 }"""
 
 
@@ -116,7 +127,7 @@ def test_slices_are_placed_by_their_positions_alone():
     said = run(_PLACE, {"planes": planes_of(shape, GRID), "image": {"shape": shape, "affine": GRID.tolist()}})
     flat = np.arange(60).reshape(shape, order="F")
     expected = [flat[i, :, ::-1].T.ravel().tolist() for i in reversed(range(shape[0]))]
-    assert said == {"slices": expected, "same": True}
+    assert said == {"slices": expected, "same": True, "held": True}
 
 
 @pytest.mark.parametrize(

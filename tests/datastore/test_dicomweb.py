@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from pydicom import Dataset
 
@@ -18,7 +19,7 @@ from rayapp.datastore import dicomweb
 from rayapp.datastore.dicomweb import DicomwebDatastore
 from rayapp.datastore.protocol import Author
 from rayapp.errors import ArchiveAway, ArchiveSlow, Disabled, NotFound, Unreadable
-from rayapp.imaging.dicom_seg import encode, read_segmentation
+from rayapp.imaging.dicom_seg import encode, read_masks, read_segmentation
 from rayapp.imaging.reader import read_grid, read_volume
 from rayapp.imaging.volume import Segmentation
 from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Front, front
@@ -349,15 +350,88 @@ def test_labels_in_the_archive_are_labels_of_a_new_server(placed: Placed) -> Non
     assert store.labels(MR) == {}
 
 
-def test_a_segmentation_by_dcmqi_in_the_archive_is_a_label_and_overlapping_ones_are_passed_over(
-    placed: Placed,
-) -> None:
-    placed.archive.store(sorted(real("dcmqi_seg", "ct-3slice").iterdir()))
-    placed.archive.store([real("dcmqi_seg", "partial_overlaps.dcm"), real("dcmqi_seg", "liver.dcm")])
-    store = placed.open()
+def test_segmentations_by_dcmqi_are_labels_also_when_they_come_late_and_overlap(placed: Placed) -> None:
+    placed.archive.store([*sorted(real("dcmqi_seg", "ct-3slice").iterdir()), real("dcmqi_seg", "liver.dcm")])
+    store = placed.open(dicomweb={"fresh": 0.0})
     (image_id,) = set(store.image_ids()) - {CT, MR}
     grid = read_grid(store.image(image_id).path)
-    label = store.label(image_id, "original")
     wanted = read_segmentation(real("dcmqi_seg", "liver.dcm"), grid, max_bytes=MAX)
+    label = store.label(image_id, "original")
     np.testing.assert_array_equal(nibabel.load(label.path).get_fdata(), wanted.array)
     assert label.info["params"]["label_names"] == {"Liver": 1}
+
+    late = placed.folder / "late.dcm"
+    late.write_bytes(real("dcmqi_seg", "partial_overlaps.dcm").read_bytes())
+    edit(late, ContentDate="20991231")
+    placed.archive.store([late])
+    masks = read_masks(late, grid, max_bytes=MAX)
+    label = _until(lambda: (found := store.labels(image_id)["original"]).info.get("overlapping") and found)
+    shown = nibabel.load(label.path).get_fdata()
+    np.testing.assert_array_equal(shown > 0, masks.array.any(axis=0))
+    sizes = {value: masks.array[value - 1].sum() for value in label.info["params"]["label_names"].values()}
+    for value, size in sizes.items():
+        over = shown[masks.array[value - 1]]
+        assert all(other == value or sizes[other] <= size for other in np.unique(over))
+    assert (masks.array.sum(axis=0) > 1).any()
+    assert [one.user for one in store.revisions(image_id, "original")] == ["archive", "archive"]
+    store.labels(image_id)
+    assert len(store.revisions(image_id, "original")) == 2
+
+
+def test_a_label_made_here_does_not_give_way_to_one_that_comes_into_the_archive(placed: Placed) -> None:
+    store = placed.open(dicomweb={"fresh": 0.0})
+    _save(store, tag="original")
+    theirs = placed.folder / "theirs.dcm"
+    theirs.write_bytes(encode(Segmentation(array=labels()[::-1], affine=AFFINES["oblique"]), placed.folder / CT))
+    edit(theirs, Manufacturer="Somebody")
+    placed.archive.store([theirs])
+    label = store.label(CT, "original")
+    np.testing.assert_array_equal(nibabel.load(label.path).get_fdata(), labels())
+
+
+def test_a_look_for_labels_waits_for_no_archive_that_says_nothing(
+    placed: Placed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicomweb, "LOOK_S", 0.1)
+    store = placed.open(dicomweb={"fresh": 0.0})
+    _save(store, tag="original")
+    placed.front.way = SLOW
+    began = time.monotonic()
+    assert "original" in store.labels(CT)
+    assert time.monotonic() - began < 2
+
+
+def _tilted(files: list[Path]) -> None:
+    for number, file in enumerate(files):
+        x, y, z = pydicom.dcmread(file).ImagePositionPatient
+        edit(file, ImagePositionPatient=[x, y + 2 * number, z])
+
+
+def _across(files: list[Path]) -> None:
+    edit(files[2], ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (_tilted, "gantry tilt"),
+        (lambda files: files.pop(2), "one is missing"),
+        (lambda files: edit(files[3], ImagePositionPatient=pydicom.dcmread(files[2]).ImagePositionPatient), "same pos"),
+        (_across, "not parallel: remove the localizer"),
+        (lambda files: edit(files[1], PixelSpacing=[3, 3]), "differ in pixel spacing"),
+        (lambda files: edit(files[1], Rows=5, Columns=11), "differ in size"),
+    ],
+    ids=["tilt", "missing slice", "duplicate position", "localizer", "spacing", "size"],
+)
+def test_what_is_no_even_stack_is_refused_in_words_and_the_rest_goes_on(
+    placed: Placed, odd: Callable[[list[Path]], Any], told: str
+) -> None:
+    files = write_series(placed.folder / "odd", voxels(), AFFINES["straight"], series=TILTED, study="1.9")
+    odd(files)
+    placed.archive.store(files)
+    store = placed.open()
+    assert TILTED in store.image_ids()
+    for _ in range(2):
+        with pytest.raises(Unreadable, match=told):
+            store.image(TILTED)
+    assert store.image(CT).path.exists()

@@ -11,10 +11,12 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map, get_sop_class_iod_map
+from pydicom.uid import SegmentationStorage
 
 from rayapp.errors import BadRequest, GridMismatch, TooLarge, Unreadable
 from rayapp.geometry import index_to_mm, mm_to_index
-from rayapp.imaging.dicom_seg import Kind, Maker, Masks, Overlapping, encode, read_masks, read_segmentation
+from rayapp.imaging.dicom_seg import Kind, Maker, Masks, Overlapping, encode, flattened, read_masks, read_segmentation
 from rayapp.imaging.reader import read_grid
 from rayapp.imaging.volume import Grid, Segmentation
 from tests.imaging.grids import AFFINES, MAX, SHAPE, Affine, itk_affine, itk_voxels, labels, real, voxels
@@ -122,6 +124,60 @@ def test_the_validator_finds_no_fault(tmp_path: Path, modality: str) -> None:
     found = subprocess.run(["dciodvfy", _written(label, source)], capture_output=True, text=True, timeout=60)
     assert "SegmentationIOD" in found.stderr.replace(" ", "") or "Segmentation" in found.stderr
     assert [line for line in found.stderr.splitlines() if line.startswith("Error")] == []
+
+
+def _lacking(dataset: pydicom.Dataset) -> list[str]:
+    """Attributes of the mandatory modules, by tables of the standard, that are absent, or empty and may not be. Which
+    macros are shared and which lie with the frames is left to the file."""
+    iod = get_iod_module_map()[get_sop_class_iod_map()[dataset.SOPClassUID]]
+    lacking = []
+    for module in (one["key"] for one in iod if one["usage"] == "M"):
+        for attribute in get_module_attribute_map()[module]:
+            path, keyword, kind = attribute["path"], attribute["keyword"], attribute["type"]
+            if kind not in ("1", "2") or (len(path) == 1 and path[0].endswith("FunctionalGroupsSequence")):
+                continue
+            items = [dataset]
+            for step in path:
+                items = [inner for item in items if step in item for inner in item[step].value]
+            lacking += [
+                f"{module} {'.'.join([*path, keyword])}"
+                for item in items
+                if keyword not in item or (kind == "1" and item[keyword].is_empty)
+            ]
+    return lacking
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_that_the_standard_demands_is_absent(tmp_path: Path, kind: Kind) -> None:
+    source, label = _series(tmp_path / "series")
+    dataset = pydicom.dcmread(_written(label, source, kind=kind))
+    assert _lacking(dataset) == []
+    del dataset.SegmentSequence[0].SegmentLabel
+    assert _lacking(dataset) == ["segmentation-image SegmentSequence.SegmentLabel"]
+
+
+NEW_IN_LABELMAP = ("LABELMAP", "SegmentNumber of 0", "<Segment Number>", "<SegmentIdentificationSequence>")
+
+
+@needs_dciodvfy
+def test_of_a_labelmap_the_validator_of_2022_finds_only_what_is_new_in_it(tmp_path: Path) -> None:
+    source, label = _series(tmp_path / "series")
+    dataset = pydicom.dcmread(_written(label, source, kind="LABELMAP"))
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = SegmentationStorage
+    dataset.save_as(tmp_path / "as_segmentation.dcm")
+    command = ["dciodvfy", tmp_path / "as_segmentation.dcm"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    errors = [line for line in found.stderr.splitlines() if line.startswith("Error")]
+    assert errors
+    assert [line for line in errors if not any(new in line for new in NEW_IN_LABELMAP)] == []
+
+
+def test_of_overlapping_segments_a_label_map_shows_the_smaller_ones(tmp_path: Path) -> None:
+    large, small = np.zeros((2, 4, 3, 2), bool)
+    large[:3], small[2:, 1] = True, True
+    shown = flattened(Masks(array=np.stack([small, large]), affine=AFFINES["oblique"], names=("tumour", "liver")))
+    assert shown.names == {"tumour": 1, "liver": 2}
+    np.testing.assert_array_equal(shown.array, np.where(small, 1, np.where(large, 2, 0)))
 
 
 def test_overlapping_segments_are_kept(tmp_path: Path) -> None:

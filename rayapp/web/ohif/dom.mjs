@@ -17,8 +17,10 @@ const STYLE = `
 .rayapp .ends { margin-top: 10px; }
 .rayapp .said { margin-top: 6px; min-height: 3em; white-space: pre-line; }
 .rayapp .reason { color: #8fb4d9; }
+.rayapp .archived { color: #8fb4d9; }
+.rayapp .archived[data-state=waiting], .rayapp .archived[data-state=refused] { color: #ffcf7a; }
+.rayapp [hidden] { display: none; }
 .rayapp progress { display: block; width: 100%; margin-top: 8px; }
-.rayapp progress[hidden] { display: none; }
 .rayapp .said[data-state=wrong] { color: #ff9d8a; }
 `;
 

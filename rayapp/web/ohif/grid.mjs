@@ -79,6 +79,20 @@ function whole(index) {
   return rounded;
 }
 
+/** The number of the slice that holds a voxel. */
+export function sliceWith(places, [width, height], [i, j, k]) {
+  const flat = i + width * (j + height * k);
+  return places.findIndex(({ first, along, down, columns, rows }) => {
+    for (let row = 0; row < rows; row++) {
+      const column = along ? (flat - first - row * down) / along : flat === first + row * down ? 0 : -1;
+      if (Number.isInteger(column) && column >= 0 && column < columns) {
+        return true;
+      }
+    }
+    return false;
+  });
+}
+
 /** Write a flat label map into the slices' pixels. */
 export function scatter(labels, places, slices) {
   each(places, slices, (slice, pixel, voxel) => {

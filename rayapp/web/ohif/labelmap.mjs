@@ -3,7 +3,7 @@
  * Leans on `window.cornerstone` and `window.cornerstoneTools` of the OHIF that it is written for.
  */
 
-import { gather, inverse, placed, scatter, voxelOf } from './grid.mjs';
+import { gather, inverse, placed, scatter, sliceWith, voxelOf } from './grid.mjs';
 
 export const COLOURS = [
   [214, 96, 77],
@@ -33,6 +33,7 @@ export class Labelmap {
     this.displaySet = displaySet;
     this.image = image;
     this.segments = segments;
+    this.planes = planes;
     this.places = placed(planes, image);
     this.back = inverse(image.affine);
     this.id = `rayapp-${what}-${image.series}`;
@@ -43,6 +44,13 @@ export class Labelmap {
   /** The image's voxel at a point of the viewer's world, or null. */
   voxelAt(world) {
     return voxelOf(this.back, this.image.shape, world);
+  }
+
+  /** Where a voxel is in the viewer: its centre in the world, and the slice that shows it. */
+  sliceAt(voxel) {
+    const [r, a, s] = this.image.affine.map(row => row[3] + voxel.reduce((sum, at, axis) => sum + at * row[axis], 0));
+    const at = sliceWith(this.places, this.image.shape, voxel);
+    return { world: [-r, -a, s], plane: this.planes[at], imageId: this.displaySet.imageIds[at] };
   }
 
   get size() {

@@ -1,61 +1,61 @@
 /** The panel: what an annotator does, one thing at a time. */
 
+import { Archive } from './archive.mjs';
 import { element, fill, options } from './dom.mjs';
-import { Labelmap, colour } from './labelmap.mjs';
+import * as keys from './keys.mjs';
+import { MODES, Mouse } from './mouse.mjs';
+import { Next } from './next.mjs';
 import * as points from './points.mjs';
 import * as server from './server.mjs';
 import * as strokes from './strokes.mjs';
+import { Structures } from './structures.mjs';
 import { Training } from './training.mjs';
 import { Uncertainty } from './uncertainty.mjs';
+import { BACKGROUND, Work } from './work.mjs';
 
-const CLIENT = 'ohif';
-const STEPS = 20; // that can be undone
-const BACKGROUND = 'background';
 const CLICKED = ['deepedit', 'deepgrow'];
 const SCRIBBLED = ['scribbles'];
-const REASON = 'rayapp-reason'; // why the next image was chosen, told when it is open
 const AUTOMATIC = ['segmentation', 'deepedit'];
 
 export class Panel {
   constructor(node, services) {
     this.node = node;
     this.services = services;
-    this.labelmap = null;
-    this.interaction = null;
-    this.done = []; // what can be undone: {dot} of a prompt, {before} of the rest
-    this.busy = null;
-    this.mode = null; // what the first mouse button does: foreground, background, corner, stroke, or OHIF's own
+    this.info = null;
+    this.work = null;
+    this.turn = Promise.resolve();
+    this.waiting = 0; // things begun, or to be
+    const run = (doing, act) => this.#run(doing, act);
+    this.structures = new Structures(() => this.#changeStructure());
+    this.next = new Next(run);
+    this.training = new Training(run);
+    this.uncertainty = new Uncertainty(run, () => this.#needed().labelmap);
+    this.archive = new Archive();
     this.#build();
-    this.ends = [
-      points.listen(annotation => this.#run('thinking…', () => this.#point(annotation))),
-      ...this.#watchViewports(),
-      this.#watchKeys(),
-    ];
-    this.#run('asking the server…', () => this.#start());
+    this.mouse = new Mouse(services.toolGroupService, mark => run('thinking…', () => this.#mark(mark)));
+    this.ends = [...this.#watchViewports(), keys.watch(node)];
+    run('asking the server…', () => this.#open());
   }
 
   close() {
     this.ends.forEach(end => end());
+    this.mouse.close();
     this.training.close();
+    this.archive.close();
     this.node.replaceChildren();
   }
 
   #build() {
     const button = (name, text, title, act) => element('button', { name, title, onclick: act }, text);
-    this.training = new Training((doing, act) => this.#run(doing, act));
-    this.uncertainty = new Uncertainty(
-      (doing, act) => this.#run(doing, act),
-      () => this.#needed()
-    );
+    const mode = (name, text, title) => button(name, text, title, () => this.#use(name));
     this.parts = {
       image: element('div', { className: 'image' }),
       reason: element('div', { className: 'reason' }),
       automatic: element('select', { name: 'automatic' }),
-      clicked: element('select', { name: 'clicked', onchange: () => this.#changeModel() }),
-      labels: element('div', { className: 'labels' }),
+      clicked: element('select', { name: 'clicked' }),
       scribbled: element('select', { name: 'scribbled' }),
-      strategy: element('select', { name: 'strategy' }),
       said: element('div', { className: 'said', role: 'status' }),
+      again: button('again', 'Try again', '', () => this.#run('asking the server…', () => this.#open())),
     };
     const { parts } = this;
     fill(
@@ -63,52 +63,56 @@ export class Panel {
       parts.image,
       parts.reason,
       parts.said,
+      parts.again,
+      this.archive.node,
       element('h3', {}, 'Automatic'),
       parts.automatic,
       button('segment', 'Segment', 'Shift+A', () => this.#run('segmenting…', () => this.#segment())),
       element('h3', {}, 'Structure'),
-      parts.labels,
+      this.structures.node,
       element('h3', {}, 'Points'),
       parts.clicked,
-      button('foreground', 'On it', 'Shift+F', () => this.#use('foreground')),
-      button('background', 'Not on it', 'Shift+B', () => this.#use('background')),
-      button('corner', 'Box', 'Shift+R: click two opposite corners, also on different slices', () => this.#use('corner')),
+      mode('foreground', 'On it', 'Shift+F'),
+      mode('background', 'Not on it', 'Shift+B'),
+      mode('extreme', 'Ends', 'Shift+P: click where it ends, to all six sides'),
+      mode('curve', 'Curve', 'Shift+C: draw around it on one slice'),
+      mode('corner', 'Box', 'Shift+R: click two opposite corners, also on different slices'),
       element('h3', {}, 'Strokes'),
       parts.scribbled,
-      button('stroke-on', 'Draw on it', 'Shift+D', () => this.#use('stroke-on')),
-      button('stroke-off', 'Draw beside it', 'Shift+E', () => this.#use('stroke-off')),
+      mode('stroke-on', 'Draw on it', 'Shift+D'),
+      mode('stroke-off', 'Draw beside it', 'Shift+E'),
       button('scribble', 'Outline', 'Shift+O', () => this.#run('outlining…', () => this.#scribble())),
       element(
         'div',
         { className: 'ends' },
         button('stop', 'Look', "Shift+X: the mouse is OHIF's again", () => this.#use(null)),
-        button('undo', 'Undo', 'Shift+Z', () => this.#run('undoing…', () => this.#undo())),
+        button('undo', 'Undo', 'Shift+Z', () => this.#run('undoing…', () => this.#needed().undo())),
         button('save', 'Save', 'Shift+S', () => this.#run('saving…', () => this.#save()))
       ),
-      element('h3', {}, 'Next image'),
-      parts.strategy,
-      button('next', 'Next', 'Shift+N', () => this.#run('choosing…', () => this.#next())),
+      this.next.node,
       this.uncertainty.node,
       this.training.node
     );
   }
 
-  /** Do one thing; what goes wrong is told, and nothing else is begun meanwhile. */
-  async #run(doing, act) {
-    if (this.busy) {
-      await this.busy;
-    }
-    this.#say(doing, 'doing');
-    this.node.querySelectorAll('button').forEach(one => (one.disabled = true));
-    this.busy = act()
-      .then(said => this.#say(said ?? '', this.labelmap ? 'done' : 'waiting'))
-      .catch(error => this.#say(error.message, 'wrong'))
-      .finally(() => {
-        this.busy = null;
-        this.parts.said.dataset.turn = Number(this.parts.said.dataset.turn ?? 0) + 1;
-        this.node.querySelectorAll('button').forEach(one => (one.disabled = false));
-      });
-    await this.busy;
+  /** Do one thing after the others; what goes wrong is told. A refinement that goes on makes way. */
+  #run(doing, act) {
+    this.waiting += 1;
+    this.work?.hurry();
+    this.turn = this.turn.then(async () => {
+      this.#say(doing, 'doing');
+      this.#enable(false);
+      try {
+        const said = await act();
+        this.#say(said ?? '', this.work ? 'done' : 'waiting');
+      } catch (error) {
+        this.#say(error.message, 'wrong');
+      }
+      this.waiting -= 1;
+      this.parts.said.dataset.turn = Number(this.parts.said.dataset.turn ?? 0) + 1;
+      this.#enable(true);
+      this.parts.again.hidden = Boolean(this.work);
+    });
   }
 
   #say(text, state) {
@@ -116,82 +120,51 @@ export class Panel {
     this.parts.said.dataset.state = state;
   }
 
-  async #start() {
-    this.info = await server.info();
-    const typed = types => Object.keys(this.info.models).filter(name => types.includes(this.info.models[name].type));
+  #enable(on) {
+    this.node.querySelectorAll('button').forEach(one => (one.disabled = !on));
+  }
+
+  /** Learn what the server has. */
+  async #meet() {
+    const { models, strategies, scoring, trainers } = await server.info();
+    const typed = types => Object.keys(models).filter(name => types.includes(models[name].type));
     options(this.parts.automatic, typed(AUTOMATIC));
     options(this.parts.clicked, typed(CLICKED));
     options(this.parts.scribbled, typed(SCRIBBLED));
-    options(this.parts.strategy, Object.keys(this.info.strategies));
-    const known = Object.values(this.info.models).flatMap(model => Object.entries(model.labels));
-    const values = new Map(known.sort((a, b) => a[1] - b[1]).filter(([name]) => name !== BACKGROUND));
-    this.names = [...values.keys()];
-    this.label = this.names[0];
-    this.uncertainty.show(Object.keys(this.info.scoring));
-    this.#labels();
-    points.install(this.services.toolGroupService);
-    this.training.show(Object.keys(this.info.trainers)).catch(error => this.#say(error.message, 'wrong'));
-    return this.#open();
+    this.structures.show(models);
+    this.next.show(strategies);
+    this.uncertainty.show(Object.keys(scoring));
+    this.training.show(Object.keys(trainers)).catch(error => this.#say(error.message, 'wrong'));
+    this.info = { models, names: this.structures.names };
   }
 
-  #labels() {
-    const rows = this.names.map((name, at) =>
-      element(
-        'button',
-        {
-          name: 'label',
-          value: name,
-          className: name === this.label ? 'label on' : 'label',
-          style: `--colour: rgb(${colour(at + 1)})`,
-          onclick: () => this.#choose(name),
-        },
-        name
-      )
-    );
-    fill(this.parts.labels, ...rows);
-  }
-
-  #choose(name) {
-    this.label = name;
-    this.strokes = this.box = this.corner = null;
-    this.#labels();
-    this.#use(this.mode);
-  }
-
-  /** Go to the series that is shown: find its image, and what was saved of it. */
+  /** Go to the series that is shown: find its image, and what was done on it. */
   async #open() {
+    if (!this.info) {
+      await this.#meet();
+    }
     const shown = this.#shown();
     if (!shown) {
+      await server.studies();
       return 'open a series of CT or MR slices';
     }
-    if (this.labelmap?.displaySet === shown) {
-      await this.labelmap.attach();
+    if (this.work?.labelmap.displaySet === shown) {
+      await this.work.labelmap.attach();
       return null;
     }
-    this.labelmap = this.interaction = this.strokes = this.box = this.corner = null;
+    this.work = null;
+    this.mouse.forget();
     this.uncertainty.hide();
-    this.done = [];
-    const image = await server.imageOfSeries(shown.SeriesInstanceUID);
-    const structures = this.names.map((label, at) => ({ value: at + 1, label, colour: colour(at + 1) }));
-    const labelmap = new Labelmap(this.services, shown, image, [...structures, ...strokes.SEGMENTS]);
-    this.parts.image.textContent = image.image;
-    const { id, why } = JSON.parse(sessionStorage.getItem(REASON) ?? '{}');
-    this.parts.reason.textContent = id === image.image ? why : '';
-    this.labelmap = labelmap;
-    if (!image.labels.includes('final')) {
-      await labelmap.set(new Uint8Array(labelmap.size));
-      return 'ready; nothing was saved of this image yet';
+    const work = await Work.open(this.services, shown, this.info);
+    const { image, labels } = work.image;
+    this.parts.image.textContent = image;
+    this.parts.reason.textContent = this.next.reason(image);
+    const said = await work.begin();
+    this.work = work;
+    if (labels.includes('final')) {
+      this.archive.follow(image);
     }
-    const { params, mask } = await server.label(image.image, 'final');
-    await labelmap.set(this.#named(mask.labels, this.#saved(params), null));
-    return 'ready; this is what was saved';
-  }
-
-  /** The names of a saved label's values. */
-  #saved({ info, label_names }) {
-    const said = (info.label_info ?? []).filter(one => one.idx !== undefined).map(one => [one.name, one.idx]);
-    const named = said.length ? said : Object.entries(label_names ?? {});
-    return Object.fromEntries(named.length ? named : this.names.map((name, at) => [name, at + 1]));
+    return said;
   }
 
   #shown() {
@@ -203,180 +176,78 @@ export class Panel {
   }
 
   #needed() {
-    if (!this.labelmap) {
+    if (!this.work) {
       throw new Error('open a series first');
     }
-    return this.labelmap;
+    return this.work;
   }
 
-  /** A model's values as segments. Of a model of one structure (`only`), the rest stays as it is. */
-  #named(labels, names, only) {
-    const segments = new Uint8Array(256);
-    for (const [name, value] of Object.entries(names)) {
-      segments[value] = this.names.indexOf(name) + 1;
+  /** The model that a select names. */
+  #model(select, what) {
+    if (!select.value) {
+      throw new Error(`this server has no model that ${what}`);
     }
-    if (!only) {
-      return Uint8Array.from(labels, value => segments[value]);
+    return select.value;
+  }
+
+  #changeStructure() {
+    if (this.work) {
+      this.work.strokes = this.work.box = null;
     }
-    const [now, segment] = [this.#current(), this.names.indexOf(only) + 1];
-    return now.map((value, at) => (labels[at] ? segment : value === segment ? 0 : value));
-  }
-
-  /** The segments as they are on the screen, without strokes, of which those drawn since are kept for later. */
-  #current() {
-    const { rest, strokes: drawn } = strokes.split(this.labelmap.get(), this.labelmap.shown);
-    if (drawn.some(value => value > 0)) {
-      this.strokes = strokes.joined(this.strokes, drawn);
-    }
-    return rest;
-  }
-
-  #remember(step) {
-    this.done = [...this.done, step].slice(-STEPS);
-  }
-
-  async #segment() {
-    const labelmap = this.#needed();
-    const model = this.parts.automatic.value;
-    if (!model) {
-      throw new Error('this server has no model that segments by itself');
-    }
-    const before = this.#current();
-    const { params, mask } = await server.infer(model, labelmap.image.image, { client_id: CLIENT });
-    await labelmap.set(this.#named(mask.labels, params.label_names, null));
-    this.#remember({ before });
-    return `${model}, ${params.latencies.total.toFixed(1)} s`;
-  }
-
-  #changeModel() {
-    this.interaction = null;
+    this.#use(this.mouse.mode);
   }
 
   /** Say what the first mouse button does. */
   #use(mode) {
-    this.mode = mode;
-    const { toolGroupService } = this.services;
-    if (mode?.startsWith('stroke')) {
-      points.activate(toolGroupService, false);
-      this.labelmap?.select(mode === 'stroke-on' ? strokes.ON : strokes.OFF);
-      strokes.activate(toolGroupService);
-    } else {
-      this.labelmap?.select(this.names.indexOf(this.label) + 1);
-      points.activate(toolGroupService, mode !== null);
-    }
-    this.corner = null;
-    for (const name of ['foreground', 'background', 'corner', 'stroke-on', 'stroke-off']) {
-      this.node.querySelector(`[name=${name}]`).classList.toggle('on', name === mode);
-    }
+    const drawn = { 'stroke-on': strokes.ON, 'stroke-off': strokes.OFF };
+    this.work?.labelmap.select(drawn[mode] ?? this.structures.segment);
+    this.mouse.use(mode);
+    MODES.forEach(name => this.node.querySelector(`[name=${name}]`).classList.toggle('on', name === mode));
   }
 
-  /** Two opposite corners make the box that the next points and strokes are kept to. */
-  #boxed(dot, voxel) {
-    points.remove(dot);
-    if (!this.corner) {
-      this.corner = voxel;
-      this.box = null;
-      return `a corner at ${voxel.join(', ')}: click the opposite one, on any slice`;
-    }
-    const pairs = voxel.map((value, axis) => [value, this.corner[axis]].sort((a, b) => a - b));
-    this.corner = null;
-    this.box = pairs.flatMap(([low, high]) => [low, high + 1]);
-    return `box ${pairs.map(pair => pair.join(' to ')).join(' by ')}: points and strokes are kept to it`;
+  async #segment() {
+    return this.#needed().segment(this.#model(this.parts.automatic, 'segments by itself'));
   }
 
-  async #point(dot) {
+  /** A point or a curve that was set. */
+  async #mark(mark) {
+    const label = this.structures.active;
+    let read;
     try {
-      const labelmap = this.#needed();
-      const voxel = labelmap.voxelAt(points.world(dot));
-      if (!voxel) {
-        throw new Error('that point lies outside the image');
-      }
-      if (this.mode === 'corner') {
-        return this.#boxed(dot, voxel);
-      }
-      const model = this.parts.clicked.value;
-      if (!model) {
-        throw new Error('this server has no model that takes points');
-      }
-      const single = this.info.models[model].type === 'deepgrow';
-      const on = this.mode === 'foreground';
-      const name = on ? (single ? 'foreground' : this.label) : BACKGROUND;
-      points.paint(dot, on ? colour(this.names.indexOf(this.label) + 1) : [230, 230, 230]);
-      const before = this.#current();
-      this.interaction ??= await server.Interaction.open(model, labelmap.image.image, CLIENT);
-      const said = { clicks: { [name]: [voxel] }, label: this.label, ...(this.box ? { roi: this.box } : {}) };
-      const { params, mask } = await this.interaction.prompt(said);
-      await labelmap.set(this.#named(mask.labels, params.label_names, single ? this.label : null));
-      this.#remember({ dot, before });
-      return `${name} at ${voxel.join(', ')}; ${model}, ${params.latencies.total.toFixed(1)} s`;
+      const work = this.#needed();
+      const model = this.#model(this.parts.clicked, 'takes points');
+      const on = this.mouse.mode !== 'background';
+      const name = !on ? BACKGROUND : this.info.models[model].type === 'deepgrow' ? 'foreground' : label;
+      points.paint(mark, work.colourOf(on ? label : null));
+      read = this.mouse.read(mark, work.labelmap, name);
     } catch (error) {
-      points.remove(dot);
+      points.remove(mark);
       throw error;
     }
+    if (read.more) {
+      return read.more;
+    }
+    if (read.box) {
+      this.work.box = read.box;
+      return `${read.what}: points and strokes are kept to it`;
+    }
+    const told = text => {
+      this.#say(`${read.what}; ${text}, and a finer one is on its way…`, 'doing');
+      this.#enable(true);
+    };
+    return `${read.what}; ${await this.work.prompt(this.parts.clicked.value, label, read.said, read.dots, told)}`;
   }
 
   async #scribble() {
-    const labelmap = this.#needed();
-    const model = this.parts.scribbled.value;
-    if (!model) {
-      throw new Error('this server has no model that takes strokes');
-    }
-    const before = this.#current();
-    if (!this.strokes && !this.box) {
-      throw new Error('draw on the structure and beside it first, or set a box');
-    }
-    const params = { client_id: CLIENT, label_info: strokes.LABEL_INFO, selected_label_name: this.label };
-    const given = { ...params, ...(this.box ? { roi: this.box } : {}) };
-    const label = this.strokes ?? new Uint8Array(labelmap.size);
-    const said = await server.infer(model, labelmap.image.image, given, label);
-    await labelmap.set(this.#named(said.mask.labels, {}, this.label));
-    this.#remember({ before });
-    return `${model}, ${said.params.latencies.total.toFixed(1)} s`;
-  }
-
-  async #undo() {
-    const last = this.done.at(-1);
-    if (!last) {
-      return 'there is nothing to undo';
-    }
-    if (last.dot) {
-      await this.interaction?.undo();
-      points.remove(last.dot);
-    }
-    await this.labelmap.set(last.before);
-    this.done = this.done.slice(0, -1);
-    return 'undone';
+    const work = this.#needed();
+    return work.scribble(this.#model(this.parts.scribbled, 'takes strokes'), this.structures.active);
   }
 
   async #save() {
-    const labelmap = this.#needed();
-    const labels = this.#current();
-    const present = new Set(labels);
-    const label_info = this.names
-      .map((name, at) => ({ name, idx: at + 1 }))
-      .filter(one => present.has(one.idx));
-    const model = this.parts.clicked.value || this.parts.automatic.value;
-    await server.save(labelmap.image.image, labels, { label_info, client_id: CLIENT, model });
-    await labelmap.set(labels);
-    this.strokes = null;
-    return 'saved';
-  }
-
-  async #next() {
-    const strategy = this.parts.strategy.value;
-    const sample = await server.next(strategy, { client_id: CLIENT });
-    if (!sample.id) {
-      return 'every image is labelled';
-    }
-    const numbers = Object.entries(sample).filter(([name, value]) => typeof value === 'number' && name !== 'ts');
-    const told = numbers.map(([name, value]) => `${name} ${Number(value.toPrecision(3))}`).join(', ');
-    const why = `${strategy}: ${this.info.strategies[strategy].description}${told ? ` (${told})` : ''}`;
-    sessionStorage.setItem(REASON, JSON.stringify({ id: sample.id, why }));
-    const { study } = await server.image(sample.id);
-    const to = new URL('rayapp', new URL(window.config.routerBasename, window.location.origin));
-    to.searchParams.set('StudyInstanceUIDs', study);
-    window.location.assign(to);
-    return `${sample.id}, chosen by ${strategy}`;
+    const work = this.#needed();
+    const said = await work.save();
+    this.archive.follow(work.image.image);
+    return said;
   }
 
   #watchViewports() {
@@ -384,29 +255,11 @@ export class Panel {
     const { ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED, VIEWPORTS_READY } = viewportGridService.EVENTS;
     return [ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED, VIEWPORTS_READY].map(name => {
       const { unsubscribe } = viewportGridService.subscribe(name, () => {
-        if (this.names && !this.busy && this.#shown() !== this.labelmap?.displaySet) {
+        if (this.info && !this.waiting && this.#shown() !== this.work?.labelmap.displaySet) {
           this.#run('opening…', () => this.#open());
         }
       });
       return unsubscribe;
     });
-  }
-
-  #watchKeys() {
-    const points = { F: 'foreground', B: 'background', R: 'corner', X: 'stop' };
-    const drawing = { D: 'stroke-on', E: 'stroke-off', O: 'scribble' };
-    const keys = { A: 'segment', ...points, ...drawing, Z: 'undo', S: 'save', N: 'next', U: 'uncertainty' };
-    const pressed = event => {
-      const typing = event.target.closest?.('input, textarea, select');
-      const name = keys[event.key.toUpperCase()];
-      if (!name || typing || !event.shiftKey || event.ctrlKey || event.metaKey || event.altKey) {
-        return;
-      }
-      event.preventDefault();
-      event.stopPropagation();
-      this.node.querySelector(`[name=${name}]`).click();
-    };
-    document.addEventListener('keydown', pressed, true);
-    return () => document.removeEventListener('keydown', pressed, true);
   }
 }

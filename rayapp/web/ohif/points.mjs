@@ -24,35 +24,12 @@ export function install(toolGroupService) {
   }
 }
 
-/** Let the first mouse button place points, or give it back to OHIF's window tool. */
-export function activate(toolGroupService, on) {
-  const { Enums, WindowLevelTool } = window.cornerstoneTools;
-  const first = { bindings: [{ mouseButton: Enums.MouseBindings.Primary }] };
-  for (const id of ['default', 'mpr']) {
-    const group = toolGroupService.getToolGroup(id);
-    if (!group?.hasTool(TOOL)) {
-      continue;
-    }
-    if (on) {
-      const active = group.getActivePrimaryMouseButtonTool();
-      if (active && active !== TOOL) {
-        group.setToolPassive(active);
-      }
-      group.setToolActive(TOOL, first);
-    } else {
-      group.setToolPassive(TOOL);
-      group.setToolActive(WindowLevelTool.toolName, first);
-    }
-  }
-}
-
-/** Call `placed(annotation)` for each point that was set; returns what ends that. */
-export function listen(placed) {
+/** Call `placed(annotation)` for each mark that a tool set; returns what ends that. */
+export function listen(tool, placed) {
   const { eventTarget } = window.cornerstone;
   const name = window.cornerstoneTools.Enums.Events.ANNOTATION_COMPLETED;
-  const heard = event => {
-    const { annotation } = event.detail;
-    if (annotation?.metadata?.toolName === TOOL) {
+  const heard = ({ detail: { annotation } }) => {
+    if (annotation?.metadata?.toolName === tool) {
       placed(annotation);
     }
   };
@@ -69,11 +46,35 @@ export function paint(annotation, [r, g, b]) {
   config.style.setAnnotationStyles(annotation.annotationUID, { color, colorHighlighted: color, colorSelected: color });
 }
 
+/** The dots of a prompt that was said earlier, each in the colour of its name. */
+export function of({ clicks = {}, extremes = {} }, labelmap, colourOf) {
+  const said = [clicks, extremes].flatMap(Object.entries);
+  return said.flatMap(([name, voxels]) => voxels.map(voxel => dot(labelmap.sliceAt(voxel), colourOf(name))));
+}
+
+function dot({ world, plane, imageId }, rgb) {
+  const { annotation } = window.cornerstoneTools;
+  const [r, c] = [plane.rowCosines, plane.columnCosines];
+  const made = {
+    annotationUID: crypto.randomUUID(),
+    highlighted: false,
+    invalidated: false,
+    metadata: {
+      toolName: TOOL,
+      FrameOfReferenceUID: plane.frameOfReferenceUID,
+      referencedImageId: imageId,
+      viewPlaneNormal: [r[1] * c[2] - r[2] * c[1], r[2] * c[0] - r[0] * c[2], r[0] * c[1] - r[1] * c[0]],
+      viewUp: c.map(value => -value),
+    },
+    data: { label: '', handles: { points: [world] }, cachedStats: {} },
+  };
+  annotation.state.addAnnotation(made, plane.frameOfReferenceUID);
+  paint(made, rgb);
+  return made;
+}
+
 export function remove(annotation) {
   window.cornerstoneTools.annotation.state.removeAnnotation(annotation.annotationUID);
-  for (const { viewports } of window.cornerstone.getRenderingEngines().map(engine => ({
-    viewports: engine.getViewports(),
-  }))) {
-    viewports.forEach(viewport => viewport.render());
-  }
+  const viewports = window.cornerstone.getRenderingEngines().flatMap(engine => engine.getViewports());
+  viewports.forEach(viewport => viewport.render());
 }

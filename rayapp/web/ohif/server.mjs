@@ -1,6 +1,9 @@
 /** What the panel asks of the server that served it. */
 
-import { decode } from './mask.mjs';
+import { decode, fromText } from './mask.mjs';
+
+/** What the server knows this program by, among those of one user. */
+export const CLIENT = 'ohif';
 
 const KEY = 'rayapp-key';
 
@@ -26,7 +29,10 @@ async function ask(method, path, { query = {}, json, form, signal } = {}) {
   let answer;
   try {
     answer = await fetch(url, { method, headers, signal, body: json ? JSON.stringify(json) : form });
-  } catch {
+  } catch (error) {
+    if (signal?.aborted) {
+      throw error;
+    }
     throw new Refused(0, 'the server does not answer: is it running?');
   }
   if (answer.ok) {
@@ -41,8 +47,12 @@ const read = answer => answer.json();
 /** Params and the mask of an answer; `held` is the mask that the changes may go onto. */
 async function masked(answer, held = null) {
   const params = JSON.parse(answer.headers.get('X-Rayapp-Params') ?? '{}');
+  return changed(params, await answer.arrayBuffer(), held);
+}
+
+async function changed(params, data, held) {
   const onto = params.interaction && !params.interaction.onto ? null : held;
-  return { params, mask: await decode(await answer.arrayBuffer(), onto) };
+  return { params, mask: await decode(data, onto) };
 }
 
 function form(params, label = null) {
@@ -58,6 +68,11 @@ export const info = () => ask('GET', '/info/').then(read);
 export const imageOfSeries = series => ask('GET', '/viewer/image', { query: { series } }).then(read);
 export const image = id => ask('GET', '/viewer/image', { query: { image: id } }).then(read);
 export const label = (id, tag) => ask('GET', '/viewer/label', { query: { image: id, tag } }).then(masked);
+export const labelInfo = (id, tag) => ask('GET', '/datastore/label/info', { query: { label: id, tag } }).then(read);
+
+/** Raises what keeps the studies' source from answering. */
+export const studies = () => ask('GET', `${window.config.dataSources[0].configuration.qidoRoot}/studies?limit=1`);
+
 export const next = (strategy, params) =>
   ask('POST', `/activelearning/${encodeURIComponent(strategy)}`, { json: params }).then(read);
 
@@ -92,17 +107,23 @@ export const jobs = () => ask('GET', '/jobs').then(read);
 export const train = model => ask('POST', `/train/${encodeURIComponent(model)}`, { json: {} }).then(read);
 export const stop = job => ask('DELETE', `/jobs/${encodeURIComponent(job)}`).then(read);
 
-/** A job at each change, until it is over: Server-Sent Events, which EventSource could not ask for with a key. */
+/** A job at each change, until it is over. */
 export async function* changes(job, signal) {
-  const answer = await ask('GET', `/jobs/${encodeURIComponent(job)}/events`, { signal });
+  for await (const { data } of events(await ask('GET', `/jobs/${encodeURIComponent(job)}/events`, { signal }))) {
+    yield data;
+  }
+}
+
+/** Server-Sent Events, which EventSource could not ask for with a key. */
+async function* events(answer) {
   let rest = '';
   for await (const text of pieces(answer.body.pipeThrough(new TextDecoderStream()))) {
-    const events = (rest + text).split('\n\n');
-    rest = events.pop();
-    for (const event of events) {
-      const line = event.split('\n').find(one => one.startsWith('data: '));
-      if (line) {
-        yield JSON.parse(line.slice('data: '.length));
+    const whole = (rest + text).split('\n\n');
+    rest = whole.pop();
+    for (const event of whole) {
+      const said = Object.fromEntries(event.split('\n').map(line => [line.split(':', 1)[0], line.replace(/^\w*: ?/, '')]));
+      if (said.data) {
+        yield { kind: said.event, data: JSON.parse(said.data) };
       }
     }
   }
@@ -115,32 +136,54 @@ async function* pieces(stream) {
   }
 }
 
+/** The caller's interactions on an image, oldest first. */
+export const interactions = image => ask('GET', '/interactions', { query: { image } }).then(read);
+
 /** An image worked on prompt by prompt; `mask` is the model's mask as it stands. Calls must not overlap. */
 export class Interaction {
-  static async open(model, id, client) {
-    const opened = await ask('POST', '/interactions', { json: { model, image: id, client_id: client } }).then(read);
+  static async open(model, image) {
+    const opened = await ask('POST', '/interactions', { json: { model, image, client_id: CLIENT } }).then(read);
     return new Interaction(opened.id, model);
   }
 
   constructor(id, model) {
-    this.id = id;
+    this.path = `/interactions/${encodeURIComponent(id)}`;
     this.model = model;
+    this.box = null; // that the server knows of
     this.mask = null;
     this.token = '';
   }
 
-  prompt(said) {
-    return this.#turn('prompts', said);
+  /** Add a prompt: a mask soon, then what is better, until `signal`. */
+  async *stream(said, signal) {
+    const answer = await ask('POST', `${this.path}/stream`, { json: this.#step(said), signal });
+    for await (const { kind, data } of events(answer)) {
+      if (kind === 'end') {
+        return;
+      }
+      if (kind === 'problem') {
+        throw new Refused(data.status, data.detail);
+      }
+      yield this.#taken(await changed(data.params, fromText(data.mask), this.mask));
+    }
+    throw new Refused(0, 'the connection broke off before the last mask');
   }
 
-  undo() {
-    return this.#turn('undo', {});
+  async undo() {
+    const answer = await ask('POST', `${this.path}/undo`, { json: this.#step({}) });
+    return this.#taken(await masked(answer, this.mask));
   }
 
-  async #turn(kind, said) {
-    const json = { ...said, onto: this.token, request: crypto.randomUUID() };
-    const answer = await ask('POST', `/interactions/${encodeURIComponent(this.id)}/${kind}`, { json });
-    const { params, mask } = await masked(answer, this.mask);
+  /** The mask as of a step of the log. */
+  async at(step) {
+    return this.#taken(await masked(await ask('GET', `${this.path}/mask`, { query: { step } })));
+  }
+
+  #step(said) {
+    return { ...said, client_id: CLIENT, onto: this.token, request: crypto.randomUUID() };
+  }
+
+  #taken({ params, mask }) {
     this.mask = mask;
     this.token = params.interaction.mask;
     return { params, mask };

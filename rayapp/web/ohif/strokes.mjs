@@ -1,6 +1,6 @@
 /** Strokes for the scribble models: drawn with OHIF's own brush as two segments of the labelmap, kept apart from it. */
 
-const TOOL = 'CircularBrush';
+export const TOOL = 'CircularBrush';
 const RADIUS = 4; // pixels
 
 /** The segments that the strokes are while they are drawn, above those of the structures. */
@@ -36,19 +36,11 @@ export function joined(earlier, strokes) {
   return earlier ? strokes.map((value, at) => value || earlier[at]) : strokes;
 }
 
-/** Let the first mouse button draw. */
-export function activate(toolGroupService) {
-  const { Enums, utilities } = window.cornerstoneTools;
+/** Make the brush as wide as strokes are. */
+export function install(toolGroupService) {
   for (const id of ['default', 'mpr']) {
-    const group = toolGroupService.getToolGroup(id);
-    if (!group?.hasTool(TOOL)) {
-      continue;
+    if (toolGroupService.getToolGroup(id)?.hasTool(TOOL)) {
+      window.cornerstoneTools.utilities.segmentation.setBrushSizeForToolGroup(id, RADIUS, TOOL);
     }
-    const active = group.getActivePrimaryMouseButtonTool();
-    if (active && active !== TOOL) {
-      group.setToolPassive(active);
-    }
-    group.setToolActive(TOOL, { bindings: [{ mouseButton: Enums.MouseBindings.Primary }] });
-    utilities.segmentation.setBrushSizeForToolGroup(id, RADIUS, TOOL);
   }
 }
