@@ -1,8 +1,8 @@
 """`/proxy/dicom/{qido,wado,stow}/…`: the DICOMweb archive behind this server, for viewers.
 
-Query, Accept, status and bodies pass unchanged, streamed in both directions; of the headers only those that DICOMweb
-needs pass, so neither keys nor hop-by-hop headers do (RFC 9110 7.6.1). Only paths below the archive's address can be
-asked for, and no redirect is followed. The connections belong to the gateway's event loop.
+Query, Accept, status and bodies pass unchanged, streamed in both directions (small answers whole); of the headers only
+those that DICOMweb needs pass, so neither keys nor hop-by-hop headers do (RFC 9110 7.6.1). Only paths below the
+archive's address can be asked for, and no redirect is followed. The connections belong to the gateway's event loop.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _ANSWERED = (
 _RESOURCES = ("studies", "series", "instances")
 _CONNECTIONS = 64
 _PIECE = 1 << 18
+_SMALL = 1 << 22
+"""Bytes of an answer that is read whole before it is passed on: a frame, a page of a list."""
 
 
 class Archive:
@@ -61,7 +63,7 @@ class Archive:
         asked = (*_ASKED, *_SENT) if request.method == "POST" else _ASKED
         headers = {name: request.headers[name] for name in asked if name in request.headers}
         headers.setdefault("accept-encoding", "identity")
-        if signature := await asyncio.to_thread(self._credentials.header):
+        if signature := await self._signature():
             headers["Authorization"] = signature
         body = _Body(request) if request.method == "POST" else None
         try:
@@ -75,19 +77,31 @@ class Archive:
                 raise ArchiveSlow("the DICOM archive did not answer in time") from None
             raise ArchiveAway(f"the DICOM archive does not answer ({type(error).__name__})") from None
         try:
-            return self._relayed(answer)
+            return await self._relayed(answer)
         except BaseException:
             answer.close()
             raise
 
-    def _relayed(self, answer: aiohttp.ClientResponse) -> Response:
+    async def _signature(self) -> str:
+        """A token may have to be fetched."""
+        fetched = self._archive.token_url is not None
+        return await asyncio.to_thread(self._credentials.header) if fetched else self._credentials.header()
+
+    async def _relayed(self, answer: aiohttp.ClientResponse) -> Response:
         if answer.status in (401, 403):
             raise ArchiveAway(f"the DICOM archive does not let this server in ({answer.status})")
         if 300 <= answer.status < 400 and answer.status != 304:
             raise ArchiveAway(f"the DICOM archive sends elsewhere ({answer.status}), where this server does not go")
         if (answer.content_length or 0) > self._cap:
             raise TooLarge(f"the DICOM archive answers with more than {self._cap} bytes (max_volume): ask for less")
-        return _Relayed(answer, self._cap)
+        if answer.content_length is None or answer.content_length > _SMALL or answer.status == 304:
+            return _Relayed(answer, self._cap)
+        try:  # at once: each piece of a stream costs milliseconds between here and the client
+            return Response(await answer.read(), answer.status, _passed(answer))
+        except TimeoutError:
+            raise ArchiveSlow("the DICOM archive stopped answering on the way") from None
+        except aiohttp.ClientError as error:
+            raise ArchiveAway(f"the DICOM archive broke off ({type(error).__name__})") from None
 
     def _url(self, path: str, query: bytes, *, post: bool) -> URL:
         service, _, rest = path.partition("/")
@@ -140,13 +154,16 @@ class _Body:
             raise
 
 
+def _passed(answer: aiohttp.ClientResponse) -> dict[str, str]:
+    return {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
+
+
 class _Relayed(StreamingResponse):
     """The archive's answer, as it comes. One that breaks off breaks off here too: it never looks whole."""
 
     def __init__(self, answer: aiohttp.ClientResponse, cap: int) -> None:
         self._answer = answer
-        headers = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
-        super().__init__(self._pieces(cap), status_code=answer.status, headers=headers)
+        super().__init__(self._pieces(cap), status_code=answer.status, headers=_passed(answer))
 
     async def _pieces(self, cap: int) -> AsyncIterator[bytes]:
         left = cap

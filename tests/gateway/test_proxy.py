@@ -185,11 +185,15 @@ def test_an_archive_that_misbehaves_is_told_apart(proxied: Served, before: Front
 
 def test_an_answer_that_breaks_off_never_looks_whole(serve: Serve, before: Front):
     with front(before.url) as cutting:
-        before.answer = lambda _: web.Response(body=bytes(100_000))
         cutting.way = CUT
-        proxied = serve(dicomweb={"url": cutting.url})
+        proxied = serve(dicomweb={"url": cutting.url}, max_volume=64 << 20)
+        before.answer = lambda _: web.Response(body=bytes(8 << 20))
         with pytest.raises(requests.RequestException):
             _ = proxied.get("/proxy/dicom/wado/studies/1").content
+        before.answer = lambda _: web.Response(body=bytes(100_000))
+        answer = proxied.get("/proxy/dicom/wado/studies/1")
+    assert answer.status_code == 502
+    assert "broke off" in answer.json()["detail"]
 
 
 def test_an_archive_that_is_away_is_a_502(serve: Serve):
