@@ -17,21 +17,35 @@ from tests.browser.conftest import Viewer
 from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Front, front
 from tests.gateway.conftest import Serve, Served
 from tests.imaging.grids import AFFINES, MAX, voxels
-from tests.imaging.series import write_series
+from tests.imaging.series import compress, enhanced, tilt, write_series
 from tests.orthanc import Orthanc, needs_orthanc, orthanc
 
 pytestmark = [pytest.mark.browser, needs_orthanc]
 
 SHAPE = (13, 11, 7)
 SERIES, STUDY = "1.2.3.1", "1.2.3.1.9"
+COMPRESSED, ENHANCED, TILTED = "1.2.3.2", "1.2.3.3", "1.2.3.4"
+JPEG_LS = "1.2.840.10008.1.2.4.80"
 
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    folder = tmp_path_factory.mktemp("archive")
+    """A CT of plain slices, a compressed MR, a CT of one file, and one of a tilted gantry."""
+    folder, array = tmp_path_factory.mktemp("archive"), voxels(SHAPE) % 200
+
+    def written(series: str, affine: str, modality: str = "CT") -> list[Path]:
+        given = {"series": series, "study": f"{series}.9", "modality": modality}
+        return write_series(folder / series, array, AFFINES[affine], **given)
+
     with orthanc(folder) as running:
-        array = voxels(SHAPE) % 200
-        running.store(write_series(folder / SERIES, array, AFFINES["oblique-flipped"], series=SERIES, study=STUDY))
+        running.store(written(SERIES, "oblique-flipped"))
+        files = written(COMPRESSED, "left-handed", "MR")
+        compress(files, JPEG_LS)
+        running.store(files)
+        running.store(enhanced(folder / "enhanced", written(ENHANCED, "oblique")).iterdir())
+        files = written(TILTED, "straight")
+        tilt(files)
+        running.store(files)
         yield running
 
 
@@ -46,6 +60,17 @@ def archived(serve: Serve, before: Front) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dicomweb, "RETRY_S", 0.1)
         yield serve(archived=True, dicomweb={"url": before.url + "/dicom-web", "timeout": 2.0}, ohif=ohif_folder())
+
+
+@pytest.fixture(autouse=True)
+def as_before(archived: Served, before: Front, held: Orthanc) -> Iterator[None]:
+    """Each test finds an archive that answers, and no label."""
+    yield
+    for series in (SERIES, COMPRESSED, ENHANCED):
+        archived.store.remove_label(series, "final")
+    before.way, before.only = PLAIN, ""
+    for seg in held.find("Series", {"Modality": "SEG"}):
+        held.remove("series", seg)
 
 
 def test_what_keeps_a_series_away_is_told_and_it_opens_when_that_is_over(
@@ -72,7 +97,6 @@ def test_without_its_archive_the_viewer_says_so_and_a_label_saved_meanwhile_gets
     archived: Served, before: Front, held: Orthanc, viewer: Viewer
 ):
     page, address = viewer.page, f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={STUDY}"
-    before.way, before.only = PLAIN, ""
     page.goto(address)
     assert viewer.said() == "ready; nothing was saved of this image yet"
     viewer.press("segment")
@@ -82,8 +106,11 @@ def test_without_its_archive_the_viewer_says_so_and_a_label_saved_meanwhile_gets
     viewer.picture("archive-waiting")
     labels, _ = viewer.voxels(archived.store.image(SERIES).path)
     page.goto(address)
-    page.get_by_text("500").first.wait_for()
+    page.get_by_text("the DICOM archive answers with status 500").first.wait_for()
     viewer.picture("archive-away")
+    page.goto(f"{archived.url}/ohif/")
+    page.get_by_text("the DICOM archive answers with status 500").first.wait_for()
+    viewer.picture("archive-away-list")
     before.only = "POST"
     page.goto(address)
     assert viewer.said() == "ready; this is what was saved"
@@ -94,16 +121,40 @@ def test_without_its_archive_the_viewer_says_so_and_a_label_saved_meanwhile_gets
     page.locator(".rayapp .archived[data-state=there]").wait_for()
     assert len(held.client().search_for_series(STUDY, search_filters={"Modality": "SEG"})) == 1
     viewer.wrong.clear()
-    for seg in held.find("Series", {"Modality": "SEG"}):
-        held.remove("series", seg)
-    archived.store.remove_label(SERIES, "final")
 
 
-def test_segment_and_save_in_an_archive(archived: Served, held: Orthanc, viewer: Viewer, tmp_path: Path):
-    page = viewer.page
-    page.goto(f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={STUDY}")
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [(BROKEN, "the DICOM archive answers with status 500"), (SLOW, "did not answer in time"), (CUT, "broke off")],
+)
+def test_slices_that_do_not_come_are_told_and_come_later(
+    archived: Served, before: Front, viewer: Viewer, way: str, told: str
+):
+    before.way, before.only = way, "/frames/"
+    viewer.page.goto(f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={STUDY}")
+    viewer.page.get_by_text(told).first.wait_for()
+    viewer.picture(f"archive-frames-{way}")
+    before.way = PLAIN
+    viewer.page.reload()
     assert viewer.said() == "ready; nothing was saved of this image yet"
-    file = archived.store.image(SERIES).path
+    values = viewer.voxels(archived.store.image(SERIES).path)[1]
+    assert sorted(values.ravel()) == sorted(voxels(SHAPE).ravel() % 200)
+    viewer.wrong.clear()
+
+
+def test_what_is_no_volume_is_refused_in_words(archived: Served, viewer: Viewer):
+    viewer.page.goto(f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={TILTED}.9")
+    assert "gantry tilt" in viewer.said()
+    viewer.picture("archive-tilted")
+    viewer.wrong.clear()
+
+
+@pytest.mark.parametrize("series", [SERIES, COMPRESSED, ENHANCED], ids=["plain", "compressed", "enhanced"])
+def test_segment_and_save_in_an_archive(archived: Served, held: Orthanc, viewer: Viewer, tmp_path: Path, series: str):
+    page, study = viewer.page, f"{series}.9"
+    page.goto(f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={study}")
+    assert viewer.said() == "ready; nothing was saved of this image yet"
+    file = archived.store.image(series).path
     assert "bright" in viewer.press("segment")
     labels, values = viewer.voxels(file)
     np.testing.assert_array_equal(labels, values > 100)
@@ -115,8 +166,8 @@ def test_segment_and_save_in_an_archive(archived: Served, held: Orthanc, viewer:
     assert "at 9, 2, 5" in viewer.click(world)
     assert viewer.press("save") == "saved"
     viewer.page.locator(".rayapp .archived[data-state=there]").wait_for()
-    (found,) = held.client().search_for_series(STUDY, search_filters={"Modality": "SEG"})
-    (seg,) = held.client().retrieve_series(STUDY, found["0020000E"]["Value"][0])
+    (found,) = held.client().search_for_series(study, search_filters={"Modality": "SEG"})
+    (seg,) = held.client().retrieve_series(study, found["0020000E"]["Value"][0])
     seg.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
     stored = read_segmentation(tmp_path / "seg.dcm", read_grid(file), max_bytes=MAX)
     np.testing.assert_array_equal(stored.array, labels)
@@ -125,4 +176,4 @@ def test_segment_and_save_in_an_archive(archived: Served, held: Orthanc, viewer:
     page.reload()
     assert viewer.said() == "ready; this is what was saved"
     np.testing.assert_array_equal(viewer.voxels(file)[0], labels)
-    viewer.picture("archive")
+    viewer.picture(f"archive-{series}")

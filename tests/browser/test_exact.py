@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
@@ -14,13 +16,15 @@ from rayapp.imaging.volume import Segmentation
 from rayapp.protocol import Role
 from tests.browser.conftest import Viewer
 from tests.gateway.conftest import AFFINE, SHAPE, Serve, Served, voxels, write_image
+from tests.imaging.series import compress, write_series
 
 pytestmark = pytest.mark.browser
 
+AS_SCANNED = np.array([[-1.4, 0.0, 0.0, 9.0], [0.0, -1.2, 0.7, -4.0], [0.0, 0.35, 2.4, 30.0], [0, 0, 0, 1]])
 GRIDS = {
     "right": AFFINE,
     "left": AFFINE * [-1, 1, 1, 1],
-    "as_scanned": np.array([[-1.4, 0.0, 0.0, 9.0], [0.0, -1.2, 0.7, -4.0], [0.0, 0.35, 2.4, 30.0], [0, 0, 0, 1]]),
+    "as_scanned": AS_SCANNED,
 }
 
 
@@ -59,6 +63,24 @@ def test_what_is_shown_clicked_and_saved_lies_on_the_very_voxels(gateway: Served
     viewer.page.reload()
     assert viewer.said() == "ready; this is what was saved"
     np.testing.assert_array_equal(viewer.voxels(file)[0], bright)
+
+
+def test_dicom_files_in_a_folder_are_shown_and_saved_as_they_lie(serve: Serve, viewer: Viewer, tmp_path: Path):
+    served = serve(ohif=ohif_folder())
+    files = write_series(served.settings.studies / "from" / "a disc", voxels(), AS_SCANNED, series="1.2.3")
+    compress(files[2:], "1.2.840.10008.1.2.5")
+    served.store.refresh()
+    twin = write_image(tmp_path / "twin.nii.gz", affine=AS_SCANNED)
+    assert viewer.open(served.url, "1.2.3") == "ready; nothing was saved of this image yet"
+    assert "bright" in viewer.press("segment")
+    labels, values = viewer.voxels(twin)
+    np.testing.assert_array_equal(values, voxels())
+    np.testing.assert_array_equal(labels, voxels() > 100)
+    assert viewer.press("scribble") == "this server has no model that takes strokes"
+    assert viewer.press("save") == "saved"
+    viewer.page.reload()
+    assert viewer.said() == "ready; this is what was saved"
+    np.testing.assert_array_equal(viewer.voxels(twin)[0], voxels() > 100)
 
 
 def test_uncertainty_lies_over_the_very_voxels_and_goes_away(gateway: Served, viewer: Viewer):

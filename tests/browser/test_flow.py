@@ -26,23 +26,29 @@ LIVER = ORGANS["liver"]
 
 @pytest.fixture(scope="module")
 def torso(serve: Serve) -> Served:
-    served = serve(
+    return serve(
         app="radiology",
         models=("deepedit", "segmentation", "scribbles"),
         ohif=ohif_folder(),
         max_body=64 << 20,
         max_volume=64 << 20,
     )
-    volume, _ = phantom(SEED, shape=SHAPE)
-    write_image(served.settings.studies / "torso.nii.gz", volume.array[0], volume.affine)
-    served.store.refresh()
-    return served
 
 
-def test_list_open_segment_click_undo_save_and_come_again(torso: Served, viewer: Viewer):
-    page, file = viewer.page, torso.settings.studies / "torso.nii.gz"
+@pytest.fixture
+def image(torso: Served) -> str:
+    """A torso that no other test works on."""
+    studies, (volume, _) = torso.settings.studies, phantom(SEED, shape=SHAPE)
+    name = f"torso_{len(list(studies.glob('torso_*')))}"
+    write_image(studies / f"{name}.nii.gz", volume.array[0], volume.affine)
+    torso.store.refresh()
+    return name
+
+
+def test_list_open_segment_click_undo_save_and_come_again(torso: Served, image: str, viewer: Viewer):
+    page, file = viewer.page, torso.settings.studies / f"{image}.nii.gz"
     page.goto(f"{torso.url}/ohif/")
-    page.get_by_text("torso", exact=True).first.click()
+    page.get_by_text(image, exact=True).first.click()
     viewer.picture("1-list")
     page.get_by_text("Label with rayapp").first.click()
     assert viewer.said() == "ready; nothing was saved of this image yet"
@@ -50,7 +56,7 @@ def test_list_open_segment_click_undo_save_and_come_again(torso: Served, viewer:
     page.locator(".rayapp select[name=automatic]").select_option("segmentation")
     assert viewer.press("segment").startswith("segmentation, ")
     automatic, _ = viewer.voxels(file)
-    answer = torso.post("/infer/segmentation?image=torso&output=box", data={"params": "{}"})
+    answer = torso.post(f"/infer/segmentation?image={image}&output=box", data={"params": "{}"})
     np.testing.assert_array_equal(automatic, mask_codec.decode(answer.content))
     liver = np.argwhere(phantom(SEED, shape=SHAPE)[1].array == LIVER)
     world = [
@@ -72,7 +78,7 @@ def test_list_open_segment_click_undo_save_and_come_again(torso: Served, viewer:
     assert viewer.press("undo") == "undone"
     np.testing.assert_array_equal(viewer.voxels(file)[0], first)
     viewer.picture("4-undone")
-    (work,) = torso.get("/interactions?image=torso").json()
+    (work,) = torso.get(f"/interactions?image={image}").json()
     assert [event["kind"] for event in work["events"]] == ["prompt", "prompt", "undo"]
     now = torso.get(f"/interactions/{work['id']}/mask")
     np.testing.assert_array_equal(mask_codec.decode(now.content), first)
@@ -89,14 +95,14 @@ def test_list_open_segment_click_undo_save_and_come_again(torso: Served, viewer:
     assert viewer.press("undo") == "undone"
     np.testing.assert_array_equal(viewer.voxels(file)[0], automatic)
     assert viewer.dots() == 0
-    assert [one["id"] for one in torso.get("/interactions?image=torso").json()] == [work["id"]]
+    assert [one["id"] for one in torso.get(f"/interactions?image={image}").json()] == [work["id"]]
     viewer.show(world[0])
     viewer.use("foreground")
     assert viewer.click(world[0]).startswith("liver at ")
     np.testing.assert_array_equal(viewer.voxels(file)[0], first)
 
     assert viewer.press("save") == "saved"
-    saved = nibabel.load(torso.store.label("torso", "final").path)
+    saved = nibabel.load(torso.store.label(image, "final").path)
     np.testing.assert_array_equal(np.asarray(saved.dataobj), first)
     page.reload()
     assert viewer.said() == "ready; this is what was saved"
@@ -105,14 +111,14 @@ def test_list_open_segment_click_undo_save_and_come_again(torso: Served, viewer:
     viewer.picture("5-reloaded")
 
 
-def test_points_correct_what_was_saved_and_leave_the_rest(torso: Served, viewer: Viewer, tmp_path: Path):
-    file, organs = torso.settings.studies / "torso.nii.gz", phantom(SEED, shape=SHAPE)[1].array
+def test_points_correct_what_was_saved_and_leave_the_rest(torso: Served, image: str, viewer: Viewer, tmp_path: Path):
+    file, organs = torso.settings.studies / f"{image}.nii.gz", phantom(SEED, shape=SHAPE)[1].array
     affine = nibabel.load(file).affine
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[2:9, 40:47, 3:6] = ORGANS["spleen"]
     nibabel.Nifti1Image(drawn, affine).to_filename(tmp_path / "drawn.nii.gz")
-    torso.save("torso", tmp_path / "drawn.nii.gz", label_info=[{"name": "spleen", "idx": ORGANS["spleen"]}])
-    assert viewer.open(torso.url, "torso") == "ready; this is what was saved"
+    torso.save(image, tmp_path / "drawn.nii.gz", label_info=[{"name": "spleen", "idx": ORGANS["spleen"]}])
+    assert viewer.open(torso.url, image) == "ready; this is what was saved"
     liver = np.argwhere(organs == LIVER)
     voxel = liver[len(liver) // 2]
     world = index_to_mm(affine, voxel) * [-1, -1, 1]
@@ -126,10 +132,10 @@ def test_points_correct_what_was_saved_and_leave_the_rest(torso: Served, viewer:
     np.testing.assert_array_equal(viewer.voxels(file)[0], drawn)
 
 
-def test_ends_and_a_curve_are_prompts_too(torso: Served, viewer: Viewer):
-    file, organs = torso.settings.studies / "torso.nii.gz", phantom(SEED, shape=SHAPE)[1].array
+def test_ends_and_a_curve_are_prompts_too(torso: Served, image: str, viewer: Viewer):
+    file, organs = torso.settings.studies / f"{image}.nii.gz", phantom(SEED, shape=SHAPE)[1].array
     affine, liver = nibabel.load(file).affine, np.argwhere(organs == LIVER)
-    viewer.open(torso.url, "torso")
+    viewer.open(torso.url, image)
     ends = [liver[np.argmin(liver[:, axis])] for axis in range(3)] + [
         liver[np.argmax(liver[:, axis])] for axis in range(3)
     ]
@@ -151,7 +157,7 @@ def test_ends_and_a_curve_are_prompts_too(torso: Served, viewer: Viewer):
     viewer.picture("9-curve")
     found, _ = viewer.voxels(file)
     assert found[round(i), round(j), k] == LIVER
-    prompts = torso.get("/interactions?image=torso").json()[-1]["prompts"]
+    prompts = torso.get(f"/interactions?image={image}").json()[-1]["prompts"]
     assert prompts[0]["extremes"] == {"liver": [end.tolist() for end in ends]}
     (curve,) = prompts[1]["curves"]
     assert {point[2] for point in curve} == {k}
@@ -160,8 +166,8 @@ def test_ends_and_a_curve_are_prompts_too(torso: Served, viewer: Viewer):
     assert viewer.dots() == 0
 
 
-def test_keys_do_what_the_buttons_do_and_what_goes_wrong_is_told(torso: Served, viewer: Viewer):
-    viewer.open(torso.url, "torso")
+def test_keys_do_what_the_buttons_do_and_what_goes_wrong_is_told(torso: Served, image: str, viewer: Viewer):
+    viewer.open(torso.url, image)
     assert viewer.after(lambda: viewer.page.keyboard.press("Shift+Z")) == "there is nothing to undo"
     assert viewer.after(lambda: viewer.page.keyboard.press("Shift+A")).startswith(("deepedit", "segmentation"))
     viewer.page.route("**/infer/**", lambda route: route.abort())
@@ -172,11 +178,10 @@ def test_keys_do_what_the_buttons_do_and_what_goes_wrong_is_told(torso: Served, 
     viewer.wrong.clear()  # those two
 
 
-def test_strokes_and_a_box_outline_a_structure_and_are_not_saved_with_it(torso: Served, viewer: Viewer):
-    file = torso.settings.studies / "torso.nii.gz"
+def test_strokes_and_a_box_outline_a_structure_and_are_not_saved_with_it(torso: Served, image: str, viewer: Viewer):
+    file = torso.settings.studies / f"{image}.nii.gz"
     affine, organs = nibabel.load(file).affine, phantom(SEED, shape=SHAPE)[1].array
-    torso.store.remove_label("torso", "final")
-    viewer.open(torso.url, "torso")
+    viewer.open(torso.url, image)
     viewer.page.locator(".rayapp select[name=scribbled]").select_option("Histogram+GraphCut")
     assert "draw on the structure" in viewer.press("scribble")
     k = int(np.argmax((organs == LIVER).sum((0, 1))))
@@ -210,7 +215,7 @@ def test_strokes_and_a_box_outline_a_structure_and_are_not_saved_with_it(torso: 
     assert (high <= corners[1]).all()
     assert (found[drawn == 254] == LIVER).mean() > 0.9  # but for what of the stroke lies beyond the box
     assert viewer.press("save") == "saved"
-    np.testing.assert_array_equal(np.asarray(nibabel.load(torso.store.label("torso", "final").path).dataobj), found)
+    np.testing.assert_array_equal(np.asarray(nibabel.load(torso.store.label(image, "final").path).dataobj), found)
 
 
 def test_a_training_is_started_and_followed(serve: Serve, viewer: Viewer):

@@ -24,7 +24,7 @@ from rayapp.imaging.reader import read_grid, read_volume
 from rayapp.imaging.volume import Segmentation
 from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Front, front
 from tests.imaging.grids import AFFINES, MAX, assert_same_affine, labels, real, voxels
-from tests.imaging.series import compress, edit, write_series
+from tests.imaging.series import compress, edit, enhanced, tilt, write_series
 from tests.orthanc import Orthanc, needs_orthanc
 
 pytestmark = needs_orthanc
@@ -149,6 +149,21 @@ def test_compressed_series_are_retrieved_as_they_are_stored(placed: Placed) -> N
     placed.archive.store(files)
     store = placed.open()
     np.testing.assert_array_equal(read_volume(store.image("1.2.5").path, max_bytes=MAX).array[0], voxels())
+
+
+def test_an_enhanced_object_is_an_image_and_its_label_lies_on_its_frames(placed: Placed) -> None:
+    files = write_series(placed.folder / "classic", voxels(), AFFINES["oblique"], series="1.2.7", study="1.2.7.9")
+    placed.archive.store(enhanced(placed.folder / "enhanced", files).iterdir())
+    store = placed.open()
+    found = read_volume(store.image("1.2.7").path, max_bytes=MAX)
+    np.testing.assert_array_equal(found.array[0], voxels())
+    assert_same_affine(found.affine, AFFINES["oblique"])
+    _save(store, "1.2.7")
+    _until(lambda: not store.unsent())
+    (seg,) = _segs(placed.archive)
+    seg.save_as(placed.folder / "seg.dcm", enforce_file_format=True)
+    label = read_segmentation(placed.folder / "seg.dcm", read_grid(placed.folder / "enhanced"), max_bytes=MAX)
+    np.testing.assert_array_equal(label.array, labels())
 
 
 def test_a_series_that_is_no_volume_is_refused_with_its_reason_and_not_retrieved_again(placed: Placed) -> None:
@@ -401,12 +416,6 @@ def test_a_look_for_labels_waits_for_no_archive_that_says_nothing(
     assert time.monotonic() - began < 2
 
 
-def _tilted(files: list[Path]) -> None:
-    for number, file in enumerate(files):
-        x, y, z = pydicom.dcmread(file).ImagePositionPatient
-        edit(file, ImagePositionPatient=[x, y + 2 * number, z])
-
-
 def _across(files: list[Path]) -> None:
     edit(files[2], ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
 
@@ -414,7 +423,7 @@ def _across(files: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("odd", "told"),
     [
-        (_tilted, "gantry tilt"),
+        (tilt, "gantry tilt"),
         (lambda files: files.pop(2), "one is missing"),
         (lambda files: edit(files[3], ImagePositionPatient=pydicom.dcmread(files[2]).ImagePositionPatient), "same pos"),
         (_across, "not parallel: remove the localizer"),

@@ -15,12 +15,13 @@ from dicomweb_client import DICOMwebClient
 from monailabel.client.client import MONAILabelClient
 
 from rayapp.datastore.dicomweb import DicomwebDatastore
-from rayapp.imaging.dicom_seg import read_segmentation
+from rayapp.imaging.dicom_seg import encode, read_segmentation
 from rayapp.imaging.reader import read_grid
+from rayapp.imaging.volume import Segmentation
 from tests.front import CUT, PLAIN, Front, front
 from tests.gateway.conftest import Serve, Served
 from tests.imaging.grids import AFFINES, MAX, voxels
-from tests.imaging.series import write_series
+from tests.imaging.series import edit, write_series
 from tests.orthanc import Orthanc, needs_orthanc, orthanc
 
 pytestmark = needs_orthanc
@@ -121,6 +122,21 @@ def test_the_client_of_slicer_lists_downloads_infers_saves_and_loads(
     found = read_segmentation(tmp_path / "seg.dcm", read_grid(held.folder / CT), max_bytes=MAX)
     np.testing.assert_array_equal(found.array, _mask(held))
     assert client.info()["datastore"]["completed"] == 1
+
+
+def test_the_client_of_slicer_loads_what_others_segmented_in_the_archive(served: Served, held: Orthanc, tmp_path: Path):
+    files = write_series(tmp_path / "third", image(), AFFINES["oblique"], series="1.2.3.3", study="1.2.3.3.9")
+    drawn = Segmentation(array=(image() > 150).astype(np.uint8), affine=AFFINES["oblique"], names={"spot": 1})
+    theirs = tmp_path / "theirs.dcm"
+    theirs.write_bytes(encode(drawn, tmp_path / "third"))
+    edit(theirs, Manufacturer="Somebody")
+    held.store([*files, theirs])
+    served.store.refresh()
+    client = MONAILabelClient(served.url, str(tmp_path))
+    assert served.get("/datastore/image?image=1.2.3.3").status_code == 200  # as Slicer opens it first
+    found = nibabel.load(client.download_label("1.2.3.3", "original"))
+    np.testing.assert_array_equal(found.get_fdata(), drawn.array)
+    np.testing.assert_allclose(found.affine, drawn.affine, atol=1e-4)
 
 
 def test_an_archive_away_is_a_clear_502_and_no_other_request_waits_for_it(served: Served, before: Front):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from tests.imaging.grids import Affine
 
@@ -83,3 +83,36 @@ def compress(files: list[Path], syntax: str) -> None:
         dataset = pydicom.dcmread(file)
         dataset.compress(syntax, generate_instance_uid=False)
         dataset.save_as(file)
+
+
+def tilt(files: list[Path]) -> None:
+    """Shift each slice a little further along the patient's y than the one before, as a tilted gantry does."""
+    for number, file in enumerate(files):
+        x, y, z = pydicom.dcmread(file).ImagePositionPatient
+        edit(file, ImagePositionPatient=[x, y + 2 * number, z])
+
+
+def enhanced(folder: Path, classic: list[Path]) -> Path:
+    """The slices of a series as the frames of one enhanced object, its geometry half shared, half per frame."""
+    slices = [pydicom.dcmread(file) for file in classic]
+    dataset = slices[0].copy()
+    position = [Dataset() for _ in slices]
+    for frame, piece in zip(position, slices, strict=True):
+        plane, values = Dataset(), Dataset()
+        plane.ImagePositionPatient = piece.ImagePositionPatient
+        values.RescaleSlope, values.RescaleIntercept = piece.RescaleSlope, piece.RescaleIntercept
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [plane], [values]
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = dataset.ImageOrientationPatient
+    measures.PixelSpacing, measures.SliceThickness = dataset.PixelSpacing, dataset.SliceThickness
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
+        del dataset[keyword]
+    del dataset.RescaleIntercept
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    dataset.NumberOfFrames = len(slices)
+    dataset.PerFrameFunctionalGroupsSequence, dataset.SharedFunctionalGroupsSequence = position, [shared]
+    dataset.PixelData = b"".join(piece.PixelData for piece in slices)
+    folder.mkdir()
+    dataset.save_as(folder / "enhanced.dcm", enforce_file_format=True)
+    return folder

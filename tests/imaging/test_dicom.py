@@ -10,10 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
-    EnhancedCTImageStorage,
     JPEG2000Lossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
@@ -34,7 +32,7 @@ from tests.imaging.grids import (
     real,
     voxels,
 )
-from tests.imaging.series import edit, write_series
+from tests.imaging.series import edit, enhanced, write_series
 
 _RIGHT_HANDED = {name: affine for name, affine in AFFINES.items() if np.linalg.det(affine) > 0}
 
@@ -164,32 +162,6 @@ def test_a_series_over_the_cap_is_too_large_before_its_voxels_are_read(tmp_path:
 )
 def test_a_real_series_reads_as_simpleitk_reads_it(parts: tuple[str, ...]) -> None:
     _assert_as_simpleitk(real(*parts))
-
-
-def enhanced(folder: Path, classic: list[Path]) -> Path:
-    """The slices of a series as the frames of one enhanced object, its geometry half shared, half per frame."""
-    slices = [pydicom.dcmread(file) for file in classic]
-    dataset = slices[0].copy()
-    position = [Dataset() for _ in slices]
-    for frame, piece in zip(position, slices, strict=True):
-        plane, values = Dataset(), Dataset()
-        plane.ImagePositionPatient = piece.ImagePositionPatient
-        values.RescaleSlope, values.RescaleIntercept = piece.RescaleSlope, piece.RescaleIntercept
-        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [plane], [values]
-    shared, orientation, measures = Dataset(), Dataset(), Dataset()
-    orientation.ImageOrientationPatient = dataset.ImageOrientationPatient
-    measures.PixelSpacing, measures.SliceThickness = dataset.PixelSpacing, dataset.SliceThickness
-    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
-        del dataset[keyword]
-    del dataset.RescaleIntercept
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
-    dataset.NumberOfFrames = len(slices)
-    dataset.PerFrameFunctionalGroupsSequence, dataset.SharedFunctionalGroupsSequence = position, [shared]
-    dataset.PixelData = b"".join(piece.PixelData for piece in slices)
-    folder.mkdir()
-    dataset.save_as(folder / "enhanced.dcm", enforce_file_format=True)
-    return folder
 
 
 @pytest.mark.parametrize("name", ["oblique", "left-handed"])

@@ -20,8 +20,7 @@ from rayapp.imaging.dicom_seg import Kind, Maker, Masks, Overlapping, encode, fl
 from rayapp.imaging.reader import read_grid
 from rayapp.imaging.volume import Grid, Segmentation
 from tests.imaging.grids import AFFINES, MAX, SHAPE, Affine, itk_affine, itk_voxels, labels, real, voxels
-from tests.imaging.series import SERIES, edit, write_series
-from tests.imaging.test_dicom import enhanced
+from tests.imaging.series import SERIES, edit, enhanced, write_series
 
 NAMES = {"left kidney": 1, "liver": 2, "my own spot": 3}
 MAKER = Maker(model="deepedit", version="7", corrected=True, description="final 3")

@@ -1,12 +1,14 @@
-/** Our extension of OHIF: one panel, and the key that requests carry where the server asks for one. */
+/** Our extension of OHIF: one panel, words for what goes wrong, and the key that requests carry where one is asked for. */
 
+import * as faults from './faults.mjs';
 import { Panel } from './panel.mjs';
 import { keys } from './server.mjs';
 
 export default {
   id: 'rayapp',
 
-  preRegistration({ servicesManager }) {
+  preRegistration({ servicesManager, appConfig }) {
+    faults.watch(appConfig, servicesManager.services);
     if (!keys.needed()) {
       return;
     }

@@ -190,7 +190,7 @@ export class Work {
       this.box = interaction.box = prompt.roi ?? (prompt.reset ? null : this.box);
       const dots = points.of(prompt, this.labelmap, name => this.#colour(name, label));
       const begun = prompt.start && (await decode(fromText(prompt.start)));
-      const before = begun ? this.#over(labels, begun.labels, this.#told(model, label, this.#own(model))) : at ? null : saved;
+      const before = begun ? this.#over(labels, begun.labels, this.#told(model, label, { label_names: this.models[model].labels })) : at ? null : saved;
       this.#remember({ before, own: before ? null : { model, label }, label, interaction, dots });
       if (!prompts[at + 1] || (prompts[at + 1].reset && this.models[model].type === SINGLE)) {
         const { params, mask } = await interaction.at(prompt.step); // also of structures before
@@ -215,10 +215,6 @@ export class Work {
     const { type, dimension } = this.models[model];
     const slice = dimension === 2 ? Object.values(clicks).flat().at(-1)?.[2] : undefined;
     return type === SINGLE ? { only: label, slice } : { names: params.label_names };
-  }
-
-  #own(model) {
-    return { label_names: this.models[model].labels };
   }
 
   /** The names of a saved label's values. */
