@@ -110,6 +110,8 @@ def test_without_its_archive_the_viewer_says_so_and_a_label_saved_meanwhile_gets
     viewer.picture("archive-away")
     page.goto(f"{archived.url}/ohif/")
     page.get_by_text("the DICOM archive answers with status 500").first.wait_for()
+    page.get_by_text("Data Source Connection Error").wait_for()
+    page.wait_for_timeout(500)  # until it is drawn
     viewer.picture("archive-away-list")
     before.only = "POST"
     page.goto(address)

@@ -1,8 +1,11 @@
-"""MONAI Label's own OHIF, as its wheel ships it, pointed at us: it connects, segments and prompts with points."""
+"""MONAI Label's own OHIF, as its wheel ships it, pointed at us: it connects, segments and prompts with points, whether
+the images lie in a folder or in an archive."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from rayapp.imaging.phantom import ORGANS, phantom
 from tests.browser.conftest import Viewer
 from tests.conftest import SHAPE
 from tests.gateway.conftest import Serve, Served, write_image
+from tests.imaging.series import write_series
+from tests.orthanc import needs_orthanc, orthanc
 
 pytestmark = pytest.mark.browser
 
@@ -34,18 +39,52 @@ _READ = f"""() => {{
 }}"""
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A torso that is served, as its `file` has it; `backwards` if the viewer counts its slices the other way."""
+
+    served: Served
+    image: str
+    study: str
+    series: str
+    file: Path
+    organs: npt.NDArray[Any]
+    backwards: bool
+
+
 @pytest.fixture(scope="module")
-def torso(serve: Serve) -> Served:
+def build() -> Path:
     spec = importlib.util.find_spec("monailabel")
-    build = Path(spec.origin).parent / "endpoints" / "static" / "ohif" if spec and spec.origin else Path("absent")
-    if not build.is_dir():
+    found = Path(spec.origin).parent / "endpoints" / "static" / "ohif" if spec and spec.origin else Path("absent")
+    if not found.is_dir():
         pytest.skip("no OHIF of MONAI Label: pip install --no-deps monailabel==0.8.5")
-    models = ("deepedit", "segmentation")
-    served = serve(app="radiology", models=models, ohif=build, max_body=64 << 20, max_volume=64 << 20)
-    volume, _ = phantom(SEED, shape=SHAPE)
-    write_image(served.settings.studies / "torso.nii.gz", volume.array[0], volume.affine)
-    served.store.refresh()
-    return served
+    return found
+
+
+@pytest.fixture(scope="module", params=["folder", pytest.param("archive", marks=needs_orthanc)])
+def torso(
+    request: pytest.FixtureRequest, serve: Serve, build: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Opened]:
+    options: dict[str, Any] = {
+        "app": "radiology",
+        "models": ("deepedit", "segmentation"),
+        "ohif": build,
+        "max_body": 64 << 20,
+        "max_volume": 64 << 20,
+    }
+    volume, organs = phantom(SEED, shape=SHAPE)
+    if request.param == "folder":
+        served = serve(**options)
+        file = write_image(served.settings.studies / "torso.nii.gz", volume.array[0], volume.affine)
+        served.store.refresh()
+        yield Opened(served, "torso", uid_of("study", "torso"), uid_of("series", "torso"), file, organs.array, True)
+        return
+    folder = tmp_path_factory.mktemp("archive")
+    with orthanc(folder) as archive:
+        archive.store(write_series(folder / "ct", volume.array[0], volume.affine, series="1.2.3.1", study="1.2.3"))
+        served = serve(archived=True, dicomweb={"url": archive.url}, **options)
+        file = served.store.image("1.2.3.1").path
+        yield Opened(served, "1.2.3.1", "1.2.3", "1.2.3.1", file, organs.array[:, :, ::-1], False)
 
 
 def segments(viewer: Viewer, file: Path) -> npt.NDArray[np.uint8]:
@@ -64,27 +103,27 @@ def segments(viewer: Viewer, file: Path) -> npt.NDArray[np.uint8]:
     return found
 
 
-def test_its_panel_connects_segments_and_prompts_with_points(torso: Served, viewer: Viewer):
-    page, file = viewer.page, torso.settings.studies / "torso.nii.gz"
-    page.context.add_cookies([{"name": "MONAILABEL_SERVER_URL", "value": torso.url + "/", "url": torso.url}])
-    page.goto(f"{torso.url}/ohif/monai-label?StudyInstanceUIDs={uid_of('study', 'torso')}")
+def test_its_panel_connects_segments_and_prompts_with_points(torso: Opened, viewer: Viewer):
+    page, file, url = viewer.page, torso.file, torso.served.url
+    page.context.add_cookies([{"name": "MONAILABEL_SERVER_URL", "value": url + "/", "url": url}])
+    page.goto(f"{url}/ohif/monai-label?StudyInstanceUIDs={torso.study}")
     page.locator("#monailabelServerURL").wait_for()
     page.wait_for_function("cornerstone.getRenderingEngines()?.[0]?.getVolumeViewports().length > 0")
     page.locator(".settingsTable button.actionButton").first.click()
-    viewer.picture("monailabel-0-connected")
+    viewer.picture(f"monailabel-{torso.image}-0-connected")
     page.wait_for_function(f"Boolean({_VOLUME})")
     with page.expect_response("**/infer/segmentation?*") as answered:
         page.locator("button[title='Run Segmentation']").click()
     assert answered.value.status == 200
-    assert f"image={uid_of('series', 'torso')}" in answered.value.url
+    assert f"image={torso.series}" in answered.value.url
     page.wait_for_function(f"{_VOLUME}.voxelManager.getCompleteScalarDataArray().some(x => x)")
-    viewer.picture("monailabel-1-segmented")
-    ours = torso.post("/infer/segmentation?image=torso&output=box", data={"params": "{}"})
+    viewer.picture(f"monailabel-{torso.image}-1-segmented")
+    ours = torso.served.post(f"/infer/segmentation?image={torso.image}&output=box", data={"params": "{}"})
     np.testing.assert_array_equal(segments(viewer, file), mask_codec.decode(ours.content))
 
     page.get_by_text("Point Prompts").click()
     page.locator("tr.clickable-row", has_text="liver").first.click()
-    liver = np.argwhere(phantom(SEED, shape=SHAPE)[1].array == ORGANS["liver"])
+    liver = np.argwhere(torso.organs == ORGANS["liver"])
     voxel = liver[len(liver) // 2]
     world = index_to_mm(np.asarray(nibabel.load(file).affine), voxel) * [-1, -1, 1]
     x, y = page.evaluate(
@@ -103,15 +142,16 @@ def test_its_panel_connects_segments_and_prompts_with_points(torso: Served, view
     page.wait_for_function(
         "cornerstoneTools.annotation.state.getAllAnnotations().some(a => a.metadata.toolName === 'ProbeMONAILabel')"
     )
-    viewer.picture("monailabel-2-clicked")
+    viewer.picture(f"monailabel-{torso.image}-2-clicked")
     with page.expect_response("**/infer/deepedit?*") as answered:
         page.locator("button[title='Run PointPrompts']").click()
     assert answered.value.status == 200
-    call = torso.network.calls[-1]
-    assert call.path is not None  # the series as the viewer counts it
+    call = torso.served.network.calls[-1]
+    assert (call.path is not None) == torso.backwards  # the series as the viewer counts it
     (clicked,) = call.params["liver"]
-    np.testing.assert_allclose(clicked, [*voxel[:2], SHAPE[2] - 1 - voxel[2]], atol=1)
-    viewer.picture("monailabel-3-prompted")
+    k = SHAPE[2] - 1 - voxel[2] if torso.backwards else voxel[2]
+    np.testing.assert_allclose(clicked, [*voxel[:2], k], atol=1)
+    viewer.picture(f"monailabel-{torso.image}-3-prompted")
     idle = [one for one in viewer.wrong if "/train/?check_if_running=true" in one]  # 404 says that nothing is trained
     assert idle == viewer.wrong
     viewer.wrong.clear()

@@ -6,7 +6,8 @@ const SHOWN = 30_000; // ms, in which OHIF does not show the same again
 
 /** Tell it, wherever in OHIF one is. */
 export function watch(appConfig, { uiNotificationService }) {
-  const tell = message => uiNotificationService.show({ title: 'rayapp', message, type: 'error', duration: SHOWN });
+  const tell = message =>
+    uiNotificationService.show({ title: 'rayapp', message, type: 'error', duration: SHOWN, position: 'bottom-left' });
   appConfig.httpErrorHandler = ({ status, response }) => {
     if (status) {
       tell(detail(response) ?? `${source()} answers with status ${status}`);
