@@ -6,6 +6,10 @@ Scores generated torsos with the shipped segmentation by dropout, on a Ray node 
 number of actors, one thread each; an untimed image per actor comes first, since starting a process takes seconds. The
 target is 0.9 times the number of actors, on as many idle cores. Then every strategy is asked for the next image among
 `--pool` images, all scored and a fifth of them labelled; the budget is 50 ms, also for the first answer after a start.
+
+With `--peer-python` and `--peer-app` (the Python that MONAI Label is installed for, and its radiology app) the same
+images are scored by MONAI Label's epistemic method with the same network, region and number of samples, in the same
+run; it takes one image at a time, with `--peer-threads`. Starting a process and loading the network do not count.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peer import ask
 from rayapp.active_learning.strategies import strategies
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
@@ -37,6 +42,7 @@ from rayapp.jobs.record import Kind
 
 SHAPE = (96, 80, 64)
 CLASSES = 5
+MODEL, DROPOUT = "segmentation", 0.1
 
 
 def studies(folder: Path, count: int) -> Path:
@@ -62,10 +68,10 @@ def throughput(settings: Settings, actors: list[int], images: int, samples: int)
         job_id="benchmark",
         kind=Kind.SCORING,
         name="epistemic",
-        model="segmentation",
+        model=MODEL,
         version="v1",
         user="benchmark",
-        request={"samples": samples, "dropout": 0.1, "batch": 1},
+        request={"samples": samples, "dropout": DROPOUT, "batch": 1},
     )
     for count in actors:
         ends: list[float] = []
@@ -81,9 +87,32 @@ def throughput(settings: Settings, actors: list[int], images: int, samples: int)
         )
         per_second = (len(ends) - count) / (ends[-1] - ends[count - 1])
         ratio = per_second / rows[0]["images_per_s"] if rows else 1.0
-        rows.append({"actors": count, "images_per_s": per_second, "of_ideal": ratio * actors[0] / count})
+        rows.append({"who": f"{count} actors", "images_per_s": per_second, "of_ideal": ratio * actors[0] / count})
     ray.kill(datastore)
     return rows
+
+
+def peer(settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
+    """The same of MONAI Label's."""
+    import torch
+    from safetensors.torch import load_file
+
+    from rayapp.models.store import ModelStore
+
+    version = ModelStore.of(settings).production(MODEL)
+    assert version is not None
+    with tempfile.NamedTemporaryFile(suffix=".pt") as weights:
+        torch.save(load_file(version.weights), weights.name)
+        asked = {
+            "app": str(given.peer_app),
+            "images": str(settings.studies),
+            "weights": weights.name,
+            "samples": given.samples,
+            "dropout": DROPOUT,
+            **{key: version.card[key] for key in ("network", "spacing", "roi_size")},
+        }
+        found = ask("peer_scoring.py", asked, python=given.peer_python, threads=given.peer_threads)
+    return {"who": f"MONAI Label, {given.peer_threads} threads", "images_per_s": found["images_per_s"]}
 
 
 def choosing(folder: Path, pool: int) -> list[dict[str, Any]]:
@@ -140,7 +169,7 @@ def choosing(folder: Path, pool: int) -> list[dict[str, Any]]:
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     """Print rows as a table."""
     table = Table(title=title)
-    for column in rows[0]:
+    for column in dict.fromkeys(column for row in rows for column in row):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
@@ -155,6 +184,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--actors", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2])
     parser.add_argument("--pool", type=int, default=100_000)
+    parser.add_argument("--peer-python", type=Path)
+    parser.add_argument("--peer-app", type=Path)
+    parser.add_argument("--peer-threads", type=int, default=2)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rayapp-") as name:
         folder = Path(name)
@@ -176,16 +208,21 @@ def _scored(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     settings = Settings(
         studies=studies(folder / "studies", given.images + max(given.actors)),
         workspace=folder / "workspace",
-        models=("segmentation",),
+        models=(MODEL,),
     )
     store = LocalDatastore(settings.studies, watch=False)
     Catalogue(settings, store)  # publishes what ships
     store.close()
     ray.init(num_cpus=2, include_dashboard=False, namespace="rayapp", log_to_driver=False, logging_level="error")
     try:
-        return throughput(settings, given.actors, given.images, given.samples)
+        rows = throughput(settings, given.actors, given.images, given.samples)
     finally:
         ray.shutdown()
+    if given.peer_python and given.peer_app:
+        rows.append(peer(settings, given))
+        for row in rows:
+            row["of_peer"] = row["images_per_s"] / rows[-1]["images_per_s"]
+    return rows
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peer import ask
 from benchmarks.train_hippocampus import LABELS, TASKS, hippocampi
 from rayapp.training.task import Progress, TrainRequest
 
@@ -36,7 +36,6 @@ CONFIGURATIONS = ((1, 1), (1, 2), (2, 1))
 """Workers, and threads of each."""
 WARM = 5
 """Iterations that are not counted."""
-PEER = Path(__file__).with_name("peer_training.py")
 
 
 class Clock:
@@ -99,14 +98,7 @@ def peer(model: str, python: Path, app: Path, images: int, threads: int) -> dict
     pairs = [{"image": str(pair.image), "label": str(pair.label)} for pair in hippocampi()[:images]]
     with tempfile.TemporaryDirectory(prefix="peer") as folder:
         asked = {"model": model, "app": str(app), "pairs": pairs, "labels": LABELS, "folder": folder}
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-        told = subprocess.run(
-            [python, "-W", "ignore", PEER], input=json.dumps(asked), capture_output=True, text=True, env=environment
-        )
-    if told.returncode:
-        raise SystemExit(f"the peer failed: {told.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(told.stdout.splitlines()[-1])
-    return found
+        return ask("peer_training.py", asked, python=python, threads=threads)
 
 
 def main() -> None:
@@ -148,12 +140,17 @@ def show(result: dict[str, Any]) -> None:
     for row in rows:
         rate, busy = row["images_per_s"], row["cpu_s_per_image"]
         shown = (row["iterations_per_s"], rate, rate / rows[0]["images_per_s"], busy, images / rate, images * busy)
-        table.add_row(str(row["workers"]), str(row["threads"]), *(f"{value:.3g}" for value in shown))
+        table.add_row(str(row["workers"]), str(row["threads"]), *map(_plain, shown))
     if peer := result.get("peer"):
         wall, busy = peer["s_per_image"], peer["cpu_s_per_image"]
         shown = (1 / wall, 1 / wall, 1 / wall / rows[0]["images_per_s"], busy, images * wall, images * busy)
-        table.add_row("MONAI Label", str(peer["threads"]), *(f"{value:.3g}" for value in shown))
-    Console().print(table)
+        table.add_row("MONAI Label", str(peer["threads"]), *map(_plain, shown))
+    Console(width=110).print(table)
+
+
+def _plain(value: float) -> str:
+    """Three digits, and never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":
