@@ -48,7 +48,7 @@ class FileReply(Response):
 
 
 async def file_reply(path: Path, *, name: str | None, media_type: str = OCTETS, remove: bool = False) -> FileReply:
-    """The file under this name, removed at once if asked to. Raises NotFound for a folder, or if there is none."""
+    """The file under this name, removed at once if asked to. Raises NotFound if there is none."""
 
     def opened() -> FileReply:
         reply = FileReply(path.open("rb"), name=name, media_type=media_type)
@@ -58,8 +58,8 @@ async def file_reply(path: Path, *, name: str | None, media_type: str = OCTETS, 
 
     try:
         return await asyncio.to_thread(opened)
-    except (FileNotFoundError, IsADirectoryError):
-        raise NotFound("there is no single file to download: a DICOM folder, or it went away just now") from None
+    except FileNotFoundError:
+        raise NotFound("the file went away just now") from None
 
 
 def disposition(kind: str, name: str) -> str:

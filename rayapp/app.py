@@ -223,7 +223,8 @@ class LabelApp:
                 return {}
             image = datastore.image(pick.image_id)
             if serve(pick.image_id, strategy):
-                return {"id": image.id, "path": str(image.path), **pick.extras, **image.info}
+                path = str(image.path) if image.ext else ""  # 3D Slicer opens it, and cannot open a folder of slices
+                return {"id": image.id, "path": path, **pick.extras, **image.info}
         raise Busy("others ask for images at the same moment; try again in a second")
 
     def _picked(self, name: str, chosen: Strategy, request: Mapping[str, Any], datastore: Datastore) -> Pick | None:

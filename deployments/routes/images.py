@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,8 +13,10 @@ from deployments.forms import describe_form, read_form
 from deployments.problems import problems
 from deployments.replies import FILE, file_reply
 from deployments.uploads import author_of, check_image, info_of, to_store
+from rayapp.datastore.protocol import SERIES_EXT
 from rayapp.errors import NotFound
-from rayapp.imaging.reader import split_ext
+from rayapp.imaging.nifti import write_volume
+from rayapp.imaging.reader import read_volume, split_ext
 from rayapp.models.store import sha256_of
 from rayapp.protocol import Path as Route
 from rayapp.protocol import checked_name
@@ -82,10 +85,18 @@ async def exists(
 
 
 @router.get(Route.IMAGE, response_class=Response, responses=FILE)
-async def download(services: Service, user: AsUser, image: Annotated[str, Query()]) -> Response:
-    """The image's file."""
+async def download(services: Service, checks: Checking, user: AsUser, image: Annotated[str, Query()]) -> Response:
+    """The image's file; of a folder of DICOM files, what they come to as NIfTI."""
     record = await services.datastore.image(checked_name(image, "image"))
-    return await file_reply(record.path, name=record.id + record.ext)
+    if record.ext:
+        return await file_reply(record.path, name=record.id + record.ext)
+    staged: Path = await services.datastore.stage(SERIES_EXT)
+    await checks.run(_convert, record.path, staged, services.settings.max_volume)
+    return await file_reply(staged, name=record.id + SERIES_EXT, remove=True)
+
+
+def _convert(series: Path, target: Path, max_bytes: int) -> None:
+    write_volume(read_volume(series, max_bytes=max_bytes), target)
 
 
 @router.get(Route.IMAGE_INFO)

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 Info = dict[str, Any]
 """Free JSON about an image or a label (`ts` and `name` always; see the MONAI Label layout)."""
+SERIES_EXT = ".nii"
+"""Of the file that a client gets for a folder of DICOM files, and so in its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class Author:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """One image: `path` is its file (or DICOM folder), `ext` with the leading dot."""
+    """One image: `path` is its file, `ext` with the leading dot; or a folder of DICOM files, without an `ext`."""
 
     id: str
     path: Path

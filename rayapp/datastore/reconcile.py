@@ -32,7 +32,7 @@ from rayapp.datastore.index import (
     update_image,
     update_label,
 )
-from rayapp.datastore.protocol import Author
+from rayapp.datastore.protocol import SERIES_EXT, Author
 from rayapp.datastore.revisions import Kept, RevisionFiles, Stamp, delete
 from rayapp.datastore.source import Source
 
@@ -204,7 +204,7 @@ class Reconciler:
             if self._source.there(image_id, ext):
                 hint = hints[image_id]["image"]["info"] if image_id in hints else {}
                 info = {**self._source.info(image_id), **hint}
-                insert_image(db, image_id, ext, {"ts": now, **info, "name": image_id + ext}, None)
+                insert_image(db, image_id, ext, {"ts": now, **info, "name": image_id + (ext or SERIES_EXT)}, None)
                 if image_id in hints:
                     db.execute("DELETE FROM vanished WHERE id = ?", (image_id,))
 

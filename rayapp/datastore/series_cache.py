@@ -17,14 +17,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from pathlib import Path
 
-import nibabel
-import numpy as np
-
 from rayapp.datastore.commit import sync
 from rayapp.datastore.pacs import Pacs
 from rayapp.datastore.revisions import delete
 from rayapp.errors import ArchiveAway, Busy, TooLarge
-from rayapp.imaging import dicom
+from rayapp.imaging import dicom, nifti
 
 RETRIEVALS = 4
 """Series retrieved at once; others wait their turn."""
@@ -151,11 +148,8 @@ class SeriesCache:
     def _convert(self, slices: list[dicom.Slice], home: Path) -> None:
         """The volume of these slices, in the series' folder."""
         volume = dicom.volume_of(slices, max_bytes=self._max_volume)
-        array = volume.array[0] if volume.channels == 1 else np.moveaxis(volume.array, 0, -1)[..., np.newaxis, :]
-        image = nibabel.Nifti1Image(array, volume.affine)
-        image.header.set_xyzt_units("mm")
         part = home / f".{VOLUME[:-4]}.part.nii"
-        image.to_filename(part)
+        nifti.write_volume(volume, part)
         sync(part)
         part.rename(home / VOLUME)
 

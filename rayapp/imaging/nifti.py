@@ -1,4 +1,5 @@
-"""NIfTI-1 and NIfTI-2, single file, plain or gzipped, either byte order: read volumes and grids, write label maps.
+"""NIfTI-1 and NIfTI-2, single file, plain or gzipped, either byte order: read volumes and grids, write both and
+label maps.
 
 Follows https://nifti.nimh.nih.gov/nifti-1. Where the standard leaves a choice (which of two affines, none, units) a
 grid is what ITK, and so 3D Slicer, makes of it: a mask must lie where the annotator sees the image.
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 from nibabel.nifti1 import Nifti1Header
@@ -39,6 +41,14 @@ class _Header:
     grid: Grid
     channels: int
     dtype: np.dtype[Any]
+
+
+def write_volume(volume: Volume, path: Path) -> None:
+    """An image, uncompressed; channels are its fifth axis."""
+    array = volume.array[0] if volume.channels == 1 else np.moveaxis(volume.array, 0, -1)[..., np.newaxis, :]
+    image = nibabel.Nifti1Image(array, volume.affine)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
 
 
 def read_grid(path: Path) -> Grid:

@@ -14,6 +14,7 @@ import requests
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from rayapp.imaging.reader import read_volume
 from tests.gateway.conftest import Served, write_image, write_label
 
 
@@ -147,12 +148,20 @@ def test_a_deleted_image_is_gone(gateway: Served, tmp_path: Path):
     assert gateway.send("DELETE", "/datastore/image").status_code == 422
 
 
-def test_a_folder_of_dicom_files_has_no_single_file(gateway: Served, tmp_path: Path, dicom_series: Path):
+def test_a_folder_of_dicom_files_is_downloaded_as_one_file_and_has_no_checksum(
+    gateway: Served, tmp_path: Path, dicom_series: Path
+):
     shutil.copytree(dicom_series, gateway.settings.studies / "series")
     gateway.store.refresh()
     gateway.store.refresh()
     assert gateway.send("HEAD", "/datastore/image?image=series").status_code == 200
-    assert "folder" in gateway.get("/datastore/image?image=series").json()["detail"]
+    answer = gateway.get("/datastore/image?image=series")
+    assert answer.headers["content-disposition"].endswith('filename="series.nii"')
+    (tmp_path / "series.nii").write_bytes(answer.content)
+    got, there = (read_volume(path, max_bytes=1 << 20) for path in (tmp_path / "series.nii", dicom_series))
+    np.testing.assert_array_equal(got.array, there.array)
+    np.testing.assert_allclose(got.affine, there.affine, atol=1e-4)
+    assert gateway.staged() == []
     assert gateway.send("HEAD", "/datastore/image?image=series&check_sum=00").status_code == 404
     assert gateway.infer("image=series&output=json").status_code == 200
 
