@@ -15,7 +15,6 @@ import pytest
 from typer.main import get_command
 
 from rayapp.cli import app
-from tests.conftest import make_studies, started
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
@@ -75,27 +74,32 @@ def test_every_name_that_an_example_imports_exists(page):
                 assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
-@pytest.mark.slow
-def test_the_walkthrough_works_word_by_word(tmp_path):
-    for title, text in fences(WALKTHROUGH, "python"):
-        path = tmp_path / title
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    make_studies(tmp_path / "server" / "studies", 4)
-    (start, *typed) = commands(WALKTHROUGH)
-    assert start == "rayapp start --app mine --studies studies"
-    with started(tmp_path / "server", "--app", str(tmp_path / "mine")) as server:
-        env = {**os.environ, "RAYAPP_SERVER": server.url, "OMP_NUM_THREADS": "1"}
-        said = {}
-        for line in typed:
-            words = shlex.split(line)
-            program = {"python": sys.executable, "rayapp": str(Path(sys.executable).with_name("rayapp"))}[words[0]]
-            done = subprocess.run(
-                [program, *words[1:]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
-            )
-            assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
-            said.setdefault(line, []).append(done.stdout)
-    assert said["rayapp next first"] == ["torso_0\n", "torso_2\n"]
-    assert "v1" in said["rayapp models list"][0]
-    assert (tmp_path / "torso_2.nii.gz").exists()
-    assert (tmp_path / "torso_0.png").exists()
+APPS = [*(ROOT / "rayapp" / "apps").glob("*/main.py"), *(ROOT / "examples").rglob("*.py")]
+OF_THE_ZOO = {"rayapp.models.bundle.METADATA", "rayapp.models.bundle.TRAIN", "rayapp.inference.bundle.DEEPEDIT"}
+"""Names of a bundle's files and of a type: documented where the classes beside them are."""
+
+
+def documented():
+    """Every name in the reference: modules, and what is listed of them."""
+    found, text = set(), (ROOT / "docs" / "api.md").read_text()
+    for name, members in re.findall(r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", text, re.MULTILINE):
+        found |= {name, *(f"{name}.{member.strip()}" for member in members.split(","))}
+        if not members and (ROOT / f"{name.replace('.', '/')}.py").is_file():  # a module as a whole
+            found |= {f"{name}.{each}" for each in vars(importlib.import_module(name))} | {name}
+    return found
+
+
+@pytest.mark.parametrize("path", APPS, ids=[str(path.relative_to(ROOT)) for path in APPS])
+def test_the_apps_that_ship_and_the_examples_use_only_what_the_reference_documents(path):
+    used = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rayapp.")
+        for alias in node.names
+    }
+    assert used - documented() - OF_THE_ZOO == set()
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr)]
+    own |= {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
+    assert {node.attr for node in attributes} <= own, "nothing private of others"

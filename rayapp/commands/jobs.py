@@ -12,7 +12,12 @@ from rayapp.commands import WrongUsage
 from rayapp.commands.annotation import LOCAL, Server, Token
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rayapp.client import Job
+
+SHOWN = 8
+"""Characters of an id in a table, at least."""
 
 
 def train(
@@ -40,28 +45,50 @@ def train(
 
 
 def jobs(
-    job: Annotated[str | None, typer.Argument(metavar="ID", help="Follow this one to its end.")] = None,
+    job: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Follow this one to its end; its beginning will do.")
+    ] = None,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
     """Show all jobs, oldest first, or follow one of them with what happened to it."""
     from rich.console import Console
-    from rich.table import Table
 
     from rayapp.client import Client
 
     with Client(server, token=token) as client:
-        if job is not None:
-            client.job(job)  # an unknown one is told before a bar appears
-            end(watch(client.follow(job)))
-            return
         found = client.jobs()
-    table = Table("id", "job", "status", "progress", box=None)
+        if job is not None:
+            whole = _meant(job, found)
+            client.job(whole)  # an unknown one is told before a bar appears
+            end(watch(client.follow(whole)))
+            return
+    Console().print(listed(found))
+
+
+def listed(found: list[Job]) -> Table:
+    """Jobs in a table that a terminal of 80 columns has room for."""
+    from rich.table import Table
+
+    table = Table("id", "job", "status", "progress", box=None, pad_edge=False)
     for column in table.columns[:3]:
         column.no_wrap = True
+    shown = _shown([each["id"] for each in found])
     for each in found:
-        table.add_row(each["id"], f"{each['kind']} {each['name']}", each["status"], _words(each))
-    Console().print(table)
+        kind = each["kind"].removesuffix("_infer")
+        table.add_row(each["id"][:shown], f"{kind} {each['name']}", each["status"], _words(each, brief=True))
+    return table
+
+
+def _shown(ids: list[str]) -> int:
+    """How many characters tell these ids apart."""
+    return next((n for n in range(SHOWN, 64) if len({name[:n] for name in ids}) == len(ids)), 64)
+
+
+def _meant(job: str, found: list[Job]) -> str:
+    """The id that begins like this, or the text itself if there is none, or more than one."""
+    ids = [each["id"] for each in found if each["id"].startswith(job)]
+    return ids[0] if len(ids) == 1 else job
 
 
 def values(options: Iterable[str]) -> dict[str, Any]:
@@ -105,17 +132,20 @@ def watch(changes: Iterable[Job]) -> Job | None:
     return last
 
 
-def _words(job: Job) -> str:
+def _words(job: Job, *, brief: bool = False) -> str:
+    """How far it is; `brief` without how well the last step went."""
     progress = job["progress"]
     if not progress:
         return ""
     if progress["loss"] is None:
-        words = [f"{progress['iteration']} of {progress['iterations']} images"]
+        words = [f"{progress['iteration']} of {progress['iterations']}{'' if brief else ' images'}"]
     else:
-        words = [f"epoch {progress['epoch']}/{progress['epochs']}", f"loss {progress['loss']:.4f}"]
-    words += [f"{name} {progress[name]:.4f}" for name in ("metric", "best") if progress[name] is not None]
+        loss = [] if brief else [f"loss {progress['loss']:.4f}"]
+        words = [f"epoch {progress['epoch']}/{progress['epochs']}", *loss]
+    figures = ("best",) if brief else ("metric", "best")
+    words += [f"{name} {progress[name]:.4f}" for name in figures if progress[name] is not None]
     if progress["seconds_left"] is not None and "end_ts" not in job:
-        words.append(f"{progress['seconds_left'] / 60:.1f} min left")
+        words.append(f"{progress['seconds_left'] / 60:.{0 if brief else 1}f} min left")
     return ", ".join(words)
 
 

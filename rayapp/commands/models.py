@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,8 @@ import typer
 from rayapp.commands.annotation import LOCAL, Server, Token
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rayapp.client import Client
 
 commands = typer.Typer(help="Model versions of a running server.")
@@ -20,27 +23,49 @@ Model = Annotated[str, typer.Argument(metavar="MODEL")]
 def list_models(server: Server = LOCAL, token: Token = None) -> None:
     """Show every model's versions, oldest first; * marks the one that serves."""
     from rich.console import Console
-    from rich.table import Table
 
     with _client(server, token) as client:
         models = client.models()
-    table = Table("model", "version", "", "made", "parent", "metric", "note")
+    console = Console()
+    console.print(listed(models))
+    for line in kept(models):
+        console.print(line, highlight=False, markup=False)
+
+
+def listed(models: Mapping[str, Any]) -> Table:
+    """Versions in a table that a terminal of 80 columns has room for."""
+    from rich.table import Table
+
+    table = Table("model", "version", "made", "parent", "metric", "before", "note", box=None, pad_edge=False)
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for name, found in models.items():
         for version in found["versions"]:
-            serves = "*" if version["version"] == found["production"] else ""
-            table.add_row(name, version["version"], serves, *_columns(version))
-    Console().print(table)
+            serves = " *" if version["version"] == found["production"] else ""
+            table.add_row(name, version["version"] + serves, *_columns(version))
+    return table
 
 
-def _columns(version: dict[str, Any]) -> tuple[str, str, str, str]:
+def kept(models: Mapping[str, Any]) -> list[str]:
+    """Why versions do not serve that a training made, a line for each."""
+    return [
+        f"{version['version']} of {name}: {version['verdict']['why']}"
+        for name, found in models.items()
+        for version in found["versions"]
+        if not (version.get("verdict") or {"promoted": True})["promoted"]
+    ]
+
+
+def _columns(version: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    """When it was made, of which version, how it scores and how the one before did, and what else there is to say."""
     made = version.get("created")
     verdict = version.get("verdict") or {}
-    metric = verdict.get("metric")
+    note = "by " + version["uploaded_by"] if "uploaded_by" in version else ""
     return (
         "" if made is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(made)),
         version.get("parent") or "",
-        "" if metric is None else f"{metric:.4f}",
-        verdict.get("why") or ("uploaded by " + version["uploaded_by"] if "uploaded_by" in version else ""),
+        *("" if verdict.get(key) is None else f"{verdict[key]:.4f}" for key in ("metric", "baseline")),
+        note or ("kept" if verdict and not verdict["promoted"] else ""),
     )
 
 
