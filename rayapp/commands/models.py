@@ -61,10 +61,12 @@ def _columns(version: dict[str, Any]) -> tuple[str, str, str, str, str]:
     made = version.get("created")
     verdict = version.get("verdict") or {}
     note = "by " + version["uploaded_by"] if "uploaded_by" in version else ""
+    metric, before = ("" if verdict.get(key) is None else f"{verdict[key]:.4f}" for key in ("metric", "baseline"))
     return (
         "" if made is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(made)),
         version.get("parent") or "",
-        *("" if verdict.get(key) is None else f"{verdict[key]:.4f}" for key in ("metric", "baseline")),
+        metric,
+        before,
         note or ("kept" if verdict and not verdict["promoted"] else ""),
     )
 
