@@ -7,7 +7,6 @@ gives its image to the next. A job that is stopped kills them: an image that was
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.datastore import RemoteDatastore
-from rayapp import logs
+from rayapp import host, logs
 from rayapp.config import Settings
 from rayapp.errors import RayappError
 from rayapp.jobs.images import ImageAnswer, ImageWork, ImageWorker
@@ -86,8 +85,7 @@ class RayCrew:
             found = ray.cluster_resources()
             cores, memory = int(found.get("CPU", 1)), int(found.get("memory", MEMORY_EACH))
         else:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            cores, memory = host.cores(), host.memory()
         return max(1, min(cores, memory // MEMORY_EACH))
 
 

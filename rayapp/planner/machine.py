@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from rayapp import host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ def hardware() -> Hardware:
     """Look at this machine."""
     features = torch.cpu.get_capabilities()
     return Hardware(
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory=_memory(),
+        cores=host.cores(),
+        memory=host.memory(),
         shared_memory=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
         gpus=tuple(_gpu(index) for index in range(torch.cuda.device_count())),
         cpu_bf16=bool(features.get("amx_bf16") or features.get("avx512_bf16")),
@@ -45,13 +46,3 @@ def hardware() -> Hardware:
 def _gpu(index: int) -> Gpu:
     properties = torch.cuda.get_device_properties(index)
     return Gpu(name=properties.name, memory=properties.total_memory, bf16=properties.major >= 8)
-
-
-def _memory() -> int:
-    """Bytes this process may use: the machine's, or the container's limit."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    try:
-        return min(total, int(limit.read_text()))
-    except (OSError, ValueError):
-        return total
