@@ -24,10 +24,12 @@ ZOO = "rayapp start --app bundle --studies studies --models spleen_ct_segmentati
 ARCHIVE = "rayapp start --studies https://pacs.example/dicom-web"
 VIEWER = "rayapp ohif install"
 SIMULATION = "rayapp simulate epistemic --scoring epistemic --references labels/ --validation held_out/ --out results/"
+BASELINE = "rayapp simulate random --references labels/ --validation held_out/ --out results/"
 NOT_RUN = {
     ZOO: "fetches from MONAI's zoo, away from this machine; tests/models/test_zoo.py fetches from a zoo of its own",
     ARCHIVE: "needs an archive; tests/contract/test_archive_server.py has one",
     VIEWER: "fetches OHIF by npm, away from this machine; make test-browser does",
+    BASELINE: "trains many times, as the next",
     SIMULATION: "trains many times; tests/gateway/test_simulation.py does it small",
 }
 """Commands that are only parsed (`test_docs`), and why."""
