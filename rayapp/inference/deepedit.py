@@ -48,12 +48,14 @@ Clicks = tuple[tuple[Point, ...], ...]
 @dataclass(frozen=True, kw_only=True)
 class PreparedEdit(PreparedImage):
     """A prepared image, the same with room for clicks, and the margins that the last clicks on structures alone gave
-    (background clicks need them)."""
+    (background clicks need them). `hints` are places that may be the structure's, of a model of one: see
+    `rayapp.inference.deepgrow`."""
 
     structures: int
     guided: GuidedImage
     memo: Memo
     scan: Scan
+    hints: tuple[Point, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +68,7 @@ class PreparedEdit(PreparedImage):
 class Memo:
     """Remembered results. Each is replaced as a whole, so any thread sees the old or the new."""
 
-    last: tuple[Clicks, Floats] | None = None
+    last: tuple[tuple[Clicks, tuple[Point, ...]], Floats] | None = None
     automatic: Floats | None = None
 
 
@@ -107,7 +109,7 @@ class DeepEditTask(SegmentationTask):
 
     def margins(self, prepared: PreparedImage) -> Floats:
         """Those without clicks."""
-        return self._guided(_edit(prepared), ((),) * self._guidance_channels, Clock())
+        return self._guided(as_edit(prepared), ((),) * self._guidance_channels, Clock())
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment, guided by the clicks; drawn finely around them only if `refine` asks for it, since that takes longer
@@ -124,7 +126,7 @@ class DeepEditTask(SegmentationTask):
     def stages(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
         """What the network says to the clicks, and then, where the image has more detail, that drawn finely around
         them. Raises BadRequest as `predict` does."""
-        prepared = _edit(prepared)
+        prepared = as_edit(prepared)
         clock = Clock()
         clicks = self._channelled(prompts)
         positions = [prepared.grid.positions(points) for points in clicks]
@@ -197,11 +199,11 @@ class DeepEditTask(SegmentationTask):
         remembered = prepared.memo.last
         if not any(additive):
             added = self._automatic(prepared, clock)
-        elif remembered is not None and remembered[0] == additive:
+        elif remembered is not None and remembered[0] == (additive, prepared.hints):
             added = remembered[1]
         else:
             added = self._guided(prepared, additive, clock)
-            prepared.memo.last = (additive, added)
+            prepared.memo.last = ((additive, prepared.hints), added)
         return added, np.minimum(added, self._guided(prepared, clicks, clock)) if clicks[-1] else added
 
     def _automatic(self, prepared: PreparedEdit, clock: Clock) -> Floats:
@@ -238,7 +240,8 @@ def _gray(prepared: PreparedEdit) -> Floats:
     return image
 
 
-def _edit(prepared: PreparedImage) -> PreparedEdit:
+def as_edit(prepared: PreparedImage) -> PreparedEdit:
+    """What `prepare` made. Raises TypeError for what another kind of task did."""
     if not isinstance(prepared, PreparedEdit):
         raise TypeError("prepare the image with this task")
     return prepared

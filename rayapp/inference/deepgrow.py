@@ -4,6 +4,10 @@ The network is DeepEdit's with one structure, and so are the rules that make it 
 the annotator's business: clicks come as `foreground` and `background`, or under the name that `label` gives, and the
 mask is 1. Without a click on a structure there is none.
 
+An image may be prepared with hints: places that may be the structure's, though nobody clicked there. Nothing need obey
+them. They are shown to the network as clicks are, and it is asked without them as well, since many clicks, let alone
+wrong ones, are more than it has learnt from: the mean of both answers counts.
+
     deepgrow_3d   the whole image at once
     deepgrow_2d   one slice across the source's k: only clicks on it count, only on it is the mask
 """
@@ -11,24 +15,28 @@ mask is 1. Without a click on a structure there is none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Affine, Volume
 from rayapp.inference import slices
-from rayapp.inference.deepedit import HOLD, Clicks, DeepEditTask, PreparedEdit
+from rayapp.inference.deepedit import HOLD, Clicks, DeepEditTask, PreparedEdit, as_edit
 from rayapp.inference.pipeline import Floats
 from rayapp.inference.prompts import BACKGROUND, FOREGROUND
 from rayapp.inference.scan import Scan
 from rayapp.inference.scribbles import named
 from rayapp.inference.segmentation import Clock, PreparedImage
 from rayapp.inference.task import Point, Prediction, Prompts
+
+BESIDE_MM = 10.0
+"""Distance from a background click up to which there are no hints."""
 
 
 class DeepGrow3DTask(DeepEditTask):
@@ -39,6 +47,10 @@ class DeepGrow3DTask(DeepEditTask):
     @property
     def _labels(self) -> dict[str, int]:
         return {}
+
+    def hinted(self, prepared: PreparedImage, hints: Sequence[Point]) -> PreparedEdit:
+        """The same image with these hints."""
+        return dataclasses.replace(as_edit(prepared), hints=tuple(hints))
 
     def stages(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
         """Segment what was clicked.
@@ -65,6 +77,15 @@ class DeepGrow3DTask(DeepEditTask):
     def _automatic(self, prepared: PreparedEdit, clock: Clock) -> Floats:  # noqa: ARG002
         """Nothing."""
         return np.full((1, *prepared.image.shape[1:]), -HOLD, dtype=np.float32)
+
+    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
+        alone = super()._guided(prepared, clicks, clock)
+        on, off = clicks
+        hints = [hint for hint in prepared.hints if _distance(hint, off, prepared.scan.spacing) > BESIDE_MM]
+        if not hints:
+            return alone
+        mean: Floats = 0.5 * (alone + super()._guided(prepared, ((*on, *hints), off), clock))
+        return mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +168,9 @@ def on_slice(prompts: Prompts, k: int) -> Prompts:
         roi = low, high
     start = prompts.start[:, :, k : k + 1] if prompts.start is not None else None
     return dataclasses.replace(prompts, clicks=clicks, roi=roi, start=start)
+
+
+def _distance(point: Point, others: Sequence[Point], spacing: npt.NDArray[np.float64]) -> float:
+    """Millimetres to the nearest of the others."""
+    apart = (np.array(others).reshape(-1, 3) - point) * spacing
+    return float(np.linalg.norm(apart, axis=1).min(initial=np.inf))

@@ -2,27 +2,27 @@
 
 The network of slices is the sharper one, and a click on a slice tells it what the structure is. So it outlines the
 clicked slices, and from each walks to the next ones above and below: deep inside what it found there it clicks on the
-next slice, until the structure ends or turns into something else. Those clicks go to the network of volumes with the
-annotator's own, and its answer is the mask.
+next slice, until the structure ends or turns into something else. Those places are hints to the network of volumes
+(`rayapp.inference.deepgrow`), whose answer to the annotator's own clicks is the mask: a walk that went astray has no
+more than half a say, and none where the annotator says otherwise.
 
-Background clicks play no part in the proposal, so that they cannot move it; proposed clicks next to them are dropped,
-and they only take away from what there is without them.
+Background clicks play no part in the proposal, so that they cannot move it; they only take away from what there is
+without them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from rayapp.imaging.volume import Volume
 from rayapp.inference.deepgrow import DeepGrow2DTask, DeepGrow3DTask, PreparedStack, foreground
-from rayapp.inference.prompts import BACKGROUND, FOREGROUND
+from rayapp.inference.prompts import FOREGROUND
 from rayapp.inference.scan import Bools, Scan
 from rayapp.inference.segmentation import PreparedImage
 from rayapp.inference.task import Point, Prediction, Prompts, TaskInfo
@@ -37,8 +37,8 @@ GROWTH = 2.5
 """How many times larger one may be than the other."""
 ALIKE = 0.5
 """Largest difference between their mean intensities, normalised (most of the body spans 2)."""
-BESIDE_MM = 10.0
-"""Distance from a background click up to which nothing is proposed."""
+OUTLINES = 64
+"""Outlines that are remembered, so that a click walks from its own slice only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,13 @@ class PreparedPair:
     scan: Scan
     flat: PreparedStack
     solid: PreparedImage
+    outlines: dict[tuple[Point, ...], Bools] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all."""
-        return self.scan.nbytes + self.flat.nbytes + self.solid.nbytes
+        """Bytes of all, and of the outlines that it will remember."""
+        i, j, _ = self.scan.shape
+        return self.scan.nbytes + self.flat.nbytes + self.solid.nbytes + OUTLINES * i * j
 
 
 class DeepGrowPipelineTask:
@@ -89,18 +91,9 @@ class DeepGrowPipelineTask:
 
     def stages(self, prepared: PreparedPair, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
         """The answers of the network of volumes to all clicks. Raises BadRequest as `predict` does."""
-        own, away = foreground(prompts), tuple(prompts.clicks.get(BACKGROUND, ()))
-        proposed = self._proposed(prepared, own, config)
-        asked = dataclasses.replace(prompts, slice=None, clicks={FOREGROUND: [*own, *proposed]})
-        if not own or not away:
-            clicks = {**asked.clicks, BACKGROUND: away}
-            yield from self._solid.stages(prepared.solid, dataclasses.replace(asked, clicks=clicks), config)
-            return
-        without = self._solid.predict(prepared.solid, asked, config).labels > 0
-        kept = [point for point in proposed if _distance(point, away, prepared.scan.spacing) > BESIDE_MM]
-        asked = dataclasses.replace(asked, clicks={FOREGROUND: [*own, *kept], BACKGROUND: away})
-        for prediction in self._solid.stages(prepared.solid, asked, config):
-            yield dataclasses.replace(prediction, labels=prediction.labels * without)
+        hints = self._proposed(prepared, foreground(prompts), config)
+        solid = self._solid.hinted(prepared.solid, hints)
+        yield from self._solid.stages(solid, dataclasses.replace(prompts, slice=None), config)
 
     def _proposed(self, prepared: PreparedPair, own: tuple[Point, ...], config: Mapping[str, Any]) -> list[Point]:
         """Clicks deep inside the structure, on slices away from those that were clicked."""
@@ -127,10 +120,16 @@ class DeepGrowPipelineTask:
 
     def _outline(self, prepared: PreparedPair, points: tuple[Point, ...], config: Mapping[str, Any]) -> Bools:
         """What the network of slices finds on the slice of these points, (I, J)."""
+        known = prepared.outlines.get(points)
+        if known is not None:
+            return known
         k = points[0][2]
         prompts = Prompts(clicks={FOREGROUND: points}, slice=k)
         labels = self._flat.predict(prepared.flat, prompts, {**config, "largest_cc": False}).labels
-        return np.asarray(labels[:, :, k] > 0, dtype=np.bool_)
+        if len(prepared.outlines) >= OUTLINES:
+            del prepared.outlines[next(iter(prepared.outlines))]
+        prepared.outlines[points] = np.asarray(labels[:, :, k] > 0, dtype=np.bool_)
+        return prepared.outlines[points]
 
 
 def _deepest(outline: Bools, k: int) -> Point:
@@ -150,7 +149,3 @@ def _mean(prepared: PreparedPair, outline: Bools, k: int) -> float:
     low, high = prepared.scan.ranges[0]
     values = (prepared.scan.array[0, :, :, k][outline].astype(np.float32) - low) * (2 / (high - low)) - 1
     return float(np.clip(values, -2, 2).mean()) if len(values) else -2.0
-
-
-def _distance(point: Point, others: tuple[Point, ...], spacing: npt.NDArray[np.float64]) -> float:
-    return float(np.linalg.norm((np.array(others) - point) * spacing, axis=1).min())

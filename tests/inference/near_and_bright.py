@@ -24,13 +24,15 @@ def card(dimensions):
     return {"labels": {"foreground": 1}, "network": network, "spacing": 0, "roi_size": [32] * dimensions}
 
 
-def version(folder, dimensions, *, contrary=False):
+def version(folder, dimensions, *, contrary=False, eager=1):
     """Its model version, the weights in `folder`; a contrary one finds all that is bright, and more around background
-    clicks."""
+    clicks. For an eager one clicks on it count so many times as much, so that it reaches farther from them."""
     made = card(dimensions)
     state = {name: torch.zeros_like(tensor) for name, tensor in build(made["network"]).state_dict().items()}
-    state["model.0.conv.weight"][0] = torch.tensor([6.0, 8.0, 8.0 if contrary else -8.0]).view(3, *[1] * dimensions)
-    state["model.0.conv.bias"][0] = 6.0 - 8 * LEAD + 8 * contrary  # normalised, bright is -1 and dark -2
+    state["model.0.conv.weight"][0] = torch.tensor([6.0 * eager, 8.0 * eager, 8.0 if contrary else -8.0]).view(
+        3, *[1] * dimensions
+    )
+    state["model.0.conv.bias"][0] = 6.0 * eager - 8 * LEAD + 8 * contrary  # normalised, bright is -1 and dark -2
     state["model.2.conv.weight"][0, 1] = 1.0  # from the layer above to the foreground's logit; the background's is 0
     name = f"deepgrow_{dimensions}d"
     path = folder / f"{name}.safetensors"

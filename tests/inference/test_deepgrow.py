@@ -200,6 +200,21 @@ def test_it_is_listed_as_clients_need_it(tasks, dimensions):
     assert (info.type, info.dimension, info.labels) == ("deepgrow", dimensions, {})
 
 
+def test_hints_have_half_a_say_and_beside_background_clicks_none(tmp_path):
+    click, hint, beside, beyond = (4, 5, 6), (14, 20, 6), (14, 16, 6), (14, 8, 6)
+    bright = speckles(SHAPE)
+    bright[tuple(np.transpose([click, hint, beside, beyond]))] = True
+    task = DeepGrow3DTask.from_version(version(tmp_path, 3, eager=2))
+    prepared = task.prepare(image(bright, np.eye(4)))
+    hinted = task.hinted(prepared, [hint])
+    alone = mask(task, prepared, foreground=[click])
+    found = mask(task, hinted, foreground=[click])
+    np.testing.assert_array_equal(found, answer(bright, [click, hint]) | alone)
+    np.testing.assert_array_equal(mask(task, hinted, foreground=[click], background=[beyond])[:, 16:], found[:, 16:])
+    np.testing.assert_array_equal(mask(task, hinted, foreground=[click], background=[beside]), alone)
+    np.testing.assert_array_equal(mask(task, prepared, foreground=[click]), alone)
+
+
 def test_a_stack_counts_its_slices(tasks):
     prepared = tasks[2].prepare(image(speckles(SHAPE), np.eye(4)))
     assert prepared.nbytes == (2 + 2) * np.prod(SHAPE)  # float16, and the image as it is

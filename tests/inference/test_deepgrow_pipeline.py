@@ -27,7 +27,7 @@ def rod():
 def task_of(folder, *, contrary=False):
     return DeepGrowPipelineTask(
         flat=DeepGrow2DTask.from_version(version(folder, 2)),
-        solid=DeepGrow3DTask.from_version(version(folder, 3, contrary=contrary)),
+        solid=DeepGrow3DTask.from_version(version(folder, 3, contrary=contrary, eager=2)),
         description="both",
     )
 
@@ -67,8 +67,19 @@ def assert_is_the_rod(found):
 
 
 def test_the_model_of_volumes_alone_does_not_get_that_far(task, volume, tmp_path):
+    alone = DeepGrow3DTask.from_version(version(tmp_path, 3, eager=2))
+    assert mask(alone, alone.prepare(volume), foreground=[CLICK]).sum() < rod().sum() * 0.6
+
+
+def test_where_the_slices_lead_astray_the_model_of_volumes_overrules_them(tmp_path, volume):
+    task = DeepGrowPipelineTask(
+        flat=DeepGrow2DTask.from_version(version(tmp_path, 2)),
+        solid=DeepGrow3DTask.from_version(version(tmp_path, 3)),  # sure that there is nothing far from clicks
+        description="both",
+    )
     alone = DeepGrow3DTask.from_version(version(tmp_path, 3))
-    assert mask(alone, alone.prepare(volume), foreground=[CLICK]).sum() < rod().sum() / 2
+    found = mask(task, task.prepare(volume), foreground=[CLICK])
+    assert not (found & ~mask(alone, alone.prepare(volume), foreground=[CLICK]))[:, :, [FIRST, LAST]].any()
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS[::11])
@@ -109,3 +120,16 @@ def test_it_is_listed_as_a_model_of_volumes_with_both_versions(task):
     assert isinstance(task, StagedTask)
     assert (task.info.type, task.info.dimension, task.info.labels) == ("deepgrow", 3, {})
     assert task.info.version == "v1+v1"
+
+
+def test_a_slice_is_outlined_once_for_the_same_clicks_on_it(tmp_path, volume, monkeypatch):
+    task = task_of(tmp_path)
+    prepared, asked = task.prepare(volume), []
+    predict = task._flat.predict
+    monkeypatch.setattr(task._flat, "predict", lambda *said: asked.append(said[1].clicks) or predict(*said))
+    before = mask(task, prepared, foreground=[CLICK])
+    outlined = len(asked)
+    assert outlined > 5
+    np.testing.assert_array_equal(mask(task, prepared, foreground=[CLICK]), before)
+    mask(task, prepared, foreground=[CLICK], background=[(2, 2, 13)])
+    assert len(asked) == outlined

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from rayapp.inference.deepedit import DeepEditTask
-from rayapp.inference.deepgrow import DeepGrow3DTask
+from rayapp.inference.deepgrow import DeepGrow2DTask, DeepGrow3DTask
+from rayapp.inference.deepgrow_pipeline import DeepGrowPipelineTask
 from rayapp.inference.task import Prompts
 from rayapp.models.store import ModelStore
 from rayapp.training import interaction
 from rayapp.training.cases import read_pair
 from rayapp.training.deepedit import DeepEditTrainTask
-from rayapp.training.deepgrow import DeepGrowTrainTask
+from rayapp.training.deepgrow import DeepGrow2dTrainTask, DeepGrowTrainTask
 from rayapp.training.local import LocalHost
 from rayapp.training.metrics import dice
 from rayapp.training.options import ClickOptions
@@ -33,9 +34,10 @@ pytestmark = [
 ]
 
 
-def trained(trainer, name, folder):
+def trained(trainer, name, folder, dimensions=3):
     pairs = [Pair(image=image, label=DATA / "labelsTr" / image.name) for image in images()[:TRAINED]]
-    request = TrainRequest(model=name, pairs=pairs, folder=folder / "run", params=PARAMS)
+    params = {**PARAMS, "network": {**NETWORK, "spatial_dims": dimensions}}
+    request = TrainRequest(model=name, pairs=pairs, folder=folder / "run", params=params)
     result = trainer.train(request, LocalHost(folder / "host", device=torch.device("cpu")))
     return ModelStore(folder / "models").publish(name, result.weights, result.card)
 
@@ -54,6 +56,18 @@ def deepedit(tmp_path_factory):
 def deepgrow(tmp_path_factory):
     trainer = DeepGrowTrainTask(description="", options=ClickOptions())
     return DeepGrow3DTask.from_version(trained(trainer, "deepgrow_3d", tmp_path_factory.mktemp("deepgrow")))
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    trainer = DeepGrow2dTrainTask(description="", options=ClickOptions())
+    folder = tmp_path_factory.mktemp("deepgrow_2d")
+    return DeepGrow2DTask.from_version(trained(trainer, "deepgrow_2d", folder, dimensions=2))
+
+
+@pytest.fixture(scope="module")
+def together(flat, deepgrow):
+    return DeepGrowPipelineTask(flat=flat, solid=deepgrow, description="")
 
 
 @pytest.fixture(scope="module")
@@ -105,20 +119,27 @@ def test_a_mask_that_exists_is_refined_and_never_made_worse(deepedit, held):
     assert np.mean(after) > np.mean(before)
 
 
+def corrected(task, prepared, one, rng):
+    """One structure, clicked and corrected; each answer obeys all clicks, and background clicks took away only. The
+    clicks, and the mask after four of them."""
+    clicks = {"foreground": [interaction.structure(one, 1).click(rng)]}
+    for _ in range(4):
+        labels = task.predict(prepared, Prompts(clicks=clicks), {}).labels
+        assert all(labels[at] == 1 for at in clicks["foreground"])
+        assert not any(labels[at] for at in clicks.get("background", ()))
+        without = task.predict(prepared, Prompts(clicks={"foreground": clicks["foreground"]}), {}).labels
+        assert not (labels & ~without).any()
+        for label, position in interaction.corrections(one, labels, 2, count=1, rng=rng):
+            clicks.setdefault(("background", "foreground")[label], []).append(tuple(int(n) for n in position))
+    return clicks, labels
+
+
 def test_deepgrow_obeys_takes_away_only_and_leaves_other_structures(deepgrow, held):
     rng, scores = np.random.default_rng(2), []
     for volume, truth in held:
         prepared = deepgrow.prepare(volume)
         one = (truth == 1).astype(np.uint8)
-        clicks = {"foreground": [interaction.structure(one, 1).click(rng)]}
-        for _ in range(4):
-            labels = deepgrow.predict(prepared, Prompts(clicks=clicks), {}).labels
-            assert all(labels[at] == 1 for at in clicks["foreground"])
-            assert not any(labels[at] for at in clicks.get("background", ()))
-            without = deepgrow.predict(prepared, Prompts(clicks={"foreground": clicks["foreground"]}), {}).labels
-            assert not (labels & ~without).any()
-            for label, position in interaction.corrections(one, labels, 2, count=1, rng=rng):
-                clicks.setdefault(("background", "foreground")[label], []).append(tuple(int(n) for n in position))
+        clicks, labels = corrected(deepgrow, prepared, one, rng)
         scores.append(dice(labels, one, 1)[0])
         others = np.where(truth == 2, 9, 0).astype(np.uint8)
         beside = deepgrow.predict(prepared, Prompts(clicks=clicks, start=others), {}).labels
@@ -127,3 +148,29 @@ def test_deepgrow_obeys_takes_away_only_and_leaves_other_structures(deepgrow, he
         assert not beside[(others > 0) & ~clicked].any()
     print("DeepGrow, Dice after 4 clicks", np.round(scores, 3))
     assert np.mean(scores) > 0.6
+
+
+def test_deepgrow_on_a_slice_obeys_and_takes_away_only(flat, held):
+    rng, scores = np.random.default_rng(3), []
+    for volume, truth in held:
+        k = int((truth == 1).sum((0, 1)).argmax())
+        one = np.where(np.arange(truth.shape[2]) == k, truth == 1, 0).astype(np.uint8)
+        _, labels = corrected(flat, flat.prepare(volume), one, rng)
+        scores.append(dice(labels, one, 1)[0])
+    print("DeepGrow 2D, Dice after 4 clicks", np.round(scores, 3))
+    assert np.mean(scores) > 0.7
+
+
+def test_the_pipeline_obeys_takes_away_only_and_is_no_worse_than_the_model_of_volumes(together, deepgrow, held):
+    scores = []
+    for number, (volume, truth) in enumerate(held):
+        one = (truth == 1).astype(np.uint8)
+        row = []
+        for task in (together, deepgrow):
+            _, labels = corrected(task, task.prepare(volume), one, np.random.default_rng(number))
+            row.append(dice(labels, one, 1)[0])
+        scores.append(row)
+    both, alone = np.mean(scores, axis=0)
+    print("pipeline", both.round(3), "DeepGrow 3D", alone.round(3))
+    assert both > 0.6
+    assert both > alone - 0.01
