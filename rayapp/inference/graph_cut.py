@@ -41,6 +41,8 @@ def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: npt.NDArray[
     count = np.count_nonzero(free)
     nodes = np.cumsum(free, dtype=np.int32).reshape(free.shape) - 1
     pull = np.where(free, 0, np.sign(costs)).astype(np.float32)
+    if not count:
+        return pull > 0
     graph = maxflow.GraphFloat(count, count * logits.ndim)
     every = graph.add_nodes(count)
     for axis in range(logits.ndim):

@@ -7,6 +7,8 @@ graph cut or random walk (`graph_cut`, `random_walk`) draws the border. In four 
   3. their outlines are interpolated to a depth in the structure for the slices between and beyond (`sparse_slices`);
   4. likelihood and depth together are segmented in the volume; what hangs on no stroke is dropped.
 
+A box alone, and one around extreme points, is taken to fit the structure (`boxed`), which takes the place of 1 and 3.
+
 Only a box around the strokes is worked on (`region`), so a stroke costs what its structure is large. Marked voxels
 always keep their mark. A task holds nothing of a request; calls may come from any thread.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from scipy import ndimage
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
-from rayapp.inference import likelihood, sparse_slices
+from rayapp.inference import boxed, likelihood, sparse_slices
 from rayapp.inference.extreme_points import connect
 from rayapp.inference.graph_cut import graph_cut
 from rayapp.inference.likelihood import Fit, Likelihood
@@ -42,6 +45,8 @@ MARGIN_MM = 15.0
 """How far the box reaches beyond the marks, at least; it grows where an outline touches its border."""
 GROWTHS = 4
 """Times that it may grow."""
+ROUNDS = 2
+"""Cuts of what a box was drawn around."""
 NEARNESS = 4.0
 """Log-odds that a voxel of a slice gains on a foreground stroke and loses on a background one; even in between."""
 OUTLINE_MM = 3.0
@@ -91,23 +96,44 @@ class ScribblesTask:
             BadRequest: without any foreground, or for an optimiser that is not there.
         """
         clock, optimise = Clock(), optimiser_of(config)
-        marks = marked(prepared.shape, prompts)
+        marks = marked(prepared.shape, prompts, seeded=False)
         for points in prompts.extremes.values():
             connect(marks, prepared, points)
+        part = _boxed(marks, prepared, prompts)
+        marks = marked(prepared.shape, replace(prompts, marks=marks))
         clock.stage("pre")
         work = Work.on(prepared, marks, *_first_region(prepared, marks, prompts))
-        outlines, model = self._outlines(work, optimise)
-        for _ in range(0 if prompts.roi else GROWTHS):
-            wider = _wider(work, outlines, prepared)
-            if wider is None:
-                break
-            work = Work.on(prepared, marks, wider, work.axis)
-            outlines, model = self._outlines(work, optimise)
-        mask = _volume(work, outlines, self._refitted(work, outlines) or model, optimise)
+        if part is None:
+            work, mask = self._stroked(work, prepared, marks, optimise, grow=prompts.roi is None)
+        else:
+            mask = self._fitted(work, part, optimise)
         clock.stage("infer")
         labels = painted(work.turned_back(mask), work.region, marks)
         clock.stage("invert")
         return answer(labels, prompts, clock)
+
+    def _stroked(self, work: Work, scan: Scan, marks: Marks, optimise: Optimiser, *, grow: bool) -> tuple[Work, Bools]:
+        """The structure from strokes, and the region, which may have grown with it."""
+        outlines, model = self._outlines(work, optimise)
+        for _ in range(GROWTHS if grow else 0):
+            wider = _wider(work, outlines, scan)
+            if wider is None:
+                break
+            work = Work.on(scan, marks, wider, work.axis)
+            outlines, model = self._outlines(work, optimise)
+        return work, _volume(work, outlines, self._refitted(work, outlines) or model, optimise)
+
+    def _fitted(self, work: Work, part: Marks, optimise: Optimiser) -> Bools:
+        """The structure in the region, from what its box seems to be drawn around: cut by what that looks like, and
+        again by what the cut looks like (GrabCut, Rother et al., 2004)."""
+        mask: Bools = np.moveaxis(work.region.marks(part), work.axis, -1) == FOREGROUND
+        for _ in range(ROUNDS):
+            outlines = {int(k): mask[..., k] for k in np.flatnonzero(mask.any(axis=(0, 1)))}
+            model = self._refitted(work, outlines)
+            if model is None:
+                break
+            mask = _volume(work, outlines, model, optimise)
+        return mask
 
     def _outlines(self, work: Work, optimise: Optimiser) -> tuple[dict[int, Bools], Likelihood]:
         """The structure on each stroked slice, by the strokes and by the appearance that they show."""
@@ -171,6 +197,18 @@ def answer(labels: npt.NDArray[np.uint8], prompts: Prompts, clock: Clock) -> Pre
 def named(prompts: Prompts) -> dict[str, Any]:
     """The reply's `params` for a mask of the one structure that the annotator works on."""
     return {"label_names": {prompts.label: 1}} if prompts.label else {}
+
+
+def _boxed(marks: Marks, scan: Scan, prompts: Prompts) -> Marks | None:
+    """What a box alone, or extreme points, seem to be drawn around; its inner voxels are marked. None if strokes say
+    more, or nothing fits."""
+    if prompts.roi is None or ((marks == FOREGROUND).any() and not prompts.extremes):
+        return None
+    part, inner = boxed.part(scan, prompts.roi)
+    if not part.any():
+        return None
+    marks[inner & (marks == 0)] = FOREGROUND
+    return part * np.uint8(FOREGROUND)
 
 
 def _first_region(scan: Scan, marks: Marks, prompts: Prompts) -> tuple[Region, int]:

@@ -39,6 +39,13 @@ def test_marks_hold_against_everything(optimise, logit):
 
 
 @pytest.mark.parametrize("optimise", [graph_cut, random_walk])
+def test_where_all_is_marked_the_marks_are_the_answer(optimise):
+    inside, image, _ = scene()
+    marks = np.where(inside, FOREGROUND, BACKGROUND).astype(np.uint8)
+    np.testing.assert_array_equal(optimise(np.zeros(SHAPE, np.float32), image, marks, EVEN), inside)
+
+
+@pytest.mark.parametrize("optimise", [graph_cut, random_walk])
 def test_a_slice_is_worked_on_as_a_volume_is(optimise):
     inside, image, marks = scene()
     mask = optimise(np.zeros(SHAPE[:2], np.float32), image[..., 5], np.maximum(marks[..., 5], marks[..., 0]), EVEN[:2])
