@@ -33,8 +33,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from rayapp.apps.radiology.main import ONLINE, scribbles
-from rayapp.geometry import Orientation, spacing
-from rayapp.imaging.phantom import phantom
+from rayapp.geometry import spacing
 from rayapp.imaging.volume import Volume
 from rayapp.inference.marks import BACKGROUND, FOREGROUND
 from rayapp.inference.task import Prompts
@@ -50,7 +49,6 @@ STRUCTURES = {
     "hippocampus": ("hippocampus", (1, 2)),
 }
 TUNED = {"chaos_t2": 5, "hippocampus": 20}
-PICTURED = 77
 COUNT = {"chaos_t2": 5, "hippocampus": 20}
 INFO = [{"name": "background_scribbles", "id": BACKGROUND}, {"name": "foreground_scribbles", "id": FOREGROUND}]
 
@@ -176,44 +174,6 @@ def measure(opened: Callable[[Case], Ask], found: list[Case], count: int) -> dic
     }
 
 
-def draw_picture(to: Path) -> None:
-    """Strokes on three slices of a generated torso's liver, and the mask on these, between and beyond."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    volume, labels = phantom(PICTURED)
-    turn = Orientation.of(volume.affine)
-    volume = Volume(array=turn.apply(volume.array), affine=turn.affine(volume.affine, volume.shape))
-    truth = turn.apply(labels.array) == labels.names["liver"]
-    step = spacing(volume.affine)
-    marks = strokes(truth, 3, step, PICTURED)
-    mask = in_process("Forest+GraphCut")(Case(path=to, volume=volume, truth=truth, seed=0))(marks)
-    drawn = [int(k) for k in np.flatnonzero(marks.any((0, 1)))]
-    shown = [
-        drawn[0],
-        (drawn[0] + drawn[1]) // 2,
-        drawn[1],
-        drawn[2],
-        (drawn[2] + np.flatnonzero(truth.any((0, 1)))[-1]) // 2,
-    ]
-    figure, axes = pyplot.subplots(2, len(shown), figsize=(2.2 * len(shown), 3.2), facecolor="black")
-    for column, k in enumerate(shown):
-        grey = np.clip((volume.array[0, ::-1, ::-1, k].T + 150) / 450, 0, 1)
-        above, below = np.repeat(grey[..., None], 3, axis=2), np.repeat(grey[..., None], 3, axis=2)
-        for mark, colour in ((BACKGROUND, (0.3, 0.65, 1)), (FOREGROUND, (1, 0.75, 0.2))):
-            above[ndimage.binary_dilation(mark == marks[::-1, ::-1, k].T)] = colour
-        inside = mask[::-1, ::-1, k].T
-        below[inside] = 0.55 * below[inside] + 0.45 * np.array((0.9, 0.3, 0.25))
-        for axis, image in ((axes[0, column], above), (axes[1, column], below)):
-            axis.imshow(image, aspect=step[1] / step[0], interpolation="bilinear")
-            axis.axis("off")
-        axes[1, column].contour(truth[::-1, ::-1, k].T, [0.5], colors="white", linewidths=0.6)
-    figure.subplots_adjust(0, 0, 1, 1, 0.02, 0.02)
-    figure.savefig(to, dpi=110, facecolor="black")
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -223,11 +183,7 @@ def main() -> None:
     parser.add_argument("--structures", default=",".join(STRUCTURES))
     parser.add_argument("--methods", default=",".join(ONLINE))
     parser.add_argument("--server", action="append", default=[], metavar="NAME=URL", help="measure this one too")
-    parser.add_argument("--picture", type=Path, help="draw docs/scribbles.png and measure nothing")
     options = parser.parse_args()
-    if options.picture:
-        draw_picture(options.picture)
-        return
     rows = []
     for structure in options.structures.split(","):
         found = list(cases(structure, tuned=options.tuned))
