@@ -68,9 +68,9 @@ def make_studies(folder: Path, count: int) -> Path:
 
 
 @contextmanager
-def started(folder: Path, *flags: str) -> Iterator[Running]:
-    """`rayapp start` on small studies in `folder`, again on those there; yields once it is ready, and stops it if
-    nobody did."""
+def started(folder: Path, *flags: str, patience: float = START_TIMEOUT) -> Iterator[Running]:
+    """`rayapp start` on small studies in `folder`, again on those there; yields once it is ready, which may take
+    `patience` seconds, and stops it if nobody did."""
     studies, workspace, mark = make_studies(folder / "studies", 4), folder / "workspace", secrets.token_hex(8)
     command = [Path(sys.executable).with_name("rayapp"), "start", "--studies", studies, "--workspace", workspace]
     env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "RAYAPP_DASHBOARD": "false"}
@@ -82,7 +82,7 @@ def started(folder: Path, *flags: str) -> Iterator[Running]:
     reading = threading.Thread(target=_read, args=(running, ready), daemon=True)
     reading.start()
     try:
-        if not ready.wait(START_TIMEOUT) or not running.lines:
+        if not ready.wait(patience) or not running.lines:
             pytest.fail(f"the server did not start: {(folder / 'stderr').read_text()[-3000:]}")
         running.url = running.lines[0].removeprefix("ready ").strip()
         yield running

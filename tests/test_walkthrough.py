@@ -46,6 +46,8 @@ INSTEAD = {
     "rayapp infer segmentation IMAGE --picture look.png": "rayapp infer segmentation torso_0 --picture look.png",
 }
 """Whole lines that are, since they leave something to who types them, or take long."""
+PATIENCE_S = 400.0
+"""No page says how soon a server answers, and the machine may have other work."""
 ALONE = ("doctor", "users", "datasets")
 """Commands that ask no server."""
 
@@ -91,7 +93,7 @@ class Typist:
 
     def _start(self, *flags: str) -> None:
         self._open.close()
-        self.server = self._open.enter_context(started(self.folder, *flags))
+        self.server = self._open.enter_context(started(self.folder, *flags, patience=PATIENCE_S))
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def typist(tmp_path):
         volume, truth = phantom(5_000_000 + number, shape=SHAPE)
         nibabel.Nifti1Image(truth.array, volume.affine).to_filename(labels / f"torso_{number}.nii.gz")
     zoo.bundle(
-        tmp_path / "data" / "bundles" / "bright",
+        tmp_path / "data" / "bundles" / "spleen_ct_segmentation",
         network=zoo.BRIGHTER,
         pre=zoo.compose(zoo.LOAD, zoo.ORIENT),
         post=zoo.compose(zoo.ARGMAX),

@@ -7,14 +7,16 @@ checked before it is opened. Two servers that fetch the same bundle at once do s
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
 import shutil
+import socket
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -31,7 +33,7 @@ INDEX = "https://raw.githubusercontent.com/Project-MONAI/model-zoo/dev/models/mo
 INDEX_BYTES = 16 << 20
 """More than that is no index."""
 PATIENCE_S = 30.0
-"""Seconds without a byte of the index."""
+"""Seconds without a byte, after which who sends is taken to be away."""
 STAGED = ".fetched-"
 STALE_S = 24 * 3600.0
 """Age of what a killed server left of a download, from which it is swept away."""
@@ -143,12 +145,24 @@ def _download(name: str, staged: Path, archive: Archive) -> None:
     try:
         # Where the archive lies already, `download` only unpacks it.
         file = staged / f"{name}.zip"
-        download_url(
-            url=archive.url, filepath=file, hash_val=archive.digest, hash_type=archive.algorithm, progress=False
-        )
+        with _impatient():
+            download_url(
+                url=archive.url, filepath=file, hash_val=archive.digest, hash_type=archive.algorithm, progress=False
+            )
         download(name=name, bundle_dir=str(staged), url=archive.url, progress=False)
     except Exception as error:
         raise ModelBroken(f"bundle {name!r} could not be fetched: {_why(error, archive.host)}") from error
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Sockets opened meanwhile do not wait for ever: MONAI's downloads set no limit themselves."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _why(error: BaseException, host: str) -> str:
@@ -163,6 +177,8 @@ def _why(error: BaseException, host: str) -> str:
             return f"{host} broke off in the middle of it"
         case URLError():
             return f"{host} cannot be reached ({error.reason})"
+        case TimeoutError():
+            return f"{host} sent nothing for {PATIENCE_S:g} s"
         case HashCheckError():
             return f"what {host} sent is another archive than its checksum says; nothing of it was used"
         case BadZipFile():

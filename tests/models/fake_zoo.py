@@ -14,7 +14,7 @@ from aiohttp import web
 
 @dataclass
 class FakeZoo:
-    """`archives` by file name; `faults` by file name: missing, torn, other. `asked` is what was fetched."""
+    """`archives` by file name; `faults` by file name: missing, torn, other, stalled. `asked` is what was fetched."""
 
     url: str = ""
     archives: dict[str, bytes] = field(default_factory=dict)
@@ -42,11 +42,13 @@ class FakeZoo:
             raise web.HTTPNotFound
         if fault == "other":
             return web.Response(body=body[:-1] + b"?")
-        if fault != "torn":
+        if fault not in ("torn", "stalled"):
             return web.Response(body=body)
         answer = web.StreamResponse(headers={"Content-Length": str(len(body))})
         await answer.prepare(request)
         await answer.write(body[: len(body) // 2])
+        if fault == "stalled":
+            await asyncio.sleep(2)
         assert request.transport is not None
         request.transport.close()
         return answer

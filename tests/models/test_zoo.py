@@ -78,12 +78,14 @@ def test_of_two_servers_that_fetch_at_once_the_first_ones_stays(served, tmp_path
 FAULTS = {
     "missing": r"127\.0\.0\.1:\d+ answers 404 Not Found",
     "torn": r"127\.0\.0\.1:\d+ broke off in the middle of it",
+    "stalled": r"127\.0\.0\.1:\d+ sent nothing for 0\.5 s",
     "other": r"is another archive than its checksum says; nothing of it was used",
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bad_download_is_told_and_leaves_nothing_behind(served, tmp_path, fault):
+def test_a_bad_download_is_told_and_leaves_nothing_behind(served, tmp_path, fault, monkeypatch):
+    monkeypatch.setattr(zoo, "PATIENCE_S", 0.5 if fault == "stalled" else zoo.PATIENCE_S)
     served.add("liver_ct", "1.0.0", archive_of("liver_ct", "1.0.0"), fault=fault)
     with pytest.raises(ModelBroken, match=r"bundle 'liver_ct' could not be fetched: .*" + FAULTS[fault]):
         zoo.fetch("liver_ct", tmp_path, index=index_of(served))
