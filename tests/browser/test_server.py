@@ -64,7 +64,8 @@ def test_a_study_is_listed_opened_segmented_corrected_and_saved_and_is_the_same_
         assert viewer.press("segment").startswith("segmentation, ")
         automatic, values = viewer.voxels(file)
         with Client(server.url) as client:
-            answer = client.infer("segmentation", SERIES, to=tmp_path / "automatic.nrrd")
+            given = {"result_extension": ".nii.gz"}
+            answer = client.infer("segmentation", SERIES, params=given, to=tmp_path / "automatic.nii.gz")
             np.testing.assert_array_equal(automatic, answer.labels())
         grid = read_grid(source)
         assert grid.shape == SHAPE
