@@ -120,9 +120,11 @@ def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
     deadline = time.monotonic() + READY_TIMEOUT
     while (status := serve.status().applications[APPLICATION]).status != "RUNNING":
         go_on()
-        if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
-            last = (status.message.strip().splitlines() or [status.status])[-1]
-            raise _ours(status.message) or RayappError(f"the server did not start: {last}")
+        account = "\n".join([status.message, *(each.message for each in status.deployments.values())])
+        ours = _ours(account)  # Serve goes on trying for minutes, and what is wrong with an app stays wrong
+        if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline or isinstance(ours, errors.AppBroken):
+            last = (account.strip().splitlines() or [status.status])[-1]
+            raise ours or RayappError(f"the server did not start: {last}")
         time.sleep(0.1)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{shown}:{settings.port}"
@@ -145,7 +147,7 @@ def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
 def _ours(message: str) -> RayappError | None:
     """The error of `rayapp.errors` that an account of Ray's ends with: of an actor or replica that could not be made,
     Ray keeps no more than the text."""
-    found = re.findall(r"^rayapp\.errors\.(\w+): (.+)$", message, re.MULTILINE)
+    found = re.findall(r"^\s*rayapp\.errors\.(\w+): (.+)$", message, re.MULTILINE)
     return getattr(errors, found[-1][0], RayappError)(found[-1][1]) if found else None
 
 
