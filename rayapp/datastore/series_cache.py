@@ -118,28 +118,30 @@ class SeriesCache:
     def _write(self, study: str, series: str, target: Path) -> list[Future[list[dicom.Slice]]]:
         """Every instance of the series as a file, or ArchiveAway; the slices of each.
 
-        The disk writes, and headers are parsed, while the archive sends the next.
+        The disk writes, headers are parsed, and the archive is asked for its list, while it sends the next.
         """
-        wanted = self._pacs.instances(study, series)
         target.mkdir(parents=True)
         size = 0
         with ThreadPoolExecutor(SYNCS) as pool:
+            listed = pool.submit(self._pacs.instances, study, series)
+            came: set[str] = set()
             written, parsed = [], []
             for instance, data in self._pacs.retrieve(study, series):
-                uid = str(instance.get("SOPInstanceUID"))
-                if uid not in wanted:
-                    raise ArchiveAway("the DICOM archive sends instances that it does not list")
-                wanted.remove(uid)
+                came.add(str(instance.get("SOPInstanceUID")))
                 size += len(data)
                 if size > self._max_volume:
                     raise TooLarge(f"the series has more than {self._max_volume} bytes (max_volume)")
-                file = target / f"{uid}.dcm"
+                file = target / f"{len(written)}.dcm"
                 written.append(pool.submit(_keep, file, data))
                 if len(written) > AHEAD:  # no more of the series than that is held in memory
                     written[-1 - AHEAD].result()
                 parsed.append(pool.submit(dicom.slices_of, instance, file))
-            if wanted:
-                raise ArchiveAway(f"the DICOM archive broke off: {len(wanted)} instances of the series are missing")
+            wanted = listed.result()
+            if came - wanted or len(written) > len(came):
+                raise ArchiveAway("the DICOM archive sends instances that it does not list")
+            if wanted - came:
+                missing = len(wanted - came)
+                raise ArchiveAway(f"the DICOM archive broke off: {missing} instances of the series are missing")
             for one in written:
                 one.result()
         sync(target)
