@@ -125,7 +125,8 @@ class SeriesCache:
         with ThreadPoolExecutor(SYNCS) as pool:
             listed = pool.submit(self._pacs.instances, study, series)
             came: set[str] = set()
-            written, parsed = [], []
+            written: list[Future[None]] = []
+            parsed: list[Future[list[dicom.Slice]]] = []
             for instance, data in self._pacs.retrieve(study, series):
                 came.add(str(instance.get("SOPInstanceUID")))
                 size += len(data)
