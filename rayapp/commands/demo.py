@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rayapp.commands import server
+from rayapp.ohif import is_prepared
 
 STUDIES = 6
 FIRST_SEED = 7_000_001
@@ -35,7 +36,12 @@ def demo(
         "num_cpus": num_cpus,
     }
     chosen = server.settings({name: value for name, value in given.items() if value is not None})
-    server.serve(chosen, lambda url: print(_greeting(url, studies, images[0], click), file=sys.stderr, flush=True))
+    first = "" if is_prepared(chosen.ohif) else ", after `rayapp ohif install`"
+
+    def greet(url: str) -> None:
+        print(_greeting(url, studies, images[0], click, first), file=sys.stderr, flush=True)
+
+    server.serve(chosen, greet)
 
 
 def make_studies(folder: Path) -> list[str]:
@@ -74,7 +80,7 @@ def inside_liver(seed: int) -> str:
     return ",".join(str(index) for index in nearest)
 
 
-def _greeting(url: str, studies: Path, image: str, click: str) -> str:
+def _greeting(url: str, studies: Path, image: str, click: str, first: str) -> str:
     flag = "" if url == "http://127.0.0.1:8000" else f" --server {url}"
     return f"""
 rayapp serves {STUDIES} generated torsos from {studies}. Try, in another terminal:
@@ -84,7 +90,7 @@ rayapp serves {STUDIES} generated torsos from {studies}. Try, in another termina
   a first mask        rayapp infer segmentation {image} --picture torso.png{flag}
   one with a click    rayapp infer deepedit {image} --click liver={click}{flag}
 
-In a browser, after `rayapp ohif install`, {url}/ohif/
+In a browser{first}: {url}/ohif/
 In 3D Slicer, with the MONAI Label extension, the server's address is {url}
 Its interface is described at {url}/docs
 Ctrl-C stops it; images and saved labels stay."""
