@@ -31,7 +31,7 @@ SIZE = 128
 IMAGES = 8
 WORKS: dict[str, tuple[JobKind, str, dict[str, Any]]] = {
     "training": (JobKind.TRAIN, "segmentation", {"max_epochs": 1000, "val_interval": 1000}),
-    "scoring": (JobKind.SCORING, "epistemic", {}),
+    "scoring": (JobKind.SCORING, "epistemic", {"samples": 100}),
 }
 START_S = 300.0
 
