@@ -42,14 +42,6 @@ method = EpistemicScoring(
     num_samples=asked["samples"],
 )
 datastore = Datastore()
-began, busy = time.perf_counter(), time.process_time()
+began = time.perf_counter()
 method({}, datastore)
-count = len(datastore.get_unlabeled_images())
-print(
-    json.dumps(
-        {
-            "images_per_s": count / (time.perf_counter() - began),
-            "cpu_s_per_image": (time.process_time() - busy) / count,
-        }
-    )
-)
+print(json.dumps({"images_per_s": len(datastore.get_unlabeled_images()) / (time.perf_counter() - began)}))

@@ -76,12 +76,12 @@ def summary(rounds: Sequence[Round], strategy: str) -> list[Mean]:
 
 def aim(rounds: Sequence[Round]) -> float:
     """The Dice to reach, from the best that any strategy came to."""
-    return ENOUGH * max(mean.dice for strategy in _strategies(rounds) for mean in summary(rounds, strategy))
+    return ENOUGH * max(mean.dice for strategy in strategies_in(rounds) for mean in summary(rounds, strategy))
 
 
 def standings(rounds: Sequence[Round], aimed: float) -> list[Standing]:
     """Every strategy's, the best first."""
-    names = _strategies(rounds)
+    names = strategies_in(rounds)
     common = set.intersection(*({one.labels for one in rounds if one.strategy == name} for name in names))
     found = []
     for name in names:
@@ -149,7 +149,8 @@ def _mean(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), spread
 
 
-def _strategies(rounds: Sequence[Round]) -> list[str]:
+def strategies_in(rounds: Sequence[Round]) -> list[str]:
+    """Those that were run, in the order of their files."""
     return list(dict.fromkeys(one.strategy for one in rounds))
 
 
@@ -162,7 +163,7 @@ def draw(rounds: Sequence[Round], picture: Path) -> None:
     sheet = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(sheet)
     by_labels, by_minutes = sheet.subplots(1, 2, sharey=True)
-    for strategy in _strategies(rounds):
+    for strategy in strategies_in(rounds):
         rows = summary(rounds, strategy)
         mean, error = np.array([row.dice for row in rows]), np.array([row.error for row in rows])
         for axes, x in (

@@ -54,10 +54,7 @@ def simulate(
     from rayapp.active_learning.simulation import Protocol, Simulation
     from rayapp.client import AsyncClient
 
-    try:
-        when = tuple(int(number) for number in budgets.split(","))
-    except ValueError:
-        raise WrongUsage(f"--budgets: numbers with commas between, not {budgets!r}") from None
+    when = _numbers(budgets)
     simulation = Simulation(
         connect=lambda name: AsyncClient(server, token=token, client_id=name),
         protocol=Protocol(
@@ -91,6 +88,13 @@ def simulate(
     rounds = rounds_in(out)
     draw(rounds, out / "curves.png")
     _show(rounds)
+
+
+def _numbers(budgets: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in budgets.split(","))
+    except ValueError:
+        raise WrongUsage(f"--budgets: numbers with commas between, not {budgets!r}") from None
 
 
 def _by_name(folder: Path, flag: str) -> dict[str, Path]:
@@ -132,10 +136,10 @@ def _show(rounds: list[Round]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rayapp.active_learning.outcome import advice, aim, summary
+    from rayapp.active_learning.outcome import advice, aim, strategies_in, summary
 
     table = Table("strategy", "labels", "minutes", "Dice", "±", "seeds")
-    for strategy in dict.fromkeys(one.strategy for one in rounds):
+    for strategy in strategies_in(rounds):
         for row in summary(rounds, strategy):
             figures = (str(row.labels), f"{row.minutes:.1f}", f"{row.dice:.3f}", f"{row.error:.3f}", str(row.seeds))
             table.add_row(strategy, *figures)

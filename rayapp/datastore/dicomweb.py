@@ -27,7 +27,7 @@ from rayapp.datastore.archived import ArchivedLabels
 from rayapp.datastore.index import update_label
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.pacs import Pacs
-from rayapp.datastore.protocol import Author, ImageRecord, Info, LabelRecord, Revision
+from rayapp.datastore.protocol import SERIES_EXT, Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
 from rayapp.errors import ArchiveAway, Busy, Disabled, RayappError
 from rayapp.imaging.dicom_seg import Maker, encode
@@ -36,7 +36,6 @@ from rayapp.imaging.segments import entries_of, named
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.protocol import FINAL, ORIGINAL
 
-EXT = ".nii"
 FILTER = "qido."
 """Keys of `--conf` that narrow the search: `--conf qido.Modality=MR --conf qido.StudyDate=20240101-`."""
 ARCHIVED, PROBLEM = "archived", "archive_problem"
@@ -71,7 +70,7 @@ class Listed:
             log.warning("the list of series stays as it was: %s", error.detail)
             return dict(known), 0
         self._infos = {uid: info for uid, info in infos.items() if folder.valid(uid, "image")}
-        return dict.fromkeys(self._infos, EXT), len(infos) - len(self._infos)
+        return dict.fromkeys(self._infos, SERIES_EXT), len(infos) - len(self._infos)
 
     def whole(self, new: Mapping[str, str], settle: float) -> set[str]:  # noqa: ARG002
         """See `Source`."""

@@ -32,7 +32,7 @@ from rayapp.imaging import dicom
 from rayapp.imaging.dicom_plane import Plane, found, places, plane
 from rayapp.imaging.dicom_terms import terms_of
 from rayapp.imaging.payload import check_size
-from rayapp.imaging.volume import Affine, Grid, Segmentation
+from rayapp.imaging.volume import Affine, Grid, Segmentation, from_below
 
 Kind = Literal["BINARY", "LABELMAP"]
 
@@ -225,7 +225,7 @@ def flattened(masks: Masks) -> Segmentation:
     """A label map with the values 1..S of masks that may overlap: where they do, the smaller one is seen."""
     count = len(masks.names)
     array = np.zeros(masks.array.shape[1:], np.uint8 if count < 256 else np.uint16, order="F")
-    for place in sorted(range(count), key=lambda place: -int(masks.array[place].sum())):
+    for place in from_below([int(mask.sum()) for mask in masks.array]):
         array[masks.array[place]] = place + 1
     return Segmentation(array=array, affine=masks.affine, names={name: n for n, name in enumerate(masks.names, 1)})
 

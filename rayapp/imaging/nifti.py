@@ -1,5 +1,5 @@
-"""NIfTI-1 and NIfTI-2, single file, plain or gzipped, either byte order: read volumes and grids, write both and
-label maps.
+"""NIfTI-1 and NIfTI-2, single file, plain or gzipped, either byte order: read volumes and grids, write volumes
+and label maps.
 
 Follows https://nifti.nimh.nih.gov/nifti-1. Where the standard leaves a choice (which of two affines, none, units) a
 grid is what ITK, and so 3D Slicer, makes of it: a mask must lie where the annotator sees the image.

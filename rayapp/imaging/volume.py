@@ -5,6 +5,7 @@ Immutable by convention (arrays are shared between threads and must not be writt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,3 +58,8 @@ class Segmentation:
     def shape(self) -> tuple[int, int, int]:
         i, j, k = self.array.shape
         return i, j, k
+
+
+def from_below(sizes: Sequence[float]) -> list[int]:
+    """In which order structures that may overlap are painted: the largest first; of equals the first."""
+    return sorted(range(len(sizes)), key=lambda index: -sizes[index])

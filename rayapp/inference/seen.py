@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rayapp.errors import ModelBroken
 from rayapp.geometry import spacing
-from rayapp.imaging.volume import Grid, Volume
+from rayapp.imaging.volume import Grid, Volume, from_below
 from rayapp.inference.pipeline import Floats
-from rayapp.inference.transforms import Data, Labels, TransformPipeline, from_below
+from rayapp.inference.transforms import Data, Labels, TransformPipeline
 
 MOST = (0.01, 0.99)
 """Quantiles of an image's intensities between which its body lies."""

@@ -43,7 +43,7 @@ from torch import Tensor
 
 from rayapp.errors import ModelBroken
 from rayapp.geometry import index_to_mm, mm_to_index, same_grid, spacing
-from rayapp.imaging.volume import Grid, Volume
+from rayapp.imaging.volume import Grid, Volume, from_below
 from rayapp.inference.task import Point
 
 Data = dict[str, Any]
@@ -305,8 +305,3 @@ def _as_labels(found: npt.NDArray[Any], first: int) -> Labels:
     for index in from_below([float(channel.sum()) for channel in inside]):
         labels[inside[index]] = index + 1
     return labels
-
-
-def from_below(sizes: Sequence[float]) -> list[int]:
-    """In which order structures that may overlap are painted: the largest first; of equals the first."""
-    return sorted(range(len(sizes)), key=lambda index: -sizes[index])

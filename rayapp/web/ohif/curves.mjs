@@ -1,39 +1,17 @@
 /** The tool that draws closed curves around a structure, on one slice. */
 
+import { installer } from './tools.mjs';
+
 export const TOOL = 'RayappCurve';
 
-let made = null;
-
-/** Register the tool and let these tool groups have it. */
-export function install(toolGroupService) {
-  const { PlanarFreehandROITool, addTool } = window.cornerstoneTools;
-  if (!made) {
-    made = class extends PlanarFreehandROITool {
-      static toolName = TOOL;
-      constructor(
-        toolProps = {},
-        defaults = {
-          configuration: {
-            allowOpenContours: false,
-            calculateStats: false,
-            displayOnePointAsCrosshairs: false,
-            getTextLines: () => [],
-            subPixelResolution: 4,
-          },
-        }
-      ) {
-        super(toolProps, defaults);
-      }
-    };
-    addTool(made);
-  }
-  for (const id of ['default', 'mpr']) {
-    const group = toolGroupService.getToolGroup(id);
-    if (group && !group.hasTool(TOOL)) {
-      group.addTool(TOOL);
-    }
-  }
-}
+/** Register the tool and let the tool groups have it. */
+export const install = installer(TOOL, 'PlanarFreehandROITool', () => ({
+  allowOpenContours: false,
+  calculateStats: false,
+  displayOnePointAsCrosshairs: false,
+  getTextLines: () => [],
+  subPixelResolution: 4,
+}));
 
 /** The voxels that a curve goes through, each once in a row; null if it leaves the image. */
 export function voxels(annotation, labelmap) {

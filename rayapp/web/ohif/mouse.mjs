@@ -3,6 +3,7 @@
 import * as curves from './curves.mjs';
 import * as points from './points.mjs';
 import * as strokes from './strokes.mjs';
+import { groupsOf } from './tools.mjs';
 
 const ENDS = 6; // outermost points of a structure
 const TOOLS = {
@@ -38,8 +39,8 @@ export class Mouse {
     this.forget();
     const { Enums, WindowLevelTool } = window.cornerstoneTools;
     const tool = TOOLS[mode] ?? WindowLevelTool.toolName;
-    for (const group of ['default', 'mpr'].map(id => this.groups.getToolGroup(id))) {
-      if (!group?.hasTool(tool)) {
+    for (const group of groupsOf(this.groups)) {
+      if (!group.hasTool(tool)) {
         continue;
       }
       const active = group.getActivePrimaryMouseButtonTool();

@@ -1,28 +1,11 @@
 /** The tool that places points, and the dots it leaves. */
 
+import { installer } from './tools.mjs';
+
 export const TOOL = 'RayappPoint';
 
-let made = null;
-
-/** Register the tool and let these tool groups have it. */
-export function install(toolGroupService) {
-  const { ProbeTool, addTool } = window.cornerstoneTools;
-  if (!made) {
-    made = class extends ProbeTool {
-      static toolName = TOOL;
-      constructor(toolProps = {}, defaults = { configuration: { getTextLines: () => [], shadow: false } }) {
-        super(toolProps, defaults);
-      }
-    };
-    addTool(made);
-  }
-  for (const id of ['default', 'mpr']) {
-    const group = toolGroupService.getToolGroup(id);
-    if (group && !group.hasTool(TOOL)) {
-      group.addTool(TOOL);
-    }
-  }
-}
+/** Register the tool and let the tool groups have it. */
+export const install = installer(TOOL, 'ProbeTool', () => ({ getTextLines: () => [], shadow: false }));
 
 /** Call `placed(annotation)` for each mark that a tool set; returns what ends that. */
 export function listen(tool, placed) {

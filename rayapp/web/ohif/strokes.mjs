@@ -1,5 +1,7 @@
 /** Strokes for the scribble models: drawn with OHIF's own brush as two segments of the labelmap, kept apart from it. */
 
+import { groupsOf } from './tools.mjs';
+
 export const TOOL = 'CircularBrush';
 const RADIUS = 4; // pixels
 
@@ -38,9 +40,9 @@ export function joined(earlier, strokes) {
 
 /** Make the brush as wide as strokes are. */
 export function install(toolGroupService) {
-  for (const id of ['default', 'mpr']) {
-    if (toolGroupService.getToolGroup(id)?.hasTool(TOOL)) {
-      window.cornerstoneTools.utilities.segmentation.setBrushSizeForToolGroup(id, RADIUS, TOOL);
+  for (const group of groupsOf(toolGroupService)) {
+    if (group.hasTool(TOOL)) {
+      window.cornerstoneTools.utilities.segmentation.setBrushSizeForToolGroup(group.id, RADIUS, TOOL);
     }
   }
 }
