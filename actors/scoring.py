@@ -21,7 +21,7 @@ from rayapp.config import Settings
 from rayapp.errors import RayappError
 from rayapp.jobs.images import ImageAnswer, ImageWork, ImageWorker
 from rayapp.jobs.pool import ImageDone, Pool, Stopped, WorkerLost
-from rayapp.priority import give_way
+from rayapp.priority import give_way, rest_between_layers
 from rayapp.requirements import runtime_env
 
 POLL_S = 0.25
@@ -47,6 +47,7 @@ class ScoringActor:
             import torch
 
             torch.set_num_threads(1)
+            rest_between_layers()
             self._worker = ImageWorker(self._settings, RemoteDatastore(self._datastore))
         return self._worker(work, image_id)
 

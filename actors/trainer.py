@@ -28,7 +28,7 @@ from rayapp import logs
 from rayapp.app import app_class
 from rayapp.errors import BadRequest, RayappError
 from rayapp.planner import hardware
-from rayapp.priority import give_way
+from rayapp.priority import give_way, rest_between_layers
 from rayapp.training.task import Progress, TrainResult
 
 logger = logging.getLogger("rayapp.training")
@@ -100,6 +100,7 @@ def work(config: dict[str, Any]) -> TrainResult | RayappError | None:
     run: Run = config["run"]
     give_way()
     share_cores()
+    rest_between_layers()
     logs.configure(run.settings)
     host = RayHost(run)
     try:

@@ -5,7 +5,8 @@
     io        disk, decoding, preparing, encoding
 
 While a click is under way, background work waits before each of its steps, and one that is in a network gives way at
-the network's next window. All methods belong to one event loop; `give_way` and `close` may be called in any thread.
+the network's next window; other processes' background work rests (`rayapp.priority`). All methods belong to one event
+loop; `give_way` and `close` may be called in any thread.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+
+from rayapp.priority import WaitedFor
 
 T = TypeVar("T")
 
@@ -47,6 +50,7 @@ class Lanes:
         self._strokes = ThreadPoolExecutor(STROKE_THREADS, thread_name_prefix="strokes", initializer=_behind)
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io", initializer=alone)
         self._clicks = 0
+        self._waited_for = WaitedFor()
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -63,12 +67,14 @@ class Lanes:
     def click(self) -> Iterator[None]:
         """While somebody waits for an answer."""
         self._clicks += 1
+        self._waited_for.begin()
         self._quiet.clear()
         try:
             yield
         finally:
             self._clicks -= 1
             if not self._clicks:
+                self._waited_for.end()
                 self._quiet.set()
 
     async def quiet(self, patience: float | None = None) -> None:
@@ -86,6 +92,7 @@ class Lanes:
         """Stop the threads; what is still queued is dropped. From any thread, once nobody calls any more."""
         for pool in (self._network, self._strokes, self._io):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._waited_for.close()
 
 
 def _behind() -> None:

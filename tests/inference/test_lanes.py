@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 
 import pytest
 
+from rayapp import priority
 from rayapp.inference.lanes import GaveWay, Lanes
 
 
@@ -37,3 +39,19 @@ async def test_background_work_gives_way_while_anybody_waits(lanes):
         await lanes.quiet(patience=0.01)
     await lanes.quiet()
     lanes.give_way()
+
+
+async def test_other_processes_see_when_somebody_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(priority, "PLACE", tmp_path / "waited-for")
+    lanes = Lanes(threads=1)
+
+    def seen():
+        asked = f"from pathlib import Path; print(WaitedFor(Path({str(priority.PLACE)!r})).by_others())"
+        words = (sys.executable, "-c", f"from rayapp.priority import WaitedFor; {asked}")
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() == "True"
+
+    assert not seen()
+    with lanes.click(), lanes.click():
+        assert seen()
+    assert not seen()
+    lanes.close()
