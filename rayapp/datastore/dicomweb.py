@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.uid import UID
 
 from rayapp.config import Settings
 from rayapp.datastore import folder
@@ -29,7 +30,7 @@ from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.pacs import Pacs
 from rayapp.datastore.protocol import SERIES_EXT, Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
-from rayapp.errors import ArchiveAway, Busy, Disabled, RayappError
+from rayapp.errors import ArchiveAway, Busy, Disabled, NotFound, RayappError
 from rayapp.imaging.dicom_seg import Maker, encode
 from rayapp.imaging.reader import read_grid, read_segmentation
 from rayapp.imaging.segments import entries_of, named
@@ -72,6 +73,15 @@ class Listed:
         self._infos = {uid: info for uid, info in infos.items() if folder.valid(uid, "image")}
         return dict.fromkeys(self._infos, SERIES_EXT), len(infos) - len(self._infos)
 
+    def has(self, series: str) -> bool:
+        """Whether the archive would list it now. An archive that is away has nothing new."""
+        if not UID(series, pydicom.config.IGNORE).is_valid:
+            return False
+        try:
+            return series in self._pacs.series({**self._filters, "SeriesInstanceUID": series})
+        except RayappError:
+            return False
+
     def whole(self, new: Mapping[str, str], settle: float) -> set[str]:  # noqa: ARG002
         """See `Source`."""
         return set(new)
@@ -103,8 +113,10 @@ class DicomwebDatastore(LocalDatastore):
             settings.workspace / RETRIEVED, self._pacs, most=archive.cache, max_volume=settings.max_volume
         )
         settings.studies.mkdir(parents=True, exist_ok=True)
-        source = Listed(self._pacs, self._series, filters)
-        super().__init__(settings.studies, watch=watch, poll=archive.fresh or 1.0, patience=patience, source=source)
+        self._listed = Listed(self._pacs, self._series, filters)
+        super().__init__(
+            settings.studies, watch=watch, poll=archive.fresh or 1.0, patience=patience, source=self._listed
+        )
         self._archived = ArchivedLabels(self._pacs, fresh=archive.fresh, max_bytes=settings.max_volume)
         self._looks = ThreadPoolExecutor(1, thread_name_prefix="datastore-look")
         self._due, self._stop = threading.Event(), threading.Event()
@@ -123,7 +135,13 @@ class DicomwebDatastore(LocalDatastore):
 
     def image(self, image_id: str) -> ImageRecord:
         """See `Datastore`. Retrieves the series if need be: raises ArchiveAway, Unreadable, Busy."""
-        record = self._image(image_id)
+        try:
+            record = self._image(image_id)
+        except NotFound:
+            if not self._listed.has(image_id):
+                raise
+            self.refresh()  # it came after the last look
+            record = self._image(image_id)
         first = not record.path.exists()
         self._series.retrieve(str(record.info.get("StudyInstanceUID")), image_id)
         if first:

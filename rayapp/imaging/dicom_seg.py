@@ -142,11 +142,22 @@ def _values(label: Segmentation | Masks) -> dict[int, str]:
     return values
 
 
+_MAY_BE_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
+"""Of the patient and the study (type 2 in PS3.3 C.7.1.1 and C.7.2.1): whoever makes files anonymous may leave them out,
+against the standard, but a segmentation must have them."""
+
+
 def _sources(source: Path) -> tuple[list[Dataset], list[int]]:
     """The series' instances without their pixels, and for each of their frames the k of its slice."""
     slices = dicom.stack(source)
     files = list(dict.fromkeys(piece.path for piece in slices))
     images: list[Dataset] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    for image in images:
+        for keyword in _MAY_BE_EMPTY:
+            image.setdefault(keyword, "")
     if len(files) == len(slices):
         return images, list(range(len(slices)))
     if len(files) > 1:

@@ -30,25 +30,52 @@ SERIES = {
 }
 
 
+def files_of(name: str) -> list[Path]:
+    return sorted(path for path in real(*SERIES[name]).rglob("*") if path.is_file())
+
+
+def identified(files: list[Path], folder: Path) -> list[Path]:
+    """Copies with the UIDs that whoever made these files anonymous has emptied."""
+    written = []
+    for path in files:
+        dataset = pydicom.dcmread(path)
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3.1", "1.2.3.1.1"
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.1.1.{dataset.InstanceNumber}"
+        written.append(folder / path.name)
+        dataset.save_as(written[-1], enforce_file_format=True)
+    return written
+
+
+@pytest.fixture(scope="module")
+def uids(tmp_path_factory: pytest.TempPathFactory, held: Orthanc) -> dict[str, tuple[str, str]]:
+    """The study and the series of each, once the archive has them."""
+    found = {}
+    for name in SERIES:
+        files = files_of(name)
+        if not pydicom.dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID:
+            files = identified(files, tmp_path_factory.mktemp(name))
+        held.store(files)
+        header = pydicom.dcmread(files[0], stop_before_pixels=True)
+        found[name] = header.StudyInstanceUID, header.SeriesInstanceUID
+    return found
+
+
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     with orthanc(tmp_path_factory.mktemp("archive")) as running:
-        for parts in SERIES.values():
-            running.store(path for path in sorted(real(*parts).rglob("*")) if path.is_file())
         yield running
 
 
 @pytest.fixture(scope="module")
-def archived(serve: Serve, held: Orthanc) -> Served:
+def archived(serve: Serve, held: Orthanc, uids: dict[str, tuple[str, str]]) -> Served:
     return serve(archived=True, dicomweb={"url": held.url}, ohif=ohif_folder(), max_volume=MAX, max_body=MAX)
 
 
 @pytest.mark.parametrize("name", SERIES)
 def test_a_real_series_is_shown_segmented_clicked_and_saved_on_its_very_voxels(
-    archived: Served, held: Orthanc, viewer: Viewer, tmp_path: Path, name: str
+    archived: Served, uids: dict[str, tuple[str, str]], held: Orthanc, viewer: Viewer, tmp_path: Path, name: str
 ):
-    header = pydicom.dcmread(next(p for p in real(*SERIES[name]).rglob("*") if p.is_file()), stop_before_pixels=True)
-    study, series = header.StudyInstanceUID, header.SeriesInstanceUID
+    study, series = uids[name]
     viewer.page.goto(f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={study}")
     assert viewer.said() == "ready; nothing was saved of this image yet"
     file = archived.store.image(series).path

@@ -302,6 +302,34 @@ def test_new_series_come_and_removed_ones_go_and_find_their_infos_again(placed: 
     assert store.image(MR).info["note"] == "hard"
 
 
+def test_a_series_that_came_after_the_last_look_is_there_when_it_is_asked_for(placed: Placed) -> None:
+    store = placed.open(conf={"qido.Modality": "CT"})
+    for series, modality in (("1.2.7", "CT"), ("1.2.8", "MR")):
+        affine, study = AFFINES["oblique"], f"{series}.9"
+        new = write_series(placed.folder / series, voxels(), affine, series=series, study=study, modality=modality)
+        placed.archive.store(new)
+    assert read_grid(store.image("1.2.7").path).shape == voxels().shape
+    assert store.image_ids() == [CT, "1.2.7"]
+    for unwanted in ("1.2.8", "1.2.99", "*", "../1"):
+        with pytest.raises(NotFound):
+            store.image(unwanted)
+
+
+def test_a_label_of_a_series_that_was_made_anonymous_by_leaving_things_out_is_in_the_archive(placed: Placed) -> None:
+    new = write_series(placed.folder / "new", voxels(), AFFINES["oblique"], series="1.2.7", study="1.2.7.9")
+    for file in new:
+        dataset = pydicom.dcmread(file)
+        for keyword in ("PatientBirthDate", "PatientSex", "StudyID", "StudyTime", "ReferringPhysicianName"):
+            if keyword in dataset:
+                del dataset[keyword]
+        dataset.save_as(file)
+    placed.archive.store(new)
+    store = placed.open()
+    _save(store, "1.2.7")
+    _until(lambda: not store.unsent())
+    assert "archive_problem" not in store.label("1.2.7", "final").info
+
+
 def test_series_not_used_for_longest_make_room(placed: Placed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayapp.datastore.series_cache.GRACE_S", 0.0)
     store = placed.open(dicomweb={"cache": 1})
