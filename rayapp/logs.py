@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import warnings
 from pathlib import Path
 
 from rayapp.config import Settings
@@ -34,3 +35,6 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger("rayapp")
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    for library in ("pydicom", "highdicom"):  # they quote what is odd in a header, patients' names too
+        warnings.filterwarnings("ignore", module=library)
+        logging.getLogger(library).setLevel(logging.ERROR)

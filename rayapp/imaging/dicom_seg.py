@@ -21,9 +21,11 @@ import highdicom
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from highdicom.enum import SpecificCharacterSetValues
 from highdicom.seg import SOP_CLASS_UIDS, SegmentDescription
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import DA, TM
 
 from rayapp import __version__
 from rayapp.errors import BadRequest, GridMismatch, Unreadable
@@ -120,9 +122,15 @@ def encode(label: Segmentation | Masks, source: Path, *, kind: Kind = "BINARY", 
             device_serial_number="0",
             content_description=maker.description[:64] or None,
             series_description=maker.description[:64] or "Segmentation",
+            specific_character_set=_character_set(images[0]),
         )
-    except (AttributeError, ValueError, TypeError, KeyError) as error:
-        raise Unreadable(f"the series lacks what a DICOM SEG of it must say: {str(error)[:120]}") from error
+    except AttributeError as error:
+        raise Unreadable(f"the series lacks {error.name}, which a DICOM SEG of it must say") from error
+    except (ValueError, TypeError, KeyError) as error:
+        # Whose text may quote the header.
+        raise Unreadable(
+            f"no DICOM SEG can be made of what the series says of itself ({type(error).__name__})"
+        ) from error
     buffer = BytesIO()
     made.save_as(buffer)
     return buffer.getvalue()
@@ -147,7 +155,8 @@ _MAY_BE_EMPTY = (
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
 )
 """Of the patient and the study (type 2 in PS3.3 C.7.1.1 and C.7.2.1): whoever makes files anonymous may leave them out,
-against the standard, but a segmentation must have them."""
+against the standard, or put words in the place of times, but a segmentation must have them."""
+_TIMES = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 
 
 def _sources(source: Path) -> tuple[list[Dataset], list[int]]:
@@ -158,11 +167,23 @@ def _sources(source: Path) -> tuple[list[Dataset], list[int]]:
     for image in images:
         for keyword in _MAY_BE_EMPTY:
             image.setdefault(keyword, "")
+        for keyword, kind in _TIMES.items():
+            try:
+                kind(image[keyword].value)
+            except ValueError:
+                image[keyword].value = ""
     if len(files) == len(slices):
         return images, list(range(len(slices)))
     if len(files) > 1:
         raise Unreadable("a DICOM SEG of a series in several multi-frame objects is not written")
     return images, sorted(range(len(slices)), key=lambda k: slices[k].frame)
+
+
+def _character_set(image: Dataset) -> str | list[str] | None:
+    """The image's own if highdicom takes it; UTF-8 says whatever is said in others (PS3.3 C.12.1.1.2)."""
+    own = image.get("SpecificCharacterSet") or None
+    names = {own} if own is None or isinstance(own, str) else set(own)
+    return own if names <= {None, *(known.value for known in SpecificCharacterSetValues)} else "ISO_IR 192"
 
 
 def _segment(number: int, name: str, image: Dataset, maker: Maker) -> SegmentDescription:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,14 @@ PATIENCE_MS = 90_000
 # The labelmap as the viewer holds it, slice by slice, with the places and values of the image's pixels that its own
 # loader gives: nothing here comes from our extension.
 _READ = """async what => {
+  const packed = (kind, numbers) => {
+    const bytes = new Uint8Array(kind.from(numbers).buffer);
+    let text = '';
+    for (let at = 0; at < bytes.length; at += 32768) {
+      text += String.fromCharCode(...bytes.subarray(at, at + 32768));
+    }
+    return btoa(text);
+  };
   const { cache, imageLoader, metaData } = cornerstone;
   const all = cornerstoneTools.segmentation.state.getSegmentations();
   const held = all.find(one => one.segmentationId.startsWith(`rayapp-${what}-`));
@@ -44,8 +53,8 @@ _READ = """async what => {
       right: Array.from(plane.rowCosines, x => x * plane.columnPixelSpacing),
       down: Array.from(plane.columnCosines, x => x * plane.rowPixelSpacing),
       columns: image.columns,
-      labels: Array.from(cache.getImage(imageIds[at]).voxelManager.getScalarData()),
-      values: Array.from(image.getPixelData()),
+      labels: packed(Uint8Array, cache.getImage(imageIds[at]).voxelManager.getScalarData()),
+      values: packed(Float64Array, image.getPixelData()),
     });
   }
   return slices;
@@ -169,12 +178,16 @@ class Viewer:
         back = np.linalg.inv(file.affine)
         labels, values, seen = (np.zeros(file.shape, kind) for kind in (np.uint8, np.float64, np.uint8))
         for piece in self.page.evaluate(_READ, what):
-            rows, columns = np.divmod(np.arange(len(piece["labels"])), piece["columns"])
+            found, shown = (
+                np.frombuffer(base64.b64decode(piece[key]), kind)
+                for key, kind in (("labels", np.uint8), ("values", np.float64))
+            )
+            rows, columns = np.divmod(np.arange(len(found)), piece["columns"])
             lps = np.array(piece["position"]) + np.outer(columns, piece["right"]) + np.outer(rows, piece["down"])
             index = lps * [-1, -1, 1] @ back[:3, :3].T + back[:3, 3]
             where = np.rint(index).astype(int)
             np.testing.assert_allclose(index, where, atol=0.02)
-            labels[tuple(where.T)], values[tuple(where.T)] = piece["labels"], piece["values"]
+            labels[tuple(where.T)], values[tuple(where.T)] = found, shown
             seen[tuple(where.T)] += 1
         assert (seen == 1).all()
         return labels, values

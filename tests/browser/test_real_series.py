@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import CTImageStorage
 
 from rayapp.config import ohif_folder
 from rayapp.geometry import index_to_mm
@@ -20,7 +21,12 @@ from tests.imaging.grids import real
 from tests.imaging.test_dicom_seg import faults, needs_dciodvfy
 from tests.orthanc import Orthanc, needs_orthanc, orthanc
 
-pytestmark = [pytest.mark.browser, needs_orthanc, needs_dciodvfy]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("ignore::UserWarning:highdicom"),  # real names are not always as they should be
+    needs_orthanc,
+    needs_dciodvfy,
+]
 
 MAX = 256 << 20
 SERIES = {
@@ -40,6 +46,7 @@ def identified(files: list[Path], folder: Path) -> list[Path]:
     for path in files:
         dataset = pydicom.dcmread(path)
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3.1", "1.2.3.1.1"
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.1.1.{dataset.InstanceNumber}"
         written.append(folder / path.name)
         dataset.save_as(written[-1], enforce_file_format=True)

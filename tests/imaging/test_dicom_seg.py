@@ -144,6 +144,39 @@ def test_a_series_made_anonymous_by_leaving_things_out_has_a_valid_segmentation(
     assert faults(_written(label, source)) == []
 
 
+@needs_dciodvfy
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_words_in_the_place_of_times_are_left_out(tmp_path: Path) -> None:
+    source, label = _series(tmp_path / "series")
+    for file in source.iterdir():
+        edit(file, PatientBirthDate="REMOVED", StudyDate="anon", StudyTime="noon")
+    written = _written(label, source)
+    assert faults(written) == []
+    assert not pydicom.dcmread(written).PatientBirthDate
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        ("", "Doe^Jane"),
+        ("ISO_IR 6", "Doe^Jane"),
+        ("ISO_IR 100", "Müller^Jörg"),
+        ("ISO_IR 192", "Müller^山田"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_the_patient_is_named_as_in_the_series(tmp_path: Path, character_set: str | list[str], name: str) -> None:
+    source, label = _series(tmp_path / "series")
+    for file in source.iterdir():
+        edit(file, SpecificCharacterSet=character_set, PatientName=name)
+    written = _written(label, source)
+    assert faults(written) == []
+    assert str(pydicom.dcmread(written).PatientName) == name
+
+
 def _lacking(dataset: pydicom.Dataset) -> list[str]:
     """Attributes of the mandatory modules, by tables of the standard, that are absent, or empty and may not be. Which
     macros are shared and which lie with the frames is left to the file."""

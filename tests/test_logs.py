@@ -1,0 +1,35 @@
+"""What a server's processes say aloud."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ODD = """
+import sys
+from pathlib import Path
+import numpy as np
+import pydicom
+from rayapp import logs
+from rayapp.config import Settings
+from rayapp.imaging.dicom_seg import encode
+from rayapp.imaging.reader import read_grid
+from rayapp.imaging.volume import Segmentation
+from tests.imaging.grids import AFFINES, labels, voxels
+from tests.imaging.series import edit, write_series
+
+folder = Path(sys.argv[1])
+logs.configure(Settings(studies=folder, workspace=folder / "workspace"))
+for file in write_series(folder / "series", voxels(), AFFINES["oblique"]):
+    edit(file, PatientName="Smithson", PatientBirthDate="Smithson-1970")
+label = Segmentation(array=labels(), affine=read_grid(folder / "series").affine, names={"a": 1, "b": 2, "c": 3})
+encode(label, folder / "series")
+"""
+
+
+def test_libraries_that_find_a_header_odd_do_not_quote_the_patient(tmp_path: Path):
+    said = subprocess.run(
+        [sys.executable, "-W", "always", "-c", ODD, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert "Smithson" not in said.stdout + said.stderr + (tmp_path / "workspace" / "logs" / "app.log").read_text()
