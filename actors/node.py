@@ -110,6 +110,8 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Every turn of the controller takes processor time from a click that is being answered.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+        # On a busy machine a process may need longer than Ray's five seconds to start, and would be killed for it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
     if not settings.dashboard:
         names["RAY_enable_metrics_collection"] = "0"
