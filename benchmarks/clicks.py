@@ -123,6 +123,35 @@ def opened_before(url: str) -> list[dict[str, Any]]:
     return rows
 
 
+def streamed(url: str, clicks: int) -> list[dict[str, Any]]:
+    """Milliseconds of clicks of an interaction until the coarse mask is here, and until the fine one is."""
+    rows = []
+    with Client(url, client_id="bench") as client:
+        for shape in SIZES:
+            interaction = client.open_interaction("deepedit", f"{shape[0]}_0")
+            coarse, fine, stages = [], [], 0
+            for number in range(clicks + 1):
+                time.sleep(PAUSE_S)
+                began = time.perf_counter()
+                masks = interaction.stream({"liver": [place(number, shape[0])]})
+                next(masks)
+                coarse.append(time.perf_counter() - began)
+                stages = 1 + sum(1 for _ in masks)
+                fine.append(time.perf_counter() - began)
+            size = "x".join(map(str, shape))
+            rows.append(
+                {
+                    "size": size,
+                    "stages": stages,
+                    "coarse_p50_ms": p(coarse[1:], 0.5),
+                    "coarse_p99_ms": p(coarse[1:], 0.99),
+                    "fine_p50_ms": p(fine[1:], 0.5),
+                    "fine_p99_ms": p(fine[1:], 0.99),
+                }
+            )
+    return rows
+
+
 def many_clients(url: str, count: int, clicks: int) -> dict[str, Any]:
     """`count` clients, each on its own 128x128x64 image, and somebody who asks for /info/."""
     walls: list[float] = []
@@ -230,7 +259,7 @@ def main() -> None:
     parser.add_argument("--peer", metavar="URL", help="a running MONAI Label")
     parser.add_argument("--peer-image", metavar="ID", default="ct_a")
     options = parser.parse_args()
-    result: dict[str, Any] = {"single": [], "opened": [], "many": []}
+    result: dict[str, Any] = {"single": [], "opened": [], "streamed": [], "many": []}
     if options.peer:
         result["peer"] = [peer_clicks(options.peer, options.peer_image, min(5, options.clicks))]
     for replicas in options.replicas.split(","):
@@ -241,6 +270,7 @@ def main() -> None:
                 if not result["single"]:
                     result["single"] = one_client(url, options.clicks)
                     result["opened"] = opened_before(url)
+                    result["streamed"] = streamed(url, options.clicks)
                 for count in CLIENTS:
                     result["many"].append({"replicas": int(replicas), **many_clients(url, count, options.clicks // 2)})
     print(json.dumps(result)) if options.json else show(result)
@@ -253,6 +283,7 @@ def show(result: dict[str, Any]) -> None:
         "peer": "MONAI Label, one client",
         "single": "one client",
         "opened": "opened before",
+        "streamed": "interaction, answered in stages",
         "many": "clients at once, 128x128x64",
     }
     for title, rows in ((title, result[key]) for key, title in titles.items() if key in result):
