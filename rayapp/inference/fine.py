@@ -237,11 +237,12 @@ def _outline(
 
 
 def _groups(points: Sequence[Point], scan: Scan, near: float) -> list[list[Point]]:
-    """Clicks that one region can hold, with `near` (mm) around them."""
+    """Clicks that one region can hold, with half of `near` (mm) around them: a region for each that has all of it would
+    be cut again and again in almost the same place."""
     groups: list[list[Point]] = []
     for point in sorted(points):
         for group in groups:
-            if _size(_ends([*group, point], near / scan.spacing), scan) <= MAX_VOXELS:
+            if _size(_ends([*group, point], near / 2 / scan.spacing), scan) <= MAX_VOXELS:
                 group.append(point)
                 break
         else:
