@@ -221,8 +221,8 @@ class LabelApp:
             pick = self._picked(strategy, chosen, request, datastore)
             if pick is None:
                 return {}
-            image = datastore.image(pick.image_id)
-            if serve(pick.image_id, strategy):
+            image = serve(pick.image_id, strategy)
+            if image is not None:
                 path = str(image.path) if image.ext else ""  # 3D Slicer opens it, and cannot open a folder of slices
                 return {"id": image.id, "path": path, **pick.extras, **image.info}
         raise Busy("others ask for images at the same moment; try again in a second")

@@ -182,11 +182,11 @@ class Datastore(Protocol):
 
     def serve_next(
         self, image_id: str, strategy: str, *, client_id: str | None, ts: int, holder: str | None = None
-    ) -> bool:
+    ) -> ImageRecord | None:
         """Record durably that the strategy handed the image out: `info.strategy[strategy]`, the age of `unlabeled`.
 
-        With `holder` it is theirs until it has a final label, or nobody has worked on it for a while. False, and
-        nothing is recorded, if somebody else holds it.
+        With `holder` it is theirs until it has a final label, or nobody has worked on it for a while. Returns the
+        image, which is not retrieved for that; None, and nothing is recorded, if somebody else holds it.
         """
 
     def save_scores(self, scores: Sequence[ImageScore]) -> None:

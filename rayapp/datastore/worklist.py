@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.index import Index, info_of, update_image, update_label
-from rayapp.datastore.protocol import ImageScore, Labelled, Order, Ranked
+from rayapp.datastore.protocol import ImageRecord, ImageScore, Labelled, Order, Ranked
 from rayapp.datastore.studies import Studies
 from rayapp.errors import NotFound
 from rayapp.protocol import FINAL
@@ -38,6 +38,7 @@ class Worklist:
     _index: Index
     _commit: GroupCommit
     _document: DocumentFile
+    _image: Callable[[str], ImageRecord]
 
     def unlabeled(
         self, *, tag: str = FINAL, order: Order = "first", limit: int = 1, holder: str | None = None
@@ -63,7 +64,7 @@ class Worklist:
 
     def serve_next(
         self, image_id: str, strategy: str, *, client_id: str | None, ts: int, holder: str | None = None
-    ) -> bool:
+    ) -> ImageRecord | None:
         """See `Datastore`."""
 
         def apply(db: sqlite3.Connection) -> bool | None:
@@ -79,9 +80,10 @@ class Worklist:
         done = self._commit.do(apply)
         if done is None:
             raise NotFound(f"there is no image {image_id[:200]!r}: look at the list of images")
-        if done:
-            self._document.touch()
-        return done
+        if not done:
+            return None
+        self._document.touch()
+        return self._image(image_id)
 
     # Scores
 

@@ -315,6 +315,13 @@ def test_a_series_that_came_after_the_last_look_is_there_when_it_is_asked_for(pl
             store.image(unwanted)
 
 
+def test_a_series_is_handed_out_without_being_retrieved(placed: Placed) -> None:
+    served = placed.open().serve_next(CT, "first", client_id=None, ts=1, holder="anna")
+    assert served is not None
+    assert served.info["StudyInstanceUID"] == f"{CT}.9"
+    assert not served.path.exists()
+
+
 def test_a_label_of_a_series_that_was_made_anonymous_by_leaving_things_out_is_in_the_archive(placed: Placed) -> None:
     new = write_series(placed.folder / "new", voxels(), AFFINES["oblique"], series="1.2.7", study="1.2.7.9")
     for file in new:

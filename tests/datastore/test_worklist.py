@@ -28,7 +28,9 @@ def four(tmp_path: Path, open_store: Open) -> LocalDatastore:
 
 
 def serve(store: LocalDatastore, image: str, holder: str) -> bool:
-    return store.serve_next(image, "first", client_id=None, ts=int(time.time()), holder=holder)
+    served = store.serve_next(image, "first", client_id=None, ts=int(time.time()), holder=holder)
+    assert served is None or served == store.image(image)
+    return served is not None
 
 
 def scored(image: str, run: str = "r", **given: Any) -> ImageScore:

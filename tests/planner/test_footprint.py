@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.planner import Measured, measure, measure_apart, unet
 from rayapp.errors import ModelBroken
+from rayapp.inference.network import bf16_helps
 from rayapp.planner.footprint import MIB, Footprint, Work
 
 WITHIN = 0.25
@@ -28,9 +29,15 @@ MODERATE = (
 )
 
 
+def computed(work: Work) -> bool:
+    """Whether this processor would compute it so: without bfloat16 of its own none is ever asked for."""
+    return work.precision == "float32" or bf16_helps(torch.device("cpu"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory of the CPU")
 def test_tensors_take_the_memory_that_was_foretold():
-    for work, found in zip(MODERATE, measure_apart(MODERATE, exact=True, rounds=1), strict=True):
+    works = [work for work in MODERATE if computed(work)]
+    for work, found in zip(works, measure_apart(works, exact=True, rounds=1), strict=True):
         assert foretold(work).memory == pytest.approx(found.memory, rel=WITHIN), work
 
 
@@ -46,6 +53,8 @@ LARGE = (
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory of the CPU")
 @pytest.mark.parametrize("work", LARGE, ids=str)
 def test_a_process_grows_by_what_was_foretold(work: Work):
+    if not computed(work):
+        pytest.skip("no bfloat16 in this processor")
     (found,) = measure_apart([work], exact=False)
     assert foretold(work).resident == pytest.approx(found.memory, rel=WITHIN)
 
