@@ -23,7 +23,7 @@ from rayapp.training.task import Pair, TrainRequest
 DATA = Path(__file__).parents[3] / "shared" / "data" / "hippocampus"
 LABELS = {"anterior": 1, "posterior": 2}
 NAMES = ("background", *LABELS)
-TRAINED, HELD = 24, 8
+TRAINED, HELD = 24, 24
 NETWORK = {"name": "UNet", "spatial_dims": 3, "channels": [8, 16, 32], "strides": [2, 2], "num_res_units": 1}
 PARAMS = {"network": NETWORK, "max_epochs": 20, "train_batch_size": 2, "val_interval": 5, "amp": False}
 CLICKS = 6
