@@ -30,6 +30,6 @@ encode(label, folder / "series")
 
 def test_libraries_that_find_a_header_odd_do_not_quote_the_patient(tmp_path: Path):
     said = subprocess.run(
-        [sys.executable, "-W", "always", "-c", ODD, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "always", "-c", ODD, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert "Smithson" not in said.stdout + said.stderr + (tmp_path / "workspace" / "logs" / "app.log").read_text()

@@ -19,7 +19,6 @@ from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.index import Index, info_of, update_image, update_label
 from rayapp.datastore.protocol import ImageRecord, ImageScore, Labelled, Order, Ranked
 from rayapp.datastore.studies import Studies
-from rayapp.errors import NotFound
 from rayapp.protocol import FINAL
 
 LEASE_S = 1800.0
@@ -77,13 +76,10 @@ class Worklist:
             served[strategy] = {"ts": ts, "client_id": client_id}
             return update_image(db, image_id, {"strategy": served}) is not None
 
-        done = self._commit.do(apply)
-        if done is None:
-            raise NotFound(f"there is no image {image_id[:200]!r}: look at the list of images")
-        if not done:
+        if self._commit.do(apply) is False:
             return None
         self._document.touch()
-        return self._image(image_id)
+        return self._image(image_id)  # raises NotFound
 
     # Scores
 

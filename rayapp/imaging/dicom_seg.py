@@ -104,6 +104,7 @@ def encode(label: Segmentation | Masks, source: Path, *, kind: Kind = "BINARY", 
         pixels = ranks[label.array].transpose(2, 1, 0)
         values = dict(enumerate(values.values(), 1))
     images, order = _sources(source)
+    _complete(images[0])  # of which alone the patient and the study are read
     segments = [_segment(number, name, images[0], maker) for number, name in values.items()]
     uid = _Uids(maker.identity)
     try:
@@ -159,19 +160,22 @@ against the standard, or put words in the place of times, but a segmentation mus
 _TIMES = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 
 
+def _complete(image: Dataset) -> None:
+    """Leave empty, in the image itself, what it should say of patient and study and does not."""
+    for keyword in _MAY_BE_EMPTY:
+        image.setdefault(keyword, "")
+    for keyword, kind in _TIMES.items():
+        try:
+            kind(image[keyword].value)
+        except ValueError:
+            image[keyword].value = ""
+
+
 def _sources(source: Path) -> tuple[list[Dataset], list[int]]:
     """The series' instances without their pixels, and for each of their frames the k of its slice."""
     slices = dicom.stack(source)
     files = list(dict.fromkeys(piece.path for piece in slices))
     images: list[Dataset] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
-    for image in images:
-        for keyword in _MAY_BE_EMPTY:
-            image.setdefault(keyword, "")
-        for keyword, kind in _TIMES.items():
-            try:
-                kind(image[keyword].value)
-            except ValueError:
-                image[keyword].value = ""
     if len(files) == len(slices):
         return images, list(range(len(slices)))
     if len(files) > 1:

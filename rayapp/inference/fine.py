@@ -166,7 +166,7 @@ def _differences(
 ) -> Iterator[tuple[Region, Bools]]:
     """Where the clicks change one structure's cut and that hangs together with those in `around`, region by region."""
     for group in _groups(around, scan, reach(scan, grid)):
-        near = _ends(group, reach(scan, grid) / scan.spacing)
+        near = _around(group, scan, reach(scan, grid))
         region = _between(near, near, scan)
         mask, image = labels[region.box] == value, scan.view(region)
         trusted = np.where(mask, TRUSTED, -TRUSTED).astype(np.float32)
@@ -210,7 +210,7 @@ def _outlines(
     extents = ndimage.find_objects(parts)
     scale = np.array(grid.source) / grid.coarse
     for group in _groups(around, scan, reach(scan, grid)):
-        least = _ends(group, reach(scan, grid) / scan.spacing)
+        least = _around(group, scan, reach(scan, grid))
         most = [least]
         for part in {int(parts[tuple((np.array(point) / scale).astype(int))]) for point in group} - {0}:
             box = np.array([[s.start - 1.5, s.stop + 1.5] for s in extents[part - 1]]).T
@@ -250,11 +250,16 @@ def _groups(points: Sequence[Point], scan: Scan, near: float) -> list[list[Point
     return groups
 
 
+def _around(points: Sequence[Point], scan: Scan, near: float) -> Ends:
+    """A box with `near` (mm) around clicks that one region can hold, or less if `MAX_VOXELS` asks for it: all of them
+    stay in it."""
+    while _size(ends := _ends(points, near / scan.spacing), scan) > MAX_VOXELS:
+        near *= 0.9
+    return ends
+
+
 def _between(least: Ends, most: Ends, scan: Scan) -> Region:
-    """A box from `least` (or what `MAX_VOXELS` allows of it) to as much of `most` as `MAX_VOXELS` allows."""
-    centre = np.repeat(least.mean(axis=0, keepdims=True), 2, axis=0)
-    while _size(least, scan) > MAX_VOXELS:
-        least = 0.9 * least + 0.1 * centre
+    """A box from `least` to as much of `most` as `MAX_VOXELS` allows."""
     share = 1.0
     while _size(least + share * (most - least), scan) > MAX_VOXELS:
         share *= 0.9

@@ -66,9 +66,10 @@ class Lanes:
     @contextlib.contextmanager
     def click(self) -> Iterator[None]:
         """While somebody waits for an answer."""
+        if not self._clicks:
+            self._waited_for.begin()
+            self._quiet.clear()
         self._clicks += 1
-        self._waited_for.begin()
-        self._quiet.clear()
         try:
             yield
         finally:
