@@ -5,7 +5,11 @@ from __future__ import annotations
 import inspect
 import traceback
 from pathlib import Path
+from threading import Lock
 from typing import Any
+
+_PARSING = Lock()
+"""Python 3.11 counts the depth of a syntax tree once for all threads: two that look for a class's line break each other."""
 
 
 def place(error: BaseException, folder: Path) -> str:
@@ -34,7 +38,8 @@ def definition(thing: Any, folder: Path) -> str:
     """`Spleen (lib/spleen.py, line 8)`: where a class or function of the app begins."""
     name = getattr(thing, "__name__", type(thing).__name__)
     try:
-        file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
+        with _PARSING:
+            file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
     except (TypeError, OSError):
         return str(name)
     inside = _inside(file or "", folder)

@@ -35,32 +35,36 @@ def complaint(name: Any, thing: Any, members: tuple[str, ...], folder: Path) -> 
     """
     try:
         checked_name(name if isinstance(name, str) else repr(name), "name")
-        where = fault.definition(type(thing), folder)
-        for member in members:
-            bare = member.partition("(")[0]
-            found = getattr(thing, bare, None)
-            if found is None or ("(" in member and not callable(found)):
-                return f"{where} needs {'a method' if '(' in member else 'an attribute or property'} {member}"
-        wanted = _INFOS.get(members)
-        return None if wanted is None else _of_info(thing.info, wanted, where)
+        lack = _lack(thing, members)
+        return None if lack is None else f"{fault.definition(type(thing), folder)}{lack}"
     except RayappError as error:
         return error.detail
     except Exception as error:
         return fault.told(error, folder)
 
 
-def _of_info(info: Any, wanted: Any, where: str) -> str | None:
+def _lack(thing: Any, members: tuple[str, ...]) -> str | None:
+    for member in members:
+        bare = member.partition("(")[0]
+        found = getattr(thing, bare, None)
+        if found is None or ("(" in member and not callable(found)):
+            return f" needs {'a method' if '(' in member else 'an attribute or property'} {member}"
+    wanted = _INFOS.get(members)
+    return None if wanted is None else _lack_of_info(thing.info, wanted)
+
+
+def _lack_of_info(info: Any, wanted: Any) -> str | None:
     if not isinstance(info, wanted):
-        return f"{where}: its info must be a {wanted.__name__}, not {_kind(info)}"
+        return f": its info must be a {wanted.__name__}, not {_kind(info)}"
     labels = info.labels
     if not isinstance(labels, Mapping) or not all(
         isinstance(key, str) and isinstance(value, int) and 0 <= value <= 255 for key, value in labels.items()
     ):
-        return f'{where}: the labels of its info must be a dict such as {{"liver": 1, "spleen": 2}}, not {labels!r:.80}'
+        return f': the labels of its info must be a dict such as {{"liver": 1, "spleen": 2}}, not {labels!r:.80}'
     try:
         json.dumps(dict(info.config))
     except (TypeError, ValueError) as error:
-        return f"{where}: the config of its info must be plain JSON ({error})"
+        return f": the config of its info must be plain JSON ({error})"
     return None
 
 
