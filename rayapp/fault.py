@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 _PARSING = Lock()
-"""Python 3.11 counts the depth of a syntax tree once for all threads: two that look for a class's line break each other."""
+"""Python 3.11 counts the depth of a syntax tree once for all threads: two that look for a line break each other."""
 
 
 def place(error: BaseException, folder: Path) -> str:
