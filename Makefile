@@ -52,7 +52,7 @@ viewer: install
 
 test: install orthanc
 	@echo "==> running the fast tests (the slow proofs: make test-slow; in a browser: make test-browser)"
-	@$(BIN)/pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 test-browser: install orthanc viewer
 	@echo "==> clicking in OHIF in headless Chromium"
