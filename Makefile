@@ -8,6 +8,9 @@ ARCHIVE := orthanc orthanc-dicomweb dicom3tools
 
 VIEWER := $(CURDIR)/$(VENV)/ohif
 
+# Files of tests run side by side, one on each processor.
+TOGETHER := -n logical --maxprocesses 4 --dist loadfile
+
 .PHONY: docs install orthanc viewer demo test test-slow test-browser lint format weights clean
 
 install: $(VENV)/.installed
@@ -52,11 +55,11 @@ viewer: install
 
 test: install orthanc
 	@echo "==> running the fast tests (the slow proofs: make test-slow; in a browser: make test-browser)"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q $(TOGETHER)
 
 test-browser: install orthanc viewer
 	@echo "==> clicking in OHIF in headless Chromium"
-	@RAYAPP_OHIF=$(VIEWER) $(BIN)/pytest -q -m browser
+	@RAYAPP_OHIF=$(VIEWER) OMP_NUM_THREADS=1 $(BIN)/pytest -q -m browser $(TOGETHER)
 
 test-slow: install orthanc
 	@echo "==> running the slow proofs"
