@@ -7,11 +7,9 @@ business (`LabelApp.next_image`). Stateless: any number of threads may ask at on
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-import numpy as np
 
 from rayapp.datastore.protocol import Datastore, Order
 from rayapp.protocol import FINAL, checked_name
@@ -140,17 +138,9 @@ class Diverse:
         for score in (EPISTEMIC, TTA):
             ranked = datastore.ranked(score, tag=tag, limit=self.candidates, holder=holder)
             if ranked.ids and random.random() < ranked.known:
-                return Pick(image_id=self._farthest(ranked.ids, datastore), extras={"scored_by": score})
+                unlike = datastore.farthest(ranked.ids, against=self.against)
+                return Pick(image_id=unlike or ranked.ids[0], extras={"scored_by": score})
         return _RANDOM(request, datastore)
-
-    def _farthest(self, ids: Sequence[str], datastore: Datastore) -> str:
-        features, labelled = datastore.features(ids), datastore.labeled_features(self.against)
-        known = [image_id for image_id in ids if image_id in features]
-        if not known or not len(labelled):
-            return ids[0]
-        theirs = np.stack([features[image_id] for image_id in known])
-        squares = (theirs**2).sum(axis=1)[:, None] + (labelled**2).sum(axis=1) - 2 * theirs @ labelled.T
-        return known[int(squares.min(axis=1).argmax())]
 
 
 def strategies() -> dict[str, Strategy]:

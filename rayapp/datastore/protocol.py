@@ -211,8 +211,9 @@ class Datastore(Protocol):
     def features(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """What the images look like, by id, of those that were scored."""
 
-    def labeled_features(self, limit: int) -> npt.NDArray[np.float32]:
-        """The features, (N, length), of the images that got a final label last, at most `limit`."""
+    def farthest(self, ids: Sequence[str], *, against: int) -> str | None:
+        """Of these images the one that looks least like any of the `against` images that got a final label last, by
+        the distance between features; None where no features tell."""
 
     def datalist(self, *, tag: str = "final", kept: bool = False) -> list[dict[str, str]]:
         """`[{"image": path, "label": path}]` of labelled images, for training.

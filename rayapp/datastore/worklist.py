@@ -121,17 +121,28 @@ class Worklist:
             rows = db.execute(f"SELECT image_id, vector FROM feature WHERE image_id IN ({marks})", tuple(ids))
             return {image_id: np.frombuffer(vector, np.float32) for image_id, vector in rows}
 
-    def labeled_features(self, limit: int) -> npt.NDArray[np.float32]:
+    def farthest(self, ids: Sequence[str], *, against: int) -> str | None:
         """See `Datastore`."""
+        features = self.features(ids)
+        known = [image_id for image_id in ids if image_id in features]
+        if not known:
+            return None
+        length = len(features[known[0]])  # another scoring method may make longer ones
+        known = [image_id for image_id in known if len(features[image_id]) == length]
         with self._index.reader() as db:
             rows = db.execute(
                 # The plus: backwards through the table until there are enough, rather than all by the index of tags.
                 "SELECT f.vector FROM label AS l CROSS JOIN feature AS f ON f.image_id = l.image_id WHERE +l.tag = ?"
-                " ORDER BY l.rowid DESC LIMIT ?",
-                (FINAL, limit),
-            ).fetchall()
-        vectors = [np.frombuffer(vector, np.float32) for (vector,) in rows]
-        return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
+                " AND length(f.vector) = ? ORDER BY l.rowid DESC LIMIT ?",
+                (FINAL, features[known[0]].nbytes, against),
+            )
+            labelled = b"".join(vector for (vector,) in rows)
+        if not labelled:
+            return None
+        mine = np.stack([features[image_id] for image_id in known])
+        theirs = np.frombuffer(labelled, np.float32).reshape(-1, length)
+        squares = (mine**2).sum(axis=1)[:, None] + (theirs**2).sum(axis=1) - 2 * mine @ theirs.T
+        return known[int(squares.min(axis=1).argmax())]
 
 
 def renew(db: sqlite3.Connection, image_id: str) -> None:

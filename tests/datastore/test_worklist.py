@@ -221,14 +221,26 @@ def test_infos_come_with_the_score_and_an_image_that_is_gone_is_passed_over(four
     assert four.score_names() == []
 
 
-def test_features_are_kept_and_those_of_labelled_images_found(four: LocalDatastore) -> None:
+def test_features_are_kept_and_the_farthest_from_the_labelled_found(four: LocalDatastore) -> None:
+    assert four.farthest(["a", "b"], against=9) is None
     four.save_scores([scored(image, feature=[n, 0.5]) for n, image in enumerate("abc")])
-    for image in "ba":
-        save(four, image)
     assert set(four.features(["a", "c", "d"])) == {"a", "c"}
     np.testing.assert_array_equal(four.features(["c"])["c"], np.array([2, 0.5], np.float32))
-    np.testing.assert_array_equal(four.labeled_features(9), np.array([[0, 0.5], [1, 0.5]], np.float32))
-    assert four.labeled_features(1).shape == (1, 2)
+    assert four.farthest(["a", "b"], against=9) is None, "nothing is labelled"
+    save(four, "a")
+    assert four.farthest(["d", "b", "c"], against=9) == "c"
+    save(four, "c")
+    assert four.farthest(["a", "b", "c", "d"], against=9) == "b"
+    assert four.farthest(["a", "b", "c"], against=1) == "a", "only the last one counts"
+
+
+def test_features_of_another_length_are_not_compared(four: LocalDatastore) -> None:
+    four.save_scores([scored(image, feature=[n, 0.5]) for n, image in enumerate("abc")])
+    four.save_scores([scored("d", feature=[9.0, 9.0, 9.0])])
+    save(four, "a")
+    save(four, "d")
+    assert four.farthest(["b", "d", "c"], against=9) == "c"
+    assert four.farthest(["d", "b"], against=9) == "d"
 
 
 def test_scores_survive_a_restart_and_a_damaged_index(four: LocalDatastore, tmp_path: Path, open_store: Open) -> None:
