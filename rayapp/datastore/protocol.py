@@ -189,6 +189,11 @@ class Datastore(Protocol):
         image, which is not retrieved for that; None, and nothing is recorded, if somebody else holds it.
         """
 
+    def set_aside(self, image_id: str, why: str) -> None:
+        """Hand the image, which cannot be opened, out to nobody for an hour: then somebody may have mended it.
+        `info.unreadable` says why. Raises NotFound.
+        """
+
     def save_scores(self, scores: Sequence[ImageScore]) -> None:
         """Durably record what scoring found; a name's newer score replaces the image's older one."""
 

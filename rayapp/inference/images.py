@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from rayapp.datastore.protocol import ImageRecord
+from rayapp.errors import RayappError, TooLarge, Unreadable
 from rayapp.imaging.reader import read_volume
 from rayapp.imaging.volume import Volume
 from rayapp.inference.cache import ByteCache, Sized
@@ -26,7 +28,10 @@ class Images(Protocol):
     """What it needs of the datastore, asynchronously."""
 
     def image(self, image_id: str) -> Awaitable[ImageRecord]:
-        """Where the image is. Raises NotFound."""
+        """Where the image is. Raises NotFound, Unreadable."""
+
+    def set_aside(self, image_id: str, why: str) -> Awaitable[None]:
+        """Let nobody get an image to label that cannot be opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +61,18 @@ class OpenImages:
         self._paths: dict[str, Path] = {}
 
     async def open(self, key: str, path: Path | None = None) -> OpenImage:
-        """The image of that key, in the file `path` if it is not the datastore's. Raises NotFound, Unreadable."""
-        found, stamp = await self._file(key, path)
-        return await self._decoded((key, str(found), stamp.st_mtime_ns, stamp.st_size, stamp.st_ino))
+        """The image of that key, in the file `path` if it is not the datastore's.
+
+        Raises NotFound, Unreadable, TooLarge. The datastore is told of an image of its own that cannot be opened.
+        """
+        try:
+            found, stamp = await self._file(key, path)
+            return await self._decoded((key, str(found), stamp.st_mtime_ns, stamp.st_size, stamp.st_ino))
+        except (Unreadable, TooLarge) as error:
+            if path is None:
+                with suppress(RayappError):  # the reader's words count
+                    await self._images.set_aside(key, error.detail)
+            raise
 
     async def _decoded(self, origin: tuple[Any, ...]) -> OpenImage:
         def read() -> OpenImage:

@@ -114,6 +114,26 @@ def test_leases_survive_a_restart(four: LocalDatastore, tmp_path: Path, open_sto
     assert not serve(open_store(tmp_path), "a", "bob")
 
 
+def test_an_image_that_cannot_be_opened_is_handed_out_to_nobody_for_a_while(
+    four: LocalDatastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four.save_scores([scored("a", values={"tta": 1.0})])
+    assert serve(four, "a", "ann")
+    monkeypatch.setattr(worklist, "ASIDE_S", 0.5)
+    four.set_aside("a", "it is cut off")
+    for holder in ("ann", "bob", None):
+        for order in ("first", "last", "age"):
+            assert sorted(four.unlabeled(limit=9, order=order, holder=holder)) == ["b", "c", "d"]
+        assert four.ranked("tta", holder=holder).ids == []
+    assert not serve(four, "a", "ann")
+    told = four.image("a").info["unreadable"]
+    assert (told["why"], abs(told["ts"] - time.time()) < 5) == ("it is cut off", True)
+    time.sleep(0.6)
+    assert serve(four, "a", "bob")
+    with pytest.raises(NotFound):
+        four.set_aside("nope", "it is cut off")
+
+
 # Scores
 
 

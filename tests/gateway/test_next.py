@@ -24,6 +24,17 @@ def test_a_sessions_image_is_made_ready_where_its_clicks_go(gateway: Served, tmp
     assert (told.key, told.path) == (gateway.network.calls[-1].key, gateway.network.calls[-1].path)
 
 
+def test_an_image_that_turns_out_to_be_unreadable_is_handed_out_no_more(gateway: Served):
+    (gateway.settings.studies / "a_broken.nii.gz").write_bytes(b"no image")
+    gateway.store.refresh()
+    assert gateway.post("/activelearning/first", json={}).json()["id"] == "a_broken"
+    refused = gateway.post("/infer/bright?image=a_broken", data={"params": "{}"})
+    assert refused.status_code == 422
+    assert gateway.post("/activelearning/first", json={}).json()["id"] != "a_broken"
+    info = gateway.get("/datastore/image/info?image=a_broken").json()
+    assert info["unreadable"]["why"] == refused.json()["detail"]
+
+
 def test_when_no_image_is_left_nobody_is_told(gateway: Served):
     for image in gateway.store.image_ids():
         staged = write_label(gateway.store.stage(".nii.gz"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 
 from rayapp.config import Settings
-from rayapp.errors import BadRequest
+from rayapp.errors import BadRequest, Unreadable
 from rayapp.imaging.mask_codec import decode
 from rayapp.inference import interruption
 from rayapp.inference.ahead import QUEUE
@@ -55,7 +56,12 @@ class Slow:
 
 
 @pytest.fixture
-def house(tmp_path):
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+@pytest.fixture
+def house(tmp_path, store):
     for number in range(QUEUE + 4):
         array = np.zeros(SHAPE, np.int16)
         array[1, 2, 3] = 200 + number
@@ -63,7 +69,7 @@ def house(tmp_path):
     settings = Settings(studies=tmp_path, workspace=tmp_path / "ws")
     app = App(settings=settings, models=ModelStore.of(settings))
     app.infers = {"organs": Slow({"liver": 1}), "anything": Slow({})}
-    service = InferenceService(settings=settings, app=app, images=Store(tmp_path))
+    service = InferenceService(settings=settings, app=app, images=store)
     yield service, app.infers["organs"], app.infers["anything"]
     for task in app.infers.values():
         task.held.set()
@@ -93,6 +99,28 @@ async def test_an_image_handed_out_is_prepared_and_segmented_for_the_models_ther
     await service.infer(click(liver=[[1, 1, 1]]))
     assert organs.finished == 2, "a click is asked about"
     assert organs.prepared == [200]
+
+
+async def test_an_image_that_cannot_be_opened_is_set_aside_and_the_next_one_prepared(house, store, tmp_path):
+    service, organs, _ = house
+    whole = (tmp_path / "ct_0.nii.gz").read_bytes()
+    (tmp_path / "ct_0.nii.gz").write_bytes(whole[: len(whole) // 2])
+    service.prefetch(HandedOut(key="ct_0", user="ann"))
+    service.prefetch(HandedOut(key="ct_1", user="bob"))
+    await until(lambda: organs.finished)
+    assert organs.prepared == [201]
+    assert list(store.aside) == ["ct_0"]
+    with pytest.raises(Unreadable) as refused:
+        await service.infer(click())
+    assert store.aside == {"ct_0": refused.value.detail}
+
+
+async def test_a_session_that_cannot_be_opened_is_no_business_of_the_datastore(house, store, tmp_path):
+    service, _, _ = house
+    (tmp_path / "sent.nii.gz").write_bytes(b"no image")
+    with pytest.raises(Unreadable):
+        await service.infer(replace(click(), path=tmp_path / "sent.nii.gz"))
+    assert store.aside == {}
 
 
 async def test_a_request_with_an_option_of_its_own_is_asked_about(house):

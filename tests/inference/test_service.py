@@ -51,10 +51,13 @@ class Threshold:
 
 
 class Store:
-    """The two methods that the service needs of a datastore, over one folder."""
+    """The methods that the service needs of a datastore, over one folder."""
 
     def __init__(self, folder):
-        self.folder, self.log = folder, []
+        self.folder, self.log, self.aside = folder, [], {}
+
+    async def set_aside(self, image_id, why):
+        self.aside[image_id] = why
 
     async def image(self, image_id):
         path = self.folder / f"{image_id}.nii.gz"
