@@ -179,9 +179,10 @@ def begin(out: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or see that what it holds was run with the same settings."""
     out.mkdir(parents=True, exist_ok=True)
     note = out / "settings.json"
-    if note.exists() and json.loads(note.read_text()) != settings:
+    if not note.exists():
+        note.write_text(json.dumps(settings))
+    elif json.loads(note.read_text()) != settings:
         sys.exit(f"{out} holds runs with other settings: {note.read_text()}")
-    note.write_text(json.dumps(settings))
 
 
 def tell(out: Path) -> str:
