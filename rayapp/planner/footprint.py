@@ -54,7 +54,7 @@ class Work:
         images = images.contiguous(memory_format=last)
         if self.training:
             labels = torch.zeros(self.batch, 1, *self.roi, device=device)
-            optimiser = torch.optim.AdamW(network.parameters())
+            optimiser = torch.optim.AdamW(network.parameters(), fused=True)
             return lambda: self._step(network, images, labels, optimiser)
         network.requires_grad_(False).eval()
         return lambda: self._logits(network, images)

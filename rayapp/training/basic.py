@@ -179,7 +179,7 @@ class BasicTrainTask(Generic[Opts]):
 
     def optimizer(self, network: nn.Module, options: Opts) -> torch.optim.Optimizer:
         """Over the network's parameters."""
-        return torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=1e-4)
+        return torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=1e-4, fused=True)
 
     def scheduler(
         self,
