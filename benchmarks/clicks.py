@@ -278,7 +278,7 @@ def main() -> None:
 
 def show(result: dict[str, Any]) -> None:
     """The tables."""
-    console = Console()
+    console = Console(width=140)
     titles = {
         "peer": "MONAI Label, one client",
         "single": "one client",

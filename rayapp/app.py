@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 20
 """Times that a strategy is asked while others are quicker to get what it chose."""
+_turns = threading.Lock()
+"""Whoever was too slow once asks again in turn: many who ask for the one best image would else lose for ever."""
 PATIENCE_S = 60.0
 """How long a datastore waits for the process before it to let go of the folder."""
 DATASTORE_HOOK = "init_datastore"
@@ -217,11 +220,12 @@ class LabelApp:
         asked = request.get("client_id")
         client_id = None if asked is None else str(asked)
         serve = partial(datastore.serve_next, client_id=client_id, ts=int(time.time()), holder=request.get(HOLDER))
-        for _ in range(ATTEMPTS):
-            pick = self._picked(strategy, chosen, request, datastore)
-            if pick is None:
-                return {}
-            image = serve(pick.image_id, strategy)
+        for attempt in range(ATTEMPTS):
+            with _turns if attempt else nullcontext():
+                pick = self._picked(strategy, chosen, request, datastore)
+                if pick is None:
+                    return {}
+                image = serve(pick.image_id, strategy)
             if image is not None:
                 path = str(image.path) if image.ext else ""  # 3D Slicer opens it, and cannot open a folder of slices
                 return {"id": image.id, "path": path, **pick.extras, **image.info}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -42,16 +43,17 @@ class Scores:
         with self._index.reader() as db, self._lock:
             self._read(db)
 
-    def draw(self, name: str, tag: str, *, power: float | None, limit: int, taken: set[str]) -> Ranked:
-        """See `Datastore.ranked`; `taken` are images that must not be drawn."""
+    def draw(self, name: str, tag: str, *, power: float | None, limit: int, taken: Callable[[], set[str]]) -> Ranked:
+        """See `Datastore.ranked`; `taken` tells which images must not be drawn, and is asked at the last moment."""
         with self._index.reader() as db, self._lock:
             self._read(db)
+            held = taken()
             if name not in self._values:
                 return Ranked(ids=[], known=0.0)
             values = self._values[name][: len(self._ids)]
             drawable = self._open[: len(values)] if tag == FINAL else self._without(db, tag)
             while True:
-                picks = self._picked(np.where(drawable, values, np.nan), power, limit + len(taken))
+                picks = self._picked(np.where(drawable, values, np.nan), power, limit + len(held))
                 gone = [place for place in picks if not _lacks(db, self._ids[place], tag)]
                 if not gone:
                     break
@@ -60,7 +62,7 @@ class Scores:
             (images,) = db.execute("SELECT n FROM count WHERE kind = 'image'").fetchone()
             labelled = db.execute("SELECT n FROM count WHERE kind = 'tag' AND name = ?", (tag,)).fetchone()
         bare = images - (labelled[0] if labelled else 0)
-        ids = [self._ids[place] for place in picks if self._ids[place] not in taken][:limit]
+        ids = [self._ids[place] for place in picks if self._ids[place] not in held][:limit]
         return Ranked(ids=ids, known=min(1.0, scored / bare) if bare else 0.0)
 
     def _read(self, db: sqlite3.Connection) -> None:

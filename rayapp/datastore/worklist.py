@@ -130,7 +130,7 @@ class Worklist:
         self, name: str, *, tag: str = FINAL, power: float | None = None, limit: int = 1, holder: str | None = None
     ) -> Ranked:
         """See `Datastore`."""
-        return self._opened.scores.draw(name, tag, power=power, limit=limit, taken=self._taken(holder))
+        return self._opened.scores.draw(name, tag, power=power, limit=limit, taken=lambda: self._taken(holder))
 
     def features(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """See `Datastore`."""

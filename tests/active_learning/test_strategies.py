@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -194,3 +195,24 @@ def test_no_strategy_reads_when_asked_what_could_have_been_read_before(many):
     scores = [ImageScore(image_id=f"image_{n:04}", run="n", ts=2.0, values={"tta": 200.0 + n}) for n in range(1000)]
     many.save_scores(scores)
     assert asked("tta") == "image_0999"
+
+
+def test_many_who_ask_at_once_for_the_best_image_lose_once_at_most(app, store, monkeypatch):
+    monkeypatch.setattr("rayapp.app.ATTEMPTS", 2)
+    score(store, tta=(0.1, 0.2, 0.3, 0.4))
+
+    class Pondering:
+        """By score, a moment later: whoever else asked meanwhile has chosen the same."""
+
+        description = "slow"
+
+        def __call__(self, request, datastore):
+            pick = strategies()["tta"](request, datastore)
+            time.sleep(0.1)
+            return pick
+
+    app.strategies = {"tta": Pondering()}
+    asked = [{HOLDER: f"ann{number}", "client_id": str(number)} for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda request: app.next_image("tta", request, store)["id"], asked))
+    assert sorted(got) == NAMES
