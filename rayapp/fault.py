@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-_PARSING = Lock()
+_parsing = Lock()
 """Python 3.11 counts the depth of a syntax tree once for all threads: two that look for a line break each other."""
 
 
@@ -38,7 +38,7 @@ def definition(thing: Any, folder: Path) -> str:
     """`Spleen (lib/spleen.py, line 8)`: where a class or function of the app begins."""
     name = getattr(thing, "__name__", type(thing).__name__)
     try:
-        with _PARSING:
+        with _parsing:
             file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
     except (TypeError, OSError):
         return str(name)

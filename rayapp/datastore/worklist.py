@@ -17,16 +17,14 @@ import numpy.typing as npt
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.index import Index, info_of, update_image, update_label
-from rayapp.datastore.protocol import ImageRecord, ImageScore, Info, Labelled, Order, Ranked
+from rayapp.datastore.protocol import ImageRecord, ImageScore, Labelled, Order, Ranked
 from rayapp.datastore.studies import Studies
-from rayapp.errors import NotFound
 from rayapp.protocol import FINAL
 
 LEASE_S = 1800.0
 """Seconds that an image stays with who got it, from the last sign of work on it."""
 HELD = 2
 """Images that one annotator holds at most: one to work on, and one looked at ahead."""
-
 ASIDE, ASIDE_S = "nobody", 3600.0
 """Who holds an image that cannot be opened, and for how many seconds."""
 
@@ -89,14 +87,12 @@ class Worklist:
         """See `Datastore`."""
         now = time.time()
 
-        def apply(db: sqlite3.Connection) -> Info | None:
-            found = update_image(db, image_id, {"unreadable": {"ts": int(now), "why": why}})
-            if found is not None:
+        def apply(db: sqlite3.Connection) -> None:
+            if update_image(db, image_id, {"unreadable": {"ts": int(now), "why": why}}) is not None:
                 db.execute("INSERT OR REPLACE INTO lease VALUES(?, ?, ?)", (image_id, ASIDE, now + ASIDE_S))
-            return found
 
-        if self._commit.do(apply) is None:
-            raise NotFound(f"no image {image_id!r}")
+        self._image(image_id)  # raises NotFound
+        self._commit.do(apply)
         self._document.touch()
 
     # Scores
