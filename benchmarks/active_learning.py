@@ -134,8 +134,8 @@ def rows_of(rounds: list[Round], full: float) -> list[dict[str, Any]]:
         rows.append(
             {
                 "strategy": one.strategy,
-                **{str(mean.labels): f"{mean.dice:.3f} ± {mean.error:.3f}" for mean in summary(rounds, one.strategy)},
-                "mean": f"{one.dice:.3f} ± {one.error:.3f}",
+                **{str(mean.labels): str(mean) for mean in summary(rounds, one.strategy)},
+                "mean": str(one),
                 "labels to 95 %": None if one.labels is None else round(one.labels, 1),
                 "minutes to 95 %": None if one.minutes is None else round(one.minutes),
             }
@@ -196,7 +196,7 @@ def tell(out: Path) -> str:
     shown = Table(*columns, title=f"validation Dice by labels; all {POOL}: {full.dice:.3f}")
     for row in rows:
         shown.add_row(*(str(row.get(column, "")) for column in columns))
-    console = Console(width=140)
+    console = Console(width=170)
     with console.capture() as captured:
         console.print(shown)
         console.print(advice(rounds, ENOUGH * full.dice))

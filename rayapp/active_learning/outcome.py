@@ -12,11 +12,11 @@ from pyarrow import parquet
 
 ROUNDS = "rounds"
 BASELINES = ("random", "foreground_random")
-"""What a strategy must beat to be worth its scoring, the first of them that was run."""
+"""What a strategy must beat to be worth its scoring: the better of those that were run. The first needs no scoring."""
 ENOUGH = 0.95
 """The share of the best Dice with which a model is as good as done."""
-CLEAR = 2.0
-"""Standard deviations by which two means must differ for one to be called better."""
+CHANCE = 0.05
+"""How likely chance alone may make the best of all strategies lead as it does, for it to be called better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A strategy's rounds of so many labels, over seeds; `error` is the standard deviation of the mean."""
+    """A strategy's rounds of so many labels, over seeds; `error` is the standard deviation of the mean, NaN for one."""
 
     labels: int
     minutes: float
@@ -42,18 +42,30 @@ class Mean:
     error: float
     seeds: int
 
+    def __str__(self) -> str:
+        return told(self.dice, self.error)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """A strategy among others. `dice` is the mean over the numbers of labels that all of them were tested with, `error`
-    its standard deviation over seeds, NaN for a single one; `labels` and `minutes` are those with which the Dice aimed
-    at is reached, between two tests in proportion, None where it is not."""
+    its standard deviation over the `seeds`, NaN for a single one; `labels` and `minutes` are those with which the Dice
+    aimed at is reached, between two tests in proportion, None where it is not."""
 
     strategy: str
     dice: float
     error: float
+    seeds: int
     labels: float | None
     minutes: float | None
+
+    def __str__(self) -> str:
+        return told(self.dice, self.error)
+
+
+def told(dice: float, error: float) -> str:
+    """A Dice as people read it; without an error where a single run tells of none."""
+    return f"{dice:.3f}" if math.isnan(error) else f"{dice:.3f} ± {error:.3f}"
 
 
 def rounds_in(folder: Path) -> list[Round]:
@@ -69,7 +81,6 @@ def summary(rounds: Sequence[Round], strategy: str) -> list[Mean]:
         same = [one for one in rounds if one.strategy == strategy and one.labels == labels]
         dice, error = _mean([one.dice for one in same])
         minutes = float(np.mean([one.minutes for one in same]))
-        error = 0.0 if math.isnan(error) else error
         means.append(Mean(labels=labels, minutes=minutes, dice=dice, error=error, seeds=len(same)))
     return means
 
@@ -89,28 +100,44 @@ def standings(rounds: Sequence[Round], aimed: float) -> list[Standing]:
         for one in rounds:
             if one.strategy == name and one.labels in common:
                 runs.setdefault(one.seed, {})[one.labels] = one.dice
-        dice, error = _mean([float(np.mean(list(run.values()))) for run in runs.values() if len(run) == len(common)])
+        means = [float(np.mean(list(run.values()))) for run in runs.values() if len(run) == len(common)]
+        dice, error = _mean(means)
         labels, minutes = _reached(summary(rounds, name), aimed)
-        found.append(Standing(strategy=name, dice=dice, error=error, labels=labels, minutes=minutes))
+        found.append(Standing(strategy=name, dice=dice, error=error, seeds=len(means), labels=labels, minutes=minutes))
     return sorted(found, key=lambda one: -one.dice)
 
 
 def advice(rounds: Sequence[Round], aimed: float) -> str:
     """Which strategy to use and what it saves, or why that cannot be said: a sentence or two."""
     ranked = standings(rounds, aimed)
-    baseline = next((one for name in BASELINES for one in ranked if one.strategy == name), None)
-    if baseline is None or len(ranked) == 1:
+    baselines = [one for one in ranked if one.strategy in BASELINES]
+    if not baselines or len(ranked) == 1:
         return "What a strategy saves shows beside another: run `random` and others into the same folder."
     best = ranked[0]
-    if best is baseline:
+    baseline = next((one for one in baselines if one is not best), best)
+    if baseline is best or best.strategy == BASELINES[0]:
         return f"Use {best.strategy}: no other strategy was better."
     gain, error = best.dice - baseline.dice, math.hypot(best.error, baseline.error)
-    told = f"{best.strategy} is ahead of {baseline.strategy} by a Dice of {gain:.3f}"
+    ahead = f"{best.strategy} is ahead of {baseline.strategy} by a Dice of {told(gain, error)}"
     if math.isnan(error):
-        return f"{told}, in a single run each: repeat both with other seeds before you rely on it."
-    if gain < CLEAR * error:
-        return f"Use {baseline.strategy}: {told} ± {error:.3f}, which may be chance."
-    return f"Use {best.strategy}: {told} ± {error:.3f}.{_saved(best, baseline, aimed)}"
+        return f"{ahead}, in a single run each: repeat both with other seeds before you rely on it."
+    if _by_chance(best, baseline, among=len(ranked) - 1) <= CHANCE:
+        return f"Use {best.strategy}: {ahead}.{_saved(best, baseline, aimed)}"
+    return f"Use {baseline.strategy}: {ahead}, which may be chance."
+
+
+def _by_chance(best: Standing, baseline: Standing, among: int) -> float:
+    """How likely one of so many strategies would be as far ahead if none were better: Welch's t-test, since few seeds
+    say little about their spread, times the number of strategies the best was picked from (Bonferroni)."""
+    from scipy.stats import ttest_ind_from_stats
+
+    (dice, spread, seeds), (usual, usual_spread, usual_seeds) = (
+        (one.dice, one.error * math.sqrt(one.seeds), one.seeds) for one in (best, baseline)
+    )
+    test = ttest_ind_from_stats(
+        dice, spread, seeds, usual, usual_spread, usual_seeds, equal_var=False, alternative="greater"
+    )
+    return float(test.pvalue) * among
 
 
 def _saved(best: Standing, baseline: Standing, aimed: float) -> str:

@@ -138,11 +138,10 @@ def _show(rounds: list[Round]) -> None:
 
     from rayapp.active_learning.outcome import advice, aim, strategies_in, summary
 
-    table = Table("strategy", "labels", "minutes", "Dice", "±", "seeds")
+    table = Table("strategy", "labels", "minutes", "Dice", "seeds")
     for strategy in strategies_in(rounds):
         for row in summary(rounds, strategy):
-            figures = (str(row.labels), f"{row.minutes:.1f}", f"{row.dice:.3f}", f"{row.error:.3f}", str(row.seeds))
-            table.add_row(strategy, *figures)
+            table.add_row(strategy, str(row.labels), f"{row.minutes:.1f}", str(row), str(row.seeds))
     console = Console()
     console.print(table)
     console.print(advice(rounds, aim(rounds)))

@@ -76,12 +76,36 @@ def test_what_may_be_chance_is_called_so():
     assert advice(rounds, 0.6).startswith("Use random: tta is ahead of random by a Dice of 0.020 ± 0.08")
 
 
+def test_the_best_of_many_must_lead_by_more_than_the_better_of_two():
+    rounds = [one for seed in range(3) for one in run("random", seed, 0.50 + seed / 100)]
+    lucky = [one for seed in range(3) for one in run("lucky", seed, 0.53 + seed / 100)]
+    others = [one for n in range(6) for seed in range(3) for one in run(f"other{n}", seed, 0.4 + seed / 100)]
+    assert advice(rounds + lucky, 0.9).startswith("Use lucky: lucky is ahead of random by a Dice of 0.030 ± 0.008")
+    assert advice(rounds + lucky + others, 0.9).startswith("Use random: lucky is ahead of random")
+
+
+def test_a_strategy_must_beat_the_better_of_the_baselines():
+    rounds = [one for seed in range(3) for one in run("random", seed, 0.5 + seed / 100)]
+    rounds += [one for seed in range(3) for one in run("foreground_random", seed, 0.7 + seed / 100)]
+    rounds += [one for seed in range(3) for one in run("tta", seed, 0.705 + seed / 100)]
+    assert advice(rounds, 0.9).startswith("Use foreground_random: tta is ahead of foreground_random by a Dice of 0.005")
+
+
 def test_one_seed_proves_nothing():
     assert "repeat both with other seeds" in advice(run("random", 0, 0.5) + run("tta", 0, 0.9), 0.6)
 
 
-def test_where_random_wins_random_is_advised():
-    assert advice(run("random", 0, 0.9) + run("tta", 0, 0.5), 0.6) == "Use random: no other strategy was better."
+@pytest.mark.parametrize("other", ["tta", "foreground_random"])
+def test_where_random_wins_random_is_advised(other: str):
+    assert advice(run("random", 0, 0.9) + run(other, 0, 0.5), 0.6) == "Use random: no other strategy was better."
+
+
+def test_runs_that_came_to_exactly_the_same_are_compared_too():
+    rounds = [one for seed in range(3) for one in run("random", seed, 0.5)]
+    ahead = [one for seed in range(3) for one in run("tta", seed, 0.6)]
+    same = [one for seed in range(3) for one in run("last", seed, 0.5)]
+    assert advice(rounds + ahead, 0.6).startswith("Use tta: ")
+    assert advice(rounds + same, 0.6).startswith("Use random: ")
 
 
 def test_a_strategy_alone_says_nothing_of_what_it_saves():
