@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 ROUNDS = "rounds"
 BASELINES = ("random", "foreground_random")
-"""What a strategy must beat to be worth its scoring: the better of those that were run. The first needs no scoring."""
+"""What a strategy must beat to be worth its scoring, and each of them those before it: the first needs none."""
 ENOUGH = 0.95
 """The share of the best Dice with which a model is as good as done."""
 CHANCE = 0.05
@@ -110,20 +110,22 @@ def standings(rounds: Sequence[Round], aimed: float) -> list[Standing]:
 def advice(rounds: Sequence[Round], aimed: float) -> str:
     """Which strategy to use and what it saves, or why that cannot be said: a sentence or two."""
     ranked = standings(rounds, aimed)
-    baselines = [one for one in ranked if one.strategy in BASELINES]
+    baselines = [one for name in BASELINES for one in ranked if one.strategy == name]
     if not baselines or len(ranked) == 1:
         return "What a strategy saves shows beside another: run `random` and others into the same folder."
-    best = ranked[0]
-    baseline = next((one for one in baselines if one is not best), best)
-    if baseline is best or best.strategy == BASELINES[0]:
-        return f"Use {best.strategy}: no other strategy was better."
-    gain, error = best.dice - baseline.dice, math.hypot(best.error, baseline.error)
-    ahead = f"{best.strategy} is ahead of {baseline.strategy} by a Dice of {told(gain, error)}"
-    if math.isnan(error):
-        return f"{ahead}, in a single run each: repeat both with other seeds before you rely on it."
-    if _by_chance(best, baseline, among=len(ranked) - 1) <= CHANCE:
-        return f"Use {best.strategy}: {ahead}.{_saved(best, baseline, aimed)}"
-    return f"Use {baseline.strategy}: {ahead}, which may be chance."
+    chosen, because = baselines[0], "no other strategy was better."
+    for one in (*baselines[1:], ranked[0]):
+        if one.dice <= chosen.dice:
+            continue
+        gain, error = one.dice - chosen.dice, math.hypot(one.error, chosen.error)
+        ahead = f"{one.strategy} is ahead of {chosen.strategy} by a Dice of {told(gain, error)}"
+        if math.isnan(error):
+            because = f"{ahead}, in a single run each: repeat both with other seeds before you rely on it."
+        elif _by_chance(one, chosen, among=len(ranked) - 1) > CHANCE:
+            because = f"{ahead}, which may be chance."
+        else:
+            chosen, because = one, f"{ahead}.{_saved(one, chosen, aimed)}"
+    return f"Use {chosen.strategy}: {because}"
 
 
 def _by_chance(best: Standing, baseline: Standing, among: int) -> float:

@@ -84,15 +84,28 @@ def test_the_best_of_many_must_lead_by_more_than_the_better_of_two():
     assert advice(rounds + lucky + others, 0.9).startswith("Use random: lucky is ahead of random")
 
 
-def test_a_strategy_must_beat_the_better_of_the_baselines():
+def test_a_strategy_must_beat_the_baseline_that_beats_random():
     rounds = [one for seed in range(3) for one in run("random", seed, 0.5 + seed / 100)]
     rounds += [one for seed in range(3) for one in run("foreground_random", seed, 0.7 + seed / 100)]
-    rounds += [one for seed in range(3) for one in run("tta", seed, 0.705 + seed / 100)]
-    assert advice(rounds, 0.9).startswith("Use foreground_random: tta is ahead of foreground_random by a Dice of 0.005")
+    lucky = [one for seed in range(3) for one in run("tta", seed, 0.705 + seed / 100)]
+    better = [one for seed in range(3) for one in run("tta", seed, 0.8 + seed / 100)]
+    assert advice(rounds, 0.9).startswith(
+        "Use foreground_random: foreground_random is ahead of random by a Dice of 0.2"
+    )
+    assert advice(rounds + lucky, 0.9).startswith("Use foreground_random: tta is ahead of foreground_random by a Dice")
+    assert advice(rounds + better, 0.9).startswith("Use tta: tta is ahead of foreground_random by a Dice of 0.1")
+
+
+def test_a_baseline_that_does_not_clearly_beat_random_is_not_advised():
+    rounds = [one for seed in range(3) for one in run("random", seed, 0.5 + seed / 100)]
+    rounds += [one for seed in range(3) for one in run("foreground_random", seed, 0.505 + seed / 100)]
+    lucky = [one for seed in range(3) for one in run("tta", seed, 0.51 + seed / 100)]
+    assert advice(rounds + lucky, 0.9).startswith("Use random: tta is ahead of random by a Dice of 0.010")
 
 
 def test_one_seed_proves_nothing():
-    assert "repeat both with other seeds" in advice(run("random", 0, 0.5) + run("tta", 0, 0.9), 0.6)
+    told = advice(run("random", 0, 0.5) + run("tta", 0, 0.9), 0.6)
+    assert told.startswith("Use random: tta is ahead of random by a Dice of 0.400, in a single run each: repeat both")
 
 
 @pytest.mark.parametrize("other", ["tta", "foreground_random"])
