@@ -59,6 +59,11 @@ class Standing:
     labels: float | None
     minutes: float | None
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the seeds themselves."""
+        return self.error * math.sqrt(self.seeds)
+
     def __str__(self) -> str:
         return told(self.dice, self.error)
 
@@ -133,11 +138,11 @@ def _by_chance(best: Standing, baseline: Standing, among: int) -> float:
     say little about their spread, times the number of strategies the best was picked from (Bonferroni)."""
     from scipy.stats import ttest_ind_from_stats
 
-    (dice, spread, seeds), (usual, usual_spread, usual_seeds) = (
-        (one.dice, one.error * math.sqrt(one.seeds), one.seeds) for one in (best, baseline)
-    )
     test = ttest_ind_from_stats(
-        dice, spread, seeds, usual, usual_spread, usual_seeds, equal_var=False, alternative="greater"
+        *(best.dice, best.spread, best.seeds),
+        *(baseline.dice, baseline.spread, baseline.seeds),
+        equal_var=False,
+        alternative="greater",
     )
     return float(test.pvalue) * among
 
