@@ -81,7 +81,7 @@ format: install
 
 weights: install
 	@echo "==> training the shipped models on generated phantoms (tens of minutes on two cores)"
-	@$(BIN)/python -m rayapp.apps.radiology.weights
+	@$(BIN)/python -m rayapp.apps.radiology.make_weights
 
 clean:
 	rm -rf $(VENV) build *.egg-info

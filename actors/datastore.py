@@ -9,12 +9,12 @@ import ray
 from ray.actor import ActorHandle
 
 from actors import OWNER
-from actors.face import Waiting
-from rayapp import logs
-from rayapp.app import LabelApp, brings_datastore, own_datastore
+from actors.environment import runtime_env
+from actors.face import BlockingActorClient
+from rayapp.app.label_app import LabelApp, brings_datastore, own_datastore
+from rayapp.app.validation import STORE
 from rayapp.config import Settings
-from rayapp.requirements import runtime_env
-from rayapp.seams import STORE
+from rayapp.runtime import logs
 
 NAME = "datastore"
 CONCURRENCY = 16
@@ -61,5 +61,5 @@ def start_datastore(settings: Settings) -> ActorHandle:
     )
 
 
-class RemoteDatastore(Waiting):
+class RemoteDatastore(BlockingActorClient):
     """The `Datastore` protocol, synchronously, on the actor: for code that runs in other actors."""

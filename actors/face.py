@@ -1,7 +1,7 @@
 """One asynchronous face for a plain object or for the Ray actor that wraps it; and one that waits, for an actor.
 
-The gateway and the replicas speak to `Face`s only, so the same code, and the same test, runs against both. A call
-never blocks the event loop: the plain object's method runs in a thread, the actor's through Ray. An error of
+The gateway and the replicas speak to `ActorClient`s only, so the same code, and the same test, runs against both. A
+call never blocks the event loop: the plain object's method runs in a thread, the actor's through Ray. An error of
 `rayapp.errors` raised inside the actor arrives as itself; an actor that is away is Busy.
 """
 
@@ -22,7 +22,7 @@ PATIENCE_S = 60.0
 _AWAY = "a part of the server is starting again; try again in a second"
 
 
-class Face:
+class ActorClient:
     """`await face.method(*args, **kwargs)` for any method of the wrapped object or actor."""
 
     def __init__(self, target: Any) -> None:
@@ -48,7 +48,7 @@ async def _remote(method: Any, /, *args: Any, **kwargs: Any) -> Any:
         raise Busy(_AWAY) from None
 
 
-class Waiting:
+class BlockingActorClient:
     """`waiting.method(*args, **kwargs)` waits for the actor's answer: for code that runs in threads of other actors."""
 
     def __init__(self, handle: ray.actor.ActorHandle, *, patience: float = PATIENCE_S) -> None:

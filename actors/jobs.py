@@ -7,16 +7,16 @@ from ray.actor import ActorHandle
 
 from actors import OWNER
 from actors.datastore import RemoteDatastore
-from actors.face import Waiting
-from actors.scoring import RayCrew
-from actors.training import RayFit
-from rayapp import logs
+from actors.environment import runtime_env
+from actors.face import BlockingActorClient
+from actors.scoring import RayScoringBackend
+from actors.training import RayTrainingBackend
 from rayapp.config import Settings
+from rayapp.datastore.job_record import Kind
 from rayapp.jobs.queue import JobQueue
-from rayapp.jobs.record import Kind
-from rayapp.jobs.scoring import AUTO, AutoScore, BatchInference, Scoring
-from rayapp.jobs.training import Training
-from rayapp.requirements import runtime_env
+from rayapp.jobs.scoring_job import AUTO, AutoScore, BatchInference, Scoring
+from rayapp.jobs.training_job import Training
+from rayapp.runtime import logs
 
 NAME = "jobs"
 CONCURRENCY = 32
@@ -31,10 +31,10 @@ class JobsActor(JobQueue):
         logs.configure(settings)
         store = RemoteDatastore(datastore)
         me = ray.get_runtime_context().current_actor
-        publisher = Waiting(models, patience=PUBLISHING_S)
-        training = Training(settings=settings, datastore=store, models=publisher, fit=RayFit(settings, me))
-        crew = RayCrew(settings, datastore)
-        scoring = Scoring(settings=settings, datastore=store, crew=crew, models=Waiting(models))
+        publisher = BlockingActorClient(models, patience=PUBLISHING_S)
+        training = Training(settings=settings, datastore=store, models=publisher, fit=RayTrainingBackend(settings, me))
+        crew = RayScoringBackend(settings, datastore)
+        scoring = Scoring(settings=settings, datastore=store, crew=crew, models=BlockingActorClient(models))
         batch = BatchInference(settings=settings, datastore=store, crew=crew)
         super().__init__(store, {Kind.TRAIN: training, Kind.SCORING: scoring, Kind.BATCH: batch})
         self._automatic = AutoScore(self, scoring) if settings.conf.get(AUTO) else None

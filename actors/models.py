@@ -1,4 +1,4 @@
-"""The models actor: a thin shell around `rayapp.catalogue.Catalogue`, the owner of model versions and of the app."""
+"""The models actor: a thin shell around `rayapp.serving.catalogue.Catalogue`, which owns model versions and the app."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ray
 
 from actors import OWNER
 from actors.datastore import RemoteDatastore
-from rayapp import logs
-from rayapp.catalogue import Catalogue
+from actors.environment import runtime_env
 from rayapp.config import Settings
-from rayapp.requirements import runtime_env
+from rayapp.runtime import logs
+from rayapp.serving.catalogue import Catalogue
 
 NAME = "models"
 

@@ -16,13 +16,13 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.datastore import RemoteDatastore
-from rayapp import host, logs
+from actors.environment import runtime_env
 from rayapp.config import Settings
 from rayapp.errors import RayappError
-from rayapp.jobs.images import ImageAnswer, ImageWork, ImageWorker
+from rayapp.jobs.image_work import ImageAnswer, ImageWork, ImageWorker
 from rayapp.jobs.pool import ImageDone, Pool, Stopped, WorkerLost
-from rayapp.priority import give_way, rest_between_layers
-from rayapp.requirements import runtime_env
+from rayapp.runtime import host, logs
+from rayapp.runtime.priority import give_way, rest_between_layers
 
 POLL_S = 0.25
 """Seconds until a worker is killed, at most, once its job was told to stop."""
@@ -52,8 +52,8 @@ class ScoringActor:
         return self._worker(work, image_id)
 
 
-class RayCrew:
-    """`rayapp.jobs.scoring.Crew` on this cluster."""
+class RayScoringBackend:
+    """`rayapp.jobs.scoring_job.ScoringBackend` on this cluster."""
 
     def __init__(self, settings: Settings, datastore: ActorHandle) -> None:
         self._settings = settings
@@ -68,7 +68,7 @@ class RayCrew:
         stop: threading.Event,
         done: Callable[[ImageDone], None],
     ) -> None:
-        """See `Crew`."""
+        """See `ScoringBackend`."""
         gpus = int(ray.cluster_resources().get("GPU", 0))
         size = min(len(images), workers or gpus or self._room())
         options = {"num_cpus": 0, "num_gpus": GPU_SHARE if gpus else 0, "scheduling_strategy": "SPREAD"}

@@ -23,13 +23,13 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from actors.training import LOCK, STOP, Run
-from rayapp import logs
-from rayapp.app import app_class
+from actors.run import LOCK, STOP, Run
+from rayapp.app.label_app import app_class
 from rayapp.errors import BadRequest, RayappError
 from rayapp.planner import hardware
-from rayapp.priority import give_way, rest_between_layers
-from rayapp.training.task import Progress, TrainResult
+from rayapp.runtime import logs
+from rayapp.runtime.priority import give_way, rest_between_layers
+from rayapp.training.train_task import Progress, TrainResult
 
 logger = logging.getLogger("rayapp.training")
 
@@ -130,7 +130,7 @@ def share_cores() -> None:
 
 
 class RayHost:
-    """`rayapp.training.task.Host` in a worker of Ray Train."""
+    """`rayapp.training.train_task.Host` in a worker of Ray Train."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

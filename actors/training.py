@@ -7,7 +7,6 @@ takes those below with it, and the one above starts it again; the run goes on fr
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,14 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from actors.environment import runtime_env
+from actors.run import LOCK, STOP, Run
 from rayapp.config import Settings
+from rayapp.datastore.job_record import Job
 from rayapp.errors import RayappError
-from rayapp.jobs.queue import Desk
-from rayapp.jobs.record import Job
-from rayapp.requirements import runtime_env
-from rayapp.training.task import TrainRequest, TrainResult
+from rayapp.jobs.queue import JobContext
+from rayapp.training.train_task import TrainRequest, TrainResult
 
-STOP = ".stop"
-"""A file in the run's folder: the workers look for it before each iteration."""
-LOCK = ".lock"
-"""A file in the run's folder that rank 0 holds for as long as it lives: two lives of a run never overlap."""
 GRACE_S = 30.0
 """How long a run that was asked to stop may take to its next iteration before it is killed."""
 ENDING_S = 5.0
@@ -42,26 +38,15 @@ class _WorkersDied(Exception):
     """Workers of the run were lost, through no fault of what is trained."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """All that a worker is told. Plain values and an actor's handle, so that it travels."""
-
-    job_id: str
-    settings: Settings
-    request: TrainRequest
-    checkpoints: Path
-    jobs: ActorHandle
-
-
-class RayFit:
-    """`rayapp.jobs.training.Fit` on this cluster."""
+class RayTrainingBackend:
+    """`rayapp.jobs.training_job.TrainingBackend` on this cluster."""
 
     def __init__(self, settings: Settings, jobs: ActorHandle) -> None:
         self._settings = settings
         self._jobs = jobs
 
-    def __call__(self, job: Job, request: TrainRequest, checkpoints: Path, desk: Desk) -> TrainResult | None:
-        """See `Fit`."""
+    def __call__(self, job: Job, request: TrainRequest, checkpoints: Path, desk: JobContext) -> TrainResult | None:
+        """See `TrainingBackend`."""
         run = Run(job_id=job.id, settings=self._settings, request=request, checkpoints=checkpoints, jobs=self._jobs)
         stop = request.folder / STOP
         stop.unlink(missing_ok=True)
@@ -81,7 +66,7 @@ class RayFit:
                 _free()
         raise RayappError(f"the training's process died {LIVES} times")
 
-    def _answer(self, answer: Any, stop: Path, desk: Desk) -> TrainResult | None:
+    def _answer(self, answer: Any, stop: Path, desk: JobContext) -> TrainResult | None:
         """Wait for it; once asked to stop, for no longer than rank 0 takes to its next iteration."""
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if desk.stop.is_set():

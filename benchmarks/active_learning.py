@@ -36,7 +36,7 @@ from rich.table import Table
 
 from benchmarks.server import server
 from benchmarks.train_hippocampus import DATA, LABELS, halves, hippocampi
-from rayapp.active_learning.annotator import Habits
+from rayapp.active_learning.annotator import AnnotationTimes
 from rayapp.active_learning.outcome import ENOUGH, Round, advice, draw, rounds_in, standings, summary
 from rayapp.active_learning.simulation import Protocol, Simulation
 from rayapp.client import AsyncClient
@@ -76,7 +76,7 @@ def run(strategy: str, seed: int, budgets: tuple[int, ...], iterations: int, out
                     strategy=strategy,
                     budgets=budgets,
                     seed=seed,
-                    habits=Habits(good_enough=1.0, max_clicks=0),
+                    habits=AnnotationTimes(good_enough=1.0, max_clicks=0),
                     training={"spacing": SPACING_MM, "guard": False, "val_interval": 1000},
                     iterations=iterations,
                     scoring=SCORING[strategy],

@@ -197,8 +197,8 @@ def bare_forward(shape: tuple[int, int, int]) -> Callable[[], float]:
     import torch
 
     from rayapp.apps.radiology.main import SHIPPED, shipped_card
-    from rayapp.inference.deepedit import DeepEditTask
-    from rayapp.inference.network import Network
+    from rayapp.inference.methods.deepedit import DeepEditTask
+    from rayapp.inference.network.network import Network
     from rayapp.models.store import ModelVersion
 
     card = shipped_card("deepedit")

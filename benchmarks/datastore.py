@@ -26,8 +26,8 @@ from rich.table import Table
 
 from benchmarks.server import server
 from rayapp.client import Client
+from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import Author
 
 AUTHOR = Author(user="bench")
 CLIENTS = 8

@@ -37,15 +37,15 @@ from rich.table import Table
 from benchmarks.train_hippocampus import LABELS, halves, hippocampi
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
-from rayapp.inference.segmentation import SegmentationTask
+from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.models.store import ModelVersion
-from rayapp.training.basic import Labels
 from rayapp.training.cases import read_pair
-from rayapp.training.deepedit import DeepEditTrainTask, annotate
-from rayapp.training.local import LocalHost
+from rayapp.training.deepedit_train import DeepEditTrainTask, annotate
+from rayapp.training.local_host import LocalHost
 from rayapp.training.metrics import dice
 from rayapp.training.options import ClickOptions
-from rayapp.training.task import Pair, TrainRequest
+from rayapp.training.recipe import Labels
+from rayapp.training.train_task import Pair, TrainRequest
 
 ARMS = ("manual", "early", "assisted")
 TARGETS = (0.6, 0.8)

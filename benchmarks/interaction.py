@@ -43,18 +43,18 @@ from benchmarks import scribbles, train_hippocampus
 from rayapp.apps.radiology.main import TASKS, pipeline
 from rayapp.imaging.phantom import phantom
 from rayapp.imaging.volume import Volume
-from rayapp.inference.drawings import obeyed, understood
-from rayapp.inference.prompts import BACKGROUND, FOREGROUND
-from rayapp.inference.task import Point, Prompts
+from rayapp.inference.infer_task import Point, Prompts
+from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.inference.prompts.to_clicks import obeyed, understood
 from rayapp.models.store import ModelVersion
-from rayapp.training import interaction
-from rayapp.training.basic import BasicTrainTask
+from rayapp.training import click_simulation
+from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.cases import read_pair
-from rayapp.training.deepedit import DeepEditTrainTask
-from rayapp.training.deepgrow import DeepGrow2dTrainTask, DeepGrowTrainTask
-from rayapp.training.local import LocalHost
+from rayapp.training.deepedit_train import DeepEditTrainTask
+from rayapp.training.deepgrow_train import DeepGrow2dTrainTask, DeepGrowTrainTask
+from rayapp.training.local_host import LocalHost
 from rayapp.training.options import ClickOptions
-from rayapp.training.task import Pair, TrainRequest
+from rayapp.training.train_task import Pair, TrainRequest
 
 DATA = scribbles.DATA
 METHODS = ("deepedit", "deepgrow_3d", "deepgrow_2d", "deepgrow_pipeline")
@@ -186,13 +186,15 @@ class Annotator:
         return labels
 
     def _first(self) -> tuple[int, int, int]:
-        part = interaction.structure(self._seen(self.truth), 1)
+        part = click_simulation.structure(self._seen(self.truth), 1)
         assert part is not None
         return part.click(self.rng)
 
     def _correct(self, found: np.ndarray) -> None:
         truth, guess = self._seen(self.truth), self._seen(found)
-        for label, place in interaction.corrections(truth, guess, len(self.names), count=1, rng=self.rng, deep=1.0):
+        for label, place in click_simulation.corrections(
+            truth, guess, len(self.names), count=1, rng=self.rng, deep=1.0
+        ):
             self._click(label, place)
 
     def _click(self, label: int, place: Sequence[float]) -> None:

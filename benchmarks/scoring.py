@@ -34,11 +34,11 @@ from rich.table import Table
 from benchmarks.peer import ask
 from rayapp.active_learning.strategies import strategies
 from rayapp.config import Settings
+from rayapp.datastore.job_record import Kind
 from rayapp.datastore.local import LocalDatastore
 from rayapp.imaging.phantom import phantom
-from rayapp.jobs.images import ImageWork
+from rayapp.jobs.image_work import ImageWork
 from rayapp.jobs.pool import ImageDone
-from rayapp.jobs.record import Kind
 
 SHAPE = (96, 80, 64)
 CLASSES = 5
@@ -59,7 +59,7 @@ def throughput(settings: Settings, actors: list[int], images: int, samples: int)
     import ray
 
     from actors.datastore import start_datastore
-    from actors.scoring import RayCrew
+    from actors.scoring import RayScoringBackend
 
     rows: list[dict[str, Any]] = []
     datastore = start_datastore(settings)
@@ -82,7 +82,7 @@ def throughput(settings: Settings, actors: list[int], images: int, samples: int)
             ends.append(time.perf_counter())
 
         # The first of each actor pays for its start.
-        RayCrew(settings, datastore)(
+        RayScoringBackend(settings, datastore)(
             work, [*ids[-count:], *ids[:images]], workers=count, stop=threading.Event(), done=done
         )
         per_second = (len(ends) - count) / (ends[-1] - ends[count - 1])
@@ -203,7 +203,7 @@ def main() -> None:
 def _scored(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     import ray
 
-    from rayapp.catalogue import Catalogue
+    from rayapp.serving.catalogue import Catalogue
 
     settings = Settings(
         studies=studies(folder / "studies", given.images + max(given.actors)),

@@ -35,9 +35,9 @@ from scipy import ndimage
 from rayapp.apps.radiology.main import ONLINE, scribbles
 from rayapp.geometry import spacing
 from rayapp.imaging.volume import Volume
-from rayapp.inference.marks import BACKGROUND, FOREGROUND
-from rayapp.inference.task import Prompts
-from rayapp.training.interaction import middle_line
+from rayapp.inference.infer_task import Prompts
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
+from rayapp.training.click_simulation import middle_line
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 PLACES = {1: (0.5,), 3: (0.2, 0.5, 0.8), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}

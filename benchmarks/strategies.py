@@ -24,8 +24,8 @@ from benchmarks.datastore import make_folder, milliseconds, save
 from benchmarks.server import server
 from rayapp.active_learning.strategies import CLASS_ENTROPY, EPISTEMIC, FOREGROUND, TTA, strategies
 from rayapp.client import Client
+from rayapp.datastore.interfaces import ImageScore
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import ImageScore
 
 CLIENTS = 8
 FEATURES = 128

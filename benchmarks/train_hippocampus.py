@@ -24,16 +24,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rayapp.inference.deepedit import DeepEditTask
+from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.models.store import ModelVersion
-from rayapp.training.basic import BasicTrainTask
+from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.cases import read_pair
-from rayapp.training.deepedit import DeepEditTrainTask, annotate
-from rayapp.training.local import LocalHost
+from rayapp.training.deepedit_train import DeepEditTrainTask, annotate
+from rayapp.training.local_host import LocalHost
 from rayapp.training.metrics import dice
 from rayapp.training.options import ClickOptions, Options
-from rayapp.training.record import STATS
-from rayapp.training.task import Pair, Progress, TrainRequest
+from rayapp.training.run_report import STATS
+from rayapp.training.train_task import Pair, Progress, TrainRequest
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hippocampus"
 LABELS = {"anterior": 1, "posterior": 2}

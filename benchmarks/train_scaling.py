@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.peer import ask
 from benchmarks.train_hippocampus import LABELS, TASKS, hippocampi
-from rayapp.training.task import Progress, TrainRequest
+from rayapp.training.train_task import Progress, TrainRequest
 
 CONFIGURATIONS = ((1, 1), (1, 2), (2, 1))
 """Workers, and threads of each."""

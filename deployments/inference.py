@@ -1,4 +1,4 @@
-"""Inference replicas: a thin shell of Ray Serve around `rayapp.inference.service.InferenceService`.
+"""Inference replicas: a thin shell of Ray Serve around `rayapp.serving.service.InferenceService`.
 
 Requests carry the image as session id, and the router sends one image to one replica, which has it decoded and
 preprocessed. A replica that dies takes only caches with it: the caller asks again and the next replica in the ring
@@ -20,13 +20,14 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from actors.face import Face
-from rayapp import fault, logs
-from rayapp.app import app_class
+from actors.environment import runtime_env
+from actors.face import ActorClient
+from rayapp.app import app_traceback
+from rayapp.app.label_app import app_class
 from rayapp.config import Settings
 from rayapp.errors import AppBroken, Busy, RayappError
-from rayapp.inference.messages import HandedOut, InferCall, InferReply
-from rayapp.requirements import runtime_env
+from rayapp.runtime import logs
+from rayapp.serving.messages import HandedOut, InferCall, InferReply
 
 NAME = "inference"
 ONGOING = 8
@@ -44,8 +45,8 @@ class InferenceReplica:
 
     def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle, models: ray.actor.ActorHandle) -> None:
         # Here and not above: gateways import this module too, and need no torch.
-        from rayapp.inference.service import InferenceService
         from rayapp.planner import hardware, plan
+        from rayapp.serving.service import InferenceService
 
         logs.configure(settings)
         ray.get(models.describe.remote())  # by then what the app ships is published
@@ -54,7 +55,7 @@ class InferenceReplica:
         self._app_dir = app.app_dir
         # Ray allows as many threads as logical CPUs asked for, which is one: share the machine's cores instead.
         threads = plan(hardware(), sharing=settings.replicas[1]).threads
-        self._service = InferenceService(settings=settings, app=app, images=Face(datastore), threads=threads)
+        self._service = InferenceService(settings=settings, app=app, images=ActorClient(datastore), threads=threads)
 
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call. What fails in the app's own code is AppBroken, with the place and without the text."""
@@ -63,7 +64,7 @@ class InferenceReplica:
         except RayappError:
             raise
         except Exception as error:
-            at = fault.place(error, self._app_dir)
+            at = app_traceback.place(error, self._app_dir)
             if not at:
                 raise
             logger.error("model %s failed at %s with %s", call.model, at, type(error).__name__)

@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from actors.face import Face
+from actors.face import ActorClient
 from deployments.inference import RoutedInference
 from deployments.services import Services
-from rayapp import logs
 from rayapp.config import Settings
+from rayapp.runtime import logs
 
 NAME = "gateway"
 ONGOING = 1000
@@ -23,7 +23,7 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: An
 
     def build() -> FastAPI:
         from deployments.gateway import build_gateway
-        from rayapp.sessions import SessionStore
+        from rayapp.datastore.sessions import SessionStore
         from rayapp.users import UserStore
 
         logs.configure(settings)
@@ -31,11 +31,13 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: An
         return build_gateway(
             Services(
                 settings=settings,
-                datastore=Face(datastore),
-                models=Face(models),
-                jobs=Face(jobs),
-                sessions=Face(SessionStore(root, expiry=settings.session_expiry, max_volume=settings.max_volume)),
-                users=Face(UserStore(settings.workspace / "users.json")),
+                datastore=ActorClient(datastore),
+                models=ActorClient(models),
+                jobs=ActorClient(jobs),
+                sessions=ActorClient(
+                    SessionStore(root, expiry=settings.session_expiry, max_volume=settings.max_volume)
+                ),
+                users=ActorClient(UserStore(settings.workspace / "users.json")),
                 inference=RoutedInference(serve.get_deployment_handle("inference", app_name="rayapp")),
             )
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from deployments.services import Services
 from deployments.uploads import Checks
-from rayapp.datastore.protocol import ImageRecord
+from rayapp.datastore.interfaces import ImageRecord
 from rayapp.errors import NotFound
 from rayapp.imaging import dicom_instances
 from rayapp.imaging.dicom_instances import ROOT, Stack, uid_of

@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.face import Face
+from actors.face import ActorClient
 from rayapp.config import Settings
-from rayapp.inference.messages import HandedOut, InferCall, InferReply
+from rayapp.serving.messages import HandedOut, InferCall, InferReply
 
 
 class Inference(Protocol):
@@ -33,9 +33,9 @@ class Services:
     a `SessionStore`'s, `users` a `UserStore`'s."""
 
     settings: Settings
-    datastore: Face
-    models: Face
-    jobs: Face
-    sessions: Face
-    users: Face
+    datastore: ActorClient
+    models: ActorClient
+    jobs: ActorClient
+    sessions: ActorClient
+    users: ActorClient
     inference: Inference

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from deployments.forms import Stage
 from deployments.services import Services
-from rayapp.datastore.protocol import Author, Info
+from rayapp.datastore.interfaces import Author, Info
 from rayapp.errors import Busy
 from rayapp.imaging.placement import RAW, on_grid, raw_label_map
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume, split_ext

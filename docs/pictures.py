@@ -25,12 +25,12 @@ from rayapp.geometry import Orientation, spacing
 from rayapp.imaging.phantom import phantom
 from rayapp.imaging.picture import COLOURS, OPACITY
 from rayapp.imaging.volume import Volume
-from rayapp.inference.deepedit import DeepEditTask
-from rayapp.inference.drawings import box_of, obeyed, understood
-from rayapp.inference.marks import BACKGROUND, FOREGROUND
-from rayapp.inference.task import Point, Prompts
+from rayapp.inference.infer_task import Point, Prompts
+from rayapp.inference.methods.deepedit import DeepEditTask
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
+from rayapp.inference.prompts.to_clicks import box_of, obeyed, understood
 from rayapp.models.store import ModelVersion
-from rayapp.training import interaction
+from rayapp.training import click_simulation
 
 STROKED, CLICKED = 77, 2_000_003
 """Seeds of the torsos."""
@@ -120,7 +120,7 @@ def clicked(to: Path) -> None:
     clicks: dict[str, list[Point]] = {}
     found, rng, columns = task.predict(prepared, Prompts(), {}).labels, np.random.default_rng(0), []
     for _ in range(CLICKS):
-        ((label, place),) = interaction.corrections(torso.labels, found, len(names), count=1, rng=rng, deep=1.0)
+        ((label, place),) = click_simulation.corrections(torso.labels, found, len(names), count=1, rng=rng, deep=1.0)
         i, j, k = (int(n) for n in place)
         clicks.setdefault(names[label], []).append((i, j, k))
         before, found = found, task.predict(prepared, Prompts(clicks=clicks), {"refine": True}).labels

@@ -12,12 +12,12 @@ from torch.utils.data import Dataset
 
 from rayapp.models.networks import save_weights
 from rayapp.models.store import ModelVersion
-from rayapp.training.basic import BasicTrainTask
+from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.cases import Cases
 from rayapp.training.design import Design
 from rayapp.training.metrics import figure
 from rayapp.training.options import Options
-from rayapp.training.task import Pair, TrainRequest, TrainResult
+from rayapp.training.train_task import Pair, TrainRequest, TrainResult
 
 
 class Examples(Dataset[dict[str, Tensor]]):

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 
 from examples.dataset import Examples, result_of
 from rayapp.models.networks import build
-from rayapp.training.basic import BasicTrainTask
+from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.design import Design
 from rayapp.training.options import Options
-from rayapp.training.task import Host, Progress, TrainRequest, TrainResult
+from rayapp.training.train_task import Host, Progress, TrainRequest, TrainResult
 
 CHECKPOINT = "last.ckpt"
 

@@ -14,18 +14,18 @@ from typer.exceptions import TyperException
 
 from rayapp import __version__
 from rayapp.commands import (
+    accounts,
     annotation,
     datasets,
     demo,
     doctor,
     jobs,
     models,
-    ohif,
     replay,
     score,
     server,
     simulate,
-    users,
+    viewer,
 )
 from rayapp.errors import RayappError
 
@@ -46,9 +46,9 @@ app.command()(score.score)
 app.command()(jobs.jobs)
 app.command()(simulate.simulate)
 app.add_typer(models.commands, name="models")
-app.add_typer(ohif.commands, name="ohif")
+app.add_typer(viewer.commands, name="ohif")
 app.command()(doctor.doctor)
-app.add_typer(users.commands, name="users")
+app.add_typer(accounts.commands, name="users")
 
 
 def _version(wanted: bool) -> None:

@@ -22,10 +22,11 @@ from actors.models import start_models
 from actors.node import SIGNALS, Node, free_port, joined
 from deployments.inference import inference_deployment
 from deployments.ingress import gateway_deployment
-from rayapp import errors, logs
+from rayapp import errors
 from rayapp.config import Settings
 from rayapp.errors import RayappError
 from rayapp.protocol import Path as Route
+from rayapp.runtime import logs
 
 logger = logging.getLogger(__name__)
 

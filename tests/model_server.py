@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 from aiohttp import web
 
-from rayapp.inference.kserve import HEADER_LENGTH, TYPES
+from rayapp.inference.methods.kserve import HEADER_LENGTH, TYPES
 
 
 class ModelServer:

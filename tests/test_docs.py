@@ -75,7 +75,11 @@ def test_every_name_that_an_example_imports_exists(page):
 
 
 APPS = [*(ROOT / "rayapp" / "apps").glob("*/main.py"), *(ROOT / "examples").rglob("*.py")]
-OF_THE_ZOO = {"rayapp.models.bundle.METADATA", "rayapp.models.bundle.TRAIN", "rayapp.inference.bundle.DEEPEDIT"}
+OF_THE_ZOO = {
+    "rayapp.models.bundle_folder.METADATA",
+    "rayapp.models.bundle_folder.TRAIN",
+    "rayapp.inference.methods.monai_bundle.DEEPEDIT",
+}
 """Names of a bundle's files and of a type: documented where the classes beside them are."""
 
 

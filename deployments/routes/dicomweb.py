@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from deployments.access import AsUser
 from deployments.problems import problems
 from deployments.series import Series, SeriesStore
-from rayapp.datastore.protocol import ImageRecord
+from rayapp.datastore.interfaces import ImageRecord
 from rayapp.errors import BadRequest, NotFound
 from rayapp.imaging.dicom_instances import instance_datasets, series_dataset, study_dataset, uid_of
 

@@ -13,7 +13,7 @@ from deployments.forms import describe_form, read_form
 from deployments.problems import problems
 from deployments.replies import FILE, file_reply
 from deployments.uploads import author_of, check_image, info_of, to_store
-from rayapp.datastore.protocol import SERIES_EXT
+from rayapp.datastore.interfaces import SERIES_EXT
 from rayapp.errors import NotFound
 from rayapp.imaging.nifti import write_volume
 from rayapp.imaging.reader import read_volume, split_ext

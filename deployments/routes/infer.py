@@ -24,10 +24,10 @@ from rayapp.errors import BadRequest
 from rayapp.imaging.dicom_seg import Maker, encode
 from rayapp.imaging.reader import EXTENSIONS, read_segmentation
 from rayapp.imaging.segments import entries_of, named
-from rayapp.inference.messages import InferCall, InferReply
 from rayapp.models.store import sha256_of
 from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, PARAMS_HEADER, Output, Role, checked_name
 from rayapp.protocol import Path as Route
+from rayapp.serving.messages import InferCall, InferReply
 from rayapp.users import User
 
 router = APIRouter(tags=["inference"], responses=problems(400, 404, 409, 413, 422, 503))

@@ -23,12 +23,22 @@ from deployments.access import AsAnnotator, Described, Service
 from deployments.problems import problems
 from deployments.routes.infer import unless_gone
 from deployments.services import Services
-from rayapp.datastore.protocol import ClickEvent, Info
+from rayapp.datastore.interfaces import ClickEvent, Info
 from rayapp.errors import BadRequest, NotAllowed, NotFound, RayappError
-from rayapp.inference.messages import HandedOut, InferCall, InferReply, Turn
-from rayapp.interaction import OPEN, PROMPT, REDO, UNDO, Interaction, no_interaction, opened_at, opening, prompt_of
 from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Output, Role, checked_name
 from rayapp.protocol import Path as Route
+from rayapp.serving.interaction import (
+    OPEN,
+    PROMPT,
+    REDO,
+    UNDO,
+    Interaction,
+    no_interaction,
+    opened_at,
+    opening,
+    prompt_of,
+)
+from rayapp.serving.messages import HandedOut, InferCall, InferReply, Turn
 from rayapp.users import User
 
 router = APIRouter(tags=["interactions"], responses=problems(400, 404, 409, 413, 422, 503))

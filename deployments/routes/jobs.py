@@ -17,9 +17,9 @@ from deployments.forms import describe_json, read_json
 from deployments.problems import problems
 from deployments.replies import file_reply
 from deployments.services import Services
+from rayapp.datastore.job_record import Job, Kind, State
 from rayapp.errors import BadRequest, Busy, Conflict, NotFound, RayappError
-from rayapp.jobs.record import Job, Kind, State
-from rayapp.jobs.training import run_folder
+from rayapp.jobs.training_job import run_folder
 from rayapp.protocol import ORIGINAL, checked_name
 from rayapp.protocol import Path as Route
 from rayapp.users import User

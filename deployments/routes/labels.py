@@ -16,7 +16,7 @@ from deployments.problems import problems
 from deployments.replies import FILE, file_reply
 from deployments.services import Services
 from deployments.uploads import Checks, author_of, check_label, extension, info_of, label_from_raw, to_store
-from rayapp.datastore.protocol import ImageRecord, LabelRecord
+from rayapp.datastore.interfaces import ImageRecord, LabelRecord
 from rayapp.errors import NotFound
 from rayapp.imaging.placement import RAW
 from rayapp.protocol import FINAL, checked_name

@@ -14,8 +14,8 @@ from deployments.access import AsAdmin, Service
 from deployments.problems import problems
 from deployments.replies import file_reply
 from rayapp.errors import Busy, NotFound
-from rayapp.logs import log_file
 from rayapp.protocol import Path as Route
+from rayapp.runtime.logs import log_file
 
 router = APIRouter(tags=["logs"], responses=problems(404, 422, 503))
 

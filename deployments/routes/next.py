@@ -11,8 +11,8 @@ from deployments.forms import describe_json, read_json
 from deployments.problems import problems
 from deployments.uploads import author_of
 from rayapp.active_learning.strategies import HOLDER
-from rayapp.inference.messages import HandedOut
 from rayapp.protocol import Path as Route
+from rayapp.serving.messages import HandedOut
 
 router = APIRouter(tags=["active learning"], responses=problems(400, 404, 413, 503))
 

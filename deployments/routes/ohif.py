@@ -19,8 +19,8 @@ from starlette.staticfiles import StaticFiles
 import rayapp.web
 from deployments.access import Service
 from deployments.services import Services
+from rayapp.downloads.ohif import BASE, is_prepared
 from rayapp.errors import NotFound
-from rayapp.ohif import BASE, is_prepared
 from rayapp.protocol import Path as Route
 
 router = APIRouter(include_in_schema=False)

@@ -16,9 +16,9 @@ from deployments.access import AsUser, Checking, Service
 from deployments.forms import describe_form, missing, read_form
 from deployments.problems import problems
 from deployments.replies import FILE, file_reply
-from rayapp.inference.messages import HandedOut
+from rayapp.datastore.sessions import base_name
 from rayapp.protocol import Path as Route
-from rayapp.sessions import base_name
+from rayapp.serving.messages import HandedOut
 
 router = APIRouter(tags=["sessions"], responses=problems(400, 404, 413, 422, 503))
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Response
 from deployments.access import AsUser, Described, Service
 from deployments.problems import problems
 from deployments.replies import FILE, OCTETS, disposition, file_reply
-from rayapp.active_learning import results
+from rayapp.active_learning import score_files
 from rayapp.errors import NotFound
 from rayapp.imaging.reader import read_segmentation
 from rayapp.imaging.writer import encode_segmentation
@@ -42,7 +42,7 @@ async def uncertainty(
     """The newest uncertainty of an image on its own grid: uint8, 255 where all structures are as likely."""
     name = await described.known("scoring", "scoring method", method)
     record = await services.datastore.image(checked_name(image, "image"))
-    path = results.uncertainty_file(services.settings.studies, name, record.id)
+    path = score_files.uncertainty_file(services.settings.studies, name, record.id)
     if not await asyncio.to_thread(path.is_file):
         raise NotFound(f"image {record.id!r} was not scored by {name!r} yet: POST /scoring/{name}")
     shown = f"{record.id}.{name}{ext}"

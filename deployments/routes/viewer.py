@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from deployments.access import AsUser, Checking, Service
 from deployments.problems import problems
 from deployments.routes.dicomweb import series_store
-from rayapp.datastore.protocol import ImageRecord, LabelRecord, Revision
+from rayapp.datastore.interfaces import ImageRecord, LabelRecord, Revision
 from rayapp.errors import BadRequest
 from rayapp.imaging import mask_codec
 from rayapp.imaging.dicom_instances import uid_of

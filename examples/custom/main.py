@@ -5,7 +5,7 @@ rayapp start --app examples/custom --studies DIR; rayapp score contrast; rayapp 
 
 import numpy as np
 
-from rayapp.active_learning.scoring import Score
+from rayapp.active_learning.scoring_methods import Score
 from rayapp.active_learning.strategies import HOLDER, Pick
 from rayapp.app import LabelApp
 

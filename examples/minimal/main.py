@@ -6,7 +6,7 @@ rayapp start --app examples/minimal --studies DIR --conf threshold=150
 import numpy as np
 
 from rayapp.app import LabelApp
-from rayapp.inference.task import Prediction, TaskInfo
+from rayapp.inference.infer_task import Prediction, TaskInfo
 
 
 class Bright:

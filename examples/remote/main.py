@@ -4,8 +4,8 @@ rayapp start --app examples/remote --studies DIR --conf server=http://127.0.0.1:
 """
 
 from rayapp.app import LabelApp
-from rayapp.inference.kserve import InferenceServer
-from rayapp.inference.remote import RemoteTask
+from rayapp.inference.methods.kserve import InferenceServer
+from rayapp.inference.methods.remote import RemoteTask
 
 
 class RemoteApp(LabelApp):

@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.client import AsyncClient
-from rayapp.client.interaction import AsyncInteraction, Mask, Points, Said
+from rayapp.client.prompting import AsyncInteraction, Mask, Points, Said
 from rayapp.errors import BadRequest, GridMismatch
 from rayapp.imaging.reader import read_segmentation
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
-from rayapp.inference import marks as marking
-from rayapp.inference.prompts import BACKGROUND, FOREGROUND
-from rayapp.training.interaction import placed_on, regions
+from rayapp.inference.prompts import scribble_map as marking
+from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.training.click_simulation import placed_on, regions
 from rayapp.training.metrics import dice
 
 MAX_BYTES = 4 << 30
@@ -40,7 +40,7 @@ class Correction(Said, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Habits:
+class AnnotationTimes:
     """How an annotator works, and the time model.
 
     A volume outlined by hand takes `manual_s`, the paper's ten minutes. A proposal is looked at (`review_s`) and
@@ -92,7 +92,7 @@ class Annotator:
         client: AsyncClient,
         model: str,
         references: Mapping[str, Path],
-        habits: Habits,
+        habits: AnnotationTimes,
         rng: np.random.Generator,
     ) -> None:
         self.name = name

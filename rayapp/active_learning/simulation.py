@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayapp.active_learning.annotator import MAX_BYTES, Annotator, Habits, Labelled, mean_dice
+from rayapp.active_learning.annotator import MAX_BYTES, AnnotationTimes, Annotator, Labelled, mean_dice
 from rayapp.active_learning.outcome import ROUNDS, Round
-from rayapp.active_learning.results import write_table
+from rayapp.active_learning.score_files import write_table
 from rayapp.client import AsyncClient, Job, JobKind
 from rayapp.errors import RayappError
 from rayapp.imaging.reader import read_segmentation
@@ -44,7 +44,7 @@ class Protocol:
     budgets: Sequence[int] = (2, 4, 8, 16, 32)
     annotators: int = 1
     seed: int = 0
-    habits: Habits = field(default_factory=Habits)
+    habits: AnnotationTimes = field(default_factory=AnnotationTimes)
     training: Mapping[str, Any] = field(default_factory=dict)
     iterations: int = 0
     scoring: str = ""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rayapp.datastore.protocol import Datastore, Order
+from rayapp.datastore.interfaces import Datastore, Order
 from rayapp.protocol import FINAL, checked_name
 
 TTA, EPISTEMIC = "tta", "epistemic"

@@ -22,8 +22,8 @@ from torch import Tensor
 from rayapp.active_learning.views import View
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
-from rayapp.inference.pipeline import Floats, Labels
-from rayapp.inference.task import TaskInfo
+from rayapp.inference.infer_task import TaskInfo
+from rayapp.inference.network.network_grid import Floats, Labels
 
 REGION = 0.05
 """Where a structure has at least this mean probability its uncertainty counts: far from all structures every network

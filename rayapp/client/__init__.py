@@ -1,7 +1,7 @@
 """The Python client: `Client` waits, `AsyncClient` is awaited; the same methods, every route of the server."""
 
 from rayapp.client.asynchronous import AsyncClient
-from rayapp.client.interaction import AsyncInteraction, Interaction
+from rayapp.client.prompting import AsyncInteraction, Interaction
 from rayapp.client.results import (
     InferResult,
     Info,

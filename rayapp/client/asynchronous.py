@@ -16,7 +16,7 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from rayapp.client.answers import read_infer
-from rayapp.client.interaction import AsyncInteraction
+from rayapp.client.prompting import AsyncInteraction
 from rayapp.client.results import (
     DatastoreStatus,
     InferResult,

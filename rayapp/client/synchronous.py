@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rayapp.client.asynchronous import AsyncClient
-from rayapp.client.interaction import Interaction
+from rayapp.client.prompting import Interaction
 from rayapp.client.results import Job
 
 P = ParamSpec("P")

@@ -17,7 +17,7 @@ def list_datasets() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rayapp.datasets import DATASETS
+    from rayapp.downloads.decathlon import DATASETS
 
     table = Table("name", "modality", "structures", "images", "download", box=None)
     table.columns[0].no_wrap = True
@@ -36,15 +36,15 @@ def download(
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from rayapp import datasets
+    from rayapp.downloads import decathlon
 
-    dataset = datasets.named(name)
+    dataset = decathlon.named(name)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(dataset.name, total=None)
-        source = datasets.source(dataset)
+        source = decathlon.source(dataset)
         path = asyncio.run(
-            datasets.download(
+            decathlon.download(
                 dataset.name, source, folder, lambda there, size: progress.update(task, completed=there, total=size)
             )
         )

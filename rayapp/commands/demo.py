@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rayapp.commands import server
-from rayapp.ohif import is_prepared
+from rayapp.downloads.ohif import is_prepared
 
 STUDIES = 6
 FIRST_SEED = 7_000_001

@@ -111,8 +111,8 @@ def serve(chosen: Settings, greet: Callable[[str], None] = lambda url: None) -> 
 
 def _install_requirements(chosen: Settings) -> None:
     """What the app needs beyond the server's packages, before anything starts."""
+    from rayapp.app.requirements import interpreter
     from rayapp.errors import AppBroken
-    from rayapp.requirements import interpreter
 
     try:
         interpreter(chosen)
@@ -191,7 +191,7 @@ def places(given: Mapping[str, Any]) -> Settings:
 
 
 def _list_folder(chosen: Settings) -> Path:
-    from rayapp.datalist import open_list
+    from rayapp.datastore.datalist import open_list
     from rayapp.errors import BadRequest
 
     try:

@@ -49,7 +49,7 @@ def simulate(
     The server's images get labels: give it a copy of the studies, without any. Writes parquet files and `curves.png`
     with all runs in the folder, and says which of their strategies to use.
     """
-    from rayapp.active_learning.annotator import Habits
+    from rayapp.active_learning.annotator import AnnotationTimes
     from rayapp.active_learning.outcome import draw, rounds_in
     from rayapp.active_learning.simulation import Protocol, Simulation
     from rayapp.client import AsyncClient
@@ -63,7 +63,7 @@ def simulate(
             budgets=when,
             annotators=annotators,
             seed=seed,
-            habits=Habits(
+            habits=AnnotationTimes(
                 strokes=strokes,
                 click_s=click_s,
                 stroke_s=stroke_s,

@@ -16,7 +16,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from rayapp.datastore import folder
-from rayapp.datastore.protocol import Info
+from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import delete
 
 _TAGS = (

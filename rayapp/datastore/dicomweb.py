@@ -24,11 +24,11 @@ from pydicom.uid import UID
 
 from rayapp.config import Settings
 from rayapp.datastore import folder
-from rayapp.datastore.archived import ArchivedLabels
 from rayapp.datastore.index import update_label
+from rayapp.datastore.interfaces import SERIES_EXT, Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.pacs import Pacs
-from rayapp.datastore.protocol import SERIES_EXT, Author, ImageRecord, Info, LabelRecord, Revision
+from rayapp.datastore.pacs_labels import ArchivedLabels
 from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
 from rayapp.errors import ArchiveAway, Busy, Disabled, NotFound, RayappError
 from rayapp.imaging.dicom_seg import Maker, encode
@@ -100,7 +100,7 @@ class Listed:
 
 
 class DicomwebDatastore(LocalDatastore):
-    """Implements `rayapp.datastore.protocol.Datastore` on the archive that the settings name."""
+    """Implements `rayapp.datastore.interfaces.Datastore` on the archive that the settings name."""
 
     def __init__(self, settings: Settings, *, watch: bool = True, patience: float = 0.0) -> None:
         """Open the local part and list the archive; one that is away is as it was seen last. See `LocalDatastore`."""

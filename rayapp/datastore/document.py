@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from rayapp.datastore.commit import GroupCommit, sync
 from rayapp.datastore.index import Index, meta, set_meta
-from rayapp.datastore.protocol import Info
+from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import RevisionFiles, Stamp
 from rayapp.errors import BadRequest, Conflict, RayappError, Unreadable
 from rayapp.protocol import checked_name

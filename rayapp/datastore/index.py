@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayapp.datastore.protocol import Author, Info
+from rayapp.datastore.interfaces import Author, Info
 from rayapp.datastore.revisions import Kept, Stamp
 from rayapp.errors import BadRequest, Conflict
 

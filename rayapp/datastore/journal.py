@@ -1,20 +1,27 @@
-"""Journal: what is only ever appended to a study set: clicks, and the records of jobs.
+"""Journal: the append-only part of a study set: the click log, whose fold is each annotator's session, and job records.
 
-Any number of threads may call at once; whatever changes is committed by the one writer.
+Job records live in the index rather than in a file of the jobs actor's, because a job belongs to a study set: what
+trains on labels is recorded by the one writer, in the one file that survives power loss and is salvaged when damaged.
+Any number of threads may call at once; every change is committed by the one writer.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rayapp.datastore.commit import GroupCommit
-from rayapp.datastore.events import append_event, read_event, read_events
-from rayapp.datastore.index import Index
-from rayapp.datastore.ledger import put_job, read_jobs
-from rayapp.datastore.protocol import ClickEvent
+from rayapp.datastore.index import Index, dumps, info_of
+from rayapp.datastore.interfaces import ClickEvent
+from rayapp.datastore.job_record import Job, Kind, Progress, State
 from rayapp.datastore.worklist import renew
-from rayapp.jobs.record import Job
+from rayapp.errors import NotFound
+
+_COLUMNS = "image_id, kind, payload, model, model_version, user, client_id, ts"
 
 
 class Journal:
@@ -47,7 +54,7 @@ class Journal:
             return read_events(db, image_id, user, after)
 
     def jobs(self) -> list[Job]:
-        """See `rayapp.jobs.record.Ledger`."""
+        """See `rayapp.datastore.job_record.Ledger`."""
         with self._index.reader() as db:
             return read_jobs(db)
 
@@ -58,3 +65,87 @@ class Journal:
     def forget_jobs(self, ids: Sequence[str]) -> None:
         """See `Ledger`."""
         self._commit.do(lambda db: db.executemany("DELETE FROM job WHERE id = ?", [(i,) for i in ids]).rowcount)
+
+
+def append_event(db: sqlite3.Connection, event: ClickEvent) -> int:
+    """Append; the sequence number. An event that is there already (same time, same content) keeps its number.
+
+    Raises:
+        NotFound: for an unknown image.
+    """
+    if not db.execute("SELECT 1 FROM image WHERE id = ?", (event.image_id,)).fetchone():
+        raise NotFound(f"there is no image {event.image_id[:200]!r} to log an event of")
+    row = (
+        *(event.image_id, event.kind, dumps(event.payload), event.model, event.model_version),
+        *(event.user, event.client_id, event.ts or time.time()),
+    )
+    if event.ts:
+        # A caller that lost the answer sends the event again.
+        found = db.execute(
+            f"SELECT seq FROM event WHERE ({_COLUMNS}) IS (?, ?, ?, ?, ?, ?, ?, ?) AND image_id = ?",
+            (*row, event.image_id),
+        ).fetchone()
+        if found:
+            return int(found[0])
+    seq = db.execute(f"INSERT INTO event({_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?)", row).lastrowid
+    assert seq is not None
+    return seq
+
+
+def read_event(db: sqlite3.Connection, seq: int) -> ClickEvent:
+    """One event by its number. Raises NotFound."""
+    row = db.execute(f"SELECT {_COLUMNS}, seq FROM event WHERE seq = ?", (seq,)).fetchone()
+    if row is None:
+        raise NotFound(f"there is no event {seq} in the click log")
+    return _event(row)
+
+
+def read_events(db: sqlite3.Connection, image_id: str, user: str | None, after: int) -> list[ClickEvent]:
+    """The image's events from behind `after`, of one user or of all."""
+    rows = db.execute(
+        f"SELECT {_COLUMNS}, seq FROM event WHERE image_id = ? AND seq > ? AND (? IS NULL OR user = ?) ORDER BY seq",
+        (image_id, after, user, user),
+    )
+    return [_event(row) for row in rows]
+
+
+def _event(row: tuple[Any, ...]) -> ClickEvent:
+    image_id, kind, payload, model, version, user, client_id, ts, seq = row
+    return ClickEvent(
+        image_id=image_id,
+        kind=kind,
+        payload=info_of(payload),
+        model=model,
+        model_version=version,
+        user=user,
+        client_id=client_id,
+        ts=ts,
+        seq=seq,
+    )
+
+
+def put_job(db: sqlite3.Connection, job: Job) -> None:
+    """Insert or replace the record; a job keeps its place."""
+    db.execute(
+        "INSERT INTO job(id, record) VALUES(?, ?) ON CONFLICT(id) DO UPDATE SET record = excluded.record",
+        (job.id, dumps(asdict(job))),
+    )
+
+
+def read_jobs(db: sqlite3.Connection) -> list[Job]:
+    """All, oldest first."""
+    return [_job(record) for (record,) in db.execute("SELECT record FROM job ORDER BY seq")]
+
+
+def _job(text: str) -> Job:
+    fields = json.loads(text)
+    progress = fields.pop("progress")
+    return Job(
+        **{
+            **fields,
+            "kind": Kind(fields["kind"]),
+            "state": State(fields["state"]),
+            "details": tuple(fields["details"]),
+            "progress": Progress(**progress) if progress else None,
+        }
+    )

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.datastore import folder
-from rayapp.datastore.archive import write_archive
 from rayapp.datastore.commit import full, sync
+from rayapp.datastore.dataset_zip import write_archive
 from rayapp.datastore.document import pieces
 from rayapp.datastore.index import (
     add_revision,
@@ -28,8 +28,8 @@ from rayapp.datastore.index import (
     update_image,
     update_label,
 )
+from rayapp.datastore.interfaces import Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.journal import Journal
-from rayapp.datastore.protocol import Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.records import IMAGE, LABEL, REVISION, Records
 from rayapp.datastore.revisions import checked_ext, delete
 from rayapp.datastore.source import Source
@@ -43,7 +43,7 @@ Doomed = tuple[str, str, str]
 
 
 class LocalDatastore(Worklist, Journal):
-    """Implements `rayapp.datastore.protocol.Datastore` on a folder laid out as MONAI Label's."""
+    """Implements `rayapp.datastore.interfaces.Datastore` on a folder laid out as MONAI Label's."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileDataset
 
 from rayapp.config import Dicomweb
 from rayapp.datastore.credentials import Credentials
-from rayapp.datastore.protocol import Info
+from rayapp.datastore.interfaces import Info
 from rayapp.errors import ArchiveAway, ArchiveSlow, NotFound, RayappError
 
 PAGE = 500

@@ -32,7 +32,7 @@ from rayapp.datastore.index import (
     update_image,
     update_label,
 )
-from rayapp.datastore.protocol import SERIES_EXT, Author
+from rayapp.datastore.interfaces import SERIES_EXT, Author
 from rayapp.datastore.revisions import Kept, RevisionFiles, Stamp, delete
 from rayapp.datastore.source import Source
 

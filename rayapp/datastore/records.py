@@ -1,4 +1,4 @@
-"""Records: rows of the index as the messages of `rayapp.datastore.protocol`, with the paths they stand for."""
+"""Records: rows of the index as the messages of `rayapp.datastore.interfaces`, with the paths they stand for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from rayapp.datastore.folder import LABELS
 from rayapp.datastore.index import info_of
-from rayapp.datastore.protocol import ImageRecord, LabelRecord, Revision
+from rayapp.datastore.interfaces import ImageRecord, LabelRecord, Revision
 from rayapp.datastore.revisions import RevisionFiles
 from rayapp.datastore.source import Source
 

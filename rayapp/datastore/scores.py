@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from rayapp.datastore.ages import largest
 from rayapp.datastore.index import Index, reopened
-from rayapp.datastore.protocol import Ranked
+from rayapp.datastore.interfaces import Ranked
 from rayapp.protocol import FINAL
 
 _ROOM = 1024

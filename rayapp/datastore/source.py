@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rayapp.datastore import folder
 from rayapp.datastore.dicom_tree import DicomTree
-from rayapp.datastore.protocol import Info
+from rayapp.datastore.interfaces import Info
 
 
 class Source(Protocol):

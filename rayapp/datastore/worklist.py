@@ -17,7 +17,7 @@ import numpy.typing as npt
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.index import Index, info_of, update_image, update_label
-from rayapp.datastore.protocol import ImageRecord, ImageScore, Labelled, Order, Ranked
+from rayapp.datastore.interfaces import ImageRecord, ImageScore, Labelled, Order, Ranked
 from rayapp.datastore.studies import Studies
 from rayapp.protocol import FINAL
 

@@ -1,0 +1,1 @@
+"""Background jobs: the queue, and what training, scoring and batch inference do."""

@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from rayapp.datastore.job_record import DETAILS, Job, Kind, Ledger, Progress, State
 from rayapp.errors import AlreadyRunning, Busy, Disabled, NotFound, RayappError
-from rayapp.jobs.record import DETAILS, Job, Kind, Ledger, State
-from rayapp.training.task import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class Runner(Protocol):
     def check(self, name: str, request: Mapping[str, Any]) -> None:
         """Raise what is wrong with a request, before it becomes a job."""
 
-    def run(self, job: Job, desk: Desk) -> Outcome | None:
+    def run(self, job: Job, desk: JobContext) -> Outcome | None:
         """Do the work, from where an earlier run of the same job left off; None when it was asked to stop.
 
         Raises Busy if it should be run again in a while.
@@ -51,7 +50,7 @@ class Runner(Protocol):
         """Remove what the ended job needs no more, all of it if it was stopped; safe to repeat."""
 
 
-class Desk:
+class JobContext:
     """What a runner tells of one job, and where it learns that it shall stop."""
 
     def __init__(self, queue: JobQueue, job_id: str) -> None:
@@ -76,7 +75,7 @@ class JobQueue:
         self._ledger = ledger
         self._runners = runners
         self._jobs = {job.id: job for job in ledger.jobs()}
-        self._desks: dict[str, Desk] = {}
+        self._desks: dict[str, JobContext] = {}
         self._changed = threading.Condition(threading.RLock())
         self._closing = False
         self._threads = [
@@ -221,7 +220,7 @@ class JobQueue:
             return None
 
     def _run(self, job: Job) -> None:
-        runner, desk = self._runners[job.kind], Desk(self, job.id)
+        runner, desk = self._runners[job.kind], JobContext(self, job.id)
         with self._changed:
             job = self.job(job.id)
             if job.over:
@@ -252,7 +251,7 @@ class JobQueue:
             self._jobs[job.id] = ended
             self._changed.notify_all()
 
-    def _outcome(self, runner: Runner, job: Job, desk: Desk) -> tuple[State, Outcome]:
+    def _outcome(self, runner: Runner, job: Job, desk: JobContext) -> tuple[State, Outcome]:
         while not desk.stop.is_set():
             try:
                 outcome = runner.run(job, desk)

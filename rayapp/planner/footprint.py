@@ -3,7 +3,8 @@
 The work is run once on tensors that have shapes but no memory (`FakeTensorMode`), and every storage that it would
 allocate is followed from birth to death. So whatever MONAI network is described, the peak is that of its own feature
 maps, gradients and optimiser state, not of a formula for one family of networks. Networks are assumed to run with
-channels last, as `rayapp.inference.network` runs them. Takes a tenth of a second to a second; safe from one thread.
+channels last, as `rayapp.inference.network.network` runs them. Takes a tenth of a second to a second; safe from one
+thread.
 """
 
 from __future__ import annotations

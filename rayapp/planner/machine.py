@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rayapp import host
+from rayapp.runtime import host
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rayapp.inference.network import divisor_of
-from rayapp.inference.windows import OVERLAP
+from rayapp.inference.network.network import divisor_of
+from rayapp.inference.network.sliding_window import OVERLAP
 from rayapp.models.networks import full_unet, strided_unet
 from rayapp.planner.footprint import Footprint, Work
 from rayapp.planner.machine import Hardware

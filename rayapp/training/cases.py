@@ -20,7 +20,7 @@ from rayapp.errors import BadRequest, RayappError
 from rayapp.imaging.placement import placed
 from rayapp.imaging.reader import read_segmentation, read_volume, split_ext
 from rayapp.imaging.volume import Grid, Segmentation, Volume
-from rayapp.training.task import Pair
+from rayapp.training.train_task import Pair
 
 MAX_BYTES = 4096 << 20
 """Bytes that one decoded image or label map may have."""

@@ -1,7 +1,7 @@
 """ClickTrainTask: what tasks that learn from simulated clicks share.
 
 Their networks see an image and one guidance channel for each structure and one for background, as
-`rayapp.inference.guidance.GuidedImage` makes them for training and inference alike.
+`rayapp.inference.prompts.guidance.GuidedImage` makes them for training and inference alike.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayapp.inference import guidance
-from rayapp.inference.guidance import Position
-from rayapp.training import interaction
-from rayapp.training.basic import BasicTrainTask, Labels, Predict, labels_of
+from rayapp.inference.prompts import guidance
+from rayapp.inference.prompts.guidance import Position
+from rayapp.training import click_simulation
+from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.feed import Batch
 from rayapp.training.options import ClickOptions
+from rayapp.training.recipe import Labels, Predict, labels_of
 
 Clicks = list[list[Position]]
 """Positions by guidance channel: structures by value, then background."""
@@ -91,5 +92,5 @@ def add_corrections(
 ) -> None:
     """Add a click into each of the `count` largest errors."""
     truth, guess = np.atleast_3d(truth), np.atleast_3d(guess)
-    for label, position in interaction.corrections(truth, guess, len(clicks), count=count, rng=rng, noise=noise):
+    for label, position in click_simulation.corrections(truth, guess, len(clicks), count=count, rng=rng, noise=noise):
         clicks[(label - 1) % len(clicks)].append(position)

@@ -12,10 +12,10 @@ import torch
 from torch import distributed
 
 from rayapp.errors import BadRequest
-from rayapp.inference.network import divisor_of
-from rayapp.inference.windows import OVERLAP
+from rayapp.inference.network.network import divisor_of
+from rayapp.inference.network.sliding_window import OVERLAP
 from rayapp.planner import Proposal, Survey
-from rayapp.training.task import Host
+from rayapp.training.train_task import Host
 
 GRID = ("spacing", "roi_size", "network")
 """What weights are bound to, in a card and in a request."""

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rayapp.errors import BadRequest
-from rayapp.inference.network import bf16_helps
+from rayapp.inference.network.network import bf16_helps
 from rayapp.models.networks import build, load_weights
 from rayapp.models.store import ModelVersion
-from rayapp.training.basic import BasicTrainTask, Opts
 from rayapp.training.design import Design
 from rayapp.training.feed import Batch
 from rayapp.training.metrics import dice
-from rayapp.training.task import Host
+from rayapp.training.recipe import Opts, Recipe
+from rayapp.training.train_task import Host
 
 CLIP = 5.0
 """Norm to which gradients are clipped."""
@@ -33,7 +33,7 @@ class Learner(Generic[Opts]):
     All that is random in a step follows from the seed, the step's number and the worker's rank.
     """
 
-    def __init__(self, task: BasicTrainTask[Opts], design: Design, options: Opts, host: Host, *, steps: int) -> None:
+    def __init__(self, task: Recipe[Opts], design: Design, options: Opts, host: Host, *, steps: int) -> None:
         self._task = task
         self._options = options
         self._host = host

@@ -24,7 +24,6 @@ from rayapp.errors import BadRequest, RayappError
 from rayapp.models.networks import build, save_weights
 from rayapp.models.store import ModelVersion
 from rayapp.training import checkpoint
-from rayapp.training.basic import Answer, BasicTrainTask
 from rayapp.training.cases import Case, Cases, digest_of, name_of
 from rayapp.training.checkpoint import State
 from rayapp.training.design import GRID, Design, agreed
@@ -32,8 +31,9 @@ from rayapp.training.feed import Batch, Feed
 from rayapp.training.learner import Learner, mean_of
 from rayapp.training.metrics import Figures, Tally, figure
 from rayapp.training.options import Options
-from rayapp.training.record import Record
-from rayapp.training.task import Host, Pair, Progress, TrainRequest, TrainResult
+from rayapp.training.recipe import Answer, Recipe
+from rayapp.training.run_report import Record
+from rayapp.training.train_task import Host, Pair, Progress, TrainRequest, TrainResult
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ MEASURED = 64
 class Run:
     """One worker of a run. Raises BadRequest for params or data that cannot be trained with."""
 
-    def __init__(self, task: BasicTrainTask[Any], request: TrainRequest, host: Host) -> None:
+    def __init__(self, task: Recipe[Any], request: TrainRequest, host: Host) -> None:
         self._task, self._request, self._host = task, request, host
         self._options: Options = task.options.over(request.params)
         pairs = sorted(request.pairs, key=name_of)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from rayapp.errors import BadRequest
-from rayapp.inference.segmentation import wanted
+from rayapp.inference.methods.segmentation import wanted
 
 CACHE = 1024
 """MiB of decoded images, where neither options nor plan say."""

@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from rayapp.inference.segmentation import SegmentationTask
+from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.models.networks import build, save_weights
 
 LABELS = {"liver": 1, "spleen": 2}

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rayapp.active_learning.strategies import HOLDER, strategies
-from rayapp.app import LabelApp
+from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
+from rayapp.datastore.interfaces import Author, ImageScore
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import Author, ImageScore
 from rayapp.errors import Busy
 from rayapp.models.store import ModelStore
 
@@ -198,7 +198,7 @@ def test_no_strategy_reads_when_asked_what_could_have_been_read_before(many):
 
 
 def test_many_who_ask_at_once_for_the_best_image_lose_once_at_most(app, store, monkeypatch):
-    monkeypatch.setattr("rayapp.app.ATTEMPTS", 2)
+    monkeypatch.setattr("rayapp.app.label_app.ATTEMPTS", 2)
     score(store, tta=(0.1, 0.2, 0.3, 0.4))
 
     class Pondering:

@@ -22,8 +22,8 @@ from rayapp.active_learning.uncertainty import (
 from rayapp.active_learning.views import Spatial, views
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
-from rayapp.inference.pipeline import NetworkGrid, restore
-from rayapp.inference.segmentation import PreparedImage
+from rayapp.inference.methods.segmentation import PreparedImage
+from rayapp.inference.network.network_grid import NetworkGrid, restore
 from tests.active_learning.networks import Scripted, Voxelwise, small_task
 from tests.inference.grids import ORIENTATIONS, affine_of
 

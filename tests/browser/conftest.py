@@ -16,8 +16,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from rayapp.config import ohif_folder
+from rayapp.downloads.ohif import is_prepared
 from rayapp.imaging.dicom_instances import uid_of
-from rayapp.ohif import is_prepared
 from tests.gateway.conftest import serve
 
 __all__ = ["serve"]

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from rayapp.active_learning.results import keep_uncertainty
+from rayapp.active_learning.score_files import keep_uncertainty
 from rayapp.config import ohif_folder
 from rayapp.geometry import index_to_mm
 from rayapp.imaging.dicom_instances import uid_of

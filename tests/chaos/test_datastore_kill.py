@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from rayapp.datastore import document
+from rayapp.datastore.interfaces import Author, ClickEvent
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import Author, ClickEvent
 
 IMAGES = [f"image_{i:02}" for i in range(12)]
 TAGS = ("final", "original", "version_1")

@@ -13,8 +13,8 @@ from tests.conftest import started
 MAIN = """
 import time
 import numpy as np
-from rayapp.app import LabelApp
-from rayapp.inference.task import Prediction, TaskInfo
+from rayapp.app.label_app import LabelApp
+from rayapp.inference.infer_task import Prediction, TaskInfo
 
 class Slow:
     version = "1"

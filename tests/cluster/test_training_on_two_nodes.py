@@ -13,11 +13,11 @@ import ray
 
 from actors import NAMESPACE
 from actors.datastore import RemoteDatastore, start_datastore
-from actors.face import Waiting
+from actors.face import BlockingActorClient
 from actors.jobs import start_jobs
 from actors.models import start_models
 from rayapp.config import Settings
-from rayapp.jobs.record import Job, Kind, State
+from rayapp.datastore.job_record import Job, Kind, State
 from tests.jobs.plain import APP, label_all, write_images
 
 PATIENCE_S = 180
@@ -46,7 +46,7 @@ def test_workers_on_both_nodes_train_one_model_and_nothing_stays_when_the_server
     models = start_models(settings, datastore)
     handle = start_jobs(settings, datastore, models)
     label_all(RemoteDatastore(datastore), settings.studies)
-    jobs = Waiting(handle)
+    jobs = BlockingActorClient(handle)
 
     def submit(**params: Any) -> str:
         return jobs.submit(Kind.TRAIN, "bright", params, job_id=str(uuid.uuid4()), user="ann").id

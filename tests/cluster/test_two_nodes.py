@@ -12,7 +12,7 @@ from ray import cloudpickle, serve
 
 from deployments.inference import RoutedInference, inference_deployment
 from rayapp.config import Settings
-from rayapp.inference.messages import InferCall, InferReply
+from rayapp.serving.messages import InferCall, InferReply
 
 
 class WhereAmI:

@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
-from saves import Open
 
 from rayapp.datastore.local import LocalDatastore
+from tests.datastore.saves import Open
 
 
 @pytest.fixture

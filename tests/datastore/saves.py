@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rayapp.datastore.interfaces import Author, LabelRecord
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import Author, LabelRecord
 
 AUTHOR = Author(user="ann", client_id="slicer-1")
 Open = Callable[..., LocalDatastore]

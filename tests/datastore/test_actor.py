@@ -10,12 +10,12 @@ from typing import Any
 
 import psutil
 import ray
-from saves import AUTHOR, save
 
 from actors import NAMESPACE
 from actors.datastore import NAME, RemoteDatastore, start_datastore
-from actors.face import Face
+from actors.face import ActorClient
 from rayapp.config import Settings
+from tests.datastore.saves import AUTHOR, save
 
 
 def test_a_kill_of_the_actor_loses_nothing_and_the_calls_cut_short_are_made_again(
@@ -55,7 +55,7 @@ async def test_the_actor_is_found_by_its_name_and_answers_through_a_face(
 ) -> None:
     settings = Settings(studies=studies, workspace=tmp_path / "workspace")
     handle = start_datastore(settings)
-    face: Any = Face(ray.get_actor(NAME, namespace=NAMESPACE))
+    face: Any = ActorClient(ray.get_actor(NAME, namespace=NAMESPACE))
     staged = await face.stage(".nii.gz")
     staged.write_bytes(b"x")
     record = await face.save_label("ct_a", "final", staged, ".nii.gz", info={}, author=AUTHOR)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saves import Open, save
 
 from rayapp.datastore.local import LocalDatastore
+from tests.datastore.saves import Open, save
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rayapp.datastore import dicom_tree
+from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import Author
 from rayapp.errors import Disabled, NotFound
 from rayapp.imaging.reader import read_volume
 from tests.imaging.grids import AFFINES, MAX, labels, real, voxels

@@ -17,7 +17,7 @@ from pydicom import Dataset
 from rayapp.config import Settings
 from rayapp.datastore import dicomweb
 from rayapp.datastore.dicomweb import DicomwebDatastore
-from rayapp.datastore.protocol import Author
+from rayapp.datastore.interfaces import Author
 from rayapp.errors import ArchiveAway, ArchiveSlow, Disabled, NotFound, Unreadable
 from rayapp.imaging.dicom_seg import encode, read_masks, read_segmentation
 from rayapp.imaging.reader import read_grid, read_volume

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saves import AUTHOR, save
 
-from rayapp.datastore.protocol import ClickEvent
+from rayapp.datastore.interfaces import ClickEvent
 from rayapp.errors import BadRequest, Conflict, NotFound
+from tests.datastore.saves import AUTHOR, save
 
 
 def test_a_folder_of_images_is_listed_in_order_with_their_paths(store: Any, studies: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 import ray
 
 from actors.datastore import RemoteDatastore, start_datastore
-from rayapp.app import LabelApp, brings_datastore, own_datastore
+from rayapp.app.label_app import LabelApp, brings_datastore, own_datastore
 from rayapp.config import Settings
+from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import Author
 from rayapp.errors import AppBroken, NotFound
 from rayapp.launch import _told
 
@@ -23,7 +23,7 @@ BRINGS = """
     import shutil
 
     from lib.vault import Vault
-    from rayapp.app import LabelApp
+    from rayapp.app.label_app import LabelApp
 
     class MyApp(LabelApp):
         @classmethod
@@ -110,7 +110,7 @@ def test_what_is_no_datastore_is_told_with_what_it_lacks(tmp_path, kind):
 
 
 def test_everything_that_the_server_asks_of_a_datastore_is_asked_of_an_apps_own():
-    from rayapp.seams import STORE
+    from rayapp.app.validation import STORE
 
     public = {name for name in dir(LocalDatastore) if not name.startswith("_")}
     assert public == set(STORE), "what the actor passes on is all that the store has"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saves import Open, save
 
-from rayapp.datastore.protocol import ClickEvent
+from rayapp.datastore.interfaces import ClickEvent
 from rayapp.errors import Conflict, NotFound
+from tests.datastore.saves import Open, save
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saves import AUTHOR, Open, save
 
 from rayapp.datastore import watch
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.reconcile import Reconciler
+from tests.datastore.saves import AUTHOR, Open, save
 
 
 @pytest.fixture(autouse=True)

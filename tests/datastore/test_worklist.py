@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from saves import Open, save
 
 from rayapp.datastore import worklist
 from rayapp.datastore.index import Index, salvage
+from rayapp.datastore.interfaces import Author, ClickEvent, ImageScore, Ranked
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import Author, ClickEvent, ImageScore, Ranked
 from rayapp.errors import NotFound
+from tests.datastore.saves import Open, save
 
 
 @pytest.fixture

@@ -18,25 +18,25 @@ import requests
 import uvicorn
 from fastapi import FastAPI
 
-from actors.face import Face
+from actors.face import ActorClient
 from deployments.gateway import build_gateway
 from deployments.services import Services
-from rayapp.app import app_class
-from rayapp.catalogue import Catalogue
+from rayapp.app.label_app import app_class
 from rayapp.config import Settings
 from rayapp.datastore.dicomweb import DicomwebDatastore
+from rayapp.datastore.job_record import Kind
 from rayapp.datastore.local import LocalDatastore
+from rayapp.datastore.sessions import SessionStore
 from rayapp.errors import Busy
-from rayapp.inference.messages import HandedOut, InferCall, InferReply
-from rayapp.inference.service import InferenceService
 from rayapp.jobs.queue import JobQueue
-from rayapp.jobs.record import Kind
-from rayapp.jobs.scoring import BatchInference, Scoring
-from rayapp.jobs.training import Training
+from rayapp.jobs.scoring_job import BatchInference, Scoring
+from rayapp.jobs.training_job import Training
 from rayapp.protocol import Role
-from rayapp.sessions import SessionStore
+from rayapp.serving.catalogue import Catalogue
+from rayapp.serving.messages import HandedOut, InferCall, InferReply
+from rayapp.serving.service import InferenceService
 from rayapp.users import UserStore
-from tests.jobs.plain import PlainCrew, PlainFit
+from tests.jobs.plain import PlainScoringBackend, PlainTrainingBackend
 
 SHAPE = (13, 11, 7)
 AFFINE = np.array([[0.0, -1.6, 1.8, 20.0], [1.5, 0.0, 0.0, -7.0], [0.0, 1.2, 2.4, 4.0], [0, 0, 0, 1]])
@@ -48,9 +48,9 @@ APP = '''
 import numpy as np, torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from rayapp.app import LabelApp
+from rayapp.app.label_app import LabelApp
 from rayapp.errors import ModelBroken, NotFound
-from rayapp.inference.task import Prediction, TaskInfo
+from rayapp.inference.infer_task import Prediction, TaskInfo
 
 NAMES = ("bright", "bright spots")
 
@@ -235,10 +235,10 @@ def _gateway(settings: Settings, stops: list[Callable[[], None]], open_store: Ca
     catalogue = Catalogue(settings, store)
     app_object = app_class(settings).of(settings)
     app_object.load_all()
-    network = Network(InferenceService(settings=settings, app=app_object, images=Face(store)))
+    network = Network(InferenceService(settings=settings, app=app_object, images=ActorClient(store)))
     stops.append(network.service.close)
-    training = Training(settings=settings, datastore=store, models=catalogue, fit=PlainFit(settings))
-    crew = PlainCrew(settings, store)
+    training = Training(settings=settings, datastore=store, models=catalogue, fit=PlainTrainingBackend(settings))
+    crew = PlainScoringBackend(settings, store)
     scoring = Scoring(settings=settings, datastore=store, crew=crew, models=catalogue)
     batch = BatchInference(settings=settings, datastore=store, crew=crew)
     jobs = JobQueue(store, {Kind.TRAIN: training, Kind.SCORING: scoring, Kind.BATCH: batch})
@@ -250,11 +250,11 @@ def _gateway(settings: Settings, stops: list[Callable[[], None]], open_store: Ca
     app = build_gateway(
         Services(
             settings=settings,
-            datastore=Face(store),
-            models=Face(catalogue),
-            jobs=Face(jobs),
-            sessions=Face(sessions),
-            users=Face(users),
+            datastore=ActorClient(store),
+            models=ActorClient(catalogue),
+            jobs=ActorClient(jobs),
+            sessions=ActorClient(sessions),
+            users=ActorClient(users),
             inference=network,
         )
     )

@@ -11,23 +11,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from actors.face import Face
-from rayapp.app import app_class
+from actors.face import ActorClient
+from rayapp.app.label_app import app_class
 from rayapp.client import AsyncClient, Client
 from rayapp.errors import BadRequest, Conflict
 from rayapp.imaging.mask_codec import decode
-from rayapp.inference.service import InferenceService
 from rayapp.models.store import ModelStore
 from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Role
+from rayapp.serving.service import InferenceService
 from tests.gateway.conftest import SHAPE, Serve, Served
 
 APP = '''
 """Paints a cube around every click: how far it reaches is the model's weight."""
 import numpy as np, torch
 from safetensors.torch import load_file, save_file
-from rayapp.app import LabelApp
+from rayapp.app.label_app import LabelApp
 from rayapp.errors import BadRequest
-from rayapp.inference.task import Prediction, TaskInfo
+from rayapp.inference.infer_task import Prediction, TaskInfo
 
 class Painter:
     def __init__(self, version):
@@ -164,7 +164,7 @@ def test_another_machine_goes_on_though_the_replica_is_a_new_one(painted: Served
     settings, old = painted.settings, painted.network.service
     app = app_class(settings).of(settings)
     app.load_all()
-    painted.network.service = InferenceService(settings=settings, app=app, images=Face(painted.store))
+    painted.network.service = InferenceService(settings=settings, app=app, images=ActorClient(painted.store))
     try:
         with Client(painted.url, client_id="another") as elsewhere:
             again = elsewhere.interaction(work.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rayapp.datastore.protocol import Author
+from rayapp.datastore.interfaces import Author
 from tests.gateway.conftest import Served, write_image, write_label
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from rayapp.ohif import MARK, VERSION
+from rayapp.downloads.ohif import MARK, VERSION
 from tests.gateway.conftest import Serve, Served
 
 

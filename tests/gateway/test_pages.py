@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import requests
 
-from rayapp.logs import log_file
+from rayapp.runtime.logs import log_file
 from tests.gateway.conftest import Serve, Served, write_label
 
 

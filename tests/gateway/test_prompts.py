@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.face import Face
-from rayapp.app import app_class
+from actors.face import ActorClient
+from rayapp.app.label_app import app_class
 from rayapp.client import AsyncClient, Client
 from rayapp.errors import BadRequest, Conflict
 from rayapp.imaging import mask_codec
-from rayapp.inference.service import InferenceService
 from rayapp.models.store import ModelStore
+from rayapp.serving.service import InferenceService
 from tests.gateway.conftest import SHAPE, Serve, Served, write_label
 
 APP = '''
@@ -25,11 +25,11 @@ APP = '''
 `slow` answers in stages: first the last click, then all."""
 import threading
 import numpy as np
-from rayapp.app import LabelApp
+from rayapp.app.label_app import LabelApp
 from rayapp.errors import BadRequest
 from rayapp.inference import likelihood
-from rayapp.inference.scribbles import ScribblesTask
-from rayapp.inference.task import Prediction, TaskInfo
+from rayapp.inference.methods.scribbles import ScribblesTask
+from rayapp.inference.infer_task import Prediction, TaskInfo
 
 HELD = threading.Event()
 HELD.set()
@@ -154,7 +154,9 @@ class renewed:  # noqa: N801 - reads as a verb
     def __enter__(self) -> None:
         settings = self.served.settings
         app = app_class(settings)(settings=settings, models=ModelStore.of(settings))
-        self.served.network.service = InferenceService(settings=settings, app=app, images=Face(self.served.store))
+        self.served.network.service = InferenceService(
+            settings=settings, app=app, images=ActorClient(self.served.store)
+        )
 
     def __exit__(self, *_: object) -> None:
         self.served.network.service.close()

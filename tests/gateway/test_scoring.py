@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayapp.active_learning.results import keep_uncertainty
+from rayapp.active_learning.score_files import keep_uncertainty
 from rayapp.client import Client, JobKind
 from rayapp.errors import AlreadyRunning, BadRequest, NotFound
 from rayapp.imaging.reader import read_segmentation

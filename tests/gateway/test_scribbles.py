@@ -12,7 +12,7 @@ import pytest
 
 from rayapp.imaging.mask_codec import decode
 from rayapp.imaging.reader import read_segmentation
-from rayapp.inference.marks import BACKGROUND, FOREGROUND
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 from tests.gateway.conftest import AFFINE, Serve, Served, write_image
 
 SHAPE = (30, 26, 9)

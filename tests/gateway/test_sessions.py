@@ -1,4 +1,4 @@
-"""`/session/` on the wire; what a session is, is tested with `rayapp.sessions`."""
+"""`/session/` on the wire; what a session is, is tested with `rayapp.datastore.sessions`."""
 
 from __future__ import annotations
 

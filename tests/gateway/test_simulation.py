@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from rayapp.active_learning.annotator import Annotator, Habits, Labelled, mean_dice
+from rayapp.active_learning.annotator import AnnotationTimes, Annotator, Labelled, mean_dice
 from rayapp.active_learning.outcome import Round, rounds_in
 from rayapp.active_learning.simulation import Protocol, Simulation
 from rayapp.cli import app as rayapp
@@ -23,7 +23,7 @@ from tests.gateway.test_interactions import APP as PAINTER
 from tests.jobs.plain import APP as THRESHOLD
 from tests.jobs.plain import write_images, write_label
 
-HABITS = Habits(click_s=5, review_s=30, manual_s=600, good_enough=1.0, max_clicks=4)
+HABITS = AnnotationTimes(click_s=5, review_s=30, manual_s=600, good_enough=1.0, max_clicks=4)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def reference(folder: Path, voxels: dict[tuple[int, int, int], int]) -> Path:
     return write_image(folder / "reference.nii.gz", array, AFFINE)
 
 
-def label(served: Served, truth: Path, *, model: str = "painter", habits: Habits = HABITS) -> Labelled:
+def label(served: Served, truth: Path, *, model: str = "painter", habits: AnnotationTimes = HABITS) -> Labelled:
     async def work() -> Labelled | None:
         async with AsyncClient(served.url, client_id="ann") as client:
             every = dict.fromkeys(served.store.image_ids(), truth)
@@ -73,7 +73,7 @@ def test_an_annotator_clicks_until_the_mask_is_good_enough_and_saves_what_is_the
 
 def test_what_clicks_cannot_mend_is_done_by_hand_for_its_share_of_the_time(painted: Served, tmp_path: Path):
     truth = reference(tmp_path, {(i, 2 * (i % 2), 3): 1 for i in range(6)})
-    done = label(painted, truth, habits=Habits(good_enough=0.9, max_clicks=3))
+    done = label(painted, truth, habits=AnnotationTimes(good_enough=0.9, max_clicks=3))
     assert (done.clicks, done.by_hand, done.saved_dice) == (3, True, 1.0)
     assert done.seconds == pytest.approx(30 + 3 * 5 + 600 * (1 - 2 * 3 / (3 + 6)))
     assert np.array_equal(saved(painted, done.image), np.asarray(nibabel.load(truth).dataobj))
@@ -81,7 +81,7 @@ def test_what_clicks_cannot_mend_is_done_by_hand_for_its_share_of_the_time(paint
 
 def test_an_annotator_may_draw_lines_instead(painted: Served, tmp_path: Path):
     truth = reference(tmp_path, {(i, 3, 5): 1 for i in range(2, 9)} | {(12, j, 0): 2 for j in range(4, 9)})
-    done = label(painted, truth, habits=Habits(strokes=True, stroke_s=8, good_enough=1.0, max_clicks=4))
+    done = label(painted, truth, habits=AnnotationTimes(strokes=True, stroke_s=8, good_enough=1.0, max_clicks=4))
     assert (done.clicks, done.by_hand, done.seconds) == (2, False, 30 + 2 * 8)
     assert np.array_equal(saved(painted, done.image), np.asarray(nibabel.load(truth).dataobj))
 
@@ -94,7 +94,7 @@ def test_a_stroke_takes_away_what_is_too_much(serve: Serve, tmp_path: Path):
     done = label(
         served,
         write_image(tmp_path / "reference.nii.gz", truth, AFFINE),
-        habits=Habits(strokes=True, good_enough=1.0, max_clicks=2),
+        habits=AnnotationTimes(strokes=True, good_enough=1.0, max_clicks=2),
     )
     assert (done.clicks, done.by_hand, done.saved_dice) == (1, False, 1.0)
     assert np.array_equal(saved(served, done.image), truth)
@@ -108,7 +108,7 @@ def test_without_a_model_all_is_done_by_hand(painted: Served, tmp_path: Path):
 
 def test_clicks_that_miss_are_still_clicks_in_the_image(painted: Served, tmp_path: Path):
     truth = reference(tmp_path, {(12, 10, 6): 1})
-    done = label(painted, truth, habits=Habits(good_enough=1.0, max_clicks=4, click_noise=5.0))
+    done = label(painted, truth, habits=AnnotationTimes(good_enough=1.0, max_clicks=4, click_noise=5.0))
     assert 0 < done.clicks <= 4
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from shipped_models import shipped
 
 from rayapp.imaging.phantom import phantom
-from rayapp.inference.deepedit import DeepEditTask
-from rayapp.inference.segmentation import SegmentationTask
+from rayapp.inference.methods.deepedit import DeepEditTask
+from rayapp.inference.methods.segmentation import SegmentationTask
+from tests.inference.shipped_models import shipped
 
 SEEDS = (2_000_001, 2_000_002, 2_000_003)
 SHAPE = (72, 80, 56)

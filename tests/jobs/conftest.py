@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rayapp.catalogue import Catalogue
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
+from rayapp.serving.catalogue import Catalogue
 from tests.jobs.plain import APP, label_all, write_images
 
 

@@ -9,12 +9,12 @@ import nibabel
 import numpy as np
 import torch
 
-from rayapp.app import app_class
+from rayapp.app.label_app import app_class
+from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.protocol import Author
-from rayapp.jobs.images import ImageWorker
+from rayapp.jobs.image_work import ImageWorker
 from rayapp.jobs.pool import Pool
-from rayapp.training.local import LocalHost
+from rayapp.training.local_host import LocalHost
 
 APP = Path(__file__).parents[1] / "apps" / "threshold"
 SHAPE = (13, 11, 7)
@@ -22,8 +22,8 @@ AFFINE = np.array([[0.0, -1.6, 1.8, 20.0], [1.5, 0.0, 0.0, -7.0], [0.0, 1.2, 2.4
 BRIGHT = 100
 
 
-class PlainFit:
-    """`rayapp.jobs.training.Fit` in the calling thread."""
+class PlainTrainingBackend:
+    """`rayapp.jobs.training_job.TrainingBackend` in the calling thread."""
 
     def __init__(self, settings):
         self._settings = settings
@@ -35,8 +35,9 @@ class PlainFit:
         return task.train(replace(request, params={**task.info.config, **request.params}), host)
 
 
-class PlainCrew:
-    """`rayapp.jobs.scoring.Crew` in threads of this process. `faults` are raised, by image, before it is worked on."""
+class PlainScoringBackend:
+    """`rayapp.jobs.scoring_job.ScoringBackend` in threads of this process. `faults` are raised, by image, before it is
+    worked on."""
 
     def __init__(self, settings, datastore, faults=None):
         self._settings, self._datastore, self.faults = settings, datastore, faults or {}

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
+from rayapp.datastore.job_record import Kind, State
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import AlreadyRunning, BadRequest, Busy, Disabled, NotFound
 from rayapp.jobs import queue as queues
 from rayapp.jobs.queue import JobQueue, Outcome
-from rayapp.jobs.record import Kind, State
-from rayapp.training.task import Progress
+from rayapp.training.train_task import Progress
 
 PROGRESS = Progress(epoch=2, epochs=3, iteration=5, iterations=9, loss=0.5, metric=0.7, best=0.8, seconds_left=3.0)
 

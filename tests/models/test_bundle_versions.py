@@ -6,10 +6,10 @@ from importlib.metadata import version
 
 import pytest
 
-from rayapp.catalogue import Catalogue
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
-from rayapp.models.bundle import BundleFolder
+from rayapp.models.bundle_folder import BundleFolder
+from rayapp.serving.catalogue import Catalogue
 from tests.inference import zoo
 
 MADE_WITH = {

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.planner import Measured, measure, measure_apart, unet
 from rayapp.errors import ModelBroken
-from rayapp.inference.network import bf16_helps
+from rayapp.inference.network.network import bf16_helps
 from rayapp.planner.footprint import MIB, Footprint, Work
 
 WITHIN = 0.25

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 
 from rayapp.imaging.volume import Volume
-from rayapp.training.task import Pair
+from rayapp.training.train_task import Pair
 
 LABELS = {"ball": 1, "rod": 2}
 SHAPE = (26, 22, 18)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from blobs import write_pairs
+
+from tests.training.blobs import write_pairs
 
 
 @pytest.fixture(autouse=True, scope="session")

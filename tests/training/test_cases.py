@@ -6,20 +6,20 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
-from blobs import LABELS, NETWORK, blob, write_pair
 
 from rayapp.errors import BadRequest
 from rayapp.geometry import index_to_mm, mm_to_index
-from rayapp.inference.deepedit import DeepEditTask
-from rayapp.inference.pipeline import NetworkGrid
-from rayapp.inference.segmentation import SegmentationTask
-from rayapp.training.basic import BasicTrainTask
+from rayapp.inference.methods.deepedit import DeepEditTask
+from rayapp.inference.methods.segmentation import SegmentationTask
+from rayapp.inference.network.network_grid import NetworkGrid
+from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.cases import Cases, digest_of, name_of, read_pair, split
-from rayapp.training.deepedit import DeepEditTrainTask
-from rayapp.training.deepgrow import DeepGrowTrainTask
+from rayapp.training.deepedit_train import DeepEditTrainTask
+from rayapp.training.deepgrow_train import DeepGrowTrainTask
 from rayapp.training.design import Design
 from rayapp.training.options import ClickOptions, Options
-from rayapp.training.task import Pair
+from rayapp.training.train_task import Pair
+from tests.training.blobs import LABELS, NETWORK, blob, write_pair
 
 
 def design(guidance=0, spacing=1.4):

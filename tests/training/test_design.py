@@ -6,15 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from blobs import LABELS, SMALL
 
 from rayapp.errors import BadRequest
-from rayapp.inference.network import divisor_of
+from rayapp.inference.network.network import divisor_of
 from rayapp.models.networks import build, strided_unet
-from rayapp.training.basic import BasicTrainTask
-from rayapp.training.deepgrow import DeepGrow2dTrainTask
+from rayapp.training.basic_train import BasicTrainTask
+from rayapp.training.deepgrow_train import DeepGrow2dTrainTask
 from rayapp.training.design import Design
 from rayapp.training.options import ClickOptions, Options
+from tests.training.blobs import LABELS, SMALL
 
 CPU = torch.device("cpu")
 NETWORK = strided_unet(4, 3, [(2, 2, 1), (2, 2, 2)], width=4)

@@ -4,15 +4,15 @@ import itertools
 
 import pytest
 import torch
-from blobs import LABELS, SMALL
 
 from examples.ignite_task import IgniteTrainTask
 from examples.lightning_task import LightningTrainTask
-from rayapp.inference.segmentation import SegmentationTask
+from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.models.store import ModelVersion
-from rayapp.training.local import LocalHost
+from rayapp.training.local_host import LocalHost
 from rayapp.training.options import Options
-from rayapp.training.task import TrainRequest
+from rayapp.training.train_task import TrainRequest
+from tests.training.blobs import LABELS, SMALL
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning.*"),

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from blobs import LABELS, NETWORK
 
 from rayapp.errors import BadRequest
-from rayapp.training.basic import BasicTrainTask
+from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.design import Design
 from rayapp.training.feed import Batch
 from rayapp.training.learner import Learner
-from rayapp.training.local import LocalHost
+from rayapp.training.local_host import LocalHost
 from rayapp.training.options import Options
+from tests.training.blobs import LABELS, NETWORK
 
 
 def learner(tmp_path, steps, task=BasicTrainTask):

@@ -7,24 +7,24 @@ import json
 import numpy as np
 import pytest
 import torch
-from blobs import LABELS, SMALL, blob
 from PIL import Image
 from safetensors.torch import load_file
 
 from rayapp.errors import BadRequest
-from rayapp.inference.deepedit import DeepEditTask
-from rayapp.inference.deepgrow import DeepGrow2DTask, DeepGrow3DTask
-from rayapp.inference.segmentation import SegmentationTask
-from rayapp.inference.task import Prompts
+from rayapp.inference.infer_task import Prompts
+from rayapp.inference.methods.deepedit import DeepEditTask
+from rayapp.inference.methods.deepgrow import DeepGrow2DTask, DeepGrow3DTask
+from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.models.store import ModelStore, ModelVersion
 from rayapp.training import checkpoint
-from rayapp.training.basic import BasicTrainTask
-from rayapp.training.deepedit import DeepEditTrainTask
-from rayapp.training.deepgrow import DeepGrow2dTrainTask, DeepGrowTrainTask
-from rayapp.training.local import LocalHost
+from rayapp.training.basic_train import BasicTrainTask
+from rayapp.training.deepedit_train import DeepEditTrainTask
+from rayapp.training.deepgrow_train import DeepGrow2dTrainTask, DeepGrowTrainTask
+from rayapp.training.local_host import LocalHost
 from rayapp.training.metrics import dice
 from rayapp.training.options import ClickOptions, Options
-from rayapp.training.task import TrainRequest
+from rayapp.training.train_task import TrainRequest
+from tests.training.blobs import LABELS, SMALL, blob
 
 CPU = torch.device("cpu")
 CHEAP = {"network": SMALL["network"], "roi_size": SMALL["roi_size"], "amp": False}

@@ -4,12 +4,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from blobs import LABELS, NETWORK, blob, write_pair
 
-from rayapp.training.basic import BasicTrainTask
-from rayapp.training.local import LocalHost
+from rayapp.training.basic_train import BasicTrainTask
+from rayapp.training.local_host import LocalHost
 from rayapp.training.options import Options
-from rayapp.training.task import TrainRequest
+from rayapp.training.train_task import TrainRequest
+from tests.training.blobs import LABELS, NETWORK, blob, write_pair
 
 SHAPE = (64, 60, 56)
 SMALL_SET, LARGE_SET = 60, 500

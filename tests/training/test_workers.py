@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from blobs import write_pairs
+from tests.training.blobs import write_pairs
 
 WORKER = Path(__file__).with_name("worker.py")
 

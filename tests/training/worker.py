@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from blobs import LABELS, SMALL
 from torch import distributed
 
 from rayapp.errors import BadRequest
-from rayapp.training.basic import BasicTrainTask
+from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.loop import Run
 from rayapp.training.options import Options
-from rayapp.training.task import Pair, TrainRequest
+from rayapp.training.train_task import Pair, TrainRequest
+from tests.training.blobs import LABELS, SMALL
 
 
 class Worker:

@@ -11,7 +11,7 @@ from monai.transforms import (
     Spacingd,
 )
 
-from rayapp.inference.basic import BasicInferTask
+from rayapp.inference.methods.basic_infer import BasicInferTask
 
 
 class Spleen(BasicInferTask):

@@ -19,13 +19,13 @@ from pathlib import Path
 from rayapp.app import LabelApp
 from rayapp.config import Settings
 from rayapp.errors import NotFound, RayappError
-from rayapp.inference.bundle import DEEPEDIT, BundleTask
-from rayapp.inference.task import InferTask
+from rayapp.inference.infer_task import InferTask
+from rayapp.inference.methods.monai_bundle import DEEPEDIT, BundleTask
 from rayapp.models import zoo
-from rayapp.models.bundle import METADATA, TRAIN, BundleFolder
+from rayapp.models.bundle_folder import METADATA, TRAIN, BundleFolder
 from rayapp.models.store import ModelStore, ModelVersion
 from rayapp.protocol import checked_name
-from rayapp.training.task import TrainTask
+from rayapp.training.train_task import TrainTask
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class BundleApp(LabelApp):
 
 
 def _trainer(folder: BundleFolder) -> TrainTask:
-    from rayapp.training.bundle import BundleTrainTask
+    from rayapp.training.bundle_train import BundleTrainTask
 
     return BundleTrainTask(folder)
 

@@ -12,22 +12,22 @@ from typing import Any
 from rayapp.app import LabelApp
 from rayapp.config import Settings
 from rayapp.errors import NotFound
-from rayapp.inference import likelihood
-from rayapp.inference.closed_curves import ClosedCurvesTask
-from rayapp.inference.deepedit import DeepEditTask
-from rayapp.inference.deepgrow import DeepGrow2DTask, DeepGrow3DTask
-from rayapp.inference.deepgrow_pipeline import DeepGrowPipelineTask
-from rayapp.inference.likelihood import Fit
-from rayapp.inference.refinement import RefinementTask
-from rayapp.inference.scribbles import ScribblesTask
-from rayapp.inference.segmentation import SegmentationTask
-from rayapp.inference.task import InferTask
+from rayapp.inference.energy import likelihood
+from rayapp.inference.energy.likelihood import TrainingBackend
+from rayapp.inference.infer_task import InferTask
+from rayapp.inference.methods.closed_curves import ClosedCurvesTask
+from rayapp.inference.methods.deepedit import DeepEditTask
+from rayapp.inference.methods.deepgrow import DeepGrow2DTask, DeepGrow3DTask
+from rayapp.inference.methods.deepgrow_pipeline import DeepGrowPipelineTask
+from rayapp.inference.methods.refinement import RefinementTask
+from rayapp.inference.methods.scribbles import ScribblesTask
+from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.models.store import ModelStore, ModelVersion
-from rayapp.training.basic import BasicTrainTask
-from rayapp.training.deepedit import DeepEditTrainTask
-from rayapp.training.deepgrow import DeepGrow2dTrainTask, DeepGrowTrainTask
+from rayapp.training.basic_train import BasicTrainTask
+from rayapp.training.deepedit_train import DeepEditTrainTask
+from rayapp.training.deepgrow_train import DeepGrow2dTrainTask, DeepGrowTrainTask
 from rayapp.training.options import ClickOptions, Options
-from rayapp.training.task import TrainTask
+from rayapp.training.train_task import TrainTask
 
 SHIPPED = Path(__file__).parent / "weights"
 TASKS: Mapping[str, type[SegmentationTask]] = {
@@ -40,7 +40,7 @@ ANY_STRUCTURE = ("deepgrow_2d", "deepgrow_3d")
 """Models of whatever is clicked, so of any labels that are wanted. None of them ships."""
 SCRIBBLES = "scribbles"
 """In `--models`: what needs no weights, and a refinement of each network."""
-ONLINE: Mapping[str, tuple[Fit, str]] = {
+ONLINE: Mapping[str, tuple[TrainingBackend, str]] = {
     "Forest+GraphCut": (likelihood.forest, "random trees"),
     "GMM+GraphCut": (likelihood.gaussian_mixture, "Gaussian mixtures"),
     "Histogram+GraphCut": (likelihood.histogram, "histograms"),

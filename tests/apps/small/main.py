@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import torch
 
-from rayapp.active_learning.scoring import Score, scoring_methods
+from rayapp.active_learning.scoring_methods import Score, scoring_methods
 from rayapp.app import LabelApp
-from rayapp.inference.segmentation import SegmentationTask
+from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.models.networks import build, save_weights
 
 NETWORK = {

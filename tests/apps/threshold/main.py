@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from rayapp.app import LabelApp
 from rayapp.errors import BadRequest, ModelBroken, NotFound
 from rayapp.imaging.reader import read_segmentation, read_volume
-from rayapp.inference.task import Prediction, TaskInfo
-from rayapp.training.task import Progress, TrainerInfo, TrainResult
+from rayapp.inference.infer_task import Prediction, TaskInfo
+from rayapp.training.train_task import Progress, TrainerInfo, TrainResult
 
 NAMES = ("bright", "shiny")
 """`bright` ships with weights, `shiny` has none before it is trained."""
@@ -49,7 +49,7 @@ class Threshold:
         return Prediction(labels=(prepared.array[0] > self.at).astype(np.uint8), params={"at": self.at})
 
 
-class Fit:
+class TrainingBackend:
     """Gradient steps on a soft threshold; the last pair is for validation."""
 
     info = TrainerInfo(
@@ -170,7 +170,7 @@ class App(LabelApp):
         return {name: Threshold(version) for name, version in found.items() if version}
 
     def init_trainers(self):
-        return {name: Fit() for name in NAMES}
+        return {name: TrainingBackend() for name in NAMES}
 
     def make_task(self, version):
         if version.name not in NAMES:

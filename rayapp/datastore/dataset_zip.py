@@ -1,0 +1,31 @@
+"""The dataset zip: `image/…` and `label/…` of every image with a final label, and `metadata.json`."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from rayapp.datastore.interfaces import ImageRecord
+
+
+def write_archive(target: Path, pairs: Iterable[tuple[ImageRecord, str, Path]], metadata: str) -> int:
+    """Write the zip; `pairs` are (image, name of its label file, path of the label's revision). The number of pairs.
+
+    What is compressed already is stored as it is. Images whose files went away meanwhile are left out.
+    """
+    written = 0
+    with zipfile.ZipFile(target, "w", strict_timestamps=False) as archive:
+        for image, label_name, label in pairs:
+            if not image.path.exists():
+                continue
+            for file in sorted(image.path.iterdir()) if image.path.is_dir() else (image.path,):
+                _add(archive, file, f"image/{file.relative_to(image.path.parent).as_posix()}")
+            _add(archive, label, f"label/{label_name}")
+            written += 1
+        archive.writestr("metadata.json", metadata, zipfile.ZIP_DEFLATED)
+    return written
+
+
+def _add(archive: zipfile.ZipFile, file: Path, name: str) -> None:
+    archive.write(file, name, zipfile.ZIP_STORED if file.suffix == ".gz" else zipfile.ZIP_DEFLATED, compresslevel=1)

@@ -1,0 +1,1 @@
+"""The inference methods that ship, each an `InferTask`."""

@@ -1,0 +1,1 @@
+"""Running a network on a volume: grids, sliding windows, transforms, sampling and cancellation."""

@@ -1,0 +1,168 @@
+"""Catalogue: the app and its model versions as the gateway sees them.
+
+It holds the app object, the model store and the datastore, so that app code never runs in the gateway, a strategy
+asks the datastore directly, and one owner publishes versions. Calls may come from several threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rayapp.active_learning.scoring_methods import ScoringPlan, plan_of
+from rayapp.app import app_traceback
+from rayapp.app.label_app import app_class, run_hook
+from rayapp.config import Settings
+from rayapp.datastore.interfaces import Datastore
+from rayapp.errors import AppBroken, ModelBroken, NotFound, RayappError, Unreadable
+from rayapp.jobs.training_job import OPTIONS
+from rayapp.models.store import ModelStore, ModelVersion, check_weights
+from rayapp.models.weights import convert_weights, is_torch
+
+logger = logging.getLogger(__name__)
+
+
+class Catalogue:
+    """One app over one datastore and one model store."""
+
+    def __init__(self, settings: Settings, datastore: Datastore) -> None:
+        self._settings = settings
+        self._datastore = datastore
+        self._models = ModelStore.of(settings)
+        self._changing = threading.Lock()
+        self.reload()
+
+    def reload(self) -> None:
+        """Make the app anew, and check that every model's file loads."""
+        cls = app_class(self._settings)
+        run_hook(cls.app_dir, cls.install, settings=self._settings, models=self._models)
+        app = cls.of(self._settings)
+        app.load_all()
+        self._app = app
+
+    def describe(self) -> dict[str, Any]:
+        """`/info/` without the datastore's and the jobs' part."""
+        said = self._app.info()
+        for trainer in said["trainers"].values():
+            trainer["config"] = {**OPTIONS, **trainer["config"]}
+        return said
+
+    def next_image(self, strategy: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The next image for this request; `{}` when none is left. Raises NotFound for an unknown strategy."""
+        return self._app.next_image(strategy, request, self._datastore)
+
+    def scoring_plan(self, name: str, request: Mapping[str, Any]) -> ScoringPlan:
+        """What a scoring would do now; see `rayapp.active_learning.scoring_methods.plan_of`."""
+        app = self._app
+        return plan_of(name, request, methods=app.scoring, infers=app.infers, serving=app.serving)
+
+    def label_saved(self, image_id: str, tag: str) -> dict[str, Any]:
+        """The app's hook after a save. Raises AppBroken, without the error's text, if that fails."""
+        try:
+            return dict(self._app.on_save_label(image_id, tag) or {})
+        except RayappError:
+            raise
+        except Exception as error:
+            at = app_traceback.place(error, self._app.app_dir)
+            logger.error("on_save_label failed with %s at %s", type(error).__name__, at or "its call")
+            raise AppBroken(f"on_save_label failed with {type(error).__name__}") from error
+
+    def production(self, name: str) -> ModelVersion:
+        """The version that serves. Raises NotFound if none does."""
+        found = self._models.production(name)
+        if found is None:
+            raise NotFound(f"model {name!r} has no published version")
+        return found
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        """By model its versions as plain JSON, oldest first, and the name of the one that serves."""
+        return {name: self._told(name) for name in self._models.names()}
+
+    def _told(self, name: str) -> dict[str, Any]:
+        versions = [_version_info(self._models.version(name, version)) for version in self._models.versions(name)]
+        return {"production": self._models.serving(name), "versions": versions}
+
+    def upload(self, name: str, weights: Path, card: Mapping[str, Any], *, request: str) -> ModelVersion:
+        """Let a user's `weights` serve, with the serving version's settings under `card`; `request` as of `publish`.
+
+        They are safetensors or a torch file; that is turned into safetensors here, since the gateway has no torch.
+
+        Raises:
+            NotFound: if no version serves, which could tell how these weights are used.
+            TooLarge: if a torch file unpacks to more than `max_body`.
+            Unreadable: if the file does not fit the model's network; the version before serves on.
+        """
+        settings = {key: value for key, value in self.production(name).card.items() if key not in _OF_ONE_VERSION}
+        if not is_torch(weights):
+            return self.publish(name, weights, {**settings, **card}, request=request)
+        tensors = weights.with_name(weights.name + ".safetensors")
+        try:
+            convert_weights(weights, tensors, self._settings.max_body)
+            return self.publish(name, tensors, {**settings, **card}, request=request)
+        finally:
+            tensors.unlink(missing_ok=True)
+
+    def publish(
+        self, name: str, weights: Path, card: Mapping[str, Any], *, request: str, promote: bool = True
+    ) -> ModelVersion:
+        """Make `weights` a version of a model that the app knows, and with `promote` the one that serves.
+
+        The same `request` makes one version, however often it is sent.
+
+        Raises:
+            NotFound: if the app has no such model.
+            Unreadable: if the file does not fit the model's network; the version before serves on.
+        """
+        check_weights(weights)
+        with self._changing:
+            self._try(ModelVersion(name=name, version="candidate", weights=weights, card=card))
+            version = self._models.publish(name, weights, card, request=request, promote=promote)
+            self._renew()
+            return version
+
+    def promote(self, name: str, version: str) -> ModelVersion:
+        """Let a version serve. Raises NotFound, and Unreadable if it does not load; the one before serves on."""
+        with self._changing:
+            chosen = self._models.version(name, version)
+            self._try(chosen)
+            self._models.promote(name, version)
+            self._renew()
+            return chosen
+
+    def rollback(self, name: str, *, leaving: str) -> ModelVersion:
+        """Let the version serve that served before `leaving`; nothing changes if `leaving` serves no more.
+
+        Raises Conflict if none served before.
+        """
+        with self._changing:
+            if self._models.serving(name) == leaving:
+                self._models.rollback(name)
+                self._renew()
+            return self.production(name)
+
+    def retire(self, name: str) -> None:
+        """Let no version serve. Raises NotFound if none did."""
+        with self._changing:
+            self._models.retire(name)
+            self._renew()
+
+    def _try(self, version: ModelVersion) -> None:
+        try:
+            self._app.make_task(version).load()
+        except ModelBroken as error:
+            raise Unreadable(error.detail) from error
+
+    def _renew(self) -> None:
+        self._app = self._app.renewed()
+
+
+_SHOWN = ("parent", "created", "metrics", "data", "params", "code", "job", "uploaded_by", "verdict")
+_OF_ONE_VERSION = frozenset({*_SHOWN, "request", "trained"})
+"""What a card says of its own weights, and not of how such weights are used."""
+
+
+def _version_info(version: ModelVersion) -> dict[str, Any]:
+    return {"version": version.version, **{key: version.card[key] for key in _SHOWN if key in version.card}}

@@ -1,0 +1,43 @@
+"""Newest: of one annotator's calls on one image, only the newest is worth a network's time.
+
+`place` belongs to one event loop; the check that it gives may be called in any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
+
+from rayapp.errors import Superseded
+
+Check = Callable[[], None]
+
+
+class Supersession:
+    """The newest call of each annotator on each image."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Hashable, object] = {}
+
+    @contextlib.contextmanager
+    def place(self, whose: Hashable | None) -> Iterator[Check]:
+        """Be the newest from now on; the check raises Superseded once another is. None for callers that cannot be told
+        apart, who replace nobody."""
+        if whose is None:
+            yield _never
+            return
+        mine = self._calls[whose] = object()
+
+        def check() -> None:
+            if self._calls.get(whose) is not mine:
+                raise Superseded("a newer click on this image replaced this one")
+
+        try:
+            yield check
+        finally:
+            if self._calls.get(whose) is mine:
+                del self._calls[whose]
+
+
+def _never() -> None:
+    pass

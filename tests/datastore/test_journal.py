@@ -1,0 +1,82 @@
+"""Jobs in the index: their records come back as they were, also into folders of an earlier version."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayapp.datastore.index import SCHEMA, Index, salvage
+from rayapp.datastore.job_record import Job, Kind, State
+from rayapp.datastore.journal import put_job, read_jobs
+from rayapp.errors import Conflict
+from rayapp.training.train_task import Progress
+from tests.datastore.saves import Open, save
+
+JOB = Job(
+    id="one",
+    kind=Kind.TRAIN,
+    name="bright",
+    request={"max_epochs": 3},
+    user="ann",
+    created=1e9,
+    details=("began",),
+    progress=Progress(epoch=1, epochs=3, iteration=2, iterations=9, loss=0.5),
+)
+
+
+def test_a_job_comes_back_as_it_was_and_keeps_its_place(store: Any) -> None:
+    store.save_job(JOB)
+    store.save_job(replace(JOB, id="two", progress=None))
+    later = replace(JOB, state=State.DONE, ended=2e9, stats={"epoch": 3}, result={"version": "v2"})
+    store.save_job(later)
+    assert store.jobs() == [later, replace(JOB, id="two", progress=None)]
+    store.forget_jobs(["one", "nothing"])
+    assert [job.id for job in store.jobs()] == ["two"]
+
+
+def test_a_folder_of_version_one_opens_with_all_it_holds(studies: Path, open_store: Open) -> None:
+    store = open_store(studies)
+    revision = save(store, tag="final", body=b"voxels").revision
+    store.close()
+    index = studies / ".rayapp" / "index.db"
+    with sqlite3.connect(index) as db:
+        for trigger in ("lease_ended", "image_forgotten"):
+            db.execute(f"DROP TRIGGER {trigger}")
+        for table in ("job", "lease", "scored", "score", "feature", "reopened"):
+            db.execute(f"DROP TABLE {table}")
+            assert f"TABLE {table}(" not in SCHEMA
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    again = open_store(studies)
+    assert again.label("ct_a", "final").revision == revision
+    assert again.status()["total"] == 3
+    again.save_job(JOB)
+    assert again.jobs() == [JOB]
+    assert not list((studies / ".rayapp").glob("index.db.broken-*"))
+
+
+def test_jobs_are_saved_out_of_a_damaged_index(tmp_path: Path) -> None:
+    damaged = Index(tmp_path / "damaged.db")
+    put_job(damaged.writer, JOB)
+    damaged.close()
+    fresh = Index(tmp_path / "fresh.db")
+    salvage(tmp_path / "damaged.db", fresh.writer)
+    assert read_jobs(fresh.writer) == [JOB]
+    fresh.close()
+
+
+def test_a_folder_of_a_newer_version_is_left_as_it_is(studies: Path, open_store: Open) -> None:
+    open_store(studies).close()
+    index = studies / ".rayapp" / "index.db"
+    with sqlite3.connect(index) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    before = index.read_bytes()
+    with pytest.raises(Conflict, match="upgrade"):
+        open_store(studies)
+    assert index.read_bytes() == before
+    assert not list((studies / ".rayapp").glob("index.db.broken-*"))

@@ -1,0 +1,93 @@
+"""The fold over the click log, against a plain list with an end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayapp.errors import Conflict, NotFound
+from rayapp.serving.interaction import PROMPT, REDO, UNDO, WITHDRAW, Interaction, opened_at, opening
+
+OPENED = replace(opening(image_id="ct", model="m", user="ann", client_id=None, ts=1.0), seq=7)
+
+points = st.tuples(*[st.integers(0, 9)] * 3)
+prompts = st.fixed_dictionaries(
+    {"clicks": st.dictionaries(st.sampled_from(["liver", "spleen", "background"]), st.lists(points, min_size=1))},
+    optional={"roi": st.none() | st.just([0, 1, 2, 3, 4, 5]), "label": st.sampled_from("ab"), "reset": st.booleans()},
+)
+steps = st.lists(st.tuples(st.just(PROMPT), prompts) | st.tuples(st.sampled_from([UNDO, REDO]), st.just({})))
+
+
+def folded(said: list) -> Interaction:
+    at = Interaction.of(OPENED)
+    for number, (kind, prompt) in enumerate(said, start=8):
+        at = at.after(replace(at.event(kind, prompt, request=str(number), client_id=None, ts=1.0), seq=number))
+    return at
+
+
+@given(steps)
+def test_any_prompts_undos_and_redos_leave_what_a_list_and_its_cursor_would(said: list):
+    timeline: list[dict] = []
+    cursor = 0
+    for kind, prompt in said:
+        if kind == PROMPT:
+            timeline, cursor = [*timeline[:cursor], prompt], cursor + 1
+        else:
+            cursor = max(0, cursor - 1) if kind == UNDO else min(len(timeline), cursor + 1)
+    at = folded(said)
+    assert [{k: v for k, v in prompt.items() if k != "step"} for prompt in at.done] == timeline[:cursor]
+    assert (len(at.done), len(at.undone)) == (cursor, len(timeline) - cursor)
+    since = max((n for n in range(cursor) if timeline[n].get("reset")), default=0)
+    in_force = timeline[since:cursor]
+    for name in ("liver", "spleen", "background"):
+        clicks = [point for prompt in in_force for point in prompt["clicks"].get(name, [])]
+        assert at.params.get(name, []) == clicks
+    for name in ("roi", "label"):
+        given_last = [prompt[name] for prompt in in_force if name in prompt]
+        assert at.params.get(name, "never") == (given_last[-1] if given_last else "never")
+    assert at.step == 7 + len(said)
+
+
+@given(steps, st.data())
+def test_events_that_were_sent_again_count_once(said: list, data: st.DataObject):
+    again = data.draw(st.lists(st.sampled_from(range(len(said))), max_size=3)) if said else []
+    at = whole = folded(said)
+    for offset, number in enumerate(again):
+        kind, prompt = said[number]
+        event = at.event(kind, prompt, request=str(8 + number), client_id=None, ts=2.0)
+        at = at.after(replace(event, seq=1000 + offset))
+    assert (at.done, at.undone) == (whole.done, whole.undone)
+
+
+def test_a_withdrawn_prompt_is_gone_and_those_around_it_stay():
+    at = folded([(PROMPT, {"label": "a"}), (PROMPT, {"label": "b"}), (PROMPT, {"slice": 1})])
+    event = at.event(WITHDRAW, {"withdrawn": 9}, request="w", client_id=None, ts=1.0)
+    assert at.after(replace(event, seq=11)).params == {"label": "a", "slice": 1}
+
+
+def test_events_of_others_are_not_its_own():
+    at = Interaction.of(OPENED)
+    mine = at.event(PROMPT, {"label": "a"}, request="1", client_id=None, ts=1.0)
+    other = replace(mine, payload={**mine.payload, "interaction": "f" * 16})
+    assert at.own([mine, other, replace(mine, user="bob"), replace(mine, payload={})]) == [mine]
+
+
+def test_nothing_to_undo_or_redo_is_a_conflict_that_says_so():
+    for kind in (UNDO, REDO):
+        with pytest.raises(Conflict, match=kind):
+            folded([]).check(kind)
+    folded([(PROMPT, {"label": "a"})]).check(UNDO)
+    folded([(PROMPT, {"label": "a"}), (UNDO, {})]).check(REDO)
+
+
+@pytest.mark.parametrize("name", ["", "7", "7-", "-0123456789abcdef", "9" * 40 + "-0123456789abcdef", "7-../../x", "é"])
+def test_what_is_no_id_is_not_found(name: str):
+    with pytest.raises(NotFound):
+        opened_at(name)
+
+
+def test_an_id_leads_to_the_event_that_opened_it():
+    assert opened_at(Interaction.of(OPENED).id) == 7

@@ -1,0 +1,176 @@
+"""A click's way through one replica, on the plain object: caches, newest click first, the click log."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import nibabel
+import numpy as np
+import pytest
+
+from rayapp.app.label_app import LabelApp
+from rayapp.config import Settings
+from rayapp.datastore.interfaces import ImageRecord
+from rayapp.errors import BadRequest, NotFound, Superseded
+from rayapp.imaging.mask_codec import decode
+from rayapp.inference.infer_task import Prediction, TaskInfo
+from rayapp.models.store import ModelStore
+from rayapp.protocol import Output
+from rayapp.serving.messages import InferCall
+from rayapp.serving.service import InferenceService
+
+
+class App(LabelApp):
+    """No models but those that a test puts in."""
+
+
+class Threshold:
+    """A task whose answer is plain: what is brighter than 100. It can be held up in its network."""
+
+    info = TaskInfo(type="deepedit", labels={"background": 0, "bright": 1}, dimension=3, description="threshold")
+    version = "v1"
+
+    def __init__(self):
+        self.prepared = 0
+        self.started = threading.Event()
+        self.go = threading.Event()
+        self.go.set()
+
+    def load(self):
+        pass
+
+    def prepare(self, volume):
+        self.prepared += 1
+        return volume
+
+    def predict(self, prepared, prompts, config):
+        self.started.set()
+        assert self.go.wait(10)
+        return Prediction(labels=(prepared.array[0] > 100).astype(np.uint8))
+
+
+class Store:
+    """The methods that the service needs of a datastore, over one folder."""
+
+    def __init__(self, folder):
+        self.folder, self.log, self.aside = folder, [], {}
+
+    async def set_aside(self, image_id, why):
+        self.aside[image_id] = why
+
+    async def image(self, image_id):
+        path = self.folder / f"{image_id}.nii.gz"
+        if not path.exists():
+            raise NotFound(image_id)
+        return ImageRecord(id=image_id, path=path, ext=".nii.gz")
+
+    async def append_events(self, events):
+        self.log += events
+        return [len(self.log)]
+
+
+def write(folder, value):
+    array = np.zeros((7, 6, 5), np.int16)
+    array[1, 2, 3] = value
+    nibabel.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])).to_filename(folder / "ct.nii.gz")
+
+
+@pytest.fixture
+def house(tmp_path):
+    write(tmp_path, 200)
+    settings = Settings(studies=tmp_path, workspace=tmp_path / "ws")
+    app = App(settings=settings, models=ModelStore.of(settings))
+    task, store = Threshold(), Store(tmp_path)
+    app.infers = {"threshold": task}
+    service = InferenceService(settings=settings, app=app, images=store)
+    yield service, task, store
+    task.go.set()
+    service.close()
+
+
+def click(**changes):
+    given = {"model": "threshold", "key": "ct", "params": {"bright": [[1, 2, 3]]}, "output": Output.BOX}
+    return InferCall(**{**given, **changes})
+
+
+async def test_the_answer_is_on_the_images_grid(house):
+    service, _, _ = house
+    labels = decode((await service.infer(click())).body)
+    assert labels.shape == (7, 6, 5)
+    assert np.argwhere(labels).tolist() == [[1, 2, 3]]
+
+
+async def test_an_image_is_prepared_once_for_many_clicks(house):
+    service, task, _ = house
+    await asyncio.gather(*(service.infer(click()) for _ in range(5)))
+    assert task.prepared == 1
+
+
+async def test_a_replaced_file_is_read_again(house):
+    service, task, store = house
+    await service.infer(click())
+    write(store.folder, 50)
+    labels = decode((await service.infer(click())).body)
+    assert task.prepared == 2
+    assert not labels.any()
+
+
+async def test_clicks_are_in_the_log_before_the_answer(house):
+    service, _, store = house
+    await service.infer(click(user="ann", client_id="slicer"))
+    (event,) = store.log
+    assert (event.user, event.model_version) == ("ann", "v1")
+    assert event.payload["clicks"] == {"bright": [(1, 2, 3)]}
+
+
+async def test_a_newer_click_of_the_same_annotator_replaces_one_that_waits(house):
+    service, task, _ = house
+    task.go.clear()
+    running = asyncio.create_task(service.infer(click(client_id="other")))
+    await asyncio.to_thread(task.started.wait, 10)
+    waiting = asyncio.create_task(service.infer(click(client_id="slicer")))
+    await asyncio.sleep(0.05)
+    newest = asyncio.create_task(service.infer(click(client_id="slicer")))
+    await asyncio.sleep(0.05)
+    task.go.set()
+    with pytest.raises(Superseded):
+        await waiting
+    assert (await newest).body
+    assert (await running).body
+
+
+async def test_an_unknown_model_is_named(house):
+    service, _, _ = house
+    with pytest.raises(NotFound, match="threshold"):
+        await service.infer(click(model="nothing"))
+
+
+async def test_a_click_outside_the_image_is_refused_and_not_logged(house):
+    service, _, store = house
+    with pytest.raises(BadRequest):
+        await service.infer(click(params={"bright": [[7, 0, 0]]}))
+    assert store.log == []
+
+
+async def test_what_is_no_mask_is_sent_in_its_place(house):
+    service, task, _ = house
+    found = Prediction(labels=np.zeros((7, 6, 5), np.uint8), document=b'{"boxes": []}')
+    task.predict = lambda *_: found
+    reply = await service.infer(click(output=Output.ALL))
+    assert (reply.body, reply.ext) == (b'{"boxes": []}', ".json")
+    assert (await service.infer(click(output=Output.JSON))).body is None
+
+
+async def test_what_needs_no_network_makes_no_click_wait(house):
+    service, _, _ = house
+    strokes = Threshold()
+    strokes.needs_network = lambda _: False
+    strokes.go.clear()
+    service._serving.app.infers["strokes"] = strokes
+    drawing = [asyncio.create_task(service.infer(click(model="strokes", client_id=name))) for name in "ab"]
+    await asyncio.to_thread(strokes.started.wait, 10)
+    assert (await asyncio.wait_for(service.infer(click()), 10)).body
+    assert not any(one.done() for one in drawing)
+    strokes.go.set()
+    assert all(reply.body for reply in await asyncio.gather(*drawing))
