@@ -117,7 +117,8 @@ class LabelApp:
         Called once, in the one process that owns the data, before any app object is made; several threads then call
         what it returns. One of an app's own answers `rayapp.datastore.interfaces.Datastore` whole, and keeps records of
         jobs (`rayapp.datastore.job_record.Ledger`); the least work is a subclass of
-        `rayapp.datastore.local.LocalDatastore`, or one that brings images into the folder `settings.studies` before it calls this.
+        `rayapp.datastore.local.LocalDatastore`, or one that brings images into the folder
+        `settings.studies` before it calls this.
         """
         if settings.dicomweb.url:
             from rayapp.datastore.dicomweb import DicomwebDatastore

@@ -38,10 +38,10 @@ class Prompts:
 
     `clicks` maps a label name (or "background", or "foreground" for single-structure models) to its points. `marks`
     are scribbles as `rayapp.inference.prompts.scribble_map` makes them of an uploaded label map. Each of `curves` is a
-    closed polygon on one slice, along whichever axis. `start` is a mask that exists already, to be corrected and not found anew: its
-    values are the model's labels; for a model of one structure 1 is that structure, and voxels of any other value
-    belong to others, which it leaves alone. `extremes` are a structure's outermost points along i, j and k, by name.
-    `drawings` take the place of `marks` and `curves` for models of several structures, by name.
+    closed polygon on one slice, along whichever axis. `start` is a mask that exists already, to be corrected and
+    not found anew: its values are the model's labels; for a model of one structure 1 is that structure, and voxels of
+    any other value belong to others, which it leaves alone. `extremes` are a structure's outermost points along i, j
+    and k, by name. `drawings` take the place of `marks` and `curves` for models of several structures, by name.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)

@@ -29,7 +29,8 @@ class State:
 
     `epoch` counts those completed, `consumed` the cases of the next that were trained with, by all workers; `rows` are
     the validated epochs' figures, as `rayapp.training.run_report` shows them; `seconds` is the time spent training,
-    `kept` the iteration of the last checkpoint and `resumed` how often the run went on from one; `design` is a card's part.
+    `kept` the iteration of the last checkpoint and `resumed` how often the run went on from one; `design` is
+    a card's part.
     """
 
     epoch: int = 0
