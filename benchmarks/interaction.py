@@ -45,7 +45,7 @@ from rayapp.imaging.phantom import phantom
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Point, Prompts
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
-from rayapp.inference.prompts.to_clicks import obeyed, understood
+from rayapp.inference.prompts.to_clicks import enforce_drawings, lower_drawings
 from rayapp.models.store import ModelVersion
 from rayapp.training import click_simulation
 from rayapp.training.basic_train import BasicTrainTask
@@ -180,8 +180,8 @@ class Annotator:
     def _ask(self) -> np.ndarray:
         info, prompts = self.task.info, Prompts(clicks=self.clicks, slice=self.k)
         began = time.perf_counter()
-        found = self.task.predict(self.prepared, understood(prompts, info, self.truth.shape), self.config)
-        labels = obeyed(found.labels, prompts, info)
+        found = self.task.predict(self.prepared, lower_drawings(prompts, info, self.truth.shape), self.config)
+        labels = enforce_drawings(found.labels, prompts, info)
         self.spent.append((time.perf_counter() - began) * 1e3)
         return labels
 

@@ -28,7 +28,7 @@ from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Point, Prompts
 from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
-from rayapp.inference.prompts.to_clicks import box_of, obeyed, understood
+from rayapp.inference.prompts.to_clicks import bounding_box, enforce_drawings, lower_drawings
 from rayapp.models.store import ModelVersion
 from rayapp.training import click_simulation
 
@@ -137,7 +137,7 @@ def stroked(truth: Array, step: Array) -> Prompts:
 
 def boxed(truth: Array, _: Array) -> Prompts:
     """A box, a voxel larger than the organ."""
-    low, high = box_of([tuple(point) for point in np.argwhere(truth)])
+    low, high = bounding_box([tuple(point) for point in np.argwhere(truth)])
     return Prompts(roi=(tuple(max(0, n - 1) for n in low), tuple(np.minimum(np.add(high, 1), truth.shape))))
 
 
@@ -194,8 +194,8 @@ def without_model(method: str, point: Callable[[Array, Array], Prompts]) -> Call
         truth = (torso.labels == torso.names[ORGAN]).astype(np.uint8)
         task, prompts = scribbles({})[method], point(truth > 0, spacing(torso.volume.affine))
         task.load()
-        asked = understood(prompts, task.info, torso.volume.shape)
-        mask = obeyed(task.predict(task.prepare(torso.volume), asked, {}).labels, prompts, task.info)
+        asked = lower_drawings(prompts, task.info, torso.volume.shape)
+        mask = enforce_drawings(task.predict(task.prepare(torso.volume), asked, {}).labels, prompts, task.info)
         draw(to, torso, list(columns_of(torso, truth, prompts, mask)))
 
     return drawn

@@ -1,1 +1,1 @@
-"""Inference: the `InferTask` protocol, and on one-way floors above it prompts, network, energy and methods."""
+"""Inference: the `InferTask` protocol and, on layers above it, prompts, network, energy and methods."""

@@ -1,12 +1,13 @@
-"""The InferTask seam: what a model answers to, and the messages of one inference.
+"""The `InferTask` protocol, and the messages that go in and out of one inference.
 
-A task is split into stages so that a replica can run disk work, decoding and encoding of one request beside the
+A task is split into stages, so that a replica can overlap reading, decoding and encoding of one request with the
 network of another, and can keep what does not change between two clicks:
 
     prepare(volume)            once per (image, model version): orient, resample, normalise
-    predict(prepared, prompts) every click: guidance, network, restore onto the source grid
+    predict(prepared, prompts) for every click: guidance, network, restoration onto the source grid
 
-Stages are synchronous; a replica calls `prepare` from several threads at once and `predict` from one at a time.
+Stages are synchronous. A replica may call `prepare` from several threads at once; it calls `predict` from one thread at
+a time.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
-
 from rayapp.imaging.volume import Volume
+from rayapp.inference.arrays import Labels
 
 Point = tuple[int, int, int]
 """A voxel index (i, j, k) of the source image."""
@@ -26,59 +25,87 @@ Point = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """Strokes on one structure and around it, and closed curves along its outline, as in `Prompts`."""
+    """Strokes and closed curves drawn for one structure.
 
-    marks: npt.NDArray[np.uint8] | None = None
+    Attributes:
+        marks: Strokes on the structure and around it, shape (I, J, K), values as in `Prompts.marks`.
+        curves: Closed curves along the structure's outline, as in `Prompts.curves`.
+    """
+
+    marks: Labels | None = None
     curves: Sequence[Sequence[Point]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What the annotator pointed at, in voxel indices of the source image.
+    """The annotator's prompts, in voxel indices of the source image.
 
-    `clicks` maps a label name (or "background", or "foreground" for single-structure models) to its points. `marks`
-    are scribbles as `rayapp.inference.prompts.scribble_map` makes them of an uploaded label map. Each of `curves` is a
-    closed polygon on one slice, along whichever axis. `start` is a mask that exists already, to be corrected and
-    not found anew: its values are the model's labels; for a model of one structure 1 is that structure, and voxels of
-    any other value belong to others, which it leaves alone. `extremes` are a structure's outermost points along i, j
-    and k, by name. `drawings` take the place of `marks` and `curves` for models of several structures, by name.
+    Attributes:
+        clicks: Label name to clicked voxels; "background" for clicks off every structure, "foreground" for clicks on
+            the structure of a single-structure model.
+        label: Name of the structure that is being annotated.
+        roi: Box of interest: inclusive lower and exclusive upper corner.
+        slice: Index k of the slice that a 2D model shall segment.
+        reset: True where the client asks to forget earlier prompts.
+        marks: Scribbles, shape (I, J, K), values of `rayapp.inference.prompts.scribble_map`.
+        curves: Closed polygons, each in one slice across any axis.
+        start: Existing mask to be corrected instead of segmenting anew, shape (I, J, K). Its values are the model's
+            labels. For a single-structure model 1 is that structure, and voxels of any other value belong to other
+            structures, which the model leaves as they are.
+        extremes: Structure name to its outermost points along i, j and k.
+        drawings: Structure name to its strokes and curves, in place of `marks` and `curves` for multi-structure models.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     label: str | None = None
-    roi: tuple[Point, Point] | None = None  # inclusive lower, exclusive upper corner
+    roi: tuple[Point, Point] | None = None
     slice: int | None = None
     reset: bool = False
-    marks: npt.NDArray[np.uint8] | None = None  # of the source image's shape
+    marks: Labels | None = None
     curves: Sequence[Sequence[Point]] = ()
-    start: npt.NDArray[np.uint8] | None = None  # of the source image's shape
+    start: Labels | None = None
     extremes: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
 
     @property
-    def nothing(self) -> bool:
-        """True where nothing was pointed at or drawn; a box, a label or a slice alone point at nothing."""
+    def empty(self) -> bool:
+        """True if nothing is clicked, drawn or given to start from; a box, a label or a slice alone do not count."""
         masks = self.marks is not None or self.start is not None
         return not (masks or self.clicks or self.curves or self.extremes or self.drawings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model found. `document`, where there is one, is sent in the mask's place: JSON of what is no mask.
+    """A model's answer.
 
-    `labels` has the source image's shape (I, J, K), uint8, values as in the task's `labels`."""
+    Attributes:
+        labels: Label map on the source grid, shape (I, J, K), values as in the task's `labels`.
+        params: Additional keys for the reply's `params`.
+        seconds: Time spent by stage, e.g. {"infer": 0.1, "invert": 0.01}.
+        document: JSON that is sent in place of the mask, for results that are no mask (e.g. detected boxes).
+    """
 
-    labels: npt.NDArray[np.uint8]
-    params: Mapping[str, Any] = field(default_factory=dict)  # more keys for the reply's `params`
-    seconds: Mapping[str, float] = field(default_factory=dict)  # stage -> time, e.g. {"infer": 0.1, "invert": 0.01}
+    labels: Labels
+    params: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     document: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInfo:
-    """A model as `/info/` lists it. `labels` maps name to value, contiguous from 1 (0 is background)."""
+    """A model's entry in `/info/`.
 
-    type: str  # segmentation | deepedit | deepgrow | scribbles | …
+    Attributes:
+        type: The kind of model, as clients know it: segmentation, deepedit, deepgrow, scribbles, …
+        labels: Label name to value, contiguous from 1 (0 is background); empty for a model that segments whatever
+            structure the prompts are on.
+        dimension: 3 for volumes, 2 for single slices.
+        description: One sentence for the annotator.
+        config: Options that a request may set, by name, with their default or their choices.
+        version: The model version's name; empty for methods without weights.
+    """
+
+    type: str
     labels: Mapping[str, int]
     dimension: int
     description: str
@@ -87,61 +114,71 @@ class TaskInfo:
 
     @property
     def structures(self) -> dict[str, int]:
-        """`labels` without background; none for a model of whatever is pointed at."""
+        """`labels` without background."""
         return {name: value for name, value in self.labels.items() if value}
 
     @property
-    def draws(self) -> bool:
-        """True where the model itself knows what to make of strokes and curves."""
+    def takes_drawings(self) -> bool:
+        """True if the model uses strokes and curves directly, so that they need not be lowered to clicks."""
         return self.type == "scribbles"
 
 
 class Prepared(Protocol):
-    """A preprocessed image, opaque to the replica but for its size."""
+    """A preprocessed image. Opaque to the replica except for its size."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes it holds, for the cache's bound."""
+        """Memory it holds in bytes, counted against the replica's cache."""
 
 
 class InferTask(Protocol):
-    """One model an app serves.
+    """A model that an app serves.
 
-    One that needs no network for an image (any more) may say so: where its `needs_network(prepared)` is False,
-    `predict` is called from several threads at once, beside the networks.
+    A task may also define `needs_network(prepared) -> bool`. While that is False for an image, `predict` runs no
+    network for it: the replica then calls `predict` from several threads at once, concurrently with other networks.
     """
 
     @property
     def info(self) -> TaskInfo:
-        """What `/info/` shows; cheap, needs no weights."""
+        """The model's entry in `/info/`. Cheap; available before the weights are loaded."""
 
     @property
     def version(self) -> str:
-        """The model version the next `predict` uses."""
+        """The model version that the next `predict` uses."""
 
     def load(self) -> None:
-        """Load the weights, once; later calls do nothing. Raises ModelBroken naming the file."""
+        """Load the weights; later calls do nothing.
+
+        Raises:
+            ModelBroken: If the weights cannot be loaded; names the file.
+        """
 
     def prepare(self, volume: Volume) -> Prepared:
-        """Everything that depends on the image alone."""
+        """Compute what depends on the image alone."""
 
     def predict(self, prepared: Any, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
-        """Run the network for these prompts. `config` holds the request's values of `info.config`."""
+        """Segment a prepared image for these prompts.
+
+        Args:
+            prepared: What `prepare` returned for the image.
+            prompts: The prompts, in voxel indices of the source image.
+            config: The request's values for the options in `info.config`.
+        """
 
 
 @runtime_checkable
 class StagedTask(InferTask, Protocol):
-    """A model that can answer in stages: soon and roughly first, then better."""
+    """A model with a coarse answer first and better ones after it."""
 
     def stages(self, prepared: Any, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
-        """One or more answers to these prompts, each better than the one before; `predict` gives one of them.
+        """Yield one or more predictions, each better than the one before; `predict` returns one of them.
 
-        The work is done as answers are asked for, each on the thread that runs networks; whoever needs no better one
-        just stops asking. A prediction's `seconds` are all that was spent up to it.
+        Computation is lazy: each prediction is computed when it is asked for, on the thread that runs networks, and a
+        caller that needs no better one stops iterating. A prediction's `seconds` are cumulative.
         """
 
 
 def runs_network(task: InferTask, prepared: Any) -> bool:
-    """False for a task that says so: see `InferTask`."""
-    says = getattr(task, "needs_network", None)
-    return says is None or bool(says(prepared))
+    """Whether `predict` runs a network for this image; see `InferTask`."""
+    needs_network = getattr(task, "needs_network", None)
+    return needs_network is None or bool(needs_network(prepared))

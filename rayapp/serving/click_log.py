@@ -21,7 +21,7 @@ from rayapp.datastore.interfaces import ClickEvent
 from rayapp.errors import BadRequest
 from rayapp.imaging import mask_codec
 from rayapp.inference.infer_task import Prompts, TaskInfo
-from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND, own_names, parse_prompts
+from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND, parse_prompts, structure_names
 from rayapp.serving.cache import ByteCache
 from rayapp.serving.interaction import PROMPT, WITHDRAW, Interaction
 from rayapp.serving.messages import InferCall, Turn
@@ -141,7 +141,7 @@ def _check_labels(now: Interaction, event: ClickEvent, info: TaskInfo) -> None:
     """A click on what the model does not know would count for nothing. Models of whatever is pointed at know what
     `label` names."""
     label = event.payload.get("label", now.params.get("label"))
-    known = dict.fromkeys((*own_names(info, label), FOREGROUND, BACKGROUND))
+    known = dict.fromkeys((*structure_names(info, label), FOREGROUND, BACKGROUND))
     for name in (*event.payload.get("clicks", {}), *event.payload.get("extremes", {})):
         if name not in known:
             raise BadRequest(f"the model knows no {name[:60]!r}; it knows: {', '.join(known)}")

@@ -156,7 +156,7 @@ class Prefetcher:
         """The models used last; before any was, the first ones of the app that need no drawing."""
         infers = self._serving.app.infers
         used = [model for model in reversed(self._used) if model in infers]
-        return (used or [model for model, task in infers.items() if not task.info.draws])[:MODELS]
+        return (used or [model for model, task in infers.items() if not task.info.takes_drawings])[:MODELS]
 
     def close(self) -> None:
         """Stop; from the event loop's thread or once it is over."""
@@ -172,7 +172,7 @@ def opening_prompts(info: TaskInfo, shape: tuple[int, int, int]) -> Prompts:
     """What runs a model before anybody pointed at anything: nothing where it knows structures, else a click."""
     names = list(info.structures)
     if names:
-        return Prompts(label=names[0] if info.draws else None)
+        return Prompts(label=names[0] if info.takes_drawings else None)
     i, j, k = (n // 2 for n in shape)
     return Prompts(clicks={FOREGROUND: ((i, j, k),)})
 
@@ -180,7 +180,7 @@ def opening_prompts(info: TaskInfo, shape: tuple[int, int, int]) -> Prompts:
 def _bare(info: TaskInfo, prompts: Prompts, config: Mapping[str, Any]) -> bool:
     """True where the answer depends on the image alone."""
     usual = all(_usual(config[name], default) for name, default in info.config.items() if name in config)
-    return usual and not info.draws and prompts.nothing and prompts.roi is None and prompts.slice is None
+    return usual and not info.takes_drawings and prompts.empty and prompts.roi is None and prompts.slice is None
 
 
 def _usual(value: object, default: object) -> bool:

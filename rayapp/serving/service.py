@@ -29,9 +29,9 @@ from rayapp.imaging.volume import Grid, Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.inference.infer_task import InferTask, Prediction, Prompts, StagedTask, runs_network
 from rayapp.inference.network.cancellation import interruptible
-from rayapp.inference.prompts.parse import STARTS, parse_prompts
+from rayapp.inference.prompts.parse import START_MASK_TYPES, parse_prompts
 from rayapp.inference.prompts.scribble_map import parse_marks, parse_start
-from rayapp.inference.prompts.to_clicks import obeyed, understood
+from rayapp.inference.prompts.to_clicks import enforce_drawings, lower_drawings
 from rayapp.planner import hardware, plan
 from rayapp.protocol import Output
 from rayapp.serving.click_log import ClickLog, Log, Mask, payload_of
@@ -171,7 +171,7 @@ class InferenceService:
         prepared = await self._images.prepared(work.call.model, work.task, work.image)
         waited = time.perf_counter() - work.began
         info, shape = work.task.info, work.image.volume.shape
-        answers = ask(work, prepared, understood(work.prompts, info, shape))
+        answers = ask(work, prepared, lower_drawings(work.prompts, info, shape))
 
         def following() -> Prediction | None:
             with interruptible(work.check):
@@ -179,7 +179,7 @@ class InferenceService:
             if found is ENDED:
                 return None
             found = validation.checked_answer(found, work.task, shape, self._app_dir)
-            return replace(found, labels=obeyed(found.labels, work.prompts, info))
+            return replace(found, labels=enforce_drawings(found.labels, work.prompts, info))
 
         network = runs_network(work.task, prepared)
         while (prediction := await self._in_time(work, following, network=network)) is not None:
@@ -209,7 +209,7 @@ class InferenceService:
 
     async def _record(self, work: Work) -> None:
         """Log the prompts; sessions and uploads have no image to log to."""
-        if work.call.path is None and not work.prompts.nothing:
+        if work.call.path is None and not work.prompts.empty:
             payload = await self._lanes.io(payload_of, work.prompts)
             await self._log.record(work.call, work.task.version, work.prompts, payload)
 
@@ -217,11 +217,11 @@ class InferenceService:
         """All that the call says, and shows in its label map: scribbles, or a mask to start from."""
         info, shape = task.info, image.volume.shape
         prompts = parse_prompts(call.params, info, shape)
-        if call.mask is None or not (info.draws or info.type in STARTS):
+        if call.mask is None or not (info.takes_drawings or info.type in START_MASK_TYPES):
             return prompts
         grid = Grid(shape=shape, affine=image.volume.affine)
         label_map = read_label_map(call.mask, grid, max_bytes=self._max_volume).array
-        if info.draws:
+        if info.takes_drawings:
             return replace(prompts, marks=parse_marks(label_map, call.params, info.labels))
         return replace(prompts, start=parse_start(label_map, call.params, info.labels))
 

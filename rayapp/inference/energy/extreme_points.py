@@ -14,7 +14,7 @@ from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point
 from rayapp.inference.prompts.scribble_map import FOREGROUND, Marks
-from rayapp.inference.prompts.to_clicks import box_of
+from rayapp.inference.prompts.to_clicks import bounding_box
 
 VOXELS = 60_000
 """In which paths are sought, at most."""
@@ -26,7 +26,7 @@ def connect(marks: Marks, scan: Scan, points: Sequence[Point]) -> None:
     """Mark the paths between the first and the last of the points along each axis, where nothing is marked."""
     from skimage.graph import MCP_Geometric  # slow to import
 
-    low, high = box_of(points)
+    low, high = bounding_box(points)
     region = Region.around(low, high, scan.shape, scan.spacing, most=VOXELS)
     image, steps = scan.view(region), np.array(region.steps)
     spacing = tuple(float(n) for n in scan.spacing * steps)

@@ -17,7 +17,7 @@ from scipy import ndimage
 from rayapp.inference.energy.scan import Bools, Scan, across, drawn_axis
 from rayapp.inference.infer_task import Prediction, Prompts
 from rayapp.inference.methods.scribbles import ScribblesTask
-from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, marked
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 
 AROUND = np.ones((3, 3), dtype=bool)
 
@@ -31,7 +31,7 @@ class ClosedCurvesTask(ScribblesTask):
         Raises:
             BadRequest: without any foreground, or for an optimiser that is not there.
         """
-        marks = marked(prepared.shape, prompts)
+        marks = build_marks(prepared.shape, prompts)
         axis = drawn_axis(marks, prepared.spacing)
         drawn = _filled(marks, axis)
         for k, inside in drawn.items():

@@ -25,7 +25,7 @@ from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.scribbles import MARGIN_MM, OPTIMISERS, answer, import_libraries, optimiser_of, painted
 from rayapp.inference.methods.segmentation import Clock, PreparedImage, SegmentationTask
 from rayapp.inference.network.network_grid import Floats, NetworkGrid
-from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, marked
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 
 SAY = 2 * CERTAIN
 """Log-odds that a stroke adds right beside it, where the tissue is the same: enough to turn the network's."""
@@ -108,7 +108,7 @@ class RefinementTask:
         value = self.info.labels.get(prompts.label or "")
         if value is None:
             raise BadRequest(f"name the structure in selected_label_name: {', '.join(self.info.labels)}")
-        marks = marked(prepared.scan.shape, prompts, seeded=False)
+        marks = build_marks(prepared.scan.shape, prompts, require_foreground=False)
         clock.stage("pre")
         with prepared.asking:
             if not prepared.said:
@@ -118,7 +118,11 @@ class RefinementTask:
         seen, spacing = region.marks(marks), prepared.scan.spacing * region.steps
         image = prepared.scan.view(region)
         # Outside the box is background for certain, but that says nothing of what is inside.
-        drawn = marked(prepared.scan.shape, replace(prompts, roi=None), seeded=False) if prompts.roi else marks
+        drawn = (
+            build_marks(prepared.scan.shape, replace(prompts, roi=None), require_foreground=False)
+            if prompts.roi
+            else marks
+        )
         strokes = region.marks(drawn)
         logits = np.clip(proposed(margin, grid, region), -CERTAIN, CERTAIN) + _nearby(strokes, image, spacing)
         mask = optimise(logits, image, seen, spacing)

@@ -36,7 +36,7 @@ from rayapp.inference.energy.scan import Bools, Scan, Spacing, Work, across, dra
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.segmentation import Clock
 from rayapp.inference.network.network_grid import Floats
-from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, marked
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 
 Optimiser = Callable[[Floats, Floats, Marks, Spacing], Bools]
 OPTIMISERS: Mapping[str, Optimiser] = {"graph cut": graph_cut, "random walk": random_walk}
@@ -96,11 +96,11 @@ class ScribblesTask:
             BadRequest: without any foreground, or for an optimiser that is not there.
         """
         clock, optimise = Clock(), optimiser_of(config)
-        marks = marked(prepared.shape, prompts, seeded=False)
+        marks = build_marks(prepared.shape, prompts, require_foreground=False)
         for points in prompts.extremes.values():
             connect(marks, prepared, points)
         part = _boxed(marks, prepared, prompts)
-        marks = marked(prepared.shape, replace(prompts, marks=marks))
+        marks = build_marks(prepared.shape, replace(prompts, marks=marks))
         clock.stage("pre")
         work = Work.on(prepared, marks, *_first_region(prepared, marks, prompts))
         if part is None:

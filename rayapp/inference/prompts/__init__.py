@@ -1,1 +1,1 @@
-"""Prompts: parsed from requests, lowered to clicks, drawn as guidance channels or scribble maps."""
+"""Prompts: parsed from requests, lowered to clicks, encoded as guidance channels or scribble maps."""

@@ -1,7 +1,8 @@
-"""Marks: which voxels the annotator scribbled on, from the label map and `label_info` that clients upload.
+"""Scribble maps: the voxels marked as foreground or background by scribbles, curves, clicks and a box.
 
-3D Slicer uploads all segments in one label map, and `label_info` says which value is which; the scribbles are segments
-named `foreground_scribbles` and `background_scribbles`. Values belong to the request: nothing here is remembered.
+3D Slicer uploads all segments in one label map with `label_info`, which maps values to segment names; the scribbles are
+the segments `foreground_scribbles` and `background_scribbles`. Values hold for one request only; nothing is remembered
+between requests.
 """
 
 from __future__ import annotations
@@ -13,30 +14,35 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.errors import BadRequest
+from rayapp.inference.arrays import Labels, Shape
 from rayapp.inference.infer_task import Point, Prompts
 
-Marks = npt.NDArray[np.uint8]
-"""(I, J, K): 0 where nothing was said, else `BACKGROUND` or `FOREGROUND`."""
+Marks = Labels
+"""A scribble map, (I, J, K): 0 where unmarked, else `BACKGROUND` or `FOREGROUND`."""
 BACKGROUND = 1
 FOREGROUND = 2
 
 FOREGROUND_SCRIBBLES = "foreground_scribbles"
 BACKGROUND_SCRIBBLES = "background_scribbles"
-CUBE = 10
-"""Voxels along each side of the cube in a box's centre that is foreground when nothing else is said to be."""
+SEED_VOXELS = 10
+"""Side, in voxels, of the cube in a box's centre that is taken as foreground if nothing else is marked so."""
 
 
 def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: Mapping[str, int]) -> Marks:
-    """The scribbles in an uploaded label map.
+    """Extract scribbles from an uploaded label map.
 
-    Without `label_info` they have the two values behind the model's `labels`, background first; for a model without
-    labels, 2 and 3. Where nothing is scribbled, the voxels of the segment that `selected_label_name` names (painted
-    slices, say) are foreground.
+    If there are no scribbles, the segment that `selected_label_name` names (for example painted slices) is foreground.
+
+    Args:
+        label_map: Uploaded label map, (I, J, K).
+        params: The request's parameters. Without `label_info`, scribbles have the two values after the model's last
+            label, background first (2 and 3 for a model without labels).
+        labels: The model's labels, name to value.
 
     Raises:
-        BadRequest: if `label_info` is not a list of names and ids.
+        BadRequest: If `label_info` is not a list of names and ids.
     """
-    values = _values(params.get("label_info"))
+    values = _values_by_name(params.get("label_info"))
     if not values:
         last = max((*labels.values(), 1))
         values = {BACKGROUND_SCRIBBLES: last + 1, FOREGROUND_SCRIBBLES: last + 2}
@@ -50,18 +56,25 @@ def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: 
     return marks
 
 
-def parse_start(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: Mapping[str, int]) -> Marks:
-    """An uploaded label map as a mask to start from: with the model's values for its `labels`; for a model without, 1
-    for the segment that `label` or `selected_label_name` names and 2 for all others. Without `label_info` the values
-    are the model's already.
+def parse_start(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: Mapping[str, int]) -> Labels:
+    """Convert an uploaded label map to a mask that a model can correct.
+
+    Args:
+        label_map: Uploaded label map, (I, J, K).
+        params: The request's parameters. Without `label_info`, the uploaded values are the model's already.
+        labels: The model's labels, name to value.
+
+    Returns:
+        For a model with labels, the mask with the model's values; for one without, 1 for the segment that `label` or
+        `selected_label_name` names and 2 for all other segments.
 
     Raises:
-        BadRequest: if `label_info` is not a list of names and ids, or a value fits no byte.
+        BadRequest: If `label_info` is not a list of names and ids, or without it a value exceeds 255.
     """
-    values = _values(params.get("label_info"))
+    values = _values_by_name(params.get("label_info"))
     if not values:
         if label_map.max(initial=0) > 255:
-            raise BadRequest("label: a mask to start from has values up to 255")
+            raise BadRequest("label: the values of a mask to start from may be at most 255")
         return label_map.astype(np.uint8, order="F")
     start = np.zeros(label_map.shape, dtype=np.uint8, order="F")
     if not labels:
@@ -74,57 +87,71 @@ def parse_start(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: 
     return start
 
 
-def marked(shape: tuple[int, int, int], prompts: Prompts, *, seeded: bool = True) -> Marks:
-    """All that a request marks on an image of `shape`: scribbles, closed curves, clicks and the box.
+def build_marks(shape: Shape, prompts: Prompts, *, require_foreground: bool = True) -> Marks:
+    """Combine a request's scribbles, closed curves, clicks and box in one scribble map.
 
-    Outside the box is background, whatever was scribbled there. When `seeded`, a cube in its centre is foreground if
-    nothing else is.
+    Scribbles take precedence over curves, and both over clicks. Outside the box everything is background, including
+    scribbles drawn there.
+
+    Args:
+        shape: Voxels of the source image along i, j, k.
+        prompts: The request's prompts.
+        require_foreground: Seed a cube in the box's centre if nothing else in the box is foreground, and refuse
+            prompts that mark no foreground at all.
 
     Raises:
-        BadRequest: if nothing is foreground in the end, though something should be (`seeded`).
+        BadRequest: If foreground is required and there is none.
     """
-    given = prompts.marks
     marks = np.zeros(shape, dtype=np.uint8, order="F")
-    inside = tuple(slice(a, b) for a, b in zip(*(prompts.roi or ((0, 0, 0), shape)), strict=True))
+    box = tuple(slice(a, b) for a, b in zip(*(prompts.roi or ((0, 0, 0), shape)), strict=True))
     if prompts.roi is not None:
         marks[:] = BACKGROUND
-        marks[inside] = 0
-    part = marks[inside]
-    if given is not None:
-        np.copyto(part, given[inside])
+        marks[box] = 0
+    inside = marks[box]
+    if prompts.marks is not None:
+        np.copyto(inside, prompts.marks[box])
     for curve in prompts.curves:
-        within = enclosed(curve, shape)
-        marks[within] = np.where(marks[within] > 0, marks[within], FOREGROUND)
+        enclosed = voxels_in_curve(curve, shape)
+        marks[enclosed] = np.where(marks[enclosed] > 0, marks[enclosed], FOREGROUND)
     for name, mark in (("background", BACKGROUND), ("foreground", FOREGROUND)):
         for point in prompts.clicks.get(name, ()):
             marks[point] = marks[point] or mark
-    if not seeded:
+    if not require_foreground:
         return marks
-    if prompts.roi is not None and not (part == FOREGROUND).any():
-        middle = part[tuple(slice(max(0, (n - CUBE) // 2), (n + CUBE) // 2) for n in part.shape)]
-        middle[middle == 0] = FOREGROUND
-    if not (part == FOREGROUND).any():
+    if prompts.roi is not None and not (inside == FOREGROUND).any():
+        cube = inside[tuple(slice(max(0, (n - SEED_VOXELS) // 2), (n + SEED_VOXELS) // 2) for n in inside.shape)]
+        cube[cube == 0] = FOREGROUND
+    if not (inside == FOREGROUND).any():
         raise BadRequest("no foreground scribbles: draw on the structure, or a box around it")
     return marks
 
 
-def enclosed(curve: Sequence[Point], shape: tuple[int, int, int]) -> tuple[npt.NDArray[np.intp], ...]:
-    """Indices of the voxels in a closed curve on one slice, with those that it runs through."""
+def voxels_in_curve(curve: Sequence[Point], shape: Shape) -> tuple[npt.NDArray[np.intp], ...]:
+    """Voxels enclosed by a closed curve in one slice, including those on the curve.
+
+    Args:
+        curve: Vertices of the polygon, all with the same index along one axis.
+        shape: Voxels of the image along i, j, k.
+
+    Returns:
+        Indices along i, j and k, as numpy indexing takes them.
+    """
     from skimage.draw import polygon, polygon_perimeter  # slow to import
 
     points = np.array(curve)
     axis = max(axis for axis in range(3) if np.ptp(points[:, axis]) == 0)
     a, b = (n for n in range(3) if n != axis)
     size = (shape[a], shape[b])
-    inside, line = polygon(points[:, a], points[:, b], size), polygon_perimeter(points[:, a], points[:, b], size)
-    found = [np.empty(0, dtype=np.intp)] * 3
-    found[a], found[b] = (np.concatenate(both) for both in zip(inside, line, strict=True))
-    found[axis] = np.full(len(found[a]), points[0, axis])
-    return tuple(found)
+    interior = polygon(points[:, a], points[:, b], size)
+    perimeter = polygon_perimeter(points[:, a], points[:, b], size)
+    indices = [np.empty(0, dtype=np.intp)] * 3
+    indices[a], indices[b] = (np.concatenate(pair) for pair in zip(interior, perimeter, strict=True))
+    indices[axis] = np.full(len(indices[a]), points[0, axis])
+    return tuple(indices)
 
 
-def _values(label_info: object) -> dict[str, int]:
-    """Values by segment name; the first of a name counts."""
+def _values_by_name(label_info: object) -> dict[str, int]:
+    """Label values by segment name; the first of several segments with one name counts."""
     if label_info is None:
         return {}
     if not isinstance(label_info, list):
@@ -134,5 +161,5 @@ def _values(label_info: object) -> dict[str, int]:
         try:
             values.setdefault(str(segment["name"]), int(segment["id"]))
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise BadRequest("label_info must be a list of {name, id}, the ids being whole numbers") from None
+            raise BadRequest("label_info must be a list of {name, id} with whole numbers as ids") from None
     return values

@@ -58,7 +58,7 @@ def main(method: str, folder: Path) -> None:
     task, volume = task_of(method, folder), ct()
     task.load()
     prompts = Prompts(clicks={"foreground": [(240, 260, 170), (185, 260, 170)], "background": [(310, 260, 170)]})
-    if task.info.draws:
+    if task.info.takes_drawings:
         prompts = Prompts(marks=marks())
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the most is counted from here

@@ -5,7 +5,7 @@ import pytest
 
 from rayapp.errors import BadRequest
 from rayapp.inference.infer_task import Prompts
-from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, marked, parse_marks
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, build_marks, parse_marks
 
 SHAPE = (17, 23, 29)
 SEGMENTS = ["liver", "background_scribbles", "spleen", "foreground_scribbles"]
@@ -63,7 +63,7 @@ def test_clicks_count_as_marks_and_scribbles_come_first():
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[3, 4, 5] = BACKGROUND
     clicks = {"foreground": [(3, 4, 5), (16, 22, 28)], "background": [(0, 1, 2)], "liver": [(9, 9, 9)]}
-    marks = marked(SHAPE, Prompts(marks=drawn, clicks=clicks))
+    marks = build_marks(SHAPE, Prompts(marks=drawn, clicks=clicks))
     assert np.argwhere(marks == FOREGROUND).tolist() == [[16, 22, 28]]
     assert np.argwhere(marks == BACKGROUND).tolist() == [[0, 1, 2], [3, 4, 5]]
     assert np.count_nonzero(drawn) == 1
@@ -71,7 +71,7 @@ def test_clicks_count_as_marks_and_scribbles_come_first():
 
 def test_outside_the_box_is_background_and_its_centre_is_foreground_when_nothing_else_is():
     roi = ((1, 2, 3), (16, 20, 28))
-    marks = marked(SHAPE, Prompts(roi=roi))
+    marks = build_marks(SHAPE, Prompts(roi=roi))
     assert (marks[1:16, 2:20, 3:28] != BACKGROUND).all()
     assert np.count_nonzero(marks == BACKGROUND) == np.prod(SHAPE) - 15 * 18 * 25
     on = np.argwhere(marks == FOREGROUND)
@@ -81,7 +81,7 @@ def test_outside_the_box_is_background_and_its_centre_is_foreground_when_nothing
 def test_a_small_box_is_seeded_whole_and_background_scribbles_in_it_stay():
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[6, 7, 8] = BACKGROUND
-    marks = marked(SHAPE, Prompts(marks=drawn, roi=((5, 6, 7), (8, 9, 10))))
+    marks = build_marks(SHAPE, Prompts(marks=drawn, roi=((5, 6, 7), (8, 9, 10))))
     assert np.count_nonzero(marks == FOREGROUND) == 26
     assert marks[6, 7, 8] == BACKGROUND
 
@@ -89,7 +89,7 @@ def test_a_small_box_is_seeded_whole_and_background_scribbles_in_it_stay():
 def test_a_box_with_scribbles_on_the_structure_is_not_seeded():
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[5, 6, 7] = drawn[16, 22, 28] = FOREGROUND
-    marks = marked(SHAPE, Prompts(marks=drawn, roi=((5, 6, 7), (15, 16, 17))))
+    marks = build_marks(SHAPE, Prompts(marks=drawn, roi=((5, 6, 7), (15, 16, 17))))
     assert np.argwhere(marks == FOREGROUND).tolist() == [[5, 6, 7]]
 
 
@@ -98,14 +98,14 @@ def test_no_foreground_at_all_is_refused():
     drawn[1, 1, 1] = BACKGROUND
     for prompts in (Prompts(), Prompts(marks=drawn), Prompts(clicks={"background": [(1, 1, 1)]})):
         with pytest.raises(BadRequest, match="no foreground scribbles"):
-            marked(SHAPE, prompts)
+            build_marks(SHAPE, prompts)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_closed_curve_marks_what_it_encloses_on_its_slice(axis):
     corners = [(4, 5), (4, 9), (10, 9), (10, 5)]
     curve = [tuple(np.insert(corner, axis, 6).tolist()) for corner in corners]
-    marks = marked(SHAPE, Prompts(curves=[curve]))
+    marks = build_marks(SHAPE, Prompts(curves=[curve]))
     on = np.argwhere(marks == FOREGROUND)
     assert len(on) == 7 * 5
     assert (on[:, axis] == 6).all()
@@ -115,6 +115,6 @@ def test_a_closed_curve_marks_what_it_encloses_on_its_slice(axis):
 def test_background_scribbles_in_a_curve_stay():
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[6, 7, 8] = BACKGROUND
-    marks = marked(SHAPE, Prompts(marks=drawn, curves=[[(4, 5, 8), (4, 9, 8), (9, 9, 8)]]))
+    marks = build_marks(SHAPE, Prompts(marks=drawn, curves=[[(4, 5, 8), (4, 9, 8), (9, 9, 8)]]))
     assert marks[6, 7, 8] == BACKGROUND
     assert marks[5, 8, 8] == FOREGROUND

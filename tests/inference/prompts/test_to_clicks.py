@@ -5,7 +5,7 @@ import pytest
 
 from rayapp.inference.infer_task import Drawing, Prompts, TaskInfo
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
-from rayapp.inference.prompts.to_clicks import box_of, obeyed, spread, understood
+from rayapp.inference.prompts.to_clicks import bounding_box, enforce_drawings, farthest_point_sample, lower_drawings
 
 SHAPE = (17, 23, 29)
 ORGANS = TaskInfo(type="deepedit", labels={"background": 0, "liver": 1, "spleen": 2}, dimension=3, description="")
@@ -23,16 +23,16 @@ def square(axis, at=6):
 
 
 def test_extreme_points_are_clicks_and_for_one_structure_the_box():
-    found = understood(Prompts(extremes={"foreground": SIX}, clicks={"foreground": [(6, 6, 6)]}), ANYTHING, SHAPE)
+    found = lower_drawings(Prompts(extremes={"foreground": SIX}, clicks={"foreground": [(6, 6, 6)]}), ANYTHING, SHAPE)
     assert found.clicks == {"foreground": [(6, 6, 6), *SIX]}
     assert found.roi == ((3, 2, 4), (13, 12, 16))
-    assert understood(Prompts(extremes={"liver": SIX}), ORGANS, SHAPE).roi is None, "the spleen is not in that box"
+    assert lower_drawings(Prompts(extremes={"liver": SIX}), ORGANS, SHAPE).roi is None, "the spleen is not in that box"
 
 
 def test_a_structure_by_its_own_name_is_the_foreground_of_a_model_of_one():
     prompts = Prompts(label="cyst", clicks={"cyst": [(1, 1, 1)], "background": [(2, 2, 2)]}, extremes={"cyst": SIX})
     for info in (ANYTHING, SCRIBBLES):
-        found = understood(prompts, info, SHAPE)
+        found = lower_drawings(prompts, info, SHAPE)
         assert found.clicks == {"foreground": [(1, 1, 1), *SIX], "background": [(2, 2, 2)]}
         assert found.roi == ((3, 2, 4), (13, 12, 16))
 
@@ -45,14 +45,14 @@ def test_a_structure_by_its_own_name_is_the_foreground_of_a_model_of_one():
     ],
 )
 def test_a_box_that_was_drawn_too_holds_beside_extreme_points_where_both_can(roi, both):
-    assert understood(Prompts(extremes={"foreground": SIX}, roi=roi), ANYTHING, SHAPE).roi == both
+    assert lower_drawings(Prompts(extremes={"foreground": SIX}, roi=roi), ANYTHING, SHAPE).roi == both
 
 
 def test_a_structure_ends_at_its_extreme_points_and_others_do_not():
     labels = np.ones(SHAPE, np.uint8, order="F")
     labels[:, :, 20:] = 2
-    held = obeyed(labels, Prompts(extremes={"liver": SIX}), ORGANS)
-    assert box_of(np.argwhere(held == 1)) == ((3, 2, 4), (13, 12, 16))
+    held = enforce_drawings(labels, Prompts(extremes={"liver": SIX}), ORGANS)
+    assert bounding_box(np.argwhere(held == 1)) == ((3, 2, 4), (13, 12, 16))
     assert (held[:, :, 20:] == 2).all()
     assert (labels[:, :, :20] == 1).all(), "the model's own array is left as it was"
 
@@ -60,7 +60,7 @@ def test_a_structure_ends_at_its_extreme_points_and_others_do_not():
 def test_strokes_give_a_few_clicks_spread_over_them():
     marks = np.zeros(SHAPE, np.uint8)
     marks[2:16, 5, 7], marks[1, 1:22, 7] = FOREGROUND, BACKGROUND
-    found = understood(Prompts(marks=marks), ANYTHING, SHAPE)
+    found = lower_drawings(Prompts(marks=marks), ANYTHING, SHAPE)
     for name, mark in (("foreground", FOREGROUND), ("background", BACKGROUND)):
         assert 1 < len(found.clicks[name]) <= 8
         assert all(marks[point] == mark for point in found.clicks[name])
@@ -71,12 +71,12 @@ def test_strokes_give_a_few_clicks_spread_over_them():
 def test_a_closed_curve_gives_clicks_deep_inside_it_and_is_the_structures_slice(axis):
     curve, inside = square(axis)
     prompts = Prompts(drawings={"spleen": Drawing(curves=[curve])})
-    clicks = understood(prompts, ORGANS, SHAPE).clicks
+    clicks = lower_drawings(prompts, ORGANS, SHAPE).clicks
     assert set(clicks) == {"spleen"}
     assert all(inside[point] and 6 <= np.delete(point, axis)[1] <= 8 for point in clicks["spleen"])
     labels = np.full(SHAPE, 2, np.uint8, order="F")
     labels[0] = labels[:, 0] = labels[:, :, 0] = 1
-    held = obeyed(labels, prompts, ORGANS)
+    held = enforce_drawings(labels, prompts, ORGANS)
     plane = np.moveaxis(held, axis, -1)[..., 6]
     assert np.array_equal(np.moveaxis(held == 2, axis, -1)[..., 6], np.moveaxis(inside, axis, -1)[..., 6])
     assert (plane == 1).any(), "what is not the structure stays another's"
@@ -87,7 +87,7 @@ def test_a_closed_curve_gives_clicks_deep_inside_it_and_is_the_structures_slice(
 def test_two_curves_on_a_slice_are_two_parts_of_the_structure():
     one, inside = square(2)
     other = [(12, 12, 6), (12, 15, 6), (15, 15, 6), (15, 12, 6)]
-    held = obeyed(np.zeros(SHAPE, np.uint8, order="F"), Prompts(curves=[one, other]), ANYTHING)
+    held = enforce_drawings(np.zeros(SHAPE, np.uint8, order="F"), Prompts(curves=[one, other]), ANYTHING)
     inside[12:16, 12:16, 6] = True
     assert np.array_equal(held == 1, inside)
 
@@ -98,7 +98,9 @@ def test_strokes_hold_over_curves_and_clicks_over_strokes():
     marks[5:9, 7, 6], marks[0, 0, :] = BACKGROUND, FOREGROUND
     drawing = Drawing(marks=marks, curves=[curve])
     clicks = {"liver": [(5, 7, 6)], "background": [(0, 0, 3)]}
-    held = obeyed(np.zeros(SHAPE, np.uint8, order="F"), Prompts(drawings={"spleen": drawing}, clicks=clicks), ORGANS)
+    held = enforce_drawings(
+        np.zeros(SHAPE, np.uint8, order="F"), Prompts(drawings={"spleen": drawing}, clicks=clicks), ORGANS
+    )
     expected = 2 * inside.astype(np.uint8)
     expected[marks == BACKGROUND], expected[marks == FOREGROUND] = 0, 2
     expected[5, 7, 6], expected[0, 0, 3] = 1, 0
@@ -109,17 +111,17 @@ def test_models_that_draw_themselves_are_shown_what_was_drawn():
     curve, _ = square(2)
     marks = np.full(SHAPE, FOREGROUND, np.uint8)
     prompts = Prompts(marks=marks, curves=[curve])
-    assert understood(prompts, SCRIBBLES, SHAPE).clicks == {}
+    assert lower_drawings(prompts, SCRIBBLES, SHAPE).clicks == {}
     labels = np.zeros(SHAPE, np.uint8)
-    assert obeyed(labels, prompts, SCRIBBLES) is labels
+    assert enforce_drawings(labels, prompts, SCRIBBLES) is labels
 
 
 def test_clicks_alone_change_nothing():
     labels = np.zeros(SHAPE, np.uint8)
-    assert obeyed(labels, Prompts(clicks={"liver": [(1, 2, 3)]}), ORGANS) is labels
+    assert enforce_drawings(labels, Prompts(clicks={"liver": [(1, 2, 3)]}), ORGANS) is labels
 
 
 def test_points_are_spread_without_repeating_any():
     points = np.array([(0, 0, 0), (9, 0, 0), (4, 0, 0)])
-    assert spread(points, 8) == [(4, 0, 0), (9, 0, 0), (0, 0, 0)]
-    assert spread(points[:0], 8) == []
+    assert farthest_point_sample(points, 8) == [(4, 0, 0), (9, 0, 0), (0, 0, 0)]
+    assert farthest_point_sample(points[:0], 8) == []
