@@ -27,7 +27,7 @@ import threading
 import numpy as np
 from rayapp.app.label_app import LabelApp
 from rayapp.errors import BadRequest
-from rayapp.inference import likelihood
+from rayapp.inference.energy import likelihood
 from rayapp.inference.methods.scribbles import ScribblesTask
 from rayapp.inference.infer_task import Prediction, TaskInfo
 

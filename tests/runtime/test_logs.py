@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import pydicom
-from rayapp import logs
+from rayapp.runtime import logs
 from rayapp.config import Settings
 from rayapp.imaging.dicom_seg import encode
 from rayapp.imaging.reader import read_grid

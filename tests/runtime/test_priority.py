@@ -17,8 +17,8 @@ from rayapp.runtime.priority import ForegroundLoad
 ASKED = """
 import sys
 from pathlib import Path
-from rayapp.runtime.priority import WaitedFor
-waited_for = WaitedFor(Path(sys.argv[1]))
+from rayapp.runtime.priority import ForegroundLoad
+waited_for = ForegroundLoad(Path(sys.argv[1]))
 for line in sys.stdin:
     getattr(waited_for, line.strip())()
     print("done", flush=True)
@@ -26,7 +26,7 @@ for line in sys.stdin:
 RESTING = """
 import sys, time, torch
 from pathlib import Path
-from rayapp import priority
+from rayapp.runtime import priority
 priority.PLACE = Path(sys.argv[1])
 priority.rest_between_layers()
 layer = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(inplace=True))

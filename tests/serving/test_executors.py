@@ -46,8 +46,8 @@ async def test_other_processes_see_when_somebody_waits(tmp_path, monkeypatch):
     lanes = Executors(threads=1)
 
     def seen():
-        asked = f"from pathlib import Path; print(WaitedFor(Path({str(priority.PLACE)!r})).by_others())"
-        words = (sys.executable, "-c", f"from rayapp.runtime.priority import WaitedFor; {asked}")
+        asked = f"from pathlib import Path; print(ForegroundLoad(Path({str(priority.PLACE)!r})).by_others())"
+        words = (sys.executable, "-c", f"from rayapp.runtime.priority import ForegroundLoad; {asked}")
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() == "True"
 
     assert not seen()

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from scipy import ndimage
-from test_scribbles import SHAPE, dice, predict, scene
 
 from rayapp.errors import BadRequest
 from rayapp.inference.energy import likelihood
 from rayapp.inference.methods.closed_curves import ClosedCurvesTask
 from rayapp.inference.prompts.scribble_map import FOREGROUND
 from tests.inference.grids import turned, turned_labels
+from tests.inference.methods.test_scribbles import SHAPE, dice, predict, scene
 
 
 @pytest.fixture(scope="module")
