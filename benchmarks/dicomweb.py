@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.server import server
 from rayapp.config import Dicomweb
-from rayapp.datastore.pacs import Pacs
+from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.series_cache import SeriesCache
 from rayapp.imaging.phantom import phantom
 from tests.front import Asked, front
@@ -80,7 +80,7 @@ def retrieval(archive: Orthanc, folder: Path, count: int) -> dict[str, float]:
         client = archive.client()
         plain.append(seconds(lambda client=client: client.retrieve_series("1.2.4", series)))  # type: ignore[misc]
         home = folder / f"cache-{count}-{turn}"
-        cache = SeriesCache(home, Pacs(Dicomweb(url=archive.url)), most=MAX, max_volume=MAX)
+        cache = SeriesCache(home, PacsClient(Dicomweb(url=archive.url)), most=MAX, max_volume=MAX)
         ours.append(seconds(lambda cache=cache: cache.retrieve("1.2.4", series, patience=600)))  # type: ignore[misc]
         cache.close()
         shutil.rmtree(home)
@@ -126,7 +126,7 @@ def listing(count: int) -> dict[str, float]:
 
     with front() as standing:
         standing.answer = page
-        pacs = Pacs(Dicomweb(url=standing.url))
+        pacs = PacsClient(Dicomweb(url=standing.url))
         taken = seconds(lambda: pacs.series({"Modality": "CT"}))
     return {f"list_{count}_s": taken}
 

@@ -191,11 +191,11 @@ def places(given: Mapping[str, Any]) -> Settings:
 
 
 def _list_folder(chosen: Settings) -> Path:
-    from rayapp.datastore.datalist import open_list
+    from rayapp.datastore.datalist import open_datalist
     from rayapp.errors import BadRequest
 
     try:
-        return open_list(chosen.studies.resolve(), max_bytes=chosen.max_volume)
+        return open_datalist(chosen.studies.resolve(), max_bytes=chosen.max_volume)
     except (BadRequest, OSError) as error:
         raise WrongUsage(f"--studies: {error}") from error
 

@@ -41,7 +41,7 @@ class _Change(Generic[T]):
         try:
             self.result = self.apply(db)
         except Exception as error:
-            self.error = full() if isinstance(error, sqlite3.OperationalError) else error
+            self.error = disk_full() if isinstance(error, sqlite3.OperationalError) else error
             db.execute("ROLLBACK TO change")
         db.execute("RELEASE change")
 
@@ -124,13 +124,13 @@ class GroupCommit:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             for change in batch:
-                change.answer.set_exception(full())
+                change.answer.set_exception(disk_full())
             return
         for change in batch:
             change.finish()
 
 
-def full() -> Busy:
+def disk_full() -> Busy:
     """What to raise when the disk takes no more."""
     return Busy("the datastore could not write; is its disk full? Make room and try again")
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rayapp.datastore.folder import LABELS, split_name
+from rayapp.datastore.folder_scan import LABELS, split_name
 from rayapp.errors import BadRequest, RayappError
 from rayapp.geometry import same_grid
 from rayapp.imaging.reader import read_volume
@@ -33,7 +33,7 @@ STUDIES = ".studies"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class ListEntry:
     """One entry: the image's file or files, its label if there is one, and its own id if it has one."""
 
     files: Sequence[Path]
@@ -41,7 +41,7 @@ class Listed:
     id: str | None
 
 
-def open_list(path: Path, *, max_bytes: int) -> Path:
+def open_datalist(path: Path, *, max_bytes: int) -> Path:
     """The folder that the list is served from, brought up to date. What left the list leaves the folder's images.
 
     Raises:
@@ -62,7 +62,7 @@ def open_list(path: Path, *, max_bytes: int) -> Path:
     return folder
 
 
-def _entries(path: Path) -> list[Listed]:
+def _entries(path: Path) -> list[ListEntry]:
     try:
         read = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -80,7 +80,7 @@ def _is_entry(item: Any) -> bool:
     return isinstance(item, Mapping) and "image" in item
 
 
-def _entry(path: Path, item: Any) -> Listed:
+def _entry(path: Path, item: Any) -> ListEntry:
     given = item if isinstance(item, Mapping) else {"image": item}
     image = given["image"]
     names = image if isinstance(image, list) else [image]
@@ -92,14 +92,14 @@ def _entry(path: Path, item: Any) -> Listed:
         if not (path.parent / name).exists():
             raise BadRequest(f"{path.name} names {name!r}, which is not there")
     own = given.get("id")
-    return Listed(
+    return ListEntry(
         files=[(path.parent / name).resolve() for name in names],
         label=None if label is None else (path.parent / label).resolve(),
         id=None if own is None else checked_name(str(own), "image"),
     )
 
 
-def _ids(entries: Sequence[Listed]) -> list[str]:
+def _ids(entries: Sequence[ListEntry]) -> list[str]:
     """An entry's own id, else its file's name or, of several files, their folder's; both where one is not enough."""
     short = [entry.id or (_stem(entry.files[0]) if len(entry.files) == 1 else _parent(entry)) for entry in entries]
     count = Counter(short)
@@ -113,7 +113,7 @@ def _ids(entries: Sequence[Listed]) -> list[str]:
     return ids
 
 
-def _parent(entry: Listed) -> str:
+def _parent(entry: ListEntry) -> str:
     return entry.files[0].parent.name
 
 
@@ -122,7 +122,7 @@ def _stem(path: Path) -> str:
     return path.name if split is None else split[0]
 
 
-def _link(folder: Path, name: str, entry: Listed) -> Path:
+def _link(folder: Path, name: str, entry: ListEntry) -> Path:
     source = entry.files[0]
     split = None if source.is_dir() else split_name(source.name)
     if split is None and not source.is_dir():
@@ -136,7 +136,7 @@ def _link(folder: Path, name: str, entry: Listed) -> Path:
     return target
 
 
-def _stacked(folder: Path, name: str, entry: Listed, max_bytes: int) -> Path:
+def _stacked(folder: Path, name: str, entry: ListEntry, max_bytes: int) -> Path:
     """The files' channels one after the other, as NIfTI; its time is that of the newest of them."""
     import nibabel
 
@@ -163,7 +163,7 @@ def _stacked(folder: Path, name: str, entry: Listed, max_bytes: int) -> Path:
     return target
 
 
-def _first_met(folder: Path, name: str, entry: Listed) -> None:
+def _first_met(folder: Path, name: str, entry: ListEntry) -> None:
     if entry.label is None:
         return
     split = split_name(entry.label.name)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from rayapp.datastore import folder
+from rayapp.datastore import folder_scan
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import delete
 
@@ -95,10 +95,10 @@ class DicomTree:
             folders[:] = sorted(
                 name
                 for name in folders
-                if not name.startswith(".") and not (top and (name == folder.LABELS or name in whole_folders))
+                if not name.startswith(".") and not (top and (name == folder_scan.LABELS or name in whole_folders))
             )
             for name in sorted(names):
-                if not name.startswith(".") and folder.split_name(name) is None and not name.endswith(".json"):
+                if not name.startswith(".") and folder_scan.split_name(name) is None and not name.endswith(".json"):
                     yield Path(where, name)
 
     def _linked(self) -> dict[str, str]:
@@ -137,6 +137,6 @@ def _series_of(path: Path) -> tuple[str | None, Info | None]:
     except (OSError, InvalidDicomError, ValueError, KeyError, AttributeError, EOFError):
         return None, None
     uid = str(header.get("SeriesInstanceUID", ""))
-    if "Rows" not in header or header.get("Modality") in _NO_IMAGES or not folder.valid(uid, "image"):
+    if "Rows" not in header or header.get("Modality") in _NO_IMAGES or not folder_scan.is_valid_name(uid, "image"):
         return None, None
     return uid, {tag: str(header.get(tag) or "UNK") for tag in _TAGS}

@@ -23,11 +23,11 @@ import pydicom
 from pydicom.uid import UID
 
 from rayapp.config import Settings
-from rayapp.datastore import folder
+from rayapp.datastore import folder_scan
 from rayapp.datastore.index import update_label
 from rayapp.datastore.interfaces import SERIES_EXT, Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.local import LocalDatastore
-from rayapp.datastore.pacs import Pacs
+from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.pacs_labels import ArchivedLabels
 from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
 from rayapp.errors import ArchiveAway, Busy, Disabled, NotFound, RayappError
@@ -42,7 +42,7 @@ FILTER = "qido."
 ARCHIVED, PROBLEM = "archived", "archive_problem"
 """In a label's info: the revision that the archive has, or that it refused and why."""
 RETRIEVED = "retrieved"
-"""Folder of the workspace with the series that were asked for."""
+"""FolderSource of the workspace with the series that were asked for."""
 LOOK_S = 2.0
 """Seconds that who asks for labels waits for a look into the archive; it goes on without them."""
 RETRY_S = 10.0
@@ -54,23 +54,23 @@ ARCHIVE = Author(user="archive")
 log = logging.getLogger(__name__)
 
 
-class Listed:
-    """The series that the archive lists, as the images of a datastore (`rayapp.datastore.source.Source`)."""
+class ArchiveSource:
+    """The series that the archive lists, as the images of a datastore (`rayapp.datastore.image_source.ImageSource`)."""
 
-    def __init__(self, pacs: Pacs, cache: SeriesCache, filters: Mapping[str, str]) -> None:
+    def __init__(self, pacs: PacsClient, cache: SeriesCache, filters: Mapping[str, str]) -> None:
         self._pacs = pacs
         self._cache = cache
         self._filters = dict(filters)
         self._infos: dict[str, Info] = {}
 
     def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
-        """See `Source`. While the archive is away, all is as it was."""
+        """See `ImageSource`. While the archive is away, all is as it was."""
         try:
             infos = self._pacs.series(self._filters)
         except RayappError as error:
             log.warning("the list of series stays as it was: %s", error.detail)
             return dict(known), 0
-        self._infos = {uid: info for uid, info in infos.items() if folder.valid(uid, "image")}
+        self._infos = {uid: info for uid, info in infos.items() if folder_scan.is_valid_name(uid, "image")}
         return dict.fromkeys(self._infos, SERIES_EXT), len(infos) - len(self._infos)
 
     def has(self, series: str) -> bool:
@@ -83,19 +83,19 @@ class Listed:
             return False
 
     def whole(self, new: Mapping[str, str], settle: float) -> set[str]:  # noqa: ARG002
-        """See `Source`."""
+        """See `ImageSource`."""
         return set(new)
 
     def there(self, image_id: str, ext: str) -> bool:  # noqa: ARG002
-        """See `Source`."""
+        """See `ImageSource`."""
         return image_id in self._infos
 
     def path(self, image_id: str, ext: str) -> Path:  # noqa: ARG002
-        """See `Source`."""
+        """See `ImageSource`."""
         return self._cache.path(image_id)
 
     def info(self, image_id: str) -> Info:
-        """See `Source`."""
+        """See `ImageSource`."""
         return self._infos.get(image_id, {})
 
 
@@ -108,12 +108,12 @@ class DicomwebDatastore(LocalDatastore):
         filters = {key.removeprefix(FILTER): v for key, v in settings.conf.items() if key.startswith(FILTER)}
         self._kind = archive.segmentation
         self._max_volume = settings.max_volume
-        self._pacs = Pacs(archive)
+        self._pacs = PacsClient(archive)
         self._series = SeriesCache(
             settings.workspace / RETRIEVED, self._pacs, most=archive.cache, max_volume=settings.max_volume
         )
         settings.studies.mkdir(parents=True, exist_ok=True)
-        self._listed = Listed(self._pacs, self._series, filters)
+        self._listed = ArchiveSource(self._pacs, self._series, filters)
         super().__init__(
             settings.studies, watch=watch, poll=archive.fresh or 1.0, patience=patience, source=self._listed
         )
@@ -226,9 +226,9 @@ class DicomwebDatastore(LocalDatastore):
             self._due.set()
         return saved
 
-    def datalist(self, *, tag: str = FINAL, kept: bool = False) -> list[dict[str, str]]:
+    def datalist(self, *, tag: str = FINAL, immutable: bool = False) -> list[dict[str, str]]:
         """See `Datastore`. Retrieves the labelled series; raises Busy while that goes on."""
-        pairs = super().datalist(tag=tag, kept=kept)
+        pairs = super().datalist(tag=tag, immutable=immutable)
         absent = [Path(pair["image"]).parent.name for pair in pairs if not Path(pair["image"]).exists()]
         with ThreadPoolExecutor(RETRIEVALS) as pool:
             list(pool.map(self.image, absent))

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from rayapp.datastore.commit import GroupCommit, sync
 from rayapp.datastore.index import Index, meta, set_meta
 from rayapp.datastore.interfaces import Info
-from rayapp.datastore.revisions import RevisionFiles, Stamp
+from rayapp.datastore.revisions import FileStamp, RevisionStore
 from rayapp.errors import BadRequest, Conflict, RayappError, Unreadable
 from rayapp.protocol import checked_name
 
@@ -124,7 +124,7 @@ class DocumentFile:
         *,
         index: Index,
         commit: GroupCommit,
-        files: RevisionFiles,
+        files: RevisionStore,
         merge: Callable[[dict[str, str], Entries, Entries], None],
     ) -> None:
         """`merge(names, theirs, base)` takes a foreign document over; `base` is the last that we wrote."""
@@ -137,7 +137,7 @@ class DocumentFile:
         self._merge = merge
         with index.reader() as db:
             self._own: list[str] = json.loads(meta(db, "documents") or "[]")
-        self._seen: Stamp | None = None
+        self._seen: FileStamp | None = None
         self._busy = threading.Lock()
         self._wake = threading.Condition()
         self._dirty = not self._path.exists()
@@ -167,7 +167,7 @@ class DocumentFile:
     def is_foreign(self) -> bool:
         """Whether the file is not as we left it (or read it)."""
         with self._busy:
-            return Stamp.of(self._path) not in (None, self._seen)
+            return FileStamp.of(self._path) not in (None, self._seen)
 
     def look(self, *, opening: bool = False) -> None:
         """Read the file if someone else has written it. What cannot be read is kept aside as `.broken-<time>`."""
@@ -187,7 +187,7 @@ class DocumentFile:
                 self._remember(digest)
                 with self._advisory:
                     staged.rename(self._path)
-                self._seen = Stamp.of(self._path)
+                self._seen = FileStamp.of(self._path)
                 copy.rename(self._base)
                 sync(self._path.parent)
             finally:
@@ -211,7 +211,7 @@ class DocumentFile:
         self._commit.do(lambda db: set_meta(db, "documents", own))
 
     def _look(self, opening: bool) -> None:
-        stamp = Stamp.of(self._path)
+        stamp = FileStamp.of(self._path)
         if stamp is None or stamp == self._seen:
             return
         data = self._path.read_bytes()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.datastore.interfaces import Author, Info
-from rayapp.datastore.revisions import Kept, Stamp
+from rayapp.datastore.revisions import FileStamp, RevisionFile
 from rayapp.errors import BadRequest, Conflict
 
 SCHEMA = """
@@ -183,7 +183,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
 
 
-def dumps(info: Mapping[str, Any]) -> str:
+def json_text(info: Mapping[str, Any]) -> str:
     """JSON text in plain ASCII. Raises BadRequest for what JSON cannot hold."""
     try:
         return _JSON.encode(dict(info))
@@ -208,7 +208,7 @@ def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[
         "INSERT INTO image(id, ext, info, added, served, staged) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE"
         " SET ext = excluded.ext, staged = coalesce(excluded.staged, staged),"
         " info = json_set(info, '$.name', id || excluded.ext)",
-        (image_id, ext, dumps(info), _whole(info.get("ts")), last_served(info), staged),
+        (image_id, ext, json_text(info), _whole(info.get("ts")), last_served(info), staged),
     )
 
 
@@ -228,8 +228,8 @@ def put_label(
     db: sqlite3.Connection,
     image_id: str,
     tag: str,
-    kept: Kept,
-    stamp: Stamp,
+    kept: RevisionFile,
+    stamp: FileStamp,
     *,
     number: int,
     session: int,
@@ -240,7 +240,7 @@ def put_label(
         "INSERT INTO label VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(image_id, tag) DO UPDATE SET"
         " ext = excluded.ext, info = excluded.info, number = excluded.number, sha = excluded.sha,"
         " size = excluded.size, mtime_ns = excluded.mtime_ns, session = excluded.session",
-        (image_id, tag, kept.ext, dumps(info), number, kept.sha, stamp.size, stamp.mtime_ns, session),
+        (image_id, tag, kept.ext, json_text(info), number, kept.sha, stamp.size, stamp.mtime_ns, session),
     )
 
 
@@ -248,8 +248,8 @@ def add_revision(
     db: sqlite3.Connection,
     image_id: str,
     tag: str,
-    kept: Kept,
-    stamp: Stamp,
+    kept: RevisionFile,
+    stamp: FileStamp,
     *,
     author: Author,
     model_version: str | None,
@@ -264,7 +264,7 @@ def add_revision(
         "INSERT INTO revision VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(image_id, tag, number, kept.sha, kept.ext, stamp.size, stamp.mtime_ns, parent[0] if parent else None),
-            *(stamp.mtime_ns / 1e9, author.user, author.client_id, model_version, dumps(info), staged),
+            *(stamp.mtime_ns / 1e9, author.user, author.client_id, model_version, json_text(info), staged),
         ),
     )
     return number
@@ -282,7 +282,7 @@ def update_image(db: sqlite3.Connection, image_id: str, info: Mapping[str, Any])
     if row is None:
         return None
     whole = {**info_of(row[0]), **info}
-    db.execute("UPDATE image SET info = ?, served = ? WHERE id = ?", (dumps(whole), last_served(whole), image_id))
+    db.execute("UPDATE image SET info = ?, served = ? WHERE id = ?", (json_text(whole), last_served(whole), image_id))
     return whole
 
 
@@ -292,7 +292,7 @@ def update_label(db: sqlite3.Connection, image_id: str, tag: str, info: Mapping[
     if row is None:
         return None
     whole = {**info_of(row[0]), **info}
-    db.execute("UPDATE label SET info = ? WHERE image_id = ? AND tag = ?", (dumps(whole), image_id, tag))
+    db.execute("UPDATE label SET info = ? WHERE image_id = ? AND tag = ?", (json_text(whole), image_id, tag))
     return whole
 
 

@@ -189,9 +189,10 @@ class Datastore(Protocol):
         image, which is not retrieved for that; None, and nothing is recorded, if somebody else holds it.
         """
 
-    def set_aside(self, image_id: str, why: str) -> None:
-        """Hand the image, which cannot be opened, out to nobody for an hour: then somebody may have mended it.
-        `info.unreadable` says why. Raises NotFound.
+    def quarantine(self, image_id: str, reason: str) -> None:
+        """Quarantine an unreadable image for one hour: until then it is handed out to nobody.
+
+        The reason and the time are kept in `info["unreadable"]`. Raises NotFound.
         """
 
     def save_scores(self, scores: Sequence[ImageScore]) -> None:
@@ -220,10 +221,10 @@ class Datastore(Protocol):
         """Of these images the one that looks least like any of the `against` images that got a final label last, by
         the distance between features; None where no features tell."""
 
-    def datalist(self, *, tag: str = "final", kept: bool = False) -> list[dict[str, str]]:
+    def datalist(self, *, tag: str = "final", immutable: bool = False) -> list[dict[str, str]]:
         """`[{"image": path, "label": path}]` of labelled images, for training.
 
-        With `kept` the label's path is that of its revision, which stays as it is whatever is saved or removed later.
+        With `immutable` the label's path is that of its revision file, which later saves and removals leave unchanged.
         """
 
     def document(self) -> Info:

@@ -15,10 +15,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rayapp.datastore.commit import GroupCommit
-from rayapp.datastore.index import Index, dumps, info_of
+from rayapp.datastore.index import Index, info_of, json_text
 from rayapp.datastore.interfaces import ClickEvent
 from rayapp.datastore.job_record import Job, Kind, Progress, State
-from rayapp.datastore.worklist import renew
+from rayapp.datastore.worklist import renew_lease
 from rayapp.errors import NotFound
 
 _COLUMNS = "image_id, kind, payload, model, model_version, user, client_id, ts"
@@ -38,7 +38,7 @@ class Journal:
 
         def apply(db: sqlite3.Connection) -> list[int]:
             for image_id in {event.image_id for event in events}:
-                renew(db, image_id)
+                renew_lease(db, image_id)
             return [append_event(db, event) for event in events]
 
         return self._commit.do(apply)
@@ -76,7 +76,7 @@ def append_event(db: sqlite3.Connection, event: ClickEvent) -> int:
     if not db.execute("SELECT 1 FROM image WHERE id = ?", (event.image_id,)).fetchone():
         raise NotFound(f"there is no image {event.image_id[:200]!r} to log an event of")
     row = (
-        *(event.image_id, event.kind, dumps(event.payload), event.model, event.model_version),
+        *(event.image_id, event.kind, json_text(event.payload), event.model, event.model_version),
         *(event.user, event.client_id, event.ts or time.time()),
     )
     if event.ts:
@@ -128,7 +128,7 @@ def put_job(db: sqlite3.Connection, job: Job) -> None:
     """Insert or replace the record; a job keeps its place."""
     db.execute(
         "INSERT INTO job(id, record) VALUES(?, ?) ON CONFLICT(id) DO UPDATE SET record = excluded.record",
-        (job.id, dumps(asdict(job))),
+        (job.id, json_text(asdict(job))),
     )
 
 

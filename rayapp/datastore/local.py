@@ -15,10 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rayapp.datastore import folder
-from rayapp.datastore.commit import full, sync
+from rayapp.datastore import folder_scan
+from rayapp.datastore.commit import disk_full, sync
 from rayapp.datastore.dataset_zip import write_archive
 from rayapp.datastore.document import pieces
+from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (
     add_revision,
     delete_image,
@@ -30,11 +31,10 @@ from rayapp.datastore.index import (
 )
 from rayapp.datastore.interfaces import Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.journal import Journal
-from rayapp.datastore.records import IMAGE, LABEL, REVISION, Records
+from rayapp.datastore.records import IMAGE, LABEL, REVISION, RecordMapper
 from rayapp.datastore.revisions import checked_ext, delete
-from rayapp.datastore.source import Source
-from rayapp.datastore.studies import Studies
-from rayapp.datastore.worklist import Worklist, renew
+from rayapp.datastore.studies_folder import StudiesFolder
+from rayapp.datastore.worklist import Worklist, renew_lease
 from rayapp.errors import BadRequest, Conflict, Disabled, NotFound
 from rayapp.protocol import FINAL, checked_name
 
@@ -53,7 +53,7 @@ class LocalDatastore(Worklist, Journal):
         poll: float | None = None,
         settle: float = 1.0,
         patience: float = 0.0,
-        source: Source | None = None,
+        source: ImageSource | None = None,
     ) -> None:
         """Open the folder: import what MONAI Label left, repair what a crash left, look at the files.
 
@@ -65,11 +65,11 @@ class LocalDatastore(Worklist, Journal):
             Conflict: if another process has the folder open.
             NotFound: if there is no such folder.
         """
-        opened = Studies(studies, watch=watch, poll=poll, settle=settle, patience=patience, source=source)
+        opened = StudiesFolder(studies, watch=watch, poll=poll, settle=settle, patience=patience, source=source)
         self._opened = opened
         self._studies, self._labels = opened.root, opened.labels
         self._files, self._index, self._commit = opened.files, opened.index, opened.commit
-        self._document, self._records = opened.document, Records(opened.root, opened.files, opened.source)
+        self._document, self._records = opened.document, RecordMapper(opened.root, opened.files, opened.source)
 
     def close(self) -> None:
         """Write what is due, let go of the folder. Further saves raise Conflict."""
@@ -115,8 +115,8 @@ class LocalDatastore(Worklist, Journal):
     ) -> ImageRecord:
         """See `Datastore`. Safe to repeat with the same staged file."""
         target = self._studies / (checked_name(image_id, "image") + checked_ext(ext))
-        if ext not in folder.IMAGE_EXTS or image_id == folder.LABELS:
-            raise BadRequest(f"an image file ends in {', '.join(folder.IMAGE_EXTS)}, not {ext!r}")
+        if ext not in folder_scan.IMAGE_EXTS or image_id == folder_scan.LABELS:
+            raise BadRequest(f"an image file ends in {', '.join(folder_scan.IMAGE_EXTS)}, not {ext!r}")
         self._files.staged(staged)
         whole = {**info, **_signed(author), "ts": int(time.time()), "name": target.name}
 
@@ -219,7 +219,7 @@ class LocalDatastore(Worklist, Journal):
         except FileNotFoundError:
             raise _no_staged() from None
         except OSError as error:
-            raise full() from error
+            raise disk_full() from error
         target = self._labels / tag / (image_id + ext)
 
         def apply(db: sqlite3.Connection) -> Path | None:
@@ -238,7 +238,7 @@ class LocalDatastore(Worklist, Journal):
                 staged=staged.name,
             )
             put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=whole)
-            renew(db, image_id)
+            renew_lease(db, image_id)
             return target.with_name(image_id + old[0]) if old and old[0] != ext else None
 
         def publish(replaced: Path | None) -> None:
@@ -311,11 +311,11 @@ class LocalDatastore(Worklist, Journal):
 
     # What is there
 
-    def datalist(self, *, tag: str = FINAL, kept: bool = False) -> list[dict[str, str]]:
+    def datalist(self, *, tag: str = FINAL, immutable: bool = False) -> list[dict[str, str]]:
         """See `Datastore`."""
         with self._index.reader() as db:
             return [
-                {"image": str(image.path), "label": str(revision if kept else self._labels / tag / name)}
+                {"image": str(image.path), "label": str(revision if immutable else self._labels / tag / name)}
                 for image, name, revision in self._pairs(db, tag, None)
             ]
 

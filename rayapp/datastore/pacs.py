@@ -1,4 +1,4 @@
-"""Pacs: the DICOMweb archive (PS3.18): search, retrieve and store, by dicomweb-client.
+"""PacsClient: the DICOMweb archive (PS3.18): search, retrieve and store, by dicomweb-client.
 
 Every call waits for the network: none belongs on an event loop. Any thread may call. An archive that does not answer,
 or answers with what is no DICOMweb, is ArchiveAway; it is asked once, and whoever calls decides about trying again.
@@ -43,14 +43,14 @@ _FIELDS = {
 logging.getLogger("dicomweb_client").setLevel(logging.ERROR)  # it logs UIDs
 
 
-class Refused(RayappError):
+class StoreRefused(RayappError):
     """The archive does not take the instance, and would not take it later."""
 
     status = 502
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SegSeries:
     """A series with a segmentation, and the series that it is `of`; `made` sorts by date and time."""
 
     series: str
@@ -60,7 +60,7 @@ class Found:
     made: str
 
 
-class Pacs:
+class PacsClient:
     """One archive."""
 
     def __init__(self, archive: Dicomweb, *, connections: int = 16) -> None:
@@ -126,7 +126,7 @@ class Pacs:
             raise NotFound("the DICOM archive does not have this series any more")
         return seen
 
-    def segmentations(self, study: str, *, known: Collection[str] = ()) -> list[Found]:
+    def segmentations(self, study: str, *, known: Collection[str] = ()) -> list[SegSeries]:
         """The series of the study that hold a segmentation, but those `known` already. Raises ArchiveAway."""
         found = []
         with _asking():
@@ -137,7 +137,7 @@ class Pacs:
                 header = self._client.retrieve_series_metadata(study, uid)[0]
                 made_of = header.get("00081115", {}).get("Value") or [{}]
                 found.append(
-                    Found(
+                    SegSeries(
                         series=uid,
                         of=_text(made_of[0], "0020000E"),
                         description=_text(header, "0008103E"),
@@ -157,14 +157,14 @@ class Pacs:
                 yield instance, instance.buffer.getvalue()
 
     def store(self, instance: Dataset) -> None:
-        """Store one instance; sent again, it is stored once. Raises ArchiveAway, Refused."""
+        """Store one instance; sent again, it is stored once. Raises ArchiveAway, StoreRefused."""
         with _asking(storing=True):
             answer = self._client.store_instances([instance])
         taken = {str(item.ReferencedSOPInstanceUID) for item in answer.get("ReferencedSOPSequence") or []}
         if instance.SOPInstanceUID not in taken:
             failed = answer.get("FailedSOPSequence") or []
             reason = f" (reason {int(failed[0].get('FailureReason') or 0):#06x})" if failed else ""
-            raise Refused(f"the DICOM archive does not take the segmentation{reason}")
+            raise StoreRefused(f"the DICOM archive does not take the segmentation{reason}")
 
 
 def _text(item: Mapping[str, Any], tag: str) -> str:
@@ -187,7 +187,7 @@ def _asking(*, storing: bool = False) -> Iterator[None]:
         if status in (401, 403):
             raise ArchiveAway(f"the DICOM archive does not let this server in ({status})") from None
         if storing and status in _FINAL:
-            raise Refused(f"the DICOM archive does not take the segmentation (status {status})") from None
+            raise StoreRefused(f"the DICOM archive does not take the segmentation (status {status})") from None
         if status == 404:
             raise NotFound("the DICOM archive does not have this any more") from None
         raise ArchiveAway(f"the DICOM archive answers with status {status}") from None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayapp.datastore.interfaces import Info
-from rayapp.datastore.pacs import Found, Pacs
+from rayapp.datastore.pacs import PacsClient, SegSeries
 from rayapp.errors import Unreadable
 from rayapp.imaging.dicom_seg import MANUFACTURER, Overlapping, flattened, read_masks, read_segmentation
 from rayapp.imaging.volume import Grid, Segmentation
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Archived:
+class ArchivedLabel:
     """A label that was found: the tag that it belongs under, and what its info says."""
 
     tag: str
@@ -41,7 +41,7 @@ class Archived:
 class ArchivedLabels:
     """Looks for labels in the archive, and knows what was looked at. One look at a time."""
 
-    def __init__(self, pacs: Pacs, *, fresh: float, max_bytes: int) -> None:
+    def __init__(self, pacs: PacsClient, *, fresh: float, max_bytes: int) -> None:
         self._pacs = pacs
         self._fresh = fresh
         self._max_bytes = max_bytes
@@ -54,7 +54,7 @@ class ArchivedLabels:
 
     def new(
         self, study: str, series: str, grid: Grid, *, tags: Collection[str], known: Collection[str]
-    ) -> Iterator[Archived]:
+    ) -> Iterator[ArchivedLabel]:
         """What came since the last look for these tags, but the SEG series `known`.
 
         What cannot be read is passed over. Raises ArchiveAway, NotFound; then the next look starts anew.
@@ -70,11 +70,11 @@ class ArchivedLabels:
                 except Unreadable as error:
                     log.warning("a segmentation of the archive is passed over: %s", error.detail)
                     continue
-                yield Archived(tag=tag, label=label, info={**_info(study, one, label), **overlapping})
+                yield ArchivedLabel(tag=tag, label=label, info={**_info(study, one, label), **overlapping})
                 break
         self._seen[series] = seen | {one.series for one in found}
 
-    def _read(self, study: str, found: Found, grid: Grid) -> tuple[Segmentation, Info]:
+    def _read(self, study: str, found: SegSeries, grid: Grid) -> tuple[Segmentation, Info]:
         """The label map, and what its info is to say of overlaps."""
         instances = [file for _, file in self._pacs.retrieve(study, found.series)]
         if len(instances) != 1:
@@ -88,17 +88,17 @@ class ArchivedLabels:
                 return flattened(read_masks(path, grid, max_bytes=self._max_bytes)), {OVERLAPPING: True}
 
 
-def _tag(found: Found) -> str:
+def _tag(found: SegSeries) -> str:
     return FINAL if found.manufacturer == MANUFACTURER and found.description.startswith(FINAL) else ORIGINAL
 
 
-def _age(found: Found) -> tuple[int, str]:
+def _age(found: SegSeries) -> tuple[int, str]:
     """Ours by the number of the revision, which the description has; the others by their date."""
     number = re.match(rf"{FINAL} (\d+)", found.description)
     return int(number[1]) if number and _tag(found) == FINAL else 0, found.made
 
 
-def _info(study: str, found: Found, label: Segmentation) -> Info:
+def _info(study: str, found: SegSeries, label: Segmentation) -> Info:
     return {
         "label_info": [{"name": name, "idx": value} for name, value in label.names.items()],
         "params": {"label_names": dict(label.names)},

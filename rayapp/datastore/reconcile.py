@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rayapp.datastore import folder
+from rayapp.datastore import folder_scan
 from rayapp.datastore.commit import GroupCommit, sync
 from rayapp.datastore.document import NAME, Entries, edited, entry
+from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (
     Index,
     add_revision,
@@ -33,8 +34,7 @@ from rayapp.datastore.index import (
     update_label,
 )
 from rayapp.datastore.interfaces import SERIES_EXT, Author
-from rayapp.datastore.revisions import Kept, RevisionFiles, Stamp, delete
-from rayapp.datastore.source import Source
+from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore, delete
 
 OUTSIDE = Author(user="folder")
 """The author of what appeared in the folder without passing through the store."""
@@ -53,14 +53,14 @@ class Reconciler:
         *,
         index: Index,
         commit: GroupCommit,
-        files: RevisionFiles,
-        source: Source,
+        files: RevisionStore,
+        source: ImageSource,
         settle: float,
         session: int,
         touched: Callable[[], None],
     ) -> None:
         self._studies = studies
-        self._labels = studies / folder.LABELS
+        self._labels = studies / folder_scan.LABELS
         self._index = index
         self._commit = commit
         self._files = files
@@ -87,13 +87,13 @@ class Reconciler:
                     (self._labels / tag / (image_id + old)).unlink()
                 path = self._labels / tag / (image_id + ext)
                 if ext in left or not path.exists():
-                    kept = Kept(sha=sha, ext=ext, size=size, path=self._files.path(sha, ext))
+                    kept = RevisionFile(sha=sha, ext=ext, size=size, path=self._files.path(sha, ext))
                     staged, _ = self._files.copy(kept, mtime_ns)
                     path.parent.mkdir(exist_ok=True)
                     staged.rename(path)
             self._finish_removals(db)
         self._commit.do(lambda db: db.execute("DELETE FROM doomed").rowcount)
-        for tag in folder.tags(self._labels):
+        for tag in folder_scan.tags(self._labels):
             sync(self._labels / tag)
         sync(self._labels)
 
@@ -112,7 +112,7 @@ class Reconciler:
                 (self._labels / tag / (image_id + ext)).unlink()
 
     def _is(self, tag: str, name: str, size: int, mtime_ns: int) -> bool:
-        return Stamp.of(self._labels / tag / name) == Stamp(size=size, mtime_ns=mtime_ns)
+        return FileStamp.of(self._labels / tag / name) == FileStamp(size=size, mtime_ns=mtime_ns)
 
     def merge(self, names: Mapping[str, str], theirs: Entries, base: Entries) -> None:
         """Take over what a foreign document says otherwise than `base`, then the entries that are new in it."""
@@ -153,20 +153,20 @@ class Reconciler:
             waits = self._scan_images(entries)
             with self._index.reader() as db:
                 listed = {row[0] for row in db.execute("SELECT DISTINCT tag FROM label")}
-            for tag in sorted(listed.union(folder.tags(self._labels))):
+            for tag in sorted(listed.union(folder_scan.tags(self._labels))):
                 waits |= self._scan_tag(tag, entries)
             return waits
 
     def _is_news(self, db: sqlite3.Connection, path: Path) -> bool:
-        if path.name.startswith(".") or path.name in (folder.LABELS, NAME):
+        if path.name.startswith(".") or path.name in (folder_scan.LABELS, NAME):
             return False
         if path.parent == self._studies:
-            image_id, _ = folder.split_name(path.name) or (path.name, "")
+            image_id, _ = folder_scan.split_name(path.name) or (path.name, "")
             row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()
             return (row is not None and image_id + row[0] == path.name) != path.exists()
         if path.parent == self._labels:
             return path.is_dir()
-        stamp = Stamp.of(path)
+        stamp = FileStamp.of(path)
         dots = [i for i, letter in enumerate(path.name) if letter == "."]
         for image_id, ext in ((path.name[:i], path.name[i:]) for i in dots):
             row = db.execute(
@@ -174,7 +174,7 @@ class Reconciler:
                 (image_id, path.parent.name, ext),
             ).fetchone()
             if row is not None:
-                return stamp != Stamp(size=row[0], mtime_ns=row[1])
+                return stamp != FileStamp(size=row[0], mtime_ns=row[1])
         return stamp is not None
 
     def _scan_images(self, hints: Mapping[str, Any]) -> bool:
@@ -218,12 +218,12 @@ class Reconciler:
     def _scan_tag(self, tag: str, hints: Mapping[str, Any]) -> bool:
         with self._index.reader() as db:
             rows = {
-                image_id + ext: (image_id, ext, Stamp(size=size, mtime_ns=mtime_ns))
+                image_id + ext: (image_id, ext, FileStamp(size=size, mtime_ns=mtime_ns))
                 for image_id, ext, size, mtime_ns in db.execute(
                     "SELECT image_id, ext, size, mtime_ns FROM label WHERE tag = ?", (tag,)
                 )
             }
-            files = folder.files(self._labels / tag)
+            files = folder_scan.files(self._labels / tag)
             labelled = {image_id for image_id, _, _ in rows.values()}
             loose = _loose(files.keys() - rows.keys(), tag, hints)
             adopt = {
@@ -250,7 +250,7 @@ class Reconciler:
     def _adopt(self, tag: str, names: Mapping[str, tuple[str, str]], hints: Mapping[str, Any]) -> bool:
         """Take what lies in the tag's folder into the revisions; True if some of it was not whole yet."""
         where = self._labels / tag
-        whole = folder.settled({name: where / name for name in names}, self._settle)
+        whole = folder_scan.settled({name: where / name for name in names}, self._settle)
         adopted = 0
         with ThreadPoolExecutor(READERS) as pool:
             for chunk in _chunks(sorted(whole)):
@@ -263,13 +263,13 @@ class Reconciler:
                 adopted += len(taken)
         return adopted < len(names)
 
-    def _keep(self, path: Path, ext: str) -> tuple[Kept, Stamp] | None:
+    def _keep(self, path: Path, ext: str) -> tuple[RevisionFile, FileStamp] | None:
         """The file as a revision; None if it changed while it was read."""
         staged = self._files.stage(ext)
         try:
-            before = Stamp.of(path)
+            before = FileStamp.of(path)
             shutil.copyfile(path, staged)
-            if before is None or Stamp.of(path) != before:
+            if before is None or FileStamp.of(path) != before:
                 return None
             return self._files.keep(staged, ext), before
         except FileNotFoundError:
@@ -278,16 +278,26 @@ class Reconciler:
             staged.unlink(missing_ok=True)
 
     def _record(
-        self, db: sqlite3.Connection, tag: str, taken: Mapping[str, tuple[Kept, Stamp]], hints: Mapping[str, Any]
+        self,
+        db: sqlite3.Connection,
+        tag: str,
+        taken: Mapping[str, tuple[RevisionFile, FileStamp]],
+        hints: Mapping[str, Any],
     ) -> None:
         for image_id, (kept, stamp) in taken.items():
             # Saved over or edited since it was read? Then the next scan compares again.
-            if Stamp.of(self._labels / tag / (image_id + kept.ext)) == stamp:
+            if FileStamp.of(self._labels / tag / (image_id + kept.ext)) == stamp:
                 hint = hints.get(image_id, {}).get("labels", {}).get(tag, {})
                 self._record_one(db, image_id, tag, kept, stamp, hint.get("info", {}))
 
     def _record_one(
-        self, db: sqlite3.Connection, image_id: str, tag: str, kept: Kept, stamp: Stamp, hint: Mapping[str, Any]
+        self,
+        db: sqlite3.Connection,
+        image_id: str,
+        tag: str,
+        kept: RevisionFile,
+        stamp: FileStamp,
+        hint: Mapping[str, Any],
     ) -> None:
         """Let the file be the label: as the revision it is if it is one, else as a new one.
 
@@ -323,7 +333,7 @@ def _loose(names: Iterable[str], tag: str, hints: Mapping[str, Any]) -> dict[str
         for image_id, hint in hints.items()
         if tag in hint["labels"]
     }
-    split = ((name, hinted.get(name) or folder.split_name(name)) for name in names)
+    split = ((name, hinted.get(name) or folder_scan.split_name(name)) for name in names)
     return {name: found for name, found in split if found}
 
 

@@ -1,25 +1,25 @@
-"""Records: rows of the index as the messages of `rayapp.datastore.interfaces`, with the paths they stand for."""
+"""RecordMapper: rows of the index as the messages of `rayapp.datastore.interfaces`, with the paths they stand for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from rayapp.datastore.folder import LABELS
+from rayapp.datastore.folder_scan import LABELS
+from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import info_of
 from rayapp.datastore.interfaces import ImageRecord, LabelRecord, Revision
-from rayapp.datastore.revisions import RevisionFiles
-from rayapp.datastore.source import Source
+from rayapp.datastore.revisions import RevisionStore
 
 IMAGE = "SELECT id, ext, info FROM image"
 LABEL = "SELECT image_id, tag, ext, sha, info FROM label"
 REVISION = "SELECT image_id, tag, number, parent, ts, user, client_id, model_version, sha, ext, info FROM revision"
 
 
-class Records:
+class RecordMapper:
     """Makes them for one studies folder."""
 
-    def __init__(self, studies: Path, files: RevisionFiles, source: Source) -> None:
+    def __init__(self, studies: Path, files: RevisionStore, source: ImageSource) -> None:
         self._source = source
         self._labels = studies / LABELS
         self._files = files

@@ -1,4 +1,4 @@
-"""RevisionFiles: the content-addressed files under `.rayapp/revisions/`, and the staging folder beside them.
+"""RevisionStore: the content-addressed files under `.rayapp/revisions/`, and the staging folder beside them.
 
 A revision is `revisions/<first two hex digits>/<SHA-256><ext>`; it is never written again. What is published under
 `labels/` is a copy, so that a program that edits a published file in place cannot reach a revision. Any number of
@@ -25,7 +25,7 @@ _EXT = re.compile(r"(\.\w{1,16}){1,3}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class RevisionFile:
     """One revision's file."""
 
     sha: str
@@ -35,14 +35,14 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stamp:
+class FileStamp:
     """What tells one state of a published file from another without reading it."""
 
     size: int
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> Stamp | None:
+    def of(cls, path: Path) -> FileStamp | None:
         """The file's stamp; None if there is no file."""
         try:
             stat = path.stat()
@@ -51,7 +51,7 @@ class Stamp:
         return cls(size=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
 
-class RevisionFiles:
+class RevisionStore:
     """The files of one store, under `root` (`<studies>/.rayapp`)."""
 
     def __init__(self, root: Path) -> None:
@@ -82,7 +82,7 @@ class RevisionFiles:
         """Where a revision lies."""
         return self._revisions / sha[:2] / (sha + ext)
 
-    def keep(self, staged: Path, ext: str) -> Kept:
+    def keep(self, staged: Path, ext: str) -> RevisionFile:
         """Link the staged file into place under its digest; durable once the returned path's folder is synced.
 
         The staged name stays until the caller removes it, so that a save cut short can be made again.
@@ -95,15 +95,15 @@ class RevisionFiles:
         with suppress(FileExistsError):
             path.hardlink_to(staged)
             path.chmod(0o444)
-        return Kept(sha=sha, ext=ext, size=size, path=path)
+        return RevisionFile(sha=sha, ext=ext, size=size, path=path)
 
-    def copy(self, kept: Kept, mtime_ns: int) -> tuple[Path, Stamp]:
+    def copy(self, kept: RevisionFile, mtime_ns: int) -> tuple[Path, FileStamp]:
         """A durable private copy in staging, to be renamed into its published place, and its stamp there."""
         target = self.stage(kept.ext)
         shutil.copyfile(kept.path, target)
         os.utime(target, ns=(mtime_ns, mtime_ns))
         sync(target)
-        stamp = Stamp.of(target)
+        stamp = FileStamp.of(target)
         assert stamp is not None
         return target, stamp
 

@@ -18,7 +18,7 @@ from concurrent.futures import TimeoutError as Late
 from pathlib import Path
 
 from rayapp.datastore.commit import sync
-from rayapp.datastore.pacs import Pacs
+from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.revisions import delete
 from rayapp.errors import ArchiveAway, Busy, TooLarge
 from rayapp.imaging import dicom, nifti
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 class SeriesCache:
     """The series under `root`, of at most `most` bytes."""
 
-    def __init__(self, root: Path, pacs: Pacs, *, most: int, max_volume: int) -> None:
+    def __init__(self, root: Path, pacs: PacsClient, *, most: int, max_volume: int) -> None:
         self._root = root
         self._pacs = pacs
         self._most = most

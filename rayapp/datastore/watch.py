@@ -12,7 +12,7 @@ from pathlib import Path
 
 from watchfiles import watch
 
-from rayapp.datastore.folder import LABELS, tags
+from rayapp.datastore.folder_scan import LABELS, tags
 
 IDLE_MS = 1000
 

@@ -18,24 +18,24 @@ from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.index import Index, info_of, update_image, update_label
 from rayapp.datastore.interfaces import ImageRecord, ImageScore, Labelled, Order, Ranked
-from rayapp.datastore.studies import Studies
+from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.protocol import FINAL
 
 LEASE_S = 1800.0
 """Seconds that an image stays with who got it, from the last sign of work on it."""
-HELD = 2
+MAX_LEASES = 2
 """Images that one annotator holds at most: one to work on, and one looked at ahead."""
-ASIDE, ASIDE_S = "nobody", 3600.0
+QUARANTINE, QUARANTINE_S = "nobody", 3600.0
 """Who holds an image that cannot be opened, and for how many seconds."""
 
-_BARE = "NOT EXISTS (SELECT 1 FROM label WHERE image_id = image.id AND tag = :tag)"
-_TAKEN = "SELECT image_id FROM lease WHERE until > :now AND holder <> :holder"
+_UNLABELED = "NOT EXISTS (SELECT 1 FROM label WHERE image_id = image.id AND tag = :tag)"
+_LEASED_BY_OTHERS = "SELECT image_id FROM lease WHERE until > :now AND holder <> :holder"
 
 
 class Worklist:
     """The part of a `Datastore` that says what comes next."""
 
-    _opened: Studies
+    _opened: StudiesFolder
     _index: Index
     _commit: GroupCommit
     _document: DocumentFile
@@ -46,21 +46,22 @@ class Worklist:
     ) -> list[str]:
         """See `Datastore`."""
         if order == "age":
-            taken = self._taken(holder)
-            drawn = self._opened.ages.sample(tag, limit + len(taken))
-            return [image_id for image_id in drawn if image_id not in taken][:limit]
+            leased = self._leased_by_others(holder)
+            drawn = self._opened.age_sampler.sample(tag, limit + len(leased))
+            return [image_id for image_id in drawn if image_id not in leased][:limit]
         direction = "DESC" if order == "last" else "ASC"
-        bare = "final = 0" if tag == FINAL else _BARE
+        unlabeled = "final = 0" if tag == FINAL else _UNLABELED
         with self._index.reader() as db:
             rows = db.execute(
-                f"SELECT id FROM image WHERE {bare} AND id NOT IN ({_TAKEN}) ORDER BY id {direction} LIMIT :limit",
+                f"SELECT id FROM image WHERE {unlabeled} AND id NOT IN ({_LEASED_BY_OTHERS})"
+                f" ORDER BY id {direction} LIMIT :limit",
                 {"tag": tag, "limit": limit, "now": time.time(), "holder": holder or ""},
             )
             return [row[0] for row in rows]
 
-    def _taken(self, holder: str | None) -> set[str]:
+    def _leased_by_others(self, holder: str | None) -> set[str]:
         with self._index.reader() as db:
-            rows = db.execute(_TAKEN, {"now": time.time(), "holder": holder or ""})
+            rows = db.execute(_LEASED_BY_OTHERS, {"now": time.time(), "holder": holder or ""})
             return {row[0] for row in rows}
 
     def serve_next(
@@ -72,7 +73,7 @@ class Worklist:
             row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
             if row is None:
                 return None
-            if holder is not None and not _leased(db, image_id, holder):
+            if holder is not None and not _grant_lease(db, image_id, holder):
                 return False
             served = info_of(row[0]).get("strategy", {})
             served[strategy] = {"ts": ts, "client_id": client_id}
@@ -83,26 +84,26 @@ class Worklist:
         self._document.touch()
         return self._image(image_id)  # raises NotFound
 
-    def set_aside(self, image_id: str, why: str) -> None:
+    def quarantine(self, image_id: str, reason: str) -> None:
         """See `Datastore`."""
         now = time.time()
 
         def apply(db: sqlite3.Connection) -> None:
-            if update_image(db, image_id, {"unreadable": {"ts": int(now), "why": why}}) is not None:
-                db.execute("INSERT OR REPLACE INTO lease VALUES(?, ?, ?)", (image_id, ASIDE, now + ASIDE_S))
+            if update_image(db, image_id, {"unreadable": {"ts": int(now), "why": reason}}) is not None:
+                db.execute("INSERT OR REPLACE INTO lease VALUES(?, ?, ?)", (image_id, QUARANTINE, now + QUARANTINE_S))
 
         self._image(image_id)  # raises NotFound
         self._commit.do(apply)
         self._document.touch()
 
-    # Scores
+    # ScoreTable
 
     def save_scores(self, scores: Sequence[ImageScore]) -> None:
         """See `Datastore`."""
 
         def apply(db: sqlite3.Connection) -> None:
             for score in scores:
-                _save(db, score)
+                _save_score(db, score)
 
         self._commit.do(apply)
         self._opened.scores.catch_up()
@@ -126,7 +127,9 @@ class Worklist:
         self, name: str, *, tag: str = FINAL, power: float | None = None, limit: int = 1, holder: str | None = None
     ) -> Ranked:
         """See `Datastore`."""
-        return self._opened.scores.draw(name, tag, power=power, limit=limit, taken=lambda: self._taken(holder))
+        return self._opened.scores.draw(
+            name, tag, power=power, limit=limit, excluded=lambda: self._leased_by_others(holder)
+        )
 
     def features(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """See `Datastore`."""
@@ -159,12 +162,12 @@ class Worklist:
         return known[int(squares.min(axis=1).argmax())]
 
 
-def renew(db: sqlite3.Connection, image_id: str) -> None:
+def renew_lease(db: sqlite3.Connection, image_id: str) -> None:
     """Somebody works on the image: its lease, if there is one, begins anew."""
     db.execute("UPDATE lease SET until = ? WHERE image_id = ?", (time.time() + LEASE_S, image_id))
 
 
-def _leased(db: sqlite3.Connection, image_id: str, holder: str) -> bool:
+def _grant_lease(db: sqlite3.Connection, image_id: str, holder: str) -> bool:
     """Let the holder have the image; False if somebody else has it. An older one of the holder's goes back."""
     now = time.time()
     taken = db.execute(
@@ -176,12 +179,12 @@ def _leased(db: sqlite3.Connection, image_id: str, holder: str) -> bool:
     db.execute(
         "DELETE FROM lease WHERE until <= ? OR holder = ? AND image_id NOT IN"
         " (SELECT image_id FROM lease WHERE holder = ? ORDER BY until DESC LIMIT ?)",
-        (now, holder, holder, HELD),
+        (now, holder, holder, MAX_LEASES),
     )
     return True
 
 
-def _save(db: sqlite3.Connection, score: ImageScore) -> None:
+def _save_score(db: sqlite3.Connection, score: ImageScore) -> None:
     """Record one image's scores and infos; nothing of an image that is gone."""
     if not db.execute("SELECT 1 FROM image WHERE id = ?", (score.image_id,)).fetchone():
         return

@@ -122,7 +122,7 @@ class Training:
         file = folder / REQUEST
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            pairs = self._datastore.datalist(kept=True)
+            pairs = self._datastore.datalist(immutable=True)
             if not pairs:
                 raise BadRequest("no image has a final label any more: save one, then train")
             fixed = {"pairs": pairs, "data": _digest(pairs), "production": self._store.serving(job.name)}

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from rayapp.datastore import folder
+from rayapp.datastore import folder_scan
 from rayapp.errors import NotFound, RayappError, Unreadable
 from rayapp.geometry import Orientation, spacing
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
@@ -145,13 +145,13 @@ def of_folder(studies: Path, *, progress: Progress | None = None) -> Survey:
     """
     if not studies.is_dir():
         raise NotFound("there is no such studies folder")
-    found, _ = folder.images(studies, {})
+    found, _ = folder_scan.images(studies, {})
     images = {image_id: studies / f"{image_id}{ext}" for image_id, ext in sorted(found.items())}
     labels = {}
     for tag in (ORIGINAL, FINAL):
-        where = studies / folder.LABELS / tag
-        for name in folder.files(where):
-            split = folder.split_name(name)
+        where = studies / folder_scan.LABELS / tag
+        for name in folder_scan.files(where):
+            split = folder_scan.split_name(name)
             if split is not None and split[0] in images:
                 labels[images[split[0]]] = where / name
     return Survey.of(list(images.values()), labels, progress=progress)

@@ -30,7 +30,7 @@ class Images(Protocol):
     def image(self, image_id: str) -> Awaitable[ImageRecord]:
         """Where the image is. Raises NotFound, Unreadable."""
 
-    def set_aside(self, image_id: str, why: str) -> Awaitable[None]:
+    def quarantine(self, image_id: str, reason: str) -> Awaitable[None]:
         """Let nobody get an image to label that cannot be opened."""
 
 
@@ -71,7 +71,7 @@ class OpenImages:
         except (Unreadable, TooLarge) as error:
             if path is None:
                 with suppress(RayappError):  # the reader's words count
-                    await self._images.set_aside(key, error.detail)
+                    await self._images.quarantine(key, error.detail)
             raise
 
     async def _decoded(self, origin: tuple[Any, ...]) -> OpenImage:

@@ -8,7 +8,7 @@ import pytest
 
 from rayapp.commands import WrongUsage
 from rayapp.commands.server import settings
-from rayapp.datastore.datalist import open_list
+from rayapp.datastore.datalist import open_datalist
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import BadRequest
 from rayapp.imaging.reader import read_volume
@@ -56,7 +56,7 @@ def test_files_stay_where_they_are_and_several_become_one_image(tmp_path, data):
         "testing": [four("p2", id="second"), "p1/t2.nii.gz", "p2/t2.nii.gz"],
     }
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.nii.gz")}
-    folder = open_list(write(tmp_path, listed), max_bytes=MIB)
+    folder = open_datalist(write(tmp_path, listed), max_bytes=MIB)
     assert folder == tmp_path / "data" / "list.studies"
     store = LocalDatastore(folder, watch=False, settle=0.0)
     try:
@@ -76,15 +76,15 @@ def test_files_stay_where_they_are_and_several_become_one_image(tmp_path, data):
 
 def test_a_list_that_changed_is_followed_and_nothing_is_made_twice(tmp_path, data):
     path = write(tmp_path, [four("p1"), {"image": "ct.nii.gz", "label": "ct_seg.nii.gz"}])
-    folder = open_list(path, max_bytes=MIB)
+    folder = open_datalist(path, max_bytes=MIB)
     made = (folder / "p1.nii").stat().st_ino
     (folder / "labels" / "final" / "ct.nii.gz").unlink()
-    open_list(path, max_bytes=MIB)
+    open_datalist(path, max_bytes=MIB)
     assert (folder / "p1.nii").stat().st_ino == made
     assert not (folder / "labels" / "final" / "ct.nii.gz").exists()
     newer = image(tmp_path / "data" / "p1" / "t2.nii.gz", 77)
     write(tmp_path, [four("p1"), four("p2")])
-    open_list(path, max_bytes=MIB)
+    open_datalist(path, max_bytes=MIB)
     assert np.array_equal(read_volume(folder / "p1.nii", max_bytes=MIB).array[2], newer)
     assert sorted(p.name for p in folder.iterdir()) == ["labels", "p1.nii", "p2.nii"]
     assert (tmp_path / "data" / "ct.nii.gz").exists()
@@ -107,7 +107,7 @@ def test_a_list_that_cannot_be_served_says_why(tmp_path, data, listed, said):
     image(tmp_path / "data" / "moved.nii.gz", 5, affine=np.eye(4))
     path = write(tmp_path, listed)
     with pytest.raises(BadRequest, match=said):
-        open_list(path, max_bytes=MIB)
+        open_datalist(path, max_bytes=MIB)
 
 
 def test_the_command_takes_a_list_for_its_studies(tmp_path, data):

@@ -215,7 +215,7 @@ def test_the_datalist_pairs_images_with_their_final_labels(plain: Any, studies: 
     save(plain, "mr_c", ext=".nrrd")
     save(plain, "ct_a", tag="original")
     assert plain.datalist() == [{"image": str(studies / "mr_c.nrrd"), "label": str(studies / "labels/final/mr_c.nrrd")}]
-    (kept,) = plain.datalist(kept=True)
+    (kept,) = plain.datalist(immutable=True)
     body = Path(kept["label"]).read_bytes()
     save(plain, "mr_c", body=b"another", ext=".nrrd")
     plain.remove_label("mr_c", "final")

@@ -15,7 +15,7 @@ from pydicom import dcmread
 
 from rayapp.config import Dicomweb
 from rayapp.datastore import credentials
-from rayapp.datastore.pacs import Pacs, Refused
+from rayapp.datastore.pacs import PacsClient, StoreRefused
 from rayapp.errors import ArchiveAway, ArchiveSlow, NotFound
 from tests.front import Asked, Front, front
 from tests.imaging.grids import AFFINES, voxels
@@ -30,8 +30,8 @@ def asked() -> Iterator[Front]:
         yield standing
 
 
-def _pacs(asked: Front, **fields: Any) -> Pacs:
-    return Pacs(Dicomweb(url=asked.url, **fields))
+def _pacs(asked: Front, **fields: Any) -> PacsClient:
+    return PacsClient(Dicomweb(url=asked.url, **fields))
 
 
 def _header(asked: Front) -> str | None:
@@ -41,7 +41,7 @@ def _header(asked: Front) -> str | None:
 @needs_orthanc
 def test_an_archive_with_passwords_lets_in_who_knows_one(tmp_path: Path) -> None:
     with orthanc(tmp_path / "orthanc", RegisteredUsers={"anna": "pass:wörd"}) as archive:
-        known = Pacs(Dicomweb(url=archive.url, user="anna", password="pass:wörd"))
+        known = PacsClient(Dicomweb(url=archive.url, user="anna", password="pass:wörd"))
         assert known.series({}) == {}
         files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
         known.store(dcmread(files[0]))
@@ -49,7 +49,7 @@ def test_an_archive_with_passwords_lets_in_who_knows_one(tmp_path: Path) -> None
         assert len(known.instances(STUDY, SERIES)) == 1
         for wrong in ({"user": "anna", "password": "guess"}, {"token": "guess"}, {}):
             with pytest.raises(ArchiveAway, match="let this server in"):
-                Pacs(Dicomweb(url=archive.url, **wrong)).series({})
+                PacsClient(Dicomweb(url=archive.url, **wrong)).series({})
 
 
 def test_a_bearer_token_is_sent(asked: Front) -> None:
@@ -126,7 +126,9 @@ def test_an_archive_that_says_nothing_is_slow(asked: Front) -> None:
         _pacs(asked, timeout=0.3).series({})
 
 
-@pytest.mark.parametrize(("status", "error"), [(409, Refused), (400, Refused), (503, ArchiveAway), (403, ArchiveAway)])
+@pytest.mark.parametrize(
+    ("status", "error"), [(409, StoreRefused), (400, StoreRefused), (503, ArchiveAway), (403, ArchiveAway)]
+)
 def test_a_refusal_for_good_is_told_from_one_for_now(
     asked: Front, tmp_path: Path, status: int, error: type[Exception]
 ) -> None:
@@ -139,7 +141,7 @@ def test_a_refusal_for_good_is_told_from_one_for_now(
 def test_an_instance_that_the_answer_does_not_name_was_not_stored(asked: Front, tmp_path: Path) -> None:
     asked.answer = lambda _: web.json_response({"00081199": {"vr": "SQ"}}, content_type="application/dicom+json")
     file = write_series(tmp_path / "series", voxels((2, 3, 1)), AFFINES["straight"])[0]
-    with pytest.raises(Refused):
+    with pytest.raises(StoreRefused):
         _pacs(asked).store(dcmread(file))
 
 

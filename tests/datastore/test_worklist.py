@@ -119,8 +119,8 @@ def test_an_image_that_cannot_be_opened_is_handed_out_to_nobody_for_a_while(
 ) -> None:
     four.save_scores([scored("a", values={"tta": 1.0})])
     assert serve(four, "a", "ann")
-    monkeypatch.setattr(worklist, "ASIDE_S", 0.5)
-    four.set_aside("a", "it is cut off")
+    monkeypatch.setattr(worklist, "QUARANTINE_S", 0.5)
+    four.quarantine("a", "it is cut off")
     for holder in ("ann", "bob", None):
         for order in ("first", "last", "age"):
             assert sorted(four.unlabeled(limit=9, order=order, holder=holder)) == ["b", "c", "d"]
@@ -131,7 +131,7 @@ def test_an_image_that_cannot_be_opened_is_handed_out_to_nobody_for_a_while(
     time.sleep(0.6)
     assert serve(four, "a", "bob")
     with pytest.raises(NotFound):
-        four.set_aside("nope", "it is cut off")
+        four.quarantine("nope", "it is cut off")
 
 
 # Scores

@@ -56,8 +56,8 @@ class Store:
     def __init__(self, folder):
         self.folder, self.log, self.aside = folder, [], {}
 
-    async def set_aside(self, image_id, why):
-        self.aside[image_id] = why
+    async def quarantine(self, image_id, reason):
+        self.aside[image_id] = reason
 
     async def image(self, image_id):
         path = self.folder / f"{image_id}.nii.gz"

@@ -1,4 +1,4 @@
-"""Ages: which unlabelled image comes next when the longer unseen ones should come more often.
+"""AgeSampler: which unlabelled image comes next when the longer unseen ones should come more often.
 
 The weights of 100,000 images are kept as arrays, but the index stays the truth: a drawn image is looked up, and if it
 was labelled, removed or served meanwhile, the arrays are corrected and the draw repeated. So no writer has to tell;
@@ -28,7 +28,7 @@ def largest(keys: npt.NDArray[np.float64], limit: int) -> npt.NDArray[np.intp]:
     return top[np.argsort(-keys[top], kind="stable")]
 
 
-class Ages:
+class AgeSampler:
     """Samples image ids without replacement, with a weight of the seconds since each was last handed out.
 
     An image that never was weighs as much as the oldest image of the store. Every weight is at least 1.

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import psutil  # type: ignore[import-untyped]
 
-from rayapp.datastore.revisions import Stamp
+from rayapp.datastore.revisions import FileStamp
 from rayapp.errors import BadRequest
 from rayapp.protocol import checked_name
 
@@ -39,7 +39,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     return None
 
 
-def valid(name: str, what: str) -> bool:
+def is_valid_name(name: str, what: str) -> bool:
     """Whether the folder's name for a thing can serve as its id."""
     try:
         checked_name(name, what)
@@ -66,7 +66,7 @@ def images(studies: Path, known: Mapping[str, str]) -> tuple[dict[str, str], int
             if split is None:
                 continue
             image_id, ext = split
-            if not valid(image_id, "image"):
+            if not is_valid_name(image_id, "image"):
                 refused += 1
             elif image_id not in known and _rank(ext) < _rank(found.get(image_id)):
                 found[image_id] = ext
@@ -110,10 +110,10 @@ def _is_dicom(path: str) -> bool:
 def tags(labels: Path) -> list[str]:
     """The tags that have a folder."""
     with os.scandir(labels) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and valid(entry.name, "tag"))
+        return sorted(entry.name for entry in entries if entry.is_dir() and is_valid_name(entry.name, "tag"))
 
 
-def files(folder: Path) -> dict[str, Stamp]:
+def files(folder: Path) -> dict[str, FileStamp]:
     """The files of a tag's folder with their stamps; none if there is no such folder."""
     found = {}
     try:
@@ -121,7 +121,7 @@ def files(folder: Path) -> dict[str, Stamp]:
             for entry in entries:
                 if not entry.name.startswith(".") and entry.is_file():
                     status = entry.stat()
-                    found[entry.name] = Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
+                    found[entry.name] = FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
     except FileNotFoundError:
         return {}
     return found
@@ -139,19 +139,19 @@ def settled(paths: Mapping[K, Path], settle: float) -> set[K]:
     return {key for key, signature in before.items() if signature and signature.size and key not in changed}
 
 
-def _signature(path: Path) -> Stamp | None:
+def _signature(path: Path) -> FileStamp | None:
     try:
         status = os.stat(path)  # noqa: PTH116 -- thousands of times
         if stat.S_ISDIR(status.st_mode):
-            return _sum(Stamp.of(file) for file in path.iterdir())
-        return Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
+            return _sum(FileStamp.of(file) for file in path.iterdir())
+        return FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
     except OSError:
         return None
 
 
-def _sum(stamps: Iterable[Stamp | None]) -> Stamp:
+def _sum(stamps: Iterable[FileStamp | None]) -> FileStamp:
     present = [stamp for stamp in stamps if stamp is not None]
-    return Stamp(size=sum(s.size for s in present), mtime_ns=max((s.mtime_ns for s in present), default=0))
+    return FileStamp(size=sum(s.size for s in present), mtime_ns=max((s.mtime_ns for s in present), default=0))
 
 
 def is_remote(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Source: where a datastore's images come from, and where they lie: a studies folder, or a DICOM archive."""
+"""ImageSource: where a datastore's images come from, and where they lie: a studies folder, or a DICOM archive."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from rayapp.datastore import folder
+from rayapp.datastore import folder_scan
 from rayapp.datastore.dicom_tree import DicomTree
 from rayapp.datastore.interfaces import Info
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Asked by the datastore's scans and readers; any thread may call."""
 
     def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
@@ -33,36 +33,37 @@ class Source(Protocol):
         """What is known of a new image."""
 
 
-class Folder:
-    """A studies folder: the images at its top (`rayapp.datastore.folder`), and the DICOM series below it, lying anyhow
-    (`rayapp.datastore.dicom_tree`)."""
+class FolderSource:
+    """The images at the top of a studies folder (`rayapp.datastore.folder_scan`), and the DICOM series nested at any
+    depth below it (`rayapp.datastore.dicom_tree`).
+    """
 
     def __init__(self, studies: Path) -> None:
         self._studies = studies
         self._tree = DicomTree(studies)
 
     def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
-        """See `Source`."""
+        """See `ImageSource`."""
         at_top = {image_id: ext for image_id, ext in known.items() if ext or not self._tree.holds(image_id)}
-        found, refused = folder.images(self._studies, at_top)
+        found, refused = folder_scan.images(self._studies, at_top)
         found = {i: ext for i, ext in found.items() if ext or i in known or self._tree.is_one_series(i)}
         folders = {image_id: ext for image_id, ext in found.items() if not ext}
         return {**self._tree.scan(folders), **found}, refused
 
     def whole(self, new: Mapping[str, str], settle: float) -> set[str]:
-        """See `Source`."""
-        return folder.settled({image_id: self.path(image_id, ext) for image_id, ext in new.items()}, settle)
+        """See `ImageSource`."""
+        return folder_scan.settled({image_id: self.path(image_id, ext) for image_id, ext in new.items()}, settle)
 
     def there(self, image_id: str, ext: str) -> bool:
-        """See `Source`."""
+        """See `ImageSource`."""
         return self.path(image_id, ext).exists()
 
     def path(self, image_id: str, ext: str) -> Path:
-        """See `Source`."""
+        """See `ImageSource`."""
         if not ext and self._tree.holds(image_id):
             return self._tree.path(image_id)
         return self._studies / (image_id + ext)
 
     def info(self, image_id: str) -> Info:
-        """See `Source`."""
+        """See `ImageSource`."""
         return self._tree.info(image_id) if self._tree.holds(image_id) else {}

@@ -1,4 +1,4 @@
-"""Studies: one studies folder, opened: its lock, its index, and the threads that commit, write back and watch.
+"""StudiesFolder: one studies folder, opened: its lock, its index, and the threads that commit, write back and watch.
 
 Opening imports what MONAI Label left, repairs what a crash left and looks at the files; closing writes what is due.
 """
@@ -11,16 +11,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rayapp.datastore import folder
-from rayapp.datastore.ages import Ages
+from rayapp.datastore import folder_scan
+from rayapp.datastore.age_sampler import AgeSampler
 from rayapp.datastore.commit import GroupCommit, sync
 from rayapp.datastore.document import DocumentFile, Entries
+from rayapp.datastore.image_source import FolderSource, ImageSource
 from rayapp.datastore.index import meta, set_meta
 from rayapp.datastore.reconcile import Reconciler
 from rayapp.datastore.recovery import open_index
-from rayapp.datastore.revisions import RevisionFiles
-from rayapp.datastore.scores import Scores
-from rayapp.datastore.source import Folder, Source
+from rayapp.datastore.revisions import RevisionStore
+from rayapp.datastore.scores import ScoreTable
 from rayapp.datastore.watch import Watcher
 from rayapp.errors import Conflict, NotFound
 from rayapp.protocol import FINAL, ORIGINAL
@@ -28,7 +28,7 @@ from rayapp.protocol import FINAL, ORIGINAL
 REMOTE_POLL_S = 10.0
 
 
-class Studies:
+class StudiesFolder:
     """The parts of an open folder, for `LocalDatastore` to work with."""
 
     def __init__(
@@ -39,14 +39,14 @@ class Studies:
         poll: float | None,
         settle: float,
         patience: float,
-        source: Source | None = None,
+        source: ImageSource | None = None,
     ) -> None:
         """See `LocalDatastore`."""
         if not root.is_dir():
             raise NotFound("there is no such studies folder")
         self.root = root.resolve()
-        self.labels = self.root / folder.LABELS
-        self.source = source or Folder(self.root)
+        self.labels = self.root / folder_scan.LABELS
+        self.source = source or FolderSource(self.root)
         hidden = self.root / ".rayapp"
         hidden.mkdir(exist_ok=True)
         lock = FileLock(hidden / "lock", thread_local=False)
@@ -76,7 +76,7 @@ class Studies:
     def _open(self, hidden: Path, settle: float) -> None:
         for tag in (FINAL, ORIGINAL):
             (self.labels / tag).mkdir(parents=True, exist_ok=True)
-        self.files = RevisionFiles(hidden)
+        self.files = RevisionStore(hidden)
         self.index, rebuilt = open_index(hidden)
         self._closing.append(self.index.close)
         self.commit = GroupCommit(self.index.writer)
@@ -103,9 +103,9 @@ class Studies:
         )
         self.document.look(opening=True)
         self.reconciler.scan()
-        self.ages = Ages(self.index)
-        self.scores = Scores(self.index)
-        self.ages.sample(FINAL, 1)  # reads them now rather than for the first annotator
+        self.age_sampler = AgeSampler(self.index)
+        self.scores = ScoreTable(self.index)
+        self.age_sampler.sample(FINAL, 1)  # reads them now rather than for the first annotator
         self.scores.catch_up()
         self.document.start()
         self._closing.append(self.document.close)
@@ -117,7 +117,7 @@ class Studies:
         return self.reconciler.merge
 
     def _watch(self, poll: float | None) -> None:
-        if poll is None and folder.is_remote(self.root):
+        if poll is None and folder_scan.is_remote(self.root):
             poll = REMOTE_POLL_S
         watcher = Watcher(self.root, concerns=self._concerns, scan=self.look, poll=poll)
         self._closing.append(watcher.close)
@@ -134,7 +134,7 @@ class Studies:
 
     def _seal(self) -> None:
         """What was published is durable now: the next opening has nothing to repair."""
-        for tag in folder.tags(self.labels):
+        for tag in folder_scan.tags(self.labels):
             sync(self.labels / tag)
         sync(self.labels)
         self._mark(clean=True)
