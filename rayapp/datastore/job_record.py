@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
+
+T = TypeVar("T")
 
 DETAILS = 20
 """Lines of `details` that are kept."""
@@ -118,6 +121,24 @@ class Job:
             "eval": {**part, "best_metric_epoch": self.progress.epoch},
             **self.stats,
         }
+
+
+def finite(value: T) -> T:
+    """The value with every NaN or infinite number in it, at any depth, replaced by None: JSON has no such numbers.
+
+    Args:
+        value: a number, text, mapping, sequence or dataclass, as a job's record holds them.
+    """
+    found: Any = value
+    if isinstance(value, float):
+        found = value if math.isfinite(value) else None
+    elif is_dataclass(value) and not isinstance(value, type):
+        found = replace(value, **{field.name: finite(getattr(value, field.name)) for field in fields(value)})
+    elif isinstance(value, Mapping):
+        found = {key: finite(item) for key, item in value.items()}
+    elif isinstance(value, (list, tuple)):
+        found = type(value)(finite(item) for item in value)
+    return cast(T, found)
 
 
 def stamp(seconds: float) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from rayapp.datastore.job_record import DETAILS, Job, Kind, Ledger, Progress, State
+from rayapp.datastore.job_record import DETAILS, Job, Kind, Ledger, Progress, State, finite
 from rayapp.errors import AlreadyRunning, Busy, Disabled, NotFound, RayappError
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class JobQueue:
         self._runners = runners
         self._jobs = {job.id: job for job in ledger.jobs()}
         self._desks: dict[str, JobContext] = {}
+        self._ending: set[str] = set()
+        """Jobs whose end is being recorded: as good as over, though readers still see them running."""
         self._changed = threading.Condition(threading.RLock())
         self._closing = False
         self._threads = [
@@ -90,7 +92,7 @@ class JobQueue:
         for kind, runner in self._runners.items():
             over = [job for job in self.jobs(kind) if job.over]
             if over:
-                runner.clean(max(over, key=lambda job: job.ended or 0.0))
+                _clean(runner, max(over, key=lambda job: job.ended or 0.0))
 
     def close(self) -> None:
         """Stop running jobs, which go on when the queue is made again, and end the threads."""
@@ -154,7 +156,7 @@ class JobQueue:
         """Ask a job to stop: at once if it waits still, else soon; no effect on one that is over. Raises NotFound."""
         with self._changed:
             job = self.job(job_id)
-            if job.over or job.stopping:
+            if self._is_over(job) or job.stopping:
                 return job
             if job.state is State.SUBMITTED:
                 return self._put(_ended(job, State.STOPPED, "stopped before it began"))
@@ -167,19 +169,25 @@ class JobQueue:
         """Add a line to a running job's details. Of jobs that are over nothing more is heard."""
         with self._changed:
             job = self._jobs.get(job_id)
-            if job is not None and not job.over:
+            if job is not None and not self._is_over(job):
                 self._put(_noted(job, text))
 
     def progress(self, job_id: str, progress: Progress, *, kept: bool = False) -> None:
         """Note how far a running job is; durably if it is `kept`, that is at a checkpoint."""
         with self._changed:
             job = self._jobs.get(job_id)
-            if job is not None and not job.over:
-                job = self._jobs[job_id] = replace(job, progress=progress)
+            if job is not None and not self._is_over(job):
+                job = replace(job, progress=finite(progress))
                 if kept:
                     self._put(job)
+                else:
+                    self._jobs[job_id] = job
 
     # The work
+
+    def _is_over(self, job: Job) -> bool:
+        """True for a job whose record changes no more. Call under the lock."""
+        return job.over or job.id in self._ending
 
     def _put(self, job: Job) -> Job:
         self._ledger.save_job(job)
@@ -197,7 +205,7 @@ class JobQueue:
             for job in old:
                 del self._jobs[job.id]
         for job in old:
-            self._runners[kind].clean(replace(job, state=State.STOPPED))
+            _clean(self._runners[kind], replace(job, state=State.STOPPED))
 
     def _work(self, kind: Kind) -> None:
         while (job := self._next(kind)) is not None:
@@ -243,13 +251,35 @@ class JobQueue:
             job = self.job(job.id)
             if state is State.STOPPED and not job.stopping:
                 return  # the server stops; the job goes on when it is back
-            ended = replace(_ended(job, state, outcome.text), stats=outcome.stats, result=outcome.result)
-        self._ledger.save_job(ended)
-        # What is left over is removed before anybody learns of the end.
-        runner.clean(ended)
-        with self._changed:
-            self._jobs[job.id] = ended
-            self._changed.notify_all()
+            ended = replace(
+                _ended(job, state, outcome.text), stats=finite(outcome.stats), result=finite(outcome.result)
+            )
+            # From here on a late note, progress or cancellation must not write the running record over the end.
+            self._ending.add(job.id)
+        try:
+            if not self._saved(ended):
+                return  # the server stops with the end unrecorded; the job goes on when it is back
+            # What is left over is removed before anybody learns of the end.
+            _clean(runner, ended)
+            with self._changed:
+                self._jobs[job.id] = ended
+        finally:
+            with self._changed:
+                self._ending.discard(job.id)
+                self._changed.notify_all()
+
+    def _saved(self, ended: Job) -> bool:
+        """Record an end, however long the ledger is away, so that finished work is not done again; False if the queue
+        closes first."""
+        while True:
+            try:
+                self._ledger.save_job(ended)
+                return True
+            except Exception as error:
+                logger.error("the end of job %s could not be recorded: %s", ended.id, type(error).__name__)
+            with self._changed:
+                if self._closing or self._changed.wait_for(lambda: self._closing, AGAIN_S):
+                    return False
 
     def _outcome(self, runner: Runner, job: Job, desk: JobContext) -> tuple[State, Outcome]:
         while not desk.stop.is_set():
@@ -261,7 +291,7 @@ class JobQueue:
                 break
             except RayappError as error:
                 return State.ERROR, Outcome(text=error.detail)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # an app's code may call exit()
                 places = "".join(traceback.format_tb(error.__traceback__))
                 logger.error("job %s failed with %s\n%s", job.id, type(error).__name__, places)
                 text = f"failed with {type(error).__name__}: the server's log tells more under job {job.id}"
@@ -270,6 +300,14 @@ class JobQueue:
                 return State.DONE, outcome
             break
         return State.STOPPED, Outcome(text="stopped")
+
+
+def _clean(runner: Runner, job: Job) -> None:
+    """Remove what the job left behind. A failure (a busy network folder, a damaged file) holds up no other job."""
+    try:
+        runner.clean(job)
+    except Exception as error:
+        logger.error("what job %s left behind could not be removed: %s", job.id, type(error).__name__)
 
 
 def _noted(job: Job, text: str) -> Job:
