@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import ray
 from ray.actor import ActorHandle
 
 from actors import OWNER
+from actors.client import BlockingActorClient
 from actors.environment import runtime_env
-from actors.face import BlockingActorClient
 from rayapp.app.label_app import LabelApp, brings_datastore, own_datastore
 from rayapp.app.validation import STORE
 from rayapp.config import Settings
+from rayapp.datastore.interfaces import Datastore
+from rayapp.datastore.job_record import Ledger
 from rayapp.runtime import logs
 
 NAME = "datastore"
@@ -61,5 +63,10 @@ def start_datastore(settings: Settings) -> ActorHandle:
     )
 
 
-class RemoteDatastore(BlockingActorClient):
-    """The `Datastore` protocol, synchronously, on the actor: for code that runs in other actors."""
+class RemoteStore(Datastore, Ledger, Protocol):
+    """What the actor answers: the study set and the records of its jobs."""
+
+
+def remote_datastore(handle: ActorHandle) -> RemoteStore:
+    """The actor's store for code in threads of other actors; calls wait, and raise Busy while the actor restarts."""
+    return cast(RemoteStore, BlockingActorClient(handle))

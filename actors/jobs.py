@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import ray
 from ray.actor import ActorHandle
 
 from actors import OWNER
-from actors.datastore import RemoteDatastore
+from actors.client import BlockingActorClient
+from actors.datastore import remote_datastore
 from actors.environment import runtime_env
-from actors.face import BlockingActorClient
 from actors.scoring import RayScoringBackend
 from actors.training import RayTrainingBackend
 from rayapp.config import Settings
 from rayapp.datastore.job_record import Kind
 from rayapp.jobs.queue import JobQueue
-from rayapp.jobs.scoring_job import AUTO, AutoScore, BatchInference, Scoring
-from rayapp.jobs.training_job import Training
+from rayapp.jobs.scoring_job import AUTO, AutoScore, BatchInference, Planner, Scoring
+from rayapp.jobs.training_job import Publisher, Training
 from rayapp.runtime import logs
 
 NAME = "jobs"
@@ -29,12 +31,13 @@ class JobsActor(JobQueue):
 
     def __init__(self, settings: Settings, datastore: ActorHandle, models: ActorHandle) -> None:
         logs.configure(settings)
-        store = RemoteDatastore(datastore)
+        store = remote_datastore(datastore)
         me = ray.get_runtime_context().current_actor
-        publisher = BlockingActorClient(models, patience=PUBLISHING_S)
+        publisher = cast(Publisher, BlockingActorClient(models, patience=PUBLISHING_S))
         training = Training(settings=settings, datastore=store, models=publisher, fit=RayTrainingBackend(settings, me))
         crew = RayScoringBackend(settings, datastore)
-        scoring = Scoring(settings=settings, datastore=store, crew=crew, models=BlockingActorClient(models))
+        planner = cast(Planner, BlockingActorClient(models))
+        scoring = Scoring(settings=settings, datastore=store, crew=crew, models=planner)
         batch = BatchInference(settings=settings, datastore=store, crew=crew)
         super().__init__(store, {Kind.TRAIN: training, Kind.SCORING: scoring, Kind.BATCH: batch})
         self._automatic = AutoScore(self, scoring) if settings.conf.get(AUTO) else None

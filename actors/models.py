@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 
 from actors import OWNER
-from actors.datastore import RemoteDatastore
+from actors.datastore import remote_datastore
 from actors.environment import runtime_env
 from rayapp.config import Settings
 from rayapp.runtime import logs
@@ -19,7 +19,7 @@ class ModelsActor(Catalogue):
 
     def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle) -> None:
         logs.configure(settings)
-        super().__init__(settings, RemoteDatastore(datastore))
+        super().__init__(settings, remote_datastore(datastore))
 
 
 def start_models(settings: Settings, datastore: ray.actor.ActorHandle) -> ray.actor.ActorHandle:

@@ -13,12 +13,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
-from actors.datastore import RemoteDatastore
+from actors.datastore import remote_datastore
 from actors.environment import runtime_env
+from actors.ray_errors import unwrapped_errors
 from rayapp.config import Settings
-from rayapp.errors import RayappError
 from rayapp.jobs.image_work import ImageAnswer, ImageWork, ImageWorker
 from rayapp.jobs.pool import ImageDone, Pool, Stopped, WorkerLost
 from rayapp.runtime import host, logs
@@ -48,7 +48,7 @@ class ScoringActor:
 
             torch.set_num_threads(1)
             rest_between_layers()
-            self._worker = ImageWorker(self._settings, RemoteDatastore(self._datastore))
+            self._worker = ImageWorker(self._settings, remote_datastore(self._datastore))
         return self._worker(work, image_id)
 
 
@@ -109,11 +109,8 @@ class _Remote:
             if stop.is_set():
                 raise Stopped
         try:
-            return ray.get(answer)
-        except RayTaskError as error:
-            if isinstance(error.cause, RayappError):
-                raise error.cause from None
-            raise
+            with unwrapped_errors():
+                return ray.get(answer)
         except RayActorError:
             if stop.is_set():
                 raise Stopped from None

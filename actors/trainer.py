@@ -61,7 +61,8 @@ def fit(run: Run) -> TrainResult | RayappError | None:
             callbacks=[_Faults(run)],
         ),
     )
-    return trainer.fit().return_value
+    result: TrainResult | RayappError | None = trainer.fit().return_value
+    return result
 
 
 def scaling(params: Mapping[str, Any], cluster: Mapping[str, float]) -> ScalingConfig:
@@ -75,7 +76,7 @@ def scaling(params: Mapping[str, Any], cluster: Mapping[str, float]) -> ScalingC
     )
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray has no types
     """Without the detached actor that frees what a killed controller held: it asks Ray's dashboard, and without one
     it stays for ever. `actors.training` frees it instead."""
 
@@ -83,7 +84,7 @@ class _Trainer(TorchTrainer):
         return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
-class _Faults(UserCallback):
+class _Faults(UserCallback):  # type: ignore[misc]
     """Tells the job's record of every fault that Ray Train makes good."""
 
     def __init__(self, run: Run) -> None:

@@ -75,7 +75,7 @@ class RayTrainingBackend:
                 ray.wait([answer], timeout=ENDING_S)
                 return None
         try:
-            found = ray.get(answer)
+            result: TrainResult | RayappError | None = ray.get(answer)
         except RayTaskError as error:
             if isinstance(error.cause, RayActorError):
                 raise error.cause from error  # Ray Train's controller died
@@ -83,9 +83,9 @@ class RayTrainingBackend:
             if "WorkerHealthCheckFailedError" in names:
                 raise _WorkersDied from error  # more often than Ray Train makes good by itself
             raise RayappError(f"the training failed with {', '.join(names)}: the server's log tells more") from error
-        if isinstance(found, RayappError):
-            raise found
-        return found
+        if isinstance(result, RayappError):
+            raise result
+        return result
 
 
 def _failures(error: BaseException) -> list[BaseException]:

@@ -143,14 +143,14 @@ def measure_actor(root: Path, seconds: float) -> Figures:
     """The same saves through the Ray actor."""
     import ray
 
-    from actors.datastore import RemoteDatastore, start_datastore
+    from actors.datastore import remote_datastore, start_datastore
     from rayapp.config import Settings
 
     studies = make_folder(root / "studies_actor", 100)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         handle = start_datastore(Settings(studies=studies, workspace=root / "workspace"))
-        store = RemoteDatastore(handle)
+        store = remote_datastore(handle)
         ids = store.image_ids()
         single = milliseconds(lambda: save(store, ids[0]), 100)
         figures = {

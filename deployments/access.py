@@ -63,7 +63,7 @@ class Needs:
 
 
 async def _owner(services: Services, key: HTTPAuthorizationCredentials | None) -> User:
-    user: User | None = await services.users.authenticate(key.credentials) if key else None
+    user = await services.users.authenticate(key.credentials) if key else None
     if user is None:
         raise NotSignedIn("send a valid key as `Authorization: Bearer <token>` (`rayapp users add` makes one)")
     return user

@@ -7,7 +7,7 @@ import contextlib
 import time
 from typing import Any
 
-from actors.face import ActorClient
+from deployments.clients import JobsClient, ModelsClient
 from rayapp.errors import Busy, NotFound
 
 KEPT_S = 1.0
@@ -17,7 +17,7 @@ STATS_S = 0.2
 class Description:
     """`Catalogue.describe()`, with the jobs' part, as of at most a second ago. Belongs to one event loop."""
 
-    def __init__(self, models: ActorClient, jobs: ActorClient) -> None:
+    def __init__(self, models: ModelsClient, jobs: JobsClient) -> None:
         self._models = models
         self._jobs = jobs
         self._asking = asyncio.Lock()

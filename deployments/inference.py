@@ -15,13 +15,14 @@ from contextlib import aclosing
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from actors.environment import runtime_env
-from actors.face import ActorClient
+from actors.ray_errors import unwrapped_errors
+from deployments.clients import DatastoreClient
 from rayapp.app import app_traceback
 from rayapp.app.label_app import app_class
 from rayapp.config import Settings
@@ -55,7 +56,7 @@ class InferenceReplica:
         self._app_dir = app.app_dir
         # Ray allows as many threads as logical CPUs asked for, which is one: share the machine's cores instead.
         threads = plan(hardware(), sharing=settings.replicas[1]).threads
-        self._service = InferenceService(settings=settings, app=app, images=ActorClient(datastore), threads=threads)
+        self._service = InferenceService(settings=settings, app=app, images=DatastoreClient(datastore), threads=threads)
 
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call. What fails in the app's own code is AppBroken, with the place and without the text."""
@@ -123,14 +124,11 @@ def gpu_share(settings: Settings) -> float:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Errors of the house as themselves, whichever process raised them."""
+def _errors() -> Iterator[None]:
+    """Raise errors of replicas as themselves, and Busy when all queues are full."""
     try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, RayappError):
-            raise error.cause from None
-        raise
+        with unwrapped_errors():
+            yield
     except BackPressureError:
         raise Busy("all replicas are busy; try again in a second") from None
 
@@ -146,9 +144,10 @@ class RoutedInference:
         """Raises what the replica raised (`rayapp.errors`); Busy when all queues are full or replicas keep dying."""
         handle = self._handle.options(session_id=call.key)
         for attempt in range(ATTEMPTS):
-            with _told():
+            with _errors():
                 try:
-                    return await handle.infer.remote(call)
+                    reply: InferReply = await handle.infer.remote(call)
+                    return reply
                 except RayActorError:
                     # An inference changes nothing but its click log entry, so it may run again elsewhere.
                     await asyncio.sleep(0.05 * attempt)
@@ -159,7 +158,7 @@ class RoutedInference:
         handle = self._handle.options(session_id=call.key, stream=True)
         for attempt in range(ATTEMPTS):
             begun = False
-            with _told():
+            with _errors():
                 try:
                     async for reply in handle.stream.remote(call):
                         begun = True

@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from actors.face import ActorClient
 from deployments.inference import RoutedInference
 from deployments.services import Services
 from rayapp.config import Settings
@@ -22,6 +21,7 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: An
     """The ingress; bind it to nothing: it finds the inference deployment of its own application."""
 
     def build() -> FastAPI:
+        from deployments.clients import DatastoreClient, JobsClient, ModelsClient, SessionsClient, UsersClient
         from deployments.gateway import build_gateway
         from rayapp.datastore.sessions import SessionStore
         from rayapp.users import UserStore
@@ -31,13 +31,13 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: An
         return build_gateway(
             Services(
                 settings=settings,
-                datastore=ActorClient(datastore),
-                models=ActorClient(models),
-                jobs=ActorClient(jobs),
-                sessions=ActorClient(
+                datastore=DatastoreClient(datastore),
+                models=ModelsClient(models),
+                jobs=JobsClient(jobs),
+                sessions=SessionsClient(
                     SessionStore(root, expiry=settings.session_expiry, max_volume=settings.max_volume)
                 ),
-                users=ActorClient(UserStore(settings.workspace / "users.json")),
+                users=UsersClient(UserStore(settings.workspace / "users.json")),
                 inference=RoutedInference(serve.get_deployment_handle("inference", app_name="rayapp")),
             )
         )

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actors.ray_errors import RESTARTING
 from rayapp.errors import Busy, NotSignedIn, RayappError
 
 logger = logging.getLogger("rayapp.gateway")
@@ -71,7 +72,7 @@ async def _told(request: Request, error: Exception) -> Response:  # noqa: ARG001
 
 
 async def _restarting(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    return await _told(request, Busy("a part of the server is starting again; try again in a second"))
+    return await _told(request, Busy(RESTARTING))
 
 
 async def _gone(request: Request, error: Exception) -> Response:  # noqa: ARG001
@@ -120,7 +121,7 @@ class Incidents:
 
 
 def _types(error: BaseException | None) -> str:
-    names = []
+    names: list[str] = []
     while error is not None and len(names) < 10:
         names.append(type(error).__name__)
         error = error.__cause__ or error.__context__

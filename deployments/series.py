@@ -91,8 +91,7 @@ class SeriesStore:
         image_id = self._by_uid.get(uid)
         if image_id is None:
             raise NotFound("no study or series of that UID")
-        record: ImageRecord = await self._services.datastore.image(image_id)
-        return record
+        return await self._services.datastore.image(image_id)
 
     async def source(self, name: str) -> tuple[str, Path | None]:
         """What is segmented for a client that names an image, or its series: the key of `InferCall`, and its file.

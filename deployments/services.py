@@ -1,6 +1,6 @@
-"""Services: all that the gateway talks to, as asynchronous faces.
+"""Services: typed clients of everything that the gateway calls.
 
-`rayapp.launch` fills it with actors and a deployment handle; tests may fill it with the plain objects.
+In a server they call Ray actors and the inference deployment; in tests, plain objects of the same process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.face import ActorClient
+from deployments.clients import DatastoreClient, JobsClient, ModelsClient, SessionsClient, UsersClient
 from rayapp.config import Settings
 from rayapp.serving.messages import HandedOut, InferCall, InferReply
 
@@ -29,13 +29,12 @@ class Inference(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """`datastore` answers the `Datastore` protocol, `models` a `Catalogue`'s methods, `jobs` a `JobQueue`'s, `sessions`
-    a `SessionStore`'s, `users` a `UserStore`'s."""
+    """The settings, and a client of each service."""
 
     settings: Settings
-    datastore: ActorClient
-    models: ActorClient
-    jobs: ActorClient
-    sessions: ActorClient
-    users: ActorClient
+    datastore: DatastoreClient
+    models: ModelsClient
+    jobs: JobsClient
+    sessions: SessionsClient
+    users: UsersClient
     inference: Inference

@@ -56,8 +56,7 @@ def to_store(services: Services, *, raw: bool = False) -> Stage:
     """
 
     async def stage(filename: str) -> Path:
-        path: Path = await services.datastore.stage(extension(filename, raw=raw))
-        return path
+        return await services.datastore.stage(extension(filename, raw=raw))
 
     return stage
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import signal
 import threading
 import time
@@ -20,6 +19,7 @@ from actors.datastore import start_datastore
 from actors.jobs import start_jobs
 from actors.models import start_models
 from actors.node import SIGNALS, Node, free_port, joined
+from actors.ray_errors import error_in, unwrapped_errors
 from deployments.inference import inference_deployment
 from deployments.ingress import gateway_deployment
 from rayapp import errors
@@ -84,8 +84,8 @@ def running(settings: Settings, node: Node, *, go_on: Callable[[], None]) -> Ite
         go_on()
         _deploy(settings, datastore, models, jobs)
         # A wrong app or an unreadable folder is told here, before anything answers.
-        _told(datastore.status.remote())
-        _told(described)
+        _answer(datastore.status.remote())
+        _answer(described)
         yield _wait_until_answering(settings, go_on)
     finally:
         if not node.lost:
@@ -122,7 +122,7 @@ def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
     while (status := serve.status().applications[APPLICATION]).status != "RUNNING":
         go_on()
         account = "\n".join([status.message, *(each.message for each in status.deployments.values())])
-        ours = _ours(account)  # Serve goes on trying for minutes, and what is wrong with an app stays wrong
+        ours = error_in(account)  # Serve goes on trying for minutes, and what is wrong with an app stays wrong
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline or isinstance(ours, errors.AppBroken):
             last = (account.strip().splitlines() or [status.status])[-1]
             raise ours or RayappError(f"the server did not start: {last}")
@@ -145,23 +145,13 @@ def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
         time.sleep(0.05)
 
 
-def _ours(message: str) -> RayappError | None:
-    """The error of `rayapp.errors` that an account of Ray's ends with: of an actor or replica that could not be made,
-    Ray keeps no more than the text."""
-    found = re.findall(r"^\s*rayapp\.errors\.(\w+): (.+)$", message, re.MULTILINE)
-    return getattr(errors, found[-1][0], RayappError)(found[-1][1]) if found else None
-
-
-def _told(reference: Any) -> Any:
-    """What the actor answers; an error of `rayapp.errors`, also one raised while it was made, arrives as itself."""
+def _answer(reference: Any) -> Any:
+    """An actor's answer. An error of `rayapp.errors`, also one that its constructor raised, arrives as itself."""
     try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RayappError):
-            raise error.cause from None
-        raise
+        with unwrapped_errors():
+            return ray.get(reference)
     except ray.exceptions.ActorDiedError as error:
-        raise (_ours(str(error)) or error) from None
+        raise (error_in(str(error)) or error) from None
 
 
 def _close(datastore: Any) -> None:

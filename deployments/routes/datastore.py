@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -31,8 +31,12 @@ class View(StrEnum):
 async def datastore(services: Service, user: AsUser, output: Annotated[View, Query()] = View.STATS) -> Response:
     """Counts (`stats`), image and label paths of finished images (`train`), or every object with its info (`all`)."""
     store = services.datastore
-    ask = {View.STATS: store.status, View.TRAIN: store.datalist, View.ALL: store.document}[output]
-    found = await ask()
+    views: dict[View, Callable[[], Awaitable[object]]] = {
+        View.STATS: store.status,
+        View.TRAIN: store.datalist,
+        View.ALL: store.document,
+    }
+    found = await views[output]()
     # At 100,000 images the text takes long to make.
     return Response(await asyncio.to_thread(json.dumps, found), media_type="application/json")
 
@@ -42,7 +46,7 @@ async def dataset(
     services: Service, user: AsAnnotator, limit_cases: Annotated[int | None, Query(ge=1)] = None
 ) -> Response:
     """A zip of the images with a `final` label, and the labels."""
-    target: Path = await services.datastore.stage(".zip")
+    target = await services.datastore.stage(".zip")
     try:
         await services.datastore.archive(target, limit=limit_cases)
         return await file_reply(target, name="dataset.zip", media_type="application/zip", remove=True)

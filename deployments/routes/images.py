@@ -90,7 +90,7 @@ async def download(services: Service, checks: Checking, user: AsUser, image: Ann
     record = await services.datastore.image(checked_name(image, "image"))
     if record.ext:
         return await file_reply(record.path, name=record.id + record.ext)
-    staged: Path = await services.datastore.stage(SERIES_EXT)
+    staged = await services.datastore.stage(SERIES_EXT)
     await checks.run(_convert, record.path, staged, services.settings.max_volume)
     return await file_reply(staged, name=record.id + SERIES_EXT, remove=True)
 

@@ -98,8 +98,7 @@ async def infer(
 async def _instances(services: Services, key: str, path: Path | None) -> Path:
     """The DICOM files of what is segmented."""
     if path is None:
-        found: Path = await services.datastore.instances(key)
-        return found
+        return await services.datastore.instances(key)
     if not await asyncio.to_thread(path.is_dir):
         raise BadRequest("output=dicom_seg is for DICOM series, and this image is none")
     return path
@@ -110,7 +109,7 @@ async def _dicom_seg(
 ) -> Response:
     if reply.body is None:
         raise BadRequest("this model makes no mask: ask for output=json")
-    staged: Path = await services.datastore.stage(reply.ext)
+    staged = await services.datastore.stage(reply.ext)
     info = {"label_info": call.params.get("label_info"), "params": dict(reply.params)}
     kind = services.settings.dicomweb.segmentation
 
@@ -197,7 +196,7 @@ def _tag_to_save(params: Mapping[str, Any], user: User, output: Output) -> str |
 
 
 async def _save(services: Services, user: User, call: InferCall, reply: InferReply, body: bytes, tag: str) -> None:
-    path: Path = await services.datastore.stage(reply.ext)
+    path = await services.datastore.stage(reply.ext)
     try:
         await asyncio.to_thread(path.write_bytes, body)
         version = reply.params.get("model_version")

@@ -139,7 +139,7 @@ async def of_image(
     if user and user != caller.name and not caller.role.reaches(Role.REVIEWER):
         raise _not_yours()
     record = await services.datastore.image(checked_name(image, "image"))
-    events: list[ClickEvent] = await services.datastore.events(record.id, user=user or caller.name)
+    events = await services.datastore.events(record.id, user=user or caller.name)
     return [_state(Interaction.of(event), events) for event in events if event.kind == OPEN]
 
 

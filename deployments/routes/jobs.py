@@ -65,7 +65,7 @@ def _task(job: Job) -> Task:
 
 
 async def _stop(services: Services, kind: Kind) -> Task | None:
-    job: Job | None = await services.jobs.running(kind)
+    job = await services.jobs.running(kind)
     if job is None:
         return None
     await services.jobs.cancel(job.id)  # by its id: asked again after a fault, it must not stop the next one
@@ -76,7 +76,7 @@ async def _ended(services: Services, job_id: str, seconds: float) -> Job:
     """The job once it is over, or as it is after that time."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
-        job: Job = await services.jobs.job(job_id)
+        job = await services.jobs.job(job_id)
         if job.over or asyncio.get_running_loop().time() > deadline:
             return job
         await asyncio.sleep(POLL_S / 2)
@@ -87,8 +87,7 @@ async def _submit(
 ) -> Job:
     # The id is made here, so that a call that is made again after a fault makes no second job.
     named = {"model": name, **params} if kind is Kind.SCORING else {**params, "model": name}
-    job: Job = await services.jobs.submit(kind, name, named, job_id=str(uuid.uuid4()), user=user.name, enqueue=enqueue)
-    return job
+    return await services.jobs.submit(kind, name, named, job_id=str(uuid.uuid4()), user=user.name, enqueue=enqueue)
 
 
 @router.get(Route.TRAIN)
@@ -249,7 +248,7 @@ async def jobs(services: Service, user: AsUser) -> list[Task]:
 @router.get(Route.JOB)
 async def job(job_id: str, services: Service, user: AsUser) -> Task:
     """One job, with the names of its pictures."""
-    found: Job = await services.jobs.job(checked_name(job_id, "job"))
+    found = await services.jobs.job(checked_name(job_id, "job"))
     return {**_task(found), "files": await asyncio.to_thread(_pictures, run_folder(services.settings, found.id))}
 
 
@@ -267,7 +266,7 @@ async def cancel(job_id: str, services: Service, user: AsAdmin) -> Task:
 @router.get(Route.JOB_EVENTS, response_class=Response, responses=_EVENTS)
 async def events(job_id: str, request: Request, services: Service, user: AsUser) -> Response:
     """The job at each change, as Server-Sent Events, until it is over."""
-    first: Job = await services.jobs.job(checked_name(job_id, "job"))
+    first = await services.jobs.job(checked_name(job_id, "job"))
     state = request.app.state
     if getattr(state, "streams", 0) >= STREAMS:
         raise Busy("too many clients follow jobs here: ask GET /jobs now and then")
@@ -299,8 +298,7 @@ async def _follow(services: Services, state: Any, job: Job) -> AsyncIterator[str
 async def _again(services: Services, job: Job) -> Job:
     """The job as it is now; as it was, while the jobs' actor starts again."""
     try:
-        found: Job = await services.jobs.job(job.id)
-        return found
+        return await services.jobs.job(job.id)
     except Busy:
         return job
 

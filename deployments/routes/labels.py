@@ -89,14 +89,13 @@ async def _checked_label(services: Services, checks: Checks, label: Upload, imag
     if ext != RAW:
         await checks.run(check_label, label.path, image.path, services.settings.max_volume)
         return label.path, ext
-    target: Path = await services.datastore.stage(".nii.gz")
+    target = await services.datastore.stage(".nii.gz")
     await checks.run(label_from_raw, label.path, image.path, target)
     return target, ".nii.gz"
 
 
 async def _label(services: Services, label: str, tag: str) -> LabelRecord:
-    found: LabelRecord = await services.datastore.label(checked_name(label, "label"), checked_name(tag, "tag"))
-    return found
+    return await services.datastore.label(checked_name(label, "label"), checked_name(tag, "tag"))
 
 
 @router.head(Route.LABEL, response_class=Response)

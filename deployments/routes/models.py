@@ -62,8 +62,7 @@ async def upload(model: str, request: Request, services: Service, described: Des
     await services.models.production(name)
 
     async def stage(_: str) -> Path:
-        path: Path = await services.datastore.stage(".weights")
-        return path
+        return await services.datastore.stage(".weights")
 
     async with read_form(request, files=("file",), stage=stage) as form:
         weights = form.needed("file").path

@@ -29,7 +29,7 @@ async def next_image(
     asked = await read_json(request)
     client_id = author_of(user, asked).client_id
     holder = f"{user.name}/{client_id or ''}"  # without a client's id all programs of a user count as one
-    answer: dict[str, Any] = await services.models.next_image(known, {**asked, HOLDER: holder})
+    answer = await services.models.next_image(known, {**asked, HOLDER: holder})
     if answer:
         services.inference.prefetch(HandedOut(key=answer["id"], user=user.name, client_id=client_id))
     return answer

@@ -59,7 +59,7 @@ async def create(
 
     It is read before it is acknowledged. `expiry` is in seconds without use, 0 for the server's own, which is the most.
     """
-    folder: Path = await services.sessions.stage()
+    folder = await services.sessions.stage()
     names: Counter[str] = Counter()
 
     async def stage(filename: str) -> Path:
@@ -93,7 +93,7 @@ async def session(
     """The session's info, or with `image` its file. `update_ts` counts as a use."""
     if not image:
         return JSONResponse(await services.sessions.get(session_id, touch=update_ts))
-    path: Path = await services.sessions.image(session_id)
+    path = await services.sessions.image(session_id)
     return await file_reply(path, name=path.name)
 
 

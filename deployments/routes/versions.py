@@ -38,8 +38,7 @@ class Serving(BaseModel):
 @router.get(Route.MODELS)
 async def versions(services: Service, user: AsAdmin) -> dict[str, Versions]:
     """All models that have versions."""
-    found: dict[str, Versions] = await services.models.models()
-    return found
+    return {name: Versions(**found) for name, found in (await services.models.models()).items()}
 
 
 @router.post(Route.PROMOTE)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from deployments.access import AsUser, Checking, Service
 from deployments.problems import problems
 from deployments.routes.dicomweb import series_store
-from rayapp.datastore.interfaces import ImageRecord, LabelRecord, Revision
+from rayapp.datastore.interfaces import ImageRecord, LabelRecord
 from rayapp.errors import BadRequest
 from rayapp.imaging import mask_codec
 from rayapp.imaging.dicom_instances import uid_of
@@ -73,10 +73,10 @@ async def label(
     services: Service, checks: Checking, user: AsUser, image: Annotated[str, Query()], tag: Annotated[str, Query()]
 ) -> Response:
     """A label on its image's grid; its info, and when it was `saved` (Unix time), are in the header of params."""
-    record: ImageRecord = await services.datastore.image(checked_name(image, "image"))
-    found: LabelRecord = await services.datastore.label(record.id, checked_name(tag, "tag"))
+    record = await services.datastore.image(checked_name(image, "image"))
+    found = await services.datastore.label(record.id, checked_name(tag, "tag"))
     body, names = await checks.run(_packed, record, found, services.settings.max_volume)
-    revisions: list[Revision] = await services.datastore.revisions(record.id, found.tag)
+    revisions = await services.datastore.revisions(record.id, found.tag)
     saved = max((revision.ts for revision in revisions if revision.id == found.revision), default=0.0)
     params: dict[str, Any] = {"label_names": names, "info": found.info, "revision": found.revision, "saved": saved}
     return Response(body, media_type=MASK_MEDIA_TYPE, headers={PARAMS_HEADER: json.dumps(params)})

@@ -22,7 +22,7 @@ TRAIN = ("info", "train(request, host)")
 CHOOSE = ("description", "__call__(request, datastore)")
 SCORE = ("description", "config", "images", "asks_model", "score(case, options, task)")
 STORE = tuple(
-    sorted({name for seam in (Datastore, Ledger) for name in vars(seam) if not name.startswith("_")} | {"close"})
+    sorted({name for seam in (Datastore, Ledger) for name in dir(seam) if not name.startswith("_")} | {"close"})
 )
 """The methods of a datastore."""
 _INFOS = {INFER: TaskInfo, TRAIN: TrainerInfo}

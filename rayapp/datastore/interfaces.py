@@ -1,7 +1,8 @@
-"""The Datastore seam: what a store of images, labels and clicks answers, and the messages it speaks in.
+"""The `Datastore` protocol: images, labels, the worklist, scores and the click log of one study set.
 
-Methods are synchronous and thread-safe; a durable method returns only when its effect survives power loss. Ids and
-tags are checked names (`rayapp.protocol.checked_name`). Paths are on storage that gateways and replicas share.
+`Datastore` is the sum of one protocol for each noun. Methods are synchronous and thread-safe; one that is documented as
+durable returns only when its effect survives power loss, and may be repeated after a fault. Image ids and tags are
+checked names (`rayapp.protocol.checked_name`). Paths are on storage that the gateways and the replicas share.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 Info = dict[str, Any]
-"""Free JSON about an image or a label (`ts` and `name` always; see the MONAI Label layout)."""
+"""Free JSON about an image or a label; `ts` (Unix seconds) and `name` (file name) are always there, as in the layout of
+MONAI Label."""
 SERIES_EXT = ".nii"
-"""Of the file that a client gets for a folder of DICOM files, and so in its name."""
+"""Extension under which a client downloads an image that is a folder of DICOM files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Author:
-    """Who did it: the authenticated user's name ("admin" without authentication) and the client program's id."""
+    """The authenticated user ("admin" without authentication) and the id of their client program."""
 
     user: str = "admin"
     client_id: str | None = None
@@ -30,7 +32,7 @@ class Author:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """One image: `path` is its file, `ext` with the leading dot; or a folder of DICOM files, without an `ext`."""
+    """One image: a file with its extension `ext` (leading dot), or a folder of DICOM files, whose `ext` is ""."""
 
     id: str
     path: Path
@@ -40,7 +42,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRecord:
-    """One label of an image under a tag: the newest revision. `id` equals the image id."""
+    """The newest revision of an image's label under one tag. `id` is the image's id."""
 
     id: str
     tag: str
@@ -70,31 +72,42 @@ class Revision:
 
 @dataclass(frozen=True, kw_only=True)
 class ClickEvent:
-    """One prompt of the click log: the session is a fold over these."""
+    """One entry of the click log; an interaction is a fold over its entries.
+
+    `kind` is "click" or "scribble" for a prompt that stands alone, and "open", "prompt", "undo", "redo" or "withdraw"
+    within an interaction. `payload` is the prompt: points by label name, region of interest and so on. `ts` is in Unix
+    seconds; the store assigns `seq`, which counts up by one over the whole log.
+    """
 
     image_id: str
-    kind: str  # "click", "scribble"; in an interaction "open", "prompt", "undo", "redo", "withdraw"
-    payload: Info  # the prompt itself: points by label name, roi, …
+    kind: str
+    payload: Info
     model: str | None = None
     model_version: str | None = None
     user: str = "admin"
     client_id: str | None = None
     ts: float = 0.0
-    seq: int = 0  # assigned by the store, grows by one over the whole log
+    seq: int = 0
 
 
 Order = Literal["first", "last", "age"]
+"""Ascending, descending, or sampled with a weight that grows with the time since the image was last handed out."""
 Labelled = Literal["unlabeled", "labeled", "all"]
-"""Which images: without a final label, with one, or all."""
+"""Images without a `final` label, with one, or all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScore:
-    """What a scoring run found of one image.
+    """Result of a scoring run for one image.
 
-    `run` names the model version, method and settings that it was scored with. `values` are the scores by name that
-    strategies choose by, `feature` is what the image looks like; `info` and `label_infos` (by tag) are merged into the
-    infos. A run that `failed` on the image has none of these.
+    Attributes:
+        run: names the method, the model version and the options that the image was scored with.
+        ts: Unix seconds.
+        failed: the run could not score the image; then everything below is empty.
+        values: scores by name, as strategies rank by them.
+        feature: embedding of the image, which says how alike two images look.
+        info: merged into the image's info.
+        label_infos: by tag, merged into the labels' infos.
     """
 
     image_id: str
@@ -109,43 +122,60 @@ class ImageScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """Images by a score; `known` is the share of the unlabelled images that have it."""
+    """Image ids by score, and the share of the unlabelled images that have that score (0 to 1)."""
 
     ids: Sequence[str]
     known: float
 
 
-class Datastore(Protocol):
-    """Images, labels, revisions, infos and the click log of one study set."""
-
-    def status(self) -> Info:
-        """`{"total", "completed", "label_tags": {tag: n}}`; completed counts images with a `final` label."""
+class ImageStore(Protocol):
+    """Images and their infos."""
 
     def image(self, image_id: str) -> ImageRecord:
-        """The image. Raises NotFound."""
-
-    def instances(self, image_id: str) -> Path:
-        """The folder with the DICOM files of the image. Raises NotFound, and BadRequest for an image of other files."""
+        """One image. Raises NotFound."""
 
     def image_ids(self, *, after: str | None = None, limit: int | None = None) -> list[str]:
-        """Ids in ascending order, from the one behind `after`."""
+        """Ids in ascending order: at most `limit`, beginning with the first one greater than `after`."""
+
+    def instances(self, image_id: str) -> Path:
+        """Folder with the DICOM files of the image.
+
+        Raises:
+            NotFound: there is no such image.
+            BadRequest: the image is not a DICOM series.
+        """
 
     def add_image(
         self, image_id: str, staged: Path, ext: str, *, info: Mapping[str, Any], author: Author
     ) -> ImageRecord:
-        """Durably take over the checked file `staged` (from `stage`) as an image. Raises Conflict if the id exists."""
+        """Durably take over a file as a new image.
+
+        Args:
+            image_id: the new id.
+            staged: a file that was checked, at a path from `stage`.
+            ext: extension with the leading dot.
+            info: becomes the image's info.
+            author: the user who sent it.
+
+        Raises:
+            Conflict: the id exists.
+        """
 
     def remove_image(self, image_id: str) -> None:
-        """Remove the image and its labels. Raises NotFound."""
+        """Durably remove the image and its labels. Raises NotFound."""
 
     def update_image_info(self, image_id: str, info: Mapping[str, Any]) -> Info:
-        """Merge keys durably; the whole info afterwards. Raises NotFound."""
+        """Durably merge keys into the image's info and return the result. Raises NotFound."""
+
+
+class LabelStore(Protocol):
+    """Labels of images by tag; every saved state stays as a revision."""
 
     def label(self, image_id: str, tag: str) -> LabelRecord:
-        """The newest revision under the tag. Raises NotFound."""
+        """Newest revision under the tag. Raises NotFound."""
 
     def labels(self, image_id: str) -> dict[str, LabelRecord]:
-        """By tag, in order of first save. Raises NotFound for an unknown image."""
+        """Newest revisions by tag, in the order of their first save. Raises NotFound for an unknown image."""
 
     def save_label(
         self,
@@ -158,92 +188,144 @@ class Datastore(Protocol):
         author: Author,
         model_version: str | None = None,
     ) -> LabelRecord:
-        """Durably take over the checked file `staged` as the tag's newest revision; its info replaces the old one.
+        """Durably take over a file as the newest revision under the tag.
 
-        Raises NotFound for an unknown image.
+        Args:
+            image_id: the image that the label belongs to.
+            tag: "final" for a label that an annotator finished.
+            staged: a label map on the image's grid that was checked, at a path from `stage`.
+            ext: extension with the leading dot.
+            info: replaces the label's info.
+            author: the user who saved it.
+            model_version: version of the model that the label began with, if any.
+
+        Raises:
+            NotFound: there is no such image.
         """
 
     def remove_label(self, image_id: str, tag: str) -> bool:
-        """Remove the label under the tag (its revisions stay); False if there was none."""
+        """Durably remove the label under the tag; its revisions stay. False if there was none."""
 
     def update_label_info(self, image_id: str, tag: str, info: Mapping[str, Any]) -> Info:
-        """Merge keys durably; the whole info afterwards. Raises NotFound."""
+        """Durably merge keys into the label's info and return the result. Raises NotFound."""
 
     def revisions(self, image_id: str, tag: str) -> list[Revision]:
-        """Oldest first."""
+        """All revisions under the tag, oldest first."""
+
+
+class WorklistStore(Protocol):
+    """Which unlabelled image comes next, and the leases on images that were handed out."""
 
     def unlabeled(
         self, *, tag: str = "final", order: Order = "first", limit: int = 1, holder: str | None = None
     ) -> list[str]:
-        """Ids without a label under `tag`: in order, reversed, or sampled with weight by age since last served.
-
-        Images that somebody else than `holder` holds are left out.
-        """
+        """Ids of images without a label under `tag`, except those leased to somebody other than `holder`."""
 
     def serve_next(
         self, image_id: str, strategy: str, *, client_id: str | None, ts: int, holder: str | None = None
     ) -> ImageRecord | None:
-        """Record durably that the strategy handed the image out: `info.strategy[strategy]`, the age of `unlabeled`.
+        """Durably record that a strategy handed the image out.
 
-        With `holder` it is theirs until it has a final label, or nobody has worked on it for a while. Returns the
-        image, which is not retrieved for that; None, and nothing is recorded, if somebody else holds it.
+        Args:
+            image_id: the image.
+            strategy: its name; the record is `info.strategy[strategy]`, which `Order` "age" reads.
+            client_id: the client program that asked.
+            ts: Unix seconds.
+            holder: takes a lease on the image, until it has a `final` label or nobody worked on it for a while.
+
+        Returns:
+            The image, which is not retrieved from an archive for this; None, and nothing is recorded, if somebody other
+            than `holder` has a lease on it.
         """
 
     def quarantine(self, image_id: str, reason: str) -> None:
         """Quarantine an unreadable image for one hour: until then it is handed out to nobody.
 
-        The reason and the time are kept in `info["unreadable"]`. Raises NotFound.
+        The reason and the time are kept in `info["unreadable"]`.
+
+        Raises:
+            NotFound: there is no such image.
         """
 
+
+class ScoreStore(Protocol):
+    """Scores and features of images, as scoring runs found them."""
+
     def save_scores(self, scores: Sequence[ImageScore]) -> None:
-        """Durably record what scoring found; a name's newer score replaces the image's older one."""
+        """Durably record results; a newer score of a name replaces the image's older one."""
 
     def unscored(self, run: str, *, images: Labelled = "unlabeled", failed: bool = True) -> list[str]:
-        """Ids, ascending, that this run has not scored; with `failed` also those it failed on."""
+        """Ids, ascending, that the run has not scored; with `failed` also those that it failed on."""
 
     def score_names(self) -> list[str]:
-        """The names under which images have scores, ascending."""
+        """Names under which images have scores, ascending."""
 
     def ranked(
         self, name: str, *, tag: str = "final", power: float | None = None, limit: int = 1, holder: str | None = None
     ) -> Ranked:
-        """Images without a label under `tag` by the score of that name, highest first.
+        """Images without a label under `tag`, by a score, highest first.
 
-        With `power` they are drawn without replacement, with a chance that goes with score ** power (power noise,
-        Kirsch et al., Stochastic Batch Acquisition, 2023); then images of a score of 0 are left out. So are those that
-        somebody else than `holder` holds.
+        Args:
+            name: the score.
+            tag: images with a label under this tag are left out.
+            power: draw without replacement with a probability proportional to score ** power instead (power sampling;
+                Kirsch et al., Stochastic Batch Acquisition, 2023); images whose score is 0 are then left out.
+            limit: at most so many.
+            holder: images leased to somebody else are left out.
         """
 
     def features(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
-        """What the images look like, by id, of those that were scored."""
+        """Features by id, of those images that have one."""
 
     def farthest(self, ids: Sequence[str], *, against: int) -> str | None:
-        """Of these images the one that looks least like any of the `against` images that got a final label last, by
-        the distance between features; None where no features tell."""
+        """The image among `ids` that looks least like the labelled ones (greedy core-set selection).
+
+        Args:
+            ids: candidates.
+            against: compare with so many of the images that got a `final` label last.
+
+        Returns:
+            The id with the largest distance to its nearest labelled neighbour in feature space; None without features.
+        """
+
+
+class ClickStore(Protocol):
+    """The click log: every prompt of every annotator, append-only."""
+
+    def append_events(self, events: Sequence[ClickEvent]) -> list[int]:
+        """Durably append to the log and return the sequence numbers."""
+
+    def event(self, seq: int) -> ClickEvent:
+        """One entry. Raises NotFound."""
+
+    def events(self, image_id: str, *, user: str | None = None, after: int = 0) -> list[ClickEvent]:
+        """The image's entries in order, from those behind sequence number `after`; with `user` only theirs."""
+
+
+class Datastore(ImageStore, LabelStore, WorklistStore, ScoreStore, ClickStore, Protocol):
+    """One study set. The only writer of its folder or archive."""
+
+    def status(self) -> Info:
+        """`{"total", "completed", "label_tags": {tag: n}}`; `completed` counts images with a `final` label."""
 
     def datalist(self, *, tag: str = "final", immutable: bool = False) -> list[dict[str, str]]:
-        """`[{"image": path, "label": path}]` of labelled images, for training.
+        """Labelled images for training, as `[{"image": path, "label": path}]`.
 
-        With `immutable` the label's path is that of its revision file, which later saves and removals leave unchanged.
+        With `immutable` a label's path is that of its revision file, which later saves and removals leave unchanged.
         """
 
     def document(self) -> Info:
         """The whole store in the layout of `datastore_v2.json`, without `base_path`."""
 
-    def append_events(self, events: Sequence[ClickEvent]) -> list[int]:
-        """Durably append to the click log; the sequence numbers given."""
+    def archive(self, target: Path, *, limit: int | None = None) -> int:
+        """Write a zip of images with their `final` labels (`image/…`, `label/…`, `metadata.json`) to `target`.
 
-    def event(self, seq: int) -> ClickEvent:
-        """One event of the log. Raises NotFound."""
-
-    def events(self, image_id: str, *, user: str | None = None, after: int = 0) -> list[ClickEvent]:
-        """The image's log in order, from behind sequence number `after`."""
+        Returns:
+            The number of pairs, at most `limit`.
+        """
 
     def refresh(self) -> None:
-        """Look at the folder again: new images appear, vanished ones go."""
+        """Rescan the folder or archive: new images appear, vanished ones go."""
 
     def stage(self, suffix: str) -> Path:
-        """A new path on the store's own file system to write an upload to; swept if never taken over."""
-
-    def archive(self, target: Path, *, limit: int | None = None) -> int:
-        """Write the zip of `final` pairs (`image/…`, `label/…`, `metadata.json`) to `target`; the number of pairs."""
+        """A new path on the store's own file system to write an upload to; swept if it is never taken over."""

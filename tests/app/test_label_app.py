@@ -131,11 +131,11 @@ def test_a_broken_model_is_named_and_the_others_serve(settings, datastore, catal
 def test_a_published_version_is_served_by_a_running_replica(settings, datastore, catalogue):
     import asyncio
 
-    from actors.face import ActorClient
+    from deployments.clients import DatastoreClient
 
     async def story():
         app = RadiologyApp(settings=settings, models=ModelStore.of(settings))
-        service = InferenceService(settings=settings, app=app, images=ActorClient(datastore))
+        service = InferenceService(settings=settings, app=app, images=DatastoreClient(datastore))
         call = InferCall(model="segmentation", key="ct", output=Output.JSON)
         before = (await service.infer(call)).params["model_version"]
         catalogue.upload("segmentation", WEIGHTS, {}, request="1")

@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from actors import NAMESPACE
-from actors.datastore import RemoteDatastore, start_datastore
-from actors.face import BlockingActorClient
+from actors.client import BlockingActorClient
+from actors.datastore import remote_datastore, start_datastore
 from actors.jobs import start_jobs
 from actors.models import start_models
 from rayapp.config import Settings
@@ -45,7 +45,7 @@ def test_workers_on_both_nodes_train_one_model_and_nothing_stays_when_the_server
     datastore = start_datastore(settings)
     models = start_models(settings, datastore)
     handle = start_jobs(settings, datastore, models)
-    label_all(RemoteDatastore(datastore), settings.studies)
+    label_all(remote_datastore(datastore), settings.studies)
     jobs = BlockingActorClient(handle)
 
     def submit(**params: Any) -> str:

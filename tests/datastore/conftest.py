@@ -70,11 +70,11 @@ def store(request: pytest.FixtureRequest, studies: Path, tmp_path: Path) -> Iter
     request.getfixturevalue("ray_node")
     import ray
 
-    from actors.datastore import RemoteDatastore, start_datastore
+    from actors.datastore import remote_datastore, start_datastore
     from rayapp.config import Settings
 
     handle = start_datastore(Settings(studies=studies, workspace=tmp_path / "workspace"))
-    remote = RemoteDatastore(handle)
+    remote = remote_datastore(handle)
     remote.status()
     yield remote
     remote.close()

@@ -6,14 +6,13 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Any
 
 import psutil
 import ray
 
 from actors import NAMESPACE
-from actors.datastore import NAME, RemoteDatastore, start_datastore
-from actors.face import ActorClient
+from actors.datastore import NAME, remote_datastore, start_datastore
+from deployments.clients import DatastoreClient
 from rayapp.config import Settings
 from tests.datastore.saves import AUTHOR, save
 
@@ -23,7 +22,7 @@ def test_a_kill_of_the_actor_loses_nothing_and_the_calls_cut_short_are_made_agai
 ) -> None:
     settings = Settings(studies=studies, workspace=tmp_path / "workspace")
     handle = start_datastore(settings)
-    store = RemoteDatastore(handle)
+    store = remote_datastore(handle)
     store.status()
     pid = ray.get(handle.__ray_call__.remote(lambda _: os.getpid()))
     answered: list[tuple[str, str]] = []
@@ -50,15 +49,16 @@ def test_a_kill_of_the_actor_loses_nothing_and_the_calls_cut_short_are_made_agai
     assert not psutil.pid_exists(pid)
 
 
-async def test_the_actor_is_found_by_its_name_and_answers_through_a_face(
+async def test_the_actor_is_found_by_its_name_and_answers_through_a_client(
     ray_node: None, studies: Path, tmp_path: Path
 ) -> None:
     settings = Settings(studies=studies, workspace=tmp_path / "workspace")
     handle = start_datastore(settings)
-    face: Any = ActorClient(ray.get_actor(NAME, namespace=NAMESPACE))
-    staged = await face.stage(".nii.gz")
+    client = DatastoreClient(ray.get_actor(NAME, namespace=NAMESPACE))
+    staged = await client.stage(".nii.gz")
     staged.write_bytes(b"x")
-    record = await face.save_label("ct_a", "final", staged, ".nii.gz", info={}, author=AUTHOR)
-    assert record == await face.label("ct_a", "final")
-    await face.close()
+    record = await client.save_label("ct_a", "final", staged, ".nii.gz", info={}, author=AUTHOR)
+    assert record == await client.label("ct_a", "final")
+    store = remote_datastore(handle)
+    store.close()
     ray.kill(handle)

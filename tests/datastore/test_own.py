@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.datastore import RemoteDatastore, start_datastore
+from actors.datastore import remote_datastore, start_datastore
 from rayapp.app.label_app import LabelApp, brings_datastore, own_datastore
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import AppBroken, NotFound
-from rayapp.launch import _told
+from rayapp.launch import _answer
 
 BRINGS = """
     from pathlib import Path
@@ -63,7 +63,7 @@ def write(folder, main, vault=""):
 def test_an_apps_own_datastore_serves_in_the_actor_and_again_after_a_kill(settings, ray_node):
     assert brings_datastore(settings)
     handle = start_datastore(settings)
-    store = RemoteDatastore(handle)
+    store = remote_datastore(handle)
     assert store.image_ids() == ["ct_a"]
     staged = store.stage(".nii.gz")
     staged.write_bytes(b"label")
@@ -80,7 +80,7 @@ def test_what_the_hook_does_wrong_arrives_as_itself(tmp_path, ray_node):
     broken = write(tmp_path, BRINGS.replace('conf["from"]', 'conf["form"]'), VAULT)
     handle = start_datastore(broken)
     with pytest.raises(AppBroken, match=r"init_datastore failed: main\.py, line 11: KeyError: 'form'"):
-        _told(handle.status.remote())
+        _answer(handle.status.remote())
     ray.kill(handle)
 
 

@@ -18,7 +18,7 @@ import requests
 import uvicorn
 from fastapi import FastAPI
 
-from actors.face import ActorClient
+from deployments.clients import DatastoreClient, JobsClient, ModelsClient, SessionsClient, UsersClient
 from deployments.gateway import build_gateway
 from deployments.services import Services
 from rayapp.app.label_app import app_class
@@ -235,7 +235,7 @@ def _gateway(settings: Settings, stops: list[Callable[[], None]], open_store: Ca
     catalogue = Catalogue(settings, store)
     app_object = app_class(settings).of(settings)
     app_object.load_all()
-    network = Network(InferenceService(settings=settings, app=app_object, images=ActorClient(store)))
+    network = Network(InferenceService(settings=settings, app=app_object, images=DatastoreClient(store)))
     stops.append(network.service.close)
     training = Training(settings=settings, datastore=store, models=catalogue, fit=PlainTrainingBackend(settings))
     crew = PlainScoringBackend(settings, store)
@@ -250,11 +250,11 @@ def _gateway(settings: Settings, stops: list[Callable[[], None]], open_store: Ca
     app = build_gateway(
         Services(
             settings=settings,
-            datastore=ActorClient(store),
-            models=ActorClient(catalogue),
-            jobs=ActorClient(jobs),
-            sessions=ActorClient(sessions),
-            users=ActorClient(users),
+            datastore=DatastoreClient(store),
+            models=ModelsClient(catalogue),
+            jobs=JobsClient(jobs),
+            sessions=SessionsClient(sessions),
+            users=UsersClient(users),
             inference=network,
         )
     )

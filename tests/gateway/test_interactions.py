@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from actors.face import ActorClient
+from deployments.clients import DatastoreClient
 from rayapp.app.label_app import app_class
 from rayapp.client import AsyncClient, Client
 from rayapp.errors import BadRequest, Conflict
@@ -164,7 +164,7 @@ def test_another_machine_goes_on_though_the_replica_is_a_new_one(painted: Served
     settings, old = painted.settings, painted.network.service
     app = app_class(settings).of(settings)
     app.load_all()
-    painted.network.service = InferenceService(settings=settings, app=app, images=ActorClient(painted.store))
+    painted.network.service = InferenceService(settings=settings, app=app, images=DatastoreClient(painted.store))
     try:
         with Client(painted.url, client_id="another") as elsewhere:
             again = elsewhere.interaction(work.id)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.face import ActorClient
+from deployments.clients import DatastoreClient
 from rayapp.app.label_app import app_class
 from rayapp.client import AsyncClient, Client
 from rayapp.errors import BadRequest, Conflict
@@ -155,7 +155,7 @@ class renewed:  # noqa: N801 - reads as a verb
         settings = self.served.settings
         app = app_class(settings)(settings=settings, models=ModelStore.of(settings))
         self.served.network.service = InferenceService(
-            settings=settings, app=app, images=ActorClient(self.served.store)
+            settings=settings, app=app, images=DatastoreClient(self.served.store)
         )
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from actors.face import ActorClient
+from deployments.clients import DatastoreClient
 from rayapp.app.label_app import app_class
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
@@ -41,7 +41,7 @@ class House:
         self.catalogue = Catalogue(self.settings, self.store)
         app = app_class(self.settings).of(self.settings)
         app.load_all()
-        self.service = InferenceService(settings=self.settings, app=app, images=ActorClient(self.store))
+        self.service = InferenceService(settings=self.settings, app=app, images=DatastoreClient(self.store))
 
     async def click(self, model, image, **params):
         call = InferCall(model=model, key=image, params=params, output=Output.BOX)

@@ -1,0 +1,34 @@
+"""Errors of `rayapp.errors` that cross a process border inside Ray's exceptions."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from ray.exceptions import RayTaskError
+
+from rayapp import errors
+from rayapp.errors import RayappError
+
+RESTARTING = "a server component is restarting; retry in 1 s"
+
+
+@contextlib.contextmanager
+def unwrapped_errors() -> Iterator[None]:
+    """Raise an error of `rayapp.errors` that another process raised as itself; Ray wraps it in a RayTaskError."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, RayappError):
+            raise error.cause from None
+        raise
+
+
+def error_in(message: str) -> RayappError | None:
+    """The error of `rayapp.errors` that ends a message of Ray's, None if there is none.
+
+    Of an actor or replica whose constructor raised, Ray keeps the text only.
+    """
+    found = re.findall(r"^\s*rayapp\.errors\.(\w+): (.+)$", message, re.MULTILINE)
+    return getattr(errors, found[-1][0], RayappError)(found[-1][1]) if found else None

@@ -1,0 +1,86 @@
+"""Typed asynchronous clients of the services behind the gateway and the replicas.
+
+Each names the methods that are called through it; parameters and results are those of the plain class or protocol.
+"""
+
+from __future__ import annotations
+
+from actors.client import ActorClient, forwarded
+from rayapp.datastore.interfaces import Datastore
+from rayapp.datastore.sessions import SessionStore
+from rayapp.jobs.queue import JobQueue
+from rayapp.serving.catalogue import Catalogue
+from rayapp.users import UserStore
+
+
+class DatastoreClient(ActorClient[Datastore]):
+    """Images, labels, scores and the click log."""
+
+    status = forwarded(Datastore.status)
+    document = forwarded(Datastore.document)
+    datalist = forwarded(Datastore.datalist)
+    archive = forwarded(Datastore.archive)
+    refresh = forwarded(Datastore.refresh)
+    stage = forwarded(Datastore.stage)
+
+    image = forwarded(Datastore.image)
+    image_ids = forwarded(Datastore.image_ids)
+    instances = forwarded(Datastore.instances)
+    add_image = forwarded(Datastore.add_image)
+    remove_image = forwarded(Datastore.remove_image)
+    update_image_info = forwarded(Datastore.update_image_info)
+    quarantine = forwarded(Datastore.quarantine)
+
+    label = forwarded(Datastore.label)
+    labels = forwarded(Datastore.labels)
+    revisions = forwarded(Datastore.revisions)
+    save_label = forwarded(Datastore.save_label)
+    remove_label = forwarded(Datastore.remove_label)
+    update_label_info = forwarded(Datastore.update_label_info)
+
+    event = forwarded(Datastore.event)
+    events = forwarded(Datastore.events)
+    append_events = forwarded(Datastore.append_events)
+
+
+class ModelsClient(ActorClient[Catalogue]):
+    """The app, and its model versions."""
+
+    describe = forwarded(Catalogue.describe)
+    reload = forwarded(Catalogue.reload)
+    next_image = forwarded(Catalogue.next_image)
+    label_saved = forwarded(Catalogue.label_saved)
+    models = forwarded(Catalogue.models)
+    production = forwarded(Catalogue.production)
+    upload = forwarded(Catalogue.upload)
+    promote = forwarded(Catalogue.promote)
+    rollback = forwarded(Catalogue.rollback)
+    retire = forwarded(Catalogue.retire)
+
+
+class JobsClient(ActorClient[JobQueue]):
+    """Background jobs."""
+
+    job = forwarded(JobQueue.job)
+    jobs = forwarded(JobQueue.jobs)
+    running = forwarded(JobQueue.running)
+    submit = forwarded(JobQueue.submit)
+    cancel = forwarded(JobQueue.cancel)
+    train_stats = forwarded(JobQueue.train_stats)
+
+
+class SessionsClient(ActorClient[SessionStore]):
+    """Images that clients bring for a while."""
+
+    stage = forwarded(SessionStore.stage)
+    create = forwarded(SessionStore.create)
+    get = forwarded(SessionStore.get)
+    image = forwarded(SessionStore.image)
+    remove = forwarded(SessionStore.remove)
+    sweep = forwarded(SessionStore.sweep)
+
+
+class UsersClient(ActorClient[UserStore]):
+    """Accounts and their keys."""
+
+    authenticate = forwarded(UserStore.authenticate)
