@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from deployments.description import Description
 from deployments.guards import BodyCap, LoopbackHosts, Slashes
+from deployments.origins import OwnFrames, OwnPages
 from deployments.problems import Incidents, explain
 from deployments.routes import (
     absent,
@@ -86,7 +87,9 @@ def build_gateway(services: Services) -> FastAPI:
         max_age=600,
     )
     if not with_keys:
+        app.add_middleware(OwnPages, allowed=settings.cors_origins)
         app.add_middleware(LoopbackHosts)
+    app.add_middleware(OwnFrames)
     return app
 
 

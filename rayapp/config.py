@@ -128,8 +128,8 @@ class Settings(BaseSettings):
     """A build of the OHIF viewer for `/ohif/`; nothing there means that no viewer is served."""
     session_expiry: int = Field(default=3600, ge=60)
     cors_origins: tuple[str, ...] = ()
-    """Web pages that may ask, besides those of this machine, by their origin (`https://viewer.example`); with keys none
-    given means all, since a page without a key gets nowhere."""
+    """Origins of further web pages that may use the server, such as `https://viewer.example`. By default only its own
+    pages may when there are no keys, and every page when there are, since a page without a key gets nowhere."""
 
     @model_validator(mode="before")
     @classmethod
