@@ -26,7 +26,7 @@ from rayapp.protocol import FINAL, ORIGINAL, checked_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayapp.active_learning.uncertainty import Measures, Sampled, Seen
+    from rayapp.active_learning.uncertainty import Measures, NetworkInput, Sampled
 
 SAMPLED = ("segmentation", "deepedit")
 """Types of models that say something of an image that nobody has clicked on."""
@@ -164,7 +164,7 @@ def plan_of(
 
 def sampled_models(infers: Mapping[str, InferTask]) -> list[str]:
     """Names of the models that can be sampled."""
-    return [name for name, task in infers.items() if task.info.type in SAMPLED and hasattr(task, "seen")]
+    return [name for name, task in infers.items() if task.info.type in SAMPLED and hasattr(task, "network_input")]
 
 
 class _Sampling:
@@ -177,7 +177,7 @@ class _Sampling:
     asks_model = True
 
     def _samples(
-        self, task: Sampled, seen: Seen, options: Mapping[str, Any], seed: int
+        self, task: Sampled, network_input: NetworkInput, options: Mapping[str, Any], seed: int
     ) -> Iterator[Tensor]:  # pragma: no cover
         raise NotImplementedError
 
@@ -192,15 +192,15 @@ class _Sampling:
             raise BadRequest("option 'samples' must be at least 1")
         sampled: Any = task
         volume = case.volume()
-        seen: Seen = sampled.seen(volume)
+        network_input: NetworkInput = sampled.network_input(volume)
         seed = zlib.crc32(case.image.id.encode())
-        moments = u.measured(self._samples(sampled, seen, options, seed), seen)
-        levels = u.uncertain_levels(moments, seen)
+        moments = u.measured(self._samples(sampled, network_input, options, seed), network_input)
+        levels = u.uncertain_levels(moments, network_input)
         sums = u.slice_sums(levels)
         whole = moments.image()
         names = {name: value for name, value in sampled.info.labels.items() if value}
         parts = {name: moments.structure(value) for name, value in names.items()}
-        voxel = seen.millilitres(volume)
+        voxel = network_input.millilitres(volume)
         value = self._value(whole)
         if value is None:  # nothing was found anywhere
             value = float(moments.entropy.mean())
@@ -208,7 +208,7 @@ class _Sampling:
         entropies = {CLASS_ENTROPY + name: part.entropy for name, part in parts.items() if part.entropy is not None}
         return Score(
             values={self.name: value, FOREGROUND: whole.voxels * voxel, **entropies},
-            feature=tuple(float(x) for x in u.descriptor(seen.image)),
+            feature=tuple(float(x) for x in u.descriptor(network_input.image)),
             info={
                 f"{self.name}_entropy": whole.entropy if whole.entropy is not None else value,
                 f"{self.name}_mutual_information": whole.mutual_information,
@@ -235,7 +235,9 @@ class TestTime(_Sampling):
     description = "Uncertainty over views of the same image (test-time augmentation, aleatoric)"
     config: Mapping[str, Any] = {"samples": 8, "spatial": ["mirror", "none", "flips", "all"], "batch": 1}
 
-    def _samples(self, task: Sampled, seen: Seen, options: Mapping[str, Any], seed: int) -> Iterator[Tensor]:
+    def _samples(
+        self, task: Sampled, network_input: NetworkInput, options: Mapping[str, Any], seed: int
+    ) -> Iterator[Tensor]:
         from rayapp.active_learning.uncertainty import augmented
         from rayapp.active_learning.views import Spatial, views
         from rayapp.training.augmentation import sided
@@ -243,8 +245,10 @@ class TestTime(_Sampling):
         spatial = Spatial(options["spatial"])
         if spatial is Spatial.MIRROR and sided(task.info.labels):
             spatial = Spatial.NONE
-        shown = views(options["samples"], seen.image.shape[1:], spatial=spatial, seed=seed, body=seen.body)
-        return augmented(task, seen.image, shown, batch=options["batch"])
+        shown = views(
+            options["samples"], network_input.image.shape[1:], spatial=spatial, seed=seed, body=network_input.body
+        )
+        return augmented(task, network_input.image, shown, batch=options["batch"])
 
 
 class Dropout(_Sampling):
@@ -254,13 +258,20 @@ class Dropout(_Sampling):
     description = "Uncertainty over networks by dropout (Monte-Carlo dropout, epistemic)"
     config: Mapping[str, Any] = {"samples": 8, "dropout": 0.1, "batch": 1}
 
-    def _samples(self, task: Sampled, seen: Seen, options: Mapping[str, Any], seed: int) -> Iterator[Tensor]:
+    def _samples(
+        self, task: Sampled, network_input: NetworkInput, options: Mapping[str, Any], seed: int
+    ) -> Iterator[Tensor]:
         from rayapp.active_learning.uncertainty import dropped
 
         if not 0 < options["dropout"] < 1:
             raise BadRequest("option 'dropout' must lie between 0 and 1")
         return dropped(
-            task, seen.image, options["samples"], probability=options["dropout"], seed=seed, batch=options["batch"]
+            task,
+            network_input.image,
+            options["samples"],
+            probability=options["dropout"],
+            seed=seed,
+            batch=options["batch"],
         )
 
     def _value(self, measures: Measures) -> float | None:

@@ -22,8 +22,8 @@ from torch import Tensor
 from rayapp.active_learning.views import View
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
+from rayapp.inference.arrays import Floats, Labels
 from rayapp.inference.infer_task import TaskInfo
-from rayapp.inference.network.network_grid import Floats, Labels
 
 REGION = 0.05
 """Where a structure has at least this mean probability its uncertainty counts: far from all structures every network
@@ -32,7 +32,7 @@ POOLED = 4
 """Boxes along each axis that `descriptor` averages in."""
 
 
-class Seen(Protocol):
+class NetworkInput(Protocol):
     """An image on its network's grid, nobody having pointed at anything."""
 
     @property
@@ -61,7 +61,7 @@ class Sampled(Protocol):
     def info(self) -> TaskInfo:
         """Its labels, by value from 1."""
 
-    def seen(self, volume: Volume) -> Seen:
+    def network_input(self, volume: Volume) -> NetworkInput:
         """The image as the network takes it."""
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -207,9 +207,9 @@ def dropped(
             yield from task.probabilities(image[None].expand(some, *image.shape))
 
 
-def measured(samples: Iterator[Tensor], seen: Seen) -> Moments:
+def measured(samples: Iterator[Tensor], image: NetworkInput) -> Moments:
     """The moments of samples of an image, within the image: padding is left out."""
-    within = tuple(slice(n) for n in seen.extent)
+    within = tuple(slice(n) for n in image.extent)
     moments: Moments | None = None
     for sample in samples:
         inside = sample[(slice(None), *within)]
@@ -220,10 +220,10 @@ def measured(samples: Iterator[Tensor], seen: Seen) -> Moments:
     return moments
 
 
-def uncertain_levels(moments: Moments, seen: Seen) -> Labels:
+def uncertain_levels(moments: Moments, image: NetworkInput) -> Labels:
     """The predictive entropy on the source image's grid, (I, J, K): 255 where all classes are as likely."""
     field: Floats = (moments.entropy / math.log(len(moments.mean))).numpy()
-    return seen.levels(field)
+    return image.levels(field)
 
 
 def slice_sums(levels: Labels) -> tuple[npt.NDArray[np.float32], ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayapp.inference.network.network_grid import PADDING
+from rayapp.inference.network.normalisation import PADDING
 
 GAIN, SHIFT, NOISE = 0.1, 0.1, 0.05
 """Largest relative and absolute change of intensities, and the noise's deviation (the body spans 2): less than half of

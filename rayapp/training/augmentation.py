@@ -1,7 +1,7 @@
 """Augmentation: other patients and scanners than those at hand, by MONAI's random transforms.
 
 Transforms take and give `{"image": (C, …), "labels": (1, …)}`, normalised as
-`rayapp.inference.network.network_grid.normalise` does. One thread runs a transform at a time.
+`rayapp.inference.network.normalisation.normalise` does. One thread runs a transform at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rayapp.inference.network.network_grid import PADDING
+from rayapp.inference.network.normalisation import PADDING
 
 KEYS = ("image", "labels")
 _SIDES = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt)($|[^a-z])", re.IGNORECASE)

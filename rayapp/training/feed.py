@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rayapp.inference.network.network_grid import PADDING
+from rayapp.inference.network.normalisation import PADDING
 from rayapp.training.cases import Case, Cases
 
 Example = tuple[Tensor, Tensor]

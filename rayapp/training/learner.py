@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rayapp.errors import BadRequest
-from rayapp.inference.network.network import bf16_helps
+from rayapp.inference.network.network import supports_bf16
 from rayapp.models.networks import build, load_weights
 from rayapp.models.store import ModelVersion
 from rayapp.training.design import Design
@@ -38,7 +38,7 @@ class Learner(Generic[Opts]):
         self._options = options
         self._host = host
         self._format = torch.channels_last_3d if len(design.roi_size) == 3 else torch.channels_last
-        self._bf16 = design.precision == "bfloat16" and bf16_helps(host.device)
+        self._bf16 = design.precision == "bfloat16" and supports_bf16(host.device)
         torch.manual_seed(options.seed)
         self.network = build(design.network).to(host.device)
         self.network = self.network.to(memory_format=self._format)  # type: ignore[call-overload]

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from rayapp.errors import BadRequest, RayappError
 from rayapp.imaging.volume import Volume
+from rayapp.inference.arrays import Floats
 from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods.segmentation import SegmentationTask
-from rayapp.inference.network import network_grid
 from rayapp.inference.network.network_grid import NetworkGrid
+from rayapp.inference.network.normalisation import normalise
 from rayapp.inference.network.sliding_window import Windows
 from rayapp.models.store import ModelVersion
 from rayapp.planner import Method, hardware, propose
@@ -97,12 +98,12 @@ class Recipe(Generic[Opts]):
         return case_of(self.normalised(volume, pair, design, grid.from_source), grid.labels_from_source(labels))
 
     def normalised(
-        self, volume: Volume, pair: Pair, design: Design, sample: Callable[[npt.NDArray[Any]], network_grid.Floats]
-    ) -> network_grid.Floats:
+        self, volume: Volume, pair: Pair, design: Design, sample: Callable[[npt.NDArray[Any]], Floats]
+    ) -> Floats:
         """The channels that the network sees, each brought to its grid by `sample`. Raises BadRequest."""
         if volume.channels < design.channels:
             raise BadRequest(f"image {name_of(pair)!r} has {volume.channels} channels; others have {design.channels}")
-        return np.stack([network_grid.normalise(sample(channel)) for channel in volume.array[: design.channels]])
+        return np.stack([normalise(sample(channel)) for channel in volume.array[: design.channels]])
 
     def examples(self, design: Design, options: Opts) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
         """What makes, of a case, the examples that one visit to it gives: here one, a window or the whole image,

@@ -23,7 +23,8 @@ from rayapp.active_learning.views import Spatial, views
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
 from rayapp.inference.methods.segmentation import PreparedImage
-from rayapp.inference.network.network_grid import NetworkGrid, restore
+from rayapp.inference.network.network_grid import NetworkGrid
+from rayapp.inference.network.restoration import restore
 from tests.active_learning.networks import Scripted, Voxelwise, small_task
 from tests.inference.grids import ORIENTATIONS, affine_of
 
@@ -152,10 +153,10 @@ def test_the_entropy_lies_on_the_source_grid_where_labels_do(orientation):
     shape, affine = (17, 12, 9), affine_of(orientation, (1.0, 1.3, 2.1), oblique=12)
     grid = NetworkGrid.fit(shape, affine, spacing_mm=2.6, limit=None, divisor=4)
     random = np.random.default_rng(6)
-    within = tuple(slice(n) for n in grid.turned)
+    within = tuple(slice(n) for n in grid.canonical)
     margins = np.full((1, *grid.padded), -0.4, dtype=np.float32)
-    margins[0][within] = random.uniform(-0.4, 0.4, grid.turned)
-    half = torch.zeros(2, *grid.turned)
+    margins[0][within] = random.uniform(-0.4, 0.4, grid.canonical)
+    half = torch.zeros(2, *grid.canonical)
     # A voxel whose entropy lies above the half is one whose margin is above 0.
     target = torch.from_numpy(0.5 + margins[0][within])
     low, high = torch.zeros_like(target), torch.full_like(target, 0.5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rayapp.active_learning.views import Spatial, View, views
-from rayapp.inference.network.network_grid import PADDING
+from rayapp.inference.network.normalisation import PADDING
 from tests.active_learning.networks import Painter
 
 SHAPE = (5, 7, 4)

@@ -46,3 +46,10 @@ def turned_point(point, shape, order, flips):
     """A voxel's index on the grid of `turned`."""
     moved = [(point[a], shape[a]) for a in order]
     return tuple(n - 1 - at if flip else at for (at, n), flip in zip(moved, flips, strict=True))
+
+
+def ellipsoid(shape, centre, radii):
+    """A smooth asymmetric body: positive inside, about one unit a voxel at its surface."""
+    at = np.ogrid[tuple(slice(n) for n in shape)]
+    depth = 1 - np.sqrt(sum(((x - c) / r) ** 2 for x, c, r in zip(at, centre, radii, strict=True)))
+    return (depth * min(radii)).astype(np.float32)

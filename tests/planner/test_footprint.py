@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.planner import Measured, measure, measure_apart, unet
 from rayapp.errors import ModelBroken
-from rayapp.inference.network.network import bf16_helps
+from rayapp.inference.network.network import supports_bf16
 from rayapp.planner.footprint import MIB, Footprint, Work
 
 WITHIN = 0.25
@@ -31,7 +31,7 @@ MODERATE = (
 
 def computed(work: Work) -> bool:
     """Whether this processor would compute it so: without bfloat16 of its own none is ever asked for."""
-    return work.precision == "float32" or bf16_helps(torch.device("cpu"))
+    return work.precision == "float32" or supports_bf16(torch.device("cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory of the CPU")

@@ -48,7 +48,7 @@ class Slow:
         for _ in range(3):
             self.inside.set()
             assert self.held.wait(10)
-            cancellation.step()
+            cancellation.checkpoint()
         if not self.info.labels and not prompts.clicks:
             raise BadRequest("click on something")
         self.finished += 1

@@ -37,10 +37,10 @@ def test_labels_lie_where_patient_space_says(seed, spacing):
     turned = grid.orientation.affine(volume.affine, volume.shape)
     sizes = np.array(grid.orientation.apply(labels).shape)
     for place in np.argwhere(onto >= 0)[::97]:
-        if (place >= grid.turned).any():
+        if (place >= grid.canonical).any():
             assert onto[tuple(place)] == 0
             continue
-        canonical = (place + 0.5) * sizes / grid.turned - 0.5
+        canonical = (place + 0.5) * sizes / grid.canonical - 0.5
         source = mm_to_index(volume.affine, index_to_mm(turned, canonical))
         near = {labels[tuple(np.clip(f, 0, np.array(labels.shape) - 1))] for f in nearest(source)}
         assert onto[tuple(place)] in near

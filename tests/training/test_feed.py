@@ -4,7 +4,7 @@ as its largest example."""
 import pytest
 import torch
 
-from rayapp.inference.network.network_grid import PADDING
+from rayapp.inference.network.normalisation import PADDING
 from rayapp.training.cases import Case, Cases
 from rayapp.training.feed import Feed, batch_of
 

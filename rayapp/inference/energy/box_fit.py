@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
+from rayapp.inference.arrays import Box, Floats
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Bools, Scan
 from rayapp.inference.infer_task import Point
-from rayapp.inference.network.network_grid import Box, Floats
 
 VOXELS = 30_000
 """In which the part is sought, at most."""

@@ -25,12 +25,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from rayapp.inference.arrays import Floats, Labels, Shape
 from rayapp.inference.energy.graph_cut import graph_cut
 from rayapp.inference.energy.likelihood import CERTAIN
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Bools, Scan
 from rayapp.inference.infer_task import Point
-from rayapp.inference.network.network_grid import Floats, Labels, NetworkGrid, Shape
+from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts import guidance
 from rayapp.inference.prompts.guidance import Position
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
@@ -59,13 +60,13 @@ Ends = npt.NDArray[np.float64]
 
 def helps(grid: NetworkGrid) -> bool:
     """Whether the image has detail that the network does not see."""
-    return any(n > COARSER * m for n, m in zip(grid.source, grid.coarse, strict=True))
+    return any(n > COARSER * m for n, m in zip(grid.source, grid.resampled, strict=True))
 
 
 def reach(scan: Scan, grid: NetworkGrid) -> float:
     """How far (mm) a click speaks for what is around it, and its region reaches at least if `MAX_VOXELS` lets it: as
     far as the network sees it."""
-    return guidance.RADIUS * float(np.median(scan.spacing * grid.source / grid.coarse))
+    return guidance.RADIUS * float(np.median(scan.spacing * grid.source / grid.resampled))
 
 
 def changed(before: Floats, after: Floats, positions: Sequence[Position]) -> Bools:
@@ -187,7 +188,7 @@ def _differences(
 
 def proposed(margin: Floats, grid: NetworkGrid, region: Region) -> Floats:
     """The network's log-odds at the region's voxels."""
-    scale = np.array(grid.coarse) / grid.source
+    scale = np.array(grid.resampled) / grid.source
     steps = np.array(region.steps)
     field: Floats = ndimage.affine_transform(
         np.ascontiguousarray(grid.to_source_axes(margin).transpose(2, 1, 0)),
@@ -208,7 +209,7 @@ def _outlines(
         return
     parts, _ = ndimage.label(grid.to_source_axes(margin).transpose(2, 1, 0) > 0)
     extents = ndimage.find_objects(parts)
-    scale = np.array(grid.source) / grid.coarse
+    scale = np.array(grid.source) / grid.resampled
     for group in _groups(around, scan, reach(scan, grid)):
         least = _around(group, scan, reach(scan, grid))
         most = [least]

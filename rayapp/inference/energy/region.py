@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from rayapp.inference.arrays import Box, Floats, Shape
 from rayapp.inference.energy.sparse_slices import signed_distance
 from rayapp.inference.infer_task import Point
-from rayapp.inference.network.network_grid import Box, Floats, Shape
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
 Bools = npt.NDArray[np.bool_]

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from rayapp import geometry
 from rayapp.imaging.volume import Volume
+from rayapp.inference.arrays import Floats, Shape
 from rayapp.inference.energy import likelihood
 from rayapp.inference.energy.region import Region
-from rayapp.inference.network.network_grid import Floats, Shape
 from rayapp.inference.prompts.scribble_map import FOREGROUND, Marks
 
 Bools = npt.NDArray[np.bool_]

@@ -20,9 +20,9 @@ from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.segmentation import Clock
-from rayapp.inference.network.monai_transforms import Data, PreparedData, TransformPipeline, numeric
+from rayapp.inference.network.monai_transforms import Data, PreparedData, TransformPipeline, checked_output
 from rayapp.inference.network.network import dropout
-from rayapp.inference.network.sampling import Seen, probabilities
+from rayapp.inference.network.sampling import TransformedImage, probabilities
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 from rayapp.models.networks import load_weights
 
@@ -114,20 +114,20 @@ class BasicInferTask:
 
     def _output(self, images: Tensor) -> Tensor:
         output: Tensor = self.inferer()(inputs=images.to(self.device, torch.float32), network=self._network)
-        return numeric(output.float())
+        return checked_output(output.float())
 
     # Samples, for `rayapp.active_learning.uncertainty`
 
-    def seen(self, volume: Volume) -> Seen:
+    def network_input(self, volume: Volume) -> TransformedImage:
         """The image as the network takes it when nobody has pointed at anything."""
         prepared = self.prepare(volume)
         data = self._completed(prepared, Prompts())
         image = data[self._loaded.image].as_tensor().to(self.device, torch.float32)
-        return Seen(pipeline=self._loaded, data=data, source=prepared.source, image=image)
+        return TransformedImage(pipeline=self._loaded, data=data, source=prepared.source, image=image)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Of background and each structure by value, (N, 1 + L, *shape), in images (N, C, *shape) as `seen`."""
+        """Class probabilities (N, 1 + L, *shape), background first, of images (N, C, *shape) as of `network_input`."""
         answers = torch.cat([self._output(one[None]) for one in images])
         return probabilities(answers, max(self.info.labels.values()), sigmoid=self._loaded.sigmoid)
 

@@ -23,12 +23,12 @@ import torch
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
+from rayapp.inference.arrays import Floats, Labels
 from rayapp.inference.energy import click_refinement
 from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.segmentation import Clock, PreparedImage, SegmentationTask, wanted
-from rayapp.inference.network import network_grid
-from rayapp.inference.network.network_grid import Floats, Labels
+from rayapp.inference.network import restoration
 from rayapp.inference.prompts import guidance
 from rayapp.inference.prompts.guidance import GuidedImage, Position
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
@@ -135,17 +135,17 @@ class DeepEditTask(SegmentationTask):
         added, margins = self._margins(prepared, clicks, clock)
         if prompts.start is not None:
             labels = self._corrected(prepared, prompts.start, clicks, margins, clock)
-            yield self._answer(network_grid.within(labels, prompts.roi), clicks, config, clock)
+            yield self._answer(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
             return
         held = hold(margins, positions, _gray(prepared)) if any(clicks) else margins
         clock.stage("post")
-        labels = network_grid.restore(held, prepared.grid, roi=prompts.roi)
+        labels = restoration.restore(held, prepared.grid, roi=prompts.roi)
         clock.stage("invert")
         yield self._answer(labels, clicks, config, clock)
         if click_refinement.helps(prepared.grid) and any(clicks):
             clock.resume()
             labels = self._drawn(prepared, clicks, positions, added, margins, clock)
-            yield self._answer(network_grid.within(labels, prompts.roi), clicks, config, clock)
+            yield self._answer(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
 
     def _drawn(
         self,
@@ -168,7 +168,7 @@ class DeepEditTask(SegmentationTask):
             kept = click_refinement.changed(held, fewer, background)
             left, held = np.where(kept, np.minimum(added, margins), added), np.where(kept, fewer, held)
         clock.stage("infer")
-        labels = network_grid.restore(held, grid)
+        labels = restoration.restore(held, grid)
         clock.stage("invert")
         click_refinement.add(labels, prepared.scan, grid, added, clicks[:-1])
         click_refinement.take(labels, prepared.scan, grid, left, clicks)
@@ -188,7 +188,7 @@ class DeepEditTask(SegmentationTask):
 
     def _answer(self, labels: Labels, clicks: Clicks, config: Mapping[str, Any], clock: Clock) -> Prediction:
         if wanted(config.get("largest_cc")):
-            labels = network_grid.keep_largest(labels)
+            labels = restoration.keep_largest_component(labels)
         for channel, points in enumerate(clicks):
             for i, j, k in points:
                 labels[i, j, k] = (channel + 1) % len(clicks)
@@ -218,7 +218,7 @@ class DeepEditTask(SegmentationTask):
         positions = [prepared.grid.positions(points) for points in clicks]
         images = torch.from_numpy(prepared.guided.show(positions))
         clock.stage("pre")
-        margins = network_grid.margins_of(self._infer(images[None])[0])
+        margins = restoration.log_odds_margins(self._infer(images[None])[0])
         clock.stage("infer")
         return margins
 

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Affine, Volume
+from rayapp.inference.arrays import Floats
 from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point, Prediction, Prompts
 from rayapp.inference.methods.deepedit import HOLD, Clicks, DeepEditTask, PreparedEdit, as_edit
 from rayapp.inference.methods.scribbles import named
 from rayapp.inference.methods.segmentation import Clock, PreparedImage
 from rayapp.inference.network import slices
-from rayapp.inference.network.network_grid import Floats
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 
 BESIDE_MM = 10.0

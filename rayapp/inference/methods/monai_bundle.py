@@ -27,9 +27,10 @@ from rayapp.inference.methods.deepgrow import clicked_slice, foreground
 from rayapp.inference.methods.scribbles import named
 from rayapp.inference.methods.segmentation import Clock
 from rayapp.inference.network import detections
-from rayapp.inference.network.monai_transforms import Data, Labels, PreparedData, TransformPipeline, numeric, positions
+from rayapp.inference.network.monai_transforms import Data, PreparedData, TransformPipeline, checked_output, positions
 from rayapp.inference.network.network import dropout
-from rayapp.inference.network.sampling import Seen, probabilities
+from rayapp.inference.network.restoration import clear_outside
+from rayapp.inference.network.sampling import TransformedImage, probabilities
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 from rayapp.models.bundle_folder import INFERENCE, METADATA, BundleFolder, targets
 
@@ -200,22 +201,22 @@ class BundleTask:
         labels = parts.pipeline.labels(data, output[0], prepared.source, first=self._first)
         if self.kind == VISTA:
             labels[labels == NO_VALUE] = 0
-        labels = within(labels, prompts.roi)
+        clear_outside(labels, prompts.roi)
         clock.stage("invert")
         return Prediction(labels=labels, params=named(prompts) if self.kind == DEEPGROW else {}, seconds=clock.seconds)
 
     # Samples, for `rayapp.active_learning.uncertainty`
 
-    def seen(self, volume: Volume) -> Seen:
+    def network_input(self, volume: Volume) -> TransformedImage:
         """The image as the network takes it, without the channels of clicks."""
         prepared, pipeline = self.prepare(volume), self.parts.pipeline
         data = pipeline.complete(prepared, self._entries(prepared, Prompts(), None))
         image = data[self._image].as_tensor()[: self._channels].to(self.device, torch.float32)
-        return Seen(pipeline=pipeline, data=data, source=prepared.source, image=image)
+        return TransformedImage(pipeline=pipeline, data=data, source=prepared.source, image=image)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Of background and each structure by value, (N, 1 + L, *shape), in images (N, C, *shape) as `seen`."""
+        """Class probabilities (N, 1 + L, *shape), background first, of images (N, C, *shape) as of `network_input`."""
         clicks = len(self._own_names) if self.kind == DEEPEDIT else 0
         images = functional.pad(images, (0, 0) * 3 + (0, clicks))
         with torch.autocast("cuda", enabled=self.device.type == "cuda"):
@@ -277,7 +278,7 @@ class BundleTask:
         if self.kind == VISTA:  # which answers NaN where its window was not
             return output.float()
         try:
-            return numeric(output.float())
+            return checked_output(output.float())
         except ModelBroken as error:
             raise self._folder.broken(error.detail) from None
 
@@ -304,7 +305,7 @@ class BundleTask:
         found = parts.inferer([image.as_tensor().to(self.device, torch.float32)], parts.network)[0]
         clock.stage("infer")
         detector = parts.detector
-        result = detections.found(
+        result = detections.boxes_in_lps(
             found[detector.target_box_key].cpu().numpy(),
             found[detector.target_label_key].cpu().numpy(),
             found[detector.pred_score_key].cpu().numpy(),
@@ -328,14 +329,3 @@ def kind_of(config: Mapping[str, Any]) -> str:
     if used & {"VistaPreTransformd", "Vista3dInferer"}:
         return VISTA
     return SEGMENTATION
-
-
-def within(labels: Labels, roi: tuple[Point, Point] | None) -> Labels:
-    """Labels with background outside the box."""
-    if roi is None:
-        return labels
-    kept = labels.copy(order="K")
-    kept[:] = 0
-    box = tuple(slice(low, high) for low, high in zip(*roi, strict=True))
-    kept[box] = labels[box]
-    return kept

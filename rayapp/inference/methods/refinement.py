@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
+from rayapp.inference.arrays import Floats
 from rayapp.inference.energy.click_refinement import proposed
 from rayapp.inference.energy.likelihood import CERTAIN
 from rayapp.inference.energy.region import Region
@@ -24,7 +25,7 @@ from rayapp.inference.energy.scan import Scan, Spacing, extent
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.scribbles import MARGIN_MM, OPTIMISERS, answer, import_libraries, optimiser_of, painted
 from rayapp.inference.methods.segmentation import Clock, PreparedImage, SegmentationTask
-from rayapp.inference.network.network_grid import Floats, NetworkGrid
+from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 
 SAY = 2 * CERTAIN
@@ -141,7 +142,7 @@ def _region(margin: Floats, grid: NetworkGrid, marks: Marks, prompts: Prompts, s
     corners = [np.array(extent(marks))] if marks.any() else []
     likely = grid.to_source_axes(margin).transpose(2, 1, 0) > UNLIKELY
     if likely.any():
-        corners.append(np.array(extent(likely)) * (np.array(grid.source) / grid.coarse))
+        corners.append(np.array(extent(likely)) * (np.array(grid.source) / grid.resampled))
     if not corners:
         raise BadRequest("the network sees nothing of this structure here: scribble on it")
     low, high = np.min([low for low, _ in corners], axis=0), np.max([high for _, high in corners], axis=0)

@@ -21,11 +21,12 @@ import torch
 
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
+from rayapp.inference.arrays import Floats
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.kserve import Array, InferenceServer
 from rayapp.inference.methods.segmentation import Clock
-from rayapp.inference.network import network_grid
-from rayapp.inference.network.network_grid import Floats, NetworkGrid
+from rayapp.inference.network import restoration
+from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 
 
@@ -119,7 +120,7 @@ class RemoteTask:
             inputs |= {self._inputs["points"]: points, self._inputs["point_labels"]: values}
         answer = self._server.infer(inputs, [self._output])[self._output]
         clock.stage("infer")
-        labels = network_grid.restore(self._margins(answer, prepared), prepared.grid, roi=prompts.roi)
+        labels = restoration.restore(self._margins(answer, prepared), prepared.grid, roi=prompts.roi)
         clock.stage("invert")
         return Prediction(labels=labels, seconds=clock.seconds)
 
@@ -142,7 +143,7 @@ class RemoteTask:
         """(L, R, A, S), positive where a structure is."""
         shape, count = prepared.grid.padded, len(self._labels)
         if answer.shape == (1, 1 + count, *shape) and answer.dtype.kind == "f":
-            return network_grid.margins_of(torch.from_numpy(answer[0].astype(np.float32)))
+            return restoration.log_odds_margins(torch.from_numpy(answer[0].astype(np.float32)))
         if answer.shape in ((1, *shape), (1, 1, *shape)):
             found = answer.reshape(shape)
             margins = [np.where(found == value, 1.0, -1.0) for value in range(1, count + 1)]

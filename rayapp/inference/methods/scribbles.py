@@ -26,6 +26,7 @@ from scipy import ndimage
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
+from rayapp.inference.arrays import Floats
 from rayapp.inference.energy import box_fit, likelihood, sparse_slices
 from rayapp.inference.energy.extreme_points import connect
 from rayapp.inference.energy.graph_cut import graph_cut
@@ -35,7 +36,6 @@ from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Bools, Scan, Spacing, Work, across, drawn_axis, extent
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.segmentation import Clock
-from rayapp.inference.network.network_grid import Floats
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 
 Optimiser = Callable[[Floats, Floats, Marks, Spacing], Bools]

@@ -17,10 +17,12 @@ from torch.nn import functional
 
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
+from rayapp.inference.arrays import Floats, Labels, Shape
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
-from rayapp.inference.network import network_grid
+from rayapp.inference.network import restoration
 from rayapp.inference.network.network import Network
-from rayapp.inference.network.network_grid import Floats, NetworkGrid
+from rayapp.inference.network.network_grid import NetworkGrid
+from rayapp.inference.network.normalisation import normalise
 from rayapp.inference.network.sliding_window import OVERLAP, Windows
 from rayapp.models.store import ModelVersion
 
@@ -43,18 +45,18 @@ class PreparedImage:
         return self.image.nbytes
 
     @property
-    def extent(self) -> network_grid.Shape:
+    def extent(self) -> Shape:
         """Voxels along R, A, S that show the image; behind these is padding."""
-        return self.grid.turned
+        return self.grid.canonical
 
-    def levels(self, field: Floats) -> network_grid.Labels:
+    def levels(self, field: Floats) -> Labels:
         """See `pipeline.restore_levels`."""
-        return network_grid.restore_levels(field, self.grid)
+        return restoration.restore_levels(field, self.grid)
 
     def millilitres(self, volume: Volume) -> float:
         """Of one voxel of the grid, which covers `volume`."""
         whole = abs(float(np.linalg.det(volume.affine[:3, :3]))) * float(np.prod(volume.shape))
-        return whole / float(np.prod(self.grid.coarse)) / 1000
+        return whole / float(np.prod(self.grid.resampled)) / 1000
 
 
 class SegmentationTask:
@@ -95,7 +97,7 @@ class SegmentationTask:
         self._channels = max(1, int(network.get("in_channels", 1)) - self._guidance_channels)
         self._spacing = spacing
         self._roi_size = tuple(int(n) for n in roi_size)
-        self._windows = Windows(roi_size=self._roi_size, overlap=overlap, at_once=windows)
+        self._windows = Windows(roi_size=self._roi_size, overlap=overlap, batch_size=windows)
         self._description = description
         self._version = version
         self._network = Network(
@@ -120,7 +122,7 @@ class SegmentationTask:
                 spacing=card["spacing"],
                 roi_size=windows.roi_size,
                 overlap=windows.overlap,
-                windows=windows.at_once,
+                windows=windows.batch_size,
                 precision=card.get("precision", "bfloat16"),
                 description=card.get("description", ""),
                 version=version.version,
@@ -172,11 +174,11 @@ class SegmentationTask:
         """The channels that the network sees, each brought to its grid by `sample`."""
         if volume.channels < self._channels:
             raise BadRequest(f"model {self._name!r} needs {self._channels} channels; this image has {volume.channels}")
-        return np.stack([network_grid.normalise(sample(channel)) for channel in volume.array[: self._channels]])
+        return np.stack([normalise(sample(channel)) for channel in volume.array[: self._channels]])
 
     def margins(self, prepared: PreparedImage) -> Floats:
         """By how much each structure leads its best rival, (L, *grid.padded), in log-odds."""
-        return network_grid.margins_of(self._infer(prepared.image[None])[0])
+        return restoration.log_odds_margins(self._infer(prepared.image[None])[0])
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment; of the prompts only `roi` matters: outside it all is background."""
@@ -187,7 +189,7 @@ class SegmentationTask:
 
     # Samples, for `rayapp.active_learning.uncertainty`
 
-    def seen(self, volume: Volume) -> PreparedImage:
+    def network_input(self, volume: Volume) -> PreparedImage:
         """The image as the network takes it when nobody has pointed at anything."""
         return self.prepare(volume)
 
@@ -212,10 +214,10 @@ class SegmentationTask:
     def _finish(
         self, margins: Floats, grid: NetworkGrid, prompts: Prompts, config: Mapping[str, Any], clock: Clock
     ) -> Prediction:
-        labels = network_grid.restore(margins, grid, roi=prompts.roi)
+        labels = restoration.restore(margins, grid, roi=prompts.roi)
         clock.stage("invert")
         if wanted(config.get("largest_cc")):
-            labels = network_grid.keep_largest(labels)
+            labels = restoration.keep_largest_component(labels)
         clock.stage("post")
         return Prediction(labels=labels, seconds=clock.seconds)
 

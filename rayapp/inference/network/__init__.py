@@ -1,1 +1,1 @@
-"""Running a network on a volume: grids, sliding windows, transforms, sampling and cancellation."""
+"""Running a network on a volume: grids, normalisation, sliding windows, transforms, restoration and cancellation."""

@@ -1,6 +1,7 @@
-"""Interruption: how long work in a network ends early, when nobody wants its end any more or a click waits.
+"""Cooperative cancellation of inference between windows.
 
-Whoever starts the work says what to check; networks ask at each of their windows. For any thread, each for itself.
+Inference ends early when its caller no longer needs the result, or when it has to make way for a click. Whoever starts
+inference supplies a check that raises to cancel; networks run it before each window. State is per thread.
 """
 
 from __future__ import annotations
@@ -9,22 +10,26 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-_here = threading.local()
+_local = threading.local()
 
 
 @contextlib.contextmanager
 def interruptible(check: Callable[[], None]) -> Iterator[None]:
-    """Run `check` now, and at each `step` of this thread herein; what it raises ends the work."""
+    """Run `check` now and at every `checkpoint` of this thread within the context.
+
+    Args:
+        check: Called without arguments; raises to cancel the work.
+    """
     check()
-    _here.check = check
+    _local.check = check
     try:
         yield
     finally:
-        del _here.check
+        del _local.check
 
 
-def step() -> None:
-    """Called between two steps: the place where work may end."""
-    check = getattr(_here, "check", None)
+def checkpoint() -> None:
+    """Point between two windows where inference may be cancelled; does nothing outside `interruptible`."""
+    check = getattr(_local, "check", None)
     if check is not None:
         check()

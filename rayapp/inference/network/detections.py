@@ -1,7 +1,7 @@
-"""Boxes that a detector found: from the network's grid to LPS millimetres and to a file that 3D Slicer reads.
+"""Detected boxes: from a detector's voxel coordinates to LPS millimetres and to 3D Slicer's markups file.
 
-A box's corners are in the index space of the image that the detector saw, as MONAI's detectors put them out; turned
-with an oblique grid they become the upright box around them. Slicer's file is its markups schema 1.0.3.
+MONAI's detectors return box corners in the index space of the image they saw. On an oblique grid a box becomes the
+axis-aligned box around it. The file follows Slicer's markups schema 1.0.3.
 """
 
 from __future__ import annotations
@@ -16,15 +16,24 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.geometry import Affine, index_to_mm
+from rayapp.inference.arrays import Shape
 from rayapp.inference.infer_task import Prediction
 
 SCHEMA = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
-UPRIGHT = [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0]
+AXIS_ALIGNED = [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0]
+"""Slicer's `orientation` of a box along the patient axes, row by row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """Centre and size in LPS mm; what is in it, and how sure the detector is."""
+    """A detected box.
+
+    Attributes:
+        center: Centre in LPS mm.
+        size: Edge lengths in mm.
+        label: Name of the detected class.
+        score: The detector's confidence, 0 to 1.
+    """
 
     center: tuple[float, float, float]
     size: tuple[float, float, float]
@@ -32,7 +41,7 @@ class Box:
     score: float
 
 
-def found(
+def boxes_in_lps(
     corners: npt.NDArray[Any],
     labels: npt.NDArray[Any],
     scores: npt.NDArray[Any],
@@ -41,32 +50,38 @@ def found(
     shape: tuple[int, ...],
     names: Mapping[int, str],
 ) -> list[Box]:
-    """Boxes of (N, 6) lower and upper corners in index space, the surest first; what lies outside `shape` is cut off.
+    """Convert a detector's output to boxes in LPS mm, highest score first.
 
-    `affine` maps the indices to RAS mm.
+    Args:
+        corners: Lower and upper corners in index space, shape (N, 6).
+        labels: Class values, shape (N,).
+        scores: Confidences, shape (N,).
+        affine: Index to RAS mm.
+        shape: Voxels of the image; boxes are clipped to it, and dropped if nothing is left.
+        names: Class value to name.
     """
-    result = []
-    for at in np.argsort(-scores, kind="stable"):
-        low, high = np.clip(corners[at, :3], 0, shape), np.clip(corners[at, 3:], 0, shape)
+    boxes = []
+    for index in np.argsort(-scores, kind="stable"):
+        low, high = np.clip(corners[index, :3], 0, shape), np.clip(corners[index, 3:], 0, shape)
         if not (high > low).all():
             continue
-        ends = np.array(list(product(*zip(low, high, strict=True))))
-        lps = index_to_mm(affine, ends) * (-1.0, -1.0, 1.0)
+        vertices = np.array(list(product(*zip(low, high, strict=True))))
+        lps = index_to_mm(affine, vertices) * (-1.0, -1.0, 1.0)
         least, most = lps.min(axis=0), lps.max(axis=0)
-        value = int(labels[at])
-        result.append(
+        value = int(labels[index])
+        boxes.append(
             Box(
-                center=_three((least + most) / 2),
-                size=_three(most - least),
+                center=_triple((least + most) / 2),
+                size=_triple(most - least),
                 label=names.get(value, str(value)),
-                score=float(scores[at]),
+                score=float(scores[index]),
             )
         )
-    return result
+    return boxes
 
 
-def prediction(boxes: list[Box], shape: tuple[int, int, int], seconds: Mapping[str, float]) -> Prediction:
-    """A reply with boxes, an empty mask, and a file of markups."""
+def prediction(boxes: list[Box], shape: Shape, seconds: Mapping[str, float]) -> Prediction:
+    """A prediction of boxes: an empty mask of `shape`, the boxes as `params`, and Slicer's file as `document`."""
     params = {
         "box": [[*box.center, *box.size] for box in boxes],
         "label": [box.label for box in boxes],
@@ -86,7 +101,7 @@ def _markup(box: Box) -> dict[str, Any]:
         "roiType": "Box",
         "center": box.center,
         "size": box.size,
-        "orientation": UPRIGHT,
+        "orientation": AXIS_ALIGNED,
         "insideOut": False,
         "label": {"value": box.label},
         "controlPoints": [{"id": "1", "label": f"{box.label} {box.score:.2f}", "position": box.center}],
@@ -94,6 +109,6 @@ def _markup(box: Box) -> dict[str, Any]:
     }
 
 
-def _three(values: npt.NDArray[Any]) -> tuple[float, float, float]:
+def _triple(values: npt.NDArray[Any]) -> tuple[float, float, float]:
     x, y, z = (float(value) for value in values)
     return x, y, z

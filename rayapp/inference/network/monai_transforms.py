@@ -1,16 +1,18 @@
-"""TransformPipeline: MONAI's dictionary transforms around a network, on a volume that is in memory already.
+"""MONAI dictionary transforms around a network, applied to a volume that is already in memory.
 
-The transforms are whoever's who wrote the model, and run as they are, but for those that read and write files: the
-volume takes the place of LoadImaged, the reply that of SaveImaged. They run on a MetaTensor, which remembers what was
-done to it, so that what the network found comes back onto the source's exact grid: by the author's own Invertd if
-there is one, else by inverting the same steps with nearest-neighbour interpolation.
+The transforms are those of the model's author and run unchanged, except for those that read and write files: the volume
+takes the place of LoadImaged, the reply that of SaveImaged. They run on a MetaTensor, which records the operations
+applied to it, so that the network's output is restored to exactly the source grid: by the author's own Invertd if there
+is one, else by inverting the same transforms with nearest-neighbour interpolation.
 
-The steps that look at the image alone, up to the first that does anything else, run once per image; what follows (as
-guidance from clicks does) runs for each prompt. What follows is told that the image was loaded on the grid it has
-there, and gets clicks on that grid: so clicks lie where they should whatever was turned and resampled before.
-MONAI's own DeepGrow steps are the exception: they follow clicks from the image as it was loaded, slices first, through
-cropping and resizing, and put the mask back by themselves (RestoreLabeld), so they get clicks as they were made.
-A pipeline's `prepare` may run in several threads at once.
+Leading transforms that only touch the image run once per image; the rest, such as guidance from clicks, runs for each
+prompt. To the rest, the image appears as if loaded on its current grid, and clicks are given on that grid, so that
+clicks are placed correctly whatever reorientation and resampling came before.
+
+MONAI's DeepGrow transforms are an exception: they track clicks from the loaded image, slices first, through cropping
+and resizing, and restore the mask themselves (RestoreLabeld), so they receive clicks in source voxels.
+
+`TransformPipeline.prepare` may run in several threads at once.
 """
 
 from __future__ import annotations
@@ -44,38 +46,49 @@ from torch import Tensor
 from rayapp.errors import ModelBroken
 from rayapp.geometry import index_to_mm, mm_to_index, same_grid, spacing
 from rayapp.imaging.volume import Grid, Volume, from_below
+from rayapp.inference.arrays import Floats, Labels
 from rayapp.inference.infer_task import Point
 
 Data = dict[str, Any]
-Labels = npt.NDArray[np.uint8]
-FROM_LOADED = "AddGuidanceFromPointsd"
-"""The step of `monai.apps.deepgrow` that takes clicks on the image as it was loaded."""
+"""The dictionary that MONAI's dictionary transforms pass along."""
+SOURCE_CLICKS_TRANSFORM = "AddGuidanceFromPointsd"
+"""The transform of `monai.apps.deepgrow` that takes clicks in voxels of the loaded image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedData:
-    """An image after the steps that need no prompts, and the source's grid; with `as_made` clicks are given on that."""
+    """An image after the transforms that need no prompts.
+
+    Attributes:
+        data: The pipeline's dictionary.
+        image: Key of the image in `data`.
+        source: The source grid.
+        source_clicks: Whether the remaining transforms take clicks in source voxels.
+    """
 
     data: Data
     image: str
     source: Grid
-    as_made: bool = False
+    source_clicks: bool = False
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors."""
+        """Memory of the tensors in bytes."""
         return sum(value.nbytes for value in self.data.values() if isinstance(value, Tensor))
 
     def clicks(self, points: Sequence[Point]) -> list[list[float]]:
-        """Source voxels' places in the image as it is now, for transforms that cut decimals off: a little into the
-        voxel, lest one that computes with a click's place ends in the voxel before."""
-        if self.as_made:
+        """Clicks as the remaining transforms take them, in voxels of the image as it is now.
+
+        A quarter voxel is added, since some transforms compute with these numbers and truncate: without it, rounding
+        errors would move clicks to the previous voxel.
+        """
+        if self.source_clicks:
             return [list(point) for point in points]
-        return [[at + 0.25 for at in voxel] for voxel in positions(points, self.source, self.data[self.image])]
+        return [[index + 0.25 for index in voxel] for voxel in positions(points, self.source, self.data[self.image])]
 
 
 class ChannelFirst:
-    """What EnsureChannelFirstd does to an image whose channels, if it has any, are first already."""
+    """Stand-in for EnsureChannelFirstd, for an image whose channels, if it has any, are first already."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -85,85 +98,92 @@ class ChannelFirst:
         return {**data, self.key: image[None] if image.ndim == 3 else image}
 
 
-class Tracked:
-    """A step that may leave a bare array of an image: what is known of where that lies is kept."""
+class KeepMetadata:
+    """Wraps a transform that may return a plain array for an image, and restores the MetaTensor's metadata."""
 
-    def __init__(self, step: Any, key: str) -> None:
-        self.step, self.key = step, key
+    def __init__(self, transform: Any, key: str) -> None:
+        self.transform, self.key = transform, key
 
     def __call__(self, data: Mapping[str, Any]) -> Data:
-        before, after = data.get(self.key), self.step(data)
-        bare = self.key in after and not isinstance(after[self.key], MetaTensor)
-        if bare and isinstance(before, MetaTensor):
-            return {**after, self.key: _beside(before, MetaTensor(torch.as_tensor(after[self.key])))}
+        before, after = data.get(self.key), self.transform(data)
+        plain = self.key in after and not isinstance(after[self.key], MetaTensor)
+        if plain and isinstance(before, MetaTensor):
+            return {**after, self.key: _with_metadata_of(before, MetaTensor(torch.as_tensor(after[self.key])))}
         return dict(after)
 
 
 class TransformPipeline:
-    """Steps before and after a network.
+    """Transforms before and after a network.
 
     Args:
-        pre: the author's transforms before the network, files included.
-        post: those after it.
-        image, pred: the keys of the image and of what the network found.
+        pre: The author's transforms before the network, including those that read files.
+        post: The author's transforms after it, including those that write files.
+        image: Key of the image.
+        pred: Key of the network's output.
     """
 
     def __init__(self, *, pre: Any, post: Any, image: str = "image", pred: str = "pred") -> None:
         self.image, self.pred = image, pred
-        steps, self._lazy = _steps(pre)
-        self._channel_first = _loads_channel_first(steps, image)
-        self._as_made = any(type(step).__name__ == FROM_LOADED for step in steps)
-        self._steps = [self._placed(step) for step in steps if not isinstance(step, (LoadImage, LoadImaged))]
-        self._post = [step for step in _steps(post)[0] if not isinstance(step, (SaveImage, SaveImaged))]
-        self._inverts = any(isinstance(step, Invertd) and pred in step.keys for step in self._post)
-        self._alone = next((n for n, step in enumerate(self._steps) if not self._of_image(step)), len(self._steps))
+        pre_transforms, self._lazy = _flattened(pre)
+        post_transforms, _ = _flattened(post)
+        self._channel_first = _loads_channel_first(pre_transforms, image)
+        self._source_clicks = any(type(t).__name__ == SOURCE_CLICKS_TRANSFORM for t in pre_transforms)
+        self._pre = [self._replaced(t) for t in pre_transforms if not isinstance(t, (LoadImage, LoadImaged))]
+        self._post = [t for t in post_transforms if not isinstance(t, (SaveImage, SaveImaged))]
+        self._inverts = any(isinstance(t, Invertd) and pred in t.keys for t in self._post)
+        self._image_only = next((n for n, t in enumerate(self._pre) if not self._only_touches_image(t)), len(self._pre))
 
     @property
     def sigmoid(self) -> bool:
-        """Whether what the network says of each channel stands alone, and is no choice between them."""
-        dictionaries = (any(step.sigmoid) for step in self._post if isinstance(step, Activationsd))
-        return any(dictionaries) or any(step.sigmoid for step in self._post if isinstance(step, Activations))
+        """Whether channels are independent (sigmoid), not exclusive classes (softmax)."""
+        dictionaries = (any(t.sigmoid) for t in self._post if isinstance(t, Activationsd))
+        return any(dictionaries) or any(t.sigmoid for t in self._post if isinstance(t, Activations))
 
     @property
-    def steps(self) -> Sequence[Any]:
-        """The transforms before the network that are run."""
-        return self._steps
+    def pre_transforms(self) -> Sequence[Any]:
+        """The transforms that run before the network."""
+        return self._pre
 
-    def _placed(self, step: Any) -> Any:
-        """What is run in a step's place."""
-        if isinstance(step, (EnsureChannelFirst, EnsureChannelFirstd)):
-            return step if self._as_made else ChannelFirst(self.image)
-        known = isinstance(step, InvertibleTransform) or type(step).__module__.startswith("monai.transforms")
-        return step if known else Tracked(step, self.image)
+    def _replaced(self, transform: Any) -> Any:
+        """The transform that runs in place of the author's."""
+        if isinstance(transform, (EnsureChannelFirst, EnsureChannelFirstd)):
+            return transform if self._source_clicks else ChannelFirst(self.image)
+        keeps = isinstance(transform, InvertibleTransform) or type(transform).__module__.startswith("monai.transforms")
+        return transform if keeps else KeepMetadata(transform, self.image)
 
-    def _of_image(self, step: Any) -> bool:
-        """Whether a step only looks at, and changes, the image."""
-        if isinstance(step, ChannelFirst):
+    def _only_touches_image(self, transform: Any) -> bool:
+        """Whether a transform reads and changes nothing but the image, and is deterministic."""
+        if isinstance(transform, ChannelFirst):
             return True
-        known = type(step).__module__.startswith("monai.transforms")
-        only = isinstance(step, MapTransform) and set(step.keys) == {self.image}
-        return known and only and not isinstance(step, Randomizable)
+        known = type(transform).__module__.startswith("monai.transforms")
+        on_image = isinstance(transform, MapTransform) and set(transform.keys) == {self.image}
+        return known and on_image and not isinstance(transform, Randomizable)
 
     def prepare(self, volume: Volume) -> PreparedData:
-        """Run what needs no prompts."""
+        """Run the leading transforms, which need no prompts."""
         source = Grid(shape=volume.shape, affine=volume.affine)
-        if self._as_made:  # steps that take slices for channels can do nothing with axes that are turned
+        if self._source_clicks:  # transforms that take slices for channels cannot handle rotated axes
             volume = replace(volume, affine=np.diag([*spacing(volume.affine), 1.0]))
         data: Data = {self.image: loaded(volume, channel_first=self._channel_first)}
-        data = self._run(self._steps[: self._alone], data)
-        return PreparedData(data=data, image=self.image, source=source, as_made=self._as_made)
+        data = self._run(self._pre[: self._image_only], data)
+        return PreparedData(data=data, image=self.image, source=source, source_clicks=self._source_clicks)
 
     def complete(self, prepared: PreparedData, entries: Mapping[str, Any]) -> Data:
-        """Run what is left before the network, with the prompts' `entries` (clicks as of `prepared.clicks`)."""
+        """Run the remaining transforms before the network.
+
+        Args:
+            prepared: What `prepare` returned; not modified.
+            entries: The prompts' entries in the dictionary, with clicks of `PreparedData.clicks`.
+        """
         data = dict(prepared.data)
-        if self._alone < len(self._steps):
+        if self._image_only < len(self._pre):
             image = data[self.image].clone()
             original = {key: image.meta[key] for key in ("spatial_shape", "original_affine")}
-            if not self._as_made:
+            if not self._source_clicks:
                 image.meta["spatial_shape"] = np.array(image.shape[-3:])
                 image.meta["original_affine"] = image.affine.numpy().copy()
             data |= {self.image: image, f"{self.image}_meta_dict": image.meta, **entries}
-            data = self._run(self._steps[self._alone :], data)
+            data = self._run(self._pre[self._image_only :], data)
             data[self.image].meta.update(original)
         else:
             data |= entries
@@ -172,65 +192,102 @@ class TransformPipeline:
         return data
 
     def labels(self, data: Data, output: Tensor, source: Grid, *, first: int = 0) -> Labels:
-        """Run what comes after the network on its `output` (C, …) for one image; labels on the source's grid.
+        """Run the transforms after the network, and restore their result to the source grid.
 
-        `first` is the label value of the first channel, if several are left after that.
+        Args:
+            data: The dictionary that `complete` returned.
+            output: The network's output for one image, (C, …).
+            source: The source grid.
+            first: Label value of the first channel, if the result has several.
 
-        Raises ModelBroken if these transforms do not make a label map that can be put there.
+        Returns:
+            Label map (I, J, K).
+
+        Raises:
+            ModelBroken: If the result is no label map, or cannot be restored to the source grid.
         """
         image = data[self.image]
         pred = MetaTensor(output.as_tensor() if isinstance(output, MetaTensor) else output).cpu()
         if pred.shape[-3:] == image.shape[-3:]:
-            pred = _beside(image, pred)
+            pred = _with_metadata_of(image, pred)
         data = self._run(self._post, {**data, self.pred: pred}, lazy=False)
-        found = self._on_source(data, source)
-        return _as_labels(found, first)
+        return _as_labels(self._pred_on_source(data, source), first)
 
-    def _on_source(self, data: Data, source: Grid) -> npt.NDArray[Any]:
-        found, image = data[self.pred], data[self.image]
-        if not isinstance(found, MetaTensor):
-            found = MetaTensor(torch.as_tensor(found), meta=dict(image.meta))
-        if found.ndim == 3:
-            found = found[None]
-        whole = tuple(found.shape[-3:]) == source.shape
-        placed = whole if self._as_made else _on_grid(found, source)
-        if not self._inverts and not placed:
-            if found.shape[-3:] != image.shape[-3:]:
-                raise ModelBroken("what the model found lies neither on the image's grid nor on the network's")
-            found = self._inverted(image, found, nearest=True)
-        if tuple(found.shape[-3:]) != source.shape:
-            raise ModelBroken(f"what the model found has {tuple(found.shape[-3:])} voxels, the image {source.shape}")
-        array: npt.NDArray[Any] = found.detach().cpu().numpy()
+    def _pred_on_source(self, data: Data, source: Grid) -> npt.NDArray[Any]:
+        """The result of the transforms after the network, (C, I, J, K)."""
+        pred, image = data[self.pred], data[self.image]
+        if not isinstance(pred, MetaTensor):
+            pred = MetaTensor(torch.as_tensor(pred), meta=dict(image.meta))
+        if pred.ndim == 3:
+            pred = pred[None]
+        same_shape = tuple(pred.shape[-3:]) == source.shape
+        restored = same_shape if self._source_clicks else _on_grid(pred, source)
+        if not self._inverts and not restored:
+            if pred.shape[-3:] != image.shape[-3:]:
+                raise ModelBroken(
+                    f"its post-transforms return {tuple(pred.shape[-3:])} voxels, which is neither the image's grid "
+                    f"{source.shape} nor the network's {tuple(image.shape[-3:])}"
+                )
+            pred = self._inverted(image, pred, nearest=True)
+        if tuple(pred.shape[-3:]) != source.shape:
+            raise ModelBroken(
+                f"its post-transforms return {tuple(pred.shape[-3:])} voxels for an image of {source.shape}"
+            )
+        array: npt.NDArray[Any] = pred.detach().cpu().numpy()
         return array
 
-    def on_source(self, data: Data, field: Tensor, source: Grid) -> npt.NDArray[np.float32]:
-        """A field (…) over the image that went into the network, (I, J, K) on the source's grid; 0 beyond it."""
-        image = data[self.image]
-        found = self._inverted(image, _beside(image, MetaTensor(field[None])), nearest=False)
-        placed: npt.NDArray[np.float32] = found[0].cpu().numpy()
-        if placed.shape != source.shape:
-            raise ModelBroken(f"what was inverted has {placed.shape} voxels, the image {source.shape}")
-        return placed
+    def on_source(self, data: Data, field: Tensor, source: Grid) -> Floats:
+        """Restore a field on the network's input grid to the source grid, with linear interpolation.
 
-    def _inverted(self, image: MetaTensor, found: MetaTensor, *, nearest: bool) -> MetaTensor:
-        """`found` with what was done to `image` undone."""
+        Args:
+            data: The dictionary that `complete` returned.
+            field: One value per voxel of the network's input.
+            source: The source grid.
+
+        Returns:
+            Shape (I, J, K); 0 where the network's input does not reach.
+
+        Raises:
+            ModelBroken: If inverting the transforms does not lead back to the source grid.
+        """
+        image = data[self.image]
+        inverted = self._inverted(image, _with_metadata_of(image, MetaTensor(field[None])), nearest=False)
+        restored: Floats = inverted[0].cpu().numpy()
+        if restored.shape != source.shape:
+            raise ModelBroken(
+                f"its transforms invert to {restored.shape} voxels, not to the image's {tuple(source.shape)}"
+            )
+        return restored
+
+    def _inverted(self, image: MetaTensor, pred: MetaTensor, *, nearest: bool) -> MetaTensor:
+        """`pred` after inverting the operations that were applied to `image`."""
         invert = Invertd(
             keys=self.pred,
-            transform=Compose(self._steps),
+            transform=Compose(self._pre),
             orig_keys=self.image,
             nearest_interp=nearest,
             to_tensor=True,
         )
-        undone: MetaTensor = invert({self.image: image, self.pred: found.float()})[self.pred]
-        return undone
+        inverted: MetaTensor = invert({self.image: image, self.pred: pred.float()})[self.pred]
+        return inverted
 
-    def _run(self, steps: Sequence[Any], data: Data, *, lazy: bool | None = None) -> Data:
-        result: Data = Compose(steps, lazy=self._lazy if lazy is None else lazy)(data) if steps else data
+    def _run(self, transforms: Sequence[Any], data: Data, *, lazy: bool | None = None) -> Data:
+        if not transforms:
+            return data
+        result: Data = Compose(transforms, lazy=self._lazy if lazy is None else lazy)(data)
         return result
 
 
 def loaded(volume: Volume, *, channel_first: bool) -> MetaTensor:
-    """An image as LoadImaged leaves it: float32; one channel is dropped unless `channel_first`."""
+    """A volume as LoadImaged would return it.
+
+    Args:
+        volume: The source image.
+        channel_first: Whether an image of a single channel keeps its channel axis.
+
+    Returns:
+        float32, (C, I, J, K), or (I, J, K) for a single channel that is dropped.
+    """
     array = np.array(volume.array, dtype=np.float32, order="C")  # a copy, since transforms may work in place
     image = torch.from_numpy(array[0] if len(array) == 1 and not channel_first else array)
     affine = torch.from_numpy(np.array(volume.affine, dtype=np.float64))
@@ -245,25 +302,35 @@ def loaded(volume: Volume, *, channel_first: bool) -> MetaTensor:
     return MetaTensor(image, affine=affine, meta=meta)
 
 
-def numeric(output: Tensor) -> Tensor:
-    """A network's answer. Raises ModelBroken if there is NaN in it, of which no mask can be made."""
+def checked_output(output: Tensor) -> Tensor:
+    """Return a network's output unless it contains NaN.
+
+    Raises:
+        ModelBroken: If it contains NaN, from which no mask can be made.
+    """
     if bool(output.isnan().any()):
-        raise ModelBroken("its network answers with NaN: its weights, or the intensities it is shown, are out of range")
+        raise ModelBroken("its network answers with NaN: its weights or its input intensities are out of range")
     return output
 
 
 def positions(points: Sequence[Point], source: Grid, image: MetaTensor) -> list[list[int]]:
-    """The voxels of `image` in which the centres of source voxels lie."""
+    """Voxels of a transformed image that contain the centres of source voxels.
+
+    Args:
+        points: Source voxels (i, j, k).
+        source: The source grid.
+        image: The transformed image; points outside it are clipped to it.
+    """
     if not points:
         return []
-    placed = mm_to_index(image.affine.numpy().astype(np.float64), index_to_mm(source.affine, np.array(points)))
-    top = np.array(image.shape[-3:]) - 1
-    voxels: list[list[int]] = np.clip(np.rint(placed), 0, top).astype(int).tolist()
+    continuous = mm_to_index(image.affine.numpy().astype(np.float64), index_to_mm(source.affine, np.array(points)))
+    last = np.array(image.shape[-3:]) - 1
+    voxels: list[list[int]] = np.clip(np.rint(continuous), 0, last).astype(int).tolist()
     return voxels
 
 
-def _steps(transforms: Any) -> tuple[list[Any], bool | None]:
-    """The transforms in a Compose, a list or alone, one after the other."""
+def _flattened(transforms: Any) -> tuple[list[Any], bool | None]:
+    """The transforms of a Compose, of a list or a single one, in order; and whether they run lazily."""
     if transforms is None:
         return [], False
     if isinstance(transforms, Compose):
@@ -273,35 +340,38 @@ def _steps(transforms: Any) -> tuple[list[Any], bool | None]:
     return [transforms], False
 
 
-def _loads_channel_first(steps: Sequence[Any], image: str) -> bool:
-    """Whether what LoadImaged made has a channel of its own even if there is only one."""
-    if any(isinstance(step, (EnsureChannelFirst, EnsureChannelFirstd)) for step in steps):
+def _loads_channel_first(transforms: Sequence[Any], image: str) -> bool:
+    """Whether the author's LoadImaged returns a channel axis even for a single channel."""
+    if any(isinstance(t, (EnsureChannelFirst, EnsureChannelFirstd)) for t in transforms):
         return False
-    loaders = [step for step in steps if isinstance(step, LoadImaged) and image in step.keys]
-    return not loaders or any(step._loader.ensure_channel_first for step in loaders)
+    loaders = [t for t in transforms if isinstance(t, LoadImaged) and image in t.keys]
+    return not loaders or any(t._loader.ensure_channel_first for t in loaders)
 
 
-def _on_grid(found: MetaTensor, source: Grid) -> bool:
-    return same_grid(tuple(found.shape[-3:]), found.affine.numpy(), source.shape, source.affine)
+def _on_grid(pred: MetaTensor, source: Grid) -> bool:
+    return same_grid(tuple(pred.shape[-3:]), pred.affine.numpy(), source.shape, source.affine)
 
 
-def _beside(image: MetaTensor, found: MetaTensor) -> MetaTensor:
-    """`found` as lying where `image` does, by the same steps."""
-    found.meta = dict(image.meta)
-    found.applied_operations = list(image.applied_operations)
-    return found
+def _with_metadata_of(image: MetaTensor, pred: MetaTensor) -> MetaTensor:
+    """`pred` with the grid and the applied operations of `image`."""
+    pred.meta = dict(image.meta)
+    pred.applied_operations = list(image.applied_operations)
+    return pred
 
 
-def _as_labels(found: npt.NDArray[Any], first: int) -> Labels:
-    """(C, I, J, K) as one label map: one channel as it is; of several, the smallest that holds a voxel gives the value,
-    since a structure within another is smaller."""
-    if len(found) == 1:
-        array = np.rint(np.nan_to_num(found[0], nan=0))
-        if array.min(initial=0) < 0 or array.max(initial=0) > 255:
-            raise ModelBroken(f"label values go from 0 to 255, not from {array.min()} to {array.max()}")
-        return np.asfortranarray(array.astype(np.uint8))
-    labels = np.zeros(found.shape[1:], dtype=np.uint8, order="F")
-    inside = found[1 - first :] > 0.5  # background lies below whatever its size
+def _as_labels(pred: npt.NDArray[Any], first: int) -> Labels:
+    """Convert (C, I, J, K) to a label map.
+
+    A single channel holds label values. Several channels hold one structure each and may overlap: the smallest
+    structure at a voxel gives its value, since a structure within another one is smaller.
+    """
+    if len(pred) == 1:
+        values = np.rint(np.nan_to_num(pred[0], nan=0))
+        if values.min(initial=0) < 0 or values.max(initial=0) > 255:
+            raise ModelBroken(f"label values must lie from 0 to 255, not from {values.min()} to {values.max()}")
+        return np.asfortranarray(values.astype(np.uint8))
+    labels = np.zeros(pred.shape[1:], dtype=np.uint8, order="F")
+    inside = pred[1 - first :] > 0.5  # without a background channel
     for index in from_below([float(channel.sum()) for channel in inside]):
         labels[inside[index]] = index + 1
     return labels

@@ -1,7 +1,7 @@
-"""Slices: a volume as a stack of images, for networks of two dimensions.
+"""Slice stacks: a volume as a stack of images, for two-dimensional networks.
 
-Slices are those the image was acquired in, along the source's k. Each lies on the grid of one slice, turned and
-resampled in its plane as volumes are in space; along the stack nothing is resampled. Pure functions.
+Slices are those of the acquisition, across the source's k. Each lies on the network grid of a single slice, reoriented
+and resampled in its plane as volumes are in space; across slices nothing is resampled. Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -14,51 +14,74 @@ import numpy.typing as npt
 
 from rayapp.geometry import Orientation
 from rayapp.imaging.volume import Affine
-from rayapp.inference.network.network_grid import Floats, Labels, NetworkGrid
+from rayapp.inference.arrays import Floats, Labels, Shape
+from rayapp.inference.network.network_grid import NetworkGrid
 
 
 def slice_grid(
-    shape: tuple[int, int, int],
+    shape: Shape,
     affine: Affine,
     *,
     spacing_mm: float | Sequence[float],
     limit: Sequence[int],
     divisor: Sequence[int],
 ) -> NetworkGrid:
-    """The grid of one slice (I, J, 1), which has one plane across the stack's axis too.
+    """The network grid of a single slice (I, J, 1), which has one plane along the stacking axis.
 
-    `spacing_mm`, `limit` (pixels, at most) and `divisor` are as `NetworkGrid.fit` takes them, but for the plane's two
-    patient axes: of R, A and S those that slices are not stacked along, in this order.
+    Numbers per axis are along the slice's two in-plane patient axes: those of R, A, S that slices are not stacked
+    along, in this order.
+
+    Args:
+        shape: Source voxels along i, j, k.
+        affine: Source index to RAS mm.
+        spacing_mm: Network spacing in mm, one number or two.
+        limit: Largest number of pixels along the two axes.
+        divisor: Sizes are padded to multiples of these two numbers.
     """
-    across = _across(affine)
+    axis = _stacking_axis(affine)
     step, most, multiple = list(np.broadcast_to(spacing_mm, 2)), list(limit), list(divisor)
     for numbers in (step, most, multiple):
-        numbers.insert(across, 1)
+        numbers.insert(axis, 1)
     return NetworkGrid.fit((shape[0], shape[1], 1), affine, spacing_mm=step, limit=most, divisor=multiple)
 
 
 def stack(grid: NetworkGrid, affine: Affine, array: npt.NDArray[Any]) -> Floats:
-    """One channel (I, J, K) as (K, X, Y) on the network's grid, padded with NaN."""
-    across = _across(affine)
-    slices = [grid.from_source(array[:, :, k : k + 1]).take(0, across) for k in range(array.shape[2])]
+    """Resample every slice of one channel to the network grid.
+
+    Args:
+        grid: The slices' grid, of `slice_grid`.
+        affine: Source index to RAS mm.
+        array: Intensities, (I, J, K).
+
+    Returns:
+        Shape (K, X, Y) with X and Y in the plane of the network grid; padding is NaN.
+    """
+    axis = _stacking_axis(affine)
+    slices = [grid.from_source(array[:, :, k : k + 1]).take(0, axis) for k in range(array.shape[2])]
     return np.stack(slices)
 
 
 def label_stack(grid: NetworkGrid, affine: Affine, labels: npt.NDArray[Any]) -> Labels:
-    """The labels at the pixels' centres, (K, X, Y)."""
-    across = _across(affine)
-    slices = [grid.labels_from_source(labels[:, :, k : k + 1]).take(0, across) for k in range(labels.shape[2])]
+    """Sample every slice of a label map (I, J, K) at the pixels' centres; arguments and shape as of `stack`."""
+    axis = _stacking_axis(affine)
+    slices = [grid.labels_from_source(labels[:, :, k : k + 1]).take(0, axis) for k in range(labels.shape[2])]
     return np.stack(slices)
 
 
 def plane(affine: Affine, image: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
-    """One of an image's slices, (C, K, X, Y), as a volume of one, (C, R, A, S): where the slice's grid has its pixels.
+    """One slice of a stack as a volume of one plane, on which `NetworkGrid.positions` of clicks at (i, j, 0) lie.
 
-    `NetworkGrid.positions` of clicks at (i, j, 0) lie on it.
+    Args:
+        affine: Source index to RAS mm.
+        image: Stacked channels, (C, K, X, Y).
+        k: The slice's index.
+
+    Returns:
+        Shape (C, R, A, S) with one voxel along the stacking axis.
     """
-    return np.expand_dims(image[:, k], 1 + _across(affine))
+    return np.expand_dims(image[:, k], 1 + _stacking_axis(affine))
 
 
-def _across(affine: Affine) -> int:
-    """The patient axis that slices are stacked along."""
+def _stacking_axis(affine: Affine) -> int:
+    """The patient axis (0 to 2 for R, A, S) along which slices are stacked."""
     return Orientation.of(affine).axes.index(2)

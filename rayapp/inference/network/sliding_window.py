@@ -1,4 +1,7 @@
-"""Windows: a network that sees so much at once, run over images of any size. Pure; safe from any thread."""
+"""Sliding-window inference: a network with a fixed field of view applied to images of any size.
+
+Pure functions, thread-safe.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,57 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from rayapp.inference.network.network_grid import PADDING
+from rayapp.inference.network.normalisation import PADDING
 
 OVERLAP = 0.25
-"""Of neighbouring windows, where a card does not say."""
+"""Overlap of neighbouring windows if a model card states none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """What the network sees at once, voxels along its axes; the share by which neighbouring windows overlap; and how
-    many go through the network together."""
+    """Sliding windows of a network.
+
+    Attributes:
+        roi_size: The window's size in voxels along each of the network's axes.
+        overlap: Overlap of neighbouring windows, as a share of the window's size.
+        batch_size: Number of windows in one forward pass.
+    """
 
     roi_size: tuple[int, ...]
     overlap: float = OVERLAP
-    at_once: int = 1
+    batch_size: int = 1
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> Self:
-        """As a card states them. Raises KeyError if it lacks `roi_size`."""
+        """The windows that a model card states.
+
+        Raises:
+            KeyError: If the card has no `roi_size`.
+        """
         return cls(
             roi_size=tuple(int(n) for n in card["roi_size"]),
             overlap=float(card.get("overlap", OVERLAP)),
-            at_once=int(card.get("windows", 1)),
+            batch_size=int(card.get("windows", 1)),
         )
 
     def run(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Logits (N, classes, …) of normalised images (N, C, …): at once if they are no larger than a window."""
-        if all(n <= most for n, most in zip(images.shape[2:], self.roi_size, strict=True)):
-            return network(images)
-        from monai.inferers import SlidingWindowInferer  # slow to import, and seldom needed
+        """Apply a network to whole images: in one forward pass if they fit into a window, else window by window.
 
-        slide = SlidingWindowInferer(
-            self.roi_size, sw_batch_size=self.at_once, overlap=self.overlap, mode="gaussian", cval=PADDING
+        Windows are blended with Gaussian weights.
+
+        Args:
+            network: Maps (N, C, …) to logits (N, classes, …).
+            images: Normalised images, (N, C, …).
+
+        Returns:
+            Logits (N, classes, …) of the images' shape.
+        """
+        if all(n <= window for n, window in zip(images.shape[2:], self.roi_size, strict=True)):
+            return network(images)
+        from monai.inferers import SlidingWindowInferer  # slow to import and rarely needed
+
+        inferer = SlidingWindowInferer(
+            self.roi_size, sw_batch_size=self.batch_size, overlap=self.overlap, mode="gaussian", cval=PADDING
         )
-        logits: Tensor = slide(images, network)
+        logits: Tensor = inferer(images, network)
         return logits

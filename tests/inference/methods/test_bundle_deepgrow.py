@@ -163,5 +163,5 @@ def test_one_that_leaves_its_mask_slices_first_is_told(tmp_path):
     config["postprocessing"]["transforms"].remove(SLICES_LAST)
     path.write_text(json.dumps(config))
     task = BundleTask(BundleFolder(tmp_path / "b", "b"))
-    with pytest.raises(ModelBroken, match="what the model found"):
+    with pytest.raises(ModelBroken, match="its post-transforms return"):
         task.predict(task.prepare(volumes()[0]), Prompts(clicks={"foreground": [CLICKS[0]]}), {})

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rayapp.errors import ModelBroken
-from rayapp.inference.network.network import Network, bf16_helps, divisor_of
+from rayapp.inference.network.network import Network, divisor_of, supports_bf16
 from rayapp.models.networks import build, load_weights, residual_unet, save_weights
 
 SMALL = {**residual_unet(1, 2), "channels": [4, 8], "strides": [2], "num_res_units": 0}
@@ -48,7 +48,7 @@ def test_strides_of_their_own_along_each_axis_need_multiples_of_their_own(tmp_pa
     assert divisor_of({"name": "BasicUNet"}) == (16, 16, 16)
 
 
-@pytest.mark.skipif(not bf16_helps(torch.device("cpu")), reason="this processor has no bfloat16")
+@pytest.mark.skipif(not supports_bf16(torch.device("cpu")), reason="this processor has no bfloat16")
 def test_a_card_that_asks_for_float32_gets_it(weights):
     image = torch.rand(1, 1, 8, 8, 8)
     exact = build(SMALL)

@@ -31,7 +31,7 @@ def test_on_a_resampled_grid_clicks_lie_where_patient_space_says(orientation):
     canonical = nib.as_closest_canonical(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), affine))
     for point in ((0, 0, 0), (4, 21, 9), (18, 25, 13)):
         index = np.linalg.inv(canonical.affine) @ affine @ (*point, 1)
-        wanted = (index[:3] + 0.5) * grid.turned / np.array(canonical.shape) - 0.5
+        wanted = (index[:3] + 0.5) * grid.canonical / np.array(canonical.shape) - 0.5
         (position,) = grid.positions([point])
         np.testing.assert_allclose(position, wanted, atol=1e-6)
         channel = encode([[position]], grid.padded)[0]

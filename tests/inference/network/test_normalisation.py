@@ -1,0 +1,55 @@
+"""CT and MR of any window are normalised to the same range."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayapp.imaging import reader
+from rayapp.inference.network.normalisation import normalise
+from tests.inference.grids import ellipsoid
+
+HIPPOCAMPUS = Path(__file__).parents[4] / "shared" / "data" / "hippocampus"
+
+
+def test_ct_and_mr_are_normalised_alike():
+    rng = np.random.default_rng(0)
+    body = ellipsoid((40, 40, 40), (20, 20, 20), (15, 12, 16)) > 0
+    texture = rng.normal(0, 1, body.shape)
+    for scan in (np.where(body, 40 + 60 * texture, -1000), np.where(body, 900 + 300 * texture, 0)):
+        inside = normalise(scan.astype(np.float32))
+        assert inside.min() >= -2
+        assert inside.max() <= 2
+        assert abs(np.median(inside[body])) < 0.2
+        assert 0.4 < inside[body].std() < 0.8
+
+
+def test_an_image_cropped_to_within_the_body_keeps_its_darker_half():
+    texture = np.random.default_rng(0).normal(300, 60, (30, 34, 28)).astype(np.float32)
+    inside = normalise(texture)
+    assert (np.abs(inside) < 2).mean() > 0.99
+    assert abs(np.median(inside)) < 0.1
+
+
+def test_between_air_and_tissue_the_normalisation_has_no_jump():
+    rng = np.random.default_rng(0)
+    body = ellipsoid((40, 40, 40), (20, 20, 20), (17, 16, 18)) > 0
+    noise = rng.normal(0, 1, body.shape)
+    before = None
+    for spread in range(0, 200, 4):  # of what is around the body: from air to something like it
+        scan = np.where(body, 500 + 60 * noise, 100 + spread * noise).astype(np.float32)
+        median = float(np.median(normalise(scan)[body]))
+        assert before is None or abs(median - before) < 0.25
+        before = median
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="../shared/data/hippocampus is absent")
+def test_hippocampi_are_not_clipped_away():
+    for image in sorted(HIPPOCAMPUS.glob("imagesTr/*.nii.gz"))[::20]:
+        scan = reader.read_volume(image, max_bytes=1 << 30).array[0].astype(np.float32)
+        label = reader.read_segmentation(HIPPOCAMPUS / "labelsTr" / image.name, max_bytes=1 << 30).array
+        assert (np.abs(normalise(scan)[label > 0]) < 2).mean() > 0.99
+
+
+def test_an_image_of_one_value_is_normalised_without_dividing_by_nothing():
+    assert np.isfinite(normalise(np.full((4, 4, 4), 7, np.float32))).all()

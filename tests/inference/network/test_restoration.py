@@ -1,0 +1,147 @@
+"""What a network marks comes back on the same voxels of the source, on every grid."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from rayapp.inference.network import restoration
+from rayapp.inference.network.network_grid import NetworkGrid
+from tests.inference.grids import ORIENTATIONS, affine_of, ellipsoid
+
+SHAPE = (19, 26, 14)
+
+
+def threshold(image, level=0.5):
+    """Logits (2, …) of a network that marks what is above `level`."""
+    image = torch.from_numpy(image)
+    return torch.stack([level - image, image - level]).nan_to_num(-1.0)
+
+
+def there_and_back(array, affine, *, spacing_mm=0.0, limit=None, divisor=8, roi=None, level=0.5):
+    grid = NetworkGrid.fit(array.shape, affine, spacing_mm=spacing_mm, limit=limit, divisor=divisor)
+    margins = restoration.log_odds_margins(threshold(grid.from_source(array), level))
+    return restoration.restore(margins, grid, roi=roi)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_mask_comes_back_exactly_when_the_network_keeps_the_voxels(orientation):
+    mask = (np.random.default_rng(3).random(SHAPE) > 0.7).astype(np.int16)
+    back = there_and_back(mask, affine_of(orientation, (0.7, 1.3, 4.0), oblique=9))
+    np.testing.assert_array_equal(back, mask)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+@pytest.mark.parametrize("spacing_mm", [1.1, 2.3, 3.9])
+def test_a_resampled_mask_moves_by_less_than_a_tenth_of_a_voxel(orientation, spacing_mm):
+    shape = (46, 61, 38)
+    field = ellipsoid(shape, (20.3, 34.6, 17.2), (12, 17, 9))
+    truth = field > 0
+    back = there_and_back(field, affine_of(orientation, (1.0, 1.2, 2.0), oblique=7), spacing_mm=spacing_mm, level=0.0)
+    shift = np.argwhere(back).mean(axis=0) - np.argwhere(truth).mean(axis=0)
+    assert np.abs(shift).max() < 0.1, shift
+    cross = ndimage.generate_binary_structure(3, 3)
+    assert not (back.astype(bool) & ~ndimage.binary_dilation(truth, cross)).any()
+    assert not (ndimage.binary_erosion(truth, cross) & ~back.astype(bool)).any()
+
+
+def test_a_coarse_source_restores_as_well_as_a_fine_one():
+    field = ellipsoid((22, 18, 15), (10.2, 8.1, 7.3), (6, 5, 4))
+    back = there_and_back(field, affine_of(ORIENTATIONS[29], (4.0, 3.0, 5.0)), spacing_mm=1.5, level=0.0)
+    assert (back != (field > 0)).mean() < 0.01
+
+
+def test_several_structures_keep_their_values_and_never_mix():
+    rng = np.random.default_rng(0)
+    smooth = torch.from_numpy(ndimage.gaussian_filter(rng.standard_normal((4, 16, 16, 16)), (0, 2, 2, 2)))
+    affine = affine_of(ORIENTATIONS[11], (1.0, 1.1, 1.7))
+    grid = NetworkGrid.fit((48, 40, 30), affine, spacing_mm=4.0, limit=(16, 16, 16), divisor=16)
+    logits = smooth.float() * 10
+    labels = restoration.restore(restoration.log_odds_margins(logits), grid)
+    assert set(np.unique(labels)) == {0, 1, 2, 3}
+    full = restoration.restore(restoration.log_odds_margins(logits)[:1], grid)
+    np.testing.assert_array_equal(full == 1, labels == 1)  # where 1 leads, no other does
+
+
+def test_labels_are_laid_out_as_files_are():
+    labels = there_and_back(np.ones(SHAPE, np.int16), affine_of(ORIENTATIONS[5]))
+    assert labels.dtype == np.uint8
+    assert labels.flags.f_contiguous
+    assert (labels == 1).all()
+
+
+def test_outside_the_roi_all_is_background():
+    mask = np.ones(SHAPE, np.int16)
+    back = there_and_back(mask, affine_of(ORIENTATIONS[23]), roi=((2, 3, 4), (11, 26, 9)))
+    wanted = np.zeros(SHAPE, np.uint8)
+    wanted[2:11, 3:26, 4:9] = 1
+    np.testing.assert_array_equal(back, wanted)
+
+
+def test_an_empty_answer_is_an_empty_label_map():
+    assert not there_and_back(np.zeros(SHAPE, np.int16), affine_of(ORIENTATIONS[1]), spacing_mm=2).any()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", ">i2", "int32", "float32", ">f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_any_voxel_type_and_memory_order_is_read(dtype, order):
+    mask = (np.random.default_rng(5).random(SHAPE) > 0.5).astype(dtype, order=order)
+    np.testing.assert_array_equal(there_and_back(mask, affine_of(ORIENTATIONS[40])), mask)
+
+
+def test_voxels_that_are_not_numbers_spoil_nothing_around_them():
+    field = np.ones(SHAPE, np.float32)
+    field[3, 4, 5], field[9, 9, 9] = np.nan, np.inf
+    back = there_and_back(field, affine_of(ORIENTATIONS[8]))
+    assert back.sum() == field.size - 2
+
+
+def along_ras(orientation, of_ijk):
+    """Numbers along i, j, k as they are along R, A, S, by the orientation's own words: axis n runs along order[n]."""
+    order, _ = orientation
+    numbers = [0.0] * 3
+    for axis, patient in enumerate(order):
+        numbers[patient] = of_ijk[axis]
+    return numbers
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_spacing_for_each_axis_lies_along_the_patients_axes_and_keeps_the_voxels_exactly(orientation):
+    edges = (0.7, 1.3, 4.0)
+    mask = (np.random.default_rng(4).random(SHAPE) > 0.6).astype(np.int16)
+    affine = affine_of(orientation, edges, oblique=9)
+    grid = NetworkGrid.fit(SHAPE, affine, spacing_mm=along_ras(orientation, edges), limit=None, divisor=[8, 4, 2])
+    assert list(grid.canonical) == along_ras(orientation, SHAPE)
+    assert list(grid.padded) == [-(-n // d) * d for n, d in zip(grid.canonical, (8, 4, 2), strict=True)]
+    np.testing.assert_array_equal(
+        restoration.restore(restoration.log_odds_margins(threshold(grid.from_source(mask))), grid), mask
+    )
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+def test_each_axis_is_resampled_by_its_own_step_and_clicks_go_along(orientation):
+    shape, edges = (46, 61, 38), (1.0, 1.2, 2.0)
+    affine = affine_of(orientation, edges, oblique=7)
+    step = (1.4, 3.1, 0.9)
+    grid = NetworkGrid.fit(shape, affine, spacing_mm=step, limit=None, divisor=4)
+    extent = along_ras(orientation, np.multiply(shape, edges))
+    assert list(grid.canonical) == [round(mm / s) for mm, s in zip(extent, step, strict=True)]
+    field = ellipsoid(shape, (20.3, 34.6, 17.2), (12, 17, 9))
+    back = restoration.restore(restoration.log_odds_margins(threshold(grid.from_source(field), 0.0)), grid)
+    shift = np.argwhere(back).mean(axis=0) - np.argwhere(field > 0).mean(axis=0)
+    assert np.abs(shift).max() < 0.15, shift
+    labels = np.zeros(shape, np.uint8)
+    labels[28:33, 38:43, 20:25] = 5
+    (place,) = grid.positions([(30, 40, 22)])
+    np.testing.assert_allclose(np.argwhere(grid.labels_from_source(labels) == 5).mean(axis=0), place, atol=0.6)
+
+
+def test_the_largest_part_of_each_structure_stays_and_smaller_ones_go():
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[1:6, 1:6, 1:6] = 1
+    labels[9:11, 9:11, 9:11] = 1
+    labels[6:8, 6:8, 6:8] = 3
+    kept = restoration.keep_largest_component(labels)
+    assert (kept[9:11, 9:11, 9:11] == 0).all()
+    assert (kept == 1).sum() == 125
+    assert (kept == 3).sum() == 8
