@@ -21,13 +21,11 @@ from actors.ray_errors import unwrapped_errors
 from rayapp.config import Settings
 from rayapp.jobs.image_work import ImageAnswer, ImageWork, ImageWorker
 from rayapp.jobs.pool import ImageDone, Pool, Stopped, WorkerLost
-from rayapp.runtime import host, logs
+from rayapp.runtime import gpu_shares, host, logs
 from rayapp.runtime.priority import give_way, rest_between_layers
 
 POLL_S = 0.25
 """Seconds until a worker is killed, at most, once its job was told to stop."""
-GPU_SHARE = 0.1
-"""Of a GPU for each: scoring needs little of its memory, and finds room beside inference and training."""
 MEMORY_EACH = 4 << 30
 """Bytes of the machine's memory for each worker: a network, an image, and its samples."""
 
@@ -71,7 +69,7 @@ class RayScoringBackend:
         """See `ScoringBackend`."""
         gpus = int(ray.cluster_resources().get("GPU", 0))
         size = min(len(images), workers or gpus or self._room())
-        options = {"num_cpus": 0, "num_gpus": GPU_SHARE if gpus else 0, "scheduling_strategy": "SPREAD"}
+        options = {"num_cpus": 0, "num_gpus": gpu_shares.SCORING if gpus else 0, "scheduling_strategy": "SPREAD"}
         made = ray.remote(ScoringActor).options(**options, runtime_env=runtime_env(self._settings))
         crew = [_Remote(lambda: made.remote(self._settings, self._datastore), work) for _ in range(size)]
         try:

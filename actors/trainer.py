@@ -23,6 +23,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from actors.placement import worker_resources
 from actors.run import LOCK, STOP, Run
 from rayapp.app.label_app import app_class
 from rayapp.errors import BadRequest, RayappError
@@ -39,8 +40,6 @@ TOLD_S = 0.5
 """Seconds between two words of progress."""
 KEPT = 2
 """Checkpoints: the newest, and the one before."""
-GPU_SHARE = 0.51
-"""Of a GPU for one worker: two workers never meet on one, and inference finds room beside."""
 
 
 def fit(run: Run) -> TrainResult | RayappError | None:
@@ -70,9 +69,10 @@ def scaling(params: Mapping[str, Any], cluster: Mapping[str, float]) -> ScalingC
     cores)."""
     gpus = int(cluster.get("GPU", 0))
     most = int(params.get("workers") or 0) or max(1, gpus)
-    share = {"GPU": GPU_SHARE} if gpus else {}
     return ScalingConfig(
-        num_workers=(1, most) if most > 1 else 1, use_gpu=bool(gpus), resources_per_worker={"CPU": 1, **share}
+        num_workers=(1, most) if most > 1 else 1,
+        use_gpu=bool(gpus),
+        resources_per_worker=worker_resources(cluster),
     )
 
 

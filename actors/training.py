@@ -7,6 +7,7 @@ takes those below with it, and the one above starts it again; the run goes on fr
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.environment import runtime_env
+from actors.placement import shortage, worker_resources
 from actors.run import LOCK, STOP, Run
 from rayapp.config import Settings
 from rayapp.datastore.job_record import Job
@@ -25,6 +27,8 @@ from rayapp.errors import RayappError
 from rayapp.jobs.queue import JobContext
 from rayapp.training.train_task import TrainRequest, TrainResult
 
+PLACING_S = 5.0
+"""How long the workers may take to start before the job says what they wait for, where they find no room."""
 GRACE_S = 30.0
 """How long a run that was asked to stop may take to its next iteration before it is killed."""
 ENDING_S = 5.0
@@ -68,7 +72,10 @@ class RayTrainingBackend:
 
     def _answer(self, answer: Any, stop: Path, desk: JobContext) -> TrainResult | None:
         """Wait for it; once asked to stop, for no longer than rank 0 takes to its next iteration."""
+        look = time.monotonic() + PLACING_S
         while not ray.wait([answer], timeout=POLL_S)[0]:
+            if look and time.monotonic() > look:
+                look = 0.0 if _begun_or_noted(stop.parent, desk) else time.monotonic() + PLACING_S
             if desk.stop.is_set():
                 stop.touch()
                 _gone(stop.parent)
@@ -86,6 +93,18 @@ class RayTrainingBackend:
         if isinstance(result, RayappError):
             raise result
         return result
+
+
+def _begun_or_noted(folder: Path, desk: JobContext) -> bool:
+    """True once rank 0 is at work, or the job's details say what the workers wait for."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            lacks = shortage(worker_resources(ray.cluster_resources()))
+    except Timeout:
+        return True
+    if lacks is not None:
+        desk.note(lacks)
+    return lacks is not None
 
 
 def _failures(error: BaseException) -> list[BaseException]:

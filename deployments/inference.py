@@ -27,7 +27,7 @@ from rayapp.app import app_traceback
 from rayapp.app.label_app import app_class
 from rayapp.config import Settings
 from rayapp.errors import AppBroken, Busy, RayappError
-from rayapp.runtime import logs
+from rayapp.runtime import gpu_shares, logs
 from rayapp.serving.messages import HandedOut, InferCall, InferReply
 
 NAME = "inference"
@@ -111,16 +111,15 @@ def inference_deployment(settings: Settings) -> serve.Deployment:
 def gpu_share(settings: Settings) -> float:
     """Of a GPU, for each replica: as the settings say, else as the planner does where the cluster has GPUs.
 
-    A node that starts the cluster without a GPU of its own does not know the others' memory: half of one then.
+    A node that starts the cluster without a GPU of its own does not know the others' memory: one replica a GPU then.
     """
     if settings.replica_gpus is not None:
         return settings.replica_gpus
     if not ray.cluster_resources().get("GPU"):
         return 0.0
     from rayapp.planner import hardware, plan  # with torch, which a gateway and a start without GPUs do without
-    from rayapp.planner.replicas import CLICKS_SHARE
 
-    return plan(hardware()).replica_gpus or CLICKS_SHARE
+    return plan(hardware()).replica_gpus or gpu_shares.CLICKS
 
 
 @contextlib.contextmanager

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rayapp.planner.machine import Hardware
+from rayapp.runtime import gpu_shares
 
 GIB = 1 << 30
 CORES_PER_REPLICA = 4
 """A network on the CPU gains little from more threads than this; beyond, another replica serves another annotator."""
 BESIDE_REPLICAS = 3
 """Logical CPUs for the gateway and for background work beside it."""
-CLICKS_SHARE = 0.5
-"""Of each GPU; the rest is for training and scoring."""
-REPLICA_MEMORY = 6 * GIB
-"""Bytes of a GPU that a replica may come to need: CUDA itself, its volumes and a forward pass."""
+REPLICA_MEMORY = 12 * GIB
+"""Bytes of a GPU for each replica on it, half of which it may come to need: CUDA, its volumes and a forward pass."""
 REPLICAS_PER_GPU = 4
 """More of them wait for each other's kernels."""
 CACHE_SHARE = 0.25
@@ -42,15 +41,15 @@ class Plan:
 
 
 def plan(found: Hardware, *, sharing: int = 1) -> Plan:
-    """Half of every GPU for as many replicas as its memory holds; without one, a replica for every few cores.
+    """A share of every GPU for as many replicas as its memory holds; without one, a replica for every few cores.
 
     Memory and cores are shared so that they suffice for `sharing` replicas, should there be more than are planned.
     """
     if found.gpus:
         bf16 = all(gpu.bf16 for gpu in found.gpus)
         smallest = min(gpu.memory for gpu in found.gpus)
-        each = min(REPLICAS_PER_GPU, max(1, int(CLICKS_SHARE * smallest) // REPLICA_MEMORY))
-        device, replicas, share = "cuda", each * len(found.gpus), CLICKS_SHARE / each
+        each = min(REPLICAS_PER_GPU, max(1, smallest // REPLICA_MEMORY))
+        device, replicas, share = "cuda", each * len(found.gpus), gpu_shares.CLICKS / each
     else:
         bf16 = found.cpu_bf16
         device, replicas, share = "cpu", max(1, found.cores // CORES_PER_REPLICA), 0.0
@@ -63,5 +62,5 @@ def plan(found: Hardware, *, sharing: int = 1) -> Plan:
         threads=max(1, found.cores // max(replicas, sharing)),
         volume_cache=max(least, min(most, int(CACHE_SHARE * found.memory) // max(replicas, sharing))),
         replica_gpus=share,
-        training_gpus=1 - CLICKS_SHARE if found.gpus else 0.0,
+        training_gpus=gpu_shares.TRAINING if found.gpus else 0.0,
     )

@@ -7,7 +7,9 @@ import os
 import pytest
 import torch
 
+from actors.placement import worker_resources
 from rayapp.planner import Gpu, Hardware, Plan, hardware, plan
+from rayapp.runtime import gpu_shares
 
 GIB = 1 << 30
 
@@ -32,16 +34,29 @@ def test_a_large_machine_without_a_gpu_gets_several_replicas():
     )
 
 
-def test_half_of_every_gpu_is_left_to_training():
+def test_every_gpu_is_shared_between_clicks_and_training():
     chosen = plan(machine(8, gpu(24), gpu(24)))
     assert (chosen.device, chosen.precision, chosen.replicas, chosen.cpus) == ("cuda", "bfloat16", 4, 8)
-    assert chosen.replica_gpus * chosen.replicas / 2 == 0.5 == chosen.training_gpus
+    assert (chosen.replica_gpus * chosen.replicas / 2, chosen.training_gpus) == (0.4, 0.51)
+
+
+CARDS = {"T4": 15, "RTX 3060": 12, "RTX 3080": 10, "A10G": 22, "L4": 22, "RTX 4090": 24, "A100": 79, "H200": 139}
+
+
+@pytest.mark.parametrize("memory", CARDS.values(), ids=CARDS)
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_beside_all_replicas_a_training_and_a_scoring_worker_find_room_on_every_gpu(memory: int, count: int):
+    chosen = plan(machine(16, *[gpu(memory)] * count))
+    replicas = chosen.replicas / count * chosen.replica_gpus
+    training = worker_resources({"CPU": 16.0, "GPU": float(count)})["GPU"]
+    assert round(replicas + training + gpu_shares.SCORING, 4) <= 1
+    assert training == chosen.training_gpus > 0.5, "two training workers never meet on a GPU"
 
 
 @pytest.mark.parametrize(("memory", "replicas"), [(6, 1), (12, 1), (24, 2), (80, 4)])
 def test_a_gpu_holds_as_many_replicas_as_its_memory_does(memory: int, replicas: int):
     chosen = plan(machine(8, gpu(memory)))
-    assert (chosen.replicas, chosen.replica_gpus) == (replicas, 0.5 / replicas)
+    assert (chosen.replicas, chosen.replica_gpus) == (replicas, 0.4 / replicas)
 
 
 def test_the_oldest_and_the_smallest_gpu_decide():

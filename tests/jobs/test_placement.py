@@ -1,0 +1,33 @@
+"""What a training is told that finds no room on the cluster."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.placement import advice
+from actors.trainer import scaling
+
+WORKER = {"CPU": 1.0, "GPU": 0.51}
+
+
+def test_a_worker_that_finds_room_hears_nothing():
+    assert advice(WORKER, free=[{"CPU": 1.0, "GPU": 0.6}], whole=[{"CPU": 4.0, "GPU": 1.0}]) is None
+
+
+def test_room_on_two_nodes_together_is_no_room():
+    nodes = [{"CPU": 4.0, "GPU": 0.3}, {"CPU": 4.0, "GPU": 0.3}]
+    text = advice(WORKER, free=nodes, whole=[{"CPU": 4.0, "GPU": 1.0}] * 2)
+    assert "a worker needs 1 CPU and 0.51 GPU" in text
+    assert "0.3 GPU, 4 CPU left" in text
+    assert "replica_gpus" in text
+
+
+@pytest.mark.parametrize("nodes", [[], [{"CPU": 4.0}], [{"CPU": 0.0, "GPU": 1.0}]])
+def test_a_cluster_without_any_node_that_is_large_enough_says_so(nodes):
+    assert "no node is large enough" in advice(WORKER, free=nodes, whole=nodes)
+
+
+@pytest.mark.parametrize("cluster", [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}])
+def test_what_a_training_asks_for_fits_on_a_node_of_its_own(cluster):
+    worker = scaling({}, cluster).resources_per_worker
+    assert advice(worker, free=[cluster], whole=[cluster]) is None
