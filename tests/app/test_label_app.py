@@ -53,7 +53,9 @@ def test_the_shipped_models_serve_at_once(catalogue):
 
 
 def test_label_values_are_contiguous(catalogue):
-    for model in catalogue.describe()["models"].values():
+    models = catalogue.describe()["models"]
+    assert {"segmentation", "deepedit"} <= set(models)
+    for model in models.values():
         values = sorted(value for value in model["labels"].values() if value)
         assert values == list(range(1, len(values) + 1))
 

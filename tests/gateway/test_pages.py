@@ -54,7 +54,7 @@ def test_nothing_left_is_an_empty_answer(gateway: Served, tmp_path: Path):
     ("path", "body", "status", "said"),
     [
         ("nothing", "{}", 404, "there are: first, last, random"),
-        ("..%2Fx", "{}", 404, "first, last"),
+        ("..%2Fx", "{}", 404, "there is no such route"),
         ("first", "[]", 400, "the body must be a JSON object"),
         ("first", "{", 400, "the body is not JSON"),
         ("first", '{"label_tag": "../x"}', 400, "label_tag '../x' is not a valid name"),
@@ -64,10 +64,8 @@ def test_what_is_wrong_with_a_request_for_the_next_image_is_said(
     gateway: Served, path: str, body: str, status: int, said: str
 ):
     answer = gateway.post(f"/activelearning/{path}", data=body, headers={"Content-Type": "application/json"})
-    if answer.status_code == 404 and "/" in path:
-        return
     assert answer.status_code == status
-    assert said in answer.json()["detail"] or "%2F" in path
+    assert said in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/train/", "/scoring/", "/batch/infer"])

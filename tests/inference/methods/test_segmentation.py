@@ -1,6 +1,8 @@
 """Automatic segmentation: useful on unseen patients, the same on every grid, tolerant of what clients send."""
 
+import contextlib
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +13,8 @@ from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods.segmentation import SegmentationTask, wanted
+from rayapp.inference.network import network
+from rayapp.models import networks
 from rayapp.training.metrics import dice
 from tests.inference.grids import turned, turned_labels
 from tests.inference.shipped_models import SHIPPED, changed, shipped
@@ -94,11 +98,21 @@ def test_describing_needs_no_weights(tmp_path):
         task.load()
 
 
-def test_loading_from_many_threads_at_once_works_once():
+def test_many_threads_that_load_at_once_build_the_network_once(monkeypatch):
     task = SegmentationTask.from_version(shipped("segmentation"))
+    built, two_at_once = [], threading.Barrier(2)
+
+    def build(config):
+        built.append(config)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            two_at_once.wait(0.5)  # time for a second thread to come here, which the lock must keep out
+        return networks.build(config)
+
+    monkeypatch.setattr(network, "build", build)
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(task.load) for _ in range(8)]:
             done.result()
+    assert len(built) == 1
 
 
 def test_extra_channels_are_left_alone_and_missing_ones_are_named(segmentation, answers, cases):
