@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
+from tests.waiting import until_async
+
 PLAIN = "pass"
 BROKEN = "500"
 SLOW = "slow"
 CUT = "cut"
 DENIED = "denied"
+HELD = "held"
 WAYS = (BROKEN, SLOW, CUT, DENIED)
 
 
@@ -31,7 +34,8 @@ class Asked:
 
 @dataclass
 class Front:
-    """`way` is how it answers: PLAIN, or BROKEN (500), SLOW (after 3 s), CUT (half of the body), DENIED (401).
+    """`way` is how it answers: PLAIN, or BROKEN (500), SLOW (after 3 s), CUT (half of the body), DENIED (401), HELD
+    (once `way` is another).
 
     Without a `target` it answers by `answer`.
     """
@@ -58,6 +62,8 @@ class Front:
             return web.Response(status=401, headers={"WWW-Authenticate": "Basic"})
         if way == SLOW:
             await asyncio.sleep(3)
+        if way == HELD:
+            await until_async(lambda: self.way != HELD, within=600)
         if self.target is None:
             return self.answer(asked)
         status, headers, body = await self._ask(asked)

@@ -9,7 +9,6 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,8 @@ from typing import Any
 import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
+
+from tests.waiting import until
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 MISSING = shutil.which("Orthanc") is None or not PLUGIN.exists()
@@ -56,12 +57,13 @@ class Orthanc:
         """Start it, and return once it answers."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(["Orthanc", self.folder / "orthanc.json"], stdout=log, stderr=log)
-        deadline = time.monotonic() + START_S
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                pytest.fail(f"Orthanc did not start: {(self.folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.05)
+        process = self._process
+        try:
+            until(lambda: self._answers() or process.poll() is not None, within=START_S, every=0.05)
+            assert process.poll() is None
+        except AssertionError:
+            self.stop()
+            pytest.fail(f"Orthanc did not start: {(self.folder / 'log').read_text()[-2000:]}")
 
     def stop(self) -> None:
         """Stop it at once (a clean stop takes seconds); what it holds stays."""

@@ -1,6 +1,7 @@
 """Strategies on a real store: what each prefers, and that they work before anything was scored."""
 
 import sqlite3
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -201,14 +202,18 @@ def test_many_who_ask_at_once_for_the_best_image_lose_once_at_most(app, store, m
     monkeypatch.setattr("rayapp.app.label_app.ATTEMPTS", 2)
     score(store, tta=(0.1, 0.2, 0.3, 0.4))
 
+    together, met = threading.Barrier(4), set()
+
     class Pondering:
-        """By score, a moment later: whoever else asked meanwhile has chosen the same."""
+        """By score; all four choose, at first the same image, before any of them may have it."""
 
         description = "slow"
 
         def __call__(self, request, datastore):
             pick = strategies()["tta"](request, datastore)
-            time.sleep(0.1)
+            if request[HOLDER] not in met:
+                met.add(request[HOLDER])
+                together.wait(20)
             return pick
 
     app.strategies = {"tta": Pondering()}

@@ -1,6 +1,6 @@
 """kill -9 of the process that holds the datastore, at random moments under eight savers: nothing acknowledged is lost.
 
-Run as a program, this file is that process: it saves until it is killed, and writes a line after each answer it got.
+Run as a program, this module is that process: it saves until it is killed, and writes a line after each answer it got.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import pytest
 from rayapp.datastore import document
 from rayapp.datastore.interfaces import Author, ClickEvent
 from rayapp.datastore.local import LocalDatastore
+from tests.waiting import until
 
+ROOT, NAME = Path(__file__).parents[2], "tests.chaos.test_datastore_kill"
 IMAGES = [f"image_{i:02}" for i in range(12)]
 TAGS = ("final", "original", "version_1")
 SAVERS = 8
@@ -67,14 +69,10 @@ def killed(studies: Path, log: Path, seed: int) -> list[list[Any]]:
     """One life of the child; what it was answered."""
     chance = random.Random(seed)
     with log.open("wb") as out:
-        child = subprocess.Popen([sys.executable, __file__, str(studies), str(seed)], stdout=out)
+        child = subprocess.Popen([sys.executable, "-m", NAME, str(studies), str(seed)], stdout=out, cwd=ROOT)
         try:
             if chance.random() < 0.8:  # at work; else perhaps while it opens
-                deadline = time.monotonic() + 60
-                while not log.stat().st_size:
-                    assert child.poll() is None, "the child ended by itself"
-                    assert time.monotonic() < deadline, "the child does not open the store"
-                    time.sleep(0.005)
+                until(lambda: log.stat().st_size or child.poll() is not None, every=0.005)
                 time.sleep(chance.uniform(0, 0.5))
             else:
                 time.sleep(chance.uniform(0.2, 1.0))

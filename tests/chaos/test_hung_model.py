@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 import requests
 
 from tests.conftest import started
+from tests.waiting import until
 
 MAIN = """
 import time
@@ -47,9 +47,6 @@ def test_a_hung_model_is_told_and_its_process_replaced(tmp_path: Path, monkeypat
         told = ask('{"hang": true}')
         assert told.status_code == 500
         assert "Slow (main.py, line 7), did not answer within 2 s" in told.json()["detail"]
-        deadline = time.monotonic() + 120
-        while (answer := ask("{}")).status_code != 200:
-            assert time.monotonic() < deadline, answer.text
-            time.sleep(1)
+        until(lambda: ask("{}").status_code == 200, within=120, every=1)
         assert server.stop() == 0
     assert server.survivors() == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import psutil
@@ -10,6 +9,7 @@ import pytest
 
 from rayapp.client import Client
 from tests.conftest import STOP_TIMEOUT, started
+from tests.waiting import until
 
 
 @pytest.mark.slow
@@ -22,10 +22,7 @@ def test_a_server_that_lost_its_ray_ends_and_the_next_one_has_what_was_acknowled
         next(child for child in psutil.Process(server.process.pid).children() if child.name() == name).kill()
         assert server.process.wait(STOP_TIMEOUT) == 1
         assert "start it again" in (tmp_path / "stderr").read_text()
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while server.survivors() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert server.survivors() == []
+        until(lambda: server.survivors() == [], within=STOP_TIMEOUT, every=0.2)
     with started(tmp_path) as again, Client(again.url) as client:
         kept = client.download_label("torso_0", tmp_path / "kept.nii.gz", tag="final")
         assert kept.read_bytes() == label.read_bytes()

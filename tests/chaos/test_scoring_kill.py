@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from rayapp.client import Client, JobKind
 from tests.chaos.test_replica_kill import process_of
 from tests.chaos.test_training_kill import PATIENCE_S, text
 from tests.conftest import Running, started
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -48,11 +48,8 @@ def traced(trace: Path) -> list[tuple[int, str]]:
 
 
 def wait_for(trace: Path, images: int) -> list[tuple[int, str]]:
-    deadline = time.monotonic() + PATIENCE_S
-    while len(found := traced(trace)) < images:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
+    until(lambda: len(traced(trace)) >= images, within=PATIENCE_S)
+    return traced(trace)
 
 
 def rows(server: Running, job: str) -> list[str]:
@@ -97,18 +94,16 @@ def test_an_image_that_kills_its_actor_twice_is_listed_as_failed_and_the_rest_is
 
 
 def test_a_scoring_stops_within_an_image_and_leaves_no_process(scorer: Running, client: Client, tmp_path: Path):
-    job = slow(client, tmp_path / "trace", pause=120.0)
+    job = slow(client, tmp_path / "trace", pause=3600.0)
     wait_for(tmp_path / "trace", 1)
-    began = time.monotonic()
     assert client.cancel_job(job)["status"] == "STOPPED"
-    assert time.monotonic() - began < 15
     assert not [line for line in scorer.survivors() if "ScoringActor" in line]
 
 
 def test_a_scoring_goes_on_after_its_jobs_actor_was_killed(scorer: Running, client: Client, tmp_path: Path):
     job = slow(client, tmp_path / "trace", pause=7.0, workers=1)
     wait_for(tmp_path / "trace", 2)
-    time.sleep(1)
+    until(lambda: (client.job(job)["progress"] or {}).get("iteration"), within=PATIENCE_S)
     os.kill(process_of(scorer, "JobsActor").pid, signal.SIGKILL)
     *_, done = client.follow(job)
     assert done["status"] == "DONE", text(done)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MARK, Running, make_studies
+from tests.waiting import until
 
 
 @pytest.mark.slow
@@ -33,8 +34,7 @@ def test_a_signal_during_the_start_ends_it_with_status_0(tmp_path: Path, number:
         text=True,
         env=env,
     )
-    while not _heeds(process.pid, signal.SIGTERM):  # SIGINT is caught by every Python
-        time.sleep(0.01)
+    until(lambda: _heeds(process.pid, signal.SIGTERM))  # SIGINT is caught by every Python
     time.sleep(seconds)
     process.send_signal(number)
     said, errors = process.communicate(timeout=60)

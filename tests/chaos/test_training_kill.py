@@ -5,10 +5,11 @@ The app's training is deterministic, so the last test compares a run with three 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rayapp.client import Client, Job, JobKind
 from tests.chaos.test_replica_kill import process_of
 from tests.conftest import MARK, Running, started
 from tests.jobs.plain import APP, write_label
+from tests.waiting import until
 
 FLAGS = ("--app", str(APP), "--models", "bright,shiny")
 LONG = {"max_epochs": 400, "pause": 0.1}
@@ -48,13 +50,15 @@ def label(server: Running, folder: Path) -> None:
             client.save_label(image, write_label(server.studies, image, folder / f"{image}.nii.gz"))
 
 
-def until(client: Client, job: str, true: Callable[[Job], bool]) -> Job:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true(found := client.job(job)):
-        assert time.monotonic() < deadline, found
-        assert "end_ts" not in found, found
-        time.sleep(0.1)
-    return found
+def reached(client: Client, job: str, state: Callable[[Job], bool]) -> Job:
+    """The job once it is in a state that it has before its end."""
+
+    def found() -> Job | None:
+        now = client.job(job)
+        assert state(now) or "end_ts" not in now, now
+        return now if state(now) else None
+
+    return until(found, within=PATIENCE_S, every=0.1)
 
 
 def iteration(job: Job) -> int:
@@ -71,11 +75,19 @@ def traced(server: Running, job: str) -> list[int]:
     return [int(line.split()[2]) for line in lines]
 
 
-def begun(client: Client, wanted: int = 12, **params: Any) -> str:
-    """A training that made some checkpoints; they are safe a second later."""
+def checkpoints(server: Running, job: str) -> int:
+    """How many checkpoints of the run Ray Train has noted: it goes on from the last of these, and keeps two."""
+    noted = server.workspace / "checkpoints" / job / "checkpoint_manager_snapshot.json"
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or just being written
+        return len(json.loads(noted.read_text())["checkpoint_results"])
+    return 0
+
+
+def begun(server: Running, client: Client, **params: Any) -> str:
+    """A training that can go on from a checkpoint."""
     job = client.start_job(JobKind.TRAIN, "bright", {**LONG, **params})["id"]
-    until(client, job, lambda found: iteration(found) >= wanted)
-    time.sleep(2)
+    reached(client, job, lambda found: iteration(found) >= 12)
+    until(lambda: checkpoints(server, job) >= 2, within=PATIENCE_S)
     return job
 
 
@@ -84,12 +96,10 @@ def begun(client: Client, wanted: int = 12, **params: Any) -> str:
 def test_a_killed_process_of_a_training_costs_no_more_than_since_its_last_checkpoint(
     trainer: Running, client: Client, victim: str
 ):
-    job = begun(client)
+    job = begun(trainer, client)
     before = iteration(client.job(job))
     os.kill(process_of(trainer, victim).pid, signal.SIGKILL)
-    began = time.monotonic()
-    found = until(client, job, lambda found: "goes on from epoch" in text(found) and iteration(found) > before + 4)
-    print(f"{victim}: past the point of the kill {time.monotonic() - began:.1f} s later")
+    found = reached(client, job, lambda found: "goes on from epoch" in text(found) and iteration(found) > before + 4)
     print(text(found))
     done = traced(trainer, job)
     (again,) = [at for at, (one, next_one) in enumerate(itertools.pairwise(done)) if next_one != one + 1]
@@ -100,13 +110,12 @@ def test_a_killed_process_of_a_training_costs_no_more_than_since_its_last_checkp
 
 @pytest.mark.slow
 def test_workers_that_are_killed_again_and_again_do_not_end_a_training(trainer: Running, client: Client):
-    job = begun(client)
+    job = begun(trainer, client)
     for number in range(5):
         os.kill(process_of(trainer, "RayTrainWorker").pid, signal.SIGKILL)
-        until(client, job, lambda found: text(found).count("goes on from epoch") > number)  # noqa: B023
+        reached(client, job, lambda found: text(found).count("goes on from epoch") > number)  # noqa: B023
         at = iteration(client.job(job))
-        until(client, job, lambda found: iteration(found) > at + 8)  # noqa: B023
-        time.sleep(2)
+        reached(client, job, lambda found: iteration(found) > at + 8)  # noqa: B023
     assert "process died" in text(client.job(job)), "Ray Train makes three faults good, the jobs actor the rest"
     print(text(client.job(job)))
 
@@ -116,12 +125,12 @@ def test_a_restart_of_the_server_in_the_middle_of_a_training(tmp_path: Path):
     with started(tmp_path, *FLAGS) as server:
         label(server, tmp_path)
         with Client(server.url) as client:
-            job = begun(client)
+            job = begun(server, client)
             waiting = client.start_job(JobKind.TRAIN, "shiny", {"max_epochs": 1}, enqueue=True)["id"]
     assert server.survivors() == []
-    reached = traced(server, job)[-1]
+    last = traced(server, job)[-1]
     with started(tmp_path, *FLAGS) as server, Client(server.url) as client:
-        found = until(client, job, lambda found: iteration(found) > reached + 2)
+        found = reached(client, job, lambda found: iteration(found) > last + 2)
         assert "cut short by a restart" in text(found)
         assert "goes on from epoch" in text(found)
         assert client.job(waiting)["status"] == "SUBMITTED"
@@ -135,9 +144,9 @@ def test_a_run_with_faults_ends_with_the_very_weights_of_one_without(trainer: Ru
         request = {"max_epochs": 40, "pause": 0.1, "pretrained": False, "guard": False}
         job = client.start_job(JobKind.TRAIN, "bright", request)["id"]
         for number, victim in enumerate(kills):
-            until(client, job, lambda found: iteration(found) >= 30 * (number + 1))  # noqa: B023
+            reached(client, job, lambda found: iteration(found) >= 30 * (number + 1))  # noqa: B023
             os.kill(process_of(trainer, victim).pid, signal.SIGKILL)
-            time.sleep(3)
+            reached(client, job, lambda found: text(found).count("goes on from epoch") > number)  # noqa: B023
         last = list(client.follow(job))[-1]
         assert last["status"] == "DONE", last
         print(text(last))
@@ -148,27 +157,21 @@ def test_a_run_with_faults_ends_with_the_very_weights_of_one_without(trainer: Ru
 
 @pytest.mark.slow
 def test_a_cancelled_training_leaves_nothing_behind(trainer: Running, client: Client):
-    job = begun(client)
-    began = time.monotonic()
+    job = begun(trainer, client)
     assert client.cancel_job(job)["status"] == "STOPPED"
-    print(f"cancelled in {time.monotonic() - began:.1f} s")
     assert not [path for path in trainer.workspace.rglob("*") if job in path.name]
-    deadline = time.monotonic() + 10
-    while left := processes(trainer):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
+    until(lambda: processes(trainer) == [], every=0.2)
 
 
 @pytest.mark.slow
 def test_two_workers_train_together_and_are_both_made_good(trainer: Running, client: Client):
-    job = begun(client, workers=2)
+    job = begun(trainer, client, workers=2)
     # What a run that was killed before this one held is missed for a while: then it begins with one, and grows.
-    at = iteration(until(client, job, lambda found: "2 worker(s)" in text(found)))
-    until(client, job, lambda found: iteration(found) > at + 8)
-    time.sleep(2)
+    at = iteration(reached(client, job, lambda found: "2 worker(s)" in text(found)))
+    reached(client, job, lambda found: iteration(found) > at + 8)
     times = text(client.job(job)).count("goes on from epoch")
     os.kill(process_of(trainer, "RayTrainWorker").pid, signal.SIGKILL)
-    found = until(client, job, lambda found: text(found).count("goes on from epoch") > times)
+    found = reached(client, job, lambda found: text(found).count("goes on from epoch") > times)
     print(text(found))
     assert client.cancel_job(job)["status"] == "STOPPED"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -11,6 +10,7 @@ import pytest
 
 from rayapp.client import Client
 from tests.conftest import MARK, Running, started
+from tests.waiting import until
 
 PATIENCE_S = 90.0
 
@@ -48,15 +48,11 @@ def test_load_brings_a_second_replica_and_no_click_fails(tmp_path: Path):
         for thread in annotators:
             thread.start()
         try:
-            deadline = time.monotonic() + PATIENCE_S
-            while replicas(running) < 2 and time.monotonic() < deadline:
-                time.sleep(0.5)
-            assert replicas(running) == 2
-            before = sum(answered)
-            time.sleep(5)
+            until(lambda: failed or replicas(running) == 2, within=PATIENCE_S, every=0.5)
+            before = list(answered)
+            until(lambda: failed or all(now > then for now, then in zip(answered, before, strict=True)))
         finally:
             done.set()
             for thread in annotators:
                 thread.join()
         assert failed == []
-        assert sum(answered) > before

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,11 @@ from actors.datastore import remote_datastore, start_datastore
 from actors.jobs import start_jobs
 from actors.models import start_models
 from rayapp.config import Settings
-from rayapp.datastore.job_record import Job, Kind, State
+from rayapp.datastore.job_record import Kind, State
 from tests.jobs.plain import APP, label_all, write_images
+from tests.waiting import until
 
 PATIENCE_S = 180
-
-
-def until(jobs: Any, job: str, true: Callable[[Job], bool]) -> Job:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true(found := jobs.job(job)):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
-    return found
 
 
 @pytest.mark.slow
@@ -52,19 +43,18 @@ def test_workers_on_both_nodes_train_one_model_and_nothing_stays_when_the_server
         return jobs.submit(Kind.TRAIN, "bright", params, job_id=str(uuid.uuid4()), user="ann").id
 
     # Each node has one CPU, so two workers are on two nodes.
-    done = until(jobs, submit(workers=2, max_epochs=4, pause=0.05), lambda job: job.over)
+    job = submit(workers=2, max_epochs=4, pause=0.05)
+    until(lambda: jobs.job(job).over, within=PATIENCE_S, every=0.2)
+    done = jobs.job(job)
     assert done.state is State.DONE, done.details
     assert "2 worker(s)" in "\n".join(done.details)
     trace = (settings.workspace / "runs" / done.id / "trace.txt").read_text().splitlines()
     assert sorted({line.split()[1] for line in trace}) == ["0", "1"]
 
     left = submit(workers=2, max_epochs=400, pause=0.1)
-    until(jobs, left, lambda job: job.progress is not None)
+    until(lambda: jobs.job(left).progress is not None, within=PATIENCE_S, every=0.2)
     for actor in (handle, models, datastore):
         ray.kill(actor)
     ray.shutdown()
     ray.init(address=cluster.address, namespace="looking", log_to_driver=False)
-    deadline = time.monotonic() + PATIENCE_S
-    while ray.available_resources().get("CPU") != 2.0:
-        assert time.monotonic() < deadline, ray.available_resources()
-        time.sleep(0.5)
+    until(lambda: ray.available_resources().get("CPU") == 2.0, within=PATIENCE_S, every=0.5)

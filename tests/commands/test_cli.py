@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,10 +49,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     return typed
 
 
-def test_help_comes_at_once_and_names_every_command():
-    began = time.perf_counter()
+def test_help_names_every_command():
     done = rayapp("--help")
-    assert time.perf_counter() - began < 2  # 0.15 s on an idle machine; a heavy import would take longer than this
     assert done.returncode == 0
     for command in ("start", "demo", "datasets", "infer", "next", "replay", "doctor", "users"):
         assert f"\n  {command} " in done.stdout

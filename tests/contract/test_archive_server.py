@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from tests.conftest import SHAPE, started
 from tests.imaging.grids import MAX
 from tests.imaging.series import write_series
 from tests.orthanc import Orthanc, needs_orthanc
+from tests.waiting import until
 
 pytestmark = [needs_orthanc, pytest.mark.slow]
 SERIES, STUDY = "1.2.3.1", "1.2.3"
@@ -30,11 +30,8 @@ def test_a_series_of_the_archive_is_segmented_and_the_label_is_in_the_archive(ar
         assert result.labels().any()
         names = [{"name": name, "idx": value} for name, value in result.params["label_names"].items() if value]
         client.save_label(SERIES, tmp_path / "m.nii.gz", params={"model": "segmentation", "label_info": names})
-        end = time.monotonic() + 30
-        while not (info := client.label_info(SERIES)).get("SeriesInstanceUID"):
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        (found,) = archive.client().retrieve_series(STUDY, info["SeriesInstanceUID"])
+        stored = until(lambda: client.label_info(SERIES).get("SeriesInstanceUID"))
+        (found,) = archive.client().retrieve_series(STUDY, stored)
         found.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
         label = read_segmentation(tmp_path / "seg.dcm", read_grid(tmp_path / "ct"), max_bytes=MAX)
         named = {name: (label.array == value).sum() for name, value in label.names.items()}

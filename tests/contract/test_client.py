@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,9 +12,11 @@ import SimpleITK as sitk  # noqa: N813
 
 from rayapp import errors
 from rayapp.client import AsyncClient, Client, JobKind
+from rayapp.client.results import InferResult
 from rayapp.protocol import Output
 from tests.conftest import SHAPE, Running
 from tests.contract.test_monailabel_client import labelled, same_grid
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +128,12 @@ def test_a_prompts_masks_are_streamed_and_the_last_is_what_stays(client: Client)
 
 def test_an_opened_images_first_mask_is_there_without_waiting_for_the_network(client: Client):
     client.open_interaction("segmentation", "torso_3")
-    deadline = time.monotonic() + 60
-    while (found := client.infer_box("segmentation", "torso_3")).params["latencies"]["infer"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+
+    def first_mask() -> InferResult | None:
+        found = client.infer_box("segmentation", "torso_3")
+        return None if found.params["latencies"]["infer"] else found
+
+    found = until(first_mask, every=0.5)
     assert found.labels().any()
     anew = client.infer("segmentation", "torso_3", params={"roi": [0, 1000, 0, 1000, 0, 1000]})
     assert anew.params["latencies"]["infer"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.conftest import SHAPE, Running, started
 from tests.contract.test_commands import rayapp
 from tests.contract.test_monailabel_client import MONAILabelClient, MONAILabelClientException
 from tests.jobs.plain import APP, write_label
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +54,13 @@ def test_the_model_gets_better_while_annotators_work(trainer: Running, tmp_path:
         assert info["train_stats"]["bright"]["best_metric"] == found["result"]["metric"]
         assert "total_time" in info["train_stats"]["bright"]
         assert info["models"]["bright"]["version"] == "v2"
-        params = client.infer_box("bright", "torso_0").params
-        while params["model_version"] == "v1":
-            params = client.infer_box("bright", "torso_0").params
-        assert params["at"] > 60.0
+        until(lambda: client.infer_box("bright", "torso_0").params["model_version"] == "v2")
+        assert client.infer_box("bright", "torso_0").params["at"] > 60.0
 
         shown = rayapp("models", "list", "--server", trainer.url, cwd=tmp_path).stdout
-        assert [line.split()[2] == "*" for line in shown.splitlines() if " v1 " in line or " v2 " in line]
+        assert re.findall(r"\b(v\d+)( \*)?", shown) == [("v1", ""), ("v2", " *")]
         assert rayapp("models", "rollback", "bright", "--server", trainer.url, cwd=tmp_path).stdout == "v1\n"
-        while client.infer_box("bright", "torso_0").params["model_version"] == "v2":
-            pass
+        until(lambda: client.infer_box("bright", "torso_0").params["model_version"] == "v1")
         assert rayapp("models", "promote", "bright", "v2", "--server", trainer.url, cwd=tmp_path).stdout == "v2\n"
         assert client.models()["bright"]["production"] == "v2"
 
@@ -86,8 +85,7 @@ def test_slicers_client_starts_watches_and_stops_a_training(trainer: Running):
     config = slicer.info()["trainers"]["bright"]["config"]
     started = slicer.train_start("bright", {**config, "pause": 0.1, "max_epochs": 500})
     assert started["status"] == "SUBMITTED"
-    while not slicer.train_status(check_if_running=True):
-        pass
+    until(lambda: slicer.train_status(check_if_running=True))
     assert slicer.train_status()["id"] == started["id"]
     with pytest.raises(MONAILabelClientException):
         slicer.train_start("shiny", {})

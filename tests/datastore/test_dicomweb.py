@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from rayapp.errors import ArchiveAway, ArchiveSlow, Disabled, NotFound, Unreadab
 from rayapp.imaging.dicom_seg import encode, read_masks, read_segmentation
 from rayapp.imaging.reader import read_grid, read_volume
 from rayapp.imaging.volume import Segmentation
-from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Front, front
+from tests.front import BROKEN, CUT, DENIED, HELD, PLAIN, SLOW, Front, front
 from tests.imaging.grids import AFFINES, MAX, assert_same_affine, labels, real, voxels
 from tests.imaging.series import compress, edit, enhanced, tilt, write_series
 from tests.orthanc import Orthanc, needs_orthanc
+from tests.waiting import until
 
 pytestmark = needs_orthanc
 
@@ -74,14 +76,6 @@ def _save(store: DicomwebDatastore, image_id: str = CT, tag: str = "final", arra
     image = nibabel.load(store.image(image_id).path)
     nibabel.Nifti1Image(labels() if array is None else array, image.affine).to_filename(staged)
     store.save_label(image_id, tag, staged, ".nii.gz", info={**INFO, **info}, author=Author(user="anna"))
-
-
-def _until(done: Callable[[], Any], seconds: float = 15.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := done()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
-    return found
 
 
 def _segs(archive: Orthanc) -> list[Dataset]:
@@ -159,7 +153,7 @@ def test_an_enhanced_object_is_an_image_and_its_label_lies_on_its_frames(placed:
     np.testing.assert_array_equal(found.array[0], voxels())
     assert_same_affine(found.affine, AFFINES["oblique"])
     _save(store, "1.2.7")
-    _until(lambda: not store.unsent())
+    until(lambda: not store.unsent())
     (seg,) = _segs(placed.archive)
     seg.save_as(placed.folder / "seg.dcm", enforce_file_format=True)
     label = read_segmentation(placed.folder / "seg.dcm", read_grid(placed.folder / "enhanced"), max_bytes=MAX)
@@ -179,7 +173,7 @@ def test_a_series_that_is_no_volume_is_refused_with_its_reason_and_not_retrieved
 def test_a_final_label_is_in_the_archive_on_the_right_voxels(placed: Placed) -> None:
     store = placed.open()
     _save(store)
-    _until(lambda: not store.unsent())
+    until(lambda: not store.unsent())
     (dataset,) = _segs(placed.archive)
     dataset.save_as(placed.folder / "found.dcm", enforce_file_format=True)
     found = read_segmentation(placed.folder / "found.dcm", read_grid(placed.folder / CT), max_bytes=MAX)
@@ -198,7 +192,7 @@ def test_every_save_is_a_series_of_its_own_and_other_tags_stay_here(placed: Plac
     store = placed.open()
     for number in range(2):
         _save(store, array=np.roll(labels(), number, axis=1))
-        _until(lambda: not store.unsent())
+        until(lambda: not store.unsent())
     _save(store, tag="draft")
     assert store.unsent() == []
     assert {dataset.SeriesDescription for dataset in _segs(placed.archive)} == {"final 1 deepedit", "final 2 deepedit"}
@@ -213,14 +207,15 @@ def test_a_label_saved_while_the_archive_is_away_is_kept_and_stored_when_it_is_b
         placed.front.way = BROKEN
     else:
         placed.front.way = way
+    before = len(placed.front.asked)
     _save(store)
     np.testing.assert_array_equal(nibabel.load(store.label(CT, "final").path).get_fdata(), labels())
-    time.sleep(0.3)
+    until(lambda: len(placed.front.asked) > before)
     assert len(store.unsent()) == 1
     if way == "stopped":
         placed.archive.start()
     placed.front.way = PLAIN
-    _until(lambda: not store.unsent())
+    until(lambda: not store.unsent())
     assert len(_segs(placed.archive)) == 1  # also when it had arrived, and only the answer was lost
 
 
@@ -234,7 +229,7 @@ def test_what_was_not_sent_is_sent_by_the_next_server_and_nothing_twice(placed: 
     assert _segs(placed.archive) == []
     placed.front.way = PLAIN
     store = placed.open()
-    _until(lambda: not store.unsent())
+    until(lambda: not store.unsent())
     store.close()
     store = placed.open()
     assert store.unsent() == []
@@ -244,7 +239,7 @@ def test_what_was_not_sent_is_sent_by_the_next_server_and_nothing_twice(placed: 
 def test_a_label_that_can_be_no_segmentation_is_kept_here_and_says_so(placed: Placed) -> None:
     store = placed.open()
     _save(store, array=np.zeros_like(labels()))
-    _until(lambda: not store.unsent())
+    until(lambda: not store.unsent())
     assert "nothing is labelled" in store.label(CT, "final").info["archive_problem"]
     assert _segs(placed.archive) == []
 
@@ -333,7 +328,7 @@ def test_a_label_of_a_series_that_was_made_anonymous_by_leaving_things_out_is_in
     placed.archive.store(new)
     store = placed.open()
     _save(store, "1.2.7")
-    _until(lambda: not store.unsent())
+    until(lambda: not store.unsent())
     assert "archive_problem" not in store.label("1.2.7", "final").info
 
 
@@ -341,7 +336,7 @@ def test_series_not_used_for_longest_make_room(placed: Placed, monkeypatch: pyte
     monkeypatch.setattr("rayapp.datastore.series_cache.GRACE_S", 0.0)
     store = placed.open(dicomweb={"cache": 1})
     first = store.image(CT).path
-    time.sleep(0.01)
+    os.utime(first.parent, (0, 0))
     second = store.image(MR).path
     assert not first.exists()
     assert second.exists()
@@ -380,7 +375,7 @@ def test_labels_in_the_archive_are_labels_of_a_new_server(placed: Placed) -> Non
     first = placed.open()
     for number in range(2):
         _save(first, array=np.roll(labels(), number, axis=1))
-        _until(lambda: not first.unsent())
+        until(lambda: not first.unsent())
     first.close()
     theirs = placed.folder / "theirs.dcm"
     theirs.write_bytes(encode(Segmentation(array=labels()[::-1], affine=AFFINES["oblique"]), placed.folder / CT))
@@ -415,7 +410,7 @@ def test_segmentations_by_dcmqi_are_labels_also_when_they_come_late_and_overlap(
     edit(late, ContentDate="20991231")
     placed.archive.store([late])
     masks = read_masks(late, grid, max_bytes=MAX)
-    label = _until(lambda: (found := store.labels(image_id)["original"]).info.get("overlapping") and found)
+    label = until(lambda: (found := store.labels(image_id)["original"]).info.get("overlapping") and found)
     shown = nibabel.load(label.path).get_fdata()
     np.testing.assert_array_equal(shown > 0, masks.array.any(axis=0))
     sizes = {value: masks.array[value - 1].sum() for value in label.info["params"]["label_names"].values()}
@@ -443,12 +438,16 @@ def test_a_look_for_labels_waits_for_no_archive_that_says_nothing(
     placed: Placed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dicomweb, "LOOK_S", 0.1)
-    store = placed.open(dicomweb={"fresh": 0.0})
+    store = placed.open(dicomweb={"fresh": 0.0, "timeout": 600.0})
     _save(store, tag="original")
-    placed.front.way = SLOW
-    began = time.monotonic()
-    assert "original" in store.labels(CT)
-    assert time.monotonic() - began < 2
+    until(lambda: not store.unsent())
+    placed.front.way = HELD
+    with ThreadPoolExecutor(1) as pool:
+        looked = pool.submit(store.labels, CT)
+        try:
+            assert "original" in looked.result(20)
+        finally:
+            placed.front.way = PLAIN
 
 
 def _across(files: list[Path]) -> None:

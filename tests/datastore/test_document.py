@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from rayapp.datastore import document
 from tests.datastore.saves import Open, save
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +22,6 @@ def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 def written(studies: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((studies / "datastore_v2.json").read_text())
     return loaded
-
-
-def until(condition: Any, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_the_document_has_the_layout_of_monai_label(plain: Any, studies: Path) -> None:
@@ -108,7 +102,7 @@ def test_a_document_broken_while_the_store_runs_is_kept_aside_and_written_again(
     path = studies / "datastore_v2.json"
     until(path.exists)
     path.write_text("{")
-    time.sleep(0.1)
+    os.utime(path, (0, 0))  # nobody is writing it at this moment
     plain.refresh()
     assert len(list(studies.glob("datastore_v2.json.broken-*"))) == 1
     until(lambda: path.exists() and written(studies) == plain.document())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.gateway.conftest import Serve, Served
 from tests.imaging.grids import AFFINES, MAX, voxels
 from tests.imaging.series import edit, write_series
 from tests.orthanc import Orthanc, needs_orthanc, orthanc
+from tests.waiting import until
 
 pytestmark = needs_orthanc
 
@@ -112,10 +112,7 @@ def test_the_client_of_slicer_lists_downloads_infers_saves_and_loads(
     again = client.download_label(CT, "final")
     np.testing.assert_array_equal(nibabel.load(again).get_fdata(), _mask(held))
 
-    end = time.monotonic() + 15
-    while store.unsent():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: not store.unsent())
     info = served.get("/datastore/?output=all").json()["objects"][CT]["labels"]["final"]["info"]
     (dataset,) = held.client().retrieve_series(f"{CT}.9", info["SeriesInstanceUID"])
     dataset.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
@@ -165,8 +162,5 @@ def test_a_series_stored_through_the_proxy_is_an_image_soon_after(served: Served
     client = DICOMwebClient(served.url + "/proxy/dicom", stow_url_prefix="stow")
     files = write_series(tmp_path / "new", image(), AFFINES["oblique"], series="1.2.3.9", study="1.2.3.9.9")
     client.store_instances([pydicom.dcmread(file) for file in files])
-    end = time.monotonic() + 15
-    while "1.2.3.9" not in served.store.image_ids():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: "1.2.3.9" in served.store.image_ids())
     assert served.infer("image=1.2.3.9&output=json").status_code == 200

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import requests
 
+from deployments import uploads
 from deployments.guards import MAX_TEXT
+from deployments.routes import images
 from deployments.uploads import CHECKS, MAX_WAITING, Checks
 from rayapp.errors import Busy
 from tests.gateway.conftest import MAX_BODY, Served, write_image
+from tests.waiting import until
 
 LIMIT = "----------lImIt_of_THE_fIle_eW_$"
 FORM = {"Content-Type": f"multipart/form-data; boundary={LIMIT}"}
@@ -90,10 +93,8 @@ def test_a_body_without_a_length_is_cut_off_at_the_cap(gateway: Served):
         assert answer.status_code == 413
     except requests.ConnectionError:
         pass  # The server hung up in the middle of our sending, which is as well.
-    deadline = time.monotonic() + 5
-    while gateway.staged() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert gateway.staged() == []
+    until(lambda: gateway.staged() == [])
+    assert "big" not in gateway.store.image_ids()
 
 
 def test_text_that_is_held_in_memory_has_a_cap_of_its_own(serve):
@@ -111,20 +112,15 @@ def test_a_client_that_hangs_up_in_an_upload_leaves_nothing(gateway: Served):
         head = "PUT /datastore/?image=x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n"
         head += f"Content-Type: {FORM['Content-Type']}\r\n\r\n"
         wire.sendall(head.encode() + slicers(part("file", bytes(3000), '; filename="x.nii"'))[:2000])
-        deadline = time.monotonic() + 5
-        while not gateway.staged() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert gateway.staged() != []
-    while gateway.staged() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert gateway.staged() == []
+        until(lambda: gateway.staged() != [])
+    until(lambda: gateway.staged() == [])
 
 
 def test_uploads_beyond_what_can_be_checked_are_told_to_come_back():
     async def crowd() -> list[object]:
         checks, release = Checks(), threading.Event()
-        running = [asyncio.ensure_future(checks.run(release.wait, 10)) for _ in range(CHECKS + MAX_WAITING)]
-        await asyncio.sleep(0.05)
+        running = [asyncio.ensure_future(checks.run(release.wait, 60)) for _ in range(CHECKS + MAX_WAITING)]
+        await asyncio.sleep(0)  # each of them has come as far as it can
         with pytest.raises(Busy):
             await checks.run(int)
         release.set()
@@ -133,16 +129,28 @@ def test_uploads_beyond_what_can_be_checked_are_told_to_come_back():
     assert asyncio.run(crowd()) == [True] * (CHECKS + MAX_WAITING) + [0]
 
 
-def test_the_server_answers_while_uploads_are_checked(gateway: Served, tmp_path: Path):
+def test_the_server_answers_while_uploads_are_checked(gateway: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = write_image(tmp_path / "many.nii.gz").read_bytes()
+    checking, go = threading.Semaphore(0), threading.Event()
 
-    def upload(number: int) -> None:
-        gateway.put(f"/datastore/?image=many_{number}", files={"file": ("x.nii.gz", file)})
+    def check_image(path: Path, max_bytes: int) -> None:
+        checking.release()
+        assert go.wait(60)
+        uploads.check_image(path, max_bytes)
 
-    threads = [threading.Thread(target=upload, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    assert gateway.get("/info/").status_code == 200
-    for thread in threads:
-        thread.join()
-    assert all(gateway.store.image(f"many_{number}") for number in range(8))
+    monkeypatch.setattr(images, "check_image", check_image)
+
+    def upload(number: int) -> int:
+        return gateway.put(f"/datastore/?image=many_{number}", files={"file": ("x.nii.gz", file)}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(upload, number) for number in range(8)]
+        try:
+            for _ in range(CHECKS):
+                assert checking.acquire(timeout=60)
+            assert gateway.get("/info/").status_code == 200
+            assert not any(one.done() for one in sent)
+        finally:
+            go.set()
+    assert [one.result() for one in sent] == [200] * 8
+    assert {f"many_{number}" for number in range(8)} <= set(gateway.store.image_ids())

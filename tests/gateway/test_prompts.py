@@ -19,6 +19,8 @@ from rayapp.imaging import mask_codec
 from rayapp.models.store import ModelStore
 from rayapp.serving.service import InferenceService
 from tests.gateway.conftest import SHAPE, Serve, Served, write_label
+from tests.serving.places import record_places
+from tests.waiting import until_async
 
 APP = '''
 """`organs` and `anything` paint the clicked voxels onto what they start from; `strokes` are the scribbles that ship.
@@ -292,8 +294,8 @@ def test_a_prompt_that_cannot_be_is_no_stream(served: Served, client: Client):
     assert answer.status_code == 404
 
 
-async def test_a_newer_prompt_ends_the_older_between_its_stages(served: Served):
-    held = _held(served)
+async def test_a_newer_prompt_ends_the_older_between_its_stages(served: Served, monkeypatch: pytest.MonkeyPatch):
+    held, places = _held(served), record_places(monkeypatch)
     async with AsyncClient(served.url) as client:
         work, other = [await client.open_interaction("slow", "ct_a") for _ in range(2)]
         held.clear()
@@ -301,9 +303,9 @@ async def test_a_newer_prompt_ends_the_older_between_its_stages(served: Served):
             blocking = other.stream({"liver": [[9, 9, 1]]})
             await anext(blocking)  # and its second stage holds up the network's thread
             older = asyncio.create_task(_collected(work.stream({"liver": [[1, 1, 1]]})))
-            await asyncio.sleep(0.3)
+            await until_async(lambda: len(places) == 2)
             newer = asyncio.create_task(_collected(work.stream({"liver": [[2, 2, 2]]})))
-            await asyncio.sleep(0.3)
+            await until_async(lambda: len(places) == 3)
         finally:
             held.set()
         with pytest.raises(Conflict, match="newer click"):

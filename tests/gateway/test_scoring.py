@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rayapp.errors import AlreadyRunning, BadRequest, NotFound
 from rayapp.imaging.reader import read_segmentation
 from rayapp.imaging.volume import Segmentation
 from tests.gateway.conftest import AFFINE, MAX_BODY, SHAPE, Serve, Served, write_label
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,11 @@ def served(serve: Serve) -> Served:
 
 
 def ended(gateway: Served, task: dict[str, Any]) -> dict[str, Any]:
-    while "end_ts" not in (found := gateway.get(f"/jobs/{task['id']}").json()):
-        time.sleep(0.05)
-    return found
+    def over() -> dict[str, Any] | None:
+        found = gateway.get(f"/jobs/{task['id']}").json()
+        return found if "end_ts" in found else None
+
+    return until(over)
 
 
 def test_a_scoring_runs_as_the_clients_know_tasks(served: Served, tmp_path: Path):

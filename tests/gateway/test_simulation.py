@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import nibabel
@@ -22,6 +21,7 @@ from tests.gateway.conftest import AFFINE, SHAPE, Serve, Served, write_image
 from tests.gateway.test_interactions import APP as PAINTER
 from tests.jobs.plain import APP as THRESHOLD
 from tests.jobs.plain import write_images, write_label
+from tests.waiting import until
 
 HABITS = AnnotationTimes(click_s=5, review_s=30, manual_s=600, good_enough=1.0, max_clicks=4)
 
@@ -189,9 +189,7 @@ def test_a_training_that_does_not_end_well_ends_the_run(pool: Served, tmp_path: 
             pass
 
     def stop() -> None:
-        while not (started := pool.jobs.jobs()):
-            time.sleep(0.05)
-        pool.jobs.cancel(started[0].id)
+        pool.jobs.cancel(until(pool.jobs.jobs)[0].id)
 
     async def both() -> None:
         await asyncio.gather(run(), asyncio.to_thread(stop))

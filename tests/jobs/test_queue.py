@@ -13,6 +13,7 @@ from rayapp.errors import AlreadyRunning, BadRequest, Busy, Disabled, NotFound
 from rayapp.jobs import queue as queues
 from rayapp.jobs.queue import JobQueue, Outcome
 from rayapp.training.train_task import Progress
+from tests.waiting import until
 
 PROGRESS = Progress(epoch=2, epochs=3, iteration=5, iterations=9, loss=0.5, metric=0.7, best=0.8, seconds_left=3.0)
 
@@ -80,10 +81,7 @@ def submit(jobs, name, **given):
 
 
 def ended(jobs, *names):
-    deadline = time.monotonic() + 10
-    while not all(jobs.job(name).over for name in names):
-        assert time.monotonic() < deadline, [jobs.job(name) for name in names]
-        time.sleep(0.01)
+    until(lambda: all(jobs.job(name).over for name in names))
     return [jobs.job(name) for name in names]
 
 

@@ -13,6 +13,7 @@ from rayapp.errors import BadRequest, Busy
 from rayapp.jobs.queue import JobContext, JobQueue
 from rayapp.jobs.training_job import REQUEST, Training, run_folder
 from tests.jobs.plain import PlainTrainingBackend
+from tests.waiting import until
 
 
 class Notes(JobContext):
@@ -197,10 +198,7 @@ def test_the_whole_way_through_a_queue(training, datastore, catalogue, settings)
     jobs = JobQueue(datastore, {Kind.TRAIN: training})
     jobs.submit(Kind.TRAIN, "bright", {"model": "bright"}, job_id="a", user="ann")
     jobs.submit(Kind.TRAIN, "bright", {"model": "bright"}, job_id="b", user="ann")
-    import time
-
-    while not jobs.job("b").over:
-        time.sleep(0.01)
+    until(lambda: jobs.job("b").over)
     jobs.close()
     assert [job.state for job in jobs.jobs()] == [State.DONE, State.DONE]
     assert jobs.job("b").result["version"] == "v3"

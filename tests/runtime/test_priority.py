@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,30 +13,47 @@ import pytest
 from rayapp.runtime import priority
 from rayapp.runtime.priority import ForegroundLoad
 
+ROOT = Path(__file__).parents[2]
 ASKED = """
 import sys
 from pathlib import Path
 from rayapp.runtime.priority import ForegroundLoad
-waited_for = ForegroundLoad(Path(sys.argv[1]))
+load = ForegroundLoad(Path(sys.argv[1]))
 for line in sys.stdin:
-    getattr(waited_for, line.strip())()
+    getattr(load, line.strip())()
     print("done", flush=True)
 """
 RESTING = """
-import sys, time, torch
+import sys, torch
 from pathlib import Path
 from rayapp.runtime import priority
-priority.PLACE = Path(sys.argv[1])
+from tests.runtime.test_priority import FakeTime
+priority.PLACE, priority.time = Path(sys.argv[1]), FakeTime()
 priority.rest_between_layers()
 layer = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(inplace=True))
 asked = torch.ones(1, 4)
 for line in sys.stdin:
+    before = priority.time.now
     if line.strip() == "forward":
         answer = layer(asked)
-    else:
+    elif line.strip() == "backward":
         answer.sum().backward()
-    print("done", flush=True)
+    else:
+        priority.time.sleep(priority.REST_S)
+    print(priority.time.now - before, flush=True)
 """
+
+
+class FakeTime:
+    """The clock of one process, which only its own sleep moves on."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 class Other:
@@ -49,17 +65,18 @@ class Other:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=ROOT,
         )
 
-    def told(self, what: str) -> float:
-        """Seconds that it took to do it."""
-        began = time.monotonic()
+    def told(self, what: str) -> str:
+        """Its answer once it has done it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
-        assert self.process.stdout.readline() == "done\n"
-        return time.monotonic() - began
+        answer = self.process.stdout.readline().strip()
+        assert answer, "the process ended"
+        return answer
 
 
 @contextmanager
@@ -106,39 +123,39 @@ def test_nobody_waits_for_a_process_that_was_killed(place: Path):
 def test_a_rest_ends_with_the_click_or_after_a_while_and_then_work_goes_on_for_as_long(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(priority, "REST_S", 0.3)
+    clock = FakeTime()
+    monkeypatch.setattr(priority, "time", clock)
     mine = ForegroundLoad(place)
+
+    def rested() -> float:
+        before = clock.now
+        mine.rest()
+        return clock.now - before
+
     with other(ASKED, place) as clicked:
         clicked.told("begin")
-        began = time.monotonic()
-        mine.rest()
-        rested = time.monotonic()
-        assert rested - began >= 0.3
-        rests = 0
-        while time.monotonic() < rested + 0.2:
-            mine.rest()
-            rests += 1
-        assert rests > 100  # they ended at once
-        time.sleep(0.2)
-        began = time.monotonic()
-        mine.rest()
-        assert time.monotonic() - began >= 0.3
+        assert rested() == pytest.approx(priority.REST_S, abs=2 * priority.LOOK_S)
+        assert [rested() for _ in range(100)] == [0] * 100
+        clock.sleep(priority.REST_S / 2)
+        assert rested() == 0
+        clock.sleep(priority.REST_S)
+        assert rested() == pytest.approx(priority.REST_S, abs=2 * priority.LOOK_S)
+        clock.sleep(2 * priority.REST_S)
         clicked.told("end")
-        began = time.monotonic()
-        mine.rest()
-        assert time.monotonic() - began < 0.1
+        assert rested() == 0
 
 
 def test_layers_wait_forward_and_backward_while_somebody_waits(place: Path):
     with other(ASKED, place) as clicked, other(RESTING, place) as background:
-        background.told("forward")
-        background.told("backward")
+        assert float(background.told("forward")) == 0
+        assert float(background.told("backward")) == 0
         clicked.told("begin")
-        assert background.told("forward") > 0.9 * priority.REST_S
-        time.sleep(priority.REST_S)
-        assert background.told("backward") > 0.9 * priority.REST_S
+        assert float(background.told("forward")) >= priority.REST_S
+        background.told("a moment without layers")
+        assert float(background.told("backward")) >= priority.REST_S
         clicked.told("end")
-        assert background.told("forward") < 0.5 * priority.REST_S
+        background.told("a moment without layers")
+        assert float(background.told("forward")) == 0
 
 
 def test_without_the_file_nobody_seems_to_wait(tmp_path: Path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rayapp.config import Settings
-from rayapp.errors import BadRequest, Unreadable
+from rayapp.errors import BadRequest, Superseded, Unreadable
 from rayapp.imaging.mask_codec import decode
 from rayapp.inference.infer_task import Prediction, TaskInfo
 from rayapp.inference.network import cancellation
@@ -20,7 +20,9 @@ from rayapp.protocol import Output
 from rayapp.serving.messages import HandedOut, InferCall
 from rayapp.serving.prefetch import QUEUE
 from rayapp.serving.service import InferenceService
+from tests.serving.places import record_places
 from tests.serving.test_service import App, Store
+from tests.waiting import until_async
 
 SHAPE = (7, 6, 5)
 
@@ -47,7 +49,7 @@ class Slow:
         self.asked.append(prompts)
         for _ in range(3):
             self.inside.set()
-            assert self.held.wait(10)
+            assert self.held.wait(60)
             cancellation.checkpoint()
         if not self.info.labels and not prompts.clicks:
             raise BadRequest("click on something")
@@ -80,18 +82,10 @@ def click(number=0, model="organs", **params):
     return InferCall(model=model, key=f"ct_{number}", params=params, output=Output.BOX)
 
 
-async def until(true):
-    for _ in range(500):
-        if true():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("it never came about")
-
-
 async def test_an_image_handed_out_is_prepared_and_segmented_for_the_models_there_are(house):
     service, organs, anything = house
     service.prefetch(HandedOut(key="ct_0"))
-    await until(lambda: anything.finished)
+    await until_async(lambda: anything.finished)
     assert (organs.prepared, anything.prepared) == ([200], [200])
     reply = await service.infer(click())
     assert np.argwhere(decode(reply.body)).tolist() == [[1, 2, 3]]
@@ -107,7 +101,7 @@ async def test_an_image_that_cannot_be_opened_is_set_aside_and_the_next_one_prep
     (tmp_path / "ct_0.nii.gz").write_bytes(whole[: len(whole) // 2])
     service.prefetch(HandedOut(key="ct_0", user="ann"))
     service.prefetch(HandedOut(key="ct_1", user="bob"))
-    await until(lambda: organs.finished)
+    await until_async(lambda: organs.finished)
     assert organs.prepared == [201]
     assert list(store.aside) == ["ct_0"]
     with pytest.raises(Unreadable) as refused:
@@ -126,7 +120,7 @@ async def test_a_session_that_cannot_be_opened_is_no_business_of_the_datastore(h
 async def test_a_request_with_an_option_of_its_own_is_asked_about(house):
     service, organs, _ = house
     service.prefetch(HandedOut(key="ct_0", model="organs"))
-    await until(lambda: organs.finished)
+    await until_async(lambda: organs.finished)
     await service.infer(click(largest_cc="true"))
     assert organs.finished == 2
     await service.infer(click(largest_cc="false", label="liver", result_extension=".nrrd"))
@@ -136,7 +130,7 @@ async def test_a_request_with_an_option_of_its_own_is_asked_about(house):
 async def test_only_the_named_model_is_made_ready(house):
     service, organs, anything = house
     service.prefetch(HandedOut(key="ct_0", model="anything"))
-    await until(lambda: anything.finished)
+    await until_async(lambda: anything.finished)
     assert organs.prepared == []
     assert anything.asked[0].clicks == {"foreground": ((3, 3, 2),)}, "a model of whatever is clicked is asked with one"
 
@@ -145,7 +139,7 @@ async def test_the_models_in_use_are_made_ready(house):
     service, organs, anything = house
     await service.infer(click(model="anything", foreground=[[1, 1, 1]]))
     service.prefetch(HandedOut(key="ct_1"))
-    await until(lambda: 201 in anything.prepared and anything.finished == 2)
+    await until_async(lambda: 201 in anything.prepared and anything.finished == 2)
     assert organs.prepared == []
 
 
@@ -153,15 +147,14 @@ async def test_a_click_that_comes_while_an_image_is_segmented_ahead_waits_for_on
     service, organs, _ = house
     organs.held.clear()
     service.prefetch(HandedOut(key="ct_0", model="organs"))
-    await asyncio.to_thread(organs.inside.wait, 10)
+    await until_async(organs.inside.is_set)
     clicking = asyncio.create_task(service.infer(click(1, liver=[[1, 1, 1]])))
-    await until(lambda: 201 in organs.prepared)
-    await asyncio.sleep(0.05)
+    await until_async(lambda: 201 in organs.prepared)
     organs.held.set()
     await clicking
     assert organs.finished == 1, "the click's answer is the first"
     assert organs.asked[-1].clicks
-    await until(lambda: organs.finished == 2)
+    await until_async(lambda: organs.finished == 2)
     assert not organs.asked[-1].clicks, "then the image is segmented ahead after all"
 
 
@@ -169,12 +162,12 @@ async def test_the_same_annotators_next_image_replaces_the_one_before(house):
     service, organs, _ = house
     organs.held.clear()
     service.prefetch(HandedOut(key="ct_0", model="organs"))
-    await asyncio.to_thread(organs.inside.wait, 10)
+    await until_async(organs.inside.is_set)
     for number in (1, 2, 3):
         service.prefetch(HandedOut(key=f"ct_{number}", model="organs"))
     service.prefetch(HandedOut(key="ct_4", model="organs", client_id="other"))
     organs.held.set()
-    await until(lambda: 204 in organs.prepared and organs.finished == 3)
+    await until_async(lambda: 204 in organs.prepared and organs.finished == 3)
     assert organs.prepared == [200, 203, 204]
 
 
@@ -182,11 +175,11 @@ async def test_the_queue_is_bounded(house):
     service, organs, _ = house
     organs.held.clear()
     service.prefetch(HandedOut(key="ct_0", model="organs", user="first"))
-    await asyncio.to_thread(organs.inside.wait, 10)
+    await until_async(organs.inside.is_set)
     for number in range(1, QUEUE + 3):
         service.prefetch(HandedOut(key=f"ct_{number}", model="organs", user=str(number)))
     organs.held.set()
-    await until(lambda: 200 + QUEUE + 2 in organs.prepared)
+    await until_async(lambda: 200 + QUEUE + 2 in organs.prepared)
     assert organs.prepared == [200, *range(203, 203 + QUEUE)], "those that waited longest are left out"
 
 
@@ -195,19 +188,20 @@ async def test_what_goes_wrong_ahead_is_told_to_nobody_and_the_next_image_is_mad
     service.prefetch(HandedOut(key="nothing", model="organs", user="a"))
     service.prefetch(HandedOut(key="ct_1", model="no such model", user="b"))
     service.prefetch(HandedOut(key="ct_2", model="organs", user="c"))
-    await until(lambda: organs.finished)
+    await until_async(lambda: organs.finished)
     assert organs.prepared == [202]
 
 
-async def test_an_interrupted_click_leaves_its_thread_as_it_was(house):
+async def test_an_interrupted_click_leaves_its_thread_as_it_was(house, monkeypatch):
     service, organs, _ = house
+    places = record_places(monkeypatch)
     organs.held.clear()
     first = asyncio.create_task(service.infer(InferCall(**{**vars(click(liver=[[1, 1, 1]])), "client_id": "x"})))
-    await asyncio.to_thread(organs.inside.wait, 10)
+    await until_async(organs.inside.is_set)
     second = asyncio.create_task(service.infer(InferCall(**{**vars(click(liver=[[1, 1, 2]])), "client_id": "x"})))
-    await asyncio.sleep(0.05)
+    await until_async(lambda: len(places) == 2)
     organs.held.set()
-    with pytest.raises(Exception, match="newer click"):
+    with pytest.raises(Superseded, match="newer click"):
         await first
     await second
     assert organs.finished == 1, "the older click ended at its next window"

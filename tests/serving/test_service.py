@@ -19,6 +19,8 @@ from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
 from rayapp.serving.messages import InferCall
 from rayapp.serving.service import InferenceService
+from tests.serving.places import record_places
+from tests.waiting import until_async
 
 
 class App(LabelApp):
@@ -46,7 +48,7 @@ class Threshold:
 
     def predict(self, prepared, prompts, config):
         self.started.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         return Prediction(labels=(prepared.array[0] > 100).astype(np.uint8))
 
 
@@ -124,15 +126,16 @@ async def test_clicks_are_in_the_log_before_the_answer(house):
     assert event.payload["clicks"] == {"bright": [(1, 2, 3)]}
 
 
-async def test_a_newer_click_of_the_same_annotator_replaces_one_that_waits(house):
+async def test_a_newer_click_of_the_same_annotator_replaces_one_that_waits(house, monkeypatch):
     service, task, _ = house
+    places = record_places(monkeypatch)
     task.go.clear()
     running = asyncio.create_task(service.infer(click(client_id="other")))
-    await asyncio.to_thread(task.started.wait, 10)
+    await until_async(task.started.is_set)
     waiting = asyncio.create_task(service.infer(click(client_id="slicer")))
-    await asyncio.sleep(0.05)
+    await until_async(lambda: len(places) == 2)
     newest = asyncio.create_task(service.infer(click(client_id="slicer")))
-    await asyncio.sleep(0.05)
+    await until_async(lambda: len(places) == 3)
     task.go.set()
     with pytest.raises(Superseded):
         await waiting
@@ -169,8 +172,8 @@ async def test_what_needs_no_network_makes_no_click_wait(house):
     strokes.go.clear()
     service._serving.app.infers["strokes"] = strokes
     drawing = [asyncio.create_task(service.infer(click(model="strokes", client_id=name))) for name in "ab"]
-    await asyncio.to_thread(strokes.started.wait, 10)
-    assert (await asyncio.wait_for(service.infer(click()), 10)).body
+    await until_async(strokes.started.is_set)
+    assert (await asyncio.wait_for(service.infer(click()), 60)).body
     assert not any(one.done() for one in drawing)
     strokes.go.set()
     assert all(reply.body for reply in await asyncio.gather(*drawing))
