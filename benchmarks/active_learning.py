@@ -35,7 +35,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.server import server
-from benchmarks.train_hippocampus import DATA, LABELS, halves, hippocampi
+from benchmarks.train_hippocampus import HIPPOCAMPUS, LABELS, halves, hippocampi
 from rayapp.active_learning.annotator import AnnotationTimes
 from rayapp.active_learning.outcome import ENOUGH, Round, advice, draw, rounds_in, standings, summary
 from rayapp.active_learning.simulation import Protocol, Simulation
@@ -155,8 +155,8 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, metavar=("STRATEGY", "SEED"), help="no more than this run")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
-    if not DATA.is_dir():
-        sys.exit(f"there are no hippocampi in {DATA}")
+    if not HIPPOCAMPUS.is_dir():
+        sys.exit(f"there are no hippocampi in {HIPPOCAMPUS}")
     strategies, seeds, budgets = tuple(SCORING), options.seeds, (2, 4, 8, 16, 32)
     iterations = options.iterations
     if options.quick:

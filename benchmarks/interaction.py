@@ -40,6 +40,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import scribbles, train_hippocampus
+from benchmarks.real_data import DATA
 from rayapp.apps.radiology.main import TASKS, pipeline
 from rayapp.imaging.phantom import phantom
 from rayapp.imaging.volume import Volume
@@ -56,7 +57,6 @@ from rayapp.training.local_host import LocalHost
 from rayapp.training.options import ClickOptions
 from rayapp.training.train_task import Pair, TrainRequest
 
-DATA = scribbles.DATA
 METHODS = ("deepedit", "deepgrow_3d", "deepgrow_2d", "deepgrow_pipeline")
 TOGETHER = {"deepgrow_pipeline": ("deepgrow_2d", "deepgrow_3d")}
 """Methods that are made of others'."""

@@ -32,6 +32,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy import ndimage
 
+from benchmarks.real_data import DATA
 from rayapp.apps.radiology.main import ONLINE, scribbles
 from rayapp.geometry import spacing
 from rayapp.imaging.volume import Volume
@@ -39,7 +40,6 @@ from rayapp.inference.infer_task import Prompts
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 from rayapp.training.click_simulation import middle_line
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 PLACES = {1: (0.5,), 3: (0.2, 0.5, 0.8), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
 """Where the slices lie in the structure's extent along the last axis."""
 STRUCTURES = {

@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.real_data import DATA
 from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.models.store import ModelVersion
 from rayapp.training.basic_train import BasicTrainTask
@@ -35,7 +36,7 @@ from rayapp.training.options import ClickOptions, Options
 from rayapp.training.run_report import STATS
 from rayapp.training.train_task import Pair, Progress, TrainRequest
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "hippocampus"
+HIPPOCAMPUS = DATA / "hippocampus"
 LABELS = {"anterior": 1, "posterior": 2}
 HELD = 40
 CLICKS = (0, 1, 3, 5, 10)
@@ -45,8 +46,8 @@ VAL_INTERVAL = 4
 
 def hippocampi() -> list[Pair]:
     """All of them, by name."""
-    images = sorted((DATA / "imagesTr").glob("*.nii.gz"))
-    return [Pair(image=image, label=DATA / "labelsTr" / image.name) for image in images]
+    images = sorted((HIPPOCAMPUS / "imagesTr").glob("*.nii.gz"))
+    return [Pair(image=image, label=HIPPOCAMPUS / "labelsTr" / image.name) for image in images]
 
 
 def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:

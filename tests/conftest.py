@@ -19,6 +19,7 @@ import pytest
 
 from rayapp.imaging.phantom import phantom
 from tests.orthanc import Orthanc, orthanc
+from tests.real_data import lacked
 
 START_TIMEOUT = 120
 STOP_TIMEOUT = 60
@@ -102,6 +103,12 @@ def _read(running: Running, ready: threading.Event) -> None:
         running.lines.append(line)
         ready.set()
     ready.set()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end of a run which real data it did without."""
+    if said := lacked(terminalreporter.getreports("skipped")):
+        terminalreporter.write_line(said, yellow=True)
 
 
 @pytest.fixture(scope="session")

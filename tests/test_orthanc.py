@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.imaging.grids import AFFINES, real, voxels
+from tests.imaging.grids import AFFINES, voxels
 from tests.imaging.series import SERIES, STUDY, write_series
 from tests.orthanc import Orthanc, needs_orthanc
+from tests.real_data import real
 
 pytestmark = needs_orthanc
 

@@ -17,9 +17,9 @@ from rayapp.imaging.dicom_seg import read_segmentation
 from rayapp.imaging.reader import read_grid
 from tests.browser.conftest import Viewer
 from tests.gateway.conftest import Serve, Served
-from tests.imaging.grids import real
 from tests.imaging.test_dicom_seg import faults, needs_dciodvfy
 from tests.orthanc import Orthanc, needs_orthanc, orthanc
+from tests.real_data import real
 
 pytestmark = [
     pytest.mark.browser,

@@ -16,8 +16,9 @@ from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import Disabled, NotFound
 from rayapp.imaging.reader import read_volume
-from tests.imaging.grids import AFFINES, MAX, labels, real, voxels
+from tests.imaging.grids import AFFINES, MAX, labels, voxels
 from tests.imaging.series import write_series
+from tests.real_data import real
 
 ONE, TWO, THREE, FOUR = "1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4"
 

@@ -24,9 +24,10 @@ from rayapp.imaging.dicom_seg import encode, read_masks, read_segmentation
 from rayapp.imaging.reader import read_grid, read_volume
 from rayapp.imaging.volume import Segmentation
 from tests.front import BROKEN, CUT, DENIED, HELD, PLAIN, SLOW, Front, front
-from tests.imaging.grids import AFFINES, MAX, assert_same_affine, labels, real, voxels
+from tests.imaging.grids import AFFINES, MAX, assert_same_affine, labels, voxels
 from tests.imaging.series import compress, edit, enhanced, tilt, write_series
 from tests.orthanc import Orthanc, needs_orthanc
+from tests.real_data import real
 from tests.waiting import until
 
 pytestmark = needs_orthanc

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,12 +98,3 @@ def assert_same_affine(found: Affine, wanted: Affine) -> None:
 def assert_same_grid(grid: Grid, image: sitk.Image) -> None:
     assert grid.shape == image.GetSize()
     assert_same_affine(grid.affine, itk_affine(image))
-
-
-def real(*parts: str) -> Path:
-    """A file or folder of real data; skips the test, by its name, where it is absent."""
-    root = Path(os.environ.get("RAYAPP_TEST_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
-    path = root.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"real data {'/'.join(parts)} is not here")
-    return path

@@ -29,10 +29,10 @@ from tests.imaging.grids import (
     assert_same_grid,
     itk_affine,
     itk_voxels,
-    real,
     voxels,
 )
 from tests.imaging.series import edit, enhanced, write_series
+from tests.real_data import real
 
 _RIGHT_HANDED = {name: affine for name, affine in AFFINES.items() if np.linalg.det(affine) > 0}
 

@@ -19,8 +19,9 @@ from rayapp.geometry import index_to_mm, mm_to_index
 from rayapp.imaging.dicom_seg import Kind, Maker, Masks, Overlapping, encode, flattened, read_masks, read_segmentation
 from rayapp.imaging.reader import read_grid
 from rayapp.imaging.volume import Grid, Segmentation
-from tests.imaging.grids import AFFINES, MAX, SHAPE, Affine, itk_affine, itk_voxels, labels, real, voxels
+from tests.imaging.grids import AFFINES, MAX, SHAPE, Affine, itk_affine, itk_voxels, labels, voxels
 from tests.imaging.series import SERIES, edit, enhanced, write_series
+from tests.real_data import real
 
 NAMES = {"left kidney": 1, "liver": 2, "my own spot": 3}
 MAKER = Maker(model="deepedit", version="7", corrected=True, description="final 3")

@@ -27,9 +27,9 @@ from tests.imaging.grids import (
     itk_image,
     itk_voxels,
     labels,
-    real,
     voxels,
 )
+from tests.real_data import real
 
 QFORM, SFORM = AFFINES["oblique"], AFFINES["oblique-flipped"]
 

@@ -24,9 +24,9 @@ from tests.imaging.grids import (
     itk_image,
     itk_voxels,
     labels,
-    real,
     voxels,
 )
+from tests.real_data import real
 
 
 def _header(*, without: str = "", **changed: str) -> bytes:

@@ -1,11 +1,10 @@
 """Clicks on real volumes that no training saw: they are obeyed, they help, and they wipe nothing that was right."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import train_hippocampus
 from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.inference.methods.deepgrow import DeepGrow2DTask, DeepGrow3DTask
@@ -18,9 +17,9 @@ from rayapp.training.deepgrow_train import DeepGrow2dTrainTask, DeepGrowTrainTas
 from rayapp.training.local_host import LocalHost
 from rayapp.training.metrics import dice
 from rayapp.training.options import ClickOptions
-from rayapp.training.train_task import Pair, TrainRequest
+from rayapp.training.train_task import TrainRequest
+from tests.real_data import real
 
-DATA = Path(__file__).parents[4] / "shared" / "data" / "hippocampus"
 LABELS = {"anterior": 1, "posterior": 2}
 NAMES = ("background", *LABELS)
 TRAINED, HELD = 24, 24
@@ -28,22 +27,20 @@ NETWORK = {"name": "UNet", "spatial_dims": 3, "channels": [8, 16, 32], "strides"
 PARAMS = {"network": NETWORK, "max_epochs": 20, "train_batch_size": 2, "val_interval": 5, "amp": False}
 CLICKS = 6
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data/hippocampus"),
-]
+pytestmark = pytest.mark.slow
 
 
 def trained(trainer, name, folder, dimensions=3):
-    pairs = [Pair(image=image, label=DATA / "labelsTr" / image.name) for image in images()[:TRAINED]]
+    pairs = hippocampi()[:TRAINED]
     params = {**PARAMS, "network": {**NETWORK, "spatial_dims": dimensions}}
     request = TrainRequest(model=name, pairs=pairs, folder=folder / "run", params=params)
     result = trainer.train(request, LocalHost(folder / "host", device=torch.device("cpu")))
     return ModelStore(folder / "models").publish(name, result.weights, result.card)
 
 
-def images():
-    return sorted((DATA / "imagesTr").glob("*.nii.gz"))
+def hippocampi():
+    real("hippocampus")
+    return train_hippocampus.hippocampi()
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +70,7 @@ def together(flat, deepgrow):
 @pytest.fixture(scope="module")
 def held():
     """(volume, labels) of volumes that were not trained with."""
-    pairs = [Pair(image=image, label=DATA / "labelsTr" / image.name) for image in images()[-HELD:]]
-    return [read_pair(pair, LABELS) for pair in pairs]
+    return [read_pair(pair, LABELS) for pair in hippocampi()[-HELD:]]
 
 
 def correct(found, truth, clicks, rng):

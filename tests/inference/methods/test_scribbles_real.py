@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from benchmarks.scribbles import DATA, cases, in_process, strokes
+from benchmarks.scribbles import cases, in_process, strokes
 from rayapp.geometry import spacing
 from rayapp.inference.prompts.scribble_map import FOREGROUND
+from tests.real_data import real
 
 
-@pytest.mark.skipif(not (DATA / "chaos_t2").is_dir(), reason="no ../shared/data/chaos_t2")
 @pytest.mark.parametrize("method", ["Forest+GraphCut", "GMM+GraphCut", "Histogram+GraphCut"])
 def test_three_stroked_slices_give_most_of_a_spleen(method):
+    real("chaos_t2")
     scores = []
     for case in list(cases("spleen", tuned=False))[:2]:
         marks = strokes(case.truth, 3, spacing(case.volume.affine), case.seed)

@@ -1,15 +1,11 @@
 """CT and MR of any window are normalised to the same range."""
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from rayapp.imaging import reader
 from rayapp.inference.network.normalisation import normalise
 from tests.inference.grids import ellipsoid
-
-HIPPOCAMPUS = Path(__file__).parents[4] / "shared" / "data" / "hippocampus"
+from tests.real_data import real
 
 
 def test_ct_and_mr_are_normalised_alike():
@@ -43,11 +39,12 @@ def test_between_air_and_tissue_the_normalisation_has_no_jump():
         before = median
 
 
-@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="../shared/data/hippocampus is absent")
 def test_hippocampi_are_not_clipped_away():
-    for image in sorted(HIPPOCAMPUS.glob("imagesTr/*.nii.gz"))[::20]:
+    images = sorted(real("hippocampus", "imagesTr").glob("*.nii.gz"))[::20]
+    assert images
+    for image in images:
         scan = reader.read_volume(image, max_bytes=1 << 30).array[0].astype(np.float32)
-        label = reader.read_segmentation(HIPPOCAMPUS / "labelsTr" / image.name, max_bytes=1 << 30).array
+        label = reader.read_segmentation(real("hippocampus", "labelsTr", image.name), max_bytes=1 << 30).array
         assert (np.abs(normalise(scan)[label > 0]) < 2).mean() > 0.99
 
 
