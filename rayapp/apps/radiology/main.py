@@ -13,7 +13,7 @@ from rayapp.app import LabelApp
 from rayapp.config import Settings
 from rayapp.errors import NotFound
 from rayapp.inference.energy import likelihood
-from rayapp.inference.energy.likelihood import TrainingBackend
+from rayapp.inference.energy.likelihood import LikelihoodFit
 from rayapp.inference.infer_task import InferTask
 from rayapp.inference.methods.closed_curves import ClosedCurvesTask
 from rayapp.inference.methods.deepedit import DeepEditTask
@@ -40,7 +40,7 @@ ANY_STRUCTURE = ("deepgrow_2d", "deepgrow_3d")
 """Models of whatever is clicked, so of any labels that are wanted. None of them ships."""
 SCRIBBLES = "scribbles"
 """In `--models`: what needs no weights, and a refinement of each network."""
-ONLINE: Mapping[str, tuple[TrainingBackend, str]] = {
+ONLINE: Mapping[str, tuple[LikelihoodFit, str]] = {
     "Forest+GraphCut": (likelihood.forest, "random trees"),
     "GMM+GraphCut": (likelihood.gaussian_mixture, "Gaussian mixtures"),
     "Histogram+GraphCut": (likelihood.histogram, "histograms"),

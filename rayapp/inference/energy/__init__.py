@@ -1,1 +1,1 @@
-"""Segmentation from prompts alone: intensity models, graph cuts, random walks and local refinement."""
+"""Segmentation from prompts alone: appearance models, graph cuts, random walks and local refinement."""

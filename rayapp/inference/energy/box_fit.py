@@ -1,9 +1,9 @@
-"""What a box was drawn around: the part of the image that fits it best, for when nothing was pointed at in it.
+"""Find the structure that a box was drawn around, for a box without any other prompt.
 
-An annotator's box is tight: the structure reaches its sides and does not go on behind them. So for many ranges of
-intensity the connected parts of the smoothed image are compared with the box: how much of it each spans, and which
-share of it lies within. No place in the box has to be the structure, as the middle of a curved one is not. Pure
-functions; safe from any thread.
+An annotator's box is tight: the structure touches its sides and does not continue beyond them. So for many intensity
+ranges, the connected components of the smoothed image are scored by how much of the box they span and which share of
+them lies within it. No position in the box has to belong to the structure; the centre of a curved one does not. Pure
+functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -13,46 +13,54 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from rayapp.inference.arrays import Box, Floats
+from rayapp.inference.arrays import Bools, Box, Floats
 from rayapp.inference.energy.region import Region
-from rayapp.inference.energy.scan import Bools, Scan
+from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point
 
-VOXELS = 30_000
-"""In which the part is sought, at most."""
-AROUND = 0.25
-"""How far beyond the box is looked, as a share of its sides."""
+MAX_VOXELS = 30_000
+"""Largest number of (averaged) voxels in which the structure is searched."""
+CONTEXT = 0.25
+"""Context around the box that is searched too, as a share of the box's sides."""
 SMOOTH_MM = 2.0
-"""Standard deviation of the Gaussian that takes the noise away."""
+"""Standard deviation, in mm, of the Gaussian that removes noise."""
 CENTRES = 12
-"""Middles of the ranges: as many quantiles of the box's intensities."""
+"""Number of intensity ranges' centres, which are quantiles of the box's intensities."""
 WIDTHS = (0.15, 0.25, 0.4, 0.6)
-"""How far each range reaches from its middle (most of the body spans 2)."""
-LARGEST = 3
-"""Parts of each range that are looked at."""
-WITHIN = 2.0
-"""Power of the share within the box: going on behind its sides counts for more than not reaching them."""
-DEEP = 0.5
-"""Inner voxels lie at least this share of the largest depth inside the part."""
+"""Half-widths of the intensity ranges, in normalised intensity (most of the body spans 2)."""
+CANDIDATES = 3
+"""Number of components that are scored for each range, the largest first."""
+CONTAINMENT_POWER = 2.0
+"""Exponent of the share within the box: leaking out of the box is worse than not spanning it."""
+CORE_DEPTH = 0.5
+"""Least depth of core voxels, relative to the largest depth in the structure."""
 
 
-def part(scan: Scan, box: tuple[Point, Point]) -> tuple[Bools, Bools]:
-    """The part that fits the box best, and its inner voxels, both of the image's shape; maybe none."""
+def fit_box(scan: Scan, box: tuple[Point, Point]) -> tuple[Bools, Bools]:
+    """Find the structure that fits a box best.
+
+    Args:
+        scan: The image.
+        box: Inclusive lower and exclusive upper corner, in source voxels.
+
+    Returns:
+        Mask of the structure and mask of its core, both (I, J, K); empty if nothing fits.
+    """
     low, high = np.array(box)
-    more = np.ceil(AROUND * (high - low)).astype(int)
-    region = Region.around(low - more, high + more, scan.shape, scan.spacing, most=VOXELS)
+    context = np.ceil(CONTEXT * (high - low)).astype(int)
+    region = Region.around(low - context, high + context, scan.shape, scan.spacing, max_voxels=MAX_VOXELS)
     steps, corner = np.array(region.steps), np.array(region.lower)
     i, j, k = (slice(a, b) for a, b in zip((low - corner) // steps, -((corner - high) // steps), strict=True))
     spacing = scan.spacing * steps
     image = ndimage.gaussian_filter(scan.view(region)[0], SMOOTH_MM / spacing, truncate=2.0)
-    best = _best(image, (i, j, k))
-    depth = ndimage.distance_transform_edt(np.pad(best, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
-    inner = best & (depth >= DEEP * depth.max())
-    return _restored(best, region, scan), _restored(inner, region, scan)
+    structure = _best_component(image, (i, j, k))
+    depth = ndimage.distance_transform_edt(np.pad(structure, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
+    core = structure & (depth >= CORE_DEPTH * depth.max())
+    return _on_source(structure, region, scan), _on_source(core, region, scan)
 
 
-def _restored(mask: Bools, region: Region, scan: Scan) -> Bools:
-    """A mask of the region's blocks at the image's voxels."""
+def _on_source(mask: Bools, region: Region, scan: Scan) -> Bools:
+    """A mask of a region's blocks on the source grid."""
     for axis, step in enumerate(region.steps):
         mask = mask.repeat(step, axis)
     full = np.zeros(scan.shape, dtype=bool)
@@ -61,27 +69,27 @@ def _restored(mask: Bools, region: Region, scan: Scan) -> Bools:
     return full
 
 
-def _best(image: Floats, box: Box) -> Bools:
-    """The part within the box that fits it best; nothing where no part is thick enough to be one."""
-    best, found = 0.0, np.zeros(image.shape, dtype=bool)
+def _best_component(image: Floats, box: Box) -> Bools:
+    """Mask, within the box, of the component that fits it best; empty if none is thick enough."""
+    best_fit, best = 0.0, np.zeros(image.shape, dtype=bool)
     within = np.zeros(image.shape, dtype=bool)
     within[box] = True
-    for mask in _ranges(image, box):
-        parts, count = ndimage.label(mask)
-        sizes, inside = (np.bincount(p.ravel(), minlength=count + 1) for p in (parts, parts[box]))
+    for mask in _intensity_ranges(image, box):
+        components, count = ndimage.label(mask)
+        sizes, inside = (np.bincount(c.ravel(), minlength=count + 1) for c in (components, components[box]))
         inside[0] = 0
-        for part in np.argsort(-inside)[:LARGEST]:
-            if inside[part]:
-                (spanned,) = ndimage.find_objects((parts[box] == part).view(np.uint8))
-                span = np.prod([(s.stop - s.start) / n for s, n in zip(spanned, parts[box].shape, strict=True)])
-                fit = float(span * (inside[part] / sizes[part]) ** WITHIN)
-                if fit > best:
-                    best, found = fit, (parts == part) & within
-    return found
+        for component in np.argsort(-inside)[:CANDIDATES]:
+            if inside[component]:
+                (bounds,) = ndimage.find_objects((components[box] == component).view(np.uint8))
+                span = np.prod([(s.stop - s.start) / n for s, n in zip(bounds, components[box].shape, strict=True)])
+                fit = float(span * (inside[component] / sizes[component]) ** CONTAINMENT_POWER)
+                if fit > best_fit:
+                    best_fit, best = fit, (components == component) & within
+    return best
 
 
-def _ranges(image: Floats, box: Box) -> Iterator[Bools]:
-    """The voxels of each range of intensities, without what is only a voxel thin."""
+def _intensity_ranges(image: Floats, box: Box) -> Iterator[Bools]:
+    """The voxels in each intensity range, after a morphological opening that removes structures one voxel thin."""
     for centre in np.quantile(image[box], (np.arange(CENTRES) + 0.5) / CENTRES):
         for width in WIDTHS:
             yield ndimage.binary_opening(np.abs(image - centre) < width)

@@ -1,20 +1,22 @@
-"""The fine pass: what a network found on its coarse grid, drawn at the image's own voxels around the clicks.
+"""Refinement at full resolution: a network's coarse answer, segmented anew at the image's own voxels around the clicks.
 
-A network that sees an image whole sees it coarsely: of a CT of 0.8 mm, voxels of 4 or 5. So its answer is drawn again
-where the annotator looks, as `refinement` does it for scribbles: the network's log-odds, what the clicks say of the
-tissue like theirs around them, and a minimum cut along the edges of the image itself.
+A network whose input covers the whole image sees it coarsely: a CT of 0.8 mm in voxels of 4 or 5 mm. Its answer is
+therefore refined where the annotator clicked, by a minimum cut of three terms: the network's log-odds, evidence from
+the clicks for similar tissue around them, and the edges of the image itself.
 
-    region   a box around the clicks on one structure, grown towards all of that structure that they hang together with,
-             as far as `MAX_VOXELS` goes; on its faces the mask is the coarse one, so that nothing is seen of the box
-    grown    where the mask wants to leave the box although the network is sure that it ends there: `GROWTHS` times
-    confined what clicks change must hang together with a click; elsewhere the image stays as it was without them
-    taken    background clicks are answered last, and only take away from what the others gave
+- A region is a box around the clicks on one structure, extended over the connected component of the structure that
+  they are on as far as `MAX_VOXELS` allows. On the region's faces the coarse mask holds, so that the result has no
+  seams.
+- A region grows, up to `GROWTHS` times, where the cut leaves it although the network is confident that the structure
+  ends there.
+- A change must be connected to a click; elsewhere the mask stays as it was without the clicks.
+- Background clicks are applied last and only remove.
 
-A mask that exists already is corrected likewise: what counts is the difference that the clicks make to a cut that
-starts from that mask, so that it stays, to the voxel, wherever the clicks have nothing to say.
+An existing mask is corrected likewise: what counts is the difference that the clicks make to a cut that starts from
+that mask, so that the mask stays as it is, to the voxel, wherever the clicks provide no evidence.
 
-All of it is a function of the image, the margins and the set of clicks, so that any replica comes to the same mask.
-Time and memory follow from the regions, not from the image. Pure functions; safe from any thread.
+The result depends on the image, the margins and the set of clicks only, so that any replica computes the same mask.
+Time and memory follow from the regions' size, not from the image's. Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -25,97 +27,123 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from rayapp.inference.arrays import Floats, Labels, Shape
+from rayapp.inference.arrays import Bools, Floats, Labels, Shape, Spacing
+from rayapp.inference.energy.click_boxes import (
+    Corners,
+    box_around,
+    corners_of,
+    grouped,
+    points_within,
+    region_between,
+    union,
+)
 from rayapp.inference.energy.graph_cut import graph_cut
-from rayapp.inference.energy.likelihood import CERTAIN
+from rayapp.inference.energy.likelihood import MAX_LOG_ODDS
 from rayapp.inference.energy.region import Region
-from rayapp.inference.energy.scan import Bools, Scan
+from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts import guidance
 from rayapp.inference.prompts.guidance import Position
-from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
-NEXT_TO = 2.0
-"""Voxels of the network's from a click, along each axis, up to which a change hangs together with it."""
-COARSER = 1.5
-"""How many of the image's voxels one of the network's must be long, along some axis, for a fine pass to be of use."""
-MAX_VOXELS = 150_000
-"""Voxels of a region, at most."""
+CONNECTED = 2.0
+"""Distance from a click in network voxels, along each axis, up to which a change counts as connected to it."""
+MIN_RATIO = 1.5
+"""Least ratio of network to source voxel size, along some axis, at which refinement is worthwhile."""
 GROWTHS = 2
-GROW_MM = 8.0
-SAY = 2 * CERTAIN
-"""Log-odds that a click adds right beside it, where the tissue is the same: enough to turn the network's. Over `reach`
-they fade to a third."""
-ALIKE = 0.3
-"""Difference in normalised intensity (most of the body spans 2) at which it has faded to 0.6."""
-SURE = 2.0
-"""Log-odds of which the network is sure."""
-TRUSTED = 3.0
-"""Log-odds that a mask which exists already is right: more than the network's."""
-
-Ends = npt.NDArray[np.float64]
-"""Lower and upper (exclusive) corner, (2, 3)."""
-
-
-def helps(grid: NetworkGrid) -> bool:
-    """Whether the image has detail that the network does not see."""
-    return any(n > COARSER * m for n, m in zip(grid.source, grid.resampled, strict=True))
+"""Number of times a region may grow."""
+GROWTH_MM = 8.0
+"""Distance by which a face of a region moves when it grows."""
+CLICK_LOG_ODDS = 2 * MAX_LOG_ODDS
+"""Log-odds that a click adds next to itself in tissue of its own intensity: enough to overrule the network. At
+`click_range_mm` they have faded to a third."""
+INTENSITY_SCALE = 0.3
+"""Difference in normalised intensity (most of the body spans 2) at which a click's log-odds have faded to 0.6."""
+CONFIDENT = 2.0
+"""Magnitude of log-odds from which the network counts as confident."""
+MASK_LOG_ODDS = 3.0
+"""Log-odds that an existing mask is right: more than the network's share in its correction, which is clipped to
+`CONFIDENT`."""
 
 
-def reach(scan: Scan, grid: NetworkGrid) -> float:
-    """How far (mm) a click speaks for what is around it, and its region reaches at least if `MAX_VOXELS` lets it: as
-    far as the network sees it."""
+def is_worthwhile(grid: NetworkGrid) -> bool:
+    """Whether the image has detail that the network's grid does not resolve."""
+    return any(n > MIN_RATIO * m for n, m in zip(grid.source, grid.resampled, strict=True))
+
+
+def click_range_mm(scan: Scan, grid: NetworkGrid) -> float:
+    """Distance in mm over which a click's evidence fades, which is the radius of the network's guidance.
+
+    Regions extend at least as far around their clicks, if `MAX_VOXELS` allows.
+    """
     return guidance.RADIUS * float(np.median(scan.spacing * grid.source / grid.resampled))
 
 
-def changed(before: Floats, after: Floats, positions: Sequence[Position]) -> Bools:
-    """Where two margins, (L, R, A, S), give different labels and that hangs together with a click; and right beside."""
-    near = np.zeros(before.shape[1:], dtype=bool)
-    for position in positions:
-        box, _ = guidance.distances(position, _shape(near), NEXT_TO)
-        near[box] = True
-    parts, count = ndimage.label(near | (_winners(before) != _winners(after)))
-    kept = np.zeros(count + 1, dtype=bool)
-    kept[np.unique(parts[near])] = True
-    return np.asarray(ndimage.binary_dilation(kept[parts]), dtype=np.bool_)
-
-
-def add(labels: Labels, scan: Scan, grid: NetworkGrid, margins: Floats, clicks: Sequence[Sequence[Point]]) -> None:
-    """Draw each clicked structure again, in `labels` themselves.
+def changed_at_clicks(before: Floats, after: Floats, positions: Sequence[Position]) -> Bools:
+    """Network voxels that clicks changed: where two answers differ and that is connected to a click.
 
     Args:
-        labels: of the source's shape, as restored from `margins`.
-        margins: (L, *grid.padded); those that the clicks on structures gave.
-        clicks: points per structure, by value.
+        before: Log-odds margins without the clicks, (L, R, A, S).
+        after: Log-odds margins with them.
+        positions: The clicks on the network grid.
+
+    Returns:
+        Mask (R, A, S), dilated by one voxel.
+    """
+    near = np.zeros(before.shape[1:], dtype=bool)
+    for position in positions:
+        box, _ = guidance.distances(position, _shape(near), CONNECTED)
+        near[box] = True
+    components, count = ndimage.label(near | (_labels_of(before) != _labels_of(after)))
+    kept = np.zeros(count + 1, dtype=bool)
+    kept[np.unique(components[near])] = True
+    return np.asarray(ndimage.binary_dilation(kept[components]), dtype=np.bool_)
+
+
+def grow_at_clicks(
+    labels: Labels, scan: Scan, grid: NetworkGrid, margins: Floats, clicks: Sequence[Sequence[Point]]
+) -> None:
+    """Segment each clicked structure anew around the clicks on it.
+
+    Args:
+        labels: Label map (I, J, K), as restored from `margins`; modified.
+        scan: The image.
+        grid: Mapping from the source grid to the network grid.
+        margins: Log-odds margins (L, *grid.padded) that the network gave for the clicks on structures.
+        clicks: For each structure, in order of label values, the clicks on it.
     """
     for value, on in enumerate(clicks, start=1):
         off = [point for other, points in enumerate(clicks, start=1) if other != value for point in points]
-        for region, mask in _outlines(scan, grid, margins[value - 1], on, off, around=on):
+        for region, mask in _structure_masks(scan, grid, margins[value - 1], on, off, around=on):
             part = labels[region.box]
             part[(part == value) & ~mask] = 0
             part[mask] = value
 
 
-def take(labels: Labels, scan: Scan, grid: NetworkGrid, margins: Floats, clicks: Sequence[Sequence[Point]]) -> None:
-    """Take away, in `labels` themselves, what background clicks say is none of the structures they are on.
+def shrink_at_clicks(
+    labels: Labels, scan: Scan, grid: NetworkGrid, margins: Floats, clicks: Sequence[Sequence[Point]]
+) -> None:
+    """Remove from the structures, around background clicks, what these say is background.
 
     Args:
-        labels: as `add` left them.
-        margins: (L, *grid.padded); those that all clicks gave.
-        clicks: points per structure, by value, then background.
+        labels: Label map (I, J, K), as `grow_at_clicks` left it; modified.
+        scan: The image.
+        grid: Mapping from the source grid to the network grid.
+        margins: Log-odds margins (L, *grid.padded) that the network gave for all clicks.
+        clicks: For each structure, in order of label values, the clicks on it; last, the background clicks.
     """
     *structures, background = clicks
-    found = [int(labels[point]) for point in background]
+    clicked_labels = [int(labels[point]) for point in background]
     for value, on in enumerate(structures, start=1):
-        around = [point for point, at in zip(background, found, strict=True) if at == value]
+        around = [point for point, label in zip(background, clicked_labels, strict=True) if label == value]
         off = [*background, *(p for other, points in enumerate(structures, start=1) if other != value for p in points)]
-        for region, mask in _outlines(scan, grid, margins[value - 1], on, off, around=around):
+        for region, mask in _structure_masks(scan, grid, margins[value - 1], on, off, around=around):
             part = labels[region.box]
             part[(part == value) & ~mask] = 0
 
 
-def correct(
+def correct_mask(
     labels: Labels,
     scan: Scan,
     grid: NetworkGrid,
@@ -125,15 +153,16 @@ def correct(
     *,
     locked: Bools | None = None,
 ) -> None:
-    """Correct `labels`, a mask that exists already, in place: structures grow at their clicks, and shrink at those of
-    background.
+    """Correct an existing mask: structures grow at the clicks on them, and shrink at background clicks.
 
     Args:
-        labels: of the source's shape.
-        before: the network's margins without clicks, (L, *grid.padded).
-        after: those with them.
-        clicks: points per structure, by value, then background.
-        locked: voxels that no structure may grow into.
+        labels: Label map (I, J, K) to correct; modified.
+        scan: The image.
+        grid: Mapping from the source grid to the network grid.
+        before: The network's log-odds margins without clicks, (L, *grid.padded).
+        after: The network's log-odds margins with all clicks.
+        clicks: For each structure, in order of label values, the clicks on it; last, the background clicks.
+        locked: Voxels into which no structure may grow.
     """
     *structures, background = clicks
     off = {
@@ -141,53 +170,29 @@ def correct(
         for value in range(1, len(clicks))
     }
     for value, on in enumerate(structures, start=1):
-        for region, differs in _differences(labels, scan, grid, before, after, value, on, off[value], around=on):
+        for region, differs in _corrections(labels, scan, grid, before, after, value, on, off[value], around=on):
             if locked is not None:
                 differs &= ~locked[region.box]
             labels[region.box][differs] = value
-    found = [int(labels[point]) for point in background]
+    clicked_labels = [int(labels[point]) for point in background]
     for value, on in enumerate(structures, start=1):
-        around = [point for point, at in zip(background, found, strict=True) if at == value]
-        for region, differs in _differences(labels, scan, grid, before, after, value, on, off[value], around=around):
+        around = [point for point, label in zip(background, clicked_labels, strict=True) if label == value]
+        for region, differs in _corrections(labels, scan, grid, before, after, value, on, off[value], around=around):
             part = labels[region.box]
             part[differs & (part == value)] = 0
 
 
-def _differences(
-    labels: Labels,
-    scan: Scan,
-    grid: NetworkGrid,
-    before: Floats,
-    after: Floats,
-    value: int,
-    on: Sequence[Point],
-    off: Sequence[Point],
-    *,
-    around: Sequence[Point],
-) -> Iterator[tuple[Region, Bools]]:
-    """Where the clicks change one structure's cut and that hangs together with those in `around`, region by region."""
-    for group in _groups(around, scan, reach(scan, grid)):
-        near = _around(group, scan, reach(scan, grid))
-        region = _between(near, near, scan)
-        mask, image = labels[region.box] == value, scan.view(region)
-        trusted = np.where(mask, TRUSTED, -TRUSTED).astype(np.float32)
-        first, then = (
-            trusted + np.clip(proposed(one[value - 1], grid, region), -SURE, SURE) for one in (before, after)
-        )
-        said, marks = np.zeros_like(first), np.zeros(first.shape, dtype=np.uint8)
-        uncorrected = graph_cut(first, image, marks, scan.spacing)
-        _say(said, marks, image, on, off, region, scan.spacing, reach(scan, grid))
-        cut = graph_cut(then + said, image, marks, scan.spacing)
-        # What the cut alone would change has nothing to do with the clicks, unless they say so clearly.
-        parts, count = ndimage.label((cut != mask) & ((cut != uncorrected) | (np.abs(said) > TRUSTED)))
-        kept = np.zeros(count + 1, dtype=bool)
-        kept[[parts[point] for point in _inside(group, region)]] = True
-        kept[0] = False
-        yield region, kept[parts]
+def network_log_odds(margin: Floats, grid: NetworkGrid, region: Region) -> Floats:
+    """A network's log-odds margin for one structure, interpolated to a region's blocks.
 
+    Args:
+        margin: Log-odds margin, shape `grid.padded`.
+        grid: Mapping from the source grid to the network grid.
+        region: The region.
 
-def proposed(margin: Floats, grid: NetworkGrid, region: Region) -> Floats:
-    """The network's log-odds at the region's voxels."""
+    Returns:
+        Shape `region.shape`.
+    """
     scale = np.array(grid.resampled) / grid.source
     steps = np.array(region.steps)
     field: Floats = ndimage.affine_transform(
@@ -201,157 +206,160 @@ def proposed(margin: Floats, grid: NetworkGrid, region: Region) -> Floats:
     return field
 
 
-def _outlines(
+def _corrections(
+    labels: Labels,
+    scan: Scan,
+    grid: NetworkGrid,
+    before: Floats,
+    after: Floats,
+    value: int,
+    on: Sequence[Point],
+    off: Sequence[Point],
+    *,
+    around: Sequence[Point],
+) -> Iterator[tuple[Region, Bools]]:
+    """Voxels of one structure's mask that the clicks change, region by region.
+
+    Args:
+        labels: The label map to correct.
+        scan: The image.
+        grid: Mapping from the source grid to the network grid.
+        before: Margins without clicks.
+        after: Margins with clicks.
+        value: The structure's label value.
+        on: Clicks on the structure.
+        off: Clicks off it.
+        around: Those of the clicks to which a change must be connected.
+    """
+    context_mm = click_range_mm(scan, grid)
+    for group in grouped(around, scan, context_mm):
+        near = box_around(group, scan, context_mm)
+        region = region_between(near, near, scan)
+        mask, image = labels[region.box] == value, scan.view(region)
+        prior = np.where(mask, MASK_LOG_ODDS, -MASK_LOG_ODDS).astype(np.float32)
+        logits_before, logits_after = (
+            prior + np.clip(network_log_odds(margins[value - 1], grid, region), -CONFIDENT, CONFIDENT)
+            for margins in (before, after)
+        )
+        evidence, marks = np.zeros_like(logits_before), np.zeros(logits_before.shape, dtype=np.uint8)
+        without_clicks = graph_cut(logits_before, image, marks, scan.spacing)
+        _add_evidence(evidence, marks, image, on, off, region, scan.spacing, context_mm)
+        with_clicks = graph_cut(logits_after + evidence, image, marks, scan.spacing)
+        # What the cut would change without the clicks too is not due to them, unless their evidence there is strong.
+        due_to_clicks = (with_clicks != without_clicks) | (np.abs(evidence) > MASK_LOG_ODDS)
+        components, count = ndimage.label((with_clicks != mask) & due_to_clicks)
+        kept = np.zeros(count + 1, dtype=bool)
+        kept[[components[point] for point in points_within(group, region)]] = True
+        kept[0] = False
+        yield region, kept[components]
+
+
+def _structure_masks(
     scan: Scan, grid: NetworkGrid, margin: Floats, on: Sequence[Point], off: Sequence[Point], *, around: Sequence[Point]
 ) -> Iterator[tuple[Region, Bools]]:
-    """The structure's mask in each region around some clicks."""
+    """One structure's mask, segmented anew in a region around each group of clicks.
+
+    Args:
+        scan: The image.
+        grid: Mapping from the source grid to the network grid.
+        margin: The structure's log-odds margin, shape `grid.padded`.
+        on: Clicks on the structure.
+        off: Clicks off it.
+        around: Clicks around which regions are formed.
+    """
     if not around:
         return
-    parts, _ = ndimage.label(grid.to_source_axes(margin).transpose(2, 1, 0) > 0)
-    extents = ndimage.find_objects(parts)
+    components, _ = ndimage.label(grid.to_source_axes(margin).transpose(2, 1, 0) > 0)
+    extents = ndimage.find_objects(components)
     scale = np.array(grid.source) / grid.resampled
-    for group in _groups(around, scan, reach(scan, grid)):
-        least = _around(group, scan, reach(scan, grid))
-        most = [least]
-        for part in {int(parts[tuple((np.array(point) / scale).astype(int))]) for point in group} - {0}:
-            box = np.array([[s.start - 1.5, s.stop + 1.5] for s in extents[part - 1]]).T
-            most.append(box * scale)
-        yield _outline(scan, grid, margin, on, off, region=_between(least, _union(most), scan))
+    context_mm = click_range_mm(scan, grid)
+    for group in grouped(around, scan, context_mm):
+        least = box_around(group, scan, context_mm)
+        boxes = [least]
+        for component in {int(components[tuple((np.array(point) / scale).astype(int))]) for point in group} - {0}:
+            box = np.array([[s.start - 1.5, s.stop + 1.5] for s in extents[component - 1]]).T
+            boxes.append(box * scale)
+        yield _cut_growing(scan, grid, margin, on, off, region=region_between(least, union(boxes), scan))
 
 
-def _outline(
+def _cut_growing(
     scan: Scan, grid: NetworkGrid, margin: Floats, on: Sequence[Point], off: Sequence[Point], *, region: Region
 ) -> tuple[Region, Bools]:
-    """The mask in a region, and that region, grown where the mask wants to leave it."""
+    """Cut a structure in a region that grows where the structure leaves it; returns the final region and the mask."""
     for growth in range(GROWTHS + 1):
-        image, logits = scan.view(region), proposed(margin, grid, region)
-        marks = _faces(logits > 0, region, scan.shape)
-        odds = np.clip(logits, -CERTAIN, CERTAIN)
-        _say(odds, marks, image, on, off, region, scan.spacing, reach(scan, grid))
-        mask = graph_cut(odds, image, marks, scan.spacing)
-        turned = (mask != (logits > 0)) & (np.abs(logits) > SURE)
-        wider = _between(_box(region), _box(region) + _leaving(turned, scan), scan)
+        image, logits = scan.view(region), network_log_odds(margin, grid, region)
+        marks = _face_marks(logits > 0, region, scan.shape)
+        log_odds = np.clip(logits, -MAX_LOG_ODDS, MAX_LOG_ODDS)
+        _add_evidence(log_odds, marks, image, on, off, region, scan.spacing, click_range_mm(scan, grid))
+        mask = graph_cut(log_odds, image, marks, scan.spacing)
+        overruled = (mask != (logits > 0)) & (np.abs(logits) > CONFIDENT)
+        corners = corners_of(region)
+        wider = region_between(corners, corners + _face_growth(overruled, scan), scan)
         if growth == GROWTHS or wider == region:
             break
         region = wider
     return region, mask
 
 
-def _groups(points: Sequence[Point], scan: Scan, near: float) -> list[list[Point]]:
-    """Clicks that one region can hold, with half of `near` (mm) around them: a region for each that has all of it would
-    be cut again and again in almost the same place."""
-    groups: list[list[Point]] = []
-    for point in sorted(points):
-        for group in groups:
-            if _size(_ends([*group, point], near / 2 / scan.spacing), scan) <= MAX_VOXELS:
-                group.append(point)
-                break
-        else:
-            groups.append([point])
-    return groups
-
-
-def _around(points: Sequence[Point], scan: Scan, near: float) -> Ends:
-    """A box with `near` (mm) around clicks that one region can hold, or less if `MAX_VOXELS` asks for it: all of them
-    stay in it."""
-    while _size(ends := _ends(points, near / scan.spacing), scan) > MAX_VOXELS:
-        near *= 0.9
-    return ends
-
-
-def _between(least: Ends, most: Ends, scan: Scan) -> Region:
-    """A box from `least` to as much of `most` as `MAX_VOXELS` allows."""
-    share = 1.0
-    while _size(least + share * (most - least), scan) > MAX_VOXELS:
-        share *= 0.9
-        if share < 0.01:
-            share = 0.0
-    low, high = least + share * (most - least)
-    return Region.around(np.floor(low), np.ceil(high), scan.shape, scan.spacing)
-
-
-def _size(ends: Ends, scan: Scan) -> int:
-    low, high = np.maximum(0, np.floor(ends[0])), np.minimum(scan.shape, np.ceil(ends[1]))
-    return int(np.prod(high - low))
-
-
-def _ends(points: Sequence[Point], near: npt.NDArray[np.float64]) -> Ends:
-    at = np.array(points, dtype=np.float64)
-    return np.stack([at.min(axis=0) - near, at.max(axis=0) + 1 + near])
-
-
-def _union(boxes: Sequence[Ends]) -> Ends:
-    return np.stack([np.min([low for low, _ in boxes], axis=0), np.max([high for _, high in boxes], axis=0)])
-
-
-def _box(region: Region) -> Ends:
-    return np.array([region.lower, region.upper], dtype=np.float64)
-
-
-def _inside(points: Sequence[Point], region: Region) -> Iterator[Point]:
-    """The points that are in a region, as its own indices."""
-    for point in points:
-        if all(low <= at < high for at, low, high in zip(point, region.lower, region.upper, strict=True)):
-            i, j, k = (at - low for at, low in zip(point, region.lower, strict=True))
-            yield i, j, k
-
-
-def _say(
-    odds: Floats,
-    marks: npt.NDArray[np.uint8],
+def _add_evidence(
+    log_odds: Floats,
+    marks: Marks,
     image: Floats,
     on: Sequence[Point],
     off: Sequence[Point],
     region: Region,
-    spacing: npt.NDArray[np.float64],
-    far: float,
+    spacing: Spacing,
+    range_mm: float,
 ) -> None:
-    """Add to a region's log-odds and marks what the clicks in it say."""
+    """Add the clicks within a region to its log-odds and its scribble map, in place."""
     for points, mark, sign in ((on, FOREGROUND, 1), (off, BACKGROUND, -1)):
-        for point in _inside(points, region):
-            odds += np.float32(sign) * _said(point, image, spacing, far)
+        for point in points_within(points, region):
+            log_odds += np.float32(sign) * _click_evidence(point, image, spacing, range_mm)
             marks[point] = mark
 
 
-def _said(point: Point, image: Floats, spacing: npt.NDArray[np.float64], far: float) -> Floats:
-    """What a click says of the voxels around it: the more, the nearer and the more alike they are."""
-    axes = [np.square((np.arange(n) - at) * step) for n, at, step in zip(image.shape[1:], point, spacing, strict=True)]
-    distance = np.sqrt(axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :]).astype(np.float32)
-    on = image[(slice(None), *point)]
-    apart = np.square(image - on[:, None, None, None]).sum(axis=0) / (2 * ALIKE * ALIKE)
-    said: Floats = np.float32(SAY) * np.exp(-distance / np.float32(far) - apart)
-    return said
+def _click_evidence(point: Point, image: Floats, spacing: Spacing, range_mm: float) -> Floats:
+    """Log-odds that a click adds to the voxels around it, fading with distance and difference in intensity."""
+    squares = [np.square((np.arange(n) - at) * mm) for n, at, mm in zip(image.shape[1:], point, spacing, strict=True)]
+    distance = np.sqrt(squares[0][:, None, None] + squares[1][None, :, None] + squares[2][None, None, :])
+    clicked = image[(slice(None), *point)]
+    difference = np.square(image - clicked[:, None, None, None]).sum(axis=0) / (2 * INTENSITY_SCALE * INTENSITY_SCALE)
+    evidence: Floats = np.float32(CLICK_LOG_ODDS) * np.exp(
+        -distance.astype(np.float32) / np.float32(range_mm) - difference
+    )
+    return evidence
 
 
-def _faces(mask: Bools, region: Region, shape: Shape) -> npt.NDArray[np.uint8]:
-    """The coarse mask, as marks, on those of the box's faces that are within the image."""
+def _face_marks(mask: Bools, region: Region, shape: Shape) -> Marks:
+    """A scribble map with the coarse mask on those of a region's faces that are inside the image."""
     marks = np.zeros(mask.shape, dtype=np.uint8)
-    known = np.where(mask, FOREGROUND, BACKGROUND).astype(np.uint8)
+    coarse = np.where(mask, FOREGROUND, BACKGROUND).astype(np.uint8)
     for axis, (low, high, n) in enumerate(zip(region.lower, region.upper, shape, strict=True)):
-        for end, inner in ((0, low > 0), (-1, high < n)):
-            if inner:
+        for end, inside_image in ((0, low > 0), (-1, high < n)):
+            if inside_image:
                 face = tuple(end if other == axis else slice(None) for other in range(3))
-                marks[face] = known[face]
+                marks[face] = coarse[face]
     return marks
 
 
-def _leaving(turned: Bools, scan: Scan) -> Ends:
-    """By how much to grow each face of the box: where, right behind it, the network was overruled."""
+def _face_growth(overruled: Bools, scan: Scan) -> Corners:
+    """Displacement of a region's corners: its faces move outwards where the network is overruled next to them."""
     growth = np.zeros((2, 3))
     for axis in range(3):
         for end, sign in ((0, -1), (1, 1)):
-            layer = turned.take(min(1, turned.shape[axis] - 1) if end == 0 else max(0, turned.shape[axis] - 2), axis)
+            last = overruled.shape[axis] - 1
+            layer = overruled.take(min(1, last) if end == 0 else max(0, last - 1), axis)
             if layer.any():
-                growth[end, axis] = sign * GROW_MM / scan.spacing[axis]
+                growth[end, axis] = sign * GROWTH_MM / scan.spacing[axis]
     return growth
 
 
-def _winners(margins: Floats) -> Labels:
-    """The label of each voxel: the structure whose margin is positive, which is one at most, or 0."""
-    winners = np.zeros(margins.shape[1:], dtype=np.uint8)
+def _labels_of(margins: Floats) -> Labels:
+    """Label map (R, A, S) of log-odds margins: the structure whose margin is positive, which is at most one, or 0."""
+    labels = np.zeros(margins.shape[1:], dtype=np.uint8)
     for value, margin in enumerate(margins, start=1):
-        np.maximum(winners, (margin > 0).view(np.uint8) * np.uint8(value), out=winners)
-    return winners
+        np.maximum(labels, (margin > 0).view(np.uint8) * np.uint8(value), out=labels)
+    return labels
 
 
 def _shape(array: npt.NDArray[np.generic]) -> Shape:

@@ -1,6 +1,6 @@
-"""Extreme points as strokes: paths through the structure between opposite ones (Roth et al., 2021).
+"""Extreme points as strokes: paths through the structure between opposite extreme points (Roth et al., 2021).
 
-A path goes where the image changes least, so it stays in the structure. Pure; safe from any thread.
+A path follows small intensity changes, so that it stays in the structure. Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -16,35 +16,41 @@ from rayapp.inference.infer_task import Point
 from rayapp.inference.prompts.scribble_map import FOREGROUND, Marks
 from rayapp.inference.prompts.to_clicks import bounding_box
 
-VOXELS = 60_000
-"""In which paths are sought, at most."""
-STRAIGHT = 0.1
-"""What a millimetre costs where the image does not change, beside 1 for a change by half of the body's range."""
+MAX_VOXELS = 60_000
+"""Largest number of (averaged) voxels in which paths are searched."""
+BASE_COST = 0.1
+"""Cost of one mm in a homogeneous image; an intensity change by half of the body's range per voxel adds 1."""
 
 
-def connect(marks: Marks, scan: Scan, points: Sequence[Point]) -> None:
-    """Mark the paths between the first and the last of the points along each axis, where nothing is marked."""
+def mark_paths(marks: Marks, scan: Scan, points: Sequence[Point]) -> None:
+    """Mark as foreground the paths between the first and the last extreme point along each axis.
+
+    Args:
+        marks: Scribble map (I, J, K); modified where it is unmarked.
+        scan: The image.
+        points: Extreme points in source voxels.
+    """
     from skimage.graph import MCP_Geometric  # slow to import
 
     low, high = bounding_box(points)
-    region = Region.around(low, high, scan.shape, scan.spacing, most=VOXELS)
+    region = Region.around(low, high, scan.shape, scan.spacing, max_voxels=MAX_VOXELS)
     image, steps = scan.view(region), np.array(region.steps)
     spacing = tuple(float(n) for n in scan.spacing * steps)
-    change = sum(ndimage.gaussian_gradient_magnitude(channel, 1.0) for channel in image)
-    costs = STRAIGHT + np.asarray(change, dtype=np.float64)
+    gradient = sum(ndimage.gaussian_gradient_magnitude(channel, 1.0) for channel in image)
+    costs = BASE_COST + np.asarray(gradient, dtype=np.float64)
     for axis in range(3):
         ends = [pick(points, key=lambda point: point[axis]) for pick in (min, max)]
         first, last = (tuple((np.array(end) - low) // steps) for end in ends)
         finder = MCP_Geometric(costs, sampling=spacing)
         finder.find_costs([first], [last])
         path = np.array(finder.traceback(last)) * steps + steps // 2 + low
-        for here, there in zip((ends[0], *path), (*path, ends[1]), strict=True):
-            _line(marks, np.asarray(here), np.asarray(there))
+        for start, end in zip((ends[0], *path), (*path, ends[1]), strict=True):
+            _mark_line(marks, np.asarray(start), np.asarray(end))
 
 
-def _line(marks: Marks, here: np.ndarray, there: np.ndarray) -> None:
-    count = int(np.abs(there - here).max()) + 1
-    at = np.rint(np.linspace(here, there, count)).astype(int)
-    at = np.minimum(at, np.array(marks.shape) - 1)
-    voxels = tuple(at.T)
+def _mark_line(marks: Marks, start: np.ndarray, end: np.ndarray) -> None:
+    count = int(np.abs(end - start).max()) + 1
+    line = np.rint(np.linspace(start, end, count)).astype(int)
+    line = np.minimum(line, np.array(marks.shape) - 1)
+    voxels = tuple(line.T)
     marks[voxels] = np.where(marks[voxels] > 0, marks[voxels], FOREGROUND)

@@ -1,38 +1,38 @@
-"""The labelling of a grid that fits the log-odds and whose border runs along edges: an exact minimum cut.
+"""Graph cut: the binary labelling that fits log-odds best while its border follows edges, as an exact minimum cut.
 
-Energy as of Boykov and Jolly (2001): a voxel against its log-odds pays them; two neighbours with different labels pay
-more the more alike they are and the closer they lie. Solved by PyMaxflow (Boykov-Kolmogorov), over those voxels only
-that are not certain from the start. Pure; any thread.
+The energy is that of Boykov and Jolly (2001): a voxel labelled against its log-odds costs their magnitude; two
+neighbours with different labels cost the more, the more similar and the closer they are. Solved by PyMaxflow
+(Boykov-Kolmogorov), over those voxels only whose label is not fixed beforehand. Pure functions, thread-safe.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from rayapp.inference.arrays import Bools, Floats, Spacing
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
-
 SMOOTHNESS = 8.0
-"""What two alike neighbours with different labels pay, in units of the log-odds."""
-EDGE = 0.15
-"""Difference in normalised intensity (most of the body spans 2) at which they pay 0.6 of that."""
+"""Cost of different labels on two neighbours of the same intensity, in units of log-odds."""
+EDGE_SCALE = 0.15
+"""Difference in normalised intensity (most of the body spans 2) at which that cost has fallen to 0.6 of it."""
 FIXED = 1e6
-"""Log-odds from which a voxel is certain."""
+"""Magnitude of log-odds from which a voxel's label is fixed."""
 
 NEIGHBOURS = (slice(None, -1), slice(1, None))
 
 
-def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: npt.NDArray[np.float64]) -> Bools:
-    """True where foreground. Marked voxels have their mark's label.
+def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> Bools:
+    """Segment by a minimum cut.
 
     Args:
-        logits: log-odds of foreground, of any number of axes; infinite where there is no doubt.
-        image: normalised intensities (C, *shape of logits).
-        marks: of the same shape as `logits`.
-        spacing: mm along each axis; neighbours further apart hold together less.
+        logits: Log-odds of foreground, with any number of axes; infinite where the label is certain.
+        image: Normalised intensities, (C, *logits.shape).
+        marks: Scribble map of the shape of `logits`; marked voxels keep their label.
+        spacing: mm along each axis; neighbours further apart are coupled less.
+
+    Returns:
+        Mask of foreground.
     """
     import maxflow
 
@@ -40,29 +40,29 @@ def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: npt.NDArray[
     free = np.abs(costs) < FIXED
     count = np.count_nonzero(free)
     nodes = np.cumsum(free, dtype=np.int32).reshape(free.shape) - 1
-    pull = np.where(free, 0, np.sign(costs)).astype(np.float32)
+    fixed = np.where(free, 0, np.sign(costs)).astype(np.float32)
     if not count:
-        return pull > 0
+        return fixed > 0
     graph = maxflow.GraphFloat(count, count * logits.ndim)
-    every = graph.add_nodes(count)
+    all_nodes = graph.add_nodes(count)
     for axis in range(logits.ndim):
-        weights = _alikeness(image, axis) * np.float32(SMOOTHNESS * spacing.min() / spacing[axis])
-        here, there = (tuple(part if n == axis else slice(None) for n in range(free.ndim)) for part in NEIGHBOURS)
-        both = free[here] & free[there]
-        between = weights[both]
-        graph.add_edges(nodes[here][both], nodes[there][both], between, between)
-        costs[here] += weights * pull[there]
-        costs[there] += weights * pull[here]
+        weights = _similarity(image, axis) * np.float32(SMOOTHNESS * spacing.min() / spacing[axis])
+        first, second = (tuple(part if n == axis else slice(None) for n in range(free.ndim)) for part in NEIGHBOURS)
+        both_free = free[first] & free[second]
+        capacities = weights[both_free]
+        graph.add_edges(nodes[first][both_free], nodes[second][both_free], capacities, capacities)
+        costs[first] += weights * fixed[second]
+        costs[second] += weights * fixed[first]
     costs = costs[free]
-    graph.add_grid_tedges(every, np.maximum(costs, 0), np.maximum(-costs, 0))
+    graph.add_grid_tedges(all_nodes, np.maximum(costs, 0), np.maximum(-costs, 0))
     graph.maxflow()
-    mask = pull > 0
-    mask[free] = ~graph.get_grid_segments(every)
+    mask = fixed > 0
+    mask[free] = ~graph.get_grid_segments(all_nodes)
     return mask
 
 
-def _alikeness(image: Floats, axis: int) -> Floats:
-    """Of each voxel but the last and the next along `axis`."""
-    apart = np.square(np.diff(image, axis=axis + 1)).sum(axis=0)
-    alike: Floats = np.exp(-apart / (2 * EDGE * EDGE))
-    return alike
+def _similarity(image: Floats, axis: int) -> Floats:
+    """Similarity, 0 to 1, of each voxel and the next one along `axis`; one voxel shorter than the image there."""
+    squared = np.square(np.diff(image, axis=axis + 1)).sum(axis=0)
+    similarity: Floats = np.exp(-squared / (2 * EDGE_SCALE * EDGE_SCALE))
+    return similarity

@@ -1,7 +1,7 @@
-"""What the annotator marked, learnt: from features of marked voxels to the log-odds of any voxel being foreground.
+"""Appearance models: learnt from the features of marked voxels, they give any voxel's log-odds of being foreground.
 
-Everything here is fitted anew for each request (milliseconds, for there are few samples) and holds nothing between
-two; the same samples always give the same answer. Pure functions; safe from any thread.
+Models are fitted anew for each request, which takes milliseconds since there are few samples, and are deterministic.
+Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -12,28 +12,39 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
+from rayapp.inference.arrays import Bools, Floats, Spacing
 
 Likelihood = Callable[[Floats], Floats]
-"""From features (N, F) to the log-odds (N,) of foreground against background."""
-TrainingBackend = Callable[[Floats, Bools], Likelihood]
-"""From samples' features (N, F) and whether each is foreground (N,), both kinds present, to a likelihood."""
+"""Maps features (N, F) to the log-odds (N,) of foreground against background."""
+LikelihoodFit = Callable[[Floats, Bools], Likelihood]
+"""Fits a likelihood to samples: features (N, F), and whether each is foreground (N,). Both classes must occur."""
 
 SCALES_MM = (0.0, 1.5, 3.0)
-"""Standard deviations of the Gaussians whose smoothed intensities are a voxel's features."""
-CERTAIN = 3.9
-"""Log-odds (49 to 1) that no voxel's appearance may pass: samples are few, and places count too."""
+"""Standard deviations, in mm, of the Gaussians whose smoothed intensities are a voxel's features."""
+MAX_LOG_ODDS = 3.9
+"""Bound on the log-odds from appearance (49 to 1), since samples are few and position counts too."""
 BINS = 48
+"""Bins along each axis of the joint histogram."""
 MIXTURES = 3
+"""Largest number of Gaussians in each class's mixture."""
 TREES = 20
+"""Trees in the forest."""
 LEAF = 3
+"""Least number of samples in a tree's leaf."""
 MAX_SAMPLES = 3000
-"""Samples of each kind that a likelihood is fitted to."""
+"""Largest number of samples of each class to which a likelihood is fitted."""
 
 
-def features(image: Floats, spacing: npt.NDArray[np.float64]) -> Floats:
-    """Intensities of (C, I, J, K) smoothed at each scale, as (I, J, K, C * scales). `spacing` is in mm."""
+def features(image: Floats, spacing: Spacing) -> Floats:
+    """Compute a feature vector for each voxel: its intensities, smoothed at each scale.
+
+    Args:
+        image: Normalised intensities, (C, I, J, K).
+        spacing: mm along the three axes.
+
+    Returns:
+        Shape (I, J, K, C * scales).
+    """
     smoothed = [
         ndimage.gaussian_filter(channel, scale / spacing, truncate=2.0, mode="nearest") if scale else channel
         for channel in image
@@ -43,35 +54,40 @@ def features(image: Floats, spacing: npt.NDArray[np.float64]) -> Floats:
     return stacked
 
 
-def sampled(values: Floats, foreground: Bools) -> tuple[Floats, Bools]:
-    """At most `MAX_SAMPLES` of each kind, drawn evenly."""
+def subsample(values: Floats, foreground: Bools) -> tuple[Floats, Bools]:
+    """At most `MAX_SAMPLES` samples of each class, at a constant stride.
+
+    Args:
+        values: Features, (N, F).
+        foreground: Class of each sample, (N,).
+    """
     kept = []
     for kind in (False, True):
-        at = np.flatnonzero(foreground == kind)
-        kept.append(at[:: max(1, -(-len(at) // MAX_SAMPLES))])
+        indices = np.flatnonzero(foreground == kind)
+        kept.append(indices[:: max(1, -(-len(indices) // MAX_SAMPLES))])
     chosen = np.concatenate(kept)
     return values[chosen], foreground[chosen]
 
 
 def histogram(values: Floats, foreground: Bools) -> Likelihood:
-    """Joint histograms of the two smoothed intensities of the first channel, smoothed (Parzen)."""
+    """A `LikelihoodFit`: joint histograms of the first channel's two smoothed intensities, with Parzen smoothing."""
     pair = values[:, 1:3]
     low, high = pair.min(axis=0) - 0.25, pair.max(axis=0) + 0.25
     scale = BINS / (high - low)
 
     def binned(points: Floats) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        at = np.clip((points[:, 1:3] - low) * scale, 0, BINS - 1).astype(np.intp)
-        return at[:, 0], at[:, 1]
+        bins = np.clip((points[:, 1:3] - low) * scale, 0, BINS - 1).astype(np.intp)
+        return bins[:, 0], bins[:, 1]
 
     counts = np.zeros((2, BINS, BINS), dtype=np.float32)
     np.add.at(counts, (foreground.astype(np.intp), *binned(values)), 1)
     smoothed = [ndimage.gaussian_filter(kind / kind.sum(), 1.5) + 0.1 / BINS**2 for kind in counts]
-    table = _bounded(np.log(smoothed[1] / smoothed[0]))
+    table = _clipped(np.log(smoothed[1] / smoothed[0]))
     return lambda points: table[binned(points)]
 
 
 def gaussian_mixture(values: Floats, foreground: Bools) -> Likelihood:
-    """A mixture of Gaussians for each kind, over all features."""
+    """A `LikelihoodFit`: one Gaussian mixture for each class, over all features."""
     from sklearn.mixture import GaussianMixture  # slow to import
     from threadpoolctl import threadpool_limits
 
@@ -82,8 +98,8 @@ def gaussian_mixture(values: Floats, foreground: Bools) -> Likelihood:
         return mixture.fit(samples)
 
     def logits(points: Floats) -> Floats:
-        with threadpool_limits(1):  # the products are so thin that threads cost ten times what they save
-            return _bounded(on.score_samples(points) - off.score_samples(points))
+        with threadpool_limits(1):  # the matrices are so thin that threads cost ten times what they save
+            return _clipped(on.score_samples(points) - off.score_samples(points))
 
     with threadpool_limits(1):
         on, off = fitted(values[foreground]), fitted(values[~foreground])
@@ -91,19 +107,19 @@ def gaussian_mixture(values: Floats, foreground: Bools) -> Likelihood:
 
 
 def forest(values: Floats, foreground: Bools) -> Likelihood:
-    """Extremely randomised trees (Geurts et al., 2006) over all features; both kinds weigh the same."""
+    """A `LikelihoodFit`: extremely randomised trees (Geurts et al., 2006) over all features, with balanced classes."""
     from sklearn.ensemble import ExtraTreesClassifier  # slow to import
 
     trees = ExtraTreesClassifier(TREES, min_samples_leaf=LEAF, class_weight="balanced", random_state=0)
     trees.fit(values, foreground)
 
     def logits(points: Floats) -> Floats:
-        chance = np.clip(trees.predict_proba(points)[:, 1], 1e-6, 1 - 1e-6)
-        return _bounded(np.log(chance / (1 - chance)))
+        probability = np.clip(trees.predict_proba(points)[:, 1], 1e-6, 1 - 1e-6)
+        return _clipped(np.log(probability / (1 - probability)))
 
     return logits
 
 
-def _bounded(logits: npt.NDArray[np.floating]) -> Floats:
-    bounded: Floats = np.clip(logits, -CERTAIN, CERTAIN).astype(np.float32)
-    return bounded
+def _clipped(logits: npt.NDArray[np.floating]) -> Floats:
+    clipped: Floats = np.clip(logits, -MAX_LOG_ODDS, MAX_LOG_ODDS).astype(np.float32)
+    return clipped

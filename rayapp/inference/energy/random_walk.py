@@ -1,7 +1,7 @@
-"""The labelling by random walks (Grady, 2006) from voxels that are certain: softer borders than a graph cut's.
+"""Random walker segmentation (Grady, 2006) of log-odds; its borders are softer than a graph cut's.
 
-Voxels whose log-odds are clear count as marked; walkers start on the others only, so that the linear system is small.
-Solved by scikit-image. Pure; any thread.
+Voxels of clear log-odds count as marked, so that the linear system covers the others only. Solved by scikit-image.
+Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -9,30 +9,27 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import numpy.typing as npt
 
+from rayapp.inference.arrays import Bools, Floats, Spacing
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
-
-CLEAR = 2.0
-"""Log-odds from which a voxel is certain."""
+SEED_LOG_ODDS = 2.0
+"""Magnitude of log-odds from which a voxel is a seed."""
 BETA = 130.0
-"""How much edges hinder walkers; scikit-image's default, for data whose standard deviation it scales to a tenth."""
+"""Penalty of intensity differences on a walker's steps; scikit-image's default."""
 
 
-def random_walk(logits: Floats, image: Floats, marks: Marks, spacing: npt.NDArray[np.float64]) -> Bools:
-    """True where foreground; arguments as of `graph_cut`."""
+def random_walk(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> Bools:
+    """Segment by random walks; arguments and result as of `graph_cut`."""
     from skimage.segmentation import random_walker  # slow to import
 
-    seeds = np.where(logits > CLEAR, FOREGROUND, np.where(logits < -CLEAR, BACKGROUND, 0)).astype(np.int8)
-    seeds = np.where(marks > 0, marks, seeds)
-    walkers = seeds == 0
-    if not walkers.any() or not (seeds == FOREGROUND).any() or not (seeds == BACKGROUND).any():
-        return np.asarray(np.where(walkers, logits > 0, seeds == FOREGROUND), dtype=np.bool_)
+    seeds = np.where(logits > SEED_LOG_ODDS, FOREGROUND, np.where(logits < -SEED_LOG_ODDS, BACKGROUND, 0))
+    seeds = np.where(marks > 0, marks, seeds.astype(np.int8))
+    unseeded = seeds == 0
+    if not unseeded.any() or not (seeds == FOREGROUND).any() or not (seeds == BACKGROUND).any():
+        return np.asarray(np.where(unseeded, logits > 0, seeds == FOREGROUND), dtype=np.bool_)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of solvers that are not installed, and of voxels cut off from every seed
+        warnings.simplefilter("ignore")  # about optional solvers, and voxels that no seed can reach
         labels = random_walker(
             np.moveaxis(image, 0, -1), seeds, beta=BETA, mode="cg_j", tol=1e-3, spacing=spacing, channel_axis=-1
         )

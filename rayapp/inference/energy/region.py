@@ -1,6 +1,6 @@
-"""The part of an image that is worked on: a box around the marks, coarser than the image where it would be too large.
+"""The region of an image that is segmented: a box around the marks, block-averaged where it would be too large.
 
-Costs follow from the structure's size and not from the image's. Pure functions; safe from any thread.
+Cost follows from the structure's size, not from the image's. Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from rayapp.inference.arrays import Box, Floats, Shape
+from rayapp.inference.arrays import Bools, Box, Floats, Labels, Shape, Spacing
 from rayapp.inference.energy.sparse_slices import signed_distance
 from rayapp.inference.infer_task import Point
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
-Bools = npt.NDArray[np.bool_]
-
 MAX_VOXELS = 300_000
-"""Voxels that are worked on at once."""
+"""Largest number of blocks in a region."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Source voxels from `lower` to `upper` (exclusive), averaged in blocks of `steps`; the last blocks may be cut."""
+    """A box of source voxels, divided into blocks.
+
+    Attributes:
+        lower: Inclusive lower corner in source voxels.
+        upper: Exclusive upper corner in source voxels.
+        steps: Source voxels per block along i, j, k; blocks at the upper end may be smaller.
+    """
 
     lower: Point
     upper: Point
@@ -37,31 +41,39 @@ class Region:
         lower: npt.ArrayLike,
         upper: npt.ArrayLike,
         shape: Shape,
-        spacing: npt.NDArray[np.float64],
+        spacing: Spacing,
         *,
-        most: int = MAX_VOXELS,
+        max_voxels: int = MAX_VOXELS,
     ) -> Region:
-        """The box clipped to an image of `shape`, with the finest axes averaged until it has at most `most` voxels."""
+        """A region in blocks as small as possible.
+
+        Args:
+            lower: Inclusive lower corner; may lie outside the image, to which the box is clipped.
+            upper: Exclusive upper corner, likewise.
+            shape: Voxels of the image along i, j, k.
+            spacing: mm along i, j, k; blocks are kept as isotropic as possible.
+            max_voxels: Largest number of blocks.
+        """
         low = np.maximum(0, np.asarray(lower)).astype(int)
         high = np.minimum(shape, np.asarray(upper)).astype(int)
         steps = np.ones(3, dtype=int)
-        while np.prod(-(-(high - low) // steps)) > most:
+        while np.prod(-(-(high - low) // steps)) > max_voxels:
             steps[int(np.argmin(spacing * steps))] += 1
-        return cls(lower=_point(low), upper=_point(high), steps=_point(steps))
+        return cls(lower=_triple(low), upper=_triple(high), steps=_triple(steps))
 
     @property
     def box(self) -> Box:
-        """Its voxels in the source."""
+        """The region in the source, as an index."""
         i, j, k = (slice(a, b) for a, b in zip(self.lower, self.upper, strict=True))
         return i, j, k
 
     @property
     def shape(self) -> Shape:
-        """Blocks along each axis."""
-        return _point([-(-(b - a) // n) for a, b, n in zip(self.lower, self.upper, self.steps, strict=True)])
+        """Blocks along i, j, k."""
+        return _triple([-(-(b - a) // n) for a, b, n in zip(self.lower, self.upper, self.steps, strict=True)])
 
     def image(self, array: npt.NDArray[Any]) -> Floats:
-        """Means of one channel's blocks, float32; no float copy of the whole box is made."""
+        """Block means of one channel (I, J, K), computed plane by plane without a float copy of the whole box."""
         part = array[self.box]
         if self.steps == (1, 1, 1):
             return _finite(part)
@@ -72,28 +84,33 @@ class Region:
         return means
 
     def marks(self, marks: Marks) -> Marks:
-        """What most marked voxels of each block say."""
+        """Each block's majority among its marked voxels; a tie is foreground, and unmarked blocks are 0."""
         part = marks[self.box]
         if self.steps == (1, 1, 1):
             return part.copy()
-        votes, seen = np.zeros(self.shape, dtype=np.int32), np.zeros(self.shape, dtype=bool)
+        votes, marked = np.zeros(self.shape, dtype=np.int32), np.zeros(self.shape, dtype=bool)
         for k in np.flatnonzero(part.any(axis=(0, 1))):
-            at = np.nonzero(part[:, :, k])
-            block = (at[0] // self.steps[0], at[1] // self.steps[1], k // self.steps[2])
-            np.add.at(votes, block, np.where(part[:, :, k][at] == FOREGROUND, 1, -1))
-            seen[block] = True
-        return np.where(seen, np.where(votes >= 0, FOREGROUND, BACKGROUND), 0).astype(np.uint8)
+            voxels = np.nonzero(part[:, :, k])
+            block = (voxels[0] // self.steps[0], voxels[1] // self.steps[1], k // self.steps[2])
+            np.add.at(votes, block, np.where(part[:, :, k][voxels] == FOREGROUND, 1, -1))
+            marked[block] = True
+        return np.where(marked, np.where(votes >= 0, FOREGROUND, BACKGROUND), 0).astype(np.uint8)
 
-    def restore(self, mask: Bools, labels: npt.NDArray[np.uint8]) -> None:
-        """Write 1 into `labels` (of the source's shape) where the region's mask is, smooth between blocks."""
+    def restore(self, mask: Bools, labels: Labels) -> None:
+        """Write a mask of the region's blocks into a label map, with a smooth outline.
+
+        Args:
+            mask: Mask of shape `shape`.
+            labels: Label map (I, J, K) of the source; set to 1 within the mask.
+        """
         if not mask.any():
             return
         target = labels[self.box]
         if self.steps == (1, 1, 1):
             target[mask] = 1
             return
-        found = ndimage.find_objects(mask.view(np.uint8))[0]
-        near = tuple(slice(max(0, s.start - 2), min(n, s.stop + 2)) for s, n in zip(found, self.shape, strict=True))
+        extent = ndimage.find_objects(mask.view(np.uint8))[0]
+        near = tuple(slice(max(0, s.start - 2), min(n, s.stop + 2)) for s, n in zip(extent, self.shape, strict=True))
         fine = tuple(
             slice(s.start * step, min(s.stop * step, n))
             for s, step, n in zip(near, self.steps, target.shape, strict=True)
@@ -107,7 +124,7 @@ class Region:
             order=1,
             mode="nearest",
         )
-        # Interpolation rounds corners off; the level is the one at which the structure is as large as its blocks.
+        # Interpolation rounds corners off, so the threshold is the one at which the mask keeps its volume.
         size = min(field.size, np.count_nonzero(mask) * int(np.prod(self.steps)))
         target[fine][field >= min(0.0, np.partition(field, -size, axis=None)[-size])] = 1
 
@@ -123,6 +140,6 @@ def _finite(array: npt.NDArray[Any]) -> Floats:
     return np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0) if array.dtype.kind == "f" else values
 
 
-def _point(sizes: Any) -> Point:
-    i, j, k = (int(n) for n in sizes)
+def _triple(numbers: Any) -> Point:
+    i, j, k = (int(n) for n in numbers)
     return i, j, k

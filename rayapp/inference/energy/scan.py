@@ -1,11 +1,10 @@
-"""Scan: an image as scribbles are worked on; Work: the box of it that one request needs, turned to its slices.
+"""An image prepared for segmentation from prompts alone, and the region of it that one request works on.
 
-A `Scan` is made once per image and only read; a `Work` belongs to one request. Safe from any thread.
+A `Scan` is made once per image and read-only; a `SlicedRegion` belongs to one request. Thread-safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,23 +14,26 @@ import numpy.typing as npt
 
 from rayapp import geometry
 from rayapp.imaging.volume import Volume
-from rayapp.inference.arrays import Floats, Shape
+from rayapp.inference.arrays import Bools, Floats, Shape, Spacing
 from rayapp.inference.energy import likelihood
 from rayapp.inference.energy.region import Region
 from rayapp.inference.prompts.scribble_map import FOREGROUND, Marks
 
-Bools = npt.NDArray[np.bool_]
-Spacing = npt.NDArray[np.float64]
-
-BUSY = 0.25
-"""Share of the most stroked slice's strokes from which a slice counts as stroked."""
-SAMPLE = 1 << 18
-"""Voxels, about, from which an image's range of intensities is found."""
+STROKED_SHARE = 0.25
+"""Least number of foreground voxels in a slice that counts as drawn on, relative to the slice with the most."""
+RANGE_SAMPLES = 1 << 18
+"""Approximate number of voxels from which an image's intensity range is estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """The voxels (C, I, J, K) as the file has them, and each channel's range, which is brought to -1 to 1."""
+    """An image with its intensity ranges.
+
+    Attributes:
+        array: The source's voxels, (C, I, J, K).
+        spacing: mm along i, j, k.
+        ranges: For each channel, the intensities that are normalised to -1 and 1.
+    """
 
     array: npt.NDArray[Any]
     spacing: Spacing
@@ -39,8 +41,8 @@ class Scan:
 
     @classmethod
     def of(cls, volume: Volume) -> Scan:
-        """Nothing is copied; the ranges come from a sample of the voxels."""
-        ranges = tuple(_range(channel) for channel in volume.array)
+        """A scan that shares the volume's voxels; the ranges are estimated from a sample of them."""
+        ranges = tuple(_intensity_range(channel) for channel in volume.array)
         return cls(array=volume.array, spacing=geometry.spacing(volume.affine), ranges=ranges)
 
     @property
@@ -51,72 +53,87 @@ class Scan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image."""
+        """Memory of the image in bytes."""
         return int(self.array.nbytes)
 
     def view(self, region: Region) -> Floats:
-        """Normalised intensities (C, *region.shape), clipped to -2 to 2."""
+        """Normalised intensities of a region, (C, *region.shape), clipped to -2 and 2."""
         channels = zip(self.array, self.ranges, strict=True)
         scaled = [(region.image(one) - low) * np.float32(2 / (high - low)) - 1 for one, (low, high) in channels]
         return np.clip(np.stack(scaled), -2, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A region of a scan. Its arrays are turned so that the slices that were drawn on lie along the last axis."""
+class SlicedRegion:
+    """A region of a scan, with the axis across the drawn slices moved last.
+
+    Attributes:
+        region: The region.
+        axis: The source axis across the drawn slices.
+        image: Normalised intensities, (C, A, B, K).
+        marks: Scribble map, (A, B, K).
+        spacing: mm along A, B, K.
+    """
 
     region: Region
     axis: int
-    image: Floats  # (C, A, B, K)
-    marks: Marks  # (A, B, K)
+    image: Floats
+    marks: Marks
     spacing: Spacing
 
     @classmethod
-    def on(cls, scan: Scan, marks: Marks, region: Region, axis: int) -> Work:
-        """`marks` and `axis` are the whole image's."""
+    def of(cls, scan: Scan, marks: Marks, region: Region, axis: int) -> SlicedRegion:
+        """Cut a region out of a scan.
+
+        Args:
+            scan: The image.
+            marks: Scribble map of the image, (I, J, K).
+            region: The region.
+            axis: The source axis across the drawn slices.
+        """
         return cls(
             region=region,
             axis=axis,
             image=np.ascontiguousarray(np.moveaxis(scan.view(region), axis + 1, -1)),
             marks=np.ascontiguousarray(np.moveaxis(region.marks(marks), axis, -1)),
-            spacing=(scan.spacing * region.steps)[[*across(axis), axis]],
+            spacing=(scan.spacing * region.steps)[[*other_axes(axis), axis]],
         )
 
     @cached_property
     def features(self) -> Floats:
-        """(A, B, K, F), as the likelihoods take them."""
+        """Features for the appearance models, (A, B, K, F)."""
         return likelihood.features(self.image, self.spacing)
 
-    def slices(self) -> list[int]:
-        """Those that were drawn on, not those that strokes across them merely pass."""
+    def drawn_slices(self) -> list[int]:
+        """Indices of slices that were drawn on, without those that strokes of other slices only cross."""
         counts = np.count_nonzero(self.marks == FOREGROUND, axis=(0, 1))
-        return [int(k) for k in np.flatnonzero((counts > 0) & (counts >= BUSY * counts.max()))]
+        return [int(k) for k in np.flatnonzero((counts > 0) & (counts >= STROKED_SHARE * counts.max()))]
 
-    def turned_back(self, mask: Bools) -> Bools:
-        """On the region's own axes."""
+    def to_region_axes(self, mask: Bools) -> Bools:
+        """A mask (A, B, K) with its axes in the source's order, shape `region.shape`."""
         return np.ascontiguousarray(np.moveaxis(mask, -1, self.axis))
 
 
-def across(axis: int) -> list[int]:
-    """The two other axes."""
+def other_axes(axis: int) -> list[int]:
+    """The two axes other than `axis`."""
     return [n for n in range(3) if n != axis]
 
 
 def extent(mask: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
-    """Lower and upper (exclusive) corner of what is not zero, of which there must be something."""
-    ends = [np.flatnonzero(mask.any(axis=tuple(across(axis)))) for axis in range(3)]
-    return [int(at[0]) for at in ends], [int(at[-1]) + 1 for at in ends]
+    """Inclusive lower and exclusive upper corner of the non-zero voxels, of which there must be at least one."""
+    occupied = [np.flatnonzero(mask.any(axis=tuple(other_axes(axis)))) for axis in range(3)]
+    return [int(indices[0]) for indices in occupied], [int(indices[-1]) + 1 for indices in occupied]
 
 
-def drawn_axis(marks: Marks, spacing: Sequence[float] | Spacing) -> int:
-    """The axis across which foreground was drawn: fewest slices with strokes, then the largest spacing."""
-    planes = [np.count_nonzero((marks == FOREGROUND).any(axis=tuple(across(axis)))) for axis in range(3)]
+def drawing_axis(marks: Marks, spacing: Spacing) -> int:
+    """The axis across the drawn slices: that with the fewest drawn slices; of equals, that of largest spacing."""
+    planes = [np.count_nonzero((marks == FOREGROUND).any(axis=tuple(other_axes(axis)))) for axis in range(3)]
     return min(range(3), key=lambda axis: (planes[axis], -spacing[axis]))
 
 
-def _range(channel: npt.NDArray[Any]) -> tuple[float, float]:
-    """The 5th and 95th percentiles of the body, which is what is brighter than the mean."""
-    step = max(1, int((channel.size / SAMPLE) ** (1 / 3)))
+def _intensity_range(channel: npt.NDArray[Any]) -> tuple[float, float]:
+    """The 5th and 95th percentiles of the body, which is brighter than the image's mean."""
+    step = max(1, int((channel.size / RANGE_SAMPLES) ** (1 / 3)))
     values = np.nan_to_num(channel[::step, ::step, ::step].astype(np.float32), nan=0, posinf=0, neginf=0)
     body = values[values > values.mean()]
     low, high = (float(n) for n in np.percentile(body, (5, 95))) if body.size else (0.0, 0.0)

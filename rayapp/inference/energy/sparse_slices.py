@@ -1,9 +1,9 @@
-"""From outlines on a few slices to a volume: how deep each voxel lies inside the structure, between slices and beyond.
+"""From outlines on a few slices to a volume: the depth of each voxel inside the structure.
 
-Between two given slices the signed distance to the outline is interpolated linearly (shape-based interpolation, Raya
-and Udupa, 1990). Beyond the outermost, the outline shrinks as that of an ellipsoid which ends one gap between slices
-further on: annotators spread their slices over the structure. With one slice alone, the ellipsoid is somewhat higher
-than the outline is wide, as most organs are. Pure functions; safe from any thread.
+Between two outlined slices the signed distance to the outline is interpolated linearly (shape-based interpolation, Raya
+and Udupa, 1990). Beyond the outermost slices the outline shrinks like that of an ellipsoid that ends one gap between
+slices further on, since annotators spread their slices over the structure. For a single slice, the ellipsoid is
+somewhat taller than the outline is wide, as most organs are. Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -14,54 +14,66 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
+from rayapp.inference.arrays import Bools, Floats, Spacing
 
-ALONE = 1.5
-"""How far a structure known from one slice reaches beyond it, in radii of a disc of the same area."""
+SINGLE_SLICE_REACH = 1.5
+"""Extent of a structure known from a single slice beyond that slice, in radii of a disc of the same area."""
 STEEPNESS = 2.0
-"""How much faster than towards the ellipsoid's end the depth falls behind it."""
+"""Rate at which depth falls beyond the ellipsoid's end, relative to that towards it."""
 
 
 def signed_distance(mask: Bools, spacing: npt.ArrayLike) -> Floats:
-    """Millimetres to the outline of a mask that is not empty: positive inside. Around the array is outside."""
+    """Signed distance in mm to the outline of a non-empty mask, positive inside.
+
+    Args:
+        mask: The mask; everything around the array counts as outside.
+        spacing: mm along each axis.
+    """
     framed = np.pad(mask, 1)
     inside = ndimage.distance_transform_edt(framed, sampling=spacing)
     outside = ndimage.distance_transform_edt(~framed, sampling=spacing)
     return np.asarray((inside - outside)[(slice(1, -1),) * mask.ndim], dtype=np.float32)
 
 
-def depth(slices: Mapping[int, Bools], planes: int, spacing: npt.NDArray[np.float64]) -> Floats:
-    """Millimetres that each voxel lies inside the structure, (I, J, planes), negative outside.
+def interpolated_depth(slices: Mapping[int, Bools], planes: int, spacing: Spacing) -> Floats:
+    """Depth of each voxel inside the structure.
 
     Args:
-        slices: by their index along the last axis, (I, J) masks, none of them empty.
+        slices: Index along the last axis to the outlined slice's mask (I, J), none of them empty.
+        planes: Number of slices in the volume.
         spacing: mm along the three axes.
+
+    Returns:
+        Depth in mm, (I, J, planes), negative outside.
     """
-    at = sorted(slices)
-    given = [signed_distance(slices[k], spacing[:2]) for k in at]
+    indices = sorted(slices)
+    given = [signed_distance(slices[k], spacing[:2]) for k in indices]
     field = np.empty((*given[0].shape, planes), dtype=np.float32)
     for k in range(planes):
-        after = int(np.searchsorted(at, k))
-        if after in (0, len(at)):
+        after = int(np.searchsorted(indices, k))
+        if after in (0, len(indices)):
             end = 0 if after == 0 else -1
-            away = abs(k - at[end]) * spacing[2] / reach(slices, end, spacing)
-            field[..., k] = given[end] - given[end].max() * _lost(away)
+            relative = abs(k - indices[end]) * spacing[2] / _reach_mm(slices, end, spacing)
+            field[..., k] = given[end] - given[end].max() * _depth_loss(relative)
         else:
-            share = (k - at[after - 1]) / (at[after] - at[after - 1])
+            share = (k - indices[after - 1]) / (indices[after] - indices[after - 1])
             field[..., k] = (1 - share) * given[after - 1] + share * given[after]
     return field
 
 
-def reach(slices: Mapping[int, Bools], end: int, spacing: npt.NDArray[np.float64]) -> float:
-    """Millimetres from the first (`end` 0) or the last (-1) slice to where the structure is expected to end."""
-    at = sorted(slices)
-    if len(at) > 1:
-        return float(abs(at[end] - at[1 if end == 0 else -2]) * spacing[2])
-    area = np.count_nonzero(slices[at[0]]) * spacing[0] * spacing[1]
-    return float(ALONE * np.sqrt(area / np.pi))
+def _reach_mm(slices: Mapping[int, Bools], end: int, spacing: Spacing) -> float:
+    """Expected distance in mm from the first (`end` 0) or last (`end` -1) slice to the structure's end."""
+    indices = sorted(slices)
+    if len(indices) > 1:
+        return float(abs(indices[end] - indices[1 if end == 0 else -2]) * spacing[2])
+    area = np.count_nonzero(slices[indices[0]]) * spacing[0] * spacing[1]
+    return float(SINGLE_SLICE_REACH * np.sqrt(area / np.pi))
 
 
-def _lost(away: float) -> float:
-    """The share of its largest depth that the structure has lost `away` of its reach beyond the last slice."""
-    return 1 - float(np.sqrt(1 - away * away)) if away < 1 else 1 + STEEPNESS * (away - 1)
+def _depth_loss(relative: float) -> float:
+    """Loss of depth beyond the last slice, as a share of its largest depth.
+
+    Args:
+        relative: Distance from the last slice, relative to the expected distance to the structure's end.
+    """
+    return 1 - float(np.sqrt(1 - relative * relative)) if relative < 1 else 1 + STEEPNESS * (relative - 1)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from rayapp.inference.energy.scan import Bools, Scan, across, drawn_axis
+from rayapp.inference.arrays import Bools
+from rayapp.inference.energy.scan import Scan, drawing_axis, other_axes
 from rayapp.inference.infer_task import Prediction, Prompts
 from rayapp.inference.methods.scribbles import ScribblesTask
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
@@ -32,7 +33,7 @@ class ClosedCurvesTask(ScribblesTask):
             BadRequest: without any foreground, or for an optimiser that is not there.
         """
         marks = build_marks(prepared.shape, prompts)
-        axis = drawn_axis(marks, prepared.spacing)
+        axis = drawing_axis(marks, prepared.spacing)
         drawn = _filled(marks, axis)
         for k, inside in drawn.items():
             _plane(marks, axis, k)[:] = _outlined(_plane(marks, axis, k), inside)
@@ -49,7 +50,7 @@ def _plane(array: Any, axis: int, index: int) -> Any:
 
 def _filled(marks: Marks, axis: int) -> dict[int, Bools]:
     """Each drawn slice's foreground with its curves filled."""
-    drawn = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(across(axis))))
+    drawn = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(other_axes(axis))))
     return {k: ndimage.binary_fill_holes(_plane(marks, axis, k) == FOREGROUND) for k in map(int, drawn)}
 
 

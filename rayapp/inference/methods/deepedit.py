@@ -142,7 +142,7 @@ class DeepEditTask(SegmentationTask):
         labels = restoration.restore(held, prepared.grid, roi=prompts.roi)
         clock.stage("invert")
         yield self._answer(labels, clicks, config, clock)
-        if click_refinement.helps(prepared.grid) and any(clicks):
+        if click_refinement.is_worthwhile(prepared.grid) and any(clicks):
             clock.resume()
             labels = self._drawn(prepared, clicks, positions, added, margins, clock)
             yield self._answer(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
@@ -160,18 +160,20 @@ class DeepEditTask(SegmentationTask):
         automatic, grid, image = self._automatic(prepared, clock), prepared.grid, _gray(prepared)
         *structures, background = positions
         held = hold(added, [*structures, ()], image)
-        kept = click_refinement.changed(automatic, held, [position for points in structures for position in points])
+        kept = click_refinement.changed_at_clicks(
+            automatic, held, [position for points in structures for position in points]
+        )
         left = added = np.where(kept, added, automatic)
         held = np.where(kept, held, automatic)
         if background:
             fewer = np.minimum(held, hold(margins, positions, image))
-            kept = click_refinement.changed(held, fewer, background)
+            kept = click_refinement.changed_at_clicks(held, fewer, background)
             left, held = np.where(kept, np.minimum(added, margins), added), np.where(kept, fewer, held)
         clock.stage("infer")
         labels = restoration.restore(held, grid)
         clock.stage("invert")
-        click_refinement.add(labels, prepared.scan, grid, added, clicks[:-1])
-        click_refinement.take(labels, prepared.scan, grid, left, clicks)
+        click_refinement.grow_at_clicks(labels, prepared.scan, grid, added, clicks[:-1])
+        click_refinement.shrink_at_clicks(labels, prepared.scan, grid, left, clicks)
         clock.stage("infer")
         return labels
 
@@ -182,7 +184,7 @@ class DeepEditTask(SegmentationTask):
         structures = len(clicks) - 1
         labels = np.where(start <= structures, start, 0).astype(np.uint8)
         automatic, locked = self._automatic(prepared, clock), start > structures
-        click_refinement.correct(labels, prepared.scan, prepared.grid, automatic, margins, clicks, locked=locked)
+        click_refinement.correct_mask(labels, prepared.scan, prepared.grid, automatic, margins, clicks, locked=locked)
         clock.stage("infer")
         return labels
 

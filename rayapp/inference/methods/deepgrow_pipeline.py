@@ -21,7 +21,8 @@ import numpy as np
 from scipy import ndimage
 
 from rayapp.imaging.volume import Volume
-from rayapp.inference.energy.scan import Bools, Scan
+from rayapp.inference.arrays import Bools
+from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.deepgrow import DeepGrow2DTask, DeepGrow3DTask, PreparedStack, foreground
 from rayapp.inference.methods.segmentation import PreparedImage

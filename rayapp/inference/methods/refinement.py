@@ -17,18 +17,18 @@ from scipy import ndimage
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
-from rayapp.inference.arrays import Floats
-from rayapp.inference.energy.click_refinement import proposed
-from rayapp.inference.energy.likelihood import CERTAIN
+from rayapp.inference.arrays import Floats, Spacing
+from rayapp.inference.energy.click_refinement import network_log_odds
+from rayapp.inference.energy.likelihood import MAX_LOG_ODDS
 from rayapp.inference.energy.region import Region
-from rayapp.inference.energy.scan import Scan, Spacing, extent
+from rayapp.inference.energy.scan import Scan, extent
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.scribbles import MARGIN_MM, OPTIMISERS, answer, import_libraries, optimiser_of, painted
 from rayapp.inference.methods.segmentation import Clock, PreparedImage, SegmentationTask
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 
-SAY = 2 * CERTAIN
+SAY = 2 * MAX_LOG_ODDS
 """Log-odds that a stroke adds right beside it, where the tissue is the same: enough to turn the network's."""
 STROKE_MM = 20.0
 """Distance over which that fades to a third."""
@@ -125,7 +125,9 @@ class RefinementTask:
             else marks
         )
         strokes = region.marks(drawn)
-        logits = np.clip(proposed(margin, grid, region), -CERTAIN, CERTAIN) + _nearby(strokes, image, spacing)
+        logits = np.clip(network_log_odds(margin, grid, region), -MAX_LOG_ODDS, MAX_LOG_ODDS) + _nearby(
+            strokes, image, spacing
+        )
         mask = optimise(logits, image, seen, spacing)
         clock.stage("infer")
         labels = painted(mask, region, marks)

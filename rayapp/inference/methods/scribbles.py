@@ -26,14 +26,14 @@ from scipy import ndimage
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
-from rayapp.inference.arrays import Floats
+from rayapp.inference.arrays import Bools, Floats, Spacing
 from rayapp.inference.energy import box_fit, likelihood, sparse_slices
-from rayapp.inference.energy.extreme_points import connect
+from rayapp.inference.energy.extreme_points import mark_paths
 from rayapp.inference.energy.graph_cut import graph_cut
-from rayapp.inference.energy.likelihood import Likelihood, TrainingBackend
+from rayapp.inference.energy.likelihood import Likelihood, LikelihoodFit
 from rayapp.inference.energy.random_walk import random_walk
 from rayapp.inference.energy.region import Region
-from rayapp.inference.energy.scan import Bools, Scan, Spacing, Work, across, drawn_axis, extent
+from rayapp.inference.energy.scan import Scan, SlicedRegion, drawing_axis, extent, other_axes
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.segmentation import Clock
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
@@ -62,7 +62,7 @@ BESIDE = np.ones((3, 3), dtype=bool)
 class ScribblesTask:
     """Strokes to a mask; `fit` is how appearance is learnt."""
 
-    def __init__(self, *, fit: TrainingBackend, description: str) -> None:
+    def __init__(self, *, fit: LikelihoodFit, description: str) -> None:
         self._fit = fit
         self._description = description
 
@@ -98,32 +98,34 @@ class ScribblesTask:
         clock, optimise = Clock(), optimiser_of(config)
         marks = build_marks(prepared.shape, prompts, require_foreground=False)
         for points in prompts.extremes.values():
-            connect(marks, prepared, points)
+            mark_paths(marks, prepared, points)
         part = _boxed(marks, prepared, prompts)
         marks = build_marks(prepared.shape, replace(prompts, marks=marks))
         clock.stage("pre")
-        work = Work.on(prepared, marks, *_first_region(prepared, marks, prompts))
+        work = SlicedRegion.of(prepared, marks, *_first_region(prepared, marks, prompts))
         if part is None:
             work, mask = self._stroked(work, prepared, marks, optimise, grow=prompts.roi is None)
         else:
             mask = self._fitted(work, part, optimise)
         clock.stage("infer")
-        labels = painted(work.turned_back(mask), work.region, marks)
+        labels = painted(work.to_region_axes(mask), work.region, marks)
         clock.stage("invert")
         return answer(labels, prompts, clock)
 
-    def _stroked(self, work: Work, scan: Scan, marks: Marks, optimise: Optimiser, *, grow: bool) -> tuple[Work, Bools]:
+    def _stroked(
+        self, work: SlicedRegion, scan: Scan, marks: Marks, optimise: Optimiser, *, grow: bool
+    ) -> tuple[SlicedRegion, Bools]:
         """The structure from strokes, and the region, which may have grown with it."""
         outlines, model = self._outlines(work, optimise)
         for _ in range(GROWTHS if grow else 0):
             wider = _wider(work, outlines, scan)
             if wider is None:
                 break
-            work = Work.on(scan, marks, wider, work.axis)
+            work = SlicedRegion.of(scan, marks, wider, work.axis)
             outlines, model = self._outlines(work, optimise)
         return work, _volume(work, outlines, self._refitted(work, outlines) or model, optimise)
 
-    def _fitted(self, work: Work, part: Marks, optimise: Optimiser) -> Bools:
+    def _fitted(self, work: SlicedRegion, part: Marks, optimise: Optimiser) -> Bools:
         """The structure in the region, from what its box seems to be drawn around: cut by what that looks like, and
         again by what the cut looks like (GrabCut, Rother et al., 2004)."""
         mask: Bools = np.moveaxis(work.region.marks(part), work.axis, -1) == FOREGROUND
@@ -135,14 +137,14 @@ class ScribblesTask:
             mask = _volume(work, outlines, model, optimise)
         return mask
 
-    def _outlines(self, work: Work, optimise: Optimiser) -> tuple[dict[int, Bools], Likelihood]:
+    def _outlines(self, work: SlicedRegion, optimise: Optimiser) -> tuple[dict[int, Bools], Likelihood]:
         """The structure on each stroked slice, by the strokes and by the appearance that they show."""
         known = work.marks if (work.marks == BACKGROUND).any() else _framed(work.marks)
         shown = _thickened(known)
-        model = self._fit(*likelihood.sampled(work.features[shown > 0], shown[shown > 0] == FOREGROUND))
+        model = self._fit(*likelihood.subsample(work.features[shown > 0], shown[shown > 0] == FOREGROUND))
         anywhere = (known == BACKGROUND).any(axis=-1)
         outlines = {}
-        for k in work.slices():
+        for k in work.drawn_slices():
             marks = known[..., k]
             on, off = marks == FOREGROUND, marks == BACKGROUND
             to_on = ndimage.distance_transform_edt(~on, sampling=work.spacing[:2])
@@ -154,14 +156,14 @@ class ScribblesTask:
             outlines[k] = ndimage.binary_fill_holes(_hanging(mask, on)) & ~off
         return outlines, model
 
-    def _refitted(self, work: Work, outlines: Mapping[int, Bools]) -> Likelihood | None:
+    def _refitted(self, work: SlicedRegion, outlines: Mapping[int, Bools]) -> Likelihood | None:
         """The appearance of the stroked slices, now that they are segmented; None where nothing else is on them."""
         at = sorted(outlines)
         inside = np.stack([outlines[k] for k in at], axis=-1)
         if inside.all():
             return None
         values = work.features[:, :, at]
-        return self._fit(*likelihood.sampled(values.reshape(inside.size, -1), inside.ravel()))
+        return self._fit(*likelihood.subsample(values.reshape(inside.size, -1), inside.ravel()))
 
 
 def import_libraries() -> None:
@@ -204,7 +206,7 @@ def _boxed(marks: Marks, scan: Scan, prompts: Prompts) -> Marks | None:
     more, or nothing fits."""
     if prompts.roi is None or ((marks == FOREGROUND).any() and not prompts.extremes):
         return None
-    part, inner = box_fit.part(scan, prompts.roi)
+    part, inner = box_fit.fit_box(scan, prompts.roi)
     if not part.any():
         return None
     marks[inner & (marks == 0)] = FOREGROUND
@@ -213,25 +215,25 @@ def _boxed(marks: Marks, scan: Scan, prompts: Prompts) -> Marks | None:
 
 def _first_region(scan: Scan, marks: Marks, prompts: Prompts) -> tuple[Region, int]:
     """The box around the marks, or around the annotator's own, and the axis across which was drawn."""
-    axis = drawn_axis(marks, scan.spacing)
+    axis = drawing_axis(marks, scan.spacing)
     margin = np.full(3, MARGIN_MM)
     if prompts.roi is not None:
         low, high = np.array(prompts.roi)
     else:
         low, high = np.array(extent(marks))
-        planes = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(across(axis))))
+        planes = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(other_axes(axis))))
         gap = int(np.diff(planes).max()) if len(planes) > 1 else 0
-        wide = ((high - low) * scan.spacing)[across(axis)].max()
+        wide = ((high - low) * scan.spacing)[other_axes(axis)].max()
         margin[axis] = max(MARGIN_MM, 1.5 * gap * scan.spacing[axis] if gap > 1 else wide * 0.75)
     grown = np.ceil(margin / scan.spacing)
     return Region.around(low - grown, high + grown, scan.shape, scan.spacing), axis
 
 
-def _wider(work: Work, outlines: Mapping[int, Bools], scan: Scan) -> Region | None:
+def _wider(work: SlicedRegion, outlines: Mapping[int, Bools], scan: Scan) -> Region | None:
     """A wider region if an outline touches a side that is not the image's, else None."""
     low, high = np.array(work.region.lower), np.array(work.region.upper)
     more = np.zeros((2, 3), dtype=int)
-    for along, axis in enumerate(across(work.axis)):
+    for along, axis in enumerate(other_axes(work.axis)):
         sides = [any(np.take(mask, end, axis=along).any() for mask in outlines.values()) for end in (0, -1)]
         grown = int(np.ceil(max(MARGIN_MM / scan.spacing[axis], 0.5 * (high - low)[axis])))
         more[0, axis] = grown if sides[0] and low[axis] > 0 else 0
@@ -239,9 +241,9 @@ def _wider(work: Work, outlines: Mapping[int, Bools], scan: Scan) -> Region | No
     return Region.around(low - more[0], high + more[1], scan.shape, scan.spacing) if more.any() else None
 
 
-def _volume(work: Work, outlines: Mapping[int, Bools], model: Likelihood, optimise: Optimiser) -> Bools:
+def _volume(work: SlicedRegion, outlines: Mapping[int, Bools], model: Likelihood, optimise: Optimiser) -> Bools:
     """The structure in the whole region: appearance and depth in the interpolated outlines, marks as they are."""
-    depth = sparse_slices.depth(outlines, work.marks.shape[2], work.spacing)
+    depth = sparse_slices.interpolated_depth(outlines, work.marks.shape[2], work.spacing)
     place = np.clip(depth / np.float32(OUTLINE_MM), -DEEPEST, DEEPEST)
     possible = (place > -DEEPEST) | (work.marks == FOREGROUND)
     low, high = extent(possible)

@@ -46,7 +46,7 @@ def test_a_curved_structure_is_found_and_not_the_middle_of_its_box(orientation):
     volume, truth = scene(orientation)
     low, high = around(truth)
     middle = tuple((a + b) // 2 for a, b in zip(low, high, strict=True))
-    part, inner = box_fit.part(Scan.of(volume), (low, high))
+    part, inner = box_fit.fit_box(Scan.of(volume), (low, high))
     assert not truth[middle]
     assert not part[middle]
     assert dice(part, truth) > 0.8
@@ -59,7 +59,7 @@ def test_where_all_looks_alike_nothing_fails():
     for box in (((10, 10, 4), (20, 30, 9)), ((0, 0, 0), SHAPE), ((3, 4, 5), (4, 5, 6))):
         outside = np.ones(SHAPE, bool)
         outside[tuple(slice(a, b) for a, b in zip(*box, strict=True))] = False
-        assert not box_fit.part(flat, box)[0][outside].any()
+        assert not box_fit.fit_box(flat, box)[0][outside].any()
         labels = ScribblesTask(fit=likelihood.forest, description="").predict(flat, Prompts(roi=box), {}).labels
         assert not labels[outside].any()
         assert labels.any()
@@ -67,15 +67,15 @@ def test_where_all_looks_alike_nothing_fails():
 
 def test_a_box_larger_than_what_is_looked_at_is_seen_coarsely(monkeypatch):
     volume, truth = scene()
-    monkeypatch.setattr(box_fit, "VOXELS", 6000)
-    part, inner = box_fit.part(Scan.of(volume), around(truth))
+    monkeypatch.setattr(box_fit, "MAX_VOXELS", 6000)
+    part, inner = box_fit.fit_box(Scan.of(volume), around(truth))
     assert dice(part, truth) > 0.6
     assert truth[inner].mean() > 0.8
 
 
 def test_where_there_is_a_stroke_on_the_structure_nothing_is_guessed_from_the_box(monkeypatch):
     volume, truth = scene()
-    monkeypatch.setattr(box_fit, "part", None)
+    monkeypatch.setattr(box_fit, "fit_box", None)
     marks = np.zeros(SHAPE, np.uint8)
     marks[tuple(np.argwhere(truth)[::20].T)] = FOREGROUND
     task = ScribblesTask(fit=likelihood.forest, description="")

@@ -1,7 +1,6 @@
 """The fine pass: sharper than the network's grid, around the clicks alone, the same on every replica."""
 
 import tracemalloc
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,21 +206,6 @@ def test_many_clicks_close_to_each_other_cost_little_more_than_one(deepedit, tor
         labels = mask(deepedit, prepared, liver=points)
         assert all(labels[point] == 1 for point in points)
         assert 0 < len(cuts) <= most
-
-
-@pytest.mark.parametrize("near", [15.0, 20.0, 26.0])
-def test_clicks_along_a_line_all_lie_in_the_region_that_they_share(near):
-    scan = SimpleNamespace(shape=(512, 512, 400), spacing=np.array([0.8, 0.8, 0.8]))
-    points = [(i, 256, 200) for i in range(100, 400, 6)]
-    groups = click_refinement._groups(points, scan, near)
-    assert sorted(point for group in groups for point in group) == points
-    for group in groups:
-        ends = click_refinement._around(group, scan, near)
-        region = click_refinement._between(ends, ends, scan)
-        assert np.prod(region.shape) <= click_refinement.MAX_VOXELS
-        assert all(
-            (np.array(region.lower) <= point).all() and (point < np.array(region.upper)).all() for point in group
-        )
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rayapp.inference.energy.graph_cut import EDGE, SMOOTHNESS, graph_cut
+from rayapp.inference.energy.graph_cut import EDGE_SCALE, SMOOTHNESS, graph_cut
 from rayapp.inference.energy.random_walk import random_walk
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 
@@ -72,7 +72,7 @@ def test_no_labelling_of_all_is_cheaper(seed):
     every = every[np.all([every[:, *at] == label for at, label in certain.items()], axis=0)]
     costs = np.where(every, 0, np.nan_to_num(logits, posinf=0, neginf=0)).sum((1, 2, 3))
     for axis in range(3):
-        alike = np.exp(-np.square(np.diff(image, axis=axis + 1)).sum(0) / (2 * EDGE**2))
+        alike = np.exp(-np.square(np.diff(image, axis=axis + 1)).sum(0) / (2 * EDGE_SCALE**2))
         costs += (SMOOTHNESS / spacing[axis] * alike * np.diff(every, axis=axis + 1)).sum((1, 2, 3))
     np.testing.assert_array_equal(graph_cut(logits, image, marks, spacing), every[costs.argmin()])
 

@@ -22,7 +22,7 @@ def test_what_looks_like_foreground_has_positive_log_odds(fit):
     logits = model(values)
     assert logits.dtype == np.float32
     assert ((logits > 0) == foreground).mean() > 0.97
-    assert np.abs(logits).max() <= np.float32(likelihood.CERTAIN)
+    assert np.abs(logits).max() <= np.float32(likelihood.MAX_LOG_ODDS)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -65,7 +65,7 @@ def test_features_are_the_intensities_smoothed_in_millimetres():
 
 def test_no_more_samples_than_it_takes_are_fitted():
     values, foreground = samples(20_000)
-    kept, kinds = likelihood.sampled(values, foreground)
+    kept, kinds = likelihood.subsample(values, foreground)
     assert kinds.sum() <= likelihood.MAX_SAMPLES
     assert (~kinds).sum() <= likelihood.MAX_SAMPLES
     assert len(kept) == len(kinds) > likelihood.MAX_SAMPLES

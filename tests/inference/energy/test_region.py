@@ -12,7 +12,7 @@ SPACING = np.array((0.7, 0.7, 2.1))
 
 @pytest.fixture
 def coarse():
-    return Region.around((3, 2, 1), (34, 27, 22), SHAPE, SPACING, most=4000)
+    return Region.around((3, 2, 1), (34, 27, 22), SHAPE, SPACING, max_voxels=4000)
 
 
 def test_it_is_clipped_to_the_image():

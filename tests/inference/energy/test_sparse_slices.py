@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rayapp.inference.energy.sparse_slices import ALONE, depth, signed_distance
+from rayapp.inference.energy.sparse_slices import SINGLE_SLICE_REACH, interpolated_depth, signed_distance
 
 SPACING = np.array((0.8, 1.1, 3.0))
 
@@ -28,20 +28,20 @@ def test_a_mask_that_fills_its_slice_ends_at_the_border():
 
 def test_given_slices_come_back_as_they_are():
     given = {3: disc(9.0), 8: disc(14.0, (26, 28)), 9: disc(4.0)}
-    field = depth(given, 14, SPACING)
+    field = interpolated_depth(given, 14, SPACING)
     for k, mask in given.items():
         np.testing.assert_array_equal(field[..., k] > 0, mask)
 
 
 def test_between_two_slices_the_outline_goes_from_one_to_the_other():
-    field = depth({2: disc(6.0), 10: disc(18.0)}, 12, SPACING)
+    field = interpolated_depth({2: disc(6.0), 10: disc(18.0)}, 12, SPACING)
     areas = (field[..., 2:11] > 0).sum(axis=(0, 1)) * SPACING[0] * SPACING[1]
     radii = np.sqrt(areas / np.pi)
     np.testing.assert_allclose(radii, np.linspace(6, 18, 9), atol=0.6)
 
 
 def test_beyond_the_last_slice_it_shrinks_and_ends_a_gap_further_on():
-    field = depth({6: disc(15.0), 10: disc(15.0)}, 20, SPACING)
+    field = interpolated_depth({6: disc(15.0), 10: disc(15.0)}, 20, SPACING)
     areas = (field > 0).sum(axis=(0, 1))
     assert (np.diff(areas[10:15]) <= 0).all()
     assert areas[12] > 0.5 * areas[10]
@@ -50,7 +50,7 @@ def test_beyond_the_last_slice_it_shrinks_and_ends_a_gap_further_on():
 
 
 def test_one_slice_alone_becomes_an_ellipsoid_around_it():
-    field = depth({15: disc(12.0)}, 31, SPACING)
+    field = interpolated_depth({15: disc(12.0)}, 31, SPACING)
     volume = (field > 0).sum() * SPACING.prod()
-    assert volume == pytest.approx(4 / 3 * np.pi * 12**3 * ALONE, rel=0.2)
+    assert volume == pytest.approx(4 / 3 * np.pi * 12**3 * SINGLE_SLICE_REACH, rel=0.2)
     np.testing.assert_array_equal(field[..., 12], field[..., 18])

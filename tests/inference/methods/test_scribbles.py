@@ -7,7 +7,7 @@ from scipy import ndimage
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
 from rayapp.inference.energy import likelihood
-from rayapp.inference.energy import region as region_module
+from rayapp.inference.energy.region import Region
 from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods.scribbles import ScribblesTask
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
@@ -191,7 +191,7 @@ def test_asking_again_gives_the_same_mask_and_requests_leave_nothing_behind(task
 
 
 def test_a_structure_larger_than_the_working_grid_is_found_too(forest, monkeypatch):
-    monkeypatch.setattr(region_module, "MAX_VOXELS", 4000)
+    monkeypatch.setitem(Region.around.__func__.__kwdefaults__, "max_voxels", 4000)
     volume, truth = scene()
     marks = drawn(truth, (6, 10, 14))
     labels = predict(forest, volume, marks)
