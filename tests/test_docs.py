@@ -17,7 +17,7 @@ from typer.main import get_command
 from rayapp.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^    (?:\.venv/bin/)?(?:\w+=\S+ )?(rayapp [^#\n]+)", re.MULTILINE)
 WALKTHROUGH = ROOT / "docs" / "apps.md"
@@ -44,11 +44,28 @@ def test_the_documentation_is_built_without_a_warning(tmp_path):
         assert name in reference
 
 
+LINK = re.compile(r"\]\(([^)#:]+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_every_link_to_a_file_leads_to_one(page):
+    assert [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_fits_on_two_screens_and_leads_to_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 80
+    pages = {path.name for path in PAGES if path.parent.name == "docs"}
+    included = {"changelog.md", "contributing.md"}  # whose text is in the files at the top
+    assert pages - {Path(link).name for link in LINK.findall(text)} == {"api.md", "index.md"} | included
+
+
 TYPED = [(page.name, line) for page in PAGES for line in commands(page)]
 
 
 def test_there_is_something_to_type_on_most_pages():
-    assert {"README.md", "annotator.md", "apps.md", "bundles.md", "operator.md", "porting.md"} <= {p for p, _ in TYPED}
+    pages = {"README", "access", "active_learning", "annotator", "apps", "archive", "bundles", "cluster", "operator"}
+    assert {f"{page}.md" for page in (*pages, "porting", "remote", "training")} <= {page for page, _ in TYPED}
     assert len(TYPED) > 30
 
 
