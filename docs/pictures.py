@@ -1,8 +1,7 @@
-"""The pictures of prompts in these pages: python -m docs.pictures [NAME …] draws docs/NAME.png anew.
+"""The pictures of prompts in the documentation: `python -m docs.pictures [NAME …]` draws docs/NAME.png again.
 
-Each shows slices of a generated torso, above them what an annotator points at, below the mask that it gives, with the
-true outline in white. Clicks correct the DeepEdit that ships, one to a column; all else needs no model. The same each
-time.
+Each shows slices of a generated torso: above, the prompts; below, the resulting mask, with the true outline in white.
+Clicks correct the shipped DeepEdit, one for each column; all others need no model. The result is deterministic.
 """
 
 from __future__ import annotations
