@@ -50,13 +50,13 @@ async def _tasks(services: Services, kind: Kind, *, every: bool, running: bool) 
     if running:
         found = await services.jobs.running(kind)
         if found is None:
-            raise NotFound(f"No {kind.shown} Tasks are currently Running")
+            raise NotFound(f"No {kind.monai_label} Tasks are currently Running")
         return _task(found)
     jobs = await services.jobs.jobs(kind)
     if every:
         return [_task(job) for job in jobs]
     if not jobs:
-        raise NotFound(f"No {kind.shown} Tasks Found")
+        raise NotFound(f"No {kind.monai_label} Tasks Found")
     return _task(jobs[-1])
 
 
@@ -176,7 +176,7 @@ async def _done(services: Services, job: Job) -> Job:
     """The job once it is done. Raises Conflict if it ends otherwise."""
     job = await _ended(services, job.id, float("inf"))
     if job.state is not State.DONE:
-        raise Conflict(f"the {job.kind.words} ended as {job.state}: {job.details[-1]}")
+        raise Conflict(f"the {job.kind.display_name} ended as {job.state}: {job.details[-1]}")
     return job
 
 

@@ -89,9 +89,13 @@ class Archive:
 
     async def _relayed(self, answer: aiohttp.ClientResponse) -> Response:
         if answer.status in (401, 403):
-            raise ArchiveAway(f"the DICOM archive does not let this server in ({answer.status})")
+            raise ArchiveAway(
+                f"the DICOM archive denies this server access ({answer.status}): check the credentials in [dicomweb]"
+            )
         if 300 <= answer.status < 400 and answer.status != 304:
-            raise ArchiveAway(f"the DICOM archive sends elsewhere ({answer.status}), where this server does not go")
+            raise ArchiveAway(
+                f"the DICOM archive answered with a redirect ({answer.status}); it is not followed: check the address"
+            )
         if (answer.content_length or 0) > self._cap:
             raise TooLarge(f"the DICOM archive answers with more than {self._cap} bytes (max_volume): ask for less")
         if answer.content_length is None or answer.content_length > _SMALL or answer.status == 304:
@@ -99,9 +103,13 @@ class Archive:
         try:  # at once: each piece of a stream costs milliseconds between here and the client
             return Response(await answer.read(), answer.status, _passed(answer))
         except TimeoutError:
-            raise ArchiveSlow("the DICOM archive stopped answering on the way") from None
+            raise ArchiveSlow(
+                "the DICOM archive stopped sending in mid-transfer: try again, or raise dicomweb.timeout"
+            ) from None
         except aiohttp.ClientError as error:
-            raise ArchiveAway(f"the DICOM archive broke off ({type(error).__name__})") from None
+            raise ArchiveAway(
+                f"the connection to the DICOM archive broke off ({type(error).__name__}): try again later"
+            ) from None
 
     def _url(self, path: str, query: bytes, *, post: bool) -> URL:
         service, _, rest = path.partition("/")

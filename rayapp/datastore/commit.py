@@ -1,8 +1,8 @@
-"""GroupCommit: the one thread that writes to the index and to the published files.
+"""GroupCommit: the single writer thread of the index and of the published files.
 
-Callers of any number hand in changes and wait; all changes that wait at the same moment become durable in one SQLite
-transaction with one sync, and only then are published and answered, in the order of the commit. So eight savers pay
-for one sync, and two saves of one label can never be published in the wrong order.
+Any number of callers submit changes and wait. All changes pending at the same moment become durable in one SQLite
+transaction with one sync; only then are they published and answered, in commit order. Eight concurrent saves therefore
+share one sync, and two saves of one label can never be published in the wrong order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Change(Generic[T]):
     error: Exception | None = None
 
     def attempt(self, db: sqlite3.Connection) -> None:
-        """Apply within a savepoint, so that a change that fails takes nothing of its batch with it."""
+        """Apply the change within a savepoint, so that a change that fails leaves the rest of its batch intact."""
         db.execute("SAVEPOINT change")
         try:
             self.result = self.apply(db)
@@ -46,7 +46,7 @@ class _Change(Generic[T]):
         db.execute("RELEASE change")
 
     def finish(self) -> None:
-        """Publish and answer, once the batch is durable."""
+        """Publish and resolve the future, once the batch is durable."""
         try:
             if self.error is None and self.publish is not None:
                 self.publish(self.result)  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ class _Change(Generic[T]):
 
 
 class GroupCommit:
-    """Runs changes on its own thread. `do` may be called from any thread but its own."""
+    """Runs changes on its own thread. `do` may be called from any other thread."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -76,13 +76,20 @@ class GroupCommit:
         folders: Iterable[Path] = (),
         publish: Callable[[T], None] | None = None,
     ) -> T:
-        """Sync `folders`, commit `apply(connection)`, call `publish` with its result, and return that result.
+        """Run a change durably: sync `folders`, commit `apply`, then publish its result.
 
-        Whatever `apply` raises is raised here, and the index is as it was.
+        Args:
+            apply: makes the change on the writer connection. Whatever it raises is raised here and rolls the change
+                back.
+            folders: folders whose entries must be durable before the commit.
+            publish: makes the committed change visible, for example by renaming a file into place.
+
+        Returns:
+            The result of `apply`.
 
         Raises:
-            Busy: if the disk does not take the commit.
-            Conflict: if the store was closed.
+            Busy: if the commit could not be written to disk.
+            Conflict: if the store is closed.
         """
         change = _Change(apply, frozenset(folders), publish)
         with self._gate:
@@ -92,7 +99,7 @@ class GroupCommit:
         return change.answer.result()
 
     def close(self) -> None:
-        """Finish what waits, then stop."""
+        """Finish the pending changes, then stop the thread."""
         with self._gate:
             if not self._open:
                 return
@@ -104,7 +111,7 @@ class GroupCommit:
         while (first := self._queue.get()) is not None:
             batch = [first]
             while len(batch) < BATCH and not self._queue.empty():
-                # Nothing follows the None of `close`, and only this thread takes from the queue.
+                # None from `close` is always last, and only this thread takes from the queue.
                 if (change := self._queue.get()) is None:
                     self._queue.put(None)
                     break
@@ -120,7 +127,7 @@ class GroupCommit:
                 change.attempt(self._db)
             self._db.execute("COMMIT")
         except Exception as error:
-            log.error("the index did not take a commit: %s", type(error).__name__)
+            log.error("a commit to the index failed: %s", type(error).__name__)
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             for change in batch:
@@ -131,12 +138,12 @@ class GroupCommit:
 
 
 def disk_full() -> Busy:
-    """What to raise when the disk takes no more."""
-    return Busy("the datastore could not write; is its disk full? Make room and try again")
+    """The error to raise when a write to disk fails."""
+    return Busy("the datastore could not write to disk; if the disk is full, free some space, then try again")
 
 
 def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, survive power loss."""
+    """Fsync a file's bytes or a folder's entries, so that they survive power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

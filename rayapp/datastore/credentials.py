@@ -1,7 +1,7 @@
-"""Credentials: how this server signs in at the DICOM archive: basic, bearer, or OAuth 2 client credentials.
+"""Authentication of this server at the DICOM archive: basic, bearer token, or OAuth 2 client credentials.
 
-A token of the last kind (RFC 6749 4.4) is fetched when one is needed and renewed before it ends. Any thread may ask;
-one fetches at a time.
+An OAuth 2 access token (RFC 6749 section 4.4) is requested on first use and renewed before it expires. Thread-safe; one
+thread requests a token at a time.
 """
 
 from __future__ import annotations
@@ -16,51 +16,55 @@ from requests.auth import AuthBase
 from rayapp.config import Dicomweb
 from rayapp.errors import ArchiveAway
 
-_EARLY = 30.0  # seconds before its end at which a token is renewed
-_LASTS = 300.0  # a token that does not say how long it lasts
+_RENEW_BEFORE_S = 30.0  # a token is renewed this long before it expires
+_DEFAULT_LIFETIME_S = 300.0  # of a token whose response has no `expires_in`
 
 
 class Credentials(AuthBase):
-    """Signs requests, also as the `auth` of a `requests` session."""
+    """Adds the `Authorization` header to requests; usable as the `auth` of a `requests` session."""
 
     def __init__(self, archive: Dicomweb) -> None:
         self._archive = archive
-        self._fetching = threading.Lock()
+        self._requesting = threading.Lock()
         self._token = ""
-        self._ends = 0.0
+        self._expires = 0.0
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Sign a request. Raises ArchiveAway when no token is to be had."""
+        """Sign a request. Raises ArchiveAway if no access token can be obtained."""
         value = self.header()
         if value:
             request.headers["Authorization"] = value
         return request
 
     def header(self) -> str:
-        """The value of `Authorization` now, "" for none; may wait for the token's server. Raises ArchiveAway."""
+        """The current value of `Authorization`; "" for an archive without authentication.
+
+        May wait for the token endpoint. Raises ArchiveAway if no access token can be obtained.
+        """
         archive = self._archive
         if archive.token_url:
-            return f"Bearer {self._renewed()}"
+            return f"Bearer {self._valid_token()}"
         if archive.token:
             return f"Bearer {archive.token.get_secret_value()}"
         if archive.user is not None:
-            return "Basic " + _pair(archive.user, archive.password.get_secret_value())
+            return "Basic " + _basic(archive.user, archive.password.get_secret_value())
         return ""
 
-    def _renewed(self) -> str:
-        with self._fetching:
-            if time.monotonic() > self._ends - _EARLY:
-                self._token, lasts = self._fetch()
-                self._ends = time.monotonic() + max(lasts, 2 * _EARLY)
+    def _valid_token(self) -> str:
+        with self._requesting:
+            if time.monotonic() > self._expires - _RENEW_BEFORE_S:
+                self._token, lifetime = self._request_token()
+                self._expires = time.monotonic() + max(lifetime, 2 * _RENEW_BEFORE_S)
             return self._token
 
-    def _fetch(self) -> tuple[str, float]:
+    def _request_token(self) -> tuple[str, float]:
+        """A new access token and its lifetime in seconds."""
         archive = self._archive
         form = {"grant_type": "client_credentials", **({"scope": archive.scope} if archive.scope else {})}
-        key = _pair(archive.client_id, archive.client_secret.get_secret_value())
+        key = _basic(archive.client_id, archive.client_secret.get_secret_value())
         try:
             with requests.Session() as session:
-                session.trust_env = False  # a .netrc would overrule the header
+                session.trust_env = False  # a .netrc would override the header
                 answer = session.post(
                     str(archive.token_url),
                     data=form,
@@ -69,12 +73,19 @@ class Credentials(AuthBase):
                     allow_redirects=False,
                 )
             if answer.status_code != 200:
-                raise ArchiveAway(f"the archive's token server refuses this server's key ({answer.status_code})")
+                raise ArchiveAway(
+                    f"the token endpoint of the DICOM archive answered with status {answer.status_code}: check "
+                    "dicomweb.token_url, dicomweb.client_id and dicomweb.client_secret"
+                )
             token = answer.json()
-            return str(token["access_token"]), float(token.get("expires_in") or _LASTS)
+            return str(token["access_token"]), float(token.get("expires_in") or _DEFAULT_LIFETIME_S)
         except (requests.RequestException, KeyError, TypeError, ValueError) as error:
-            raise ArchiveAway(f"the archive's token server gives no token ({type(error).__name__})") from None
+            raise ArchiveAway(
+                f"no access token from the token endpoint of the DICOM archive ({type(error).__name__}): check "
+                "dicomweb.token_url, or try again when it is back"
+            ) from None
 
 
-def _pair(user: str, password: str) -> str:
+def _basic(user: str, password: str) -> str:
+    """The credentials of the Basic scheme (RFC 7617)."""
     return b64encode(f"{user}:{password}".encode()).decode()

@@ -1,12 +1,12 @@
-"""Data lists: a JSON file that names images where they are, served as a studies folder beside it.
+"""Data lists: a JSON file that names images in place, served as a studies folder beside it.
 
     {"training": [{"image": "a.nii.gz", "label": "a_seg.nii.gz"}, {"image": ["t1.nii.gz", "t2.nii.gz"], "id": "p1"}],
      "testing": ["b.nii.gz", …]}
 
-as the Medical Segmentation Decathlon and MONAI write it, or a bare list. Paths are relative to the file. What is listed
-is neither moved nor written to: `list.json` is served from the folder `list.studies` with links to the images. An image
-of several files becomes one of several channels there, in a file of its own, made anew when one of them changes. Labels
-are copied in, as final ones, when an image is met for the first time.
+This is the layout of the Medical Segmentation Decathlon and MONAI; a bare list works too. Paths are relative to the
+file. The listed files are neither moved nor written to: `list.json` is served from the folder `list.studies`, which
+holds symbolic links to the images. An image of several files becomes one multi-channel NIfTI file there, rewritten when
+one of its files changes. A label is copied in as a `final` label when its image is listed for the first time.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from rayapp.imaging.reader import read_volume
 from rayapp.protocol import FINAL, checked_name
 
 STUDIES = ".studies"
-"""Behind the list's name: the folder it is served from."""
+"""Suffix of the folder that a list is served from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListEntry:
-    """One entry: the image's file or files, its label if there is one, and its own id if it has one."""
+    """One entry of the list: the image's file or files, its label or None, and its explicit id or None."""
 
     files: Sequence[Path]
     label: Path | None
@@ -42,11 +42,14 @@ class ListEntry:
 
 
 def open_datalist(path: Path, *, max_bytes: int) -> Path:
-    """The folder that the list is served from, brought up to date. What left the list leaves the folder's images.
+    """Create or update the studies folder that the list is served from. Images no longer listed are removed from it.
+
+    Returns:
+        The studies folder.
 
     Raises:
-        BadRequest: naming the entry, if the list cannot be read, a file is missing, two entries have one id, or the
-            files of one image do not lie on one grid or would take more than `max_bytes`.
+        BadRequest: naming the entry, if the list cannot be read, a file is missing, two entries have the same id, or
+            the files of one image do not lie on one voxel grid or would take more than `max_bytes` in all.
     """
     entries = _entries(path)
     names = _ids(entries)
@@ -64,14 +67,16 @@ def open_datalist(path: Path, *, max_bytes: int) -> Path:
 
 def _entries(path: Path) -> list[ListEntry]:
     try:
-        read = json.loads(path.read_text())
+        document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise BadRequest(f"{path.name} is no JSON that can be read: {error}") from error
-    parts = read.values() if isinstance(read, Mapping) else [read]
-    found = [_entry(path, item) for part in parts if isinstance(part, list) for item in part if _is_entry(item)]
-    if not found:
-        raise BadRequest(f'{path.name} lists no images, as {{"training": [{{"image": "a.nii.gz"}}, …]}} would')
-    return found
+        raise BadRequest(f"{path.name} cannot be read as JSON: {error}") from error
+    lists = document.values() if isinstance(document, Mapping) else [document]
+    entries = [_entry(path, item) for part in lists if isinstance(part, list) for item in part if _is_entry(item)]
+    if not entries:
+        raise BadRequest(
+            f'{path.name} lists no images; write them as {{"training": [{{"image": "a.nii.gz", "label": …}}, …]}}'
+        )
+    return entries
 
 
 def _is_entry(item: Any) -> bool:
@@ -81,35 +86,38 @@ def _is_entry(item: Any) -> bool:
 
 
 def _entry(path: Path, item: Any) -> ListEntry:
-    given = item if isinstance(item, Mapping) else {"image": item}
-    image = given["image"]
+    fields = item if isinstance(item, Mapping) else {"image": item}
+    image = fields["image"]
     names = image if isinstance(image, list) else [image]
     if not names or not all(isinstance(name, str) for name in names):
-        raise BadRequest(f"{path.name}: an image is a path or a list of paths, not {str(image)[:80]!r}")
-    label = given.get("label")
+        raise BadRequest(f"{path.name}: an image must be a path or a list of paths, not {str(image)[:80]!r}")
+    label = fields.get("label")
     label = label if isinstance(label, str) and label else None
     for name in [*names, *([label] if label else [])]:
         if not (path.parent / name).exists():
-            raise BadRequest(f"{path.name} names {name!r}, which is not there")
-    own = given.get("id")
+            raise BadRequest(f"{path.name} names {name!r}, which does not exist: paths are relative to the list")
+    explicit = fields.get("id")
     return ListEntry(
         files=[(path.parent / name).resolve() for name in names],
         label=None if label is None else (path.parent / label).resolve(),
-        id=None if own is None else checked_name(str(own), "image"),
+        id=None if explicit is None else checked_name(str(explicit), "image"),
     )
 
 
 def _ids(entries: Sequence[ListEntry]) -> list[str]:
-    """An entry's own id, else its file's name or, of several files, their folder's; both where one is not enough."""
+    """The entries' ids: the explicit one, else the file's name or, for several files, their folder's name.
+
+    Where that is not unique, the folder's and the file's name joined.
+    """
     short = [entry.id or (_stem(entry.files[0]) if len(entry.files) == 1 else _parent(entry)) for entry in entries]
     count = Counter(short)
     ids = []
     for name, entry in zip(short, entries, strict=True):
         long = f"{_parent(entry)}_{_stem(entry.files[0])}"
         ids.append(checked_name(name if count[name] == 1 or entry.id else long, "image"))
-    twice = [name for name, number in Counter(ids).items() if number > 1]
-    if twice:
-        raise BadRequest(f'two images of the list would be {twice[0]!r}: give each an "id"')
+    duplicates = [name for name, number in Counter(ids).items() if number > 1]
+    if duplicates:
+        raise BadRequest(f'two images of the list would have the id {duplicates[0]!r}: give each an "id" of its own')
     return ids
 
 
@@ -126,10 +134,10 @@ def _link(folder: Path, name: str, entry: ListEntry) -> Path:
     source = entry.files[0]
     split = None if source.is_dir() else split_name(source.name)
     if split is None and not source.is_dir():
-        raise BadRequest(f"{source.name!r} is no image that can be read here: NIfTI, NRRD or a folder of DICOM files")
+        raise BadRequest(f"{source.name!r} is not a supported image: use NIfTI, NRRD or a folder of DICOM files")
     target = folder / (name + (split[1] if split else ""))
     if not target.is_symlink():
-        _first_met(folder, name, entry)
+        _import_label(folder, name, entry)
     if not target.is_symlink() or target.readlink() != source:
         target.unlink(missing_ok=True)
         target.symlink_to(source)
@@ -137,7 +145,7 @@ def _link(folder: Path, name: str, entry: ListEntry) -> Path:
 
 
 def _stacked(folder: Path, name: str, entry: ListEntry, max_bytes: int) -> Path:
-    """The files' channels one after the other, as NIfTI; its time is that of the newest of them."""
+    """The files' channels stacked in one NIfTI file; its modification time is that of the newest of them."""
     import nibabel
 
     target = folder / f"{name}.nii"
@@ -145,14 +153,16 @@ def _stacked(folder: Path, name: str, entry: ListEntry, max_bytes: int) -> Path:
     if target.exists() and target.stat().st_mtime_ns == newest:
         return target
     if not target.exists():
-        _first_met(folder, name, entry)
+        _import_label(folder, name, entry)
     try:
         volumes = [read_volume(file, max_bytes=max_bytes // len(entry.files)) for file in entry.files]
     except RayappError as error:
-        raise BadRequest(f"image {name!r} cannot be put together: {error.detail}") from error
+        raise BadRequest(f"the files of image {name!r} cannot be stacked: {error.detail}") from error
     first = volumes[0]
     if not all(same_grid(first.shape, first.affine, other.shape, other.affine) for other in volumes[1:]):
-        raise BadRequest(f"image {name!r} cannot be put together: its files do not lie on one grid")
+        raise BadRequest(
+            f"the files of image {name!r} cannot be stacked: they do not lie on one voxel grid; resample them first"
+        )
     array = np.moveaxis(np.concatenate([volume.array for volume in volumes]), 0, -1)
     if array.dtype.kind != "f" and array.dtype.itemsize > 4:
         array = array.astype(np.float64)
@@ -163,7 +173,8 @@ def _stacked(folder: Path, name: str, entry: ListEntry, max_bytes: int) -> Path:
     return target
 
 
-def _first_met(folder: Path, name: str, entry: ListEntry) -> None:
+def _import_label(folder: Path, name: str, entry: ListEntry) -> None:
+    """Copy the entry's label in as a final label, unless there is one already."""
     if entry.label is None:
         return
     split = split_name(entry.label.name)

@@ -10,9 +10,15 @@ from rayapp.datastore.interfaces import ImageRecord
 
 
 def write_archive(target: Path, pairs: Iterable[tuple[ImageRecord, str, Path]], metadata: str) -> int:
-    """Write the zip; `pairs` are (image, name of its label file, path of the label's revision). The number of pairs.
+    """Write the zip. Files that are compressed already are stored as they are; images whose files are gone are skipped.
 
-    What is compressed already is stored as it is. Images whose files went away meanwhile are left out.
+    Args:
+        target: path of the zip.
+        pairs: (image, name of its label file, path of the label's revision).
+        metadata: content of `metadata.json`.
+
+    Returns:
+        The number of pairs written.
     """
     written = 0
     with zipfile.ZipFile(target, "w", strict_timestamps=False) as archive:

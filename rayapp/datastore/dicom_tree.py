@@ -1,8 +1,8 @@
-"""DicomTree: DICOM files lying anyhow below a studies folder, as series: an image's id is its SeriesInstanceUID.
+"""DicomTree: DICOM files nested at any depth below a studies folder, as series; an image's id is its SeriesInstanceUID.
 
-Each series becomes a folder `.rayapp/series/<SeriesInstanceUID>` of links to its files, which is read like any folder
-with one series. A link's name says of which state of which file it is, so that a file is parsed once, also over
-restarts. What lies in a folder at the top that is an image itself (one series and nothing else) is left to that.
+Each series becomes a folder `.rayapp/series/<SeriesInstanceUID>` of symbolic links to its files, read like any folder
+with one series. A link's name encodes the file's path, size and modification time, so that each state of a file is
+parsed once, also across restarts. A top-level folder that is an image itself (exactly one series) is left out.
 """
 
 from __future__ import annotations
@@ -27,19 +27,26 @@ _NO_IMAGES = frozenset({"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO",
 
 
 class DicomTree:
-    """The series of one studies folder. Scans run one at a time; paths and infos may be asked for meanwhile."""
+    """The series of one studies folder. One scan at a time; paths and infos may be read meanwhile."""
 
     def __init__(self, studies: Path) -> None:
         self._studies = studies
         self._root = studies / ".rayapp" / "series"
         self._series: dict[str, Info | None] = {}
 
-    def scan(self, whole_folders: Mapping[str, str]) -> dict[str, str]:
-        """{SeriesInstanceUID: ""} of what lies there now; `whole_folders` are images at the top, by name."""
+    def scan(self, image_folders: Mapping[str, str]) -> dict[str, str]:
+        """Find the series now in the folder and update their links.
+
+        Args:
+            image_folders: top-level folders that are images themselves, by name; they are skipped.
+
+        Returns:
+            `{SeriesInstanceUID: ""}`, the empty extension standing for a folder.
+        """
         linked = self._linked()
-        found: dict[str, dict[str, Path]] = {}
+        series: dict[str, dict[str, Path]] = {}
         infos: dict[str, Info | None] = {}
-        for path in self._files(whole_folders):
+        for path in self._files(image_folders):
             name = _link_name(path)
             uid = linked.get(name)
             if uid is None:
@@ -47,24 +54,24 @@ class DicomTree:
                 if uid is None:
                     continue
                 infos.setdefault(uid, info)
-            found.setdefault(uid, {})[name] = path
-        for uid, links in found.items():
+            series.setdefault(uid, {})[name] = path
+        for uid, links in series.items():
             self._link(uid, links)
-        for uid in set(linked.values()) - found.keys():
+        for uid in set(linked.values()) - series.keys():
             delete(self._root / uid)
-        self._series = {uid: infos.get(uid) or self._series.get(uid) for uid in found}
-        return dict.fromkeys(found, "")
+        self._series = {uid: infos.get(uid) or self._series.get(uid) for uid in series}
+        return dict.fromkeys(series, "")
 
     def holds(self, image_id: str) -> bool:
-        """Whether it is a series of the last scan."""
+        """True if the last scan found a series of this id."""
         return image_id in self._series
 
     def path(self, image_id: str) -> Path:
-        """The folder of the series' links."""
+        """The folder with the series' links."""
         return self._root / image_id
 
     def info(self, image_id: str) -> Info:
-        """What viewers know a series by."""
+        """DICOM attributes that viewers identify a series by (UIDs, modality, description, date, patient ID)."""
         info = self._series.get(image_id)
         if info is None:
             file = next(self.path(image_id).iterdir(), None)
@@ -72,8 +79,11 @@ class DicomTree:
         return info
 
     def is_one_series(self, name: str) -> bool:
-        """Whether a folder at the top is an image itself: no folders in it, and its DICOM files of one series, which is
-        not one of the tree's: a series that was an image by its UID stays one, however its files are moved."""
+        """True if a top-level folder is an image itself: it has no subfolders and its DICOM files form one series.
+
+        False if that series is already one of the tree's: a series once known by its UID keeps that id, however its
+        files are moved.
+        """
         linked = self._linked()
         uids: set[str] = set()
         for path in sorted((self._studies / name).iterdir()):
@@ -88,37 +98,39 @@ class DicomTree:
                 return False
         return True
 
-    def _files(self, whole_folders: Mapping[str, str]) -> Iterator[Path]:
-        """The files that may be DICOM: not hidden, of no other known format, not in the images at the top."""
+    def _files(self, image_folders: Mapping[str, str]) -> Iterator[Path]:
+        """Candidate DICOM files: not hidden, without the extension of another format, outside the top-level image
+        folders.
+        """
         for where, folders, names in os.walk(self._studies):
             top = where == str(self._studies)
             folders[:] = sorted(
                 name
                 for name in folders
-                if not name.startswith(".") and not (top and (name == folder_scan.LABELS or name in whole_folders))
+                if not name.startswith(".") and not (top and (name == folder_scan.LABELS or name in image_folders))
             )
             for name in sorted(names):
                 if not name.startswith(".") and folder_scan.split_name(name) is None and not name.endswith(".json"):
                     yield Path(where, name)
 
     def _linked(self) -> dict[str, str]:
-        """{link's name: series} of the links there are."""
+        """{link name: SeriesInstanceUID} of the existing links."""
         if not self._root.is_dir():
             return {}
         return {link.name: series.name for series in self._root.iterdir() for link in series.iterdir()}
 
     def _link(self, uid: str, links: Mapping[str, Path]) -> None:
-        home = self._root / uid
-        home.mkdir(parents=True, exist_ok=True)
-        there = {link.name for link in home.iterdir()}
-        for name in there - links.keys():
-            (home / name).unlink()
-        for name in links.keys() - there:
-            (home / name).symlink_to(links[name])
+        folder = self._root / uid
+        folder.mkdir(parents=True, exist_ok=True)
+        existing = {link.name for link in folder.iterdir()}
+        for name in existing - links.keys():
+            (folder / name).unlink()
+        for name in links.keys() - existing:
+            (folder / name).symlink_to(links[name])
 
 
 def _link_name(path: Path) -> str:
-    """Different for each file, and for each state of it; "" for one that went away, or leads nowhere."""
+    """A name that is unique to the file and its present state; "" for a file that is gone or a dangling link."""
     try:
         status = path.stat()
     except OSError:
@@ -128,7 +140,7 @@ def _link_name(path: Path) -> str:
 
 
 def _series_of(path: Path) -> tuple[str | None, Info | None]:
-    """The series that an image file belongs to, and what viewers want to know of it; None for other files."""
+    """SeriesInstanceUID and info of a DICOM image file; (None, None) for any other file."""
     try:
         with path.open("rb") as file:
             if file.read(132)[128:] != b"DICM":

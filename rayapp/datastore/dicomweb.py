@@ -1,10 +1,10 @@
-"""DicomwebDatastore: studies in a DICOM archive; an image is a series, its id the SeriesInstanceUID.
+"""DicomwebDatastore: studies in a DICOMweb archive; an image is a series, its id the SeriesInstanceUID.
 
-What an archive cannot hold (revisions, clicks, infos, leases, jobs) lies in a `LocalDatastore` over a folder of the
-workspace, whose images are those that the archive lists; series are retrieved when they are asked for. A final label is
-durable there before it is acknowledged, and is then sent to the archive as DICOM SEG. The index says which revision of
-it the archive has, so one that could not be sent (archive away, server killed) is sent when that works again, and
-what is sent twice has the same UIDs.
+What an archive cannot hold (revisions, clicks, infos, leases, jobs) is kept in a `LocalDatastore` in the workspace,
+whose images are the series that the archive lists; a series is retrieved when it is first needed. A final label is
+durable there before it is acknowledged, and is then sent to the archive as DICOM SEG. The index records which revision
+the archive has. A label that could not be sent (archive unavailable, server killed) is sent later; sending twice is
+harmless, since the UIDs are derived from the revision and stay the same.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ from rayapp.imaging.writer import encode_segmentation
 from rayapp.protocol import FINAL, ORIGINAL
 
 FILTER = "qido."
-"""Keys of `--conf` that narrow the search: `--conf qido.Modality=MR --conf qido.StudyDate=20240101-`."""
+"""Prefix of the `--conf` keys that filter the search: `--conf qido.Modality=MR --conf qido.StudyDate=20240101-`."""
 ARCHIVED, PROBLEM = "archived", "archive_problem"
-"""In a label's info: the revision that the archive has, or that it refused and why."""
+"""Keys of a label's info: the revision that the archive has or has refused, and the reason of a refusal."""
 RETRIEVED = "retrieved"
-"""FolderSource of the workspace with the series that were asked for."""
+"""Folder of the workspace with the retrieved series."""
 LOOK_S = 2.0
-"""Seconds that who asks for labels waits for a look into the archive; it goes on without them."""
+"""Seconds that a request for labels waits for the archive's newest; it is answered without them after that."""
 RETRY_S = 10.0
 LONGEST_RETRY_S = 300.0
 FAILURES = 3
 ARCHIVE = Author(user="archive")
-"""Of labels that were found there."""
+"""Author of labels that were found in the archive."""
 
 log = logging.getLogger(__name__)
 
 
 class ArchiveSource:
-    """The series that the archive lists, as the images of a datastore (`rayapp.datastore.image_source.ImageSource`)."""
+    """The series that the archive lists, as a datastore's images; an `ImageSource`."""
 
     def __init__(self, pacs: PacsClient, cache: SeriesCache, filters: Mapping[str, str]) -> None:
         self._pacs = pacs
@@ -64,17 +64,17 @@ class ArchiveSource:
         self._infos: dict[str, Info] = {}
 
     def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
-        """See `ImageSource`. While the archive is away, all is as it was."""
+        """See `ImageSource`. While the archive is unavailable, the list stays as it was."""
         try:
             infos = self._pacs.series(self._filters)
         except RayappError as error:
-            log.warning("the list of series stays as it was: %s", error.detail)
+            log.warning("the series of the archive could not be listed; keeping the last list: %s", error.detail)
             return dict(known), 0
         self._infos = {uid: info for uid, info in infos.items() if folder_scan.is_valid_name(uid, "image")}
         return dict.fromkeys(self._infos, SERIES_EXT), len(infos) - len(self._infos)
 
     def has(self, series: str) -> bool:
-        """Whether the archive would list it now. An archive that is away has nothing new."""
+        """True if the archive lists the series now; False while the archive is unavailable."""
         if not UID(series, pydicom.config.IGNORE).is_valid:
             return False
         try:
@@ -100,10 +100,13 @@ class ArchiveSource:
 
 
 class DicomwebDatastore(LocalDatastore):
-    """Implements `rayapp.datastore.interfaces.Datastore` on the archive that the settings name."""
+    """Implements `rayapp.datastore.interfaces.Datastore` on the archive in `settings.dicomweb`."""
 
     def __init__(self, settings: Settings, *, watch: bool = True, patience: float = 0.0) -> None:
-        """Open the local part and list the archive; one that is away is as it was seen last. See `LocalDatastore`."""
+        """Open the local part and list the archive's series; while it is unavailable, those of the last listing.
+
+        Other arguments and errors as `LocalDatastore`.
+        """
         archive = settings.dicomweb
         filters = {key.removeprefix(FILTER): v for key, v in settings.conf.items() if key.startswith(FILTER)}
         self._kind = archive.segmentation
@@ -120,12 +123,12 @@ class DicomwebDatastore(LocalDatastore):
         self._archived = ArchivedLabels(self._pacs, fresh=archive.fresh, max_bytes=settings.max_volume)
         self._looks = ThreadPoolExecutor(1, thread_name_prefix="datastore-look")
         self._due, self._stop = threading.Event(), threading.Event()
-        self._due.set()  # what an earlier server could not send
+        self._due.set()  # an earlier server may have left labels unsent
         self._sender = threading.Thread(target=self._send_all, name="datastore-stow", daemon=True)
         self._sender.start()
 
     def close(self) -> None:
-        """See `LocalDatastore`. What was not sent is sent after the next opening."""
+        """See `LocalDatastore`. Labels not sent yet are sent after the next opening."""
         self._stop.set()
         self._due.set()
         self._sender.join()
@@ -134,13 +137,13 @@ class DicomwebDatastore(LocalDatastore):
         super().close()
 
     def image(self, image_id: str) -> ImageRecord:
-        """See `Datastore`. Retrieves the series if need be: raises ArchiveAway, Unreadable, Busy."""
+        """See `Datastore`. Retrieves the series on first use, and so also raises ArchiveAway, Unreadable and Busy."""
         try:
             record = self._image(image_id)
         except NotFound:
             if not self._listed.has(image_id):
                 raise
-            self.refresh()  # it came after the last look
+            self.refresh()  # it arrived after the last listing
             record = self._image(image_id)
         first = not record.path.exists()
         self._series.retrieve(str(record.info.get("StudyInstanceUID")), image_id)
@@ -149,12 +152,15 @@ class DicomwebDatastore(LocalDatastore):
         return record
 
     def labels(self, image_id: str) -> dict[str, LabelRecord]:
-        """See `Datastore`. What came into the archive meanwhile is among them, or soon after."""
+        """See `Datastore`. Also looks for labels that were stored in the archive since.
+
+        They are included if the archive answers quickly, else from a later call on.
+        """
         self._look_again(image_id)
         return super().labels(image_id)
 
     def label(self, image_id: str, tag: str) -> LabelRecord:
-        """See `Datastore`, and `labels`."""
+        """See `Datastore` and `labels`."""
         self._look_again(image_id)
         return super().label(image_id, tag)
 
@@ -167,8 +173,8 @@ class DicomwebDatastore(LocalDatastore):
         return self._looks.submit(self._adopt, image)
 
     def _adopt(self, image: ImageRecord) -> None:
-        """Let labels that the archive has be labels here, where there are none but older ones of the archive."""
-        if not self._archived.due(image.id):  # somebody else was faster
+        """Import the archive's labels of the image, except where an annotator's label exists under the tag."""
+        if not self._archived.due(image.id):  # another thread has looked meanwhile
             return
         study, held = str(image.info.get("StudyInstanceUID")), super().labels(image.id)
         tags = [tag for tag in (FINAL, ORIGINAL) if tag not in held]
@@ -180,14 +186,14 @@ class DicomwebDatastore(LocalDatastore):
             for found in self._archived.new(study, image.id, grid, tags=tags, known=known):
                 staged = self.stage(".nii.gz")
                 staged.write_bytes(encode_segmentation(found.label, ".nii.gz"))
-                sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the archive has this very revision
+                sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the revision's id: the archive has this one
                 info = {**found.info, ARCHIVED: sha}
                 super().save_label(image.id, found.tag, staged, ".nii.gz", info=info, author=ARCHIVE)
         except RayappError as error:
-            log.warning("labels in the archive could not be looked at: %s", error.detail)
+            log.warning("the labels in the archive could not be read: %s", error.detail)
 
     def instances(self, image_id: str) -> Path:
-        """See `Datastore`. Raises as `image`."""
+        """See `Datastore`. Raises the errors of `image`."""
         self.image(image_id)
         return self._series.instances(image_id)
 
@@ -200,13 +206,13 @@ class DicomwebDatastore(LocalDatastore):
         info: Mapping[str, Any],  # noqa: ARG002
         author: Author,  # noqa: ARG002
     ) -> ImageRecord:
-        """Raises Disabled: images are sent to the archive itself."""
+        """Raises Disabled: images are added to the archive itself."""
         staged.unlink(missing_ok=True)
-        raise Disabled("the images of this server are those of its DICOM archive: send them there")
+        raise Disabled("this server takes its images from a DICOM archive: store new images in the archive")
 
     def remove_image(self, image_id: str) -> None:  # noqa: ARG002
         """Raises Disabled: images are removed from the archive itself."""
-        raise Disabled("the images of this server are those of its DICOM archive: remove them there")
+        raise Disabled("this server takes its images from a DICOM archive: delete the series in the archive")
 
     def save_label(
         self,
@@ -219,15 +225,15 @@ class DicomwebDatastore(LocalDatastore):
         author: Author,
         model_version: str | None = None,
     ) -> LabelRecord:
-        """See `Datastore`. A final label is sent to the archive soon after."""
-        ours = {key: value for key, value in info.items() if key not in (ARCHIVED, PROBLEM)}
-        saved = super().save_label(image_id, tag, staged, ext, info=ours, author=author, model_version=model_version)
+        """See `Datastore`. A final label is then sent to the archive in the background."""
+        kept = {key: value for key, value in info.items() if key not in (ARCHIVED, PROBLEM)}
+        saved = super().save_label(image_id, tag, staged, ext, info=kept, author=author, model_version=model_version)
         if tag == FINAL:
             self._due.set()
         return saved
 
     def datalist(self, *, tag: str = FINAL, immutable: bool = False) -> list[dict[str, str]]:
-        """See `Datastore`. Retrieves the labelled series; raises Busy while that goes on."""
+        """See `Datastore`. Retrieves the labelled series first; raises Busy while that is under way."""
         pairs = super().datalist(tag=tag, immutable=immutable)
         absent = [Path(pair["image"]).parent.name for pair in pairs if not Path(pair["image"]).exists()]
         with ThreadPoolExecutor(RETRIEVALS) as pool:
@@ -235,7 +241,7 @@ class DicomwebDatastore(LocalDatastore):
         return pairs
 
     def unsent(self) -> list[tuple[str, str]]:
-        """(image id, revision) of the final labels that the archive neither has nor refused."""
+        """(image id, revision) of the final labels that the archive has neither stored nor refused."""
         with self._index.reader() as db:
             rows = db.execute(
                 "SELECT image_id, sha FROM label WHERE tag = ? AND json_extract(info, '$.archived') IS NOT sha"
@@ -245,7 +251,7 @@ class DicomwebDatastore(LocalDatastore):
             return [(image_id, sha) for image_id, sha in rows]
 
     def _send_all(self) -> None:
-        """Send what is due, again and again, ever more patiently while the archive is away."""
+        """Send unsent labels whenever there are any; back off exponentially while sending fails."""
         wait = 0.0
         while not self._stop.is_set():
             self._due.wait(wait or None)
@@ -254,11 +260,11 @@ class DicomwebDatastore(LocalDatastore):
                 failures = self._send_due()
             except Exception as error:
                 failures = 1
-                log.error("labels could not be sent to the archive: %s", type(error).__name__)
+                log.error("labels could not be sent to the archive and will be sent again: %s", type(error).__name__)
             wait = min(2 * wait or RETRY_S, LONGEST_RETRY_S) if failures else 0.0
 
     def _send_due(self) -> int:
-        """Send what can be sent; the number of failures, after a few of which the rest waits too."""
+        """Send the unsent labels; gives up after a few failures. Returns the number of failures."""
         failures = 0
         for image_id, sha in self.unsent():
             if self._stop.is_set() or failures == FAILURES:
@@ -267,11 +273,11 @@ class DicomwebDatastore(LocalDatastore):
                 self._send(image_id, sha)
             except (ArchiveAway, Busy) as error:
                 failures += 1
-                log.warning("a label waits for the archive: %s", error.detail)
+                log.warning("a label could not be sent to the archive and will be sent again: %s", error.detail)
         return failures
 
     def _send(self, image_id: str, sha: str) -> None:
-        """Send one label. Raises ArchiveAway, Busy; what can never be sent is noted as such."""
+        """Send one label. Raises ArchiveAway and Busy; a label that cannot be stored at all is recorded as refused."""
         revision = next(r for r in reversed(self.revisions(image_id, FINAL)) if r.id == sha)
         try:
             instance = self._encoded(image_id, revision)
@@ -279,13 +285,14 @@ class DicomwebDatastore(LocalDatastore):
         except (ArchiveAway, Busy):
             raise
         except RayappError as error:
-            log.error("a label is kept here and not in the archive: %s", error.detail)
+            log.error("the archive refused a label; it is kept on this server only: %s", error.detail)
             self._note(image_id, sha, {PROBLEM: error.detail})
             return
         names = ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID", "Modality", "PatientID")
         self._note(image_id, sha, {name: str(instance.get(name, "")) for name in names})
 
     def _encoded(self, image_id: str, revision: Revision) -> pydicom.Dataset:
+        """The revision as a DICOM SEG object on the series' frame of reference."""
         instances = self.instances(image_id)
         label = named(read_segmentation(revision.path, max_bytes=self._max_volume, ext=revision.ext), revision.info)
         model = str(revision.info.get("model") or "")
@@ -300,7 +307,7 @@ class DicomwebDatastore(LocalDatastore):
         return pydicom.dcmread(BytesIO(encode(label, instances, kind=self._kind, maker=maker)))
 
     def _note(self, image_id: str, sha: str, info: Info) -> None:
-        """Record what became of a revision, if it is the label still."""
+        """Record the outcome for a revision in the label's info, if it is still the current label."""
 
         def apply(db: sqlite3.Connection) -> Info | None:
             row = db.execute("SELECT sha FROM label WHERE image_id = ? AND tag = ?", (image_id, FINAL)).fetchone()

@@ -1,10 +1,10 @@
-"""DocumentFile: `datastore_v2.json`, written for MONAI Label and read back when someone else has edited it.
+"""DocumentFile: `datastore_v2.json`, written for MONAI Label and imported when another program has edited it.
 
-The index is the truth; the document follows it, a second after the last change and never later than a bounded time,
-on its own thread and from a read snapshot, so that no save waits for it. It is replaced by one rename, so it is whole
-at any moment. The digests of what we write are in the index before the file appears: after any crash our own document
-is known as ours, and a foreign one is compared with the last that we wrote, so that only what was really edited is
-taken over.
+The index is authoritative; the document follows it about a second after the last change, with a bounded delay, on its
+own thread and from a read snapshot, so that no save waits for it. It is replaced by one rename and so is whole at any
+moment. The digest of each version we write is committed to the index before the file appears. After a crash our own
+document is therefore recognised as ours, and another program's is compared with the last one we wrote, so that only
+actual edits are imported.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ DEFAULTS = {"name": "new-dataset", "description": "New Dataset"}
 DELAY_S = 1.0
 PATIENCE_S = 10.0
 DUTY = 20
-"""Under endless changes the document is rewritten at most this small a part of the time."""
+"""Under continuous changes the thread spends at most 1 / DUTY of its time writing the document."""
 _EXT = re.compile(r"(\.\w{1,10}){0,3}", re.ASCII)
 
 Entries = dict[str, dict[str, Any]]
-"""`objects` of the document: {id: {"image": {"ext", "info"}, "labels": {tag: {"ext", "info"}}}}, checked."""
+"""The validated `objects` of a document: {id: {"image": {"ext", "info"}, "labels": {tag: {"ext", "info"}}}}."""
 
 log = logging.getLogger(__name__)
 
-# The objects are put together by SQLite, which leaves the interpreter to the savers meanwhile.
+# SQLite assembles the objects: it releases the interpreter lock, so that saves can run meanwhile.
 _ENTRY = """
 SELECT i.id, '{"image": {"ext": ' || json_quote(i.ext) || ', "info": ' || i.info || '}, "labels": {' || coalesce((
   SELECT group_concat(entry, ', ') FROM (
@@ -54,13 +54,13 @@ FROM image AS i
 
 
 def entry(db: sqlite3.Connection, image_id: str) -> str | None:
-    """JSON text of one object of the document."""
+    """JSON text of one image's object of the document; None for an unknown image."""
     row = db.execute(_ENTRY + " WHERE i.id = ?", (image_id,)).fetchone()
     return None if row is None else str(row[1])
 
 
 def pieces(db: sqlite3.Connection) -> Iterator[str]:
-    """JSON text of the whole document, in MONAI Label's layout, one object a line."""
+    """JSON text of the whole document in MONAI Label's layout, one object per line."""
     names = {key: meta(db, key) or default for key, default in DEFAULTS.items()}
     head = json.dumps({**names, "images_dir": ".", "labels_dir": "labels"}, indent=2)
     yield head.removesuffix("\n}") + ',\n  "objects": {'
@@ -72,11 +72,14 @@ def pieces(db: sqlite3.Connection) -> Iterator[str]:
 
 
 def parse(data: bytes) -> tuple[dict[str, str], Entries]:
-    """(name and description, checked objects). Objects that are not sane are left out.
+    """Parse and validate a document. Malformed objects are left out.
+
+    Returns:
+        (name and description, validated objects).
 
     Raises:
-        Unreadable: if it is no such document.
-        Conflict: if its images or labels lie elsewhere than in the folder that is open.
+        Unreadable: if the data is not such a document.
+        Conflict: if its images or labels lie in another folder than the one that is open.
     """
     try:
         # MONAI Label writes NaN, which is not JSON.
@@ -85,10 +88,12 @@ def parse(data: bytes) -> tuple[dict[str, str], Entries]:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{NAME} is not a datastore document: {type(error).__name__}") from None
     if document.get("images_dir") not in (None, "", ".") or document.get("labels_dir") not in (None, "labels"):
-        raise Conflict(f'{NAME} must have images_dir "." and labels_dir "labels": move the files and correct it')
+        raise Conflict(
+            f'{NAME} must have images_dir "." and labels_dir "labels": move the files there, then correct the document'
+        )
     entries = {image_id: checked for image_id, value in objects if (checked := _checked(image_id, value))}
     if len(entries) < len(objects):
-        log.warning("%d objects of %s are malformed and left out", len(objects) - len(entries), NAME)
+        log.warning("skipped %d malformed objects of %s", len(objects) - len(entries), NAME)
     return {key: str(document.get(key, default)) for key, default in DEFAULTS.items()}, entries
 
 
@@ -111,12 +116,15 @@ def _checked_data(value: Any) -> dict[str, Any]:
 
 
 def edited(old: Mapping[str, Any], new: Mapping[str, Any]) -> Info:
-    """The keys of `new` that `old` lacks or holds otherwise."""
+    """The items of `new` that `old` lacks or holds with another value."""
     return {key: value for key, value in new.items() if key not in old or old[key] != value}
 
 
 class DocumentFile:
-    """The file. `touch` may be called from anywhere; `look` and `flush` from any thread but the committer."""
+    """The file and the thread that writes it.
+
+    `touch` may be called from any thread; `look` and `flush` from any thread but the commit thread.
+    """
 
     def __init__(
         self,
@@ -127,7 +135,15 @@ class DocumentFile:
         files: RevisionStore,
         merge: Callable[[dict[str, str], Entries, Entries], None],
     ) -> None:
-        """`merge(names, theirs, base)` takes a foreign document over; `base` is the last that we wrote."""
+        """Prepare the file; `start` begins to write it.
+
+        Args:
+            studies: the studies folder.
+            index: the index the document is made from.
+            commit: the writer thread of the index.
+            files: where new versions of the file are staged.
+            merge: `merge(names, theirs, base)` imports another program's document; `base` is the last one we wrote.
+        """
         self._path = studies / NAME
         self._base = studies / ".rayapp" / NAME
         self._advisory = FileLock(studies / ".lock", timeout=2)
@@ -146,18 +162,18 @@ class DocumentFile:
         self._thread = threading.Thread(target=self._run, name="datastore-document", daemon=True)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the writer thread."""
         self._thread.start()
 
     def touch(self) -> None:
-        """Say that the index has changed."""
+        """Mark the document as outdated: the index has changed."""
         with self._wake:
             self._dirty = True
             self._touched = time.monotonic()
             self._wake.notify()
 
     def close(self) -> None:
-        """Write what is due, then stop."""
+        """Write the document if it is outdated, then stop the thread."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -165,17 +181,17 @@ class DocumentFile:
             self._thread.join()
 
     def is_foreign(self) -> bool:
-        """Whether the file is not as we left it (or read it)."""
+        """True if the file has changed since we last wrote or read it."""
         with self._busy:
             return FileStamp.of(self._path) not in (None, self._seen)
 
     def look(self, *, opening: bool = False) -> None:
-        """Read the file if someone else has written it. What cannot be read is kept aside as `.broken-<time>`."""
+        """Import the file if another program has written it. An unreadable file is renamed to `….broken-<time>`."""
         with self._busy:
             self._look(opening)
 
     def flush(self) -> None:
-        """Write the file now (after a look at it)."""
+        """Write the file now, after importing edits of other programs."""
         with self._busy:
             self._look(opening=False)
             staged, copy = self._files.stage(".json"), self._files.stage(".json")
@@ -205,7 +221,7 @@ class DocumentFile:
         return digest.hexdigest()
 
     def _remember(self, digest: str) -> None:
-        """This digest and the one before are ours: a crash may leave either."""
+        """Record this digest and the previous one as ours: a crash may leave either version in place."""
         self._own = [digest, *(old for old in self._own if old != digest)][:2]
         own = json.dumps(self._own)
         self._commit.do(lambda db: set_meta(db, "documents", own))
@@ -221,10 +237,10 @@ class DocumentFile:
                 names, theirs = parse(data)
             except RayappError as error:
                 if not opening and time.time_ns() - stamp.mtime_ns < DELAY_S * 1e9:
-                    return  # somebody may be writing it at this moment
+                    return  # another program may be writing it at this moment
                 if isinstance(error, Conflict) and opening:
                     raise
-                log.error("%s; it is kept aside", error.detail)
+                log.error("%s; it is renamed and written anew", error.detail)
                 self._path.rename(self._path.with_name(f"{NAME}.broken-{time.time_ns() // 1_000_000_000}"))
                 self.touch()
                 return
@@ -246,7 +262,7 @@ class DocumentFile:
             try:
                 self.flush()
             except (OSError, Timeout, RayappError) as error:
-                log.error("%s could not be written and will be tried again: %s", NAME, type(error).__name__)
+                log.error("%s could not be written; retrying: %s", NAME, type(error).__name__)
                 if self._closed:
                     return
                 time.sleep(DELAY_S)
@@ -254,7 +270,7 @@ class DocumentFile:
             patience = max(PATIENCE_S, DUTY * (time.monotonic() - started))
 
     def _due(self, patience: float) -> bool:
-        """Wait until the file should be written; False when there is nothing more to do."""
+        """Wait until the file should be written; False once there is nothing more to write."""
         with self._wake:
             while not self._dirty and not self._closed:
                 self._wake.wait()

@@ -1,7 +1,7 @@
-"""The studies folder as others write it: which names are images and labels, and when a file is whole.
+"""Reading a studies folder as other programs fill it: which names are images and labels, and when a file is complete.
 
-Images lie at the top level: files with a known extension, and sub-folders that hold DICOM files (id = folder name,
-extension ""). Labels lie under `labels/<tag>/`. Hidden names and anything else are left alone.
+Images lie at the top level: files with a known extension, and subfolders that hold DICOM files (id = folder name,
+extension ""). Labels lie under `labels/<tag>/`. Hidden names and everything else are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rayapp.protocol import checked_name
 
 IMAGE_EXTS = (".nii.gz", ".nii", ".nrrd")
 PROBED = 8
-"""Files of a sub-folder that are looked at before it is taken for something else than a DICOM series."""
+"""Files of a subfolder that are inspected before it is ruled out as a DICOM series."""
 LABELS = "labels"
 _REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gpfs", "afs")
 
@@ -31,7 +31,7 @@ K = TypeVar("K", bound=Hashable)
 def split_name(name: str) -> tuple[str, str] | None:
     """(id, extension) of a file name with a known extension; None for any other.
 
-    `x.seg.nrrd` is id `x.seg`, extension `.nrrd`: only an index entry can say otherwise.
+    `x.seg.nrrd` is split into id `x.seg` and extension `.nrrd`; only an index entry can say otherwise.
     """
     for ext in IMAGE_EXTS:
         if name.endswith(ext) and len(name) > len(ext) and not name.startswith("."):
@@ -40,7 +40,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def is_valid_name(name: str, what: str) -> bool:
-    """Whether the folder's name for a thing can serve as its id."""
+    """True if the name can serve as an id or tag."""
     try:
         checked_name(name, what)
     except BadRequest:
@@ -49,10 +49,15 @@ def is_valid_name(name: str, what: str) -> bool:
 
 
 def images(studies: Path, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
-    """({id: extension} of the folder now, number of images left out because their names cannot serve as ids).
+    """The images at the top of the folder.
 
-    `known` are the images already indexed: their names are not checked and their folders not probed again, and of
-    several files with one id the known one is taken, else that of the first extension of `IMAGE_EXTS`.
+    Args:
+        studies: the studies folder.
+        known: {id: extension} of the images already indexed. Their names are not validated and their folders not probed
+            again. Of several files with one id the known one is taken, else the first in the order of `IMAGE_EXTS`.
+
+    Returns:
+        ({id: extension}, number of images skipped because their names cannot serve as ids).
     """
     names = {image_id + ext: image_id for image_id, ext in known.items()}
     found: dict[str, str] = {}
@@ -71,7 +76,7 @@ def images(studies: Path, known: Mapping[str, str]) -> tuple[dict[str, str], int
             elif image_id not in known and _rank(ext) < _rank(found.get(image_id)):
                 found[image_id] = ext
             elif image_id in known and image_id not in found:
-                found[image_id] = ext  # replaced by a file of another kind, unless the known one follows
+                found[image_id] = ext  # another format has replaced the known file, unless that one follows
     return found, refused
 
 
@@ -108,13 +113,13 @@ def _is_dicom(path: str) -> bool:
 
 
 def tags(labels: Path) -> list[str]:
-    """The tags that have a folder."""
+    """The tags that have a folder, in ascending order."""
     with os.scandir(labels) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and is_valid_name(entry.name, "tag"))
 
 
 def files(folder: Path) -> dict[str, FileStamp]:
-    """The files of a tag's folder with their stamps; none if there is no such folder."""
+    """The files of a tag's folder with their stamps; empty if the folder does not exist."""
     found = {}
     try:
         with os.scandir(folder) as entries:
@@ -128,8 +133,10 @@ def files(folder: Path) -> dict[str, FileStamp]:
 
 
 def settled(paths: Mapping[K, Path], settle: float) -> set[K]:
-    """Those of the files and folders that are whole as far as one can see: not empty, and not changed for `settle`
-    seconds (sleeps that long if any is younger)."""
+    """Keys of the files and folders that look complete: not empty, and unchanged for `settle` seconds.
+
+    Sleeps `settle` seconds if any was modified more recently.
+    """
     before = {key: _signature(path) for key, path in paths.items()}
     horizon = time.time_ns() - settle * 1e9
     young = [key for key, signature in before.items() if signature and signature.mtime_ns > horizon]
@@ -155,7 +162,7 @@ def _sum(stamps: Iterable[FileStamp | None]) -> FileStamp:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether the folder is on a network file system, where the kernel reports no change that another host makes."""
+    """True if the folder is on a network file system, where the kernel does not report changes made by other hosts."""
     mounts = {Path(m.mountpoint): m.fstype for m in psutil.disk_partitions(all=True)}
     kind = next((mounts[parent] for parent in (path, *path.parents) if parent in mounts), "")
     return kind.startswith(_REMOTE)

@@ -1,4 +1,4 @@
-"""ImageSource: where a datastore's images come from, and where they lie: a studies folder, or a DICOM archive."""
+"""ImageSource: where a datastore's images come from: a studies folder or a DICOM archive."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from rayapp.datastore.interfaces import Info
 
 
 class ImageSource(Protocol):
-    """Asked by the datastore's scans and readers; any thread may call."""
+    """What the datastore's scans and readers need of a source of images. Thread-safe."""
 
     def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
-        """({id: extension} of what is there now, number of images left out because their names cannot serve as ids).
+        """The images available now.
 
-        `known` are the images already indexed.
+        Args:
+            known: {id: extension} of the images already indexed.
+
+        Returns:
+            ({id: extension}, number of images skipped because their names cannot serve as ids).
         """
 
     def whole(self, new: Mapping[str, str], settle: float) -> set[str]:
-        """Those of the new images ({id: extension}) that are complete; may sleep `settle` seconds to see."""
+        """Ids of the `new` images ({id: extension}) that are complete; may sleep `settle` seconds to find out."""
 
     def there(self, image_id: str, ext: str) -> bool:
-        """Whether the image is there still."""
+        """True if the image still exists."""
 
     def path(self, image_id: str, ext: str) -> Path:
-        """Where the image lies."""
+        """Path of the image's file or folder."""
 
     def info(self, image_id: str) -> Info:
-        """What is known of a new image."""
+        """Initial info of a new image."""
 
 
 class FolderSource:

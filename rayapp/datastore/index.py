@@ -1,8 +1,8 @@
-"""Index: the SQLite database `<studies>/.rayapp/index.db`, the truth about everything that was acknowledged.
+"""Index: the SQLite database `<studies>/.rayapp/index.db`, the authoritative record of everything acknowledged.
 
-WAL with synchronous=FULL: a commit survives power loss, and readers see whole commits without waiting for the writer.
-One connection writes (see `commit`), any number read. Counts and the `final` flag are kept by triggers, so that
-status and the next image cost the same at any number of images.
+WAL mode with synchronous=FULL: a commit survives power loss, and readers see whole commits without waiting for the
+writer. One connection writes (see `commit`), any number read. Counts and the `final` flag are maintained by triggers,
+so that the status and the next image cost the same at any number of images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CREATE TABLE image(
   added INTEGER NOT NULL, served INTEGER NOT NULL DEFAULT 0, final INTEGER NOT NULL DEFAULT 0, staged TEXT);
 CREATE INDEX image_final ON image(final, id);
 
--- What is published now; rowid is the order of first save.
+-- The current labels; rowid is the order of first save.
 CREATE TABLE label(
   image_id TEXT NOT NULL, tag TEXT NOT NULL, ext TEXT NOT NULL, info TEXT NOT NULL, number INTEGER NOT NULL,
   sha TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, session INTEGER NOT NULL,
@@ -46,10 +46,10 @@ CREATE TABLE event(
   model TEXT, model_version TEXT, user TEXT NOT NULL, client_id TEXT, ts REAL NOT NULL);
 CREATE INDEX event_image ON event(image_id, seq);
 
--- Entries of images whose files went away: an image that comes back (a lost mount, say) finds its infos again.
+-- Document entries of images whose files disappeared: if they reappear (say, after a lost mount), so do their infos.
 CREATE TABLE vanished(id TEXT PRIMARY KEY, entry TEXT NOT NULL) WITHOUT ROWID;
 
--- Removals whose files may still lie there; tag '' is the image itself. A crash must not bring them back.
+-- Removals whose files may still exist; tag '' is the image itself. A crash must not bring them back.
 CREATE TABLE doomed(image_id TEXT NOT NULL, tag TEXT NOT NULL, ext TEXT NOT NULL);
 
 CREATE TABLE count(kind TEXT NOT NULL, name TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(kind, name));
@@ -78,15 +78,15 @@ CREATE TABLE job(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
 PRAGMA user_version = 2;
 """,
     """
--- Who got which image to label, and until when nobody else gets it.
+-- Images handed out to an annotator, and until when nobody else gets them.
 CREATE TABLE lease(image_id TEXT PRIMARY KEY, holder TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
 
--- What was scored; `run` names the model version, method and settings.
+-- Images scored by each run; `run` names the model version, method and settings.
 CREATE TABLE scored(
   image_id TEXT NOT NULL, run TEXT NOT NULL, failed INTEGER NOT NULL, ts REAL NOT NULL,
   PRIMARY KEY(image_id, run)) WITHOUT ROWID;
 
--- The newest score of each name; seq grows with every one.
+-- The newest score of each name and image; seq grows with every insertion.
 CREATE TABLE score(
   seq INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
   UNIQUE(image_id, name));
@@ -98,7 +98,7 @@ CREATE TRIGGER score_removed AFTER DELETE ON score BEGIN
   UPDATE count SET n = n - 1 WHERE kind = 'score' AND name = old.name;
 END;
 
--- What an image looks like, as float32.
+-- Feature vectors of images, float32.
 CREATE TABLE feature(image_id TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
 
 CREATE TRIGGER lease_ended AFTER INSERT ON label WHEN new.tag = 'final' BEGIN
@@ -113,7 +113,7 @@ END;
 PRAGMA user_version = 3;
 """,
     """
--- Images whose final label went away, in that order: what was kept elsewhere of them is corrected.
+-- Images whose final label was removed, in order, so that caches in memory can be corrected.
 CREATE TABLE reopened(seq INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT NOT NULL);
 DELETE FROM count WHERE kind = 'reopened';
 DROP TRIGGER label_removed;
@@ -125,20 +125,20 @@ END;
 PRAGMA user_version = 4;
 """,
 )
-"""From each version of the schema to the next; a new index runs through all of them."""
+"""Migrations from each version of the schema to the next; a new index runs all of them."""
 VERSION = 1 + len(CHANGES)
 _JSON = json.JSONEncoder(allow_nan=False)
 
 
 class Index:
-    """The database: `writer` belongs to one thread at a time, `reader()` lends a connection to any."""
+    """The database: `writer` is used by one thread at a time, `reader()` lends a connection to any thread."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the database, or bring it up from an earlier version.
+        """Open or create the database, and migrate it from an earlier schema version.
 
         Raises:
             sqlite3.DatabaseError: if the file is damaged.
-            Conflict: if it is of a later version; nothing is changed then.
+            Conflict: if its schema is newer than this version knows; the file is left unchanged.
         """
         self._path = path
         self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
@@ -148,7 +148,7 @@ class Index:
             self.writer.execute("PRAGMA synchronous = FULL")
             (version,) = self.writer.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
-                raise Conflict("a newer rayapp has worked on this studies folder: upgrade this one")
+                raise Conflict("this studies folder was used by a newer version of rayapp: upgrade rayapp to open it")
             if version and self.writer.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("damaged index")
             for change in (SCHEMA, *CHANGES)[version:]:
@@ -159,7 +159,7 @@ class Index:
 
     @contextmanager
     def reader(self) -> Iterator[sqlite3.Connection]:
-        """A connection that sees one consistent state per statement (or per transaction begun on it)."""
+        """A read-only connection that sees one consistent state per statement, or per transaction begun on it."""
         try:
             db = self._idle.get_nowait()
         except queue.Empty:
@@ -173,7 +173,7 @@ class Index:
             self._idle.put(db)
 
     def close(self) -> None:
-        """Close every connection that is not lent."""
+        """Close every connection that is not lent out."""
         while not self._idle.empty():
             self._idle.get_nowait().close()
         self.writer.close()
@@ -184,26 +184,26 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def json_text(info: Mapping[str, Any]) -> str:
-    """JSON text in plain ASCII. Raises BadRequest for what JSON cannot hold."""
+    """JSON text in plain ASCII. Raises BadRequest for values that JSON cannot represent."""
     try:
         return _JSON.encode(dict(info))
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRequest(f"the info must be JSON with finite numbers: {error}") from None
+        raise BadRequest(f"the info must be valid JSON without NaN or infinity: {error}") from None
 
 
 def meta(db: sqlite3.Connection, key: str) -> str | None:
-    """A setting of the store itself."""
+    """A property of the store itself; None if it was never set."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return None if row is None else str(row[0])
 
 
 def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
-    """Set it."""
+    """Set a property of the store."""
     db.execute("INSERT OR REPLACE INTO meta VALUES(?, ?)", (key, value))
 
 
 def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[str, Any], staged: str | None) -> None:
-    """Add the row; an image that is there already gets the new extension and keeps its info."""
+    """Insert the image's row; an existing image gets the new extension and keeps its info."""
     db.execute(
         "INSERT INTO image(id, ext, info, added, served, staged) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE"
         " SET ext = excluded.ext, staged = coalesce(excluded.staged, staged),"
@@ -213,7 +213,7 @@ def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[
 
 
 def last_served(info: Mapping[str, Any]) -> int:
-    """The latest time any strategy handed the image out; 0 for never."""
+    """The latest time at which any strategy handed the image out, in seconds since the epoch; 0 for never."""
     strategies = info.get("strategy")
     if not isinstance(strategies, dict):
         return 0
@@ -235,7 +235,7 @@ def put_label(
     session: int,
     info: Mapping[str, Any],
 ) -> None:
-    """Let a revision be the label under the tag."""
+    """Make a revision the current label under the tag."""
     db.execute(
         "INSERT INTO label VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(image_id, tag) DO UPDATE SET"
         " ext = excluded.ext, info = excluded.info, number = excluded.number, sha = excluded.sha,"
@@ -256,7 +256,7 @@ def add_revision(
     info: Mapping[str, Any],
     staged: str | None,
 ) -> int:
-    """Record a saved state, child of the label's present one; its number."""
+    """Record a revision whose parent is the current label. Returns its number."""
     (last,) = db.execute("SELECT max(number) FROM revision WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
     parent = db.execute("SELECT number FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
     number = (last or 0) + 1
@@ -271,13 +271,21 @@ def add_revision(
 
 
 def reopened(db: sqlite3.Connection, since: int) -> tuple[list[str], int]:
-    """The images whose final label went away, after so many as `since`; and how many that are by now."""
+    """Images whose final label was removed, in order.
+
+    Args:
+        db: a connection.
+        since: position in that list up to which the caller has read; 0 for the start.
+
+    Returns:
+        (image ids, new position).
+    """
     rows = db.execute("SELECT image_id, seq FROM reopened WHERE seq > ? ORDER BY seq", (since,)).fetchall()
     return [image_id for image_id, _ in rows], rows[-1][1] if rows else since
 
 
 def update_image(db: sqlite3.Connection, image_id: str, info: Mapping[str, Any]) -> Info | None:
-    """Merge keys into the image's info; the whole afterwards, None for an unknown image."""
+    """Merge keys into the image's info. Returns the whole info; None for an unknown image."""
     row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
     if row is None:
         return None
@@ -287,7 +295,7 @@ def update_image(db: sqlite3.Connection, image_id: str, info: Mapping[str, Any])
 
 
 def update_label(db: sqlite3.Connection, image_id: str, tag: str, info: Mapping[str, Any]) -> Info | None:
-    """Merge keys into the label's info; the whole afterwards, None if there is no label."""
+    """Merge keys into the label's info. Returns the whole info; None if there is no such label."""
     row = db.execute("SELECT info FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
     if row is None:
         return None
@@ -297,13 +305,13 @@ def update_label(db: sqlite3.Connection, image_id: str, tag: str, info: Mapping[
 
 
 def delete_image(db: sqlite3.Connection, image_id: str) -> None:
-    """Delete the image's and its labels' rows."""
+    """Delete the rows of the image and of its labels."""
     db.execute("DELETE FROM label WHERE image_id = ?", (image_id,))
     db.execute("DELETE FROM image WHERE id = ?", (image_id,))
 
 
 def salvage(broken: Path, db: sqlite3.Connection) -> int:
-    """Copy what can still be read out of a damaged index into a fresh one; the number of rows."""
+    """Copy the readable rows of a damaged index into a new one. Returns the number of rows copied."""
     rows = 0
     with closing(_connect(broken)) as source:
         for table in ("revision", "event", "image", "label", "vanished", "job", "scored", "score", "feature"):
@@ -320,6 +328,6 @@ def salvage(broken: Path, db: sqlite3.Connection) -> int:
 
 
 def info_of(text: str) -> Info:
-    """The dict of an info column."""
+    """The dict in an info column."""
     info: Info = json.loads(text)
     return info

@@ -1,4 +1,4 @@
-"""Job: one piece of background work as it is recorded, and as clients read it."""
+"""Job: the record of one background job, as it is stored and as clients read it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ DETAILS = 20
 
 
 class Kind(StrEnum):
-    """What runs in the background; within a kind one job at a time, in the order they came."""
+    """Kinds of background jobs. Jobs of one kind run one at a time, in the order of submission."""
 
     TRAIN = "train"
     SCORING = "scoring"
     BATCH = "batch_infer"
 
     @property
-    def shown(self) -> str:
-        """As MONAI Label's texts write it."""
+    def monai_label(self) -> str:
+        """The kind as MONAI Label's messages write it."""
         return self.value.capitalize()
 
     @property
-    def words(self) -> str:
-        """In our own texts."""
+    def display_name(self) -> str:
+        """The kind in our own messages."""
         return {Kind.TRAIN: "training", Kind.SCORING: "scoring", Kind.BATCH: "batch inference"}[self]
 
 
 class State(StrEnum):
-    """Where a job stands; the last three are ends."""
+    """State of a job; the last three are final."""
 
     SUBMITTED = "SUBMITTED"
     RUNNING = "RUNNING"
@@ -45,9 +45,18 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is. Epochs and iterations count from 1, iterations being images in jobs that train nothing;
-    `metric` is the newest validation figure, `best` the best so far, each None before the first validation;
-    `seconds_left` is an estimate."""
+    """Progress of a running job.
+
+    Attributes:
+        epoch: the current epoch, from 1.
+        epochs: number of epochs planned.
+        iteration: the current iteration, from 1; in jobs that do not train, an iteration is one image.
+        iterations: number of iterations planned.
+        loss: the newest training loss.
+        metric: the newest validation metric; None before the first validation.
+        best: the best validation metric so far; None before the first validation.
+        seconds_left: estimated time until the job ends.
+    """
 
     epoch: int
     epochs: int
@@ -61,10 +70,23 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job. `name` is the model or method; times are seconds since the epoch, None while they have not come.
+    """One background job. Times are seconds since the epoch; None if not reached yet.
 
-    `details` says in words what happened, oldest first; `stats` is what `/info/` shows of a training; `result` is what
-    it made. `stopping` is set once it was asked to stop.
+    Attributes:
+        id: unique id.
+        kind: what the job does.
+        name: the model, or the scoring method.
+        request: parameters of the request that submitted it.
+        user: who submitted it.
+        created: time of submission.
+        state: where it stands.
+        started: time when it began to run.
+        ended: time when it reached a final state.
+        stopping: True once it was asked to stop.
+        details: messages about its course, oldest first.
+        progress: how far it is.
+        stats: extra figures of a training for `/info/`.
+        result: what it produced.
     """
 
     id: str
@@ -84,27 +106,27 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """True once it has ended."""
+        """True once the job has reached a final state."""
         return self.ended is not None
 
     def as_json(self) -> dict[str, Any]:
-        """The task as MONAI Label's clients know it, and beside that what ours read."""
+        """The job as MONAI Label's clients expect it, with our own fields added."""
         known: dict[str, Any] = {
             "id": self.id,
             "status": self.state.value,
             "request": dict(self.request),
-            "start_ts": stamp(self.created),
+            "start_ts": local_time(self.created),
         }
         if self.details:
             known["details"] = list(self.details)
         if self.ended is not None:
-            known["end_ts"] = stamp(self.ended)
+            known["end_ts"] = local_time(self.ended)
         progress = asdict(self.progress) if self.progress else None
         result = {"result": dict(self.result)} if self.result else {}
         return {**known, "kind": self.kind.value, "name": self.name, "progress": progress, **result}
 
     def train_stats(self) -> dict[str, Any]:
-        """What `/info/` shows of a training: empty before its first progress."""
+        """A training's entry in `/info/`; empty before its first progress report."""
         if self.progress is None:
             return {}
         best = self.progress.best or 0.0
@@ -114,7 +136,7 @@ class Job:
             "total_epochs": self.progress.epochs,
             "total_iterations": self.progress.iterations,
             "epoch": self.progress.epoch,
-            "start_ts": stamp(self.created),
+            "start_ts": local_time(self.created),
             ("total_time" if self.over else "current_time"): duration(seconds),
             "best_metric": best,
             "train": {**part, "best_metric_epoch": self.progress.epoch},
@@ -141,25 +163,25 @@ def finite(value: T) -> T:
     return cast(T, found)
 
 
-def stamp(seconds: float) -> str:
-    """Local time as MONAI Label writes it."""
+def local_time(seconds: float) -> str:
+    """Local time in MONAI Label's format."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def duration(seconds: float) -> str:
-    """`h:mm:ss`."""
+    """Duration as `h:mm:ss`."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class Ledger(Protocol):
-    """Where jobs are kept. Every method returns only once its effect survives power loss."""
+    """The store of job records. Each method returns only once its effect survives power loss."""
 
     def jobs(self) -> list[Job]:
-        """All, in the order they were first saved."""
+        """All records, in the order in which the jobs were first saved."""
 
     def save_job(self, job: Job) -> None:
-        """Record the job as it is now."""
+        """Insert or replace the job's record."""
 
     def forget_jobs(self, ids: Sequence[str]) -> None:
-        """Drop their records."""
+        """Delete the records of these jobs."""

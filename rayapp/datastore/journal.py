@@ -1,8 +1,7 @@
-"""Journal: the append-only part of a study set: the click log, whose fold is each annotator's session, and job records.
+"""Journal: the click log, whose fold is each annotator's session, and the job records of a study set.
 
-Job records live in the index rather than in a file of the jobs actor's, because a job belongs to a study set: what
-trains on labels is recorded by the one writer, in the one file that survives power loss and is salvaged when damaged.
-Any number of threads may call at once; every change is committed by the one writer.
+Job records live in the index rather than in a file of their own, because a job belongs to a study set: its records are
+then written by the single writer and are salvaged with the index if it is damaged. Thread-safe.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _COLUMNS = "image_id, kind, payload, model, model_version, user, client_id, ts"
 
 
 class Journal:
-    """The click log of a `Datastore`, and the `Ledger` of its jobs."""
+    """The click log of a `Datastore` and the `Ledger` of its jobs; a mixin of `LocalDatastore`."""
 
     _index: Index
     _commit: GroupCommit
@@ -33,7 +32,7 @@ class Journal:
     def append_events(self, events: Sequence[ClickEvent]) -> list[int]:
         """See `Datastore`. Raises NotFound for an unknown image.
 
-        An event with a time of its own is appended once, however often it is sent.
+        An event that carries its own time (`ts`) is appended only once, however often it is sent.
         """
 
         def apply(db: sqlite3.Connection) -> list[int]:
@@ -68,40 +67,42 @@ class Journal:
 
 
 def append_event(db: sqlite3.Connection, event: ClickEvent) -> int:
-    """Append; the sequence number. An event that is there already (same time, same content) keeps its number.
+    """Append an event and return its sequence number.
+
+    An event that is in the log already (same time and content) is not appended again; its number is returned.
 
     Raises:
         NotFound: for an unknown image.
     """
     if not db.execute("SELECT 1 FROM image WHERE id = ?", (event.image_id,)).fetchone():
-        raise NotFound(f"there is no image {event.image_id[:200]!r} to log an event of")
+        raise NotFound(f"no image {event.image_id[:200]!r} to log an event for: see the list of images")
     row = (
         *(event.image_id, event.kind, json_text(event.payload), event.model, event.model_version),
         *(event.user, event.client_id, event.ts or time.time()),
     )
     if event.ts:
-        # A caller that lost the answer sends the event again.
-        found = db.execute(
+        # A caller that did not receive the answer sends the event again.
+        logged = db.execute(
             f"SELECT seq FROM event WHERE ({_COLUMNS}) IS (?, ?, ?, ?, ?, ?, ?, ?) AND image_id = ?",
             (*row, event.image_id),
         ).fetchone()
-        if found:
-            return int(found[0])
+        if logged:
+            return int(logged[0])
     seq = db.execute(f"INSERT INTO event({_COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?)", row).lastrowid
     assert seq is not None
     return seq
 
 
 def read_event(db: sqlite3.Connection, seq: int) -> ClickEvent:
-    """One event by its number. Raises NotFound."""
+    """The event with this sequence number. Raises NotFound."""
     row = db.execute(f"SELECT {_COLUMNS}, seq FROM event WHERE seq = ?", (seq,)).fetchone()
     if row is None:
-        raise NotFound(f"there is no event {seq} in the click log")
+        raise NotFound(f"the click log has no event {seq}")
     return _event(row)
 
 
 def read_events(db: sqlite3.Connection, image_id: str, user: str | None, after: int) -> list[ClickEvent]:
-    """The image's events from behind `after`, of one user or of all."""
+    """The image's events with a sequence number above `after`, of one user or, with None, of all."""
     rows = db.execute(
         f"SELECT {_COLUMNS}, seq FROM event WHERE image_id = ? AND seq > ? AND (? IS NULL OR user = ?) ORDER BY seq",
         (image_id, after, user, user),
@@ -125,7 +126,7 @@ def _event(row: tuple[Any, ...]) -> ClickEvent:
 
 
 def put_job(db: sqlite3.Connection, job: Job) -> None:
-    """Insert or replace the record; a job keeps its place."""
+    """Insert or replace the record; a replaced one keeps its position in the order."""
     db.execute(
         "INSERT INTO job(id, record) VALUES(?, ?) ON CONFLICT(id) DO UPDATE SET record = excluded.record",
         (job.id, json_text(asdict(job))),
@@ -133,7 +134,7 @@ def put_job(db: sqlite3.Connection, job: Job) -> None:
 
 
 def read_jobs(db: sqlite3.Connection) -> list[Job]:
-    """All, oldest first."""
+    """All job records, oldest first."""
     return [_job(record) for (record,) in db.execute("SELECT record FROM job ORDER BY seq")]
 
 

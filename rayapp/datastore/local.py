@@ -1,9 +1,9 @@
-"""LocalDatastore: the studies folder of one server, everything in it durable and nothing ever half written.
+"""LocalDatastore: a studies folder; every acknowledged change is durable, and no file is ever half written.
 
-A label's way: staged file synced -> linked into `.rayapp/revisions/` under its digest -> index commit -> published
-at `labels/<tag>/<id><ext>` by rename -> answered. The index is the truth: a crash before its commit leaves the old
-label, after it the new one, which the next opening publishes. One process at a time has a folder open; within it any
-number of threads may call.
+Saving a label: sync the staged file -> link it into `.rayapp/revisions/` under its digest -> commit to the index ->
+publish at `labels/<tag>/<id><ext>` by rename -> answer. The index is authoritative: a crash before the commit leaves
+the old label, a crash after it the new one, which the next opening publishes. Only one process at a time can open a
+folder; within it the store is thread-safe.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from rayapp.errors import BadRequest, Conflict, Disabled, NotFound
 from rayapp.protocol import FINAL, checked_name
 
 Doomed = tuple[str, str, str]
-"""(image id, tag, extension) of a file to be removed; the tag of an image's own file is empty."""
+"""(image id, tag, extension) of a file to be deleted; the tag of an image's own file is ""."""
 
 
 class LocalDatastore(Worklist, Journal):
-    """Implements `rayapp.datastore.interfaces.Datastore` on a folder laid out as MONAI Label's."""
+    """Implements `rayapp.datastore.interfaces.Datastore` on a folder in MONAI Label's layout."""
 
     def __init__(
         self,
@@ -55,15 +55,20 @@ class LocalDatastore(Worklist, Journal):
         patience: float = 0.0,
         source: ImageSource | None = None,
     ) -> None:
-        """Open the folder: import what MONAI Label left, repair what a crash left, look at the files.
+        """Open the folder: import MONAI Label's `datastore_v2.json`, repair after a crash, and scan the files.
 
-        `watch` notices files that others add or remove, by the kernel's events or every `poll` seconds (by itself
-        every 10 on a network file system). A file counts as whole once unchanged for `settle` seconds. `patience` is
-        how long to wait for another process to let go of the folder. `source` has the images; by default the folder.
+        Args:
+            studies: the studies folder.
+            watch: notice files that other programs add, change or remove.
+            poll: scan every `poll` seconds instead of waiting for the kernel's events; by default 10 s on a network
+                file system, where there are none.
+            settle: seconds for which a file must be unchanged to count as complete.
+            patience: seconds to wait for another process to close the folder.
+            source: where the images come from; by default the folder.
 
         Raises:
             Conflict: if another process has the folder open.
-            NotFound: if there is no such folder.
+            NotFound: if the folder does not exist.
         """
         opened = StudiesFolder(studies, watch=watch, poll=poll, settle=settle, patience=patience, source=source)
         self._opened = opened
@@ -72,7 +77,7 @@ class LocalDatastore(Worklist, Journal):
         self._document, self._records = opened.document, RecordMapper(opened.root, opened.files, opened.source)
 
     def close(self) -> None:
-        """Write what is due, let go of the folder. Further saves raise Conflict."""
+        """Write pending changes of `datastore_v2.json` and release the folder. Later saves raise Conflict."""
         self._opened.close()
 
     # Images
@@ -90,7 +95,7 @@ class LocalDatastore(Worklist, Journal):
         return self._image(image_id)
 
     def _image(self, image_id: str) -> ImageRecord:
-        """What the index knows of the image."""
+        """The image's record, from the index alone."""
         with self._index.reader() as db:
             row = db.execute(IMAGE + " WHERE id = ?", (image_id,)).fetchone()
         if row is None:
@@ -101,7 +106,9 @@ class LocalDatastore(Worklist, Journal):
         """See `Datastore`."""
         record = self._image(image_id)
         if record.ext:
-            raise BadRequest(f"image {image_id!r} is no DICOM series, so no DICOM SEG can be made of it")
+            raise BadRequest(
+                f"image {image_id!r} is not a DICOM series, so it cannot have a DICOM SEG: request another format"
+            )
         return record.path
 
     def image_ids(self, *, after: str | None = None, limit: int | None = None) -> list[str]:
@@ -113,10 +120,10 @@ class LocalDatastore(Worklist, Journal):
     def add_image(
         self, image_id: str, staged: Path, ext: str, *, info: Mapping[str, Any], author: Author
     ) -> ImageRecord:
-        """See `Datastore`. Safe to repeat with the same staged file."""
+        """See `Datastore`. Idempotent for the same staged file."""
         target = self._studies / (checked_name(image_id, "image") + checked_ext(ext))
         if ext not in folder_scan.IMAGE_EXTS or image_id == folder_scan.LABELS:
-            raise BadRequest(f"an image file ends in {', '.join(folder_scan.IMAGE_EXTS)}, not {ext!r}")
+            raise BadRequest(f"an image file must end in {', '.join(folder_scan.IMAGE_EXTS)}, not {ext!r}")
         self._files.staged(staged)
         whole = {**info, **_signed(author), "ts": int(time.time()), "name": target.name}
 
@@ -124,7 +131,7 @@ class LocalDatastore(Worklist, Journal):
             row = db.execute("SELECT staged FROM image WHERE id = ?", (image_id,)).fetchone()
             if row is not None and row[0] == staged.name:
                 return
-            # Linked before a crash, and found by the scan that followed it: then it is this very image.
+            # Linked before a crash and indexed by the scan that followed: then it is this very file.
             linked = target.exists() and target.samefile(staged)
             if not linked:
                 if row is not None:
@@ -147,12 +154,14 @@ class LocalDatastore(Worklist, Journal):
         return self.image(image_id)
 
     def remove_image(self, image_id: str) -> None:
-        """See `Datastore`. Its click log goes too; the revisions of its labels stay.
+        """See `Datastore`. Its click log is removed too; the revisions of its labels are kept.
 
-        Raises Disabled for a series of DICOM files that lie anywhere in the folder.
+        Raises Disabled for a DICOM series in a subfolder.
         """
         if self._image(image_id).path.parent != self._studies:
-            raise Disabled("this series' files lie below the studies folder as somebody filed them: remove them there")
+            raise Disabled(
+                f"series {image_id!r} is stored in a subfolder of the studies folder: delete its files there"
+            )
 
         def apply(db: sqlite3.Connection) -> list[Doomed]:
             row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()
@@ -202,10 +211,10 @@ class LocalDatastore(Worklist, Journal):
         author: Author,
         model_version: str | None = None,
     ) -> LabelRecord:
-        """See `Datastore`. Safe to repeat with the same staged file."""
+        """See `Datastore`. Idempotent for the same staged file."""
         checked_name(tag, "tag")
         if not checked_ext(ext):
-            raise BadRequest("a label file needs an extension such as .nii.gz")
+            raise BadRequest("the label file has no extension: give one such as .nii.gz")
         self._files.staged(staged)
         self._image(image_id)
         if self._saved_before(image_id, tag, staged.name):
@@ -256,10 +265,10 @@ class LocalDatastore(Worklist, Journal):
         return LabelRecord(id=image_id, tag=tag, path=target, ext=ext, revision=kept.sha, info=whole)
 
     def _saved_before(self, image_id: str, tag: str, staged: str) -> bool:
-        """Whether this is a save made again because the process died before it had answered."""
-        found = "SELECT 1 FROM revision WHERE image_id = ? AND tag = ? AND staged = ?"
+        """True if this staged file was saved already by a call whose answer was lost in a crash."""
+        query = "SELECT 1 FROM revision WHERE image_id = ? AND tag = ? AND staged = ?"
         with self._index.reader() as db:
-            return db.execute(found, (image_id, tag, staged)).fetchone() is not None
+            return db.execute(query, (image_id, tag, staged)).fetchone() is not None
 
     def remove_label(self, image_id: str, tag: str) -> bool:
         """See `Datastore`."""
@@ -272,7 +281,11 @@ class LocalDatastore(Worklist, Journal):
         return self._remove(apply)
 
     def _remove(self, forget: Callable[[sqlite3.Connection], list[Doomed]]) -> bool:
-        """Forget rows, then take their files away, durably, before the answer; False if there was nothing."""
+        """Delete rows, then their files, durably. Returns False if there was nothing to delete.
+
+        Args:
+            forget: deletes the rows on the given connection and returns the files to delete.
+        """
         gone: list[Path] = []
 
         def apply(db: sqlite3.Connection) -> list[Doomed]:
@@ -291,7 +304,7 @@ class LocalDatastore(Worklist, Journal):
         for path in gone:
             delete(path)
         if doomed:
-            self._commit.do(lambda db: db.executemany(_SPARE, doomed).rowcount)
+            self._commit.do(lambda db: db.executemany(_UNDOOM, doomed).rowcount)
             self._document.touch()
         return bool(doomed)
 
@@ -309,7 +322,7 @@ class LocalDatastore(Worklist, Journal):
             rows = db.execute(REVISION + " WHERE image_id = ? AND tag = ? ORDER BY number", (image_id, tag)).fetchall()
         return [self._records.revision(row) for row in rows]
 
-    # What is there
+    # The whole store
 
     def datalist(self, *, tag: str = FINAL, immutable: bool = False) -> list[dict[str, str]]:
         """See `Datastore`."""
@@ -324,15 +337,15 @@ class LocalDatastore(Worklist, Journal):
         return info_of(self._text())
 
     def archive(self, target: Path, *, limit: int | None = None) -> int:
-        """See `Datastore`. Raises NotFound when no image has a final label yet."""
+        """See `Datastore`. Raises NotFound while no image has a final label."""
         with self._index.reader() as db:
             pairs = self._pairs(db, FINAL, limit)
         if not pairs:
-            raise NotFound("no image has a final label yet: save one, then fetch the dataset")
+            raise NotFound("no image has a final label yet: save one, then download the dataset")
         return write_archive(target, pairs, self._text())
 
     def _pairs(self, db: sqlite3.Connection, tag: str, limit: int | None) -> list[tuple[ImageRecord, str, Path]]:
-        """(image, name of the label's file, path of its revision) of images with a label under the tag."""
+        """(image, name of the label's file, path of its revision) of the images with a label under the tag."""
         rows = db.execute(
             "SELECT i.id, i.ext, i.info, l.ext, l.sha FROM label AS l JOIN image AS i ON i.id = l.image_id"
             " WHERE l.tag = ? ORDER BY i.id LIMIT ?",
@@ -354,7 +367,7 @@ class LocalDatastore(Worklist, Journal):
         return self._files.stage(suffix)
 
 
-_SPARE = "DELETE FROM doomed WHERE image_id = ? AND tag = ? AND ext = ?"
+_UNDOOM = "DELETE FROM doomed WHERE image_id = ? AND tag = ? AND ext = ?"
 
 
 def _signed(author: Author) -> Info:
@@ -366,16 +379,16 @@ def _limit(limit: int | None) -> int:
 
 
 def _taken(image_id: str) -> Conflict:
-    return Conflict(f"there is an image {image_id!r} already: choose another id, or remove it first")
+    return Conflict(f"image {image_id!r} exists already: choose another id, or delete it first")
 
 
 def _no_image(image_id: str) -> NotFound:
-    return NotFound(f"there is no image {image_id[:200]!r}: look at the list of images")
+    return NotFound(f"no image {image_id[:200]!r}: see the list of images")
 
 
 def _no_label(image_id: str, tag: str) -> NotFound:
-    return NotFound(f"image {image_id[:200]!r} has no label {tag[:200]!r}")
+    return NotFound(f"image {image_id[:200]!r} has no label under tag {tag[:200]!r}")
 
 
 def _no_staged() -> NotFound:
-    return NotFound("the staged file is gone: upload it again")
+    return NotFound("the staged upload no longer exists: upload the file again")

@@ -1,7 +1,7 @@
-"""PacsClient: the DICOMweb archive (PS3.18): search, retrieve and store, by dicomweb-client.
+"""PacsClient: search, retrieve and store in a DICOMweb archive (QIDO-RS, WADO-RS and STOW-RS of PS3.18).
 
-Every call waits for the network: none belongs on an event loop. Any thread may call. An archive that does not answer,
-or answers with what is no DICOMweb, is ArchiveAway; it is asked once, and whoever calls decides about trying again.
+Built on dicomweb-client. Every call blocks on the network; none may run on an event loop. Thread-safe. An archive that
+does not answer, or not with DICOMweb, is reported as ArchiveAway without a retry: retrying is up to the caller.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rayapp.datastore.interfaces import Info
 from rayapp.errors import ArchiveAway, ArchiveSlow, NotFound, RayappError
 
 PAGE = 500
-"""Series asked for at a time."""
+"""Number of results requested per page."""
 MODALITIES = ("CT", "MR")
-"""Searched for unless a filter says otherwise."""
+"""Modalities searched for if no filter names any."""
 UNKNOWN = "UNK"
-"""MONAI Label's word for what is not said."""
+"""Placeholder for a missing attribute, as in MONAI Label."""
 _CONNECT_S = 10.0
 _FIELDS = {
     "SeriesInstanceUID": "0020000E",
@@ -38,20 +38,28 @@ _FIELDS = {
     "PatientID": "00100020",
     "RetrieveURL": "00081190",
 }
-"""What viewers and MONAI Label's clients know a series by."""
+"""Attributes by which viewers and MONAI Label's clients identify a series."""
 
 logging.getLogger("dicomweb_client").setLevel(logging.ERROR)  # it logs UIDs
 
 
 class StoreRefused(RayappError):
-    """The archive does not take the instance, and would not take it later."""
+    """The archive rejected the instance for good: storing it again would fail too."""
 
     status = 502
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegSeries:
-    """A series with a segmentation, and the series that it is `of`; `made` sorts by date and time."""
+    """A series that holds a segmentation.
+
+    Attributes:
+        series: its SeriesInstanceUID.
+        of: SeriesInstanceUID of the segmented series.
+        description: its SeriesDescription.
+        manufacturer: its Manufacturer.
+        made: content date and time, as a sortable string.
+    """
 
     series: str
     of: str
@@ -61,12 +69,12 @@ class SegSeries:
 
 
 class PacsClient:
-    """One archive."""
+    """A client of one archive."""
 
     def __init__(self, archive: Dicomweb, *, connections: int = 16) -> None:
         session = requests.Session()
-        session.trust_env = False  # a .netrc would overrule what the settings say
-        session.max_redirects = 0  # the key is for this address alone
+        session.trust_env = False  # a .netrc would override the settings
+        session.max_redirects = 0  # the credentials must not be sent to another address
         session.auth = Credentials(archive)
         for scheme in ("http://", "https://"):
             session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=connections))
@@ -81,17 +89,19 @@ class PacsClient:
         self._client.set_http_retry_params(retry=False)
 
     def series(self, filters: Mapping[str, str]) -> dict[str, Info]:
-        """The series that the filters find, by SeriesInstanceUID, with what viewers want to know of each.
+        """The series that match the filters, by SeriesInstanceUID, with the attributes that identify each.
 
-        `filters` are attributes as QIDO-RS has them, wildcards and ranges included; of `Modality` several may be given
-        with commas. Without one, CT and MR are searched for. SEG never counts as an image. Raises ArchiveAway.
+        Args:
+            filters: attributes and values as in QIDO-RS, with wildcards and ranges; `Modality` may list several,
+                separated by commas. Without it CT and MR are searched for. SEG is never returned.
+
+        Raises:
+            ArchiveAway: if the archive does not answer as it should.
         """
         kinds = [kind for kind in filters.get("Modality", ",".join(MODALITIES)).split(",") if kind and kind != "SEG"]
-        found: dict[str, Info] = {}
-        for kind in kinds:
-            for info in self._pages({**filters, "Modality": kind}):
-                found[info["SeriesInstanceUID"]] = info
-        return found
+        return {
+            info["SeriesInstanceUID"]: info for kind in kinds for info in self._pages({**filters, "Modality": kind})
+        }
 
     def _pages(self, filters: Mapping[str, str]) -> Iterator[Info]:
         seen: set[str] = set()
@@ -102,16 +112,16 @@ class PacsClient:
                 )
                 infos = [{name: _text(item, tag) for name, tag in _FIELDS.items()} for item in page]
             if any(info["SeriesInstanceUID"] == UNKNOWN for info in infos):
-                raise ArchiveAway("the DICOM archive lists series without their UIDs")
+                raise ArchiveAway("the DICOM archive lists series without SeriesInstanceUID: check its QIDO-RS service")
             new = [info for info in infos if info["SeriesInstanceUID"] not in seen]
-            # An archive that knows no filter or no offset answers too much.
+            # An archive without support for filters or offsets returns more than was asked for.
             yield from (info for info in new if info["Modality"] == filters["Modality"])
             seen.update(info["SeriesInstanceUID"] for info in new)
             if len(page) < PAGE or not new:
                 return
 
     def instances(self, study: str, series: str) -> set[str]:
-        """SOPInstanceUIDs of a series. Raises NotFound, ArchiveAway."""
+        """SOPInstanceUIDs of the series. Raises NotFound, ArchiveAway."""
         seen: set[str] = set()
         while True:
             with _asking():
@@ -123,81 +133,91 @@ class PacsClient:
             if len(page) < PAGE:
                 break
         if not seen:
-            raise NotFound("the DICOM archive does not have this series any more")
+            raise NotFound("the DICOM archive no longer has this series: refresh the list of images")
         return seen
 
     def segmentations(self, study: str, *, known: Collection[str] = ()) -> list[SegSeries]:
-        """The series of the study that hold a segmentation, but those `known` already. Raises ArchiveAway."""
-        found = []
+        """The study's series with a segmentation, except those in `known`. Raises ArchiveAway."""
+        segmentations = []
         with _asking():
             page = self._client.search_for_series(study, search_filters={"Modality": "SEG"})
             for uid in (_text(item, "0020000E") for item in page if _text(item, "00080060") == "SEG"):
                 if uid in known:
                     continue
                 header = self._client.retrieve_series_metadata(study, uid)[0]
-                made_of = header.get("00081115", {}).get("Value") or [{}]
-                found.append(
+                referenced = header.get("00081115", {}).get("Value") or [{}]  # ReferencedSeriesSequence
+                segmentations.append(
                     SegSeries(
                         series=uid,
-                        of=_text(made_of[0], "0020000E"),
+                        of=_text(referenced[0], "0020000E"),
                         description=_text(header, "0008103E"),
                         manufacturer=_text(header, "00080070"),
                         made=_text(header, "00080023") + _text(header, "00080033"),
                     )
                 )
-        return found
+        return segmentations
 
     def retrieve(self, study: str, series: str) -> Iterator[tuple[FileDataset, bytes]]:
-        """The instances of a series, as they come, each parsed and as the file that the archive has.
+        """The instances of a series as they arrive: each parsed, and as the original file's bytes.
 
-        One that breaks off ends with ArchiveAway, or too early: see that all of `instances` came.
+        A transfer that is cut short either raises ArchiveAway or just ends early: compare with `instances`.
         """
         with _asking():
             for instance in self._client.iter_series(study, series, media_types=(("application/dicom", "*"),)):
                 yield instance, instance.buffer.getvalue()
 
     def store(self, instance: Dataset) -> None:
-        """Store one instance; sent again, it is stored once. Raises ArchiveAway, StoreRefused."""
+        """Store one instance; idempotent. Raises ArchiveAway, StoreRefused."""
         with _asking(storing=True):
             answer = self._client.store_instances([instance])
         taken = {str(item.ReferencedSOPInstanceUID) for item in answer.get("ReferencedSOPSequence") or []}
         if instance.SOPInstanceUID not in taken:
             failed = answer.get("FailedSOPSequence") or []
             reason = f" (reason {int(failed[0].get('FailureReason') or 0):#06x})" if failed else ""
-            raise StoreRefused(f"the DICOM archive does not take the segmentation{reason}")
+            raise StoreRefused(f"the DICOM archive refused to store the segmentation{reason}: see the archive's log")
 
 
 def _text(item: Mapping[str, Any], tag: str) -> str:
-    """An attribute of DICOM JSON (PS3.18 F.2) as text; UNKNOWN where there is none."""
+    """An attribute of the DICOM JSON model (PS3.18 annex F.2) as text; UNKNOWN if it is missing."""
     values = item.get(tag, {}).get("Value") or [UNKNOWN]
     return str(values[0])
 
 
-_FINAL = frozenset({400, 404, 406, 409, 413, 415, 422})
-"""Statuses that say that the very instance is the trouble."""
+_REFUSALS = frozenset({400, 404, 406, 409, 413, 415, 422})
+"""HTTP statuses that mean that the instance itself is at fault."""
 
 
 @contextmanager
 def _asking(*, storing: bool = False) -> Iterator[None]:
-    """Turn what a client meets on the network into errors of ours; never with a text that names a patient."""
+    """Translate the client's exceptions into ours, without texts that could identify a patient."""
     try:
         yield
     except requests.HTTPError as error:
         status = 0 if error.response is None else error.response.status_code
         if status in (401, 403):
-            raise ArchiveAway(f"the DICOM archive does not let this server in ({status})") from None
-        if storing and status in _FINAL:
-            raise StoreRefused(f"the DICOM archive does not take the segmentation (status {status})") from None
+            raise ArchiveAway(
+                f"the DICOM archive denies this server access ({status}): check the credentials in [dicomweb]"
+            ) from None
+        if storing and status in _REFUSALS:
+            raise StoreRefused(
+                f"the DICOM archive refused to store the segmentation (status {status}): see the archive's log"
+            ) from None
         if status == 404:
-            raise NotFound("the DICOM archive does not have this any more") from None
+            raise NotFound("the DICOM archive no longer has this object: refresh the list of images") from None
         raise ArchiveAway(f"the DICOM archive answers with status {status}") from None
     except requests.Timeout:
-        raise ArchiveSlow("the DICOM archive did not answer in time") from None
+        raise ArchiveSlow("the DICOM archive did not answer in time: try again, or raise dicomweb.timeout") from None
     except requests.RequestException as error:
         if isinstance(error, requests.exceptions.ConnectionError) and "timed out" in str(error):
-            raise ArchiveSlow("the DICOM archive stopped answering on the way") from None
-        raise ArchiveAway(f"the DICOM archive does not answer, or broke off ({type(error).__name__})") from None
+            raise ArchiveSlow(
+                "the DICOM archive stopped sending in mid-transfer: try again, or raise dicomweb.timeout"
+            ) from None
+        raise ArchiveAway(
+            f"no connection to the DICOM archive, or it broke off ({type(error).__name__}): try again later"
+        ) from None
     except RayappError:
         raise
-    except Exception as error:  # what is no DICOMweb makes the client raise almost anything
-        raise ArchiveAway(f"the DICOM archive answers with what is no DICOMweb ({type(error).__name__})") from None
+    except Exception as error:  # the client raises almost anything on an answer that is not DICOMweb
+        raise ArchiveAway(
+            f"the DICOM archive's answer is not valid DICOMweb ({type(error).__name__}): check the address"
+        ) from None

@@ -1,9 +1,9 @@
-"""Labels that the archive has already: DICOM SEGs of a series, by others or by an earlier server of ours.
+"""Labels already in the archive: DICOM SEG objects of a series, made by others or by an earlier server of ours.
 
-They are looked for when a series is retrieved, and again when somebody asks for its labels, at most once in a while.
-The newest of ours becomes the label `final` where there is none. The newest by somebody else becomes `original`, which
-3D Slicer shows as a pre-segmentation, and takes the place of an older one that came from the archive too. A label map
-cannot hold segments that overlap: smaller ones lie over larger ones in it, and the archive keeps the whole.
+They are searched for when a series is retrieved, and again, at most once per `fresh` seconds, when its labels are
+requested. The newest of ours becomes the `final` label if there is none. The newest made by others becomes the
+`original` label, which 3D Slicer shows as a pre-segmentation; it replaces an earlier one from the archive. A label map
+cannot hold overlapping segments: there the smaller segment covers the larger one, and the archive keeps the original.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rayapp.imaging.volume import Grid, Segmentation
 from rayapp.protocol import FINAL, ORIGINAL
 
 OVERLAPPING = "overlapping"
-"""In the info of a label whose segments overlap in the archive."""
+"""Key in the info of a label whose segments overlap in the archive."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchivedLabel:
-    """A label that was found: the tag that it belongs under, and what its info says."""
+    """A label found in the archive: the tag it belongs under, the label map, and its info."""
 
     tag: str
     label: Segmentation
@@ -39,46 +39,54 @@ class ArchivedLabel:
 
 
 class ArchivedLabels:
-    """Looks for labels in the archive, and knows what was looked at. One look at a time."""
+    """Finds new labels in the archive, remembering which were seen. One search at a time."""
 
     def __init__(self, pacs: PacsClient, *, fresh: float, max_bytes: int) -> None:
         self._pacs = pacs
         self._fresh = fresh
         self._max_bytes = max_bytes
-        self._looked: dict[str, float] = {}
+        self._searched: dict[str, float] = {}
         self._seen: dict[str, set[str]] = {}
 
     def due(self, series: str) -> bool:
-        """Whether the last look at the series' labels is no longer fresh."""
-        return time.monotonic() - self._looked.get(series, -self._fresh) >= self._fresh
+        """True if the last search for the series' labels is older than `fresh` seconds."""
+        return time.monotonic() - self._searched.get(series, -self._fresh) >= self._fresh
 
     def new(
         self, study: str, series: str, grid: Grid, *, tags: Collection[str], known: Collection[str]
     ) -> Iterator[ArchivedLabel]:
-        """What came since the last look for these tags, but the SEG series `known`.
+        """The newest label for each of `tags` that appeared since the last search. Unreadable ones are skipped.
 
-        What cannot be read is passed over. Raises ArchiveAway, NotFound; then the next look starts anew.
+        Args:
+            study: StudyInstanceUID.
+            series: SeriesInstanceUID of the image.
+            grid: the image's voxel grid.
+            tags: tags to search labels for.
+            known: SeriesInstanceUIDs of SEG series to ignore.
+
+        Raises:
+            ArchiveAway, NotFound: from the archive; the next search then starts over.
         """
-        self._looked[series] = time.monotonic()  # whatever comes of it: an archive that is away is asked as seldom
+        self._searched[series] = time.monotonic()  # also if it fails: an unavailable archive is not asked more often
         seen = self._seen.get(series, set())
-        found = self._pacs.segmentations(study, known={*seen, *known})
+        segmentations = self._pacs.segmentations(study, known={*seen, *known})
         for tag in tags:
-            ours = (one for one in found if one.of == series and _tag(one) == tag)
-            for one in sorted(ours, key=_age, reverse=True):
+            candidates = (seg for seg in segmentations if seg.of == series and _tag(seg) == tag)
+            for seg in sorted(candidates, key=_age, reverse=True):
                 try:
-                    label, overlapping = self._read(study, one, grid)
+                    label, overlapping = self._read(study, seg, grid)
                 except Unreadable as error:
-                    log.warning("a segmentation of the archive is passed over: %s", error.detail)
+                    log.warning("skipped an unreadable segmentation of the archive: %s", error.detail)
                     continue
-                yield ArchivedLabel(tag=tag, label=label, info={**_info(study, one, label), **overlapping})
+                yield ArchivedLabel(tag=tag, label=label, info={**_info(study, seg, label), **overlapping})
                 break
-        self._seen[series] = seen | {one.series for one in found}
+        self._seen[series] = seen | {seg.series for seg in segmentations}
 
-    def _read(self, study: str, found: SegSeries, grid: Grid) -> tuple[Segmentation, Info]:
-        """The label map, and what its info is to say of overlaps."""
-        instances = [file for _, file in self._pacs.retrieve(study, found.series)]
+    def _read(self, study: str, seg: SegSeries, grid: Grid) -> tuple[Segmentation, Info]:
+        """The label map, and additions to its info: whether its segments overlap."""
+        instances = [file for _, file in self._pacs.retrieve(study, seg.series)]
         if len(instances) != 1:
-            raise Unreadable("the series holds more than one segmentation")
+            raise Unreadable("the series does not hold exactly one segmentation object")
         with tempfile.TemporaryDirectory(prefix="rayapp-seg") as folder:
             path = Path(folder) / "seg.dcm"
             path.write_bytes(instances[0])
@@ -88,22 +96,22 @@ class ArchivedLabels:
                 return flattened(read_masks(path, grid, max_bytes=self._max_bytes)), {OVERLAPPING: True}
 
 
-def _tag(found: SegSeries) -> str:
-    return FINAL if found.manufacturer == MANUFACTURER and found.description.startswith(FINAL) else ORIGINAL
+def _tag(seg: SegSeries) -> str:
+    return FINAL if seg.manufacturer == MANUFACTURER and seg.description.startswith(FINAL) else ORIGINAL
 
 
-def _age(found: SegSeries) -> tuple[int, str]:
-    """Ours by the number of the revision, which the description has; the others by their date."""
-    number = re.match(rf"{FINAL} (\d+)", found.description)
-    return int(number[1]) if number and _tag(found) == FINAL else 0, found.made
+def _age(seg: SegSeries) -> tuple[int, str]:
+    """Sort key: revision number for our own labels, which their description holds; date and time for the others."""
+    number = re.match(rf"{FINAL} (\d+)", seg.description)
+    return int(number[1]) if number and _tag(seg) == FINAL else 0, seg.made
 
 
-def _info(study: str, found: SegSeries, label: Segmentation) -> Info:
+def _info(study: str, seg: SegSeries, label: Segmentation) -> Info:
     return {
         "label_info": [{"name": name, "idx": value} for name, value in label.names.items()],
         "params": {"label_names": dict(label.names)},
-        "SeriesInstanceUID": found.series,
+        "SeriesInstanceUID": seg.series,
         "StudyInstanceUID": study,
         "Modality": "SEG",
-        "SeriesDescription": found.description,
+        "SeriesDescription": seg.description,
     }

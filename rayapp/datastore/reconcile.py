@@ -1,7 +1,7 @@
-"""Reconciler: brings the index up to what the studies folder holds, and takes foreign documents over.
+"""Reconciler: updates the index from the studies folder and imports MONAI Label's document.
 
-It looks without stopping anyone and then has each finding checked again in the commit that records it: published
-files change on the commit thread only, so there a difference between file and index is somebody else's work.
+A scan compares folder and index without blocking writers; each difference is checked again within the commit that
+records it. Published files change on the commit thread only, so a difference seen there was made by another program.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rayapp.datastore.interfaces import SERIES_EXT, Author
 from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore, delete
 
 OUTSIDE = Author(user="folder")
-"""The author of what appeared in the folder without passing through the store."""
+"""Author of labels that another program put into the folder."""
 CHUNK = 5000
 READERS = 4
 
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Any thread may call, the commit thread excepted; scans run one at a time."""
+    """Brings the index up to date. Callable from any thread except the commit thread; one scan at a time."""
 
     def __init__(
         self,
@@ -71,7 +71,11 @@ class Reconciler:
         self._scanning = threading.Lock()
 
     def repair(self, session: int) -> None:
-        """Finish what the crashed `session` (or a later one) had committed but not durably published or removed."""
+        """Finish what was committed since the session that crashed but not durably published or removed.
+
+        Args:
+            session: number of that session; labels saved in it or later are checked.
+        """
         with self._index.reader() as db:
             rows = db.execute(
                 "SELECT image_id, tag, ext, sha, size, mtime_ns, number FROM label WHERE session >= ?", (session,)
@@ -81,12 +85,12 @@ class Reconciler:
                     "SELECT ext, size, mtime_ns FROM revision WHERE image_id = ? AND tag = ? AND number < ?",
                     (image_id, tag, number),
                 ).fetchall()
-                # Earlier revisions that are published still; what is neither these nor the label was put by hand.
-                left = {old for old, *stamp in earlier if self._is(tag, image_id + old, *stamp)}
-                for old in left - {ext}:
+                # Earlier revisions that are still published. A file that is neither these nor the label is an edit.
+                outdated = {old for old, *stamp in earlier if self._is_published(tag, image_id + old, *stamp)}
+                for old in outdated - {ext}:
                     (self._labels / tag / (image_id + old)).unlink()
                 path = self._labels / tag / (image_id + ext)
-                if ext in left or not path.exists():
+                if ext in outdated or not path.exists():
                     kept = RevisionFile(sha=sha, ext=ext, size=size, path=self._files.path(sha, ext))
                     staged, _ = self._files.copy(kept, mtime_ns)
                     path.parent.mkdir(exist_ok=True)
@@ -108,14 +112,20 @@ class Reconciler:
             " WHERE (r.image_id, r.tag) NOT IN (SELECT image_id, tag FROM label)"
         ).fetchall()
         for image_id, tag, ext, *stamp in published:
-            if self._is(tag, image_id + ext, *stamp):
+            if self._is_published(tag, image_id + ext, *stamp):
                 (self._labels / tag / (image_id + ext)).unlink()
 
-    def _is(self, tag: str, name: str, size: int, mtime_ns: int) -> bool:
+    def _is_published(self, tag: str, name: str, size: int, mtime_ns: int) -> bool:
         return FileStamp.of(self._labels / tag / name) == FileStamp(size=size, mtime_ns=mtime_ns)
 
     def merge(self, names: Mapping[str, str], theirs: Entries, base: Entries) -> None:
-        """Take over what a foreign document says otherwise than `base`, then the entries that are new in it."""
+        """Import another program's document.
+
+        Args:
+            names: name and description of the study set.
+            theirs: entries of the document.
+            base: entries of the last document we wrote; only what differs from it is an edit.
+        """
 
         def apply(db: sqlite3.Connection) -> None:
             for key, value in names.items():
@@ -134,18 +144,22 @@ class Reconciler:
         self.scan(theirs)
 
     def concerns(self, paths: Iterable[Path]) -> bool:
-        """Whether any of the changed paths says something that the index does not know."""
+        """True if one of the changed paths differs from the index."""
         with self._index.reader() as db:
-            return any(self._is_news(db, path) for path in paths)
+            return any(self._differs(db, path) for path in paths)
 
     def scan(self, hints: Mapping[str, Any] | None = None) -> bool:
-        """Look at the whole folder; `hints` are entries for images and labels that may be new.
+        """Compare the whole folder with the index and update the index.
 
-        True if something was not whole yet, so that another look is due soon.
+        Args:
+            hints: document entries with infos for images and labels that may be new.
+
+        Returns:
+            True if a file was not complete yet, so that another scan is due soon.
         """
         with self._scanning:
             if not (self._studies / ".rayapp").is_dir():
-                log.error("the studies folder is out of reach; nothing is changed")
+                log.error("the studies folder is not accessible; the index is left unchanged")
                 return True
             with self._index.reader() as db:
                 gone = {row[0]: json.loads(row[1]) for row in db.execute("SELECT id, entry FROM vanished")}
@@ -157,7 +171,7 @@ class Reconciler:
                 waits |= self._scan_tag(tag, entries)
             return waits
 
-    def _is_news(self, db: sqlite3.Connection, path: Path) -> bool:
+    def _differs(self, db: sqlite3.Connection, path: Path) -> bool:
         if path.name.startswith(".") or path.name in (folder_scan.LABELS, NAME):
             return False
         if path.parent == self._studies:
@@ -182,7 +196,7 @@ class Reconciler:
             known = dict(db.execute("SELECT id, ext FROM image"))
         found, refused = self._source.images(known)
         if refused:
-            log.warning("%d images have names that cannot serve as ids and are skipped", refused)
+            log.warning("skipped %d images whose names cannot serve as ids", refused)
         new = {i: ext for i, ext in found.items() if known.get(i) != ext}
         whole = self._source.whole(new, self._settle)
         for chunk in _chunks([i for i in new if i in whole]):
@@ -191,7 +205,7 @@ class Reconciler:
         for chunk in _chunks(gone):
             self._commit.do(lambda db, chunk=chunk: self._drop_images(db, chunk))  # type: ignore[misc]
         if whole or gone:
-            log.info("%d images came, %d went", len(whole), len(gone))
+            log.info("%d images added, %d removed", len(whole), len(gone))
             self._touched()
         return len(whole) < len(new)
 
@@ -225,7 +239,7 @@ class Reconciler:
             }
             files = folder_scan.files(self._labels / tag)
             labelled = {image_id for image_id, _, _ in rows.values()}
-            loose = _loose(files.keys() - rows.keys(), tag, hints)
+            loose = _unindexed(files.keys() - rows.keys(), tag, hints)
             adopt = {
                 name: (image_id, ext)
                 for name, (image_id, ext) in loose.items()
@@ -237,7 +251,7 @@ class Reconciler:
             self._commit.do(lambda db: self._drop_labels(db, tag, missing))
         waits = bool(adopt) and self._adopt(tag, adopt, hints)
         if adopt or missing:
-            log.info("%d labels are new or edited in the folder, %d were removed from it", len(adopt), len(missing))
+            log.info("%d labels added or edited in the folder, %d removed", len(adopt), len(missing))
             self._touched()
         return waits
 
@@ -248,23 +262,23 @@ class Reconciler:
                 db.execute("DELETE FROM label WHERE image_id = ? AND tag = ?", (image_id, tag))
 
     def _adopt(self, tag: str, names: Mapping[str, tuple[str, str]], hints: Mapping[str, Any]) -> bool:
-        """Take what lies in the tag's folder into the revisions; True if some of it was not whole yet."""
-        where = self._labels / tag
-        whole = folder_scan.settled({name: where / name for name in names}, self._settle)
+        """Store the files of a tag's folder as revisions. True if one of them was not complete yet."""
+        home = self._labels / tag
+        whole = folder_scan.settled({name: home / name for name in names}, self._settle)
         adopted = 0
         with ThreadPoolExecutor(READERS) as pool:
             for chunk in _chunks(sorted(whole)):
-                kept = pool.map(lambda name: self._keep(where / name, names[name][1]), chunk)
-                taken = {names[name][0]: pair for name, pair in zip(chunk, kept, strict=True) if pair}
+                kept = pool.map(lambda name: self._keep(home / name, names[name][1]), chunk)
+                readable = {names[name][0]: pair for name, pair in zip(chunk, kept, strict=True) if pair}
                 self._commit.do(
-                    lambda db, taken=taken: self._record(db, tag, taken, hints),  # type: ignore[misc]
-                    folders={pair[0].path.parent for pair in taken.values()},
+                    lambda db, files=readable: self._record(db, tag, files, hints),  # type: ignore[misc]
+                    folders={pair[0].path.parent for pair in readable.values()},
                 )
-                adopted += len(taken)
+                adopted += len(readable)
         return adopted < len(names)
 
     def _keep(self, path: Path, ext: str) -> tuple[RevisionFile, FileStamp] | None:
-        """The file as a revision; None if it changed while it was read."""
+        """The file as a revision; None if it changed while it was copied."""
         staged = self._files.stage(ext)
         try:
             before = FileStamp.of(path)
@@ -281,11 +295,11 @@ class Reconciler:
         self,
         db: sqlite3.Connection,
         tag: str,
-        taken: Mapping[str, tuple[RevisionFile, FileStamp]],
+        files: Mapping[str, tuple[RevisionFile, FileStamp]],
         hints: Mapping[str, Any],
     ) -> None:
-        for image_id, (kept, stamp) in taken.items():
-            # Saved over or edited since it was read? Then the next scan compares again.
+        for image_id, (kept, stamp) in files.items():
+            # If it was replaced or edited since it was read, the next scan compares again.
             if FileStamp.of(self._labels / tag / (image_id + kept.ext)) == stamp:
                 hint = hints.get(image_id, {}).get("labels", {}).get(tag, {})
                 self._record_one(db, image_id, tag, kept, stamp, hint.get("info", {}))
@@ -299,9 +313,9 @@ class Reconciler:
         stamp: FileStamp,
         hint: Mapping[str, Any],
     ) -> None:
-        """Let the file be the label: as the revision it is if it is one, else as a new one.
+        """Make the file the current label: as an existing revision if it equals one, else as a new one.
 
-        An edited label keeps its info; one that comes back, or is new, has its revision's and then the hint's.
+        An edited label keeps its info. A label that reappears, or is new, takes its revision's info, then the hint's.
         """
         label = db.execute(
             "SELECT sha, number, info FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)
@@ -326,15 +340,15 @@ class Reconciler:
         put_label(db, image_id, tag, kept, stamp, number=number, session=self._session, info=info)
 
 
-def _loose(names: Iterable[str], tag: str, hints: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """{file name: (image id, extension)} of files without an index entry, as a hint or else the name tells."""
+def _unindexed(names: Iterable[str], tag: str, hints: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """{file name: (image id, extension)} of the files without an index entry, split by the hints or else by name."""
     hinted = {
         image_id + hint["labels"][tag]["ext"]: (image_id, hint["labels"][tag]["ext"])
         for image_id, hint in hints.items()
         if tag in hint["labels"]
     }
     split = ((name, hinted.get(name) or folder_scan.split_name(name)) for name in names)
-    return {name: found for name, found in split if found}
+    return {name: parts for name, parts in split if parts}
 
 
 def _chunks(items: list[str]) -> Iterable[list[str]]:

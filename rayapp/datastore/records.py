@@ -1,4 +1,4 @@
-"""RecordMapper: rows of the index as the messages of `rayapp.datastore.interfaces`, with the paths they stand for."""
+"""RecordMapper: turns rows of the index into the records of `rayapp.datastore.interfaces`, with their file paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REVISION = "SELECT image_id, tag, number, parent, ts, user, client_id, model_ver
 
 
 class RecordMapper:
-    """Makes them for one studies folder."""
+    """Builds the records of one studies folder."""
 
     def __init__(self, studies: Path, files: RevisionStore, source: ImageSource) -> None:
         self._source = source
@@ -25,18 +25,18 @@ class RecordMapper:
         self._files = files
 
     def image(self, row: tuple[Any, ...]) -> ImageRecord:
-        """Of a row of `IMAGE`."""
+        """The record of a row of `IMAGE`."""
         image_id, ext, info = row
         return ImageRecord(id=image_id, path=self._source.path(image_id, ext), ext=ext, info=info_of(info))
 
     def label(self, row: tuple[Any, ...]) -> LabelRecord:
-        """Of a row of `LABEL`."""
+        """The record of a row of `LABEL`."""
         image_id, tag, ext, sha, info = row
         path = self._labels / tag / (image_id + ext)
         return LabelRecord(id=image_id, tag=tag, path=path, ext=ext, revision=sha, info=info_of(info))
 
     def revision(self, row: tuple[Any, ...]) -> Revision:
-        """Of a row of `REVISION`."""
+        """The record of a row of `REVISION`."""
         image_id, tag, number, parent, ts, user, client_id, model_version, sha, ext, info = row
         return Revision(
             id=sha,

@@ -1,6 +1,6 @@
-"""Opening the index when it may be damaged: the broken one is kept aside, and what can be read of it is carried over.
+"""Opening an index that may be damaged: the damaged file is renamed, and its readable rows are copied into a new index.
 
-The rest comes back from `datastore_v2.json` and from the folder itself, by the scan that follows.
+The scan that follows recovers the rest from `datastore_v2.json` and from the folder itself.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def open_index(root: Path) -> tuple[Index, bool]:
-    """(the index under `root`, whether it had to be rebuilt)."""
+    """Open the index under `root`. Returns (index, True if it had to be rebuilt)."""
     path = root / NAME
     try:
         return Index(path), False
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
-            raise  # locked, no space, no permission: nothing is wrong with the file itself
+            raise  # locked, disk full, no permission: the file itself is not damaged
     broken = root / f"{NAME}.broken-{time.time_ns() // 1_000_000_000}"
     for suffix in ("", "-wal", "-shm"):
         side = root / (NAME + suffix)
@@ -34,5 +34,5 @@ def open_index(root: Path) -> tuple[Index, bool]:
     index.writer.execute("BEGIN")
     rows = salvage(broken, index.writer)
     index.writer.execute("COMMIT")
-    log.error("the index was damaged and is kept aside as %s; %d rows of it were saved", broken.name, rows)
+    log.error("the index was damaged and has been rebuilt with %d of its rows; it is kept as %s", rows, broken.name)
     return index, True

@@ -1,8 +1,7 @@
-"""RevisionStore: the content-addressed files under `.rayapp/revisions/`, and the staging folder beside them.
+"""RevisionStore: the content-addressed files under `.rayapp/revisions/`, and the staging folder beside it.
 
-A revision is `revisions/<first two hex digits>/<SHA-256><ext>`; it is never written again. What is published under
-`labels/` is a copy, so that a program that edits a published file in place cannot reach a revision. Any number of
-threads may call at once.
+A revision is `revisions/<first two hex digits>/<SHA-256><ext>` and is never written again. The file published under
+`labels/` is a copy, so that a program that edits it in place cannot alter a revision. Thread-safe.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _EXT = re.compile(r"(\.\w{1,16}){1,3}", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class RevisionFile:
-    """One revision's file."""
+    """The file of one revision; `sha` is its SHA-256 in hex."""
 
     sha: str
     ext: str
@@ -36,14 +35,14 @@ class RevisionFile:
 
 @dataclass(frozen=True, kw_only=True)
 class FileStamp:
-    """What tells one state of a published file from another without reading it."""
+    """Size and modification time of a file, which tell its states apart without reading it."""
 
     size: int
     mtime_ns: int
 
     @classmethod
     def of(cls, path: Path) -> FileStamp | None:
-        """The file's stamp; None if there is no file."""
+        """The file's stamp; None if the file does not exist."""
         try:
             stat = path.stat()
         except OSError:
@@ -52,14 +51,15 @@ class FileStamp:
 
 
 class RevisionStore:
-    """The files of one store, under `root` (`<studies>/.rayapp`)."""
+    """The revision and staging files of one store, under `root` (`<studies>/.rayapp`)."""
 
     def __init__(self, root: Path) -> None:
         self._revisions = root / "revisions"
         self._staging = root / "staging"
         self._staging.mkdir(parents=True, exist_ok=True)
         if not self._revisions.exists():
-            # All shards at once, renamed into place: saving never makes a folder, and so never has to sync two.
+            # All shards are created at once and renamed into place, so that a save never creates a folder and
+            # never has to sync two.
             fresh = self._staging / uuid.uuid4().hex
             for shard in range(256):
                 (fresh / f"{shard:02x}").mkdir(parents=True)
@@ -69,23 +69,25 @@ class RevisionStore:
         self._sweep()
 
     def stage(self, suffix: str) -> Path:
-        """A new path on the same file system. Raises BadRequest for a suffix that is not an extension."""
+        """A new path on the store's file system. Raises BadRequest if `suffix` is not a file name extension."""
         return self._staging / (uuid.uuid4().hex + checked_ext(suffix))
 
     def staged(self, path: Path) -> Path:
-        """`path` if `stage` gave it out. Raises BadRequest for any other, so that no caller can name a path."""
+        """Return `path` if it lies in the staging folder. Raises BadRequest otherwise: callers must not name paths."""
         if path.parent != self._staging:
-            raise BadRequest("only a file that was staged in this datastore can be taken over")
+            raise BadRequest(
+                "the file was not staged in this datastore: request a path from `stage` and write it there"
+            )
         return path
 
     def path(self, sha: str, ext: str) -> Path:
-        """Where a revision lies."""
+        """Path of a revision's file."""
         return self._revisions / sha[:2] / (sha + ext)
 
     def keep(self, staged: Path, ext: str) -> RevisionFile:
-        """Link the staged file into place under its digest; durable once the returned path's folder is synced.
+        """Hard-link the staged file to its revision path; durable once the folder of the returned path is synced.
 
-        The staged name stays until the caller removes it, so that a save cut short can be made again.
+        The staged name remains until the caller deletes it, so that an interrupted save can be repeated.
         """
         with staged.open("rb") as file:
             os.fsync(file.fileno())
@@ -98,7 +100,7 @@ class RevisionStore:
         return RevisionFile(sha=sha, ext=ext, size=size, path=path)
 
     def copy(self, kept: RevisionFile, mtime_ns: int) -> tuple[Path, FileStamp]:
-        """A durable private copy in staging, to be renamed into its published place, and its stamp there."""
+        """A durable copy in the staging folder, to be renamed to its published path, and its stamp there."""
         target = self.stage(kept.ext)
         shutil.copyfile(kept.path, target)
         os.utime(target, ns=(mtime_ns, mtime_ns))
@@ -108,13 +110,13 @@ class RevisionStore:
         return target, stamp
 
     def discard(self, path: Path) -> Path:
-        """Rename a file or folder into staging, out of everybody's sight; the caller deletes what is returned."""
+        """Move a file or folder into staging, where nobody sees it. Returns the new path, for the caller to delete."""
         gone = self._staging / uuid.uuid4().hex
         path.rename(gone)
         return gone
 
     def _sweep(self) -> None:
-        """Delete what uploads and crashes left in staging long ago."""
+        """Delete old leftovers of uploads and crashes from staging."""
         with os.scandir(self._staging) as entries:
             for entry in entries:
                 if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S:
@@ -122,7 +124,7 @@ class RevisionStore:
 
 
 def delete(path: Path) -> None:
-    """Delete a file or a folder; it may be gone already."""
+    """Delete a file or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -130,7 +132,7 @@ def delete(path: Path) -> None:
 
 
 def checked_ext(ext: str) -> str:
-    """Return `ext` if it is "" or up to three short suffixes such as `.nii.gz`. Raises BadRequest."""
+    """Return `ext` if it is "" or an extension of up to three suffixes such as `.nii.gz`. Raises BadRequest."""
     if ext and not _EXT.fullmatch(ext):
         raise BadRequest(f"{ext[:40]!r} is not a file name extension such as .nii.gz")
     return ext

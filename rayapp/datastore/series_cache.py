@@ -1,8 +1,8 @@
-"""SeriesCache: series of the archive on local disk: retrieved once, whole, and bounded in bytes.
+"""SeriesCache: the archive's series on local disk; retrieved once, complete, and bounded in bytes.
 
-A series is a folder `<SeriesInstanceUID>` with its `instances/` as they came and `volume.nii`, the same voxels on the
-same grid, which every client reads. It appears under its name when all of it is on the disk. Any thread may ask; who
-asks for what is being retrieved already waits for that.
+A series is a folder `<SeriesInstanceUID>` with `instances/`, the DICOM files as received, and `volume.nii`, the same
+voxels on the same grid, which every client can read. It appears under its name once all of it is on disk. Thread-safe;
+concurrent requests for a series share one retrieval (single flight).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from rayapp.errors import ArchiveAway, Busy, TooLarge
 from rayapp.imaging import dicom, nifti
 
 RETRIEVALS = 4
-"""Series retrieved at once; others wait their turn."""
+"""Series retrieved concurrently; further ones are queued."""
 SYNCS = 16
-"""Files written or parsed at once."""
+"""Instances written or parsed concurrently."""
 AHEAD = 2 * SYNCS
-"""Instances that may wait for the disk: an archive that is faster is not read any further meanwhile."""
+"""Received instances that may wait to be written; a faster archive is not read further until the disk catches up."""
 WAITING = 8
-"""Callers that may wait for series at once, so that a slow archive takes not every thread of the datastore."""
+"""Callers that may wait for retrievals at once, so that a slow archive does not occupy all threads of the datastore."""
 PATIENCE_S = 50.0
 GRACE_S = 600.0
-"""Seconds after its last use in which no series is thrown away: somebody may be reading it."""
+"""Seconds after its last use for which a series is never evicted: someone may still be reading it."""
 VOLUME = "volume.nii"
 INSTANCES = "instances"
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class SeriesCache:
-    """The series under `root`, of at most `most` bytes."""
+    """The series under `root`, up to `most` bytes."""
 
     def __init__(self, root: Path, pacs: PacsClient, *, most: int, max_volume: int) -> None:
         self._root = root
@@ -52,56 +52,62 @@ class SeriesCache:
         self._under_way: dict[str, Future[None]] = {}
         self._places = threading.Semaphore(WAITING)
         root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(".*"):  # by a crash
-            delete(left)
+        for leftover in root.glob(".*"):  # of a crash
+            delete(leftover)
         self._pool = ThreadPoolExecutor(RETRIEVALS, thread_name_prefix="retrieve")
 
     def close(self) -> None:
-        """Give up what is not retrieved yet."""
+        """Cancel the queued retrievals."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def path(self, series: str) -> Path:
-        """Where the series' volume lies once it is retrieved."""
+        """Path of the series' volume, whether or not it has been retrieved."""
         return self._root / series / VOLUME
 
     def instances(self, series: str) -> Path:
-        """Where its DICOM files lie."""
+        """Path of the folder with its DICOM files."""
         return self._root / series / INSTANCES
 
     def retrieve(self, study: str, series: str, *, patience: float = PATIENCE_S) -> Path:
-        """The volume's path, once it is there.
+        """Retrieve the series if needed, and return the path of its volume.
+
+        Args:
+            study: StudyInstanceUID.
+            series: SeriesInstanceUID.
+            patience: seconds to wait for the retrieval.
 
         Raises:
-            ArchiveAway, NotFound: from the archive; nothing half is kept.
-            Unreadable, TooLarge: if the series is no volume.
-            Busy: when it takes longer than `patience`, or too many wait; it goes on, so ask again.
+            ArchiveAway, NotFound: from the archive; a partial series is discarded.
+            Unreadable, TooLarge: if the series is not a volume.
+            Busy: if it takes longer than `patience`, or too many callers wait; the retrieval continues, so try again.
         """
         if self.path(series).exists():
             os.utime(self._root / series)
             return self.path(series)
         if not self._places.acquire(blocking=False):
-            raise Busy("too many wait for the DICOM archive; try again in a second")
+            raise Busy("too many requests are waiting for the DICOM archive; try again in a second")
         try:
-            self._begun(study, series).result(patience)
+            self._retrieval(study, series).result(patience)
         except Late:
-            raise Busy("the DICOM archive is still sending the series; try again in a second") from None
+            raise Busy("the series is still being retrieved from the DICOM archive; try again in a second") from None
         finally:
             self._places.release()
         return self.path(series)
 
-    def _begun(self, study: str, series: str) -> Future[None]:
+    def _retrieval(self, study: str, series: str) -> Future[None]:
+        """The retrieval of the series that is under way, or a new one."""
         with self._lock:
             if series not in self._under_way:
-                begun = self._under_way[series] = self._pool.submit(self._retrieve, study, series)
-                begun.add_done_callback(lambda _: self._under_way.pop(series, None))
+                retrieval = self._under_way[series] = self._pool.submit(self._retrieve, study, series)
+                retrieval.add_done_callback(lambda _: self._under_way.pop(series, None))
             else:
-                begun = self._under_way[series]
-            return begun
+                retrieval = self._under_way[series]
+            return retrieval
 
     def _retrieve(self, study: str, series: str) -> None:
         if self.path(series).exists():
             return
-        if self.instances(series).exists():  # which made no volume
+        if self.instances(series).exists():  # retrieved before, but the volume could not be made
             self._convert(dicom.stack(self.instances(series)), self._root / series)
         else:
             part = self._root / f".{uuid.uuid4().hex}"
@@ -109,47 +115,50 @@ class SeriesCache:
                 parsed = self._write(study, series, part / INSTANCES)
                 try:
                     self._convert(dicom.stacked_up(piece for one in parsed for piece in one.result()), part)
-                finally:  # what is no volume is not retrieved again
+                finally:  # also if it is not a volume, so that it is not retrieved again
                     part.rename(self._root / series)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         self._make_room(series)
 
     def _write(self, study: str, series: str, target: Path) -> list[Future[list[dicom.Slice]]]:
-        """Every instance of the series as a file, or ArchiveAway; the slices of each.
+        """Write every instance of the series to a file; raises ArchiveAway if any is missing. Returns the slices of
+        each.
 
-        The disk writes, headers are parsed, and the archive is asked for its list, while it sends the next.
+        Writing, parsing headers and listing the series overlap with the transfer.
         """
         target.mkdir(parents=True)
         size = 0
         with ThreadPoolExecutor(SYNCS) as pool:
             listed = pool.submit(self._pacs.instances, study, series)
-            came: set[str] = set()
+            received: set[str] = set()
             written: list[Future[None]] = []
             parsed: list[Future[list[dicom.Slice]]] = []
             for instance, data in self._pacs.retrieve(study, series):
-                came.add(str(instance.get("SOPInstanceUID")))
+                received.add(str(instance.get("SOPInstanceUID")))
                 size += len(data)
                 if size > self._max_volume:
-                    raise TooLarge(f"the series has more than {self._max_volume} bytes (max_volume)")
+                    raise TooLarge(f"the series has more than {self._max_volume} bytes: raise max_volume to open it")
                 file = target / f"{len(written)}.dcm"
                 written.append(pool.submit(_keep, file, data))
-                if len(written) > AHEAD:  # no more of the series than that is held in memory
+                if len(written) > AHEAD:  # bounds the part of the series held in memory
                     written[-1 - AHEAD].result()
                 parsed.append(pool.submit(dicom.slices_of, instance, file))
-            wanted = listed.result()
-            if came - wanted or len(written) > len(came):
-                raise ArchiveAway("the DICOM archive sends instances that it does not list")
-            if wanted - came:
-                missing = len(wanted - came)
-                raise ArchiveAway(f"the DICOM archive broke off: {missing} instances of the series are missing")
+            expected = listed.result()
+            if received - expected or len(written) > len(received):
+                raise ArchiveAway("the DICOM archive sent instances that it does not list: the series may be changing")
+            if expected - received:
+                missing = len(expected - received)
+                raise ArchiveAway(
+                    f"the transfer was cut short: {missing} instances of the series are missing; try again"
+                )
             for one in written:
                 one.result()
         sync(target)
         return parsed
 
     def _convert(self, slices: list[dicom.Slice], home: Path) -> None:
-        """The volume of these slices, in the series' folder."""
+        """Write the volume of these slices into the series' folder."""
         volume = dicom.volume_of(slices, max_bytes=self._max_volume)
         part = home / f".{VOLUME[:-4]}.part.nii"
         nifti.write_volume(volume, part)
@@ -157,7 +166,7 @@ class SeriesCache:
         part.rename(home / VOLUME)
 
     def _make_room(self, newest: str) -> None:
-        """Throw away what was not used for longest, down to the bytes allowed."""
+        """Evict the least recently used series until the cache fits its limit."""
         folders = [path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")]
         sizes = {path: sum(file.stat().st_size for file in path.rglob("*")) for path in folders}
         used = {path: path.stat().st_mtime for path in folders}
@@ -171,7 +180,7 @@ class SeriesCache:
                 delete(gone)
                 total -= sizes[path]
         if total > self._most:
-            log.warning("the cache of series is over its %d bytes, as all of them were in use lately", self._most)
+            log.warning("the series cache exceeds its %d bytes: all its series were used recently", self._most)
 
 
 def _keep(file: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""SessionStore: images that a client brings along for a while, outside the datastore."""
+"""SessionStore: images that clients upload for temporary use, outside the datastore."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from rayapp.protocol import checked_name
 
 Info = dict[str, Any]
 MAX_MEMBERS = 20_000
-"""Members one archive may have: some times the slices of the longest series."""
+"""Most members of one archive: several times the slices of the longest series."""
 _META = "meta.info"
 _SERIES = "series"
-_ABANDONED = 3600
-"""Seconds after which an upload that nothing was added to is taken for one whose process died."""
+_ABANDONED_S = 3600
+"""Seconds without a new file after which an upload counts as abandoned."""
 _LONGEST_HEADER = 1 << 16
-_HEADERS_OF_HEADERS = (
+_EXTENDED_HEADERS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
@@ -49,27 +49,27 @@ _DAMAGED = (
     RecursionError,
     ValueError,
 )
-"""What zipfile and tarfile raise on damaged input; an OSError of the disk is not among them."""
+"""Exceptions of zipfile and tarfile on damaged input; an OSError of the disk is deliberately not among them."""
 
 
 def base_name(filename: str) -> str:
-    """The last part of an uploaded file's name, which may be a whole client path, also a Windows one.
+    """The file name of an upload, whose name may be a whole client path, including a Windows one.
 
-    Raises BadRequest if that part cannot be a file name here.
+    Raises BadRequest if it is not a valid file name here.
     """
     return checked_name(filename.replace("\\", "/").rsplit("/", 1)[-1], "file")
 
 
 class SessionStore:
-    """A folder per session: `<root>/<id>/<image>` and `<root>/<id>/meta.info`, one line of JSON.
+    """Stores each session in a folder: `<root>/<id>/<image>` and `<root>/<id>/meta.info`, one line of JSON.
 
-    All state is on disk, so any process can serve any session: a session appears and goes by one rename, and the time
-    of its last use is the modification time of `meta.info`, which needs no lock to be moved on. Thread-safe.
+    All state is on disk, so any process can serve any session: a session is created and removed by one rename, and the
+    time of its last use is the modification time of `meta.info`, which is updated without a lock. Thread-safe.
 
     Args:
-        root: where the folders lie; made if absent, readable by its owner only, since images are patients' data.
-        expiry: seconds without use after which a session is gone; the most that a client may ask for.
-        max_volume: bytes that one decoded image, or the unpacked members of one archive, may have.
+        root: folder of the sessions; created if missing, readable by its owner only, since the images are patient data.
+        expiry: seconds without use after which a session expires; also the most that a client may ask for.
+        max_volume: maximum size in bytes of a decoded image, or of the unpacked members of an archive.
     """
 
     def __init__(self, root: Path, *, expiry: int, max_volume: int) -> None:
@@ -81,24 +81,29 @@ class SessionStore:
         self._staging.mkdir(mode=0o700, exist_ok=True)
 
     def stage(self) -> Path:
-        """A fresh folder on the sessions' file system; write the uploaded files into it under their `base_name`."""
+        """A new folder on the sessions' file system; write the uploaded files into it under their `base_name`."""
         folder = self._staging / str(uuid.uuid4())
         folder.mkdir(mode=0o700)
         return folder
 
     def create(self, staged: Path, *, uncompress: bool = False, expiry: int = 0) -> Info:
-        """Make a session of the files in `staged`; durable on return, and nothing is left of it on failure.
+        """Create a session from the files in `staged`. Durable on return; on failure nothing is left.
 
-        One file is an image, several are the files of one DICOM series; `uncompress` unpacks one zip, tar or tar.gz
-        first. `expiry` is in seconds; 0 means the server's, which is also the most.
+        One file is an image; several files are one DICOM series.
+
+        Args:
+            staged: the folder from `stage`.
+            uncompress: unpack a single zip, tar or tar.gz first.
+            expiry: seconds without use until the session expires; 0 for the server's setting, which is also the
+                maximum.
 
         Returns:
-            `{"session_id", "session_info"}`; the info as `get` returns it.
+            `{"session_id", "session_info"}`, the info as `get` returns it.
 
         Raises:
-            BadRequest: if there is no file, or `uncompress` and more than one.
-            Unreadable: if the image or the archive is not a whole, sane one.
-            TooLarge: if the image or the archive's members are over `max_volume`.
+            BadRequest: if there is no file, or more than one with `uncompress`.
+            Unreadable: if the image or archive is damaged or of an unsupported format.
+            TooLarge: if the image or the archive's members exceed `max_volume`.
         """
         folder, unpacked = self.stage(), self.stage()
         try:
@@ -128,7 +133,7 @@ class SessionStore:
         return {"session_id": session, "session_info": info}
 
     def get(self, session_id: str, *, touch: bool) -> Info:
-        """What is known of a session; `touch` counts as a use. Raises NotFound for an unknown or expired one."""
+        """Info of a session; with `touch` this counts as a use. Raises NotFound for an unknown or expired session."""
         meta = self._folder(session_id) / _META
         try:
             info = _info(meta)
@@ -142,19 +147,19 @@ class SessionStore:
         return info
 
     def image(self, session_id: str) -> Path:
-        """The session's image: a file, or a folder with a DICOM series. Counts as a use. Raises NotFound."""
+        """Path of the session's image: a file, or the folder of a DICOM series. Counts as a use. Raises NotFound."""
         info = self.get(session_id, touch=True)
         return self._folder(session_id) / str(info["image"])
 
     def remove(self, session_id: str) -> Info:
-        """End a session; returns what was known of it. Raises NotFound."""
+        """Delete a session. Returns its info. Raises NotFound."""
         info = self.get(session_id, touch=False)
         if not self._discard(session_id):
             raise _unknown(session_id)
         return info
 
     def sweep(self) -> int:
-        """Remove the expired sessions, and uploads that were abandoned; returns how many sessions that were."""
+        """Delete expired sessions and abandoned uploads. Returns the number of sessions deleted."""
         count = 0
         for folder in self._root.iterdir():
             with suppress(FileNotFoundError, NotADirectoryError):
@@ -163,15 +168,15 @@ class SessionStore:
         for folder in self._staging.iterdir():
             with suppress(FileNotFoundError):
                 latest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-                if latest + _ABANDONED < time.time():
+                if latest + _ABANDONED_S < time.time():
                     shutil.rmtree(folder, ignore_errors=True)
         return count
 
     def _take(self, source: Path, folder: Path) -> str:
-        """Check the image that the files in `source` make and move it into `folder`; returns its name there."""
+        """Validate the image in `source` and move it into `folder`. Returns its name there."""
         files = list(source.iterdir())
         if not files:
-            raise BadRequest("there is no file in the request: send an image, or the files of one DICOM series")
+            raise BadRequest("the request has no file: send an image, or the files of one DICOM series")
         for file in files:
             checked_name(file.name, "file")
         image = files[0] if len(files) == 1 else source
@@ -181,17 +186,21 @@ class SessionStore:
         return name
 
     def _folder(self, session_id: str) -> Path:
-        """Only the one spelling of a UUID that names a folder here; anything else is unknown, and never a path."""
+        """The session's folder. Only the canonical spelling of a UUID is accepted, so an id can never name another
+        path.
+        """
         try:
-            whole = str(uuid.UUID(session_id)) == session_id
+            valid = str(uuid.UUID(session_id)) == session_id
         except ValueError:
-            whole = False
-        if not whole:
+            valid = False
+        if not valid:
             raise _unknown(session_id)
         return self._root / session_id
 
     def _discard(self, session_id: str) -> bool:
-        """Take a session away by a rename, which only one of several callers can do; False for the others."""
+        """Remove a session by one rename, which succeeds for one of several concurrent callers only; False for the
+        others.
+        """
         gone = self._staging / str(uuid.uuid4())
         try:
             self._folder(session_id).rename(gone)
@@ -211,47 +220,47 @@ def _expired(info: Info) -> bool:
 
 
 def _unknown(session_id: str) -> NotFound:
-    return NotFound(f"there is no session {session_id[:60]!r}: it may have expired; create a new one")
+    return NotFound(f"no session {session_id[:60]!r}: it may have expired; create a new one")
 
 
 def _only(folder: Path) -> Path:
     files = list(folder.iterdir())
     if len(files) != 1:
-        raise BadRequest(f"uncompress takes one archive, not {len(files)} files")
+        raise BadRequest(f"uncompress expects one archive, not {len(files)} files")
     return files[0]
 
 
 def unpack(archive: Path, target: Path, *, max_bytes: int) -> None:
-    """Unpack a zip, tar or tar.gz flatly: every file into `target` under its `base_name`, hidden ones left out.
+    """Unpack a zip, tar or tar.gz into a flat folder: each file under its `base_name`; hidden files are skipped.
 
     Raises:
-        Unreadable: if it is none of these, damaged or encrypted, or has a member that is a link, a device, lies
-            outside the archive, or has another's name.
-        TooLarge: if it has more than `MAX_MEMBERS` members or they have more than `max_bytes` bytes.
+        Unreadable: if it is damaged, encrypted or of another format, or has a member that is a link or a device, lies
+            outside the archive, or has the name of another.
+        TooLarge: if it has more than `MAX_MEMBERS` members, or they have more than `max_bytes` bytes.
     """
     count, left = 0, max_bytes
     try:
         for name, size, content in _members(archive):
             count, left = count + 1, left - size
             if size < 0:
-                raise Unreadable(f"the archive's member {count} announces a negative size")
+                raise Unreadable(f"the header of member {count} of the archive has a negative size")
             if count > MAX_MEMBERS:
                 raise TooLarge(f"the archive has more than {MAX_MEMBERS} members")
             if left < 0:
-                raise TooLarge(f"the archive holds more than {max_bytes} bytes (max_volume)")
+                raise TooLarge(f"the archive holds more than {max_bytes} bytes: raise max_volume to open it")
             parts = name.replace("\\", "/").split("/")
             if not parts[0] or ".." in parts or ":" in parts[0]:
-                raise Unreadable(f"the archive's member {count} lies outside of it: use relative paths only")
+                raise Unreadable(f"the path of member {count} leads out of the archive: use relative paths only")
             if content is not None and not parts[-1].startswith("."):
                 _write(content, size, target / base_name(name))
     except FileExistsError:
-        raise Unreadable(f"two members of the archive have one name (the second is member {count})") from None
+        raise Unreadable(f"two members of the archive have the same name (the second is member {count})") from None
     except _DAMAGED as error:
-        raise Unreadable(f"not a whole zip, tar or tar.gz: {type(error).__name__}") from error
+        raise Unreadable(f"not an intact zip, tar or tar.gz file: {type(error).__name__}") from error
 
 
 def _write(content: IO[bytes], size: int, path: Path) -> None:
-    """Exactly the announced bytes: a member that holds more was counted wrongly, one that holds less is damaged."""
+    """Write exactly `size` bytes: a member with more would escape the size limit, one with fewer is damaged."""
     with content, path.open("xb") as file:
         while piece := content.read(min(_PIECE, size + 1)):
             size -= len(piece)
@@ -259,11 +268,11 @@ def _write(content: IO[bytes], size: int, path: Path) -> None:
                 break
             file.write(piece)
     if size != 0:
-        raise Unreadable("a member of the archive has not the size that its header announces")
+        raise Unreadable("a member of the archive does not have the size in its header")
 
 
 Member = tuple[str, int, IO[bytes] | None]
-"""Name, announced bytes, and the content; None for a folder."""
+"""(name, announced size in bytes, content); the content is None for a folder."""
 
 
 def _members(archive: Path) -> Iterator[Member]:
@@ -277,22 +286,22 @@ def _zipped(archive: Path) -> Iterator[Member]:
         for member in opened.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise Unreadable("the archive has a link or a device; put the files themselves into it")
-            # Others are unpacked by zipfile without a bound on memory.
+                raise Unreadable("the archive contains a link or a device: include the files themselves")
+            # zipfile unpacks other methods without a bound on memory.
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise Unreadable("the archive is encrypted, or packed by a method other than deflate")
+                raise Unreadable("the archive is encrypted or compressed by a method other than deflate: pack it anew")
             yield member.filename, member.file_size, None if member.is_dir() else opened.open(member)
 
 
 class _BoundedHeader(tarfile.TarInfo):
-    """Refuses long headers of headers, which tarfile reads whole into memory."""
+    """Rejects long extended headers, which tarfile would read into memory whole."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedHeader:
         """See TarInfo."""
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _HEADERS_OF_HEADERS and header.size > _LONGEST_HEADER):
-            raise Unreadable("the archive has a header of unusual length")
+        if header.size < 0 or (header.type in _EXTENDED_HEADERS and header.size > _LONGEST_HEADER):
+            raise Unreadable("the archive has an oversized extended header: pack it anew")
         return header
 
 
@@ -300,5 +309,5 @@ def _tarred(archive: Path, mode: Literal["r:", "r:gz"]) -> Iterator[Member]:
     with tarfile.open(archive, mode, tarinfo=_BoundedHeader) as opened:
         for member in opened:
             if not (member.isdir() or member.isreg()) or member.issparse():
-                raise Unreadable("the archive has a link, a device or a sparse file; put the files themselves into it")
+                raise Unreadable("the archive contains a link, a device or a sparse file: include the files themselves")
             yield member.name, member.size, None if member.isdir() else opened.extractfile(member)

@@ -1,6 +1,6 @@
-"""StudiesFolder: one studies folder, opened: its lock, its index, and the threads that commit, write back and watch.
+"""StudiesFolder: an open studies folder: its lock, its index, and the threads that commit, write back and watch.
 
-Opening imports what MONAI Label left, repairs what a crash left and looks at the files; closing writes what is due.
+Opening imports MONAI Label's document, repairs after a crash and scans the files; closing writes pending changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REMOTE_POLL_S = 10.0
 
 
 class StudiesFolder:
-    """The parts of an open folder, for `LocalDatastore` to work with."""
+    """The parts of an open folder that `LocalDatastore` works with."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class StudiesFolder:
         patience: float,
         source: ImageSource | None = None,
     ) -> None:
-        """See `LocalDatastore`."""
+        """Open the folder; see `LocalDatastore`."""
         if not root.is_dir():
-            raise NotFound("there is no such studies folder")
+            raise NotFound("the studies folder does not exist: check the path, or create it")
         self.root = root.resolve()
         self.labels = self.root / folder_scan.LABELS
         self.source = source or FolderSource(self.root)
@@ -53,7 +53,7 @@ class StudiesFolder:
         try:
             lock.acquire(timeout=patience)
         except Timeout:
-            raise Conflict("another process has this studies folder open: stop it first") from None
+            raise Conflict("the studies folder is open in another process: stop that process first") from None
         self._closing: list[Callable[[], None]] = [lock.release]
         try:
             self._open(hidden, settle)
@@ -64,12 +64,12 @@ class StudiesFolder:
             raise
 
     def close(self) -> None:
-        """Write what is due, let go of the folder."""
+        """Write pending changes and release the folder."""
         while self._closing:
             self._closing.pop()()
 
     def look(self) -> bool:
-        """Look at the document and the folder; True if something was not whole yet and another look is due."""
+        """Import document edits and scan the folder. True if a file was not complete yet and another scan is due."""
         self.document.look()
         return self.reconciler.scan()
 
@@ -105,13 +105,15 @@ class StudiesFolder:
         self.reconciler.scan()
         self.age_sampler = AgeSampler(self.index)
         self.scores = ScoreTable(self.index)
-        self.age_sampler.sample(FINAL, 1)  # reads them now rather than for the first annotator
+        self.age_sampler.sample(FINAL, 1)  # fills its arrays now rather than for the first annotator
         self.scores.catch_up()
         self.document.start()
         self._closing.append(self.document.close)
 
     def _merge(self, rebuilt: bool) -> Callable[[dict[str, str], Entries, Entries], None]:
-        """After a rebuilt index the document only adds what is missing: what was salvaged is newer."""
+        """How to import a document. After the index was rebuilt, only missing entries are imported: the salvaged ones
+        are newer.
+        """
         if rebuilt:
             return lambda names, theirs, _: self.reconciler.merge(names, theirs, theirs)
         return self.reconciler.merge
@@ -133,7 +135,7 @@ class StudiesFolder:
         self.commit.do(apply)
 
     def _seal(self) -> None:
-        """What was published is durable now: the next opening has nothing to repair."""
+        """Sync what was published and mark the store clean, so that the next opening has nothing to repair."""
         for tag in folder_scan.tags(self.labels):
             sync(self.labels / tag)
         sync(self.labels)

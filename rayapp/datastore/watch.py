@@ -1,6 +1,6 @@
-"""Watcher: the thread that notices what others put into, or take out of, the studies folder.
+"""Watcher: a thread that notices files that other programs add to, change in, or remove from the studies folder.
 
-Own writes are recognised one by one by a look into the index, and cause no scan.
+The store's own writes are recognised by looking up each changed path in the index; they cause no scan.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Calls `concerns(paths)` for what changed, and `scan()` when that says yes or `scan` itself asked for more.
+    """Calls `scan()` when `concerns(paths)` is true of the changed paths, or when the last scan asked for another.
 
-    With `poll` seconds the folder is scanned at that interval instead: on network file systems the kernel does not
-    see the changes that other hosts make.
+    With `poll` it scans every `poll` seconds instead: on a network file system the kernel does not report changes made
+    by other hosts.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Watcher:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop the thread."""
         self._stop.set()
         self._thread.join()
 
@@ -55,15 +55,15 @@ class Watcher:
                 elif not self._stop.wait(self._poll):
                     self._scan()
             except Exception:
-                log.exception("watching the studies folder failed; it goes on in a moment")
+                log.exception("watching the studies folder failed; retrying")
                 self._stop.wait(IDLE_MS / 1000)
 
     def _watch(self) -> None:
-        """Watch until a tag's folder comes or goes."""
+        """Watch until a tag's folder is added or removed."""
         labels = self._studies / LABELS
         known = tags(labels)
         folders = (self._studies, labels, *(labels / tag for tag in known))
-        due = True  # what happened before the watch began
+        due = True  # changes made before the watch began
         for changes in watch(
             *folders,
             watch_filter=None,

@@ -1,8 +1,7 @@
-"""Worklist: which images want a label, who holds which of them, and how they score.
+"""Worklist: which images need a label, who has leased which, and how they score.
 
-A lease keeps an image that was handed out from being handed out again to somebody else: it ends with a final label,
-or some time after the last sign of work on the image.
-Any number of threads may call at once; whatever changes is committed by the one writer.
+A lease keeps an image from being handed out to a second annotator. It ends when the image gets a final label, or some
+time after the last activity on the image. Thread-safe; every change is committed by the single writer.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.protocol import FINAL
 
 LEASE_S = 1800.0
-"""Seconds that an image stays with who got it, from the last sign of work on it."""
+"""Duration of a lease in seconds, from the last activity on the image."""
 MAX_LEASES = 2
-"""Images that one annotator holds at most: one to work on, and one looked at ahead."""
+"""Leases per annotator: the image being worked on and the one prefetched."""
 QUARANTINE, QUARANTINE_S = "nobody", 3600.0
-"""Who holds an image that cannot be opened, and for how many seconds."""
+"""Leaseholder of a quarantined (unreadable) image, and the duration of the quarantine in seconds."""
 
 _UNLABELED = "NOT EXISTS (SELECT 1 FROM label WHERE image_id = image.id AND tag = :tag)"
 _LEASED_BY_OTHERS = "SELECT image_id FROM lease WHERE until > :now AND holder <> :holder"
 
 
 class Worklist:
-    """The part of a `Datastore` that says what comes next."""
+    """The part of a `Datastore` that selects the next image; a mixin of `LocalDatastore`."""
 
     _opened: StudiesFolder
     _index: Index
@@ -144,11 +143,12 @@ class Worklist:
         known = [image_id for image_id in ids if image_id in features]
         if not known:
             return None
-        length = len(features[known[0]])  # another scoring method may make longer ones
+        length = len(features[known[0]])  # other scoring methods may yield other lengths
         known = [image_id for image_id in known if len(features[image_id]) == length]
         with self._index.reader() as db:
             rows = db.execute(
-                # The plus: backwards through the table until there are enough, rather than all by the index of tags.
+                # The unary plus makes SQLite walk the table backwards until it has enough rows, rather than
+                # read all rows by the index on tag.
                 "SELECT f.vector FROM label AS l CROSS JOIN feature AS f ON f.image_id = l.image_id WHERE +l.tag = ?"
                 " AND length(f.vector) = ? ORDER BY l.rowid DESC LIMIT ?",
                 (FINAL, features[known[0]].nbytes, against),
@@ -156,24 +156,24 @@ class Worklist:
             labelled = b"".join(vector for (vector,) in rows)
         if not labelled:
             return None
-        mine = np.stack([features[image_id] for image_id in known])
-        theirs = np.frombuffer(labelled, np.float32).reshape(-1, length)
-        squares = (mine**2).sum(axis=1)[:, None] + (theirs**2).sum(axis=1) - 2 * mine @ theirs.T
+        candidates = np.stack([features[image_id] for image_id in known])
+        reference = np.frombuffer(labelled, np.float32).reshape(-1, length)
+        squares = (candidates**2).sum(axis=1)[:, None] + (reference**2).sum(axis=1) - 2 * candidates @ reference.T
         return known[int(squares.min(axis=1).argmax())]
 
 
 def renew_lease(db: sqlite3.Connection, image_id: str) -> None:
-    """Somebody works on the image: its lease, if there is one, begins anew."""
+    """Extend the image's lease, if it has one, after activity on the image."""
     db.execute("UPDATE lease SET until = ? WHERE image_id = ?", (time.time() + LEASE_S, image_id))
 
 
 def _grant_lease(db: sqlite3.Connection, image_id: str, holder: str) -> bool:
-    """Let the holder have the image; False if somebody else has it. An older one of the holder's goes back."""
+    """Lease the image to the holder; False if another holder has it. The holder's oldest surplus lease is released."""
     now = time.time()
-    taken = db.execute(
+    leased = db.execute(
         "SELECT 1 FROM lease WHERE image_id = ? AND until > ? AND holder <> ?", (image_id, now, holder)
     ).fetchone()
-    if taken:
+    if leased:
         return False
     db.execute("INSERT OR REPLACE INTO lease VALUES(?, ?, ?)", (image_id, holder, now + LEASE_S))
     db.execute(
@@ -185,7 +185,7 @@ def _grant_lease(db: sqlite3.Connection, image_id: str, holder: str) -> bool:
 
 
 def _save_score(db: sqlite3.Connection, score: ImageScore) -> None:
-    """Record one image's scores and infos; nothing of an image that is gone."""
+    """Record one image's scores, feature and infos; ignored for an image that was removed."""
     if not db.execute("SELECT 1 FROM image WHERE id = ?", (score.image_id,)).fetchone():
         return
     db.execute("INSERT OR REPLACE INTO scored VALUES(?, ?, ?, ?)", (score.image_id, score.run, score.failed, score.ts))

@@ -139,14 +139,14 @@ class JobQueue:
             Exception: what the kind's runner says against the request.
         """
         if kind not in self._runners:
-            raise Disabled(f"{kind.shown} jobs are not available on this server")
+            raise Disabled(f"{kind.monai_label} jobs are not available on this server")
         if job_id in self._jobs:
             return self._jobs[job_id]
         self._runners[kind].check(name, request)
         job = Job(id=job_id, kind=kind, name=name, request=dict(request), user=user, created=time.time())
         with self._changed:
             if not enqueue and any(not other.over for other in self.jobs(kind)):
-                raise AlreadyRunning(f"++++++++++ {kind.shown} Task is Already Running")
+                raise AlreadyRunning(f"++++++++++ {kind.monai_label} Task is Already Running")
             self._put(job)
             self._changed.notify_all()
         self._forget(kind)

@@ -83,7 +83,7 @@ def test_what_keeps_a_series_away_is_told_and_it_opens_when_that_is_over(
     for way, told in (
         (SLOW, "did not answer in time"),
         (CUT, "broke off"),
-        (DENIED, "does not let this server in (401)"),
+        (DENIED, "denies this server access (401)"),
     ):
         before.way = way
         assert told in viewer.press("again")

@@ -93,14 +93,14 @@ def test_a_list_that_changed_is_followed_and_nothing_is_made_twice(tmp_path, dat
 @pytest.mark.parametrize(
     ("listed", "said"),
     [
-        ([{"image": "nothing.nii.gz"}], "'nothing.nii.gz', which is not there"),
-        ([{"image": "ct.nii.gz", "label": "no.nii.gz"}], "'no.nii.gz', which is not there"),
+        ([{"image": "nothing.nii.gz"}], "'nothing.nii.gz', which does not exist"),
+        ([{"image": "ct.nii.gz", "label": "no.nii.gz"}], "'no.nii.gz', which does not exist"),
         ({"training": []}, "lists no images"),
-        ([{"image": 3}], "an image is a path or a list of paths"),
-        ([four("p1", id="a"), four("p2", id="a")], "would be 'a': give each an"),
+        ([{"image": 3}], "an image must be a path or a list of paths"),
+        ([four("p1", id="a"), four("p2", id="a")], "would have the id 'a': give each an"),
         ([four("p1", id="../a")], "not a valid name"),
-        ([{"image": ["ct.nii.gz", "moved.nii.gz"]}], "do not lie on one grid"),
-        ([{"image": "list.json"}], "no image that can be read here"),
+        ([{"image": ["ct.nii.gz", "moved.nii.gz"]}], "do not lie on one voxel grid"),
+        ([{"image": "list.json"}], "not a supported image"),
     ],
 )
 def test_a_list_that_cannot_be_served_says_why(tmp_path, data, listed, said):
@@ -114,5 +114,5 @@ def test_the_command_takes_a_list_for_its_studies(tmp_path, data):
     path = write(tmp_path, [four("p1")])
     assert settings({"studies": path, "port": 0}).studies == tmp_path / "data" / "list.studies"
     path.write_text("{")
-    with pytest.raises(WrongUsage, match=r"--studies: list.json is no JSON"):
+    with pytest.raises(WrongUsage, match=r"--studies: list.json cannot be read as JSON"):
         settings({"studies": path, "port": 0})

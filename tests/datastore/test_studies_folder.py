@@ -122,7 +122,7 @@ def test_names_that_cannot_be_ids_are_skipped_and_not_logged(
     (studies / ".hidden.nii.gz").write_bytes(b"x")
     with caplog.at_level(logging.WARNING, logger="rayapp"):
         assert len(open_store(studies).image_ids()) == 3
-    assert "1 images have names" in caplog.text
+    assert "skipped 1 images whose names" in caplog.text
     assert "DOE" not in caplog.text
 
 

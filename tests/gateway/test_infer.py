@@ -157,7 +157,7 @@ def test_a_prediction_is_kept_when_asked_for(gateway: Served):
         ("image=ct_a", {"result_extension": [".nrrd"]}, 400, "result_extension must be one of"),
         ("image=ct_a", {"save_label": True, "label_tag": "../../x"}, 400, "label_tag '../../x' is not a valid name"),
         ("image=ct_a&output=box", {"save_label": True}, 400, "save_label does not go with output=box"),
-        ("image=ct_a&output=dicom_seg", "{}", 400, "no DICOM series"),
+        ("image=ct_a&output=dicom_seg", "{}", 400, "not a DICOM series"),
         ("image=ct_a&output=tiff", "{}", 422, "output"),
         ("session_id=../../x", "{}", 404, "no session"),
     ],

@@ -173,6 +173,6 @@ def test_labels_are_there_or_not_and_can_be_deleted(gateway: Served, tmp_path: P
     for _ in range(2):
         assert gateway.send("DELETE", "/datastore/label?id=ct_a&tag=brief").json() == {}
     assert gateway.send("HEAD", "/datastore/label?image=ct_a&tag=brief").status_code == 404
-    assert "no label 'brief'" in gateway.get("/datastore/label?label=ct_a&tag=brief").json()["detail"]
+    assert "no label under tag 'brief'" in gateway.get("/datastore/label?label=ct_a&tag=brief").json()["detail"]
     assert gateway.send("DELETE", "/datastore/label?id=ct_a").status_code == 422
     assert gateway.get("/datastore/label?label=ct_a").status_code == 422
