@@ -21,8 +21,8 @@ from skimage.measure import approximate_polygon, find_contours
 from benchmarks.scribbles import strokes
 from rayapp.apps.radiology.main import SHIPPED, scribbles, shipped_card
 from rayapp.geometry import Orientation, spacing
+from rayapp.imaging.overlay import COLOURS, OPACITY
 from rayapp.imaging.phantom import phantom
-from rayapp.imaging.picture import COLOURS, OPACITY
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Point, Prompts
 from rayapp.inference.methods.deepedit import DeepEditTask

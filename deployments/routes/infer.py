@@ -21,9 +21,9 @@ from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks, author_of, check_image, to_store
 from rayapp.errors import BadRequest
-from rayapp.imaging.dicom_seg import Maker, encode
+from rayapp.imaging.dicom_seg import Provenance, encode
+from rayapp.imaging.label_names import entries_of, with_names
 from rayapp.imaging.reader import EXTENSIONS, read_segmentation
-from rayapp.imaging.segments import entries_of, named
 from rayapp.models.store import sha256_of
 from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, PARAMS_HEADER, Output, Role, checked_name
 from rayapp.protocol import Path as Route
@@ -115,15 +115,15 @@ async def _dicom_seg(
 
     def encoded(mask: bytes) -> bytes:
         staged.write_bytes(mask)
-        label = named(read_segmentation(staged, max_bytes=services.settings.max_volume), info)
-        maker = Maker(
+        label = with_names(read_segmentation(staged, max_bytes=services.settings.max_volume), info)
+        provenance = Provenance(
             model=call.model,
             version=str(reply.params.get("model_version") or "1"),
             corrected=call.mask is not None or any(_is_points(value) for value in call.params.values()),
             description=call.model,
             entries=entries_of(info),
         )
-        return encode(label, instances, kind=kind, maker=maker)
+        return encode(label, instances, kind=kind, provenance=provenance)
 
     try:
         body = await checks.run(encoded, reply.body)

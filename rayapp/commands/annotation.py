@@ -116,13 +116,13 @@ def _names(result: InferResult) -> dict[str, int]:
 
 
 def _draw(client: Client, file: Path | None, image: str, labels: Any, names: dict[str, int], to: Path) -> None:
-    from rayapp.imaging.picture import picture
+    from rayapp.imaging.overlay import mask_overlay
     from rayapp.imaging.reader import read_volume
 
     with tempfile.TemporaryDirectory(prefix="rayapp-") as folder:
         source = file or client.download_image(image, Path(folder))
         volume = read_volume(source, max_bytes=MAX_BYTES)
-    picture(volume, labels, names).save(to)
+    mask_overlay(volume, labels, names).save(to)
 
 
 def next_image(

@@ -55,7 +55,7 @@ def score(
 
 def _draw(client: Client, method: str, to: Path) -> str:
     """Draw the image with the highest entropy; its id."""
-    from rayapp.imaging.picture import heat
+    from rayapp.imaging.overlay import heatmap
     from rayapp.imaging.reader import read_segmentation, read_volume
 
     infos = {image: found["image"]["info"] for image, found in client.document()["objects"].items()}
@@ -66,5 +66,5 @@ def _draw(client: Client, method: str, to: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="rayapp-") as folder:
         volume = read_volume(client.download_image(image, Path(folder)), max_bytes=MAX_BYTES)
         levels = read_segmentation(client.uncertainty(method, image, Path(folder)), max_bytes=MAX_BYTES)
-    heat(volume, levels.array).save(to)
+    heatmap(volume, levels.array).save(to)
     return image

@@ -31,9 +31,9 @@ from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.pacs_labels import ArchivedLabels
 from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
 from rayapp.errors import ArchiveAway, Busy, Disabled, NotFound, RayappError
-from rayapp.imaging.dicom_seg import Maker, encode
+from rayapp.imaging.dicom_seg import Provenance, encode
+from rayapp.imaging.label_names import entries_of, with_names
 from rayapp.imaging.reader import read_grid, read_segmentation
-from rayapp.imaging.segments import entries_of, named
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.protocol import FINAL, ORIGINAL
 
@@ -294,9 +294,11 @@ class DicomwebDatastore(LocalDatastore):
     def _encoded(self, image_id: str, revision: Revision) -> pydicom.Dataset:
         """The revision as a DICOM SEG object on the series' frame of reference."""
         instances = self.instances(image_id)
-        label = named(read_segmentation(revision.path, max_bytes=self._max_volume, ext=revision.ext), revision.info)
+        label = with_names(
+            read_segmentation(revision.path, max_bytes=self._max_volume, ext=revision.ext), revision.info
+        )
         model = str(revision.info.get("model") or "")
-        maker = Maker(
+        provenance = Provenance(
             model=model,
             version=revision.model_version or "1",
             corrected=True,
@@ -304,7 +306,7 @@ class DicomwebDatastore(LocalDatastore):
             identity=f"{image_id} {revision.number} {revision.id}",
             entries=entries_of(revision.info),
         )
-        return pydicom.dcmread(BytesIO(encode(label, instances, kind=self._kind, maker=maker)))
+        return pydicom.dcmread(BytesIO(encode(label, instances, kind=self._kind, provenance=provenance)))
 
     def _note(self, image_id: str, sha: str, info: Info) -> None:
         """Record the outcome for a revision in the label's info, if it is still the current label."""

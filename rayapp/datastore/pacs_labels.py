@@ -19,7 +19,7 @@ from pathlib import Path
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.pacs import PacsClient, SegSeries
 from rayapp.errors import Unreadable
-from rayapp.imaging.dicom_seg import MANUFACTURER, Overlapping, flattened, read_masks, read_segmentation
+from rayapp.imaging.dicom_seg import MANUFACTURER, OverlappingSegments, flatten, read_masks, read_segmentation
 from rayapp.imaging.volume import Grid, Segmentation
 from rayapp.protocol import FINAL, ORIGINAL
 
@@ -92,8 +92,8 @@ class ArchivedLabels:
             path.write_bytes(instances[0])
             try:
                 return read_segmentation(path, grid, max_bytes=self._max_bytes), {}
-            except Overlapping:
-                return flattened(read_masks(path, grid, max_bytes=self._max_bytes)), {OVERLAPPING: True}
+            except OverlappingSegments:
+                return flatten(read_masks(path, grid, max_bytes=self._max_bytes)), {OVERLAPPING: True}
 
 
 def _tag(seg: SegSeries) -> str:

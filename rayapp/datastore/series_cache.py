@@ -21,7 +21,7 @@ from rayapp.datastore.commit import sync
 from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.revisions import delete
 from rayapp.errors import ArchiveAway, Busy, TooLarge
-from rayapp.imaging import dicom, nifti
+from rayapp.imaging import dicom_series, nifti
 
 RETRIEVALS = 4
 """Series retrieved concurrently; further ones are queued."""
@@ -108,20 +108,20 @@ class SeriesCache:
         if self.path(series).exists():
             return
         if self.instances(series).exists():  # retrieved before, but the volume could not be made
-            self._convert(dicom.stack(self.instances(series)), self._root / series)
+            self._convert(dicom_series.read_slices(self.instances(series)), self._root / series)
         else:
             part = self._root / f".{uuid.uuid4().hex}"
             try:
                 parsed = self._write(study, series, part / INSTANCES)
                 try:
-                    self._convert(dicom.stacked_up(piece for one in parsed for piece in one.result()), part)
+                    self._convert(dicom_series.sort_slices(piece for one in parsed for piece in one.result()), part)
                 finally:  # also if it is not a volume, so that it is not retrieved again
                     part.rename(self._root / series)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         self._make_room(series)
 
-    def _write(self, study: str, series: str, target: Path) -> list[Future[list[dicom.Slice]]]:
+    def _write(self, study: str, series: str, target: Path) -> list[Future[list[dicom_series.Slice]]]:
         """Write every instance of the series to a file; raises ArchiveAway if any is missing. Returns the slices of
         each.
 
@@ -133,7 +133,7 @@ class SeriesCache:
             listed = pool.submit(self._pacs.instances, study, series)
             received: set[str] = set()
             written: list[Future[None]] = []
-            parsed: list[Future[list[dicom.Slice]]] = []
+            parsed: list[Future[list[dicom_series.Slice]]] = []
             for instance, data in self._pacs.retrieve(study, series):
                 received.add(str(instance.get("SOPInstanceUID")))
                 size += len(data)
@@ -143,7 +143,7 @@ class SeriesCache:
                 written.append(pool.submit(_keep, file, data))
                 if len(written) > AHEAD:  # bounds the part of the series held in memory
                     written[-1 - AHEAD].result()
-                parsed.append(pool.submit(dicom.slices_of, instance, file))
+                parsed.append(pool.submit(dicom_series.slices_of, instance, file))
             expected = listed.result()
             if received - expected or len(written) > len(received):
                 raise ArchiveAway("the DICOM archive sent instances that it does not list: the series may be changing")
@@ -157,9 +157,9 @@ class SeriesCache:
         sync(target)
         return parsed
 
-    def _convert(self, slices: list[dicom.Slice], home: Path) -> None:
+    def _convert(self, slices: list[dicom_series.Slice], home: Path) -> None:
         """Write the volume of these slices into the series' folder."""
-        volume = dicom.volume_of(slices, max_bytes=self._max_volume)
+        volume = dicom_series.volume_from_slices(slices, max_bytes=self._max_volume)
         part = home / f".{VOLUME[:-4]}.part.nii"
         nifti.write_volume(volume, part)
         sync(part)

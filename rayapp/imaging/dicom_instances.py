@@ -1,10 +1,10 @@
-"""Volumes as DICOM instances, made on demand, for viewers that read nothing else.
+"""Volumes as DICOM instances, generated on demand for viewers that read only DICOM.
 
-A series' voxels are those of its image: columns run along i, rows along j, slices along k. DICOM counts slices along
-row x column, so an image whose axes are left-handed is shown with k reversed (`Stack.flipped`); nothing is resampled.
-Values are the image's where whole numbers of 16 bits hold them, else 65,536 steps between its least and its greatest.
-UIDs are digests of the image's id: the same everywhere and always, and nothing can be read from them. Pure functions
-but for `write` and `read`; safe from any thread.
+A series' voxels are those of its image: columns run along i, rows along j, slices along k. DICOM orders slices along
+row x column, so an image with left-handed axes gets its k reversed (`Stack.flipped`); nothing is resampled. Values are
+stored exactly if they are whole numbers that fit 16 bits, else quantised to 65,536 steps between the image's minimum
+and maximum. UIDs are hashes of the image's id: they are stable and reveal nothing. Pure functions except `write`,
+`read` and `frame`; thread-safe.
 """
 
 from __future__ import annotations
@@ -27,38 +27,47 @@ from rayapp.geometry import Affine, is_orthogonal, ras_to_lps, spacing
 from rayapp.imaging.volume import Grid, Volume
 
 ROOT = PYDICOM_ROOT_UID
-"""How all UIDs made here begin."""
-VOXELS, ABOUT = "voxels.nii", "stack.json"
+"""Prefix of all UIDs generated here."""
+VOXELS, DESCRIPTION = "voxels.nii", "stack.json"
 _HEADER = 352  # bytes before the voxels of a NIfTI-1 file
-_SAMPLED = 200_000  # voxels that are looked at for the window
+_SAMPLED = 200_000  # voxels sampled for the window
 _HOUNSFIELD_AIR = -400
 
 Voxels = npt.NDArray[np.integer[Any]]
-"""(I, J, K), int16 or uint16."""
+"""Shape (I, J, K), int16 or uint16."""
 Level = Literal["study", "series", "instance"]
 
 
 def uid_of(level: Level, image_id: str, number: int = 0) -> str:
-    """The UID of an image's study or series, or of its slice `number`."""
+    """UID of the study or series of an image, or of its slice `number`."""
     return str(generate_uid(ROOT, entropy_srcs=["rayapp", "\0", level, "\0", image_id, "\0", str(number)]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """An image as a series: its grid with slices in DICOM's order, and how stored values become the image's."""
+    """An image as a DICOM series: its grid in DICOM's slice order, and the rescaling of its stored values.
+
+    Attributes:
+        image_id: id of the image.
+        shape: columns, rows and slices.
+        affine: index to RAS mm; right-handed.
+        flipped: True if slice k of the series is slice K - 1 - k of the image.
+        signed: True if stored values are int16, False for uint16.
+        slope: Rescale Slope: value = slope * stored + intercept.
+        intercept: Rescale Intercept.
+        modality: CT if values look like Hounsfield units, else MR.
+        window: centre and width of the default window, in the image's values.
+    """
 
     image_id: str
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]
-    """Index to RAS millimetres, right-handed."""
     flipped: bool
-    """Slice k here is slice K - 1 - k of the image."""
     signed: bool
     slope: float
     intercept: float
     modality: Literal["CT", "MR"]
     window: tuple[float, float]
-    """Centre and width."""
 
     @property
     def grid(self) -> Grid:
@@ -66,17 +75,17 @@ class Stack:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one slice."""
+        """Size of one slice in bytes."""
         return self.shape[0] * self.shape[1] * 2
 
 
 def stack_of(volume: Volume, image_id: str) -> tuple[Stack, Voxels]:
-    """The image's first channel as a series; the voxels (I, J, K) are a view where they can be.
+    """The image's first channel as a series, and its stored values (a view where possible).
 
-    Raises Unreadable for a sheared grid, which DICOM cannot say.
+    Raises Unreadable for a sheared grid, which DICOM cannot represent.
     """
     if not is_orthogonal(volume.affine):
-        raise Unreadable("the image's axes are not at right angles (shear): it cannot be shown as DICOM; resample it")
+        raise Unreadable("the image's axes are not orthogonal (shear), which DICOM cannot represent: resample it")
     array, affine = volume.array[0], volume.affine
     flipped = bool(np.linalg.det(affine[:3, :3]) < 0)
     if flipped:
@@ -107,7 +116,7 @@ def _reversed(affine: Affine, slices: int) -> Affine:
 
 
 def _stored(array: npt.NDArray[Any]) -> tuple[Voxels, float, float]:
-    """16-bit values, and the slope and intercept that make them the image's."""
+    """16-bit stored values, and the slope and intercept that map them to the image's values."""
     finite = array if array.dtype.kind in "biu" else np.nan_to_num(array, nan=float(np.nanmin(array)))
     low, high = float(finite.min()), float(finite.max())
     whole = array.dtype.kind in "biu" or bool((finite == np.rint(finite)).all())
@@ -120,29 +129,29 @@ def _stored(array: npt.NDArray[Any]) -> tuple[Voxels, float, float]:
 
 
 def write(folder: Path, stack: Stack, voxels: Voxels) -> None:
-    """Keep a series in an empty folder: the voxels as NIfTI on the stack's grid, and what is known of them."""
+    """Write a series into an empty folder: the voxels as NIfTI on the stack's grid, and its description."""
     image = nibabel.Nifti1Image(voxels, np.array(stack.affine))
     image.header.set_slope_inter(stack.slope, stack.intercept)
     image.to_filename(folder / VOXELS)
-    (folder / ABOUT).write_text(json.dumps(dataclasses.asdict(stack)))
+    (folder / DESCRIPTION).write_text(json.dumps(dataclasses.asdict(stack)))
 
 
 def read(folder: Path) -> Stack:
-    """What `write` kept. Raises FileNotFoundError."""
-    known = json.loads((folder / ABOUT).read_text())
-    tuples = {"shape": tuple(known["shape"]), "window": tuple(known["window"])}
-    return Stack(**{**known, **tuples, "affine": tuple(tuple(row) for row in known["affine"])})
+    """The stack that `write` stored. Raises FileNotFoundError."""
+    fields = json.loads((folder / DESCRIPTION).read_text())
+    tuples = {"shape": tuple(fields["shape"]), "window": tuple(fields["window"])}
+    return Stack(**{**fields, **tuples, "affine": tuple(tuple(row) for row in fields["affine"])})
 
 
 def frame(folder: Path, stack: Stack, number: int) -> bytes:
-    """The stored values of slice `number`, little endian, rows of columns. Raises FileNotFoundError."""
+    """Stored values of slice `number`: little endian, row by row. Raises FileNotFoundError."""
     with (folder / VOXELS).open("rb") as file:
         file.seek(_HEADER + number * stack.frame_bytes)
         return file.read(stack.frame_bytes)
 
 
 def study_dataset(image_id: str) -> Dataset:
-    """The attributes of an image's study that are known without its voxels. Its patient is the image's id."""
+    """Attributes of an image's study that do not depend on its voxels. PatientName and PatientID are the image's id."""
     dataset = Dataset()
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.StudyInstanceUID = uid_of("study", image_id)
@@ -155,7 +164,7 @@ def study_dataset(image_id: str) -> Dataset:
 
 
 def series_dataset(stack: Stack) -> Dataset:
-    """The attributes that all slices share."""
+    """Attributes that all instances share."""
     dataset = study_dataset(stack.image_id)
     dataset.SOPClassUID = CTImageStorage if stack.modality == "CT" else MRImageStorage
     dataset.Modality = stack.modality
@@ -180,17 +189,17 @@ def series_dataset(stack: Stack) -> Dataset:
 
 
 def instance_datasets(stack: Stack) -> list[Dataset]:
-    """Every slice without its pixels, in order."""
+    """All instances without pixel data, in slice order."""
     shared, lps = series_dataset(stack), ras_to_lps(np.array(stack.affine))
-    made = []
+    instances = []
     for number in range(stack.shape[2]):
         dataset = Dataset()
         dataset.update(shared)
         dataset.SOPInstanceUID = uid_of("instance", stack.image_id, number)
         dataset.InstanceNumber = number + 1
         dataset.ImagePositionPatient = _numbers(lps[:3, 3] + number * lps[:3, 2])
-        made.append(dataset)
-    return made
+        instances.append(dataset)
+    return instances
 
 
 def _numbers(values: Any) -> list[DSfloat]:

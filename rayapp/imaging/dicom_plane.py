@@ -1,7 +1,7 @@
-"""Plane: where one DICOM frame lies in the patient, and stacks of them.
+"""Plane: position and orientation of one DICOM frame in the patient, and stacks of frames.
 
-Geometry of single frames: DICOM PS3.3 C.7.6.2 (Image Plane); of the frames of enhanced objects and segmentations:
-C.7.6.16 (functional groups). Functions are pure; positions and directions are in LPS millimetres as in the files.
+Single-frame objects follow the Image Plane module (DICOM PS3.3 C.7.6.2), frames of enhanced objects and segmentations
+the functional groups (C.7.6.16). Pure functions; positions and directions are in LPS mm, as in the files.
 """
 
 from __future__ import annotations
@@ -17,16 +17,24 @@ from pydicom.dataset import Dataset
 from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_sane, ras_to_lps
 
-_UNEVEN = 0.1  # of a slice's distance: how far a slice may lie from where even spacing puts it
-_ANGLED = 1e-3  # how far direction cosines within a series may differ
-_TILTED = 1e-2  # radians between the stack and its normal: beyond, it is gantry tilt
+_MAX_UNEVENNESS = 0.1  # deviation of a slice from even spacing, as a fraction of that spacing
+_MAX_DEVIATION = 1e-3  # of direction cosines and of relative pixel spacing within a series
+_MAX_TILT = 1e-2  # radians between the stacking direction and the normal; more is gantry tilt
 
 Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plane:
-    """One frame: the centre of its first pixel, the directions of its rows and columns, its pixels' sizes."""
+    """The plane of one frame: centre of its first pixel, directions of its rows and columns, pixel spacing.
+
+    Attributes:
+        position: ImagePositionPatient, LPS mm.
+        row: unit vector along a row, in the direction of increasing column index.
+        column: unit vector along a column, in the direction of increasing row index.
+        spacing: PixelSpacing: mm between rows, then between columns.
+        thickness: mm to the next plane: SpacingBetweenSlices, else SliceThickness, else 1.
+    """
 
     position: Vector
     row: Vector
@@ -36,12 +44,14 @@ class Plane:
 
     @property
     def normal(self) -> Vector:
-        """Row x column: the way in which slices are counted."""
+        """Row x column: the direction in which slices are counted."""
         normal: Vector = np.cross(self.row, self.column)
         return normal
 
     def affine(self, step: Vector) -> Affine:
-        """Index (column, row, plane) to RAS mm, for planes that follow each other by `step`. Raises Unreadable."""
+        """Index (column, row, plane) to RAS mm, for planes that follow each other by the vector `step`. Raises
+        Unreadable.
+        """
         between_rows, between_columns = self.spacing
         lps = np.eye(4)
         lps[:3, 0], lps[:3, 1] = self.row * between_columns, self.column * between_rows
@@ -51,8 +61,8 @@ class Plane:
         return ras_to_lps(lps)
 
 
-def places(dataset: Dataset) -> list[list[Dataset]]:
-    """For each frame, where its attributes are to be looked for, first come first.
+def frame_datasets(dataset: Dataset) -> list[list[Dataset]]:
+    """For each frame, the datasets that hold its attributes, in order of precedence.
 
     Raises Unreadable for a multi-frame object that does not describe each of its frames.
     """
@@ -60,42 +70,44 @@ def places(dataset: Dataset) -> list[list[Dataset]]:
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
     if frames is None:
         if count > 1:
-            raise Unreadable("a multi-frame DICOM file says no positions of its frames: it cannot be read as a volume")
+            raise Unreadable("a multi-frame DICOM file lacks the positions of its frames: it is not a volume")
         return [[dataset]]
     if len(frames) != count:
-        raise Unreadable(f"a DICOM file describes {len(frames)} of its {count} frames")
+        raise Unreadable(f"a DICOM file describes only {len(frames)} of its {count} frames")
     shared = _macros(dataset.get("SharedFunctionalGroupsSequence") or [])
     return [[*_macros([frame]), *shared, dataset] for frame in frames]
 
 
 def _macros(groups: Sequence[Dataset]) -> list[Dataset]:
-    """The functional group macros: each is a sequence of one item."""
+    """The functional group macros; each is a sequence with one item."""
     return [item for group in groups for element in group if element.VR == "SQ" for item in element.value[:1]]
 
 
-def plane(places: Sequence[Dataset]) -> Plane:
-    """The plane of a frame. Raises Unreadable if it is not described, or not by sane numbers."""
+def read_plane(places: Sequence[Dataset]) -> Plane:
+    """The plane of a frame. Raises Unreadable if its attributes are missing or invalid."""
     cosines = _numbers(places, "ImageOrientationPatient", 6).reshape(2, 3)
     lengths = np.linalg.norm(cosines, axis=1)
     if np.abs(lengths - 1).max() > 0.01 or abs(float(cosines[0] @ cosines[1])) > 0.01:
-        raise Unreadable("a slice's ImageOrientationPatient is not two unit vectors at a right angle")
+        raise Unreadable("a slice's ImageOrientationPatient is not two orthogonal unit vectors")
     row, column = cosines / lengths[:, None]
     return Plane(
         position=_numbers(places, "ImagePositionPatient", 3),
         row=row,
         column=column,
         spacing=_numbers(places, "PixelSpacing", 2),
-        thickness=abs(float(found(places, "SpacingBetweenSlices") or found(places, "SliceThickness") or 1.0)),
+        thickness=abs(
+            float(first_value(places, "SpacingBetweenSlices") or first_value(places, "SliceThickness") or 1.0)
+        ),
     )
 
 
-def found(places: Sequence[Dataset], keyword: str) -> Any:
-    """The attribute's value where it is found first; None where it is nowhere."""
+def first_value(places: Sequence[Dataset], keyword: str) -> Any:
+    """The attribute's value in the first dataset that has it; None if none has."""
     return next((place[keyword].value for place in places if keyword in place), None)
 
 
 def _numbers(places: Sequence[Dataset], keyword: str, count: int) -> Vector:
-    value = found(places, keyword)
+    value = first_value(places, keyword)
     numbers = np.array([] if value is None else [float(number) for number in value])
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise Unreadable(f"a slice's {keyword} is missing or not {count} numbers")
@@ -103,22 +115,25 @@ def _numbers(places: Sequence[Dataset], keyword: str, count: int) -> Vector:
 
 
 def check_parallel(planes: Sequence[Plane]) -> None:
-    """Raise Unreadable unless all planes have the same spacing and the same directions."""
+    """Raise Unreadable unless all planes have the same pixel spacing and orientation."""
     first = planes[0]
-    if any(np.abs(np.subtract(piece.spacing, first.spacing)).max() > _ANGLED * first.spacing.min() for piece in planes):
-        raise Unreadable("the slices of the series differ in pixel spacing")
-    if any(np.abs([piece.row - first.row, piece.column - first.column]).max() > _ANGLED for piece in planes):
+    if any(
+        np.abs(np.subtract(piece.spacing, first.spacing)).max() > _MAX_DEVIATION * first.spacing.min()
+        for piece in planes
+    ):
+        raise Unreadable("the slices of the series differ in pixel spacing: split the series")
+    if any(np.abs([piece.row - first.row, piece.column - first.column]).max() > _MAX_DEVIATION for piece in planes):
         raise Unreadable("the slices of the series are not parallel: remove the localizer, or split the series")
 
 
-def stacked(planes: Sequence[Plane]) -> Affine:
-    """The affine of planes in order of their position along the normal: an even, straight stack. Raises Unreadable."""
+def stack_affine(planes: Sequence[Plane]) -> Affine:
+    """The affine of an even, straight stack of planes in order of position along the normal. Raises Unreadable."""
     first = planes[0]
     return first.affine(first.normal * _distance(planes))
 
 
 def _distance(planes: Sequence[Plane]) -> float:
-    """Millimetres from one slice to the next; refuses what is no even stack along the normal."""
+    """Millimetres between neighbouring slices. Raises Unreadable for a stack that is uneven or not along the normal."""
     normal = planes[0].normal
     if len(planes) == 1:
         return planes[0].thickness
@@ -126,10 +141,10 @@ def _distance(planes: Sequence[Plane]) -> float:
     along = positions @ normal
     step = (positions[-1] - positions[0]) / (len(planes) - 1)
     length = float(np.linalg.norm(step))
-    if np.diff(along).min() <= _ANGLED * length:
-        raise Unreadable("two slices of the series lie at the same position: keep one phase or echo per folder")
-    if np.abs(along - np.linspace(along[0], along[-1], len(planes))).max() > _UNEVEN * length:
+    if np.diff(along).min() <= _MAX_DEVIATION * length:
+        raise Unreadable("two slices of the series have the same position: keep one phase or echo per folder")
+    if np.abs(along - np.linspace(along[0], along[-1], len(planes))).max() > _MAX_UNEVENNESS * length:
         raise Unreadable("the slices of the series are not evenly spaced: one is missing, or the spacing changes")
-    if np.linalg.norm(step - normal * (step @ normal)) > _TILTED * length:
+    if np.linalg.norm(step - normal * (step @ normal)) > _MAX_TILT * length:
         raise Unreadable("the slices of the series do not stack along their normal (gantry tilt): resample it first")
     return length

@@ -1,8 +1,8 @@
-"""Terms: the coded category and type of a structure, from the name that an annotator gave it (DICOM PS3.3 C.8.20.4).
+"""Coded terms of a segment: category and type of a structure, from the name that an annotator gave it.
 
-Names that the standard's own context groups know (PS3.16 CID 7192 anatomical structures, CID 7194 morphologically
-abnormal structures) get their SNOMED CT code, with `left` or `right` as its modifier; any other gets a code of a
-private scheme, which says what it is and is the same in every file.
+Names in the standard's context groups (DICOM PS3.16 CID 7192 anatomical structures, CID 7194 morphologically abnormal
+structures) get their SNOMED CT code, with `left` or `right` as its modifier. Any other name gets a code of a private
+scheme whose meaning is the name; the code is the same in every file. See DICOM PS3.3 C.8.20.4.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SYNONYMS = {"Tumor": "Neoplasm", "Tumour": "Neoplasm"}
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a segment is."""
+    """Coded description of a segment: property category, property type and laterality."""
 
     category: CodedConcept
     type: CodedConcept
@@ -33,19 +33,26 @@ class Terms:
 
 
 def terms_of(name: str, entry: Mapping[str, Any] | None = None) -> Terms:
-    """The terms of a name; `entry` may bring them in DICOM's words, as an entry of `label_info` does:
-    `SegmentedPropertyCategoryCodeSequence` and `SegmentedPropertyTypeCodeSequence` of `CodeValue`,
-    `CodingSchemeDesignator` and `CodeMeaning`. Raises BadRequest if these are incomplete."""
-    found = _looked_up(name)
-    given = entry or {}
+    """The terms of a structure.
+
+    Args:
+        name: the structure's name.
+        entry: its entry of `label_info`, which may give the terms explicitly as `SegmentedPropertyCategoryCodeSequence`
+            and `SegmentedPropertyTypeCodeSequence`, each with `CodeValue`, `CodingSchemeDesignator` and `CodeMeaning`.
+
+    Raises:
+        BadRequest: if a given code is incomplete.
+    """
+    default = _look_up(name)
+    explicit = entry or {}
     return Terms(
-        category=_given(given, "SegmentedPropertyCategoryCodeSequence") or found.category,
-        type=_given(given, "SegmentedPropertyTypeCodeSequence") or found.type,
-        side=None if "SegmentedPropertyTypeCodeSequence" in given else found.side,
+        category=_explicit(explicit, "SegmentedPropertyCategoryCodeSequence") or default.category,
+        type=_explicit(explicit, "SegmentedPropertyTypeCodeSequence") or default.type,
+        side=None if "SegmentedPropertyTypeCodeSequence" in explicit else default.side,
     )
 
 
-def _given(entry: Mapping[str, Any], keyword: str) -> CodedConcept | None:
+def _explicit(entry: Mapping[str, Any], keyword: str) -> CodedConcept | None:
     value = entry.get(keyword)
     if value is None:
         return None
@@ -56,7 +63,7 @@ def _given(entry: Mapping[str, Any], keyword: str) -> CodedConcept | None:
         raise BadRequest(f"{keyword} needs CodeValue, CodingSchemeDesignator and CodeMeaning") from None
 
 
-def _looked_up(name: str) -> Terms:
+def _look_up(name: str) -> Terms:
     words = name.replace("_", " ").replace("-", " ").lower().split()
     sides = [word for word in words if word in _SIDES]
     keyword = "".join(word.capitalize() for word in words if word not in _SIDES)

@@ -1,4 +1,4 @@
-"""The wire form of a label map for our own clients: the changed box, as packed bits.
+"""Wire format of a label map for our own clients: the changed box as packed bits.
 
 Little endian, byte by byte:
 
@@ -7,12 +7,12 @@ Little endian, byte by byte:
     5   1   number of bit planes P, 0 to 16 (0: nothing changed, no payload)
     6   12  full shape I, J, K (three uint32, each at most 65536)
     18  12  lower corner of the box i, j, k (three uint32)
-    30  12  size of the box along i, j, k (three uint32; all 0 when P is 0, else none)
+    30  12  size of the box along i, j, k (three uint32; all 0 when P is 0, otherwise none is)
     42  4   number of payload bytes that follow (uint32)
     46      payload: zlib stream of P planes, lowest bit first; each plane is the box's voxels, i fastest, one bit each,
             the first voxel in the lowest bit of the first byte, padded with zero bits to a whole byte
 
-Voxels outside the box are those of the mask that the receiver has (zeros at the beginning).
+Voxels outside the box keep the values of the receiver's previous mask (initially zero).
 """
 
 from __future__ import annotations
@@ -33,19 +33,25 @@ _HEAD = struct.Struct("<4sBB3I3I3II")
 _MAGIC, _VERSION, _MAX_PLANES = b"RMSK", 1, 16
 _MAX_AXIS = 1 << 16
 _SLAB = 8
-"""Planes of voxels packed at a time; with eight of them a slab is a whole number of bytes."""
+"""Slices packed at a time; eight slices always make up a whole number of bytes."""
 
 Mask = npt.NDArray[Any]
 
 
 def encode(labels: Mask, previous: Mask | None = None) -> bytes:
-    """Encode an unsigned (I, J, K) label map, or what changed in it since `previous` (None: zeros).
+    """Encode a label map, or the part of it that differs from `previous`.
 
-    Fastest when both have i fastest in memory. Raises ValueError for another number of axes, a signed type, values
-    over 65535 or another shape of `previous`.
+    Fastest when both arrays have i fastest in memory.
+
+    Args:
+        labels: shape (I, J, K), unsigned integers up to 65535.
+        previous: the mask that the receiver has, of the same shape; None for zeros.
+
+    Raises:
+        ValueError: for a signed type, another number of axes, larger values, or a `previous` of another shape.
     """
     if labels.ndim != 3 or labels.dtype.kind not in "bu" or max(labels.shape) > _MAX_AXIS:
-        raise ValueError(f"a mask has three axes and an unsigned type, not {labels.shape} of {labels.dtype}")
+        raise ValueError(f"a mask must have three axes and an unsigned type, not {labels.shape} of {labels.dtype}")
     if previous is not None and previous.shape != labels.shape:
         raise ValueError(f"the previous mask has shape {previous.shape}, not {labels.shape}")
     voxels = raster(labels)
@@ -56,7 +62,7 @@ def encode(labels: Mask, previous: Mask | None = None) -> bytes:
     # A box of zeros (erased voxels) still needs one plane.
     planes = max(1, int(part.max()).bit_length())
     if planes > _MAX_PLANES:
-        raise ValueError(f"mask values go up to 65535, not {int(part.max())}")
+        raise ValueError(f"mask values must not exceed 65535: found {int(part.max())}")
     payload = deflated(_packed(part, planes).ravel())
     corner = (s.start for s in box[::-1])
     size = (s.stop - s.start for s in box[::-1])
@@ -64,13 +70,19 @@ def encode(labels: Mask, previous: Mask | None = None) -> bytes:
 
 
 def decode(data: bytes, onto: Mask | None = None, *, max_bytes: int = 1 << 32) -> Mask:
-    """The label map: a copy of `onto` (None: zeros) with the box replaced; uint8, or uint16 when a value needs it.
+    """Decode a label map: a copy of `onto` with the box replaced.
 
-    i is fastest in its memory.
+    Args:
+        data: the encoded mask.
+        onto: the previous mask; None for zeros.
+        max_bytes: maximum size of the decoded mask.
+
+    Returns:
+        Shape (I, J, K), i fastest in memory; uint8, or uint16 when a value needs it.
 
     Raises:
-        Unreadable: if the bytes are not as specified, or `onto` has another shape.
-        TooLarge: if the mask would have more than `max_bytes` bytes.
+        Unreadable: if the data are invalid, or `onto` has another shape.
+        TooLarge: if the mask would exceed `max_bytes`.
     """
     if len(data) < _HEAD.size:
         raise Unreadable(f"a packed mask has at least {_HEAD.size} bytes, not {len(data)}")
@@ -79,11 +91,11 @@ def decode(data: bytes, onto: Mask | None = None, *, max_bytes: int = 1 << 32) -
     if magic != _MAGIC or version != _VERSION or planes > _MAX_PLANES:
         raise Unreadable("not a packed mask of version 1")
     if len(data) != _HEAD.size + length or (length if planes == 0 else 0 in size):
-        raise Unreadable(f"the packed mask's {len(data)} bytes do not agree with its header")
+        raise Unreadable(f"the packed mask's {len(data)} bytes do not match its header")
     if any(n > _MAX_AXIS for n in shape) or any(c + s > n for c, s, n in zip(corner, size, shape, strict=True)):
         raise Unreadable(f"a box of {size} at {corner} does not fit a mask of {shape}")
     if onto is not None and onto.shape != shape:
-        raise Unreadable(f"the mask has shape {shape}, the one it changes {onto.shape}")
+        raise Unreadable(f"the packed mask has shape {shape}, the previous mask {onto.shape}")
     dtype = np.dtype(np.uint8 if planes <= 8 else np.uint16)
     check_size(math.prod(shape) * dtype.itemsize, max_bytes)
     if onto is None:
@@ -97,16 +109,16 @@ def decode(data: bytes, onto: Mask | None = None, *, max_bytes: int = 1 << 32) -
 
 
 def to_text(labels: Mask) -> str:
-    """Encoded, for JSON: base64."""
+    """The encoded label map in base64, for JSON."""
     return base64.b64encode(encode(labels)).decode()
 
 
 def from_text(text: str, shape: tuple[int, int, int]) -> Mask:
-    """The label map of this shape. Raises Unreadable, TooLarge."""
+    """Decode a label map of this shape from base64. Raises Unreadable, TooLarge."""
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise Unreadable(f"a packed mask in text is base64: {error}") from None
+        raise Unreadable(f"the packed mask is not valid base64: {error}") from None
     labels = decode(data, max_bytes=2 * math.prod(shape))
     if labels.shape != shape:
         raise Unreadable(f"the packed mask has {labels.shape} voxels, its image {shape}")
@@ -114,8 +126,8 @@ def from_text(text: str, shape: tuple[int, int, int]) -> Mask:
 
 
 def _extent(changed: Mask) -> tuple[slice, slice, slice] | None:
-    """The smallest box of a C-contiguous array that holds all that is not zero."""
-    plane = np.bitwise_or.reduce(changed, axis=0)  # whole rows at a time: the fastest look over everything
+    """Bounding box of the non-zero elements of a C-contiguous array; None if there are none."""
+    plane = np.bitwise_or.reduce(changed, axis=0)  # whole rows at a time: the fastest way to scan the array
     second, third = _span(plane.any(axis=1)), _span(plane.any(axis=0))
     if second is None or third is None:
         return None
@@ -124,19 +136,19 @@ def _extent(changed: Mask) -> tuple[slice, slice, slice] | None:
 
 
 def _span(flags: npt.NDArray[np.bool_]) -> slice | None:
-    found = np.flatnonzero(flags)
-    return slice(int(found[0]), int(found[-1]) + 1) if found.size else None
+    indices = np.flatnonzero(flags)
+    return slice(int(indices[0]), int(indices[-1]) + 1) if indices.size else None
 
 
 def _packed(part: Mask, planes: int) -> npt.NDArray[np.uint8]:
-    """The bit planes (planes, bytes) of a box, a slab of it at a time, so that they stay in the processor's cache."""
+    """Bit planes of a box, shape (planes, bytes), packed slab by slab to stay within the processor's cache."""
     packed = np.empty((planes, -(-part.size // 8)), np.uint8)
     start = 0
     for first in range(0, len(part), _SLAB):
         slab = part[first : first + _SLAB].ravel()
         stop = start + -(-slab.size // 8)
         for bit, plane in enumerate(packed):
-            # packbits takes whatever is not zero for a one.
+            # packbits treats any non-zero value as one.
             plane[start:stop] = np.packbits(slab & slab.dtype.type(1 << bit), bitorder="little")
         start = stop
     return packed

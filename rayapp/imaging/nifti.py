@@ -1,8 +1,8 @@
-"""NIfTI-1 and NIfTI-2, single file, plain or gzipped, either byte order: read volumes and grids, write volumes
-and label maps.
+"""Single-file NIfTI-1 and NIfTI-2, plain or gzipped, in either byte order: read volumes and grids, write volumes and
+label maps.
 
-Follows https://nifti.nimh.nih.gov/nifti-1. Where the standard leaves a choice (which of two affines, none, units) a
-grid is what ITK, and so 3D Slicer, makes of it: a mask must lie where the annotator sees the image.
+Follows https://nifti.nimh.nih.gov/nifti-1. Where the standard leaves a choice (two affines, no affine, units), the grid
+is the one that ITK, and so 3D Slicer, uses: a mask must lie where the annotator sees the image.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Header:
 
 
 def write_volume(volume: Volume, path: Path) -> None:
-    """An image, uncompressed; channels are its fifth axis."""
+    """Write an image, uncompressed; its channels become the fifth axis."""
     array = volume.array[0] if volume.channels == 1 else np.moveaxis(volume.array, 0, -1)[..., np.newaxis, :]
     image = nibabel.Nifti1Image(array, volume.affine)
     image.header.set_xyzt_units("mm")
@@ -52,13 +52,13 @@ def write_volume(volume: Volume, path: Path) -> None:
 
 
 def read_grid(path: Path) -> Grid:
-    """The grid alone: reads the header only. Raises Unreadable."""
+    """The grid, from the header alone. Raises Unreadable."""
     with _payload(path) as payload:
         return _header(payload).grid
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
-    """The whole image; the axes after the third become channels, as do colours. Raises Unreadable, TooLarge."""
+    """The whole image; axes beyond the third, and colour samples, become channels. Raises Unreadable, TooLarge."""
     with _payload(path) as payload:
         header = _header(payload)
         slope, inter = _rescale(header.fields)
@@ -66,7 +66,7 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
         check_size(count * max(header.dtype.itemsize, 4 if slope is not None else 0), max_bytes)
         offset = float(header.fields["vox_offset"])
         if not header.length <= offset <= _MAX_OFFSET:
-            raise Unreadable(f"the NIfTI header's vox_offset {offset} is not sane")
+            raise Unreadable(f"the NIfTI header's vox_offset {offset} is invalid")
         payload.read(int(offset) - header.length)
         data = payload.read(count * header.dtype.itemsize)
         payload.end()
@@ -79,17 +79,17 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
 def encode(segmentation: Segmentation, dtype: np.dtype[Any]) -> npt.NDArray[np.uint8]:
     """The bytes of a little-endian NIfTI-1 file of a label map in `dtype`, with sform and qform set.
 
-    Raises Unreadable for a grid that NIfTI-1 cannot hold.
+    Raises Unreadable for a grid that NIfTI-1 cannot represent.
     """
     header = Nifti1Header(endianness="<")
     try:
         header.set_data_shape(segmentation.shape)
         header.set_data_dtype(dtype)
     except HeaderDataError as error:
-        raise Unreadable(f"a NIfTI file cannot hold this label map: {error}") from error
-    # A qform cannot hold a sheared grid; with code 0 no reader prefers it to the exact sform.
-    upright = is_orthogonal(segmentation.affine)
-    header.set_qform(segmentation.affine, code=_SCANNER if upright else 0, strip_shears=True)
+        raise Unreadable(f"NIfTI-1 cannot represent this label map: {error}") from error
+    # A qform cannot represent shear; with code 0 no reader prefers it to the exact sform.
+    orthogonal = is_orthogonal(segmentation.affine)
+    header.set_qform(segmentation.affine, code=_SCANNER if orthogonal else 0, strip_shears=True)
     header.set_sform(segmentation.affine, code=_SCANNER)
     header.set_xyzt_units("mm")
     header["magic"], header["vox_offset"], header["scl_slope"], header["scl_inter"] = b"n+1", 352, 1, 0
@@ -112,7 +112,7 @@ def _header(payload: Payload) -> _Header:
         if length in _SIZES:
             break
     else:
-        raise Unreadable("not a NIfTI file: its header has neither 348 nor 540 bytes")
+        raise Unreadable("not a NIfTI file: its header size is neither 348 nor 540 bytes")
     block = start + payload.read(length - len(start)).tobytes()
     at, magic = _MAGIC[length]
     if block[at : at + len(magic)] != magic:
@@ -124,7 +124,7 @@ def _header(payload: Payload) -> _Header:
     except (HeaderDataError, KeyError, ValueError, np.linalg.LinAlgError) as error:
         raise Unreadable(f"the NIfTI header is damaged: {error}") from error
     if dtype.itemsize == 0 or dtype.kind not in "iufV" or dtype.itemsize > 8:
-        raise Unreadable(f"voxels of type {dtype} are not read here: save them as integers or 32-bit floats")
+        raise Unreadable(f"voxels of type {dtype} are not supported: save them as integers or 32-bit floats")
     if not is_sane(affine):
         raise Unreadable("the NIfTI header's affine is not finite or not invertible")
     return _Header(fields=fields, length=length, grid=Grid(shape=shape, affine=affine), channels=channels, dtype=dtype)
@@ -134,14 +134,17 @@ def _shape(fields: Any) -> tuple[tuple[int, int, int], int]:
     """Voxels along i, j, k, and the number of channels."""
     count, *sizes = (int(n) for n in fields["dim"])
     if not 1 <= count <= 7 or any(n < 1 for n in sizes[:count]):
-        raise Unreadable(f"the NIfTI header's dimensions {[count, *sizes]} are not sane")
+        raise Unreadable(f"the NIfTI header's dimensions {[count, *sizes]} are invalid")
     i, j, k, *rest = [*sizes[:count], 1, 1][: max(count, 3)]
     return (i, j, k), math.prod(rest)
 
 
-@np.errstate(invalid="ignore")  # numbers that are none are found by is_sane
+@np.errstate(invalid="ignore")  # is_sane rejects NaN
 def _affine(fields: Any) -> Affine:
-    """The sform if it is the scanner's and without shear, or the only one; else the qform; else the voxel sizes."""
+    """The affine that ITK would choose.
+
+    That is the sform if it is the only one, or is a shear-free scanner transform; else the qform; else the voxel sizes.
+    """
     sform, qform = int(fields["sform_code"]), int(fields["qform_code"])
     affine: Affine = np.array(fields.get_sform(), np.float64)
     trusted = qform <= 0 or (sform == _SCANNER and is_sane(affine) and is_orthogonal(affine))
@@ -156,12 +159,12 @@ def _affine(fields: Any) -> Affine:
 
 
 def _rescale(fields: Any) -> tuple[float | None, float]:
-    """Slope and intercept; a slope of None leaves the stored values as they are."""
+    """Slope and intercept; a slope of None leaves the stored values unchanged."""
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
     if not math.isfinite(slope) or slope == 0 or (slope, inter) == (1, 0):
         return None, 0.0
     if not math.isfinite(inter):
-        raise Unreadable(f"the NIfTI header's scl_inter {inter} is not a number")
+        raise Unreadable(f"the NIfTI header's scl_inter {inter} is not a finite number")
     return slope, inter
 
 
@@ -174,7 +177,7 @@ def _rescaled(array: npt.NDArray[Any], slope: float, inter: float) -> npt.NDArra
 
 
 def _array(data: npt.NDArray[np.uint8], header: _Header) -> npt.NDArray[Any]:
-    """The file's bytes as (C, I, J, K), in this machine's byte order, without a copy."""
+    """The file's bytes as an array (C, I, J, K) in native byte order, without a copy."""
     if header.dtype.fields:  # colours, one byte each, side by side
         colours = data.reshape(header.channels, *header.grid.shape[::-1], header.dtype.itemsize)
         return colours.transpose(0, 4, 3, 2, 1).reshape(-1, *header.grid.shape)

@@ -1,11 +1,10 @@
 """NRRD, raw or gzipped, and Slicer's `.seg.nrrd`: read volumes, grids and label maps, write label maps.
 
 Follows https://teem.sourceforge.net/nrrd/format.html; segment fields as 3D Slicer writes them (`Segment0_Name`, …).
-Voxels must lie in the file itself: a header that names another file is refused.
+Voxels must be in the file itself: a header that refers to a separate data file is refused.
 
-A `.seg.nrrd` is often cropped to its segments. Its origin then is that of the crop, so its affine is true as it
-stands, and `Segmentation_ReferenceImageExtentOffset` adds nothing; `rayapp.imaging.placement` puts it back on the
-image's grid.
+A `.seg.nrrd` is often cropped to its segments. Its origin is then that of the crop, so its affine holds as it stands
+and `Segmentation_ReferenceImageExtentOffset` must not be added; `rayapp.imaging.placement` pads it to the image's grid.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from rayapp.imaging.volume import Grid, Segmentation, Volume
 _WRITTEN = {"u1": "unsigned char", "u2": "unsigned short", "i2": "short", "u4": "unsigned int", "i4": "int"}
 _RAS = {"right-anterior-superior", "ras"}
 _LAS = {"left-anterior-superior", "las"}
-# No space, and spaces that say nothing of a patient, are LPS to ITK and so to Slicer.
+# ITK, and so Slicer, treats a missing space and spaces unrelated to the patient as LPS.
 _LPS = {"left-posterior-superior", "lps", "", "scanner-xyz", "3d-right-handed", "3d-left-handed"}
 _SPATIAL = {"domain", "space"}
 _MAX_HEADER = 1 << 20
@@ -55,28 +54,28 @@ class _Segment:
 
 
 def read_grid(path: Path) -> Grid:
-    """The grid alone: reads the header only. Raises Unreadable."""
+    """The grid, from the header alone. Raises Unreadable."""
     with opened(path) as file:
         return _header(file).grid
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
-    """The whole image; an axis that is not spatial, wherever it is, is the channels. Raises Unreadable, TooLarge."""
+    """The whole image; a non-spatial axis, wherever it is, becomes the channels. Raises Unreadable, TooLarge."""
     header, array = _read(path, max_bytes)
     return Volume(array=array, affine=header.grid.affine)
 
 
 def read_segmentation(path: Path, *, max_bytes: int) -> tuple[Volume, dict[str, int]]:
-    """A label map, one channel, with its segments' names and values.
+    """A label map of one channel, with the names and values of its segments.
 
-    Slicer's layers (segments that overlap) are laid over each other in the segments' order; as different layers may
-    use the same value, segments are then renumbered 1..N. Raises Unreadable, TooLarge.
+    Slicer's layers (overlapping segments) are painted over each other in segment order. As layers may use the same
+    value for different segments, the segments are then renumbered 1..N. Raises Unreadable, TooLarge.
     """
     header, layers = _read(path, max_bytes)
     segments = list(_segments(header.fields))
     if len(layers) > 1:
         if not segments:
-            raise Unreadable(f"a label map has one channel; this file has {len(layers)} and names no segments")
+            raise Unreadable(f"a label map must have one channel; this file has {len(layers)} and no named segments")
         layers = _flattened(layers, segments)
         segments = [_Segment(name=s.name, value=number, layer=0) for number, s in enumerate(segments, 1)]
     volume = Volume(array=layers, affine=header.grid.affine)
@@ -84,7 +83,14 @@ def read_segmentation(path: Path, *, max_bytes: int) -> tuple[Volume, dict[str, 
 
 
 def encode(segmentation: Segmentation, dtype: np.dtype[Any], *, segments: bool, packed: bool) -> bytes:
-    """An NRRD in LPS, i fastest, little endian; `segments` adds Slicer's fields for a `.seg.nrrd`."""
+    """A NRRD file in LPS, i fastest, little endian.
+
+    Args:
+        segmentation: the label map.
+        dtype: type of the stored voxels.
+        segments: add Slicer's fields for a `.seg.nrrd`.
+        packed: gzip the voxels.
+    """
     affine = ras_to_lps(segmentation.affine)
     lines = [
         "NRRD0004",
@@ -106,11 +112,11 @@ def encode(segmentation: Segmentation, dtype: np.dtype[Any], *, segments: bool, 
 
 
 def _header(file: BinaryIO) -> _Header:
-    """Parse the header and leave the file at the first byte of its payload."""
+    """Parse the header, leaving the file at the first byte of its payload."""
     start = file.read(_MAX_HEADER)
     blank = _BLANK.search(start)
     if not start.startswith(b"NRRD") or blank is None:
-        raise Unreadable("not an NRRD file: there is no header that ends in a blank line")
+        raise Unreadable("not an NRRD file: it has no header that ends in a blank line")
     file.seek(blank.end())
     try:
         return _checked(_fields(start[: blank.start()].decode()))
@@ -121,29 +127,29 @@ def _header(file: BinaryIO) -> _Header:
 
 
 def _fields(text: str) -> dict[str, Any]:
-    """The header's fields, their names in lower case, and its key/value pairs, parsed."""
+    """The parsed fields and key/value pairs of the header, field names in lower case."""
     lines = []
     for line in text.split("\n"):
         name, colon, value = line.rstrip("\r").partition(":")
         if colon and not value.startswith("="):
             name = name.lower()
         if name == "sizes" and any(len(number) > 9 for number in value.split()):
-            raise Unreadable("the NRRD sizes are not those of an image")
+            raise Unreadable("the NRRD header's sizes are invalid")
         lines.append(name + colon + value)
     return dict(nrrd.read_header(lines))
 
 
 def _checked(fields: dict[str, Any]) -> _Header:
     if "data file" in fields or "datafile" in fields:
-        raise Unreadable("this NRRD header names another data file: save header and voxels in one file")
+        raise Unreadable("the NRRD header refers to a separate data file: save header and voxels in one file")
     if any(int(fields.get(name, 0)) for name in ("line skip", "lineskip", "byte skip", "byteskip")):
-        raise Unreadable("an NRRD that skips lines or bytes is not read here: save it again")
+        raise Unreadable("NRRD files with a line or byte skip are not supported: save it again")
     encoding = str(fields["encoding"]).lower()
     if encoding not in ("raw", "gzip", "gz"):
-        raise Unreadable(f"the NRRD encoding {encoding!r} is not read here: save it raw or gzip")
+        raise Unreadable(f"the NRRD encoding {encoding!r} is not supported: save it as raw or gzip")
     sizes = tuple(int(n) for n in fields["sizes"])
     if len(sizes) != int(fields["dimension"]) or len(sizes) not in (2, 3, 4) or any(n < 1 for n in sizes):
-        raise Unreadable(f"the NRRD sizes {sizes} are not those of an image")
+        raise Unreadable(f"the NRRD header's sizes {sizes} are not those of an image")
     spatial, affine = _space(fields, len(sizes))
     if not is_sane(affine):
         raise Unreadable("the NRRD header's directions are not finite or not invertible")
@@ -161,15 +167,15 @@ def _checked(fields: dict[str, Any]) -> _Header:
 def _dtype(fields: dict[str, Any]) -> np.dtype[Any]:
     name = nrrd.reader._TYPEMAP_NRRD2NUMPY.get(str(fields["type"]).lower())
     if name is None or name == "V":
-        raise Unreadable(f"voxels of NRRD type {fields['type']!r} are not read here")
+        raise Unreadable(f"voxels of NRRD type {fields['type']!r} are not supported: save them as integers or floats")
     order = {"little": "<", "big": ">"}.get(str(fields.get("endian", "")).lower())
     if order is None and np.dtype(name).itemsize > 1:
-        raise Unreadable("the NRRD header does not say whether its voxels are little or big endian")
+        raise Unreadable("the NRRD header lacks the field endian")
     return np.dtype(f"{order or ''}{name}")
 
 
 def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Affine]:
-    """Which axes are spatial, and the affine; both as ITK has them."""
+    """The spatial axes and the affine, as ITK determines them."""
     kinds = [str(kind).lower() for kind in fields.get("kinds", [])]
     lps = np.eye(4)
     if "space directions" in fields:
@@ -189,7 +195,7 @@ def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Aff
         lps[range(len(sizes)), range(len(sizes))] = np.where(np.isnan(sizes), 1.0, sizes)
     lost = [kind for axis, kind in enumerate(kinds) if kind in _SPATIAL and axis not in spatial]
     if len(kinds) not in (0, dimension) or len(spatial) not in (2, 3) or dimension - len(spatial) > 1 or lost:
-        raise Unreadable(f"an NRRD image has two or three spatial axes and one more at most; kinds are {kinds}")
+        raise Unreadable(f"an NRRD image must have two or three spatial axes and at most one other; its kinds: {kinds}")
     if "space origin" in fields:
         lps[:world, 3] = np.array(fields["space origin"], float).reshape(world)
     space = str(fields.get("space", "")).lower()
@@ -199,11 +205,11 @@ def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Aff
         return tuple(spatial), las_to_ras(lps)
     if space in _LPS:
         return tuple(spatial), ras_to_lps(lps)
-    raise Unreadable(f"the NRRD space {space!r} is not a patient's: save it as left-posterior-superior")
+    raise Unreadable(f"the NRRD space {space!r} is not supported: save it as left-posterior-superior")
 
 
 def _read(path: Path, max_bytes: int) -> tuple[_Header, npt.NDArray[Any]]:
-    """The header, and the voxels of shape (C, I, J, K), without a copy."""
+    """The header and the voxels, shape (C, I, J, K), without a copy."""
     with opened(path) as file:
         header = _header(file)
         nbytes = math.prod(header.sizes) * header.dtype.itemsize
@@ -223,19 +229,19 @@ def _flattened(layers: npt.NDArray[Any], segments: list[_Segment]) -> npt.NDArra
     flat = np.zeros(layers.shape[1:], np.uint8 if len(segments) < 256 else np.uint16, order="F")
     for number, segment in enumerate(segments, 1):
         if not 0 <= segment.layer < len(layers):
-            raise Unreadable(f"segment {number} lies in layer {segment.layer} of {len(layers)}")
+            raise Unreadable(f"segment {number} is in layer {segment.layer}, but the file has {len(layers)} layers")
         flat[layers[segment.layer] == segment.value] = number
     return flat[np.newaxis]
 
 
 def _segments(fields: dict[str, Any]) -> Iterator[_Segment]:
-    number, taken = 0, set()
+    number, used = 0, set()
     while (key := f"Segment{number}_ID") in fields or f"Segment{number}_Name" in fields:
         escaped = str(fields.get(f"Segment{number}_Name") or fields.get(key))
-        name = re.sub(r"\\([n\\])", lambda found: "\n" if found[1] == "n" else "\\", escaped)
-        if name in taken:  # Slicer allows two segments of one name
+        name = re.sub(r"\\([n\\])", lambda match: "\n" if match[1] == "n" else "\\", escaped)
+        if name in used:  # Slicer allows two segments with the same name
             name = f"{name} ({number + 1})"
-        taken.add(name)
+        used.add(name)
         try:
             value = int(fields.get(f"Segment{number}_LabelValue", number + 1))
             layer = int(fields.get(f"Segment{number}_Layer", 0))
@@ -249,7 +255,7 @@ def _segment_lines(segmentation: Segmentation) -> list[str]:
     extent = " ".join(f"0 {n - 1}" for n in segmentation.shape)
     lines = ["Segmentation_ReferenceImageExtentOffset:=0 0 0"]
     for number, (name, value) in enumerate(sorted(segmentation.names.items(), key=lambda item: item[1])):
-        # A name is a client's text: NRRD's escapes keep it on its line.
+        # A name is free text from a client: NRRD's escapes keep it on one line.
         text = name.replace("\\", r"\\").replace("\n", r"\n")
         fields = {"ID": f"Segment_{value}", "Name": text, "LabelValue": value, "Layer": 0, "Extent": extent}
         lines += [f"Segment{number}_{key}:={field}" for key, field in fields.items()]

@@ -1,8 +1,8 @@
-"""Phantoms: CT-like torsos with known organs, made from a seed.
+"""Phantoms: CT-like torsos with labelled organs, generated from a seed.
 
-They train the weights that ship, fill the demo's studies, and test geometry: left differs from right, front from
-back, top from bottom, and the voxel grid is turned, flipped, oblique and anisotropic, as scanners' grids are.
-Pure functions; safe from any thread.
+They train the shipped weights, fill the demo's studies and test geometry: left, front and top differ from right, back
+and bottom, and the voxel grid is permuted, flipped, oblique and anisotropic, as scanners' grids are. Pure functions;
+thread-safe.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ Floats = npt.NDArray[np.float32]
 Shape = tuple[int, int, int]
 Vector = tuple[float, float, float]
 Coordinates = tuple[Floats, Floats, Floats]
-"""Body coordinates x, y, z (mm) of every voxel."""
+"""Body coordinates x, y, z in mm of every voxel."""
 
 ORGANS: dict[str, int] = {"liver": 1, "spleen": 2, "right_kidney": 3, "left_kidney": 4, "stomach": 5}
 """The labelled structures and their values."""
 
 MAX_OBLIQUE = 12.0
-"""Degrees by which the grid may be turned against the body."""
+"""Maximum rotation of the grid against the body, in degrees."""
 
 AIR, LUNG, FAT, MUSCLE, BONE = -1000.0, -820.0, -100.0, 50.0, 320.0
 
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """A body part: centre and radii in mm, in a body's RAS frame (origin mid-torso)."""
+    """A body part: centre and radii in mm, in the body's RAS frame with its origin in mid-torso."""
 
     centre: Vector
     radii: Vector
 
 
 ANATOMY: dict[str, tuple[tuple[Ellipsoid, ...], tuple[float, float]]] = {
-    # name: (the ellipsoids it is the union of, the range of its mean in HU); later ones lie over earlier ones
+    # name: (ellipsoids whose union it is, range of its mean in HU); later ones are painted over earlier ones
     "stomach": ((Ellipsoid((-48, 45, 38), (34, 30, 42)), Ellipsoid((-14, 52, 8), (30, 20, 18))), (5, 35)),
     "liver": ((Ellipsoid((78, 12, 42), (60, 68, 58)), Ellipsoid((8, 42, 62), (56, 34, 30))), (95, 130)),
     "spleen": ((Ellipsoid((-102, -30, 50), (24, 40, 42)),), (120, 155)),
@@ -49,14 +49,15 @@ ANATOMY: dict[str, tuple[tuple[Ellipsoid, ...], tuple[float, float]]] = {
 
 
 def phantom(seed: int, *, shape: tuple[int, int, int] | None = None) -> tuple[Volume, Segmentation]:
-    """A torso and its organs, the same for the same seed and shape.
+    """A torso and its organs; deterministic for a seed and shape.
 
     Args:
+        seed: seed of the random generator.
         shape: voxels (I, J, K); by default 128-160 in plane and 64-96 slices, drawn from the seed.
 
     Returns:
-        The image, shape (1, I, J, K), int16, Hounsfield units, and its labels, uint8, values as in `ORGANS`. Both lie
-        on one grid whose axes point anywhere (any permutation and flips, and up to `MAX_OBLIQUE` degrees oblique).
+        The image, shape (1, I, J, K), int16, Hounsfield units, and its labels, uint8, with the values of `ORGANS`. Both
+        lie on the same grid, whose axes are randomly permuted and flipped and up to `MAX_OBLIQUE` degrees oblique.
     """
     rng = np.random.default_rng(seed)
     if shape is None:
@@ -77,7 +78,7 @@ def phantom(seed: int, *, shape: tuple[int, int, int] | None = None) -> tuple[Vo
 
 
 def _grid(rng: np.random.Generator, shape: Shape, extent: npt.NDArray[np.float64]) -> tuple[Affine, Affine]:
-    """An affine to scanner mm whose grid covers `extent` (mm along R, A, S), and one to the body's own mm."""
+    """Affines of a grid that covers `extent` (mm along R, A, S): index to scanner mm, and index to the body's mm."""
     order = rng.permutation(3)
     axes = np.zeros((3, 3))
     axes[order, range(3)] = rng.choice((-1.0, 1.0), 3)
@@ -92,7 +93,7 @@ def _grid(rng: np.random.Generator, shape: Shape, extent: npt.NDArray[np.float64
 
 
 def _rotation(rng: np.random.Generator, degrees: float) -> npt.NDArray[np.float64]:
-    """A turn by at most `degrees` about a random axis (Rodrigues)."""
+    """Rotation matrix of at most `degrees` about a random axis (Rodrigues' formula)."""
     axis = rng.standard_normal(3)
     axis /= np.linalg.norm(axis)
     angle = np.deg2rad(rng.uniform(0, degrees))
@@ -101,7 +102,7 @@ def _rotation(rng: np.random.Generator, degrees: float) -> npt.NDArray[np.float6
 
 
 def _deformed(rng: np.random.Generator, shape: Shape, body: Affine) -> Coordinates:
-    """Body coordinates (mm) of every voxel, bent by a few smooth waves and scaled: no two bodies are alike."""
+    """Body coordinates (mm) of every voxel, scaled and bent by a few smooth waves, so that no two bodies are alike."""
     index = np.ogrid[tuple(slice(n) for n in shape)]
     straight = [sum(np.float32(body[r, c]) * index[c] for c in range(3)) + np.float32(body[r, 3]) for r in range(3)]
     straight = [np.asarray(s, dtype=np.float32) for s in straight]
@@ -119,7 +120,7 @@ def _deformed(rng: np.random.Generator, shape: Shape, body: Affine) -> Coordinat
 
 
 def _inside(rng: np.random.Generator, at: Coordinates, part: Ellipsoid, jitter: float) -> Floats:
-    """About the depth in mm below the surface of a jittered ellipsoid (negative outside)."""
+    """Approximate depth in mm below the surface of a randomly varied ellipsoid; negative outside."""
     centre = np.array(part.centre) + rng.uniform(-jitter, jitter, 3)
     radii = np.array(part.radii) * rng.uniform(0.88, 1.12, 3)
     tilt = _rotation(rng, 15)
@@ -132,9 +133,9 @@ def _inside(rng: np.random.Generator, at: Coordinates, part: Ellipsoid, jitter: 
 
 
 def _paint(rng: np.random.Generator, at: Coordinates, step: float) -> tuple[Floats, npt.NDArray[np.uint8]]:
-    """Lay tissue over tissue; voxels on a surface get a mixture (partial volume over `step` mm)."""
+    """Paint the tissues in order; voxels at a surface get a mixture (partial volume over `step` mm)."""
     x, y, _ = at
-    still = np.random.default_rng(0)  # parts whose shape varies by the deformation alone
+    still = np.random.default_rng(0)  # for parts whose shape varies only by the deformation
     hounsfield = np.full(x.shape, AIR, dtype=np.float32)
     labels = np.zeros(x.shape, dtype=np.uint8)
 

@@ -1,6 +1,6 @@
-"""Volume and Segmentation: voxels on a grid, the nouns everything else speaks of.
+"""Volume and Segmentation: voxels on a grid, the basic types of the whole package.
 
-Immutable by convention (arrays are shared between threads and must not be written to).
+Immutable by convention: arrays are shared between threads and must not be written to.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 Affine = npt.NDArray[np.float64]
-"""A (4, 4) matrix from voxel index (i, j, k, 1) to RAS millimetres."""
+"""A (4, 4) matrix from voxel index (i, j, k, 1) to RAS mm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """An image. `array` has shape (C, I, J, K), i fastest in the files' sense; `affine` maps index to RAS mm."""
+    """An image. `array` has shape (C, I, J, K), with i the fastest axis in files; `affine` maps index to RAS mm."""
 
     array: npt.NDArray[Any]
     affine: Affine
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along i, j, k."""
+        """Number of voxels along i, j, k."""
         _, i, j, k = self.array.shape
         return i, j, k
 
@@ -40,7 +40,7 @@ class Volume:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where an image's voxels lie, without the voxels: what a label map must agree with."""
+    """The voxel grid of an image without its values: what a label map must match."""
 
     shape: tuple[int, int, int]
     affine: Affine
@@ -48,7 +48,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """A label map. `array` has shape (I, J, K) and unsigned integer type; `names` maps name to value."""
+    """A label map. `array` has shape (I, J, K) and an unsigned integer type; `names` maps name to value."""
 
     array: npt.NDArray[Any]
     affine: Affine
@@ -60,6 +60,6 @@ class Segmentation:
         return i, j, k
 
 
-def from_below(sizes: Sequence[float]) -> list[int]:
-    """In which order structures that may overlap are painted: the largest first; of equals the first."""
+def painting_order(sizes: Sequence[float]) -> list[int]:
+    """Order in which to paint structures that may overlap: largest first, ties in the given order."""
     return sorted(range(len(sizes)), key=lambda index: -sizes[index])

@@ -1,4 +1,4 @@
-"""Writing label maps on their image's exact grid."""
+"""Encoding label maps as files, on their image's exact grid."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from rayapp.imaging.volume import Segmentation
 def encode_segmentation(
     segmentation: Segmentation, ext: str, *, compress: bool = True, dtype: np.dtype[Any] | None = None
 ) -> bytes:
-    """The file's bytes: `.nii`, `.nii.gz`, `.nrrd` or `.seg.nrrd`; `compress` says whether NRRD voxels are gzipped.
+    """The bytes of a label map file. Fastest when `segmentation.array` has i fastest in memory.
 
-    Voxels are written i fastest, little endian, as `dtype` (uint8 or uint16; default: the smallest that holds the
-    values). Fastest when `segmentation.array` has i fastest in memory.
+    Args:
+        segmentation: the label map.
+        ext: `.nii`, `.nii.gz`, `.nrrd` or `.seg.nrrd`.
+        compress: gzip the voxels of an NRRD file.
+        dtype: uint8 or uint16; by default the smaller one that holds the values. Little endian.
 
     Raises:
         BadRequest: for another extension or type, or if a value does not fit `dtype`.
@@ -27,7 +30,7 @@ def encode_segmentation(
     highest = int(array.max()) if array.size else 0
     dtype = np.dtype(np.uint8 if highest <= 255 else np.uint16) if dtype is None else np.dtype(dtype)
     if dtype not in (np.uint8, np.uint16):
-        raise BadRequest(f"label maps are written as uint8 or uint16, not {dtype}")
+        raise BadRequest(f"label maps can be written as uint8 or uint16, not {dtype}")
     if highest > np.iinfo(dtype).max:
         raise BadRequest(f"label value {highest} does not fit {dtype}")
     if ext == ".nii":
@@ -36,4 +39,4 @@ def encode_segmentation(
         return gzipped(nifti.encode(segmentation, dtype))
     if ext in (".nrrd", ".seg.nrrd"):
         return nrrd.encode(segmentation, dtype, segments=ext == ".seg.nrrd", packed=compress)
-    raise BadRequest(f"label maps are written as .nii, .nii.gz, .nrrd or .seg.nrrd, not {ext!r}")
+    raise BadRequest(f"label maps can be written as .nii, .nii.gz, .nrrd or .seg.nrrd, not {ext!r}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rayapp.errors import BadRequest, RayappError
-from rayapp.imaging.placement import placed
+from rayapp.imaging.placement import pad_to_grid
 from rayapp.imaging.reader import read_segmentation, read_volume, split_ext
 from rayapp.imaging.volume import Grid, Segmentation, Volume
 from rayapp.training.train_task import Pair
@@ -91,7 +91,7 @@ def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> tuple[Volume, npt
     try:
         volume = read_volume(pair.image, max_bytes=MAX_BYTES)
         found = read_segmentation(pair.label, max_bytes=MAX_BYTES)
-        segmentation = placed(found, Grid(shape=volume.shape, affine=volume.affine))
+        segmentation = pad_to_grid(found, Grid(shape=volume.shape, affine=volume.affine))
         return volume, _valued(segmentation, labels)
     except (RayappError, OSError) as error:
         raise BadRequest(f"image {name_of(pair)!r} cannot be trained with: {error}") from error

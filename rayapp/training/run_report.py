@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from rayapp.imaging.picture import picture
+from rayapp.imaging.overlay import mask_overlay
 from rayapp.imaging.volume import Volume
 from rayapp.training.checkpoint import State
 
@@ -70,7 +70,7 @@ class Record:
 
     def overlay(self, volume: Volume, truth: Labels, found: Labels, names: Mapping[str, int]) -> None:
         """Draw the reference and, below it, what a model finds."""
-        above, below = picture(volume, truth, names), picture(volume, found, names)
+        above, below = mask_overlay(volume, truth, names), mask_overlay(volume, found, names)
         sheet = Image.new("RGB", (max(above.width, below.width), above.height + below.height))
         sheet.paste(above, (0, 0))
         sheet.paste(below, (0, above.height))

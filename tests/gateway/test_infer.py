@@ -179,8 +179,8 @@ def test_an_unknown_model_is_answered_with_the_known_ones(gateway: Served):
     ("name", "body", "said"),
     [
         ("x.nii.gz", b"no image at all", ""),
-        ("x.exe", b"MZ", "none of the formats"),
-        ("../../etc/passwd", b"root", "none of the formats"),
+        ("x.exe", b"MZ", "not of a supported format"),
+        ("../../etc/passwd", b"root", "not of a supported format"),
         ("cut.nii.gz", None, ""),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_truncated_label_leaves_the_one_before(gateway: Served, tmp_path: Path
         ("image=ct_a&tag=a%2Fb", "l.nii.gz", "{}", 400, "not a valid name"),
         ("image=ct_a&tag=t", "l.nii.gz", '{"x": ', 400, "params is not JSON"),
         ("image=ct_a&tag=t", "l.nii.gz", '{"x": "\\ud800"}', 400, "params is not JSON"),
-        ("image=ct_a&tag=t", "l.json", "{}", 422, "none of the formats"),
+        ("image=ct_a&tag=t", "l.json", "{}", 422, "not of a supported format"),
         ("tag=t", "l.nii.gz", "{}", 422, "image"),
     ],
 )

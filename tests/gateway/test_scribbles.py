@@ -148,7 +148,7 @@ def test_scribbles_are_in_the_log_as_they_were_drawn(radiology: Served, label: P
         ("another shape", 422, "must lie on its image's grid of 30 x 26 x 9 voxels"),
         ("elsewhere", 422, "lies elsewhere in space"),
         ("rubbish", 422, ""),
-        ("no format", 422, "none of the formats"),
+        ("no format", 422, "not of a supported format"),
         ("short raw", 422, "voxels of one byte"),
         ("bad info", 400, "label_info must be a list"),
         ("bad optimiser", 400, "optimiser must be one of"),

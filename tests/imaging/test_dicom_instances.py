@@ -18,7 +18,7 @@ from rayapp.imaging.dicom_instances import frame, instance_datasets, stack_of, u
 from rayapp.imaging.reader import read_volume
 from rayapp.imaging.volume import Volume
 from tests.imaging.grids import AFFINES, MAX, SHAPE, Affine, every_affine, itk_affine, itk_voxels, turned, voxels
-from tests.imaging.test_dicom import itk_series
+from tests.imaging.test_dicom_series import itk_series
 
 
 def written(folder: Path, volume: Volume, image_id: str = "torso_1") -> Path:

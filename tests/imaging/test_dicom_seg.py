@@ -16,7 +16,16 @@ from pydicom.uid import SegmentationStorage
 
 from rayapp.errors import BadRequest, GridMismatch, TooLarge, Unreadable
 from rayapp.geometry import index_to_mm, mm_to_index
-from rayapp.imaging.dicom_seg import Kind, Maker, Masks, Overlapping, encode, flattened, read_masks, read_segmentation
+from rayapp.imaging.dicom_seg import (
+    Kind,
+    Masks,
+    OverlappingSegments,
+    Provenance,
+    encode,
+    flatten,
+    read_masks,
+    read_segmentation,
+)
 from rayapp.imaging.reader import read_grid
 from rayapp.imaging.volume import Grid, Segmentation
 from tests.imaging.grids import AFFINES, MAX, SHAPE, Affine, itk_affine, itk_voxels, labels, voxels
@@ -24,7 +33,7 @@ from tests.imaging.series import SERIES, edit, enhanced, write_series
 from tests.real_data import real
 
 NAMES = {"left kidney": 1, "liver": 2, "my own spot": 3}
-MAKER = Maker(model="deepedit", version="7", corrected=True, description="final 3")
+MAKER = Provenance(model="deepedit", version="7", corrected=True, description="final 3")
 KINDS: tuple[Kind, ...] = ("BINARY", "LABELMAP")
 needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="no dciodvfy: apt-get install dicom3tools")
 
@@ -38,9 +47,9 @@ def _series(folder: Path, affine: Affine = AFFINES["oblique"], modality: str = "
     return folder, Segmentation(array=labels(), affine=read_grid(folder).affine, names=NAMES)
 
 
-def _written(label: Segmentation | Masks, source: Path, kind: Kind = "BINARY", maker: Maker = MAKER) -> Path:
+def _written(label: Segmentation | Masks, source: Path, kind: Kind = "BINARY", provenance: Provenance = MAKER) -> Path:
     path = source.with_name(f"{source.name} {kind}.dcm")
-    path.write_bytes(encode(label, source, kind=kind, maker=maker))
+    path.write_bytes(encode(label, source, kind=kind, provenance=provenance))
     return path
 
 
@@ -89,8 +98,8 @@ def test_segments_say_what_they_are_who_made_them_and_what_they_track(tmp_path: 
     coded = {
         "SegmentedPropertyTypeCodeSequence": {"CodeValue": "1", "CodingSchemeDesignator": "99X", "CodeMeaning": "spot"}
     }
-    maker = Maker(**{**vars(MAKER), "entries": {"my own spot": coded}})
-    dataset = pydicom.dcmread(_written(label, source, maker=maker))
+    provenance = Provenance(**{**vars(MAKER), "entries": {"my own spot": coded}})
+    dataset = pydicom.dcmread(_written(label, source, provenance=provenance))
     kidney, liver, spot = dataset.SegmentSequence
     assert [item.SegmentLabel for item in (kidney, liver, spot)] == list(NAMES)
     (code,) = kidney.SegmentedPropertyTypeCodeSequence
@@ -113,7 +122,8 @@ def test_segments_say_what_they_are_who_made_them_and_what_they_track(tmp_path: 
 def test_a_drawn_label_is_manual_and_one_identity_has_one_uid(tmp_path: Path) -> None:
     source, label = _series(tmp_path / "series")
     first, second, third = (
-        pydicom.dcmread(_written(label, source, maker=Maker(identity=identity))) for identity in ("a", "a", "b")
+        pydicom.dcmread(_written(label, source, provenance=Provenance(identity=identity)))
+        for identity in ("a", "a", "b")
     )
     assert first.SegmentSequence[0].SegmentAlgorithmType == "MANUAL"
     assert first.SOPInstanceUID == second.SOPInstanceUID != third.SOPInstanceUID
@@ -225,7 +235,7 @@ def test_of_a_labelmap_the_validator_of_2022_finds_only_what_is_new_in_it(tmp_pa
 def test_of_overlapping_segments_a_label_map_shows_the_smaller_ones(tmp_path: Path) -> None:
     large, small = np.zeros((2, 4, 3, 2), bool)
     large[:3], small[2:, 1] = True, True
-    shown = flattened(Masks(array=np.stack([small, large]), affine=AFFINES["oblique"], names=("tumour", "liver")))
+    shown = flatten(Masks(array=np.stack([small, large]), affine=AFFINES["oblique"], names=("tumour", "liver")))
     assert shown.names == {"tumour": 1, "liver": 2}
     np.testing.assert_array_equal(shown.array, np.where(small, 1, np.where(large, 2, 0)))
 
@@ -239,7 +249,7 @@ def test_overlapping_segments_are_kept(tmp_path: Path) -> None:
     found = read_masks(path, read_grid(source), max_bytes=MAX)
     np.testing.assert_array_equal(found.array, array)
     assert found.names == ("liver", "tumor")
-    with pytest.raises(Overlapping):
+    with pytest.raises(OverlappingSegments):
         read_segmentation(path, read_grid(source), max_bytes=MAX)
     with pytest.raises(BadRequest):
         encode(masks, source, kind="LABELMAP")
@@ -335,7 +345,7 @@ def test_a_segmentation_by_dcmqi_reads_as_dcmqi_s_own_mask(seg: str, nrrd: str) 
 def test_overlapping_segments_by_dcmqi_are_read_each_for_itself() -> None:
     grid = read_grid(real("dcmqi_seg", "ct-3slice"))
     path = real("dcmqi_seg", "partial_overlaps.dcm")
-    with pytest.raises(Overlapping):
+    with pytest.raises(OverlappingSegments):
         read_segmentation(path, grid, max_bytes=MAX)
     found = read_masks(path, grid, max_bytes=MAX)
     dataset = pydicom.dcmread(path)

@@ -107,7 +107,7 @@ def test_a_box_outside_the_mask_is_unreadable() -> None:
 
 
 def test_a_mask_of_another_shape_cannot_be_changed() -> None:
-    with pytest.raises(Unreadable, match="the one it changes"):
+    with pytest.raises(Unreadable, match="the previous mask"):
         mask_codec.decode(mask_codec.encode(labels()), onto=np.zeros((4, 4, 4), np.uint8))
 
 

@@ -44,7 +44,7 @@ def test_more_bytes_than_announced_are_refused(tmp_path: Path, packed: bool) -> 
     with opened(_file(tmp_path / "x", _DATA.tobytes(), packed)) as file:
         payload = Payload(file, packed=packed)
         payload.read(4999)
-        with pytest.raises(Unreadable, match="more bytes"):
+        with pytest.raises(Unreadable, match="more data"):
             payload.end()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayapp.errors import GridMismatch
-from rayapp.imaging.placement import placed
+from rayapp.imaging.placement import pad_to_grid
 from rayapp.imaging.volume import Grid, Segmentation
 from tests.imaging.grids import AFFINES, SHAPE, Affine, every_affine, labels
 
@@ -30,7 +30,7 @@ def test_a_cropped_label_map_goes_back_to_its_place(name: str, sides: tuple[tupl
     whole[box] = labels()[box]
     corner = (box[0].start, box[1].start, box[2].start)
     crop = Segmentation(array=whole[box], affine=_moved(grid.affine, corner), names={"liver": 1})
-    found = placed(crop, grid)
+    found = pad_to_grid(crop, grid)
     np.testing.assert_array_equal(found.array, whole)
     assert found.affine is grid.affine
     assert found.names == {"liver": 1}
@@ -39,13 +39,13 @@ def test_a_cropped_label_map_goes_back_to_its_place(name: str, sides: tuple[tupl
 @every_affine
 def test_a_label_map_larger_than_its_image_is_cut_where_it_is_empty(affine: Affine) -> None:
     padded = Segmentation(array=np.pad(labels(), 2), affine=_moved(affine, (-2, -2, -2)))
-    np.testing.assert_array_equal(placed(padded, Grid(shape=SHAPE, affine=affine)).array, labels())
+    np.testing.assert_array_equal(pad_to_grid(padded, Grid(shape=SHAPE, affine=affine)).array, labels())
 
 
 @every_affine
 def test_a_label_map_of_the_same_grid_is_not_copied_and_takes_the_image_s_affine(affine: Affine) -> None:
     array, rounded = labels(), affine.astype(np.float32).astype(float)
-    found = placed(Segmentation(array=array, affine=rounded), Grid(shape=SHAPE, affine=affine))
+    found = pad_to_grid(Segmentation(array=array, affine=rounded), Grid(shape=SHAPE, affine=affine))
     assert found.array is array
     assert found.affine is affine
 
@@ -54,15 +54,15 @@ def test_a_label_map_of_the_same_grid_is_not_copied_and_takes_the_image_s_affine
 @pytest.mark.parametrize("corner", [(1, 0, 0), (0, -1, 0), (0, 0, 4), (90, 0, 0)])
 def test_labelled_voxels_outside_the_image_are_refused(affine: Affine, corner: tuple[int, int, int]) -> None:
     array = np.ones(SHAPE, np.uint8)
-    with pytest.raises(GridMismatch, match="reaches beyond"):
-        placed(Segmentation(array=array, affine=_moved(affine, corner)), Grid(shape=SHAPE, affine=affine))
+    with pytest.raises(GridMismatch, match="extends beyond"):
+        pad_to_grid(Segmentation(array=array, affine=_moved(affine, corner)), Grid(shape=SHAPE, affine=affine))
 
 
 @every_affine
 @pytest.mark.parametrize("corner", [(0.5, 0, 0), (0, 0.1, 0), (0, 0, -0.5)])
 def test_voxels_between_those_of_the_image_are_refused(affine: Affine, corner: tuple[float, float, float]) -> None:
-    with pytest.raises(GridMismatch, match="not those of its image"):
-        placed(Segmentation(array=labels(), affine=_moved(affine, corner)), Grid(shape=SHAPE, affine=affine))
+    with pytest.raises(GridMismatch, match="do not coincide with its image's"):
+        pad_to_grid(Segmentation(array=labels(), affine=_moved(affine, corner)), Grid(shape=SHAPE, affine=affine))
 
 
 @every_affine
@@ -71,4 +71,4 @@ def test_a_flipped_label_map_is_refused(affine: Affine, axis: int) -> None:
     flip = np.eye(4)
     flip[axis, axis], flip[axis, 3] = -1, SHAPE[axis] - 1
     with pytest.raises(GridMismatch):
-        placed(Segmentation(array=labels(), affine=affine @ flip), Grid(shape=SHAPE, affine=affine))
+        pad_to_grid(Segmentation(array=labels(), affine=affine @ flip), Grid(shape=SHAPE, affine=affine))

@@ -45,7 +45,7 @@ from torch import Tensor
 
 from rayapp.errors import ModelBroken
 from rayapp.geometry import index_to_mm, mm_to_index, same_grid, spacing
-from rayapp.imaging.volume import Grid, Volume, from_below
+from rayapp.imaging.volume import Grid, Volume, painting_order
 from rayapp.inference.arrays import Floats, Labels
 from rayapp.inference.infer_task import Point
 
@@ -372,6 +372,6 @@ def _as_labels(pred: npt.NDArray[Any], first: int) -> Labels:
         return np.asfortranarray(values.astype(np.uint8))
     labels = np.zeros(pred.shape[1:], dtype=np.uint8, order="F")
     inside = pred[1 - first :] > 0.5  # without a background channel
-    for index in from_below([float(channel.sum()) for channel in inside]):
+    for index in painting_order([float(channel.sum()) for channel in inside]):
         labels[inside[index]] = index + 1
     return labels

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayapp.errors import ModelBroken
 from rayapp.geometry import spacing
-from rayapp.imaging.volume import Grid, Volume, from_below
+from rayapp.imaging.volume import Grid, Volume, painting_order
 from rayapp.inference.arrays import Floats, Labels, Shape
 from rayapp.inference.network.monai_transforms import Data, TransformPipeline
 
@@ -101,7 +101,7 @@ def _exclusive(inside: Tensor) -> Tensor:
     """Probabilities (1 + L, …) of exclusive classes from those (L, …) of overlapping structures."""
     exclusive = inside.new_zeros(1 + len(inside), *inside.shape[1:])
     covered = torch.zeros_like(inside[0])
-    for index in from_below(inside.flatten(1).sum(dim=1).tolist())[::-1]:
+    for index in painting_order(inside.flatten(1).sum(dim=1).tolist())[::-1]:
         exclusive[1 + index] = (inside[index] - covered).clamp_(min=0)
         covered = torch.maximum(covered, inside[index])
     exclusive[0] = 1 - covered

@@ -1,4 +1,4 @@
-"""Picture: an image with a mask over it, as three orthogonal slices through the mask. Pure functions."""
+"""Overlays: an image with a mask or heat map over it, as three orthogonal slices. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rayapp.imaging.volume import Affine, Volume
 Array = npt.NDArray[Any]
 Rgb = tuple[int, int, int]
 Tint = Callable[[Array, Array], Array]
-"""From a slice's shades, (…, 3), and what lies over it to the shades to show."""
+"""Maps a slice's grey values, shape (…, 3), and the values of the overlay to the colours to show."""
 
 COLOURS: tuple[Rgb, ...] = (
     (230, 75, 60),
@@ -29,19 +29,21 @@ COLOURS: tuple[Rgb, ...] = (
 )
 OPACITY = 0.45
 HOT = 64
-"""Level of a field from which it decides what is shown."""
+"""Level of a heat map from which a voxel counts when the intensity window is chosen."""
 HEIGHT = 360
-"""Pixels of a slice; its width follows from the millimetres."""
+"""Height of a slice in pixels; its width follows from its size in mm."""
 GAP = 8
 LEGEND = 28
 
 
-def picture(volume: Volume, labels: Array, names: Mapping[str, int]) -> Image.Image:
-    """Axial, coronal and sagittal slice through the middle of the mask, true to the millimetre.
+def mask_overlay(volume: Volume, labels: Array, names: Mapping[str, int]) -> Image.Image:
+    """Axial, coronal and sagittal slice through the middle of the mask, in true proportions.
 
-    Shown as radiologists do: the patient's right is on the left, front and head are up. The first channel is shown.
+    Shown in radiological convention: the patient's right is on the left, anterior and superior are up. Shows the first
+    channel.
 
     Args:
+        volume: the image.
         labels: shape (I, J, K), on the volume's grid.
         names: value of each name, for the legend.
     """
@@ -54,12 +56,13 @@ def picture(volume: Volume, labels: Array, names: Mapping[str, int]) -> Image.Im
     return sheet
 
 
-def heat(volume: Volume, levels: Array) -> Image.Image:
-    """The axial, coronal and sagittal slice with the most of a field, from black over red to yellow as it rises.
+def heatmap(volume: Volume, levels: Array) -> Image.Image:
+    """Axial, coronal and sagittal slice with the highest sum of a heat map, from black over red to yellow.
 
-    Shown as `picture` shows a mask.
+    Laid out like `mask_overlay`.
 
     Args:
+        volume: the image.
         levels: shape (I, J, K), on the volume's grid, from 0 to 255.
     """
     turn = nibabel.io_orientation(volume.affine)
@@ -84,20 +87,20 @@ def _sheet(
 
 
 def _spacing(affine: Affine, turn: Array) -> Array:
-    """Millimetres between voxels along right-left, front-back and head-foot."""
+    """Millimetres between voxels along right-left, anterior-posterior and superior-inferior."""
     spacing = np.empty(3)
     spacing[turn[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
     return spacing
 
 
 def _window(grey: Array, mask: Array) -> tuple[float, float]:
-    """The intensities to show as black and white: those in the mask, and as far again below and above."""
+    """The intensities shown as black and white: the range within the mask, extended by its width on both sides."""
     low, high = (float(value) for value in np.percentile(grey[mask > 0] if mask.any() else grey, (1, 99)))
     return low - (high - low), max(high + (high - low), low + 1e-6)
 
 
 def _centre(mask: Array) -> list[int]:
-    """The slice along each axis that cuts the most structures and, among those, the most of them; or the middle one."""
+    """Along each axis, the slice that cuts the most structures and then voxels; without a mask, the middle one."""
     if not mask.any():
         return [size // 2 for size in mask.shape]
     centre = []
@@ -111,7 +114,7 @@ def _centre(mask: Array) -> list[int]:
 def _slice(
     grey: Array, over: Array, axis: int, at: int, spacing: Array, window: tuple[float, float], tint: Tint
 ) -> Image.Image:
-    """One slice as an image of `HEIGHT` pixels, seen as in the clinic: axes flipped so that right is left."""
+    """One slice as an image of `HEIGHT` pixels in radiological convention."""
     low, high = window
     plane = np.take(grey, at, axis).astype(np.float32)
     shade = (np.clip((plane - low) / (high - low), 0, 1) * 255)[..., None].repeat(3, -1)

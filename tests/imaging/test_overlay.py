@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rayapp.imaging.picture import COLOURS, GAP, HEIGHT, LEGEND, picture
+from rayapp.imaging.overlay import COLOURS, GAP, HEIGHT, LEGEND, mask_overlay
 from rayapp.imaging.volume import Volume
 
 SHAPE = (40, 30, 20)
@@ -39,7 +39,7 @@ def test_right_is_left_and_front_and_head_are_up_however_the_image_is_stored(axe
     grey, mask = body()
     stored, affine = turned(grey, axes, signs)
     labels, _ = turned(mask, axes, signs)
-    sheet = np.asarray(picture(Volume(array=stored[None], affine=affine), labels, {}))
+    sheet = np.asarray(mask_overlay(Volume(array=stored[None], affine=affine), labels, {}))
     widths = [round(HEIGHT * 80 / 30), round(HEIGHT * 80 / 80), round(HEIGHT * 30 / 80)]
     assert sheet.shape == (HEIGHT + LEGEND, sum(widths) + 2 * GAP, 3)
     left = 0
@@ -54,7 +54,7 @@ def test_right_is_left_and_front_and_head_are_up_however_the_image_is_stored(axe
 def test_the_mask_covers_its_share_in_millimetres():
     grey, mask = body()
     stored, affine = turned(grey, (0, 1, 2), (1, 1, 1))
-    sheet = np.asarray(picture(Volume(array=stored[None], affine=affine), mask, {})).astype(int)
+    sheet = np.asarray(mask_overlay(Volume(array=stored[None], affine=affine), mask, {})).astype(int)
     axial = sheet[:HEIGHT, : round(HEIGHT * 80 / 30)]
     covered = (axial[..., 0] > axial[..., 2] + 30).mean()
     assert covered == pytest.approx(8 * 6 / (40 * 30), rel=0.1)
@@ -64,13 +64,13 @@ def test_the_legend_names_what_is_in_the_mask_only():
     grey, mask = body()
     stored, affine = turned(grey, (0, 1, 2), (1, 1, 1))
     volume = Volume(array=stored[None], affine=affine)
-    legend = np.asarray(picture(volume, mask, {"liver": 1, "spleen": 2, "background": 0}))[HEIGHT:]
+    legend = np.asarray(mask_overlay(volume, mask, {"liver": 1, "spleen": 2, "background": 0}))[HEIGHT:]
     assert (legend == COLOURS[0]).all(-1).any()
     assert not (legend == COLOURS[1]).all(-1).any()
 
 
 def test_an_empty_mask_still_makes_a_picture():
     stored, affine = turned(body()[0], (0, 1, 2), (1, 1, 1))
-    sheet = np.asarray(picture(Volume(array=stored[None], affine=affine), np.zeros(SHAPE, np.uint8), {"liver": 1}))
+    sheet = np.asarray(mask_overlay(Volume(array=stored[None], affine=affine), np.zeros(SHAPE, np.uint8), {"liver": 1}))
     assert sheet[:HEIGHT].std() > 0
     assert sheet[HEIGHT:].max() == 0

@@ -1,10 +1,10 @@
-"""A folder with one DICOM series: read it as a volume.
+"""A folder with one DICOM series, read as a volume.
 
-The array's axes are columns, rows, slices (i, j, k), slices by increasing position along row x column, so that its
-order is the one OHIF's volume has; the affine is the one ITK gives the series. Values: the Modality LUT's slope and
-intercept (DICOM PS3.3 C.11.1).
+The array's axes are columns, rows and slices (i, j, k), with slices in order of increasing position along row x column:
+the order of OHIF's volume. The affine is the one that ITK gives the series. Values are rescaled by the slope and
+intercept of the Modality LUT (DICOM PS3.3 C.11.1).
 
-Headers are read first; the pixels of one file at a time after all checks, into one array.
+Headers are read first; after all checks, pixels are decoded one file at a time into one array.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from rayapp.errors import Unreadable
-from rayapp.imaging.dicom_plane import Plane, check_parallel, found, places, plane, stacked
+from rayapp.imaging.dicom_plane import Plane, check_parallel, first_value, frame_datasets, read_plane, stack_affine
 from rayapp.imaging.payload import check_size
 from rayapp.imaging.volume import Grid, Volume
 
@@ -34,7 +34,7 @@ _PREAMBLE = 128
 
 @dataclass(frozen=True)
 class _Layout:
-    """What all slices of a series share."""
+    """Attributes that all slices of a series must share."""
 
     series: str
     columns: int
@@ -50,7 +50,7 @@ class _Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """One slice: the file and the frame in it, from 0, that hold it."""
+    """One slice: the file, and the frame in it (from 0), that hold its pixels."""
 
     path: Path
     frame: int
@@ -61,20 +61,22 @@ class Slice:
 
 
 def read_grid(path: Path) -> Grid:
-    """The grid of the folder's series: reads headers only. Raises Unreadable."""
-    slices = stack(path)
+    """The grid of the folder's series, from headers alone. Raises Unreadable."""
+    slices = read_slices(path)
     layout = slices[0].layout
-    return Grid(shape=(layout.columns, layout.rows, len(slices)), affine=stacked([piece.plane for piece in slices]))
+    return Grid(
+        shape=(layout.columns, layout.rows, len(slices)), affine=stack_affine([piece.plane for piece in slices])
+    )
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
-    """The folder's series; colours become channels. Raises Unreadable, TooLarge."""
-    return volume_of(stack(path), max_bytes=max_bytes)
+    """The folder's series as a volume; colour samples become channels. Raises Unreadable, TooLarge."""
+    return volume_from_slices(read_slices(path), max_bytes=max_bytes)
 
 
-def volume_of(slices: list[Slice], *, max_bytes: int) -> Volume:
-    """The volume of a `stack`. Raises as `read_volume`."""
-    affine, layout = stacked([piece.plane for piece in slices]), slices[0].layout
+def volume_from_slices(slices: list[Slice], *, max_bytes: int) -> Volume:
+    """The volume of slices from `read_slices`. Raises Unreadable, TooLarge."""
+    affine, layout = stack_affine([piece.plane for piece in slices]), slices[0].layout
     shape = (layout.channels, len(slices), layout.rows, layout.columns)
     check_size(int(np.prod(shape)) * max(layout.dtype.itemsize, 4), max_bytes)
     scales = {(piece.slope, piece.intercept) for piece in slices}
@@ -82,7 +84,7 @@ def volume_of(slices: list[Slice], *, max_bytes: int) -> Volume:
     uniform = len(scales) == 1 and slope == 1 and intercept.is_integer()
     array: npt.NDArray[Any] = np.empty(0)
     for k, pixels in _pixels(slices):
-        if not array.size:  # one slice is there, so the sizes are no lie
+        if not array.size:  # one slice has been decoded, so the header's sizes are genuine
             array = np.empty(shape, layout.dtype if uniform else np.float32)
         if not uniform:
             pixels = pixels * np.float32(slices[k].slope) + np.float32(slices[k].intercept)
@@ -92,36 +94,37 @@ def volume_of(slices: list[Slice], *, max_bytes: int) -> Volume:
     return Volume(array=array.transpose(0, 3, 2, 1), affine=affine)
 
 
-def stack(path: Path) -> list[Slice]:
-    """The series' slices in order of position: those of the volume's k. Raises Unreadable."""
-    return stacked_up(piece for file in sorted(path.iterdir()) if file.is_file() for piece in _slices(file))
+def read_slices(path: Path) -> list[Slice]:
+    """The series' slices in order of position, so that the index is the volume's k. Raises Unreadable."""
+    return sort_slices(piece for file in sorted(path.iterdir()) if file.is_file() for piece in _slices(file))
 
 
-def stacked_up(pieces: Iterable[Slice]) -> list[Slice]:
-    """The slices of one series in order of position. Raises Unreadable if they are no stack of one kind."""
+def sort_slices(pieces: Iterable[Slice]) -> list[Slice]:
+    """The slices of one series in order of position. Raises Unreadable if they do not form a uniform stack."""
     slices = list(pieces)
     if not slices:
-        raise Unreadable("the folder holds no DICOM images")
+        raise Unreadable("the folder has no DICOM images: put the files of one series there")
     series = {piece.layout.series for piece in slices}
     if len(series) != 1:
-        raise Unreadable(f"the folder holds {len(series)} DICOM series: put each in a folder of its own")
+        raise Unreadable(f"the folder has {len(series)} DICOM series: put each in a folder of its own")
     if len({piece.layout for piece in slices}) != 1:
-        raise Unreadable("the slices of the series differ in size or pixel format")
+        raise Unreadable("the slices of the series differ in size or pixel format: split the series")
     check_parallel([piece.plane for piece in slices])
     normal = slices[0].plane.normal
     return sorted(slices, key=lambda piece: float(normal @ piece.plane.position))
 
 
 def _slices(path: Path) -> list[Slice]:
-    """The slices one file holds: none if it is not DICOM or an index, several if it is an enhanced object.
+    """The slices in one file: none if it is not DICOM or is a DICOMDIR, several if it is an enhanced (multi-frame)
+    object.
 
-    A file cut off is refused, not passed over: without it the series would look whole, and be shorter.
+    A truncated file is refused rather than skipped: without it the series would look complete, only shorter.
     """
     try:
         with path.open("rb") as file:
             if not file.read(_PREAMBLE).strip(b"\0") and path.stat().st_size < _PREAMBLE + len(b"DICM"):
-                raise Unreadable("a file of the series is empty or cut off")
-        _check_syntax(read_file_meta_info(path))  # before anything is inflated
+                raise Unreadable("a file of the series is empty or truncated: copy it again")
+        _check_syntax(read_file_meta_info(path))  # before anything is decompressed
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
     except InvalidDicomError:
         return []
@@ -133,14 +136,14 @@ def _slices(path: Path) -> list[Slice]:
 
 
 def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
-    """The slices that a file's dataset describes; none of an index. Raises Unreadable."""
+    """The slices that a parsed file describes; none for a DICOMDIR. Raises Unreadable."""
     try:
         _check_syntax(dataset.file_meta)
         if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
             return []
         if "Rows" not in dataset:
-            raise Unreadable("a DICOM file of the folder is no image, or cut off: keep the images of one series only")
-        return [_slice(path, number, dataset, where) for number, where in enumerate(places(dataset))]
+            raise Unreadable("a DICOM file of the folder is not an image, or is truncated: keep only images there")
+        return [_slice(path, number, dataset, where) for number, where in enumerate(frame_datasets(dataset))]
     except Unreadable:
         raise
     except Exception as error:  # damaged files make the parser raise almost anything
@@ -150,7 +153,7 @@ def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
 def _check_syntax(meta: Dataset) -> None:
     syntax = meta.get("TransferSyntaxUID")
     if syntax is not None and syntax.is_deflated:
-        raise Unreadable("deflated DICOM files are not read here: store them in another transfer syntax")
+        raise Unreadable("deflated DICOM files are not supported: convert them to another transfer syntax")
 
 
 def _slice(path: Path, frame: int, dataset: Dataset, where: Sequence[Dataset]) -> Slice:
@@ -163,20 +166,23 @@ def _slice(path: Path, frame: int, dataset: Dataset, where: Sequence[Dataset]) -
         signed=bool(dataset.get("PixelRepresentation")),
     )
     if layout.bits not in (8, 16, 32) or layout.channels not in (1, 3) or min(layout.columns, layout.rows) < 1:
-        raise Unreadable(f"{layout.channels} samples of {layout.bits} bits per pixel are not read as an image")
-    slope, intercept = found(where, "RescaleSlope"), found(where, "RescaleIntercept")
+        raise Unreadable(
+            f"pixels of {layout.channels} samples of {layout.bits} bits are not supported: convert them to 1 or 3 "
+            "samples of 8, 16 or 32 bits"
+        )
+    slope, intercept = first_value(where, "RescaleSlope"), first_value(where, "RescaleIntercept")
     return Slice(
         path=path,
         frame=frame,
         layout=layout,
-        plane=plane(where),
+        plane=read_plane(where),
         slope=1.0 if slope in (None, "") else float(slope),
         intercept=0.0 if intercept in (None, "") else float(intercept),
     )
 
 
 def _pixels(slices: list[Slice]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Each slice's place in the stack and its pixels as (C, rows, columns), stored values."""
+    """Index in the stack and stored values, shape (C, rows, columns), of each slice."""
     by_file = sorted(enumerate(slices), key=lambda item: (str(item[1].path), item[1].frame))
     for path, group in itertools.groupby(by_file, key=lambda item: item[1].path):
         members = list(group)
@@ -188,17 +194,17 @@ def _pixels(slices: list[Slice]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         for (k, _), pixels in frames:
             plane = np.moveaxis(pixels, -1, 0) if layout.channels > 1 else pixels[np.newaxis]
             if plane.shape != (layout.channels, layout.rows, layout.columns) or plane.dtype != layout.dtype:
-                raise Unreadable(f"a slice's pixels are {plane.shape} {plane.dtype}, not what its header says")
+                raise Unreadable(f"a slice's pixels are {plane.shape} {plane.dtype}, which contradicts its header")
             yield k, plane
 
 
 def _shifted(array: npt.NDArray[Any], intercept: int) -> npt.NDArray[Any]:
-    """Stored values plus the intercept: int16 where they fit, as those of CT do, else int32 or float32."""
+    """Stored values plus the intercept: int16 if they fit, as those of CT do, else int32 or float32."""
     low, high = int(array.min()) + intercept, int(array.max()) + intercept
     for kind in (np.int16, np.int32):
         if np.iinfo(kind).min <= min(low, intercept) and max(high, intercept) <= np.iinfo(kind).max:
             same = array.itemsize == np.dtype(kind).itemsize
             shifted: npt.NDArray[Any] = array.view(kind) if same else array.astype(kind)
-            shifted += kind(intercept)  # exact in spite of wrapping: the sums fit
+            shifted += kind(intercept)  # exact despite wrap-around: the sums fit
             return shifted
     return array.astype(np.float32) + np.float32(intercept)

@@ -1,7 +1,7 @@
-"""Names of a label map's values, from what clients say about it when they save.
+"""Names of a label map's values, from the info that clients send when they save it.
 
-3D Slicer sends `label_info` (`[{name, idx}]`, in the order of the segments); a model's result has `label_names`
-(`{name: value}`, or a list) in its `params`. A `.seg.nrrd` names its segments itself.
+3D Slicer sends `label_info` (`[{name, idx}]`, in the order of its segments); a model's result has `label_names`
+(`{name: value}`, or a list) in its `params`. A `.seg.nrrd` itself names its segments.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from rayapp.imaging.volume import Segmentation
 
 
-def named(segmentation: Segmentation, info: Mapping[str, Any]) -> Segmentation:
-    """The label map with the names that its file or else its info gives its values."""
+def with_names(segmentation: Segmentation, info: Mapping[str, Any]) -> Segmentation:
+    """The label map with the names from its file or, if it has none, from its info."""
     if segmentation.names:
         return segmentation
     values = {int(value) for value in np.flatnonzero(np.bincount(segmentation.array.ravel("K")))} - {0}
@@ -24,8 +24,11 @@ def named(segmentation: Segmentation, info: Mapping[str, Any]) -> Segmentation:
 
 
 def names_of(info: Mapping[str, Any], values: set[int]) -> dict[str, int]:
-    """Name and value of each segment. Numbers in `label_info` that do not cover the `values` that occur are positions
-    among more segments than were saved: then the values are ranks."""
+    """Name and value of each segment.
+
+    Numbers in `label_info` that do not cover the `values` that occur are positions among more segments than were saved;
+    the values then are ranks in that list.
+    """
     entries = entries_of(info)
     if entries:
         numbers = {name: entry.get("idx", entry.get("labelID")) for name, entry in entries.items()}
@@ -42,7 +45,7 @@ def names_of(info: Mapping[str, Any], values: set[int]) -> dict[str, int]:
 
 
 def entries_of(info: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The entries of `label_info` by their names."""
+    """The entries of `label_info` by name."""
     entries = info.get("label_info")
     if not isinstance(entries, list):
         return {}
