@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rayapp.planner.footprint import MIB, Footprint, Work
+from rayapp.planner.footprint import MIB, Footprint, Workload
 
 SMALL = 32
 """Voxels along an axis of a first run, after which the libraries have what they keep."""
@@ -39,12 +39,12 @@ class Measured:
     seconds: float
 
 
-def measure(work: Work, *, rounds: int = 2) -> Measured:
+def measure(work: Workload, *, rounds: int = 2) -> Measured:
     """Do the work, on the GPU if there is one, and watch this process."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    Work(**{**asdict(work), "roi": [SMALL] * len(work.roi), "batch": 1}).prepared(device)()
+    Workload(**{**asdict(work), "roi": [SMALL] * len(work.roi), "batch": 1}).prepare(device)()
     peak = _allocated() if device == "cuda" else _resident()
-    once, times = work.prepared(device), []
+    once, times = work.prepare(device), []
     for _ in range(rounds):
         began = time.perf_counter()
         once()
@@ -54,7 +54,7 @@ def measure(work: Work, *, rounds: int = 2) -> Measured:
     return Measured(memory=peak(), seconds=min(times))
 
 
-def measure_apart(works: Sequence[Work], *, exact: bool, rounds: int = 2) -> list[Measured]:
+def measure_apart(works: Sequence[Workload], *, exact: bool, rounds: int = 2) -> list[Measured]:
     """The same in a process of their own, one after the other."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.planner", "--rounds", str(rounds), "--works", "-"],
@@ -118,23 +118,29 @@ def main() -> None:
     parser.add_argument("--works", help=argparse.SUPPRESS)  # what `measure_apart` asks its process for
     options = parser.parse_args()
     if options.works:
-        works = [Work(**work) for work in json.load(sys.stdin)]
+        works = [Workload(**work) for work in json.load(sys.stdin)]
         print(json.dumps([asdict(measure(work, rounds=options.rounds)) for work in works]))
         return
     table = Table("network", "ROI", "batch", "work", "precision", "MiB", "measured", "resident", "measured", "seconds")
     rows = []
     works = [
-        Work(network=network, roi=roi, batch=batch, precision=precision, training=training)
+        Workload(network=network, roi=roi, batch=batch, precision=precision, training=training)
         for network, roi, batch in NETWORKS
         for training in (False, True)
         for precision in ("float32", "bfloat16")
     ]
     for work in track(works, "measuring", console=Console(stderr=True)):
-        foretold = Footprint.of(work, threads=torch.get_num_threads())
+        predicted = Footprint.of(work, threads=torch.get_num_threads())
         (exact,) = measure_apart([work], exact=True, rounds=1)
         (usual,) = measure_apart([work], exact=False, rounds=options.rounds)
         rows.append(
-            {**asdict(work), **asdict(foretold), "exact": exact.memory, "usual": usual.memory, "seconds": usual.seconds}
+            {
+                **asdict(work),
+                **asdict(predicted),
+                "exact": exact.memory,
+                "usual": usual.memory,
+                "seconds": usual.seconds,
+            }
         )
         table.add_row(
             f"{work.network['name']} {work.network['channels'][0]}..{work.network['channels'][-1]}",
@@ -142,7 +148,7 @@ def main() -> None:
             str(work.batch),
             "step" if work.training else "forward",
             work.precision,
-            *(f"{size / MIB:.0f}" for size in (foretold.memory, exact.memory, foretold.resident, usual.memory)),
+            *(f"{size / MIB:.0f}" for size in (predicted.memory, exact.memory, predicted.resident, usual.memory)),
             f"{usual.seconds:.2f}",
         )
     Console(width=140).print(table)

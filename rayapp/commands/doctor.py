@@ -105,10 +105,10 @@ def _machine(table: Table, found: Hardware, models: list[str], disk: int) -> Tab
 def _plan(studies: Path, found: Hardware, progress: Progress) -> tuple[Survey, dict[str, Proposal]]:
     """Look at the studies and propose for each method, telling how far it is."""
     from rayapp.planner import KINDS, Method, propose
-    from rayapp.planner.survey import of_folder
+    from rayapp.planner.survey import survey_folder
 
     looking = progress.add_task("looking at the images", total=None)
-    survey = of_folder(studies, progress=lambda done, total: progress.update(looking, completed=done, total=total))
+    survey = survey_folder(studies, progress=lambda done, total: progress.update(looking, completed=done, total=total))
     planning = progress.add_task("planning", total=len(KINDS))
     proposals: dict[str, Proposal] = {}
     for kind in KINDS:

@@ -1,8 +1,8 @@
-"""Networks by name, and their weights as safetensors.
+"""Networks by description, and their weights as safetensors.
 
 A network is described by plain JSON, `{"name": "UNet", **arguments}`: the name of a class in `monai.networks.nets`, or
-of one that an app registered, and its constructor's arguments, so that a model's card can build it. Weights are kept as
-float16 and computed with as float32; no pickle is ever read.
+of one that an app registered, and its constructor's arguments, so that a model's card is enough to build it. Weights
+are stored as float16 and computed with as float32; no pickle is ever read.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import nn
 
 from rayapp.errors import AppBroken, ModelBroken
 
-WIDEST = 256
-"""Channels, at most, of the networks that are proposed."""
+MAX_CHANNELS = 256
+"""Maximum number of channels of proposed networks."""
 
 
 def residual_unet(in_channels: int, out_channels: int) -> dict[str, Any]:
-    """The network of the weights that ship: 0.6 million parameters, about 0.1 s for 80x64x64 voxels on two cores."""
+    """The network of the shipped weights: 0.6 million parameters, about 0.1 s for 80x64x64 voxels on two cores."""
     return {
         "name": "UNet",
         "spatial_dims": 3,
@@ -38,9 +38,14 @@ def residual_unet(in_channels: int, out_channels: int) -> dict[str, Any]:
 def full_unet(
     inputs: int, outputs: int, strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]], *, width: int
 ) -> dict[str, Any]:
-    """A U-Net as nnU-Net builds it, whose finest level has the image's own voxels; `strides` lead to each level below.
+    """A U-Net as nnU-Net builds it, whose finest level has the resolution of the input.
 
-    Kernels are each level's. `width` is the channels of the finest level; they double, up to `WIDEST`.
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        strides: for each level below the finest, the strides that lead to it, one per axis.
+        kernels: for each level, the sizes of its kernels, one per axis.
+        width: channels of the finest level; they double with each level, up to `MAX_CHANNELS`.
     """
     return {
         "name": "DynUNet",
@@ -55,10 +60,10 @@ def full_unet(
 
 
 def strided_unet(inputs: int, outputs: int, strides: Sequence[Sequence[int]], *, width: int) -> dict[str, Any]:
-    """A residual U-Net (Kerfoot et al., 2019), whose first convolution already strides.
+    """A residual U-Net (Kerfoot et al., 2019) whose first convolution is already strided.
 
-    A step is three to four times cheaper than one of a U-Net that works on every voxel first; in the same time on a
-    CPU it learns more.
+    A training step is three to four times cheaper than that of a U-Net that computes on every voxel first, so that it
+    learns more in the same time on a CPU. Arguments as `full_unet`.
     """
     return {
         "name": "UNet",
@@ -72,31 +77,33 @@ def strided_unet(inputs: int, outputs: int, strides: Sequence[Sequence[int]], *,
 
 
 def _widths(levels: int, width: int) -> list[int]:
-    return [min(WIDEST, width * 2**level) for level in range(levels)]
+    return [min(MAX_CHANNELS, width * 2**level) for level in range(levels)]
 
 
 def _plain(numbers: Sequence[int]) -> int | list[int]:
-    """One number where all axes have the same."""
+    """One number if all axes have the same."""
     return numbers[0] if len(set(numbers)) == 1 else list(numbers)
 
 
 N = TypeVar("N", bound=type[nn.Module])
-_own: dict[str, type[nn.Module]] = {}
-"""By name, what apps registered; an app that is read again registers anew."""
+_registered: dict[str, type[nn.Module]] = {}
+"""Networks that apps registered, by name; an app that is reloaded registers them anew."""
 
 
 def register(cls: N) -> N:
-    """Let descriptions name a network of an app's own by its class's name. A decorator.
+    """Class decorator: make a network of an app available to descriptions under its class name.
 
-    Its constructor takes `spatial_dims`, `in_channels` and `out_channels` by name, and what else descriptions say. It
-    is shown (N, in_channels, …), sizes being multiples of 16, or of the products of its argument `strides` if it has
-    one, and gives logits (N, out_channels, …), background first. Raises AppBroken for a name that MONAI uses.
+    The constructor must take `spatial_dims`, `in_channels` and `out_channels` by keyword, and the other arguments that
+    descriptions give. The network gets (N, in_channels, …), with sizes that are multiples of 16 or, if it has an
+    argument `strides`, of the products of these, and must return logits (N, out_channels, …), background first.
+
+    Raises AppBroken if MONAI has a network of that name.
     """
     from monai.networks import nets
 
     if hasattr(nets, cls.__name__):
-        raise AppBroken(f"MONAI has a network {cls.__name__!r}: call yours something else")
-    _own[cls.__name__] = cls
+        raise AppBroken(f"MONAI already has a network {cls.__name__!r}: rename yours")
+    _registered[cls.__name__] = cls
     return cls
 
 
@@ -104,13 +111,13 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     """The network that `config` describes, with random weights.
 
     Raises:
-        ModelBroken: if neither the app nor MONAI has such a network, or it does not take these arguments.
+        ModelBroken: if neither the app nor MONAI has such a network, or it does not accept these arguments.
     """
-    from monai.networks import nets  # takes seconds to import, and describing a model needs none of it
+    from monai.networks import nets  # takes seconds to import, and is not needed to describe a model
 
     arguments = dict(config)
     name = arguments.pop("name", None)
-    cls = _own.get(name) or getattr(nets, name, None) if isinstance(name, str) else None
+    cls = _registered.get(name) or getattr(nets, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ModelBroken(f"neither the app nor MONAI has a network {name!r}")
     try:
@@ -121,28 +128,28 @@ def build(config: Mapping[str, Any]) -> nn.Module:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill `network` with the weights in the safetensors file at `path`.
+    """Load the weights of a safetensors file into `network`.
 
     Raises:
-        ModelBroken: naming the file, if it is missing, not whole, or of another network.
+        ModelBroken: naming the file, if it is missing, damaged, or does not match the network.
     """
     try:
         tensors = load_file(path)
     except FileNotFoundError:
         raise ModelBroken(f"{path.name} is missing") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelBroken(f"{path.name} is not a whole safetensors file: {type(error).__name__}") from error
+        raise ModelBroken(f"{path.name} is not an intact safetensors file: {type(error).__name__}") from error
     try:
         network.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelBroken(f"{path.name} does not fit its network: {reason}") from None
+        raise ModelBroken(f"{path.name} does not match its network: {reason}") from None
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
-        raise ModelBroken(f"{path.name} holds weights that are not finite")
+        raise ModelBroken(f"{path.name} has weights that are NaN or infinite")
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the network's weights to `path` as float16 safetensors."""
+    """Save the network's weights as float16 safetensors."""
     tensors = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for name, tensor in network.state_dict().items()

@@ -1,9 +1,9 @@
 """ModelStore: immutable model versions on disk, and the alias `production` that moves between them.
 
 Layout: `<root>/<name>/<version>/model.safetensors` with `card.json` beside it, and `<root>/<name>/production`, a file
-of the versions that served, one name a line; the last one serves. A version appears by one rename, an alias moves by
-one rename: readers in any process see the old or the new, never a half. Versions are numbered `v1`, `v2`, …; one
-process writes.
+with the history of versions in production, one per line, the current one last. A version appears by one rename and the
+alias moves by one rename, so readers in any process see either the old or the new state. Versions are numbered `v1`,
+`v2`, …; only one process writes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from rayapp.protocol import checked_name
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 PRODUCTION = "production"
-REMEMBERED = 100
-"""Versions that served before, as far back as one can roll."""
+HISTORY = 100
+"""Number of versions in the history, and so the maximum number of rollbacks."""
 _VERSION = re.compile(r"v(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """One version: the weights' path, and its card (labels, network, metrics, parent, …)."""
+    """One version: path of the weights, and its card (labels, network, metrics, parent and so on)."""
 
     name: str
     version: str
@@ -44,7 +44,7 @@ class ModelVersion:
     card: Mapping[str, Any]
 
     def summary(self) -> dict[str, Any]:
-        """Digest and time as `/model/info/` answers them."""
+        """Digest and time for `/model/info/`."""
         return {
             "checksum": f"SHA256:{sha256_of(self.weights)}",
             "modified_time": int(self.weights.stat().st_mtime),
@@ -53,7 +53,7 @@ class ModelVersion:
 
 
 class ModelStore:
-    """The versions under one folder. Reading is safe from anywhere; changing belongs to one thread of one owner."""
+    """The versions under one folder. Reading is thread-safe and process-safe; only one thread may write."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -64,24 +64,24 @@ class ModelStore:
         return cls(settings.workspace / "models")
 
     def production(self, name: str) -> ModelVersion | None:
-        """The version that serves, if any was published."""
+        """The version in production; None if none was published."""
         serving = self.serving(name)
         return None if serving is None else self.version(name, serving)
 
     def serving(self, name: str) -> str | None:
-        """The name of the version that serves; one small read, so that every request may ask."""
+        """The name of the version in production; one small read, cheap enough for every request."""
         served = self._served(name)
         return served[-1] if served else None
 
     def names(self) -> list[str]:
-        """The models that have versions, in ascending order."""
+        """Names of the models that have versions, in ascending order."""
         return sorted(p.name for p in self._root.iterdir() if p.is_dir()) if self._root.is_dir() else []
 
     def versions(self, name: str) -> list[str]:
         """All versions of a model, oldest first."""
         folder = self._root / checked_name(name, "model")
-        found = [p.name for p in folder.iterdir() if _VERSION.fullmatch(p.name)] if folder.is_dir() else []
-        return sorted(found, key=lambda version: int(version[1:]))
+        names = [p.name for p in folder.iterdir() if _VERSION.fullmatch(p.name)] if folder.is_dir() else []
+        return sorted(names, key=lambda version: int(version[1:]))
 
     def version(self, name: str, version: str) -> ModelVersion:
         """One version. Raises NotFound."""
@@ -95,12 +95,17 @@ class ModelStore:
     def publish(
         self, name: str, weights: Path, card: Mapping[str, Any], *, request: str | None = None, promote: bool = True
     ) -> ModelVersion:
-        """Copy `weights` in as the next version and, with `promote`, move `production` to it.
+        """Copy `weights` in as the next version.
 
-        `request` is an id of the caller's: the same one publishes one version, however often it is sent.
+        Args:
+            name: the model.
+            weights: a safetensors file.
+            card: the version's card.
+            request: an id chosen by the caller; publishing again with the same id returns the version made before.
+            promote: also promote the version to production.
 
         Raises:
-            Unreadable: if the file is not a whole safetensors file; nothing changes then.
+            Unreadable: if the file is not an intact safetensors file; nothing is changed then.
         """
         version = None if request is None else self.published(name, request)
         if version is None:
@@ -111,9 +116,9 @@ class ModelStore:
         return version
 
     def published(self, name: str, request: str) -> ModelVersion | None:
-        """The version that this request made, if it did."""
-        found = (self.version(name, version) for version in reversed(self.versions(name)))
-        return next((version for version in found if version.card.get("request") == request), None)
+        """The version published with this request id; None if there is none."""
+        newest_first = (self.version(name, version) for version in reversed(self.versions(name)))
+        return next((version for version in newest_first if version.card.get("request") == request), None)
 
     def _add(self, name: str, weights: Path, card: Mapping[str, Any]) -> ModelVersion:
         folder = self._root / checked_name(name, "model")
@@ -133,17 +138,17 @@ class ModelStore:
         return self.version(name, f"v{number}")
 
     def promote(self, name: str, version: str) -> None:
-        """Let that version serve. Raises NotFound."""
+        """Promote a version to production. Raises NotFound."""
         self.version(name, version)
         served = self._served(name)
         if served[-1:] != [version]:
             self._serve(name, [*served, version])
 
     def rollback(self, name: str) -> str:
-        """Let the version serve that served before; its name. Raises Conflict if there is none."""
+        """Return production to the previous version and return its name. Raises Conflict if there is none."""
         served = self._served(name)
         if len(served) < 2:
-            raise Conflict(f"no other version of model {name!r} served before: promote one")
+            raise Conflict(f"model {name!r} has no previous version in production: promote one instead")
         self._serve(name, served[:-1])
         return served[-2]
 
@@ -156,32 +161,32 @@ class ModelStore:
     def _serve(self, name: str, served: list[str]) -> None:
         alias = self._root / name / PRODUCTION
         staged = alias.with_name(f".{PRODUCTION}-{os.getpid()}")
-        staged.write_text("".join(f"{version}\n" for version in served[-REMEMBERED:]))
+        staged.write_text("".join(f"{version}\n" for version in served[-HISTORY:]))
         _sync(staged)
         staged.rename(alias)
         _sync(alias.parent)
 
     def retire(self, name: str) -> None:
-        """Let no published version serve (the versions stay). Raises NotFound if none did."""
+        """Remove the model from production; its versions are kept. Raises NotFound if none is in production."""
         try:
             (self._root / checked_name(name, "model") / PRODUCTION).unlink()
         except FileNotFoundError:
-            raise NotFound(f"model {name!r} has no published version") from None
+            raise NotFound(f"model {name!r} has no version in production") from None
 
 
 def check_weights(weights: Path) -> None:
-    """Raise Unreadable unless the file is a whole safetensors file (never a pickle)."""
+    """Raise Unreadable unless the file is an intact safetensors file (never a pickle)."""
     try:
         with safe_open(weights, framework="np") as tensors:
             names = list(tensors.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise Unreadable(f"not a safetensors file: {error}") from error
     if not names:
-        raise Unreadable("the safetensors file holds no tensors")
+        raise Unreadable("the safetensors file has no tensors")
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, streamed."""
+    """SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

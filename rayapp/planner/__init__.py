@@ -1,4 +1,4 @@
-"""The heuristic planner: from what the data look like and what the machine has to what to do with both."""
+"""The heuristic planner: proposes how to train and serve from a survey of the data and of the machine."""
 
 from rayapp.planner.machine import Gpu, Hardware, hardware
 from rayapp.planner.proposal import KINDS, Kind, Method, Proposal, propose

@@ -1,10 +1,9 @@
-"""Footprint: what one forward pass or one training step of a network takes, foretold without taking it.
+"""Footprint: predicted memory and compute of a forward pass or training step of a network.
 
-The work is run once on tensors that have shapes but no memory (`FakeTensorMode`), and every storage that it would
-allocate is followed from birth to death. So whatever MONAI network is described, the peak is that of its own feature
-maps, gradients and optimiser state, not of a formula for one family of networks. Networks are assumed to run with
-channels last, as `rayapp.inference.network.network` runs them. Takes a tenth of a second to a second; safe from one
-thread.
+The workload is run once on tensors with shapes but without memory (`FakeTensorMode`), tracking every storage from
+allocation to release. The predicted peak is therefore that of the network's own feature maps, gradients and optimiser
+state, for any MONAI network, rather than a formula for one family of networks. Networks are assumed to run in
+channels-last format, as `rayapp.inference.network.network` runs them. Takes 0.1 to 1 s; use from one thread.
 """
 
 from __future__ import annotations
@@ -26,16 +25,26 @@ from rayapp.models.networks import build
 
 MIB = 1 << 20
 HEAP_BLOCK = 32 * MIB
-"""glibc maps larger blocks each on its own; smaller ones share a heap and leave gaps in it when they are freed."""
+"""glibc maps larger blocks individually; smaller ones share a heap, which fragments as they are freed."""
 HEAP_GAPS, HEAP_TOP = 1.6, 40 * MIB
-"""Resident bytes of that heap per live byte, and what it keeps besides: fitted to UNets of several widths, forward
-passes and training steps, float32 and bfloat16 (`benchmarks.planner` measures both)."""
+"""Resident bytes of that heap per live byte, and its constant part.
+
+Fitted to UNets of several widths, forward passes and training steps, in float32 and bfloat16 (measured by
+`benchmarks.planner`).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """One forward pass on `batch` regions of `roi` voxels or, with `training`, one step of it: forward, Dice and
-    cross-entropy, backward, AdamW. `network` is as `rayapp.models.networks.build` takes it."""
+class Workload:
+    """One forward pass, or one training step (forward, Dice and cross-entropy loss, backward, AdamW).
+
+    Attributes:
+        network: description as taken by `rayapp.models.networks.build`.
+        roi: voxels of the region along each axis.
+        batch: number of regions.
+        precision: "float32" or "bfloat16".
+        training: True for a training step.
+    """
 
     network: Mapping[str, Any]
     roi: Sequence[int]
@@ -43,8 +52,8 @@ class Work:
     precision: str = "float32"
     training: bool = False
 
-    def prepared(self, device: str = "cpu") -> Callable[[], Tensor]:
-        """Make network, input and optimiser; each call of the result does the work once."""
+    def prepare(self, device: str = "cpu") -> Callable[[], Tensor]:
+        """Create network, input and optimiser. Each call of the returned function runs the workload once."""
         if len(self.roi) == 3:
             last, convert = torch.channels_last_3d, nn.utils.convert_conv3d_weight_memory_format
         else:
@@ -79,11 +88,13 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What a piece of work takes.
+    """Predicted cost of a workload.
 
-    `memory` is the most bytes held at once, by tensors (weights, gradients and optimiser state among them) and by
-    oneDNN. `resident` is what a process of glibc's grows by, gaps between small tensors included. `flops` are those of
-    convolutions and products; `traffic` are the bytes written, which is what all else costs.
+    Attributes:
+        memory: peak bytes held by tensors (weights, gradients and optimiser state included) and by oneDNN.
+        resident: growth of the process's resident memory under glibc, fragmentation included.
+        flops: floating point operations of convolutions and matrix products.
+        traffic: bytes written, a measure of the cost of all other operations.
     """
 
     memory: int
@@ -92,65 +103,65 @@ class Footprint:
     traffic: int
 
     @classmethod
-    def of(cls, work: Work, *, threads: int = 1) -> Footprint:
-        """The footprint of work done by so many threads. Raises ModelBroken if there is no such network."""
-        return _traced(json.dumps(asdict(work)), threads)
+    def of(cls, workload: Workload, *, threads: int = 1) -> Footprint:
+        """The footprint of a workload on this many threads. Raises ModelBroken if there is no such network."""
+        return _trace(json.dumps(asdict(workload)), threads)
 
 
 @lru_cache(maxsize=256)
-def _traced(work: str, threads: int) -> Footprint:
-    """Work as JSON, because networks' descriptions cannot be hashed."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # a second to import
+def _trace(description: str, threads: int) -> Footprint:
+    """The footprint of a workload given as JSON, since network descriptions are not hashable."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import
 
-    todo = Work(**json.loads(work))
-    ledger = _Ledger(threads)
+    workload = Workload(**json.loads(description))
+    tracker = _AllocationTracker(threads)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with ledger:
+    with tracker:
         with fake:
-            once = todo.prepared()
-        if todo.training:
-            once()  # the next step finds gradients and optimiser state of this one
-        ledger.traffic = 0
+            run = workload.prepare()
+        if workload.training:
+            run()  # creates the gradients and the optimiser state that later steps hold
+        tracker.traffic = 0
         with FlopCounterMode(display=False) as counter:
-            once()
+            run()
     return Footprint(
-        memory=ledger.memory, resident=ledger.resident, flops=counter.get_total_flops(), traffic=ledger.traffic
+        memory=tracker.memory, resident=tracker.resident, flops=counter.get_total_flops(), traffic=tracker.traffic
     )
 
 
-class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that live, after each operation, and what oneDNN adds during it."""
+class _AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tracks the bytes of all live storages after each operation, and oneDNN's scratch memory during it."""
 
     def __init__(self, threads: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory = self.resident = self.traffic = 0
         self._threads = threads
-        self._living: set[int] = set()
+        self._live: set[int] = set()
         self._large = self._small = 0
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = operation(*args, **(kwargs or {}))
-        for made in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(made, Tensor):
-                self._born(made.untyped_storage())
+        for output in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(output, Tensor):
+                self._track(output.untyped_storage())
         scratch = self._scratch(operation, args)
         self.memory = max(self.memory, self._large + self._small + scratch)
         self.resident = max(self.resident, self._large + int(HEAP_GAPS * self._small) + HEAP_TOP + scratch)
         return result
 
-    def _born(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._living:
+        if key in self._live:
             return
-        self._living.add(key)
+        self._live.add(key)
         self.traffic += size
         self._count(size)
-        weakref.finalize(storage, self._died, key, size)
+        weakref.finalize(storage, self._release, key, size)
 
-    def _died(self, key: int, size: int) -> None:
-        self._living.discard(key)
+    def _release(self, key: int, size: int) -> None:
+        self._live.discard(key)
         self._count(-size)
 
     def _count(self, size: int) -> None:
@@ -160,21 +171,25 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._large += size
 
     def _scratch(self, operation: Any, args: Sequence[Any]) -> int:
-        """Bytes that oneDNN holds during a convolution: copies with channels last and, for a weight gradient in
-        bfloat16, each thread's transposed rows (measured: 16 bytes a voxel, twice that with strides, rows of 64)."""
+        """Scratch bytes of oneDNN during a convolution.
+
+        Channels-last copies of its inputs and, for a weight gradient in bfloat16, each thread's transposed rows
+        (measured: 16 bytes per voxel, twice that with strides, rows padded to 64).
+        """
         if operation is torch.ops.aten.convolution.default:
-            return _copied(args[0])
+            return _copy_bytes(args[0])
         if operation is not torch.ops.aten.convolution_backward.default:
             return 0
         gradient, images, weight, _, strides, _, _, transposed = args[:8]
-        copies = _copied(gradient) + _copied(images)
+        copies = _copy_bytes(gradient) + _copy_bytes(images)
         if images.dtype != torch.bfloat16 or math.prod(weight.shape[2:]) == 1:
             return copies
         *rows, row = (gradient if transposed else images).shape[2:]
-        held: int = math.prod(rows) * -(-row // 64) * 64 * (32 if max(strides) > 1 else 16)
-        return copies + self._threads * held
+        transposed_rows: int = math.prod(rows) * -(-row // 64) * 64 * (32 if max(strides) > 1 else 16)
+        return copies + self._threads * transposed_rows
 
 
-def _copied(tensor: Tensor) -> int:
+def _copy_bytes(tensor: Tensor) -> int:
+    """Size of the channels-last copy that oneDNN makes of the tensor; 0 if it needs none."""
     last = torch.channels_last_3d if tensor.dim() == 5 else torch.channels_last
     return 0 if tensor.is_contiguous(memory_format=last) else tensor.numel() * tensor.element_size()

@@ -1,4 +1,4 @@
-"""Machine: the processors, memory and GPUs that this process may use. Pure functions; safe from any thread."""
+"""The processors, memory and GPUs available to this process. Pure functions; thread-safe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rayapp.runtime import host
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU: its name, its bytes of memory and whether it computes in bfloat16."""
+    """One GPU: its name, memory in bytes, and whether it supports bfloat16."""
 
     name: str
     memory: int
@@ -22,7 +22,9 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What was found. Bytes; `cores` are those that this process may use."""
+    """Resources of a machine: cores available to this process, memory and shared memory in bytes, GPUs, and whether the
+    CPU computes bfloat16 natively.
+    """
 
     cores: int
     memory: int
@@ -32,7 +34,7 @@ class Hardware:
 
 
 def hardware() -> Hardware:
-    """Look at this machine."""
+    """The resources of this machine."""
     features = torch.cpu.get_capabilities()
     return Hardware(
         cores=host.cores(),

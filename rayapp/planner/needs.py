@@ -1,6 +1,6 @@
-"""Needs: what a data set calls for, so many voxels being affordable at once. Pure functions.
+"""Needs: the spacing and region that a data set calls for within a budget of voxels. Pure functions.
 
-All is along the network's axes: R, A, S, or the two of them that slices are not stacked along.
+All quantities are along the network's axes: R, A, S or, for networks of slices, the two of them in the slice plane.
 """
 
 from __future__ import annotations
@@ -16,21 +16,29 @@ from rayapp.planner.overrides import Numbers
 from rayapp.planner.survey import Survey
 
 SMALL_WINDOWS = 32
-"""Windows over an image that it may cost where structures are small."""
+"""Maximum number of windows per image where structures are small."""
 ACROSS = 5
-"""Voxels that the smallest structure should measure across."""
+"""Number of voxels that should span the smallest structure."""
 AROUND = 1.5
-"""Of the box around all structures, what a window needs to see at most."""
+"""Maximum size of a window, as a multiple of the box around all structures."""
 SMALLEST = 4
-"""Voxels along an axis on the coarsest level."""
+"""Minimum number of voxels along an axis at the coarsest level."""
 UNEVEN = 2.0
-"""Times as coarse as the finest axis, from which on an axis is neither pooled nor convolved along."""
+"""Ratio to the finest axis from which an axis is neither pooled nor convolved along."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What the images call for, in mm along each axis: their voxels, their extent, the part that a window should see;
-    and across the smallest structure (infinite if none is known). `windows` is how many over an image it may cost."""
+    """What a data set calls for, along each axis.
+
+    Attributes:
+        whole: True for networks that see images whole, False for sliding windows.
+        windows: acceptable number of windows per image.
+        finest: spacing of the images, mm.
+        extent: size of the images, mm.
+        around: part of the image that a window should see, mm.
+        smallest: diameter of the smallest structure, mm; infinite if none is known.
+    """
 
     whole: bool
     windows: int
@@ -41,31 +49,38 @@ class Needs:
 
     @classmethod
     def of(cls, survey: Survey, *, whole: bool, axes: int, windows: int) -> Self:
-        """Of a survey, for networks that see images whole, or through windows."""
-        shown = survey.axes(axes)
-        extent = np.array(survey.extent)[shown]
-        around = (
-            extent if survey.foreground is None else np.minimum(extent, AROUND * np.array(survey.foreground)[shown])
-        )
+        """The needs of a surveyed data set.
+
+        Args:
+            survey: the survey.
+            whole: see `Needs`.
+            axes: 3, or 2 for networks of slices.
+            windows: see `Needs`.
+        """
+        kept = survey.axes(axes)
+        extent = np.array(survey.extent)[kept]
+        around = extent if survey.foreground is None else np.minimum(extent, AROUND * np.array(survey.foreground)[kept])
         volumes = [structure.volume for structure in survey.structures.values()]
         return cls(
             whole=whole,
             windows=windows,
-            finest=np.array(survey.spacing)[shown],
+            finest=np.array(survey.spacing)[kept],
             extent=extent,
             around=around,
             smallest=math.cbrt(1000 * min(volumes)) if volumes else math.inf,
         )
 
     def spacing(self, voxels: float) -> Numbers:
-        """The finest that the budget allows; at most as fine as structures and images are."""
+        """The finest spacing that the budget of voxels allows, but no finer than the structures and images warrant."""
         if self.whole:
             return self._coarsened(voxels)
         usual, finer = (self._coarsened(voxels * windows) for windows in (self.windows, SMALL_WINDOWS))
         return np.clip(np.maximum(self.finest, self.smallest / ACROSS), finer, usual)
 
     def region(self, spacing: Numbers, voxels: float) -> Numbers:
-        """The voxels to see at once: the whole image or else, as far as it is worth seeing, a cube's part of it."""
+        """Voxels to see at once: the whole image if it fits, else a cube-shaped part of it, as far as it is worth
+        seeing.
+        """
         if self.whole or (self.extent / spacing).prod() <= voxels:
             return np.maximum(1, np.rint(self.extent / spacing))
         low, high = 0.0, float(self.around.max())
@@ -76,7 +91,9 @@ class Needs:
         return np.maximum(1, np.rint(np.minimum(self.around, low) / spacing))
 
     def _coarsened(self, voxels: float) -> Numbers:
-        """Spacing at which the image has so many voxels: thick slices stay, other axes are brought up to one step."""
+        """The spacing at which the image has that many voxels: thick slices are kept, other axes are coarsened to one
+        spacing.
+        """
         low, high = float(self.finest.min()), float(self.extent.max())
         if (self.extent / self.finest).prod() <= voxels:
             return self.finest
@@ -88,7 +105,7 @@ class Needs:
 
 
 def pooling(region: Numbers, spacing: Numbers, levels: int) -> list[tuple[int, ...]]:
-    """Strides of each level: halve every axis that is long enough and not yet twice as coarse as the finest of them."""
+    """Strides of each level: an axis is halved if it is long enough and less than twice as coarse as the finest one."""
     size, edge = region.copy(), spacing.copy()
     strides: list[tuple[int, ...]] = []
     while len(strides) < levels:
@@ -103,14 +120,16 @@ def pooling(region: Numbers, spacing: Numbers, levels: int) -> list[tuple[int, .
 
 
 def kernels(spacing: Numbers, strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Of each level's convolutions, the finest first: 3 along the axes that are about as fine as the finest, else 1."""
+    """Kernel sizes of each level, the finest first: 3 along axes about as fine as the finest, else 1."""
     edges = spacing * np.cumprod([(1,) * len(spacing), *strides], axis=0)
     return [tuple(int(n) for n in np.where(edge < UNEVEN * edge.min(), 3, 1)) for edge in edges]
 
 
 def rounded(region: Numbers, divisor: Sequence[int], *, most: float) -> tuple[int, ...]:
-    """Sizes that are multiples of `divisor`, about the region's; where they would come to more than `most` voxels, less
-    along the axes that were rounded up furthest."""
+    """Sizes near the region's that are multiples of `divisor`.
+
+    If they come to more than `most` voxels, the axes that were rounded up furthest are reduced.
+    """
     parts = np.maximum(1, np.ceil(region / np.array(divisor) - 0.01))
     while (parts * divisor).prod() > most and parts.max() > 1:
         parts[int(np.where(parts > 1, parts * divisor / region, 0).argmax())] -= 1

@@ -1,4 +1,4 @@
-"""Overrides: what a person says in place of the planner, in a request, with `--conf` or in an app. Pure."""
+"""Overrides: choices that a person makes instead of the planner, in a request, with `--conf` or in an app. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """The choices that are made already; None for one that is the planner's."""
+    """The choices already made; None for those left to the planner."""
 
     spacing: Numbers | None = None
     roi_size: Numbers | None = None
@@ -31,27 +31,31 @@ class Overrides:
     overlap: float | None = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], *, axes: int) -> Self:
-        """Parse texts (as of `--conf`) and JSON values. Other keys are others' business; a value that is None, empty
-        or, of the batch's size, 0 leaves the choice to the planner.
+    def of(cls, fields: Mapping[str, Any], *, axes: int) -> Self:
+        """Parse overrides given as text (from `--conf`) or JSON values.
 
-        `spacing` is one number of mm or one for each axis, `roi_size` a number of voxels for each, along R, A, S;
-        `network` is as `rayapp.models.networks.build` takes it, channels aside.
+        Unknown keys are ignored. None, an empty value and a `train_batch_size` of 0 leave the choice to the planner.
 
-        Raises BadRequest naming the key.
+        Args:
+            fields: `spacing` is one number in mm or one per axis; `roi_size` one number of voxels per axis, along R, A,
+                S; `network` a description as taken by `rayapp.models.networks.build`, without channels.
+            axes: number of axes of the network.
+
+        Raises:
+            BadRequest: naming the key.
         """
-        said = {key: given[key] for key in FIELDS if given.get(key) is not None and str(given[key]) not in UNSAID}
-        spacing = _numbers(said, "spacing", (1, axes), lambda mm: 0.01 <= mm <= 100)
-        roi_size = _numbers(said, "roi_size", (axes,), lambda n: n.is_integer() and 1 <= n <= MAX_AXIS)
-        batch = _numbers(said, "train_batch_size", (1,), lambda n: n.is_integer() and 0 <= n <= 1024)
-        overlap = _numbers(said, "overlap", (1,), lambda share: 0 <= share < 1)
-        precision = said.get("precision")
+        chosen = {key: fields[key] for key in FIELDS if fields.get(key) is not None and str(fields[key]) not in EMPTY}
+        spacing = _numbers(chosen, "spacing", (1, axes), lambda mm: 0.01 <= mm <= 100)
+        roi_size = _numbers(chosen, "roi_size", (axes,), lambda n: n.is_integer() and 1 <= n <= MAX_AXIS)
+        batch = _numbers(chosen, "train_batch_size", (1,), lambda n: n.is_integer() and 0 <= n <= 1024)
+        overlap = _numbers(chosen, "overlap", (1,), lambda share: 0 <= share < 1)
+        precision = chosen.get("precision")
         if precision is not None and precision not in PRECISIONS:
-            raise BadRequest(f"precision: one of {', '.join(PRECISIONS)}, not {str(precision)[:40]!r}")
+            raise BadRequest(f"precision must be one of {', '.join(PRECISIONS)}, not {str(precision)[:40]!r}")
         return cls(
             spacing=None if spacing is None else np.array(np.broadcast_to(spacing, axes)),
             roi_size=roi_size,
-            network=_network(said.get("network"), axes),
+            network=_network(chosen.get("network"), axes),
             train_batch_size=int(batch[0]) or None if batch is not None else None,
             precision=precision,
             overlap=None if overlap is None else float(overlap[0]),
@@ -59,26 +63,26 @@ class Overrides:
 
 
 FIELDS = tuple(Overrides.__dataclass_fields__)
-UNSAID = ("", "[]", "{}", "()")
+EMPTY = ("", "[]", "{}", "()")
 
 
 def _numbers(
-    said: Mapping[str, Any], key: str, counts: tuple[int, ...], sane: Callable[[float], bool]
+    fields: Mapping[str, Any], key: str, counts: tuple[int, ...], valid: Callable[[float], bool]
 ) -> Numbers | None:
     """The numbers under a key: one, a list, or either as text."""
-    if key not in said:
+    if key not in fields:
         return None
-    value = said[key]
+    value = fields[key]
     try:
         parts = value.strip("[]() ").split(",") if isinstance(value, str) else np.atleast_1d(value).tolist()
         numbers = [float(part) for part in parts]
     except (TypeError, ValueError):
         numbers = []
-    if not numbers or not all(sane(number) for number in numbers):
-        raise BadRequest(f"{key}: {str(value)[:40]!r} is out of range or no number")
+    if not numbers or not all(valid(number) for number in numbers):
+        raise BadRequest(f"{key}: {str(value)[:40]!r} is out of range or not a number")
     if len(numbers) not in counts:
-        wanted = " or ".join(str(count) for count in sorted(set(counts)))
-        raise BadRequest(f"{key}: {wanted} number(s), for the axes R, A, S, not {len(numbers)}")
+        expected = " or ".join(str(count) for count in sorted(set(counts)))
+        raise BadRequest(f"{key} needs {expected} number(s), for the axes R, A, S, not {len(numbers)}")
     return np.array(numbers)
 
 
@@ -90,7 +94,7 @@ def _network(value: Any, axes: int) -> Mapping[str, Any] | None:
     except ValueError:
         network = None
     if not isinstance(network, Mapping):
-        raise BadRequest(f"network: an object with name and arguments, not {str(value)[:40]!r}")
+        raise BadRequest(f"network must be an object with name and arguments, not {str(value)[:40]!r}")
     if network.get("spatial_dims", axes) != axes:
-        raise BadRequest(f"network: spatial_dims must be {axes} here, not {str(network['spatial_dims'])[:40]}")
+        raise BadRequest(f"network: spatial_dims must be {axes}, not {str(network['spatial_dims'])[:40]}")
     return {"spatial_dims": axes, **network}

@@ -1,8 +1,8 @@
-"""Proposal: the grid, network and batch that suit a data set and a machine, after nnU-Net (Isensee et al., 2021).
+"""Proposal: grid, network and batch size that suit a data set and a machine, after nnU-Net (Isensee et al., 2021).
 
-Two budgets bound what a network sees at once: memory, and on a CPU the time of one click. Within them voxels are spent
-where the images have detail: along axes of thick slices they stay as they are while the others become larger, and the
-network pools along those axes later. Pure functions; a proposal takes seconds, most of them importing.
+Two budgets bound the region that a network sees at once: memory and, on a CPU, the time of a click. Within them voxels
+are spent where the images have detail: along thick slices the spacing is kept while other axes are coarsened, and the
+network pools along these axes later. Pure functions; a proposal takes seconds, mostly spent importing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from rayapp.inference.network.network import divisor_of
 from rayapp.inference.network.sliding_window import OVERLAP
 from rayapp.models.networks import full_unet, strided_unet
-from rayapp.planner.footprint import Footprint, Work
+from rayapp.planner.footprint import Footprint, Workload
 from rayapp.planner.machine import Hardware
 from rayapp.planner.needs import ACROSS, Needs, kernels, pooling, rounded
 from rayapp.planner.overrides import Numbers, Overrides
@@ -27,45 +27,57 @@ from rayapp.planner.survey import Survey
 Kind = Literal["segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-GLANCE_S = 0.06
-"""Seconds that a network on the CPU may take for what it sees at once: guidance and the way back to the image's grid
-need about as long again, and a click should take a tenth of a second."""
-STEP_S = 0.5
-"""Seconds of a training step on the CPU, which is how long a click may wait for it."""
+FORWARD_BUDGET_S = 0.06
+"""Seconds for a forward pass on the CPU.
+
+Guidance and restoring the result to the image's grid take about as long again, and a click should take 0.1 s.
+"""
+STEP_BUDGET_S = 0.5
+"""Seconds for a training step on the CPU, which is how long a click may have to wait for it."""
 GPU_FILLED = 0.8
-"""Of training's share of a GPU; what cuDNN and fragments take is not foretold."""
+"""Usable fraction of training's share of a GPU; cuDNN's workspace and fragmentation cannot be predicted."""
 MEMORY_SHARE = 0.25
-"""Of the RAM, for a training step and again for decoded images."""
+"""Fraction of RAM for a training step, and again for cached decoded images."""
 GPU_VOXELS = 160**3
-"""More is seldom worth the wait, whatever a GPU's memory."""
+"""Maximum region on a GPU: larger ones are seldom worth the wait, whatever the memory."""
 SLACK = 1.15
-"""Of the budget, where sizes have to be rounded."""
+"""Tolerated excess over the budget, since sizes must be rounded."""
 TRIES = 4
 WINDOWS = {"cpu": 2, "cuda": 4}
-"""Windows over an image, beyond which its voxels are made larger: as nnU-Net turns to a coarser grid where a patch sees
-less than a quarter. In the time there is on a CPU, more is learnt of larger parts in coarser voxels."""
+"""Number of windows per image from which voxels are made larger.
+
+nnU-Net likewise uses a coarser grid where a patch covers less than a quarter of the image. In the time available on a
+CPU, more is learnt from larger parts in coarser voxels.
+"""
 GPU_OVERLAP = 0.5
 GPU_WINDOWS = 8
-"""Windows that go through a GPU together, at most."""
+"""Maximum number of windows per batch on a GPU."""
 LEVELS = {"cpu": 4, "cuda": 5}
-"""Strides of a network, at most."""
+"""Maximum number of strides of a network."""
 WIDTH = {"cpu": 16, "cuda": 32}
 """Channels of the finest level; they double with each level."""
 BATCH = {"cpu": 2, "cuda": 8}
-"""Examples in a step, at most: on a CPU more steps learn more than larger ones."""
+"""Maximum batch size: on a CPU, more steps teach more than larger ones."""
 PROBE = {2: 256, 3: 64}
-"""Voxels along an axis of the region, by its axes, that a network's cost by voxel is taken from."""
+"""Size along each axis of the region used to estimate cost per voxel, by number of axes."""
 CORE_FLOPS = {"float32": 100e9, "bfloat16": 400e9}
 CORE_TRAFFIC = 2e9
-"""What one core (a Xeon with AMX) does in a second; fitted to forward passes of three networks."""
+"""Throughput of one core (a Xeon with AMX) per second; fitted to forward passes of three networks."""
 STEP_SLOWER = 1.3
-"""How much longer than so estimated a training step takes."""
+"""Factor by which a training step takes longer than estimated from its footprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What a method asks of its network: the structures it tells apart, the channels beside the image's, whether it
-    sees images whole or through windows, its axes (2 for slices), and how many examples a visit to an image gives."""
+    """What a method requires of its network.
+
+    Attributes:
+        structures: number of structures to segment.
+        guidance: input channels besides the image's.
+        whole: True if it sees images whole, False for sliding windows.
+        axes: 3, or 2 for slices.
+        examples: training examples drawn per visit to an image.
+    """
 
     structures: int
     guidance: int = 0
@@ -75,7 +87,7 @@ class Method:
 
     @classmethod
     def of(cls, kind: Kind, structures: int) -> Method:
-        """A method that ships."""
+        """The requirements of a shipped method."""
         if kind == "segmentation":
             return cls(structures=structures)
         if kind == "deepedit":
@@ -87,13 +99,22 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What to train, and how to run it.
+    """What to train and how to run it.
 
-    `spacing` (mm) and `roi_size` (voxels) are along R, A, S, of networks of slices along the two of them that are in
-    the slices' plane; `network` is as `rayapp.models.networks.build` takes it; `overlap` is that of neighbouring
-    windows and `windows` how many of them the network takes together; `cache` are bytes of decoded images that training
-    keeps. Foretold are the bytes of a forward pass and of a training step, and on a CPU the seconds of both (0 on a
-    GPU). `why` has a reason for each choice, by its name.
+    Attributes:
+        spacing: mm along R, A, S; for networks of slices, along the two axes in the slice plane.
+        roi_size: voxels along the same axes.
+        network: description as taken by `rayapp.models.networks.build`.
+        train_batch_size: images per training step.
+        precision: "float32" or "bfloat16".
+        overlap: overlap of neighbouring windows, as a fraction.
+        windows: windows per batch during inference.
+        cache: bytes of decoded images that training keeps.
+        forward_memory: predicted bytes of a forward pass.
+        step_memory: predicted bytes of a training step.
+        forward_seconds: predicted time of a forward pass on a CPU; 0 on a GPU.
+        step_seconds: predicted time of a training step on a CPU; 0 on a GPU.
+        why: the reason for each choice, by its name.
     """
 
     spacing: tuple[float, ...]
@@ -114,9 +135,17 @@ class Proposal:
 def propose(
     survey: Survey, hardware: Hardware, method: Method, *, overrides: Mapping[str, Any] | None = None
 ) -> Proposal:
-    """Choose for a method. `overrides` are as `Overrides.of` takes them; the rest follows from what they say.
+    """The proposal for a method on a data set and machine.
 
-    Raises BadRequest naming an override that cannot be, ModelBroken if an override's network cannot be built.
+    Args:
+        survey: the data set.
+        hardware: the machine.
+        method: the requirements on the network.
+        overrides: choices already made, as taken by `Overrides.of`; the others adapt to them.
+
+    Raises:
+        BadRequest: naming an invalid override.
+        ModelBroken: if the network of an override cannot be built.
     """
     wanted = Overrides.of(overrides or {}, axes=method.axes)
     chosen = plan(hardware)
@@ -128,16 +157,16 @@ def propose(
     forward = machine.footprint(network, roi_size)
     step = machine.footprint(network, roi_size, batch=batch * method.examples, training=True)
     images = np.maximum(1, needs.extent / spacing)
-    slices = survey.size[survey.stacked] if method.axes == 2 else 1
+    slices = survey.size[survey.slice_axis] if method.axes == 2 else 1
     decoded = survey.images * float(images.prod()) * slices * (2 * survey.channels + 1)
-    usual = OVERLAP if machine.plan.device == "cpu" else GPU_OVERLAP
+    default_overlap = OVERLAP if machine.plan.device == "cpu" else GPU_OVERLAP
     return Proposal(
         spacing=tuple(round(float(mm), 3) for mm in spacing),
         roi_size=roi_size,
         network=network,
         train_batch_size=batch,
         precision=machine.plan.precision,
-        overlap=usual if wanted.overlap is None else wanted.overlap,
+        overlap=default_overlap if wanted.overlap is None else wanted.overlap,
         windows=machine.windows(forward),
         cache=int(min(decoded, MEMORY_SHARE * hardware.memory)),
         forward_memory=machine.bytes(forward),
@@ -150,7 +179,7 @@ def propose(
 
 @dataclass(frozen=True)
 class Machine:
-    """What a network costs here."""
+    """Costs of networks on one machine."""
 
     hardware: Hardware
     plan: Plan
@@ -158,16 +187,18 @@ class Machine:
     def footprint(
         self, network: Mapping[str, Any], roi_size: Sequence[int], *, batch: int = 1, training: bool = False
     ) -> Footprint:
-        """Of a forward pass or a training step."""
-        work = Work(network=network, roi=roi_size, batch=batch, precision=self.plan.precision, training=training)
-        return Footprint.of(work, threads=0 if self.hardware.gpus else self.plan.threads)
+        """Footprint of a forward pass or training step."""
+        workload = Workload(
+            network=network, roi=roi_size, batch=batch, precision=self.plan.precision, training=training
+        )
+        return Footprint.of(workload, threads=0 if self.hardware.gpus else self.plan.threads)
 
     def bytes(self, footprint: Footprint) -> int:
-        """On the device."""
+        """Bytes on the device."""
         return footprint.memory if self.hardware.gpus else footprint.resident
 
     def seconds(self, footprint: Footprint) -> float:
-        """On a CPU; 0 on a GPU, which is bounded by memory alone."""
+        """Seconds on a CPU; 0 on a GPU, where only memory is limited."""
         if self.hardware.gpus:
             return 0.0
         busy = footprint.flops / CORE_FLOPS[self.plan.precision] + footprint.traffic / CORE_TRAFFIC
@@ -175,41 +206,41 @@ class Machine:
 
     @property
     def step_bytes(self) -> float:
-        """That a training step may take."""
+        """Bytes available to a training step."""
         if self.hardware.gpus:
             return GPU_FILLED * self.plan.training_gpus * min(gpu.memory for gpu in self.hardware.gpus)
         return MEMORY_SHARE * self.hardware.memory
 
     def voxels(self, network: Mapping[str, Any]) -> float:
-        """That the network may see at once: two of them in a training step on a GPU."""
+        """Voxels that the network may see at once; on a GPU, two such regions must fit a training step."""
         axes = network["spatial_dims"]
         probe = [PROBE[axes]] * axes
         step = self.footprint(network, probe, training=True)
         most = self.step_bytes / self.bytes(step)
         if self.hardware.gpus:
             return min(GPU_VOXELS, math.prod(probe) * most / 2)
-        return math.prod(probe) * min(most, GLANCE_S / self.seconds(self.footprint(network, probe)))
+        return math.prod(probe) * min(most, FORWARD_BUDGET_S / self.seconds(self.footprint(network, probe)))
 
     def windows(self, forward: Footprint) -> int:
-        """Windows that a GPU takes together within a replica's share of it; a CPU gains nothing by more than one."""
+        """Windows per batch that fit a replica's share of the GPU; a CPU gains nothing from more than one."""
         if not self.hardware.gpus:
             return 1
         share = GPU_FILLED * self.plan.replica_gpus * min(gpu.memory for gpu in self.hardware.gpus)
         return int(min(GPU_WINDOWS, max(1, share / forward.memory)))
 
     def batch(self, network: Mapping[str, Any], roi_size: Sequence[int], *, examples: int) -> int:
-        """Images in a training step, each of which gives so many examples."""
+        """Images per training step, each giving that many examples."""
         step = self.footprint(network, roi_size, training=True)
         most = self.step_bytes / self.bytes(step)
         if not self.hardware.gpus:
-            most = min(most, STEP_S / (STEP_SLOWER * self.seconds(step)))
+            most = min(most, STEP_BUDGET_S / (STEP_SLOWER * self.seconds(step)))
         return max(1, int(min(BATCH[self.plan.device], most) / examples))
 
 
 def _fitted(
     channels: Mapping[str, int], needs: Needs, machine: Machine, wanted: Overrides
 ) -> tuple[Numbers, tuple[int, ...], dict[str, Any]]:
-    """Spacing, region and network within the budget, which unequal strides make smaller than it first seemed."""
+    """Spacing, region and network within the budget; repeated, since uneven strides cost more than first estimated."""
     given = None if wanted.network is None else {**wanted.network, **channels}
     make = _family(channels, machine)
     if wanted.roi_size is None:
@@ -226,7 +257,7 @@ def _fitted(
         roi_size = rounded(region, divisor_of(network), most=most)
         if wanted.roi_size is not None:
             break
-        over = machine.seconds(machine.footprint(network, roi_size)) / GLANCE_S
+        over = machine.seconds(machine.footprint(network, roi_size)) / FORWARD_BUDGET_S
         if over <= SLACK:
             break
         voxels = math.prod(roi_size) / over
@@ -236,8 +267,10 @@ def _fitted(
 def _family(
     channels: Mapping[str, int], machine: Machine
 ) -> Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], dict[str, Any]]:
-    """Networks of strides and kernels: the full U-Net on a GPU. On a CPU the strided one, which has learnt more in any
-    time that people wait for: 0.85 Dice on hippocampi where the full one had 0.83."""
+    """Builds networks from strides and kernels: the full U-Net on a GPU, the strided one on a CPU.
+
+    On a CPU the strided one has learnt more in any acceptable time: 0.85 Dice on hippocampi, the full one 0.83.
+    """
     inputs, outputs, width = channels["in_channels"], channels["out_channels"], WIDTH[machine.plan.device]
     if machine.hardware.gpus:
         return lambda strides, sizes: full_unet(inputs, outputs, strides, sizes, width=width)
@@ -247,9 +280,13 @@ def _family(
 def _reasons(
     wanted: Overrides, needs: Needs, spacing: Numbers, roi_size: Sequence[int], machine: Machine
 ) -> dict[str, str]:
-    """Why each choice was made, in words."""
+    """The reason for each choice, in words."""
     images = np.maximum(1, needs.extent / spacing)
-    budget = "a training step's share of the GPU" if machine.hardware.gpus else f"{GLANCE_S:g} s a look and the memory"
+    budget = (
+        "a training step's share of the GPU"
+        if machine.hardware.gpus
+        else f"{FORWARD_BUDGET_S:g} s per forward pass and the memory"
+    )
     if np.allclose(spacing, needs.finest, rtol=0.01):
         finest = "the images' own voxels"
     elif not needs.whole and spacing.max() >= 0.99 * needs.smallest / ACROSS:
@@ -260,9 +297,11 @@ def _reasons(
     reasons = {
         "spacing": finest,
         "roi_size": "whole images" if whole else f"windows, as large as {budget} allow",
-        "network": "every voxel is looked at" if machine.hardware.gpus else "on a CPU a strided network learns most",
-        "train_batch_size": f"as many as {'the GPU holds' if machine.hardware.gpus else f'{STEP_S:g} s a step allow'}",
-        "precision": f"what this {machine.plan.device} computes fastest",
-        "overlap": "usual",
+        "network": "full resolution" if machine.hardware.gpus else "on a CPU a strided network learns most",
+        "train_batch_size": (
+            "as many as the GPU holds" if machine.hardware.gpus else f"as many as {STEP_BUDGET_S:g} s per step allow"
+        ),
+        "precision": f"the fastest on this {machine.plan.device}",
+        "overlap": "default",
     }
-    return reasons | {name: "as asked for" for name in reasons if getattr(wanted, name) is not None}
+    return reasons | {name: "as requested" for name in reasons if getattr(wanted, name) is not None}

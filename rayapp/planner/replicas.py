@@ -1,4 +1,4 @@
-"""Plan: how a machine is shared between the annotators' clicks and what runs beside them. Pure functions."""
+"""Plan: how a machine is shared between the annotators' clicks and background work. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,25 +9,32 @@ from rayapp.runtime import gpu_shares
 
 GIB = 1 << 30
 CORES_PER_REPLICA = 4
-"""A network on the CPU gains little from more threads than this; beyond, another replica serves another annotator."""
+"""Threads per network on the CPU; more gain little, so further cores serve another annotator with another replica."""
 BESIDE_REPLICAS = 3
-"""Logical CPUs for the gateway and for background work beside it."""
+"""Logical CPUs for the gateway and background work."""
 REPLICA_MEMORY = 12 * GIB
-"""Bytes of a GPU for each replica on it, half of which it may come to need: CUDA, its volumes and a forward pass."""
+"""Bytes of GPU memory per replica; it may need half of them, for CUDA itself, its volumes and a forward pass."""
 REPLICAS_PER_GPU = 4
-"""More of them wait for each other's kernels."""
+"""Maximum number of replicas per GPU; more would wait for each other's kernels."""
 CACHE_SHARE = 0.25
-"""Of the memory, for all replicas' volumes together; the network, training and the disk cache need the rest."""
+"""Fraction of memory for the volume caches of all replicas; the network, training and the disk cache need the rest."""
 CACHE = (GIB // 4, 8 * GIB)
-"""The least and the most that one replica keeps."""
+"""Minimum and maximum volume cache of one replica, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Where and in what precision networks run, how many replicas, and what each gets.
+    """Where and in what precision networks run, the number of replicas, and the resources of each.
 
-    `cpus` are the node's logical CPUs; `replica_gpus` is each replica's share of a GPU and `training_gpus` that of a
-    training worker, 0 without GPUs; `threads` are a network's on the CPU; `volume_cache` is in bytes.
+    Attributes:
+        device: "cuda" or "cpu".
+        precision: "float32" or "bfloat16".
+        replicas: number of inference replicas.
+        cpus: logical CPUs of the Ray node.
+        threads: threads of a network on the CPU.
+        volume_cache: volume cache of each replica, in bytes.
+        replica_gpus: share of a GPU of each replica; 0 without GPUs.
+        training_gpus: share of a GPU of a training worker; 0 without GPUs.
     """
 
     device: str

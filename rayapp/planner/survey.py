@@ -1,8 +1,8 @@
-"""Survey: what a data set looks like, from its headers and a few decoded images.
+"""Survey: what a data set looks like, from its headers and a sample of decoded images.
 
-Headers tell spacing and size; a few images are decoded for their intensities and modality, a few label maps for where
-the structures lie. All axes are turned to R, A, S first. The work is bounded: by number, by bytes of one image and by
-time. Only reads; may run beside anything.
+Headers give spacing and size; some images are decoded for intensities and modality, some label maps for volumes and
+boxes of the structures. All axes are reordered to R, A, S. The work is bounded in number of files, bytes per image and
+time. Read-only, so it may run beside anything.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from rayapp.imaging.volume import Grid
 from rayapp.protocol import FINAL, ORIGINAL
 
 HEADERS = 200
-"""Images whose headers are read."""
+"""Number of images whose headers are read."""
 DECODED = 10
-"""Images that are decoded, and label maps: as many as MONAI Label's planner looks at."""
+"""Number of images, and of label maps, that are decoded: as many as MONAI Label's planner decodes."""
 MAX_BYTES = 1 << 30
-"""Bytes that one decoded image may have."""
+"""Maximum size of a decoded image in bytes."""
 SECONDS = 30.0
-"""After so long no further image is opened."""
+"""Time limit in seconds, after which no further file is opened."""
 VALUES = 100_000
-"""Voxels of an image that its intensities are taken from."""
+"""Number of voxels sampled per image for its intensities."""
 AIR, AIR_SHARE = -500, 0.02
-"""Images with more than this share of voxels below this are in Hounsfield units: no other modality has such values."""
+"""Images with a larger share of voxels below AIR are in Hounsfield units: no other modality has such values."""
 
 Triple = tuple[float, float, float]
 Progress = Callable[[int, int], None]
-"""Told how many of how many files are done."""
-Found = TypeVar("Found")
+"""Called with the number of files done and the total."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """One label value: its median volume in millilitres, and its bounding box's median sizes (mm along R, A, S)."""
+    """One label value: its median volume in ml, and the median size of its bounding box (mm along R, A, S)."""
 
     volume: float
     box: Triple
@@ -55,10 +55,23 @@ class Structure:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What was found. `spacing` and `size` are medians, `extent` is what 95 % of the images stay within: mm, voxels
-    and mm along R, A, S. `stacked` is the one of these axes (0, 1 or 2) that most images' slices are stacked along.
-    `intensities` are the 0.5th, 50th and 99.5th percentile; `foreground` is the median box of all structures together
-    (mm), None without labels."""
+    """Summary of a data set, along R, A, S.
+
+    Attributes:
+        images: number of images.
+        sampled: number of images whose headers were read.
+        unreadable: number of sampled images whose headers could not be read.
+        labelled: number of images with a label map.
+        channels: most frequent number of channels.
+        modality: "CT" or "MR", judged by intensities.
+        spacing: median spacing, mm.
+        size: median number of voxels.
+        extent: 95th percentile of the images' size, mm.
+        slice_axis: axis (0, 1 or 2) along which the slices of most images are stacked.
+        intensities: 0.5th, 50th and 99.5th percentile.
+        structures: by label value.
+        foreground: median box of all structures together, mm; None without labels.
+    """
 
     images: int
     sampled: int
@@ -69,27 +82,32 @@ class Survey:
     spacing: Triple
     size: Triple
     extent: Triple
-    stacked: int
+    slice_axis: int
     intensities: Triple
     structures: Mapping[int, Structure]
     foreground: Triple | None
 
     @classmethod
     def of(cls, images: Sequence[Path], labels: Mapping[Path, Path], *, progress: Progress | None = None) -> Self:
-        """Look at images (files or DICOM folders) and at the label maps that some of them have.
+        """Survey images and the label maps that some of them have.
+
+        Args:
+            images: image files or DICOM folders.
+            labels: label map of each labelled image.
+            progress: called after each file.
 
         Raises:
-            NotFound: if there is no image, or none of the sample could be read.
+            NotFound: if there are no images, or none of the sample could be read.
         """
         headers, decoded = _spread(images, HEADERS), _spread(images, DECODED)
         maps = [labels[image] for image in _spread([image for image in images if image in labels], DECODED)]
-        pace = _Pace(len(headers) + len(decoded) + len(maps), progress)
-        grids, failed = pace.over(headers, read_grid)
+        reader = _TimedReader(len(headers) + len(decoded) + len(maps), progress)
+        grids, failed = reader.over(headers, read_grid)
         if not grids:
-            raise NotFound("none of the images sampled could be read" if images else "there are no images to look at")
-        volumes, _ = pace.over(decoded, _look)
-        marked, _ = pace.over(maps, _mark)
-        spacings, sizes = np.array([_turned(grid) for grid in grids]).transpose(1, 0, 2)
+            raise NotFound("none of the sampled images could be read" if images else "no images to survey")
+        volumes, _ = reader.over(decoded, _sample)
+        measured, _ = reader.over(maps, _measure)
+        spacings, sizes = np.array([_oriented(grid) for grid in grids]).transpose(1, 0, 2)
         values = np.concatenate([values for _, values in volumes]) if volumes else np.zeros(1)
         return cls(
             images=len(images),
@@ -101,71 +119,68 @@ class Survey:
             spacing=_triple(np.median(spacings, axis=0)),
             size=_triple(np.median(sizes, axis=0)),
             extent=_triple(np.percentile(spacings * sizes, 95, axis=0)),
-            stacked=statistics.mode(Orientation.of(grid.affine).axes.index(2) for grid in grids),
+            slice_axis=statistics.mode(Orientation.of(grid.affine).axes.index(2) for grid in grids),
             intensities=_triple(np.percentile(values, (0.5, 50, 99.5))),
-            structures=_medians([structures for structures, _ in marked]),
-            foreground=_triple(np.median([box for _, box in marked], axis=0)) if marked else None,
+            structures=_medians([structures for structures, _ in measured]),
+            foreground=_triple(np.median([box for _, box in measured], axis=0)) if measured else None,
         )
 
     def axes(self, count: int) -> list[int]:
-        """The patient axes that a network of so many has."""
-        return [axis for axis in range(3) if count == 3 or axis != self.stacked]
+        """Patient axes (indices into R, A, S) of a network with this many axes."""
+        return [axis for axis in range(3) if count == 3 or axis != self.slice_axis]
 
 
-def surveyed(labels: Mapping[Path, Path]) -> Survey:
-    """The survey of images and their label maps, remembered for as long as this process lives and no file changes.
-
-    Raises as `Survey.of` does.
-    """
-    return _remembered(tuple(sorted((_stamp(image), _stamp(label)) for image, label in labels.items())))
+def cached_survey(labels: Mapping[Path, Path]) -> Survey:
+    """The survey of labelled images, cached while the process lives and no file changes. Raises as `Survey.of`."""
+    return _cached(tuple(sorted((_stamp(image), _stamp(label)) for image, label in labels.items())))
 
 
 Stamp = tuple[str, int, int]
 
 
 @lru_cache(maxsize=4)
-def _remembered(files: tuple[tuple[Stamp, Stamp], ...]) -> Survey:
+def _cached(files: tuple[tuple[Stamp, Stamp], ...]) -> Survey:
     labels = {Path(image[0]): Path(label[0]) for image, label in files}
     return Survey.of(list(labels), labels)
 
 
 def _stamp(path: Path) -> Stamp:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return str(path), 0, 0
-    return str(path), found.st_mtime_ns, found.st_size
+    return str(path), status.st_mtime_ns, status.st_size
 
 
-def of_folder(studies: Path, *, progress: Progress | None = None) -> Survey:
-    """The survey of a studies folder, which may be in use. Submitted labels come before original ones.
+def survey_folder(studies: Path, *, progress: Progress | None = None) -> Survey:
+    """The survey of a studies folder, which may be in use. Final labels take precedence over original ones.
 
     Raises:
-        NotFound: if there is no such folder or no readable image in it.
+        NotFound: if the folder does not exist or has no readable image.
     """
     if not studies.is_dir():
-        raise NotFound("there is no such studies folder")
-    found, _ = folder_scan.images(studies, {})
-    images = {image_id: studies / f"{image_id}{ext}" for image_id, ext in sorted(found.items())}
+        raise NotFound("the studies folder does not exist: check the path")
+    extensions, _ = folder_scan.images(studies, {})
+    images = {image_id: studies / f"{image_id}{ext}" for image_id, ext in sorted(extensions.items())}
     labels = {}
     for tag in (ORIGINAL, FINAL):
-        where = studies / folder_scan.LABELS / tag
-        for name in folder_scan.files(where):
+        folder = studies / folder_scan.LABELS / tag
+        for name in folder_scan.files(folder):
             split = folder_scan.split_name(name)
             if split is not None and split[0] in images:
-                labels[images[split[0]]] = where / name
+                labels[images[split[0]]] = folder / name
     return Survey.of(list(images.values()), labels, progress=progress)
 
 
 def _spread(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most so many of them, evenly spread."""
+    """At most `most` of the paths, evenly spaced."""
     if len(paths) <= most:
         return list(paths)
     return [paths[round(n * (len(paths) - 1) / (most - 1))] for n in range(most)]
 
 
-class _Pace:
-    """Reads file after file while there is time, and tells how far it is."""
+class _TimedReader:
+    """Reads files until the time limit, and reports progress."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total = total
@@ -173,43 +188,43 @@ class _Pace:
         self._progress = progress
         self._deadline = time.monotonic() + SECONDS
 
-    def over(self, paths: Iterable[Path], read: Callable[[Path], Found]) -> tuple[list[Found], int]:
-        """What was found in each, and how many were damaged, too large or without anything to find."""
-        found, failed = [], 0
+    def over(self, paths: Iterable[Path], read: Callable[[Path], Result]) -> tuple[list[Result], int]:
+        """The results for the files read, and the number of files that were damaged, too large or empty."""
+        results, failed = [], 0
         for path in paths:
             if time.monotonic() > self._deadline:
                 break
             try:
-                found.append(read(path))
+                results.append(read(path))
             except (RayappError, OSError):
                 failed += 1
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done, self._total)
-        return found, failed
+        return results, failed
 
 
-def _turned(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Spacing (mm) and voxels along R, A, S."""
+def _oriented(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Spacing (mm) and number of voxels along R, A, S."""
     axes = list(Orientation.of(grid.affine).axes)
     return spacing(grid.affine)[axes], np.array(grid.shape, dtype=np.float64)[axes]
 
 
-def _look(path: Path) -> tuple[int, npt.NDArray[np.float32]]:
-    """An image's channels, and values of voxels evenly spread over the first of them."""
+def _sample(path: Path) -> tuple[int, npt.NDArray[np.float32]]:
+    """Number of channels of an image, and values of evenly spaced voxels of the first one."""
     volume = read_volume(path, max_bytes=MAX_BYTES)
     flat = volume.array[0].ravel(order="K")
     values = flat[:: max(1, flat.size // VALUES)].astype(np.float32)
     return volume.channels, values[np.isfinite(values)]
 
 
-def _mark(path: Path) -> tuple[dict[int, Structure], Triple]:
-    """The structures of a label map, and the box around them all. Raises Unreadable if there are none."""
-    found = read_segmentation(path, max_bytes=MAX_BYTES)
-    axes = Orientation.of(found.affine).axes
-    edges = spacing(found.affine)
-    counts = np.bincount(found.array.ravel(order="K"))
-    boxes = {value: box for value, box in enumerate(ndimage.find_objects(found.array), start=1) if box is not None}
+def _measure(path: Path) -> tuple[dict[int, Structure], Triple]:
+    """The structures of a label map, and the size of the box around them all. Raises Unreadable if there are none."""
+    label = read_segmentation(path, max_bytes=MAX_BYTES)
+    axes = Orientation.of(label.affine).axes
+    edges = spacing(label.affine)
+    counts = np.bincount(label.array.ravel(order="K"))
+    boxes = {value: box for value, box in enumerate(ndimage.find_objects(label.array), start=1) if box is not None}
     if not boxes:
         raise Unreadable("the label map is empty")
 
@@ -223,20 +238,20 @@ def _mark(path: Path) -> tuple[dict[int, Structure], Triple]:
         )
         for value, box in boxes.items()
     }
-    around = [(min(b[n].start for b in boxes.values()), max(b[n].stop for b in boxes.values())) for n in range(3)]
-    return structures, millimetres(around)
+    together = [(min(b[n].start for b in boxes.values()), max(b[n].stop for b in boxes.values())) for n in range(3)]
+    return structures, millimetres(together)
 
 
 def _medians(maps: Sequence[Mapping[int, Structure]]) -> dict[int, Structure]:
-    """Each structure over the label maps that have it."""
+    """Medians of each structure over the label maps that contain it."""
     values = sorted({value for structures in maps for value in structures})
-    having = {value: [structures[value] for structures in maps if value in structures] for value in values}
+    by_value = {value: [structures[value] for structures in maps if value in structures] for value in values}
     return {
         value: Structure(
             volume=statistics.median(one.volume for one in seen),
             box=_triple(np.median([one.box for one in seen], axis=0)),
         )
-        for value, seen in having.items()
+        for value, seen in by_value.items()
     }
 
 

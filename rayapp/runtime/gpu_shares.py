@@ -1,8 +1,8 @@
-"""Shares of a GPU as Ray counts them: for clicks, for a training worker and for a scoring worker, together one GPU."""
+"""Shares of a GPU, as Ray counts them, for inference, a training worker and a scoring worker; they add up to one GPU."""
 
 TRAINING = 0.51
-"""Of one training worker; over a half, so that no two of them are placed on one GPU."""
+"""Share of a training worker: more than half, so that no two of them are placed on one GPU."""
 SCORING = 0.09
-"""Of one scoring worker."""
+"""Share of a scoring worker."""
 CLICKS = 0.4
-"""Of all replicas on a GPU together."""
+"""Share of all inference replicas of a GPU together."""

@@ -28,7 +28,7 @@ from rayapp.inference.network.sliding_window import Windows
 from rayapp.models.store import ModelVersion
 from rayapp.planner import Method, hardware, propose
 from rayapp.planner.overrides import FIELDS, Overrides
-from rayapp.planner.survey import surveyed
+from rayapp.planner.survey import cached_survey
 from rayapp.training.augmentation import augmentation, window
 from rayapp.training.cases import Case, case_of, name_of, read_pair, split
 from rayapp.training.design import GRID, Design
@@ -136,7 +136,7 @@ class Recipe(Generic[Opts]):
             examples=self.at_a_visit,
         )
         try:
-            survey = surveyed({pair.image: pair.label for pair in pairs})
+            survey = cached_survey({pair.image: pair.label for pair in pairs})
             proposal = propose(survey, found, method, overrides=self.overrides(params))
         except RayappError as error:
             raise BadRequest(f"no design for these images: {error}") from error

@@ -60,7 +60,7 @@ def test_all_bundles_of_a_folder_are_served_and_a_broken_one_is_named(settings, 
     assert described["models"]["spleen"]["labels"] == {"spleen": 1}
     assert described["trainers"]["spleen"]["config"]["max_epochs"] == 3
     assert set(described["broken_models"]) == {"torn"}
-    assert "model.pt is no whole file of weights" in described["broken_models"]["torn"]
+    assert "model.pt is not an intact weights file" in described["broken_models"]["torn"]
 
 
 def test_a_version_takes_the_place_of_the_bundles_own_weights_and_wrong_ones_do_not(settings, store, tmp_path):
@@ -74,7 +74,7 @@ def test_a_version_takes_the_place_of_the_bundles_own_weights_and_wrong_ones_do_
     labels = task.predict(task.prepare(Volume(array=array, affine=np.eye(4))), Prompts(), {}).labels
     assert (task.version, np.array_equal(labels, array[0] > 0.6)) == ("v1", True)
     save_file({"weight": torch.zeros(3)}, weights)
-    with pytest.raises(Unreadable, match="does not fit its network"):
+    with pytest.raises(Unreadable, match="does not match its network"):
         catalogue.publish("spleen", weights, {}, request="2")
 
 
@@ -104,12 +104,12 @@ def test_another_archive_than_the_digest_says_is_not_opened(settings, store, tmp
     assert list((tmp_path / "bundles").iterdir()) == []
     with pytest.raises(BadRequest, match="sha256 beside it"):
         zoo.fetch("spleen", tmp_path / "bundles", url=url)
-    with pytest.raises(ModelBroken, match="holds no liver/configs"):
+    with pytest.raises(ModelBroken, match="has no liver/configs"):
         zoo.fetch("liver", tmp_path / "bundles", url=url, sha256=digest)
     conf = {**settings.conf, "url.spleen": url, "sha256.spleen": wrong}
     described = Catalogue(settings.model_copy(update={"models": ("spleen",), "conf": conf}), store).describe()
     assert described["models"] == {}
-    assert "could not be fetched" in described["broken_models"]["spleen"]
+    assert "could not be downloaded" in described["broken_models"]["spleen"]
 
 
 def test_it_is_an_app_like_any_other():

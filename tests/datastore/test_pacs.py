@@ -80,7 +80,7 @@ def test_client_credentials_are_exchanged_for_a_token_that_is_renewed_before_it_
     (first,) = [one for one in asked.asked if one.path == "/token"]
     assert parse_qs(first.body.decode()) == {"grant_type": ["client_credentials"], "scope": ["dicom"]}
     assert first.headers["Authorization"] == "Basic " + b64encode(b"rayapp:s3").decode()
-    later = time.monotonic() + 3600 - credentials._EARLY + 1
+    later = time.monotonic() + 3600 - credentials._RENEW_BEFORE_S + 1
     monkeypatch.setattr(credentials.time, "monotonic", lambda: later)
     pacs.series({"Modality": "CT"})
     assert _header(asked) == "Bearer t2"

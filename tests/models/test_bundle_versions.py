@@ -35,7 +35,7 @@ def a_bundle(root, **said):
 
 
 def test_what_is_missing_or_older_is_named_with_what_is_wanted_and_what_is_there(tmp_path):
-    lacking = BundleFolder(a_bundle(tmp_path / "spleen", **MADE_WITH), "spleen").lacking()
+    lacking = BundleFolder(a_bundle(tmp_path / "spleen", **MADE_WITH), "spleen").missing_packages()
     assert lacking == (
         f"monai 99.1.0 ({version('monai')} is installed), no-such-package 0.7.0 (not installed), "
         f"scikit-image 98.0 ({version('scikit-image')} is installed)"
@@ -52,7 +52,7 @@ def test_what_is_missing_or_older_is_named_with_what_is_wanted_and_what_is_there
     ],
 )
 def test_of_what_is_there_nothing_is_said(tmp_path, said):
-    assert BundleFolder(a_bundle(tmp_path / "spleen", **said), "spleen").lacking() == ""
+    assert BundleFolder(a_bundle(tmp_path / "spleen", **said), "spleen").missing_packages() == ""
 
 
 def test_a_bundle_that_cannot_be_made_names_them_and_the_others_serve(tmp_path, caplog):

@@ -15,7 +15,7 @@ from rayapp.errors import BadRequest
 from rayapp.models.networks import build
 from rayapp.planner import KINDS, Gpu, Hardware, Kind, Method, Proposal, Structure, Survey, propose
 from rayapp.planner.needs import kernels, pooling
-from rayapp.planner.proposal import GLANCE_S, SLACK, STEP_S
+from rayapp.planner.proposal import FORWARD_BUDGET_S, SLACK, STEP_BUDGET_S
 
 GIB = 1 << 30
 SMALL = Hardware(cores=2, memory=16 * GIB, shared_memory=8 * GIB, cpu_bf16=True)
@@ -35,7 +35,7 @@ def survey(
         spacing=spacing,
         size=size,
         extent=tuple(np.multiply(spacing, size)),
-        stacked=2,
+        slice_axis=2,
         intensities=(-1000, 0, 400),
         structures=structures or {},
         foreground=None,
@@ -85,8 +85,8 @@ def test_small_images_are_seen_whole_as_they_are_on_a_gpu_by_a_network_of_full_r
 @pytest.mark.parametrize("kind", ["segmentation", "deepedit"])
 def test_on_two_cores_a_glance_and_a_step_stay_short(data: Survey, kind: Kind):
     proposal = proposed(data, SMALL, kind, structures=4)
-    assert 0 < proposal.forward_seconds <= SLACK * GLANCE_S
-    assert proposal.step_seconds <= STEP_S
+    assert 0 < proposal.forward_seconds <= SLACK * FORWARD_BUDGET_S
+    assert proposal.step_seconds <= STEP_BUDGET_S
 
 
 def test_clicks_see_the_whole_image_and_windows_a_part_in_finer_voxels():
@@ -110,7 +110,7 @@ def test_thick_slices_are_neither_thinned_nor_thickened_nor_pooled_first():
 
 
 def test_slices_have_the_voxels_of_their_plane_however_they_are_stacked():
-    sagittal = replace(survey((4.0, 0.5, 1.0), (30, 200, 160)), stacked=0)
+    sagittal = replace(survey((4.0, 0.5, 1.0), (30, 200, 160)), slice_axis=0)
     proposal = proposed(sagittal, SMALL, "deepgrow_2d")
     assert proposal.spacing == (0.5, 1.0)
     assert proposal.roi_size == (208, 160)
@@ -168,7 +168,7 @@ def test_a_network_that_is_asked_for_gets_the_channels_and_a_region_that_it_take
     proposal = proposed(CROPS, SMALL, "deepedit", structures=2, network=network)
     assert proposal.network == {**network, "in_channels": 4, "out_channels": 3}
     assert all(n % d == 0 for n, d in zip(proposal.roi_size, (4, 8, 2), strict=True))
-    assert proposal.why["network"] == "as asked for"
+    assert proposal.why["network"] == "as requested"
     assert proposed(CROPS, SMALL, network=json.dumps(network)).network["channels"] == [8, 16, 32]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rayapp.errors import NotFound
-from rayapp.planner.survey import DECODED, HEADERS, Survey, of_folder, surveyed
+from rayapp.planner.survey import DECODED, HEADERS, Survey, cached_survey, survey_folder
 
 SHAPE = (20, 14, 9)
 EDGES = (0.9, 1.1, 4.0)
@@ -49,22 +49,22 @@ def studies(tmp_path: Path) -> Path:
 
 
 def test_spacing_and_size_are_those_along_r_a_s(studies: Path):
-    found = of_folder(studies)
+    found = survey_folder(studies)
     assert found.spacing == pytest.approx((1.1, 4.0, 0.9))
     assert found.size == (14, 9, 20)
     assert found.extent == pytest.approx((14 * 1.1, 9 * 4.0, 20 * 0.9))
-    assert (found.stacked, found.axes(2), found.axes(3)) == (1, [0, 2], [0, 1, 2])
+    assert (found.slice_axis, found.axes(2), found.axes(3)) == (1, [0, 2], [0, 1, 2])
 
 
 def test_medians_stand_for_most_images_and_the_extent_for_almost_all(studies: Path):
     write(studies / "long.nii.gz", noise(0, 9, (100, 14, 9)), edges=(2.0, 1.1, 4.0))
-    found = of_folder(studies)
+    found = survey_folder(studies)
     assert found.spacing == pytest.approx((1.1, 4.0, 0.9))
     assert found.extent[2] > 0.8 * 100 * 2.0
 
 
 def test_structures_have_the_volume_and_the_box_that_was_drawn(studies: Path):
-    found = of_folder(studies)
+    found = survey_folder(studies)
     voxel = 0.9 * 1.1 * 4.0 / 1000
     assert found.labelled == 1
     assert {value: structure.volume for value, structure in found.structures.items()} == pytest.approx(
@@ -76,26 +76,26 @@ def test_structures_have_the_volume_and_the_box_that_was_drawn(studies: Path):
 
 def test_a_submitted_label_comes_before_an_original_one(studies: Path):
     write(studies / "labels" / "original" / "scan_1.nii.gz", np.ones(SHAPE, np.uint8))
-    assert set(of_folder(studies).structures) == {1, 4}
+    assert set(survey_folder(studies).structures) == {1, 4}
 
 
 def test_hounsfield_units_are_known_by_their_air(tmp_path: Path):
     write(tmp_path / "ct.nii.gz", np.where(noise(0, 10) < 5, -1000, noise(-50, 200)).astype(np.int16))
     write(tmp_path / "mr" / "mr.nii.gz", noise(-20, 800))
-    assert of_folder(tmp_path).modality == "CT"
-    assert of_folder(tmp_path / "mr").modality == "MR"
+    assert survey_folder(tmp_path).modality == "CT"
+    assert survey_folder(tmp_path / "mr").modality == "MR"
 
 
 def test_intensities_and_channels_are_those_of_the_images(tmp_path: Path):
     write(tmp_path / "two.nii.gz", np.stack([noise(100, 201), noise(0, 5)], axis=-1))
-    found = of_folder(tmp_path)
+    found = survey_folder(tmp_path)
     assert found.channels == 2
     assert found.intensities == pytest.approx((100, 150, 200), abs=2)
 
 
 def test_what_cannot_be_read_is_counted_and_left_out(studies: Path):
     (studies / "torn.nii.gz").write_bytes(b"not an image")
-    found = of_folder(studies)
+    found = survey_folder(studies)
     assert (found.images, found.sampled, found.unreadable) == (4, 3, 1)
 
 
@@ -113,14 +113,14 @@ def test_the_work_is_bounded_however_many_images_there_are(studies: Path):
 
 def test_no_image_and_no_folder_are_said_to_be_so(tmp_path: Path):
     with pytest.raises(NotFound, match="no images"):
-        of_folder(tmp_path)
-    with pytest.raises(NotFound, match="no such studies"):
-        of_folder(tmp_path / "absent")
+        survey_folder(tmp_path)
+    with pytest.raises(NotFound, match="the studies folder does not exist"):
+        survey_folder(tmp_path / "absent")
 
 
 def test_a_survey_is_remembered_until_a_file_changes(studies: Path):
     labels = {studies / "scan_1.nii.gz": studies / "labels" / "final" / "scan_1.nii.gz"}
-    first = surveyed(labels)
-    assert surveyed(labels) is first
+    first = cached_survey(labels)
+    assert cached_survey(labels) is first
     write(studies / "labels" / "final" / "scan_1.nii.gz", np.roll(marked(), 1, 0) * 2)
-    assert set(surveyed(labels).structures) == {2, 8}
+    assert set(cached_survey(labels).structures) == {2, 8}

@@ -67,7 +67,7 @@ def test_the_apps_conf_comes_before_the_planner_and_a_request_before_both(pairs)
     asked = {"network": network, "spacing": 1.5, "roi_size": [15, 17, 9], "amp": True}
     made = task(**conf).design(pairs, asked, device=CPU)
     assert (made.spacing, made.roi_size) == ((1.5, 1.5, 1.5), (16, 18, 10))
-    assert made.plan["why"]["spacing"] == made.plan["why"]["roi_size"] == "as asked for"
+    assert made.plan["why"]["spacing"] == made.plan["why"]["roi_size"] == "as requested"
 
 
 def test_without_mixed_precision_a_design_is_of_float32(pairs):

@@ -130,5 +130,5 @@ def fetched(name: str, settings: Settings) -> BundleFolder:
     folder = folder_of(name, settings)
     if not folder.root.is_dir():
         where = "the folder given as `--conf bundles`" if "bundles" in settings.conf else "the workspace's `bundles`"
-        raise NotFound(f"bundle {name!r} is not in {where} and could not be fetched: the server's log says why")
+        raise NotFound(f"bundle {name!r} is not in {where} and could not be downloaded: the server's log says why")
     return folder
