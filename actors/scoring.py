@@ -22,7 +22,7 @@ from rayapp.config import Settings
 from rayapp.jobs.image_work import ImageAnswer, ImageWork, ImageWorker
 from rayapp.jobs.pool import ImageDone, Pool, Stopped, WorkerLost
 from rayapp.runtime import gpu_shares, host, logs
-from rayapp.runtime.priority import give_way, rest_between_layers
+from rayapp.runtime.priority import pause_between_layers, run_in_idle_time
 
 POLL_S = 0.25
 """Seconds until a worker is killed, at most, once its job was told to stop."""
@@ -34,7 +34,7 @@ class ScoringActor:
     """One worker."""
 
     def __init__(self, settings: Settings, datastore: ActorHandle) -> None:
-        give_way()
+        run_in_idle_time()
         logs.configure(settings)
         self._settings, self._datastore = settings, datastore
         self._worker: ImageWorker | None = None
@@ -45,7 +45,7 @@ class ScoringActor:
             import torch
 
             torch.set_num_threads(1)
-            rest_between_layers()
+            pause_between_layers()
             self._worker = ImageWorker(self._settings, remote_datastore(self._datastore))
         return self._worker(work, image_id)
 

@@ -29,7 +29,7 @@ from rayapp.app.label_app import app_class
 from rayapp.errors import BadRequest, RayappError
 from rayapp.planner import hardware
 from rayapp.runtime import logs
-from rayapp.runtime.priority import give_way, rest_between_layers
+from rayapp.runtime.priority import pause_between_layers, run_in_idle_time
 from rayapp.training.train_task import Progress, TrainResult
 
 logger = logging.getLogger("rayapp.training")
@@ -99,9 +99,9 @@ class _Faults(UserCallback):  # type: ignore[misc]
 def work(config: dict[str, Any]) -> TrainResult | RayappError | None:
     """One worker's part of the run."""
     run: Run = config["run"]
-    give_way()
+    run_in_idle_time()
     share_cores()
-    rest_between_layers()
+    pause_between_layers()
     logs.configure(run.settings)
     host = RayHost(run)
     try:

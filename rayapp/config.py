@@ -1,4 +1,4 @@
-"""Settings: one typed object, from flags, then `RAYAPP_*` environment, then a TOML file, in that order."""
+"""Settings: one typed object, read from flags, then `RAYAPP_*` environment variables, then `rayapp.toml`."""
 
 from __future__ import annotations
 
@@ -21,137 +21,161 @@ Auth = Literal["none", "token"]
 
 
 def user_data() -> Path:
-    """`$XDG_DATA_HOME/rayapp`, usually `~/.local/share/rayapp`."""
+    """The user's data folder: `$XDG_DATA_HOME/rayapp`, usually `~/.local/share/rayapp`."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "rayapp"
 
 
 def ohif_folder() -> Path:
-    """Where `rayapp ohif install` puts the viewer, and a server looks for it: `RAYAPP_OHIF`, else the user's data."""
+    """The folder where `rayapp ohif install` puts the viewer: `RAYAPP_OHIF`, else one in the user's data folder."""
     return Path(os.environ.get("RAYAPP_OHIF") or user_data() / "ohif").expanduser().absolute()
 
 
 def default_workspace(studies: Path | str) -> Path:
-    """One folder per studies folder or archive in the user's data."""
+    """The default workspace: a folder in the user's data folder, one for each studies folder or archive."""
     if is_address(studies):
-        name, whole = urlsplit(str(studies)).hostname or "archive", str(studies)
+        name, location = urlsplit(str(studies)).hostname or "archive", str(studies)
     else:
         folder = Path(studies).expanduser().resolve()
-        name, whole = folder.name, str(folder)
-    return user_data() / f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+        name, location = folder.name, str(folder)
+    return user_data() / f"{name}-{hashlib.sha256(location.encode()).hexdigest()[:8]}"
 
 
 def is_address(studies: Path | str) -> bool:
-    """Whether the studies lie in a DICOMweb archive rather than in a folder."""
+    """True if the studies are in a DICOMweb archive rather than in a folder."""
     return str(studies).startswith(("http://", "https://"))
 
 
 class Dicomweb(BaseModel):
-    """The DICOMweb archive that holds the studies, and how to speak to it.
+    """Connection to the DICOMweb archive that holds the studies.
 
-    In `rayapp.toml` a table `[dicomweb]`; in the environment `RAYAPP_DICOMWEB__TOKEN` and so on, which keeps secrets
-    off the command line. Sign in with `user` and `password` (basic), with `token` (bearer), or with `token_url`,
-    `client_id` and `client_secret` (OAuth 2 client credentials, RFC 6749 4.4).
+    Set in table `[dicomweb]` of `rayapp.toml`, or by environment variables such as `RAYAPP_DICOMWEB__TOKEN`, which
+    keeps secrets off the command line. Authenticate with `user` and `password` (HTTP Basic), with `token` (bearer
+    token), or with `token_url`, `client_id` and `client_secret` (OAuth 2 client credentials, RFC 6749 section 4.4).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str = ""
-    """Filled from `studies`; empty for a studies folder."""
+    """Base address of the archive, taken from `studies`; empty for a studies folder."""
     qido: str = ""
-    """Path below `url` where searches are served, if not at `url` itself; `wado` and `stow` likewise."""
+    """Path of the search service (QIDO-RS) below `url`; empty if it is at `url` itself."""
     wado: str = ""
+    """Path of the retrieve service (WADO-RS) below `url`."""
     stow: str = ""
+    """Path of the store service (STOW-RS) below `url`."""
     user: str | None = None
+    """User name for HTTP Basic authentication."""
     password: SecretStr = SecretStr("")
+    """Password for HTTP Basic authentication."""
     token: SecretStr | None = None
+    """Bearer token."""
     token_url: str | None = None
+    """Token endpoint for OAuth 2 client credentials."""
     client_id: str = ""
+    """OAuth 2 client id."""
     client_secret: SecretStr = SecretStr("")
+    """OAuth 2 client secret."""
     scope: str = ""
+    """OAuth 2 scope to request; empty for none."""
     timeout: float = Field(default=30.0, gt=0)
-    """Seconds without a byte after which the archive counts as away."""
+    """Seconds without receiving a byte after which the archive counts as unavailable."""
     cache: int = Field(default=20 * 1024 * MIB, gt=0)
-    """Bytes of retrieved series that are kept on disk; those that were not used for longest go first."""
+    """Maximum size in bytes of the cache of retrieved series on disk; the least recently used are evicted first."""
     fresh: float = Field(default=60.0, ge=0)
-    """Seconds for which the list of series is taken as it was found."""
+    """Seconds for which a listing of the archive's series is reused."""
     segmentation: Literal["BINARY", "LABELMAP"] = "BINARY"
-    """Type of the DICOM SEG that labels are stored as; many archives and viewers know BINARY only."""
+    """Type of the DICOM SEG objects that labels are stored as; many archives and viewers support only BINARY."""
 
     def base(self, service: Literal["qido", "wado", "stow"]) -> str:
-        """The address of a service, without a slash at its end."""
+        """Address of a service, without a trailing slash."""
         prefix = str(getattr(self, service)).strip("/")
         return f"{self.url.rstrip('/')}/{prefix}" if prefix else self.url.rstrip("/")
 
 
 class Settings(BaseSettings):
-    """What a server is started with. Frozen: every actor and replica gets the same copy."""
+    """Settings of a server. Frozen: every actor and replica gets the same copy."""
 
     model_config = SettingsConfigDict(
         env_prefix="RAYAPP_", env_nested_delimiter="__", frozen=True, extra="forbid", toml_file="rayapp.toml"
     )
 
     studies: Path
-    """Where labels, revisions and clicks lie, with the images; for an archive, a folder in the workspace."""
+    """Studies folder with images, labels, revisions and clicks; for an archive, the folder of its local part."""
     dicomweb: Dicomweb = Dicomweb()
+    """Connection to the archive, if `studies` is the address of one."""
     workspace: Path = Field(default_factory=lambda given: default_workspace(given["studies"]))
-    """Where models, users and logs lie; by default a folder of the user's data for each studies folder."""
+    """Folder for models, users and logs; by default one in the user's data folder for each studies folder."""
     app: str = "radiology"
+    """App to serve: the name of a shipped one, or the folder of one's own."""
     models: tuple[str, ...] = ("deepedit", "segmentation", "deepgrow_2d", "deepgrow_3d", "scribbles")
+    """Models of the app to serve."""
     labels: tuple[str, ...] = ()
-    """Names of the structures, values 1..N in this order; empty means those of the shipped weights."""
+    """Names of the structures, with values 1..N in this order; empty for those of the shipped weights."""
     conf: dict[str, str] = Field(default_factory=dict)
+    """Options of the app, from `--conf KEY=VALUE`."""
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 for any free one."""
     auth: Auth = "none"
+    """Authentication of clients: `token` requires a user's token, `none` admits everybody who can reach the server."""
     replicas: tuple[int, int] = (1, 1)
     """Minimum and maximum number of inference replicas."""
     replica_gpus: float | None = Field(default=None, ge=0, le=1)
-    """Share of a GPU that each replica takes; None lets the planner choose."""
+    """Share of a GPU per replica; None lets the planner choose."""
     num_cpus: int | None = Field(default=None, ge=1)
-    """Logical CPUs of the embedded Ray node; more than the cores is fine."""
+    """Logical CPUs of the embedded Ray node; may exceed the number of cores."""
     dashboard: bool = True
+    """Start Ray's dashboard with the embedded node."""
     ray_address: str | None = None
-    """Join this Ray cluster ("auto" on a cluster's node); None starts an embedded one."""
+    """Ray cluster to join ("auto" on a node of one); None starts an embedded node."""
 
     max_body: int = Field(default=2048 * MIB, gt=0)
-    """Bytes one request body may have."""
+    """Maximum size of a request body in bytes."""
     max_volume: int = Field(default=4096 * MIB, gt=0)
-    """Bytes one decoded image may have: checked against headers before anything is allocated."""
+    """Maximum size of a decoded image in bytes, checked against headers before anything is allocated."""
     volume_cache: int | None = Field(default=None, gt=0)
-    """Bytes of decoded and preprocessed volumes one inference replica keeps; None lets the planner choose."""
+    """Bytes of decoded and preprocessed volumes that an inference replica keeps in memory; None lets the planner
+    choose.
+    """
     max_answer: float = Field(default=600.0, gt=0)
-    """Seconds that a model may take for one answer; a replica in which one takes longer is replaced."""
+    """Seconds that a model may take for one answer; a replica that exceeds this is replaced."""
     max_queued: int = Field(default=64, ge=1)
-    """Requests that may wait for a replica before callers are told to come back later."""
+    """Requests that may wait for a replica; further ones are answered 503 with Retry-After."""
     ohif: Path = Field(default_factory=ohif_folder)
-    """A build of the OHIF viewer for `/ohif/`; nothing there means that no viewer is served."""
+    """Folder of an OHIF build to serve at `/ohif/`; if it does not exist, no viewer is served."""
     session_expiry: int = Field(default=3600, ge=60)
+    """Seconds without use after which a session expires."""
     cors_origins: tuple[str, ...] = ()
-    """Origins of further web pages that may use the server, such as `https://viewer.example`. By default only its own
-    pages may when there are no keys, and every page when there are, since a page without a key gets nowhere."""
+    """Additional web origins (such as `https://viewer.example`) whose pages may call the server, besides those of this
+    machine.
+
+    If empty and `auth` is `token`, every origin may: without a token a page cannot do anything.
+    """
 
     @model_validator(mode="before")
     @classmethod
-    def _of_an_archive(cls, given: dict[str, Any]) -> dict[str, Any]:
-        address = str(given.get("studies", ""))
+    def _split_address(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Turn `studies` with an archive's address into `dicomweb.url` and a folder in the workspace."""
+        address = str(fields.get("studies", ""))
         if not is_address(address):
-            return given
-        workspace = Path(given.get("workspace") or default_workspace(address))
-        archive = {**given.get("dicomweb", {}), "url": address}
-        return {**given, "workspace": workspace, "studies": workspace / "studies", "dicomweb": archive}
+            return fields
+        workspace = Path(fields.get("workspace") or default_workspace(address))
+        archive = {**fields.get("dicomweb", {}), "url": address}
+        return {**fields, "workspace": workspace, "studies": workspace / "studies", "dicomweb": archive}
 
     @field_validator("replicas")
     @classmethod
     def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
         low, high = value
         if not 1 <= low <= high:
-            raise ValueError("replicas is MIN:MAX with 1 <= MIN <= MAX")
+            raise ValueError("replicas must be MIN:MAX with 1 <= MIN <= MAX")
         return value
 
     @property
     def loopback(self) -> bool:
-        """True when only this machine can reach the server."""
+        """True if the server can be reached from this machine only."""
         return self.host in ("127.0.0.1", "localhost", "::1")
 
     @classmethod
@@ -163,5 +187,5 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment, then `rayapp.toml` of the working directory."""
+        """Precedence: flags, then environment variables, then `rayapp.toml` in the working directory."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)

@@ -1,4 +1,4 @@
-"""UserStore: who may come in on a server with `--auth token`, and as what."""
+"""UserStore: the users of a server with `--auth token`, their roles and tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _TOKEN_BYTES = 32
 
 @dataclass(frozen=True)
 class User:
-    """A caller; `created` is in whole seconds since 1970, 0 for the one user of a server without authentication."""
+    """An authenticated caller.
+
+    `created` is in seconds since the epoch; 0 for the only user of a server without authentication.
+    """
 
     name: str
     role: Role
@@ -33,13 +36,12 @@ class User:
 
 
 class UserStore:
-    """A JSON file that only its owner can read: per name the role and the SHA-256 digest of the token.
+    """Users in a JSON file readable by its owner only: for each name, the role and the SHA-256 digest of the token.
 
-    A plain digest is right here: salt and slow hashing protect passwords, which people choose and so can be guessed
-    from a list. A token is 256 random bits: there is nothing to guess, and every request has to be checked fast.
+    A plain digest suffices: salt and slow hashing protect passwords, which people choose and which can be guessed from
+    a list. A token is 256 random bits, which cannot be guessed, and every request must be checked quickly.
 
-    Any number of processes may hold a store on the same file: each sees the others' changes at its next call.
-    Thread-safe.
+    Several processes may use one file: each sees the others' changes on its next call. Thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,39 +51,44 @@ class UserStore:
         self._entries: Entries = {}
 
     def add(self, name: str, role: Role) -> str:
-        """Let a user in; durable on return. The token returned is kept nowhere: it can be shown only now.
+        """Add a user; durable on return.
+
+        Returns:
+            The user's token. It is not stored, so this is the only time it can be shown.
 
         Raises:
-            BadRequest: if the name is not a valid one.
-            Conflict: if the name exists.
+            BadRequest: if the name is invalid.
+            Conflict: if the user exists.
         """
         checked_name(name, "user")
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         with self._writing():
             entries = self._read()
             if name in entries:
-                raise Conflict(f"user {name!r} exists already; revoke it first to give it a new token")
+                raise Conflict(f"user {name!r} exists already: revoke it first to issue a new token")
             self._write({**entries, name: {"role": role.value, "created": int(time.time()), "sha256": _digest(token)}})
         return token
 
     def revoke(self, name: str) -> None:
-        """Make a user's token worthless; durable on return. Raises NotFound if there is no such user."""
+        """Remove a user and so invalidate the token; durable on return. Raises NotFound if there is no such user."""
         with self._writing():
             entries = self._read()
             if name not in entries:
-                raise NotFound(f"there is no user {name!r}; `rayapp users list` shows them")
+                raise NotFound(f"no user {name!r}: see `rayapp users list`")
             self._write({other: entry for other, entry in entries.items() if other != name})
 
     def authenticate(self, token: str) -> User | None:
-        """The user whose token this is. Takes as long whoever's it is, so that its time says nothing of the digests."""
-        digest, found = _digest(token), None
+        """The user with this token; None if there is none. Takes constant time, so that timing reveals nothing of the
+        digests.
+        """
+        digest, user = _digest(token), None
         for name, entry in self._read().items():
             if hmac.compare_digest(digest, str(entry["sha256"])):
-                found = _user(name, entry)
-        return found
+                user = _user(name, entry)
+        return user
 
     def list(self) -> list[User]:
-        """All users by name."""
+        """All users, ordered by name."""
         return [_user(name, entry) for name, entry in sorted(self._read().items())]
 
     def _writing(self) -> FileLock:
@@ -89,11 +96,11 @@ class UserStore:
         return FileLock(f"{self._path}.lock", mode=0o600)
 
     def _read(self) -> Entries:
-        """What the file holds now; parsed again only if it is not the file it was."""
+        """The file's entries; parsed again only if the file has changed."""
         with self._lock:
             try:
                 with self._path.open("rb") as file:
-                    # Of the open file, so that the stamp is of the bytes read, whatever replaces the file meanwhile.
+                    # fstat of the open file: the stamp is of the bytes read, even if the file is replaced meanwhile.
                     status = os.fstat(file.fileno())
                     stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
                     if stamp != self._seen:
@@ -104,7 +111,7 @@ class UserStore:
             return self._entries
 
     def _write(self, entries: Entries) -> None:
-        """Replace the file as a whole; the caller holds the file lock, so the draft is nobody else's."""
+        """Replace the file atomically. The caller holds the file lock, so no one else writes the draft."""
         draft = self._path.with_name(f".{self._path.name}.draft")
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -124,12 +131,14 @@ def _user(name: str, entry: Entry) -> User:
 
 
 def _parsed(text: bytes) -> Entries:
-    """Nobody comes in on a damaged file: guessing would open the door."""
+    """Parse the file; fail closed if it is corrupt, since guessing could admit anybody."""
     try:
         entries: Entries = json.loads(text)
         for name, entry in entries.items():
             _user(name, entry)
             bytes.fromhex(str(entry["sha256"]))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise RayappError("the file of users is damaged: restore it, or remove it and add the users again") from None
+        raise RayappError(
+            "the user file is corrupt, so nobody can sign in: restore it, or delete it and add the users again"
+        ) from None
     return entries

@@ -98,7 +98,7 @@ def test_nobody_comes_in_on_a_damaged_file(path: Path, text: str) -> None:
     token = store.add("anna", Role.USER)
     path.write_text(text)
     for call in (lambda: store.authenticate(token), store.list, lambda: store.add("bert", Role.USER)):
-        with pytest.raises(RayappError, match="damaged"):
+        with pytest.raises(RayappError, match="corrupt"):
             call()
     assert path.read_text() == text
 

@@ -38,7 +38,7 @@ def download(
 
     from rayapp.downloads import decathlon
 
-    dataset = decathlon.named(name)
+    dataset = decathlon.find_dataset(name)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(dataset.name, total=None)

@@ -1,1 +1,1 @@
-"""What is fetched once from elsewhere: public data sets and the OHIF viewer."""
+"""Downloads: public data sets and the OHIF viewer."""

@@ -1,6 +1,6 @@
-"""Datasets: the ten tasks of the Medical Segmentation Decathlon (Antonelli et al., Nature Communications 13, 2022).
+"""The ten tasks of the Medical Segmentation Decathlon (Antonelli et al., Nature Communications 13, 2022).
 
-Addresses and digests are MONAI's. A data set appears under its name whole or not at all.
+Addresses and digests are those in MONAI. A data set appears under its name complete or not at all.
 """
 
 from __future__ import annotations
@@ -20,16 +20,24 @@ from rayapp.errors import Conflict, NotFound, RayappError, TooLarge, Unreadable
 
 CHUNK = 1 << 20
 Progress = Callable[[int, int | None], None]
-"""Told how many bytes are there, and of how many if that is known."""
+"""Called with the number of bytes received, and the total if known."""
 
 
 class DownloadFailed(RayappError):
-    """The data set could not be fetched: try again later."""
+    """The data set could not be downloaded: try again later."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One task. `images` counts training images, which have labels, and test images; `size` is about the archive's."""
+    """One task of the Decathlon.
+
+    Attributes:
+        name: name of the task, such as `Task09_Spleen`.
+        modality: modality and number of channels.
+        structures: the labelled structures.
+        images: number of training images, which have labels, and of test images.
+        size: approximate size of the archive.
+    """
 
     name: str
     modality: str
@@ -40,7 +48,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where an archive is, and the MD5 digest it must have."""
+    """Address of an archive and its MD5 digest."""
 
     url: str
     md5: str
@@ -63,41 +71,50 @@ DATASETS = {
 }
 
 
-def named(name: str) -> Dataset:
-    """The data set of that name, `Task09_Spleen` or `spleen`. Raises NotFound naming what there is."""
+def find_dataset(name: str) -> Dataset:
+    """The data set of that name, such as `Task09_Spleen` or `spleen`. Raises NotFound, listing the names."""
     for dataset in DATASETS.values():
         if name.lower() in (dataset.name.lower(), dataset.name.partition("_")[2].lower()):
             return dataset
-    raise NotFound(f"no data set {name!r}; there are: {', '.join(DATASETS)}")
+    raise NotFound(f"no data set {name!r}: choose one of {', '.join(DATASETS)}")
 
 
 def source(dataset: Dataset) -> Source:
-    """Where MONAI finds it. Takes seconds: MONAI is imported."""
+    """Address and digest of the data set's archive, from MONAI. Takes seconds, since MONAI is imported."""
     from monai.apps.datasets import DecathlonDataset
 
     return Source(url=DecathlonDataset.resource[dataset.name], md5=DecathlonDataset.md5[dataset.name])
 
 
 async def download(name: str, source: Source, folder: Path, progress: Progress) -> Path:
-    """Fetch, check and unpack a data set; the folder `folder/name`.
+    """Download, verify and unpack a data set.
+
+    Args:
+        name: name of the folder to create.
+        source: address and digest of the archive.
+        folder: where to create it.
+        progress: called as data arrive.
+
+    Returns:
+        The new folder, `folder/name`.
 
     Raises:
-        Conflict: if it is there already.
-        DownloadFailed: if it could not be fetched whole.
-        TooLarge: if the disk has no room for it.
-        Unreadable: if the archive is not the one that was asked for, or is not safe to unpack.
+        Conflict: if it exists already.
+        DownloadFailed: if the download fails or is incomplete.
+        TooLarge: if the disk has too little space.
+        Unreadable: if the digest is wrong, or the archive is not safe to unpack.
     """
     target = folder / name
     if await asyncio.to_thread(target.exists):
-        raise Conflict(f"{target} is there already")
+        raise Conflict(f"{target} exists already: remove it to download it again")
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     part = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=f".{name}-", suffix=".part", dir=folder))
     try:
         archive = part / "archive.tar"
-        digest = await _fetch(source.url, archive, progress)
+        digest = await _download_file(source.url, archive, progress)
         if digest != source.md5:
             raise Unreadable(
-                f"{name}: the archive's MD5 digest is {digest}, not {source.md5}: it is damaged or another"
+                f"{name}: the archive's MD5 digest is {digest} instead of {source.md5}: it is damaged, or another file"
             )
         unpacked = part / "unpacked"
         await asyncio.to_thread(unpack, archive, unpacked)
@@ -108,8 +125,8 @@ async def download(name: str, source: Source, folder: Path, progress: Progress) 
     return target
 
 
-async def _fetch(url: str, to: Path, progress: Progress) -> str:
-    """Stream `url` to a file; the MD5 digest of what came."""
+async def _download_file(url: str, to: Path, progress: Progress) -> str:
+    """Download `url` to a file. Returns the MD5 digest of the data."""
     digest = hashlib.md5(usedforsecurity=False)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
     try:
@@ -118,37 +135,39 @@ async def _fetch(url: str, to: Path, progress: Progress) -> str:
             session.get(url) as response,
         ):
             size = response.content_length
-            room = (await asyncio.to_thread(shutil.disk_usage, to.parent)).free
-            if size and 2 * size > room:
-                raise TooLarge(f"{2 * size >> 20} MiB are needed to fetch and unpack it; the disk has {room >> 20} MiB")
-            there = 0
+            free = (await asyncio.to_thread(shutil.disk_usage, to.parent)).free
+            if size and 2 * size > free:
+                raise TooLarge(
+                    f"downloading and unpacking needs {2 * size >> 20} MiB, but the disk has {free >> 20} MiB free"
+                )
+            received = 0
             with await asyncio.to_thread(to.open, "wb") as file:
                 async for chunk in response.content.iter_chunked(CHUNK):
                     await asyncio.to_thread(file.write, chunk)
                     digest.update(chunk)
-                    there += len(chunk)
-                    progress(there, size)
+                    received += len(chunk)
+                    progress(received, size)
     except (aiohttp.ClientError, TimeoutError) as error:
         raise DownloadFailed(f"{url}: {str(error) or type(error).__name__}") from error
     return digest.hexdigest()
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack an uncompressed tar of plain files and folders.
+    """Unpack an uncompressed tar archive of regular files and folders.
 
-    Raises Unreadable, before anything is written outside `folder`, for an archive that is damaged, holds links or
-    paths that lead elsewhere, or unpacks to more bytes than it has.
+    Raises Unreadable if the archive is damaged, has links or paths that lead outside of `folder`, or unpacks to more
+    bytes than it has; nothing is ever written outside of `folder`.
     """
     room = archive.stat().st_size
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
                 if Path(member.name).name.startswith("._"):
-                    continue  # what macOS leaves beside each file
+                    continue  # AppleDouble file, which macOS adds beside each file
                 room -= member.size
                 if not (member.isreg() or member.isdir()) or room < 0:
                     raise Unreadable(
-                        f"the archive's entry {member.name[:80]!r} is no plain file or folder of sane size"
+                        f"the archive's entry {member.name[:80]!r} is a link or a device, or larger than the archive"
                     )
                 tar.extract(member, folder, filter="data")
     except tarfile.TarError as error:

@@ -1,7 +1,7 @@
-"""The OHIF viewer (https://ohif.org): where its prepared build lies, and how it gets there.
+"""Installing the OHIF viewer (https://ohif.org).
 
-The build comes from npm in one pinned version, is checked against its digest, slimmed by what nothing here needs, and
-made to live under `/ohif/` in place of `/`. It appears whole or not at all; two installations at once do no harm.
+A pinned version is downloaded from npm, verified by its digest, stripped of parts that are not used here, and rebased
+from `/` to `/ohif/`. The installation is atomic, and two at once do not disturb each other.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from rayapp.errors import NotFound, RayappError, Unreadable
 
 PACKAGE, VERSION = "@ohif/app", "3.13.2"
 SHA512 = "WZdxmpmG7rqFgW9ZJLcbgr3XCtLi1KDNPoMaeY5PPe6j4G4fjEjjkycZM6C6Zk2F87BKxFfpq+jd5xXZB9E8EA=="
-"""The archive's digest as npm writes it."""
+"""Digest of the archive, in npm's notation."""
 BASE = "/ohif/"
 MARK = "rayapp.json"
-"""In a build that was prepared here: its package and version."""
+"""File with package and version, in a build that was prepared here."""
 NPM_SECONDS = 600
 
 _UNNEEDED = ("ort/", "dicom-microscopy-viewer/", "sw.js", "app-config.js")
-"""A network runtime and a microscopy viewer (156 MB of 204), a worker that caches `/`, and a demo's settings."""
+"""ONNX runtime and microscopy viewer (156 of 204 MB), a service worker that caches `/`, and demo settings."""
 _MAX_UNPACKED = 1 << 30
 _ROOT = b'__webpack_require__.p = "/";'
 _HTML = re.compile(r'((?:href|src|content)="|PUBLIC_URL=")/')
 
 Progress = Callable[[int, int], None]
-"""Told how many bytes of the archive are unpacked, and of how many."""
+"""Called with the bytes of the archive unpacked so far, and its size."""
 
 
 class InstallFailed(RayappError):
-    """The viewer could not be fetched: the text says what is missing."""
+    """The viewer could not be downloaded; the text says what is missing."""
 
 
 def is_prepared(folder: Path) -> bool:
-    """True when the folder holds this version, prepared by `install`."""
+    """True if the folder holds this version, prepared by `install`."""
     try:
         return bool(json.loads((folder / MARK).read_text())["version"] == VERSION)
     except (OSError, ValueError, KeyError, TypeError):
@@ -50,37 +50,44 @@ def is_prepared(folder: Path) -> bool:
 
 
 def fetch(folder: Path) -> Path:
-    """The package's archive, fetched by npm into `folder`.
-
-    Raises InstallFailed without npm, or with its words when it fails.
-    """
+    """Download the package's archive into `folder` with npm. Raises InstallFailed if npm is missing or fails."""
     npm = shutil.which("npm")
     if npm is None:
         raise InstallFailed(
-            f"npm is needed to fetch {PACKAGE} {VERSION}: install Node.js, or fetch the archive elsewhere with "
-            f"`npm pack {PACKAGE}@{VERSION}` and give it with --archive"
+            f"npm is needed to download {PACKAGE} {VERSION}: install Node.js, or download the archive elsewhere with "
+            f"`npm pack {PACKAGE}@{VERSION}` and pass it with --archive"
         )
     command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--pack-destination", str(folder), "--fetch-retries=1", "--silent"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise InstallFailed(f"npm did not fetch {PACKAGE} within {NPM_SECONDS} s: is there a network?") from error
-    found = sorted(folder.glob("*.tgz"))
-    if done.returncode or not found:
-        said = " ".join((done.stderr or done.stdout).split())[-300:]
         raise InstallFailed(
-            f"npm could not fetch {PACKAGE} {VERSION} (is there a network?): {said or 'no reason given'}"
+            f"npm did not download {PACKAGE} within {NPM_SECONDS} s: check the network connection"
+        ) from error
+    archives = sorted(folder.glob("*.tgz"))
+    if done.returncode or not archives:
+        reason = " ".join((done.stderr or done.stdout).split())[-300:]
+        raise InstallFailed(
+            f"npm could not download {PACKAGE} {VERSION}; check the network connection: {reason or 'no reason given'}"
         )
-    return found[0]
+    return archives[0]
 
 
 def install(folder: Path, *, archive: Path | None = None, progress: Progress = lambda there, size: None) -> bool:  # noqa: ARG005
-    """Put the prepared viewer into `folder`; False if it was there already. `archive` is the package, else npm's.
+    """Install the prepared viewer into `folder`.
+
+    Args:
+        folder: where to install it.
+        archive: the package's archive; by default it is downloaded with npm.
+        progress: called while unpacking.
+
+    Returns:
+        False if this version was installed already.
 
     Raises:
-        InstallFailed: if it cannot be fetched.
-        NotFound: if there is no such archive.
-        Unreadable: if the archive is not the pinned one.
+        InstallFailed: if the archive cannot be downloaded.
+        NotFound: if `archive` does not exist.
+        Unreadable: if the archive is not the pinned version.
     """
     if is_prepared(folder):
         return False
@@ -88,15 +95,15 @@ def install(folder: Path, *, archive: Path | None = None, progress: Progress = l
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         source = fetch(Path(scratch)) if archive is None else archive
         _check(source)
-        made = Path(scratch) / "made"
-        _unpack(source, made, progress)
-        prepare(made)
-        if folder.exists():  # another version, or half of one
+        build = Path(scratch) / "build"
+        _unpack(source, build, progress)
+        prepare(build)
+        if folder.exists():  # another version, or a partial one
             folder.rename(Path(scratch) / "old")
         try:
-            made.rename(folder)
+            build.rename(folder)
         except OSError:
-            if not is_prepared(folder):  # somebody else was faster
+            if not is_prepared(folder):  # else a concurrent installation was faster
                 raise
     return True
 
@@ -106,13 +113,13 @@ def _check(archive: Path) -> None:
         with archive.open("rb") as file:
             digest = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     except FileNotFoundError:
-        raise NotFound(f"there is no archive {archive}") from None
+        raise NotFound(f"no archive {archive}: check the path") from None
     if digest != SHA512:
-        raise Unreadable(f"{archive.name} is not {PACKAGE} {VERSION}: its SHA-512 digest is {digest}")
+        raise Unreadable(f"{archive.name} is not {PACKAGE} {VERSION}: its SHA-512 digest is {digest}, not {SHA512}")
 
 
 def _unpack(archive: Path, folder: Path, progress: Progress) -> None:
-    """The `dist` part of the package without what is not needed."""
+    """Unpack the package's `dist` folder, without unused parts."""
     size = archive.stat().st_size
     room = _MAX_UNPACKED
     with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
@@ -132,12 +139,12 @@ def _unpack(archive: Path, folder: Path, progress: Progress) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Make a build for `/` one for `/ohif/`, and mark it. Raises Unreadable if it is built otherwise."""
-    moved = 0
+    """Rebase a build from `/` to `/ohif/` and mark it as prepared. Raises Unreadable for an unexpected layout."""
+    replaced = 0
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".js":
             text = path.read_bytes()
-            moved += text.count(_ROOT)
+            replaced += text.count(_ROOT)
             path.write_bytes(text.replace(_ROOT, _ROOT.replace(b'"/"', f'"{BASE}"'.encode())))
         elif path.suffix == ".css":
             path.write_bytes(path.read_bytes().replace(b"url(/", f"url({BASE}".encode()))
@@ -145,6 +152,6 @@ def prepare(folder: Path) -> None:
             path.write_text(_HTML.sub(rf"\g<1>{BASE}", path.read_text()))
         elif path.name in ("manifest.json", "browserconfig.xml"):
             path.write_text(path.read_text().replace('"/assets', f'"{BASE}assets'))
-    if not moved or not (folder / "index.html").is_file():
-        raise Unreadable(f"this build of {PACKAGE} is laid out otherwise: it cannot be moved under {BASE}")
+    if not replaced or not (folder / "index.html").is_file():
+        raise Unreadable(f"this build of {PACKAGE} has an unexpected layout and cannot be rebased to {BASE}")
     (folder / MARK).write_text(json.dumps({"package": PACKAGE, "version": VERSION}))

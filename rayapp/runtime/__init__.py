@@ -1,1 +1,1 @@
-"""The process and its machine: logs, host, scheduling priority."""
+"""The process and its machine: logs, host resources, scheduling priority, shares of a GPU."""

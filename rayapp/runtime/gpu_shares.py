@@ -1,4 +1,4 @@
-"""Shares of a GPU, as Ray counts them, for inference, a training worker and a scoring worker; they add up to one GPU."""
+"""Shares of a GPU, as Ray counts them: for inference, a training worker and a scoring worker, together one GPU."""
 
 TRAINING = 0.51
 """Share of a training worker: more than half, so that no two of them are placed on one GPU."""

@@ -1,4 +1,4 @@
-"""The server's log: one file under the workspace that every process appends to, line by line."""
+"""The server's log: one file in the workspace to which every process appends lines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ KEPT = 10
 
 
 def log_file(settings: Settings) -> Path:
-    """Where it lies."""
+    """Path of the log."""
     return settings.workspace / "logs" / "app.log"
 
 
 def rotate(settings: Settings) -> None:
-    """Move a full log aside. Called once at start, before other processes have it open."""
+    """Rotate a full log. Call once at start-up, before other processes open it."""
     path = log_file(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > MAX_BYTES:
@@ -27,7 +27,7 @@ def rotate(settings: Settings) -> None:
 
 
 def configure(settings: Settings) -> None:
-    """Let this process's loggers append to the log. Appending lines is atomic, so processes need no lock."""
+    """Let this process's loggers append to the log. Appending a line is atomic, so processes need no lock."""
     path = log_file(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, mode="a", encoding="utf-8")
@@ -35,6 +35,6 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger("rayapp")
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    for library in ("pydicom", "highdicom"):  # they quote what is odd in a header, patients' names too
+    for library in ("pydicom", "highdicom"):  # their messages quote unusual header values, including patient names
         warnings.filterwarnings("ignore", module=library)
         logging.getLogger(library).setLevel(logging.ERROR)

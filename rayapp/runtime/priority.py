@@ -1,8 +1,8 @@
-"""Priority: work that gives way to whoever waits for an answer on this machine.
+"""Scheduling priority: background work yields to requests that somebody waits for on this machine.
 
-Linux computes it only when nobody else wants a core. That is not enough: threads are spread over the cores by their
-number, whatever their priority, so that two of a network's threads may share a core for as long as a click lasts while
-background work has the other. So this work also rests between any two layers of its network while somebody waits.
+SCHED_IDLE alone is not enough: Linux balances threads over cores by their number, whatever their priority, so that two
+threads of a network may share one core for a whole click while background work keeps the other. Background work
+therefore also pauses between the layers of its network while a request is in progress.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-PLACE = Path(tempfile.gettempdir()) / f"rayapp-{os.getuid()}.waited-for"
-"""A file, always empty, for all of a user's processes on this machine."""
-LOOK_S = 0.002
-REST_S = 1.0
-"""Rests are no longer, and after one as long the work goes on for that time: it is never stopped for good."""
+LOCK_FILE = Path(tempfile.gettempdir()) / f"rayapp-{os.getuid()}.waited-for"
+"""An always empty file shared by all of a user's processes on this machine; its bytes are locked, never written."""
+POLL_S = 0.002
+MAX_PAUSE_S = 1.0
+"""Longest pause. After one of this length, work runs for as long without a pause, so that it is never starved."""
 
 
-def give_way() -> None:
-    """Let this thread, and those it starts, compute only when nobody else wants to."""
+def run_in_idle_time() -> None:
+    """Let this thread, and those it starts, run only when no other thread needs the CPU."""
     os.setpriority(os.PRIO_PROCESS, 0, 19)
     if hasattr(os, "SCHED_IDLE"):
         with contextlib.suppress(OSError):
@@ -30,24 +30,25 @@ def give_way() -> None:
 
 
 class ForegroundLoad:
-    """Whether somebody waits for an answer of any process of this user on this machine.
+    """Tells whether a request is in progress in any process of this user on this machine.
 
-    A process locks a byte of its own while somebody waits for it; the system takes the lock back when it ends, however
-    that comes. Nobody ever waits for a lock. Where the file cannot be had, nobody seems to wait.
+    Each process locks one byte of the file, at the offset of its process id, while it serves a request; the kernel
+    releases the lock however the process ends. Locks are only tested, never waited for. If the file cannot be opened,
+    no request is ever seen.
     """
 
-    def __init__(self, place: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self._file: int | None = None
         with contextlib.suppress(OSError):
-            self._file = os.open(place or PLACE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        self._hurry_until = 0.0
+            self._file = os.open(path or LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._no_pause_until = 0.0
 
     def begin(self) -> None:
-        """Somebody waits for this process."""
+        """Mark a request of this process as in progress."""
         self._lock(os.F_TLOCK)
 
     def end(self) -> None:
-        """Nobody does any more."""
+        """Mark this process as idle."""
         self._lock(os.F_ULOCK)
 
     def _lock(self, how: int) -> None:
@@ -56,8 +57,8 @@ class ForegroundLoad:
             with contextlib.suppress(OSError):
                 os.lockf(self._file, how, 1)
 
-    def by_others(self) -> bool:
-        """Whether somebody waits for another process."""
+    def elsewhere(self) -> bool:
+        """True if another process has a request in progress."""
         if self._file is None:
             return False
         os.lseek(self._file, 0, os.SEEK_SET)
@@ -67,34 +68,36 @@ class ForegroundLoad:
             return True
         return False
 
-    def rest(self) -> None:
-        """Return when nobody waits for another process, after REST_S at the latest."""
+    def pause(self) -> None:
+        """Wait until no other process has a request in progress, but at most MAX_PAUSE_S."""
         began = time.monotonic()
-        if began < self._hurry_until:
+        if began < self._no_pause_until:
             return
-        while self.by_others():
-            if time.monotonic() > began + REST_S:
-                self._hurry_until = time.monotonic() + REST_S
+        while self.elsewhere():
+            if time.monotonic() > began + MAX_PAUSE_S:
+                self._no_pause_until = time.monotonic() + MAX_PAUSE_S
                 return
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
-def rest_between_layers() -> None:
-    """From now on this process rests before each layer of any network, forward and backward, while somebody waits."""
-    # Only here: whoever merely asks for cores must start without torch.
+def pause_between_layers() -> None:
+    """From now on, pause this process before each layer of any network, forward and backward, while a request is in
+    progress.
+    """
+    # Imported here, so that processes that only need ForegroundLoad start without torch.
     from torch import Tensor
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-    waited_for = ForegroundLoad()
+    foreground = ForegroundLoad()
 
     def before(*_: Any) -> None:
-        waited_for.rest()
+        foreground.pause()
 
     def after(_module: Any, _given: Any, answer: Any) -> None:
         if isinstance(answer, Tensor) and answer.requires_grad:

@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from rayapp.downloads import decathlon
-from rayapp.downloads.decathlon import DATASETS, DownloadFailed, Source, download, named, source
+from rayapp.downloads.decathlon import DATASETS, DownloadFailed, Source, download, find_dataset, source
 from rayapp.errors import Conflict, NotFound, RayappError, TooLarge, Unreadable
 
 NAME = "Task99_Nose"
@@ -71,7 +71,7 @@ async def test_a_data_set_is_fetched_checked_and_unpacked(tmp_path: Path):
 
 async def test_what_is_there_is_not_fetched_again(tmp_path: Path):
     (tmp_path / NAME).mkdir()
-    with pytest.raises(Conflict, match="is there already"):
+    with pytest.raises(Conflict, match="exists already"):
         await download(NAME, Source(url="http://127.0.0.1:9/", md5=""), tmp_path, print)
 
 
@@ -120,9 +120,9 @@ def test_every_task_has_an_address_and_a_digest():
 
 
 def test_a_data_set_goes_by_its_full_or_its_short_name():
-    assert named("Task09_Spleen") is named("spleen") is DATASETS["Task09_Spleen"]
+    assert find_dataset("Task09_Spleen") is find_dataset("spleen") is DATASETS["Task09_Spleen"]
     with pytest.raises(NotFound, match="Task01_BrainTumour"):
-        named("nose")
+        find_dataset("nose")
 
 
 def files(folder: Path) -> list[str]:

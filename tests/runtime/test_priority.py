@@ -28,8 +28,8 @@ import sys, torch
 from pathlib import Path
 from rayapp.runtime import priority
 from tests.runtime.test_priority import FakeTime
-priority.PLACE, priority.time = Path(sys.argv[1]), FakeTime()
-priority.rest_between_layers()
+priority.LOCK_FILE, priority.time = Path(sys.argv[1]), FakeTime()
+priority.pause_between_layers()
 layer = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(inplace=True))
 asked = torch.ones(1, 4)
 for line in sys.stdin:
@@ -39,7 +39,7 @@ for line in sys.stdin:
     elif line.strip() == "backward":
         answer.sum().backward()
     else:
-        priority.time.sleep(priority.REST_S)
+        priority.time.sleep(priority.MAX_PAUSE_S)
     print(priority.time.now - before, flush=True)
 """
 
@@ -97,27 +97,27 @@ def test_it_is_seen_when_somebody_waits_for_any_of_several_others(place: Path):
     with other(ASKED, place) as first, other(ASKED, place) as second:
         first.told("begin")
         second.told("begin")
-        assert mine.by_others()
+        assert mine.elsewhere()
         first.told("end")
-        assert mine.by_others()
+        assert mine.elsewhere()
         second.told("end")
-        assert not mine.by_others()
+        assert not mine.elsewhere()
 
 
 def test_who_waits_for_this_process_does_not_make_it_rest(place: Path):
     mine = ForegroundLoad(place)
     mine.begin()
-    assert not mine.by_others()
+    assert not mine.elsewhere()
 
 
 def test_nobody_waits_for_a_process_that_was_killed(place: Path):
     mine = ForegroundLoad(place)
     with other(ASKED, place) as dying:
         dying.told("begin")
-        assert mine.by_others()
+        assert mine.elsewhere()
         dying.process.kill()
         dying.process.wait()
-        assert not mine.by_others()
+        assert not mine.elsewhere()
 
 
 def test_a_rest_ends_with_the_click_or_after_a_while_and_then_work_goes_on_for_as_long(
@@ -129,18 +129,18 @@ def test_a_rest_ends_with_the_click_or_after_a_while_and_then_work_goes_on_for_a
 
     def rested() -> float:
         before = clock.now
-        mine.rest()
+        mine.pause()
         return clock.now - before
 
     with other(ASKED, place) as clicked:
         clicked.told("begin")
-        assert rested() == pytest.approx(priority.REST_S, abs=2 * priority.LOOK_S)
+        assert rested() == pytest.approx(priority.MAX_PAUSE_S, abs=2 * priority.POLL_S)
         assert [rested() for _ in range(100)] == [0] * 100
-        clock.sleep(priority.REST_S / 2)
+        clock.sleep(priority.MAX_PAUSE_S / 2)
         assert rested() == 0
-        clock.sleep(priority.REST_S)
-        assert rested() == pytest.approx(priority.REST_S, abs=2 * priority.LOOK_S)
-        clock.sleep(2 * priority.REST_S)
+        clock.sleep(priority.MAX_PAUSE_S)
+        assert rested() == pytest.approx(priority.MAX_PAUSE_S, abs=2 * priority.POLL_S)
+        clock.sleep(2 * priority.MAX_PAUSE_S)
         clicked.told("end")
         assert rested() == 0
 
@@ -150,9 +150,9 @@ def test_layers_wait_forward_and_backward_while_somebody_waits(place: Path):
         assert float(background.told("forward")) == 0
         assert float(background.told("backward")) == 0
         clicked.told("begin")
-        assert float(background.told("forward")) >= priority.REST_S
+        assert float(background.told("forward")) >= priority.MAX_PAUSE_S
         background.told("a moment without layers")
-        assert float(background.told("backward")) >= priority.REST_S
+        assert float(background.told("backward")) >= priority.MAX_PAUSE_S
         clicked.told("end")
         background.told("a moment without layers")
         assert float(background.told("forward")) == 0
@@ -161,8 +161,8 @@ def test_layers_wait_forward_and_backward_while_somebody_waits(place: Path):
 def test_without_the_file_nobody_seems_to_wait(tmp_path: Path):
     mine = ForegroundLoad(tmp_path / "no folder" / "waited-for")
     mine.begin()
-    assert not mine.by_others()
-    mine.rest()
+    assert not mine.elsewhere()
+    mine.pause()
     mine.end()
     mine.close()
 

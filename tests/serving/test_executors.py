@@ -42,11 +42,11 @@ async def test_background_work_gives_way_while_anybody_waits(lanes):
 
 
 async def test_other_processes_see_when_somebody_waits(tmp_path, monkeypatch):
-    monkeypatch.setattr(priority, "PLACE", tmp_path / "waited-for")
+    monkeypatch.setattr(priority, "LOCK_FILE", tmp_path / "waited-for")
     lanes = Executors(threads=1)
 
     def seen():
-        asked = f"from pathlib import Path; print(ForegroundLoad(Path({str(priority.PLACE)!r})).by_others())"
+        asked = f"from pathlib import Path; print(ForegroundLoad(Path({str(priority.LOCK_FILE)!r})).elsewhere())"
         words = (sys.executable, "-c", f"from rayapp.runtime.priority import ForegroundLoad; {asked}")
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() == "True"
 
