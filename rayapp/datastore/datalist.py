@@ -55,12 +55,12 @@ def open_datalist(path: Path, *, max_bytes: int) -> Path:
     names = _ids(entries)
     folder = path.with_name(path.stem + STUDIES)
     (folder / LABELS / FINAL).mkdir(parents=True, exist_ok=True)
-    wanted = set()
+    listed = set()
     for name, entry in zip(names, entries, strict=True):
         target = _link(folder, name, entry) if len(entry.files) == 1 else _stacked(folder, name, entry, max_bytes)
-        wanted.add(target.name)
+        listed.add(target.name)
     for old in folder.iterdir():
-        if old.name not in wanted and (old.is_symlink() or (old.is_file() and split_name(old.name) is not None)):
+        if old.name not in listed and (old.is_symlink() or (old.is_file() and split_name(old.name) is not None)):
             old.unlink()
     return folder
 

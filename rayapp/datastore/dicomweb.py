@@ -63,13 +63,13 @@ class ArchiveSource:
         self._filters = dict(filters)
         self._infos: dict[str, Info] = {}
 
-    def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], int]:
         """See `ImageSource`. While the archive is unavailable, the list stays as it was."""
         try:
             infos = self._pacs.series(self._filters)
         except RayappError as error:
             log.warning("the series of the archive could not be listed; keeping the last list: %s", error.detail)
-            return dict(known), 0
+            return dict(indexed), 0
         self._infos = {uid: info for uid, info in infos.items() if folder_scan.is_valid_name(uid, "image")}
         return dict.fromkeys(self._infos, SERIES_EXT), len(infos) - len(self._infos)
 
@@ -82,11 +82,11 @@ class ArchiveSource:
         except RayappError:
             return False
 
-    def whole(self, new: Mapping[str, str], settle: float) -> set[str]:  # noqa: ARG002
+    def complete(self, new: Mapping[str, str], settle: float) -> set[str]:  # noqa: ARG002
         """See `ImageSource`."""
         return set(new)
 
-    def there(self, image_id: str, ext: str) -> bool:  # noqa: ARG002
+    def exists(self, image_id: str, ext: str) -> bool:  # noqa: ARG002
         """See `ImageSource`."""
         return image_id in self._infos
 
@@ -176,19 +176,23 @@ class DicomwebDatastore(LocalDatastore):
         """Import the archive's labels of the image, except where an annotator's label exists under the tag."""
         if not self._archived.due(image.id):  # another thread has looked meanwhile
             return
-        study, held = str(image.info.get("StudyInstanceUID")), super().labels(image.id)
-        tags = [tag for tag in (FINAL, ORIGINAL) if tag not in held]
-        if ORIGINAL in held and held[ORIGINAL].info.get("user") == ARCHIVE.user:
+        study, current = str(image.info.get("StudyInstanceUID")), super().labels(image.id)
+        tags = [tag for tag in (FINAL, ORIGINAL) if tag not in current]
+        if ORIGINAL in current and current[ORIGINAL].info.get("user") == ARCHIVE.user:
             tags.append(ORIGINAL)
-        known = {str(one.info.get("SeriesInstanceUID")) for tag in held for one in self.revisions(image.id, tag)}
+        known = {
+            str(revision.info.get("SeriesInstanceUID")) for tag in current for revision in self.revisions(image.id, tag)
+        }
         try:
             grid = read_grid(image.path)
-            for found in self._archived.new(study, image.id, grid, tags=tags, known=known):
+            for archived in self._archived.new(study, image.id, grid, tags=tags, known=known):
                 staged = self.stage(".nii.gz")
-                staged.write_bytes(encode_segmentation(found.label, ".nii.gz"))
-                sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the revision's id: the archive has this one
-                info = {**found.info, ARCHIVED: sha}
-                super().save_label(image.id, found.tag, staged, ".nii.gz", info=info, author=ARCHIVE)
+                staged.write_bytes(encode_segmentation(archived.label, ".nii.gz"))
+                sha = hashlib.sha256(
+                    staged.read_bytes()
+                ).hexdigest()  # the revision's id: the archive has this revision
+                info = {**archived.info, ARCHIVED: sha}
+                super().save_label(image.id, archived.tag, staged, ".nii.gz", info=info, author=ARCHIVE)
         except RayappError as error:
             log.warning("the labels in the archive could not be read: %s", error.detail)
 

@@ -48,24 +48,24 @@ def is_valid_name(name: str, what: str) -> bool:
     return True
 
 
-def images(studies: Path, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
+def images(studies: Path, indexed: Mapping[str, str]) -> tuple[dict[str, str], int]:
     """The images at the top of the folder.
 
     Args:
         studies: the studies folder.
-        known: {id: extension} of the images already indexed. Their names are not validated and their folders not probed
-            again. Of several files with one id the known one is taken, else the first in the order of `IMAGE_EXTS`.
+        indexed: {id: extension} of the images already indexed. Their names are not validated again, nor their folders
+            probed. Of several files with one id the indexed one is chosen, else the first in the order of `IMAGE_EXTS`.
 
     Returns:
         ({id: extension}, number of images skipped because their names cannot serve as ids).
     """
-    names = {image_id + ext: image_id for image_id, ext in known.items()}
-    found: dict[str, str] = {}
+    names = {image_id + ext: image_id for image_id, ext in indexed.items()}
+    extensions: dict[str, str] = {}
     refused = 0
     with os.scandir(studies) as entries:
         for entry in entries:
             if entry.name in names:
-                found[names[entry.name]] = entry.name[len(names[entry.name]) :]
+                extensions[names[entry.name]] = entry.name[len(names[entry.name]) :]
                 continue
             split = _image(entry)
             if split is None:
@@ -73,11 +73,11 @@ def images(studies: Path, known: Mapping[str, str]) -> tuple[dict[str, str], int
             image_id, ext = split
             if not is_valid_name(image_id, "image"):
                 refused += 1
-            elif image_id not in known and _rank(ext) < _rank(found.get(image_id)):
-                found[image_id] = ext
-            elif image_id in known and image_id not in found:
-                found[image_id] = ext  # another format has replaced the known file, unless that one follows
-    return found, refused
+            elif image_id not in indexed and _rank(ext) < _rank(extensions.get(image_id)):
+                extensions[image_id] = ext
+            elif image_id in indexed and image_id not in extensions:
+                extensions[image_id] = ext  # another format has replaced the indexed file, unless that one follows
+    return extensions, refused
 
 
 def _rank(ext: str | None) -> int:
@@ -120,16 +120,16 @@ def tags(labels: Path) -> list[str]:
 
 def files(folder: Path) -> dict[str, FileStamp]:
     """The files of a tag's folder with their stamps; empty if the folder does not exist."""
-    found = {}
+    stamps = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not entry.name.startswith(".") and entry.is_file():
                     status = entry.stat()
-                    found[entry.name] = FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
+                    stamps[entry.name] = FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
     except FileNotFoundError:
         return {}
-    return found
+    return stamps
 
 
 def settled(paths: Mapping[K, Path], settle: float) -> set[K]:

@@ -14,20 +14,20 @@ from rayapp.datastore.interfaces import Info
 class ImageSource(Protocol):
     """What the datastore's scans and readers need of a source of images. Thread-safe."""
 
-    def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], int]:
         """The images available now.
 
         Args:
-            known: {id: extension} of the images already indexed.
+            indexed: {id: extension} of the images already indexed.
 
         Returns:
             ({id: extension}, number of images skipped because their names cannot serve as ids).
         """
 
-    def whole(self, new: Mapping[str, str], settle: float) -> set[str]:
+    def complete(self, new: Mapping[str, str], settle: float) -> set[str]:
         """Ids of the `new` images ({id: extension}) that are complete; may sleep `settle` seconds to find out."""
 
-    def there(self, image_id: str, ext: str) -> bool:
+    def exists(self, image_id: str, ext: str) -> bool:
         """True if the image still exists."""
 
     def path(self, image_id: str, ext: str) -> Path:
@@ -46,19 +46,19 @@ class FolderSource:
         self._studies = studies
         self._tree = DicomTree(studies)
 
-    def images(self, known: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], int]:
         """See `ImageSource`."""
-        at_top = {image_id: ext for image_id, ext in known.items() if ext or not self._tree.holds(image_id)}
-        found, refused = folder_scan.images(self._studies, at_top)
-        found = {i: ext for i, ext in found.items() if ext or i in known or self._tree.is_one_series(i)}
-        folders = {image_id: ext for image_id, ext in found.items() if not ext}
-        return {**self._tree.scan(folders), **found}, refused
+        at_top = {image_id: ext for image_id, ext in indexed.items() if ext or not self._tree.holds(image_id)}
+        extensions, refused = folder_scan.images(self._studies, at_top)
+        extensions = {i: ext for i, ext in extensions.items() if ext or i in indexed or self._tree.is_one_series(i)}
+        folders = {image_id: ext for image_id, ext in extensions.items() if not ext}
+        return {**self._tree.scan(folders), **extensions}, refused
 
-    def whole(self, new: Mapping[str, str], settle: float) -> set[str]:
+    def complete(self, new: Mapping[str, str], settle: float) -> set[str]:
         """See `ImageSource`."""
         return folder_scan.settled({image_id: self.path(image_id, ext) for image_id, ext in new.items()}, settle)
 
-    def there(self, image_id: str, ext: str) -> bool:
+    def exists(self, image_id: str, ext: str) -> bool:
         """See `ImageSource`."""
         return self.path(image_id, ext).exists()
 

@@ -208,7 +208,7 @@ def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[
         "INSERT INTO image(id, ext, info, added, served, staged) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE"
         " SET ext = excluded.ext, staged = coalesce(excluded.staged, staged),"
         " info = json_set(info, '$.name', id || excluded.ext)",
-        (image_id, ext, json_text(info), _whole(info.get("ts")), last_served(info), staged),
+        (image_id, ext, json_text(info), _integer(info.get("ts")), last_served(info), staged),
     )
 
 
@@ -217,10 +217,10 @@ def last_served(info: Mapping[str, Any]) -> int:
     strategies = info.get("strategy")
     if not isinstance(strategies, dict):
         return 0
-    return max((_whole(s.get("ts")) for s in strategies.values() if isinstance(s, dict)), default=0)
+    return max((_integer(s.get("ts")) for s in strategies.values() if isinstance(s, dict)), default=0)
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     return int(value) if isinstance(value, (int, float)) and 0 <= value < 1 << 62 else 0
 
 
@@ -285,23 +285,23 @@ def reopened(db: sqlite3.Connection, since: int) -> tuple[list[str], int]:
 
 
 def update_image(db: sqlite3.Connection, image_id: str, info: Mapping[str, Any]) -> Info | None:
-    """Merge keys into the image's info. Returns the whole info; None for an unknown image."""
+    """Merge keys into the image's info. Returns the merged info; None for an unknown image."""
     row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
     if row is None:
         return None
-    whole = {**info_of(row[0]), **info}
-    db.execute("UPDATE image SET info = ?, served = ? WHERE id = ?", (json_text(whole), last_served(whole), image_id))
-    return whole
+    merged = {**info_of(row[0]), **info}
+    db.execute("UPDATE image SET info = ?, served = ? WHERE id = ?", (json_text(merged), last_served(merged), image_id))
+    return merged
 
 
 def update_label(db: sqlite3.Connection, image_id: str, tag: str, info: Mapping[str, Any]) -> Info | None:
-    """Merge keys into the label's info. Returns the whole info; None if there is no such label."""
+    """Merge keys into the label's info. Returns the merged info; None if there is no such label."""
     row = db.execute("SELECT info FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
     if row is None:
         return None
-    whole = {**info_of(row[0]), **info}
-    db.execute("UPDATE label SET info = ? WHERE image_id = ? AND tag = ?", (json_text(whole), image_id, tag))
-    return whole
+    merged = {**info_of(row[0]), **info}
+    db.execute("UPDATE label SET info = ? WHERE image_id = ? AND tag = ?", (json_text(merged), image_id, tag))
+    return merged
 
 
 def delete_image(db: sqlite3.Connection, image_id: str) -> None:

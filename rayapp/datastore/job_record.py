@@ -111,19 +111,19 @@ class Job:
 
     def as_json(self) -> dict[str, Any]:
         """The job as MONAI Label's clients expect it, with our own fields added."""
-        known: dict[str, Any] = {
+        task: dict[str, Any] = {
             "id": self.id,
             "status": self.state.value,
             "request": dict(self.request),
             "start_ts": local_time(self.created),
         }
         if self.details:
-            known["details"] = list(self.details)
+            task["details"] = list(self.details)
         if self.ended is not None:
-            known["end_ts"] = local_time(self.ended)
+            task["end_ts"] = local_time(self.ended)
         progress = asdict(self.progress) if self.progress else None
         result = {"result": dict(self.result)} if self.result else {}
-        return {**known, "kind": self.kind.value, "name": self.name, "progress": progress, **result}
+        return {**task, "kind": self.kind.value, "name": self.name, "progress": progress, **result}
 
     def train_stats(self) -> dict[str, Any]:
         """A training's entry in `/info/`; empty before its first progress report."""
@@ -151,16 +151,16 @@ def finite(value: T) -> T:
     Args:
         value: a number, text, mapping, sequence or dataclass, as a job's record holds them.
     """
-    found: Any = value
+    result: Any = value
     if isinstance(value, float):
-        found = value if math.isfinite(value) else None
+        result = value if math.isfinite(value) else None
     elif is_dataclass(value) and not isinstance(value, type):
-        found = replace(value, **{field.name: finite(getattr(value, field.name)) for field in fields(value)})
+        result = replace(value, **{field.name: finite(getattr(value, field.name)) for field in fields(value)})
     elif isinstance(value, Mapping):
-        found = {key: finite(item) for key, item in value.items()}
+        result = {key: finite(item) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):
-        found = type(value)(finite(item) for item in value)
-    return cast(T, found)
+        result = type(value)(finite(item) for item in value)
+    return cast(T, result)
 
 
 def local_time(seconds: float) -> str:

@@ -125,7 +125,7 @@ class LocalDatastore(Worklist, Journal):
         if ext not in folder_scan.IMAGE_EXTS or image_id == folder_scan.LABELS:
             raise BadRequest(f"an image file must end in {', '.join(folder_scan.IMAGE_EXTS)}, not {ext!r}")
         self._files.staged(staged)
-        whole = {**info, **_signed(author), "ts": int(time.time()), "name": target.name}
+        full_info = {**info, **_signed(author), "ts": int(time.time()), "name": target.name}
 
         def apply(db: sqlite3.Connection) -> None:
             row = db.execute("SELECT staged FROM image WHERE id = ?", (image_id,)).fetchone()
@@ -138,8 +138,8 @@ class LocalDatastore(Worklist, Journal):
                     raise _taken(image_id)
                 target.hardlink_to(staged)
                 sync(self._studies)
-            insert_image(db, image_id, ext, whole, staged.name)
-            update_image(db, image_id, whole)
+            insert_image(db, image_id, ext, full_info, staged.name)
+            update_image(db, image_id, full_info)
 
         try:
             if staged.exists():
@@ -176,11 +176,11 @@ class LocalDatastore(Worklist, Journal):
 
     def update_image_info(self, image_id: str, info: Mapping[str, Any]) -> Info:
         """See `Datastore`."""
-        whole = self._commit.do(lambda db: update_image(db, image_id, info))
-        if whole is None:
+        merged = self._commit.do(lambda db: update_image(db, image_id, info))
+        if merged is None:
             raise _no_image(image_id)
         self._document.touch()
-        return whole
+        return merged
 
     # Labels
 
@@ -221,7 +221,7 @@ class LocalDatastore(Worklist, Journal):
             staged.unlink(missing_ok=True)
             return self.label(image_id, tag)
         now = time.time_ns()
-        whole = {**info, **_signed(author), "ts": now // 1_000_000_000, "name": image_id + ext}
+        full_info = {**info, **_signed(author), "ts": now // 1_000_000_000, "name": image_id + ext}
         try:
             kept = self._files.keep(staged, ext)
             copy, stamp = self._files.copy(kept, now)
@@ -243,10 +243,10 @@ class LocalDatastore(Worklist, Journal):
                 stamp,
                 author=author,
                 model_version=model_version,
-                info=whole,
+                info=full_info,
                 staged=staged.name,
             )
-            put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=whole)
+            put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=full_info)
             renew_lease(db, image_id)
             return target.with_name(image_id + old[0]) if old and old[0] != ext else None
 
@@ -262,7 +262,7 @@ class LocalDatastore(Worklist, Journal):
             copy.unlink(missing_ok=True)
         staged.unlink(missing_ok=True)
         self._document.touch()
-        return LabelRecord(id=image_id, tag=tag, path=target, ext=ext, revision=kept.sha, info=whole)
+        return LabelRecord(id=image_id, tag=tag, path=target, ext=ext, revision=kept.sha, info=full_info)
 
     def _saved_before(self, image_id: str, tag: str, staged: str) -> bool:
         """True if this staged file was saved already by a call whose answer was lost in a crash."""
@@ -310,11 +310,11 @@ class LocalDatastore(Worklist, Journal):
 
     def update_label_info(self, image_id: str, tag: str, info: Mapping[str, Any]) -> Info:
         """See `Datastore`."""
-        whole = self._commit.do(lambda db: update_label(db, image_id, tag, info))
-        if whole is None:
+        merged = self._commit.do(lambda db: update_label(db, image_id, tag, info))
+        if merged is None:
             raise _no_label(image_id, tag)
         self._document.touch()
-        return whole
+        return merged
 
     def revisions(self, image_id: str, tag: str) -> list[Revision]:
         """See `Datastore`."""

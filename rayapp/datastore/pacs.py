@@ -58,14 +58,14 @@ class SegSeries:
         of: SeriesInstanceUID of the segmented series.
         description: its SeriesDescription.
         manufacturer: its Manufacturer.
-        made: content date and time, as a sortable string.
+        created: content date and time, as a sortable string.
     """
 
     series: str
     of: str
     description: str
     manufacturer: str
-    made: str
+    created: str
 
 
 class PacsClient:
@@ -152,7 +152,7 @@ class PacsClient:
                         of=_text(referenced[0], "0020000E"),
                         description=_text(header, "0008103E"),
                         manufacturer=_text(header, "00080070"),
-                        made=_text(header, "00080023") + _text(header, "00080033"),
+                        created=_text(header, "00080023") + _text(header, "00080033"),
                     )
                 )
         return segmentations
@@ -170,8 +170,8 @@ class PacsClient:
         """Store one instance; idempotent. Raises ArchiveAway, StoreRefused."""
         with _asking(storing=True):
             answer = self._client.store_instances([instance])
-        taken = {str(item.ReferencedSOPInstanceUID) for item in answer.get("ReferencedSOPSequence") or []}
-        if instance.SOPInstanceUID not in taken:
+        stored = {str(item.ReferencedSOPInstanceUID) for item in answer.get("ReferencedSOPSequence") or []}
+        if instance.SOPInstanceUID not in stored:
             failed = answer.get("FailedSOPSequence") or []
             reason = f" (reason {int(failed[0].get('FailureReason') or 0):#06x})" if failed else ""
             raise StoreRefused(f"the DICOM archive refused to store the segmentation{reason}: see the archive's log")

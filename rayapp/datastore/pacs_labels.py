@@ -103,7 +103,7 @@ def _tag(seg: SegSeries) -> str:
 def _age(seg: SegSeries) -> tuple[int, str]:
     """Sort key: revision number for our own labels, which their description holds; date and time for the others."""
     number = re.match(rf"{FINAL} (\d+)", seg.description)
-    return int(number[1]) if number and _tag(seg) == FINAL else 0, seg.made
+    return int(number[1]) if number and _tag(seg) == FINAL else 0, seg.created
 
 
 def _info(study: str, seg: SegSeries, label: Segmentation) -> Info:

@@ -193,29 +193,29 @@ class Reconciler:
 
     def _scan_images(self, hints: Mapping[str, Any]) -> bool:
         with self._index.reader() as db:
-            known = dict(db.execute("SELECT id, ext FROM image"))
-        found, refused = self._source.images(known)
+            indexed = dict(db.execute("SELECT id, ext FROM image"))
+        extensions, refused = self._source.images(indexed)
         if refused:
             log.warning("skipped %d images whose names cannot serve as ids", refused)
-        new = {i: ext for i, ext in found.items() if known.get(i) != ext}
-        whole = self._source.whole(new, self._settle)
-        for chunk in _chunks([i for i in new if i in whole]):
-            self._commit.do(lambda db, chunk=chunk: self._add_images(db, chunk, found, hints))  # type: ignore[misc]
-        gone = [image_id for image_id in known if image_id not in found]
+        new = {i: ext for i, ext in extensions.items() if indexed.get(i) != ext}
+        complete = self._source.complete(new, self._settle)
+        for chunk in _chunks([i for i in new if i in complete]):
+            self._commit.do(lambda db, chunk=chunk: self._add_images(db, chunk, extensions, hints))  # type: ignore[misc]
+        gone = [image_id for image_id in indexed if image_id not in extensions]
         for chunk in _chunks(gone):
             self._commit.do(lambda db, chunk=chunk: self._drop_images(db, chunk))  # type: ignore[misc]
-        if whole or gone:
-            log.info("%d images added, %d removed", len(whole), len(gone))
+        if complete or gone:
+            log.info("%d images added, %d removed", len(complete), len(gone))
             self._touched()
-        return len(whole) < len(new)
+        return len(complete) < len(new)
 
     def _add_images(
-        self, db: sqlite3.Connection, ids: Iterable[str], found: Mapping[str, str], hints: Mapping[str, Any]
+        self, db: sqlite3.Connection, ids: Iterable[str], extensions: Mapping[str, str], hints: Mapping[str, Any]
     ) -> None:
         now = int(time.time())
         for image_id in ids:
-            ext = found[image_id]
-            if self._source.there(image_id, ext):
+            ext = extensions[image_id]
+            if self._source.exists(image_id, ext):
                 hint = hints[image_id]["image"]["info"] if image_id in hints else {}
                 info = {**self._source.info(image_id), **hint}
                 insert_image(db, image_id, ext, {"ts": now, **info, "name": image_id + (ext or SERIES_EXT)}, None)
@@ -225,7 +225,7 @@ class Reconciler:
     def _drop_images(self, db: sqlite3.Connection, ids: Iterable[str]) -> None:
         for image_id in ids:
             row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()
-            if row and not self._source.there(image_id, row[0]):
+            if row and not self._source.exists(image_id, row[0]):
                 db.execute("INSERT OR REPLACE INTO vanished VALUES(?, ?)", (image_id, entry(db, image_id)))
                 delete_image(db, image_id)
 
@@ -264,10 +264,10 @@ class Reconciler:
     def _adopt(self, tag: str, names: Mapping[str, tuple[str, str]], hints: Mapping[str, Any]) -> bool:
         """Store the files of a tag's folder as revisions. True if one of them was not complete yet."""
         home = self._labels / tag
-        whole = folder_scan.settled({name: home / name for name in names}, self._settle)
+        complete = folder_scan.settled({name: home / name for name in names}, self._settle)
         adopted = 0
         with ThreadPoolExecutor(READERS) as pool:
-            for chunk in _chunks(sorted(whole)):
+            for chunk in _chunks(sorted(complete)):
                 kept = pool.map(lambda name: self._keep(home / name, names[name][1]), chunk)
                 readable = {names[name][0]: pair for name, pair in zip(chunk, kept, strict=True) if pair}
                 self._commit.do(

@@ -238,15 +238,15 @@ def unpack(archive: Path, target: Path, *, max_bytes: int) -> None:
             outside the archive, or has the name of another.
         TooLarge: if it has more than `MAX_MEMBERS` members, or they have more than `max_bytes` bytes.
     """
-    count, left = 0, max_bytes
+    count, remaining = 0, max_bytes
     try:
         for name, size, content in _members(archive):
-            count, left = count + 1, left - size
+            count, remaining = count + 1, remaining - size
             if size < 0:
                 raise Unreadable(f"the header of member {count} of the archive has a negative size")
             if count > MAX_MEMBERS:
                 raise TooLarge(f"the archive has more than {MAX_MEMBERS} members")
-            if left < 0:
+            if remaining < 0:
                 raise TooLarge(f"the archive holds more than {max_bytes} bytes: raise max_volume to open it")
             parts = name.replace("\\", "/").split("/")
             if not parts[0] or ".." in parts or ":" in parts[0]:

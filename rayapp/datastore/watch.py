@@ -61,8 +61,8 @@ class Watcher:
     def _watch(self) -> None:
         """Watch until a tag's folder is added or removed."""
         labels = self._studies / LABELS
-        known = tags(labels)
-        folders = (self._studies, labels, *(labels / tag for tag in known))
+        watched = tags(labels)
+        folders = (self._studies, labels, *(labels / tag for tag in watched))
         due = True  # changes made before the watch began
         for changes in watch(
             *folders,
@@ -75,5 +75,5 @@ class Watcher:
         ):
             if due or self._concerns(Path(path) for _, path in changes):
                 due = self._scan()
-            if changes and tags(labels) != known:
+            if changes and tags(labels) != watched:
                 return

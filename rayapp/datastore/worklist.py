@@ -140,26 +140,26 @@ class Worklist:
     def farthest(self, ids: Sequence[str], *, against: int) -> str | None:
         """See `Datastore`."""
         features = self.features(ids)
-        known = [image_id for image_id in ids if image_id in features]
-        if not known:
+        comparable = [image_id for image_id in ids if image_id in features]
+        if not comparable:
             return None
-        length = len(features[known[0]])  # other scoring methods may yield other lengths
-        known = [image_id for image_id in known if len(features[image_id]) == length]
+        length = len(features[comparable[0]])  # other scoring methods may yield other lengths
+        comparable = [image_id for image_id in comparable if len(features[image_id]) == length]
         with self._index.reader() as db:
             rows = db.execute(
                 # The unary plus makes SQLite walk the table backwards until it has enough rows, rather than
                 # read all rows by the index on tag.
                 "SELECT f.vector FROM label AS l CROSS JOIN feature AS f ON f.image_id = l.image_id WHERE +l.tag = ?"
                 " AND length(f.vector) = ? ORDER BY l.rowid DESC LIMIT ?",
-                (FINAL, features[known[0]].nbytes, against),
+                (FINAL, features[comparable[0]].nbytes, against),
             )
             labelled = b"".join(vector for (vector,) in rows)
         if not labelled:
             return None
-        candidates = np.stack([features[image_id] for image_id in known])
+        candidates = np.stack([features[image_id] for image_id in comparable])
         reference = np.frombuffer(labelled, np.float32).reshape(-1, length)
         squares = (candidates**2).sum(axis=1)[:, None] + (reference**2).sum(axis=1) - 2 * candidates @ reference.T
-        return known[int(squares.min(axis=1).argmax())]
+        return comparable[int(squares.min(axis=1).argmax())]
 
 
 def renew_lease(db: sqlite3.Connection, image_id: str) -> None:

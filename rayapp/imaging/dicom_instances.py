@@ -119,9 +119,9 @@ def _stored(array: npt.NDArray[Any]) -> tuple[Voxels, float, float]:
     """16-bit stored values, and the slope and intercept that map them to the image's values."""
     finite = array if array.dtype.kind in "biu" else np.nan_to_num(array, nan=float(np.nanmin(array)))
     low, high = float(finite.min()), float(finite.max())
-    whole = array.dtype.kind in "biu" or bool((finite == np.rint(finite)).all())
+    integral = array.dtype.kind in "biu" or bool((finite == np.rint(finite)).all())
     for kind in (np.int16, np.uint16):
-        if whole and np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+        if integral and np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return finite.astype(kind, copy=False), 1.0, 0.0
     slope = (high - low) / 65535 or 1.0
     steps = np.rint((finite.astype(np.float64) - low) / slope)

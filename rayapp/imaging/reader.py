@@ -81,19 +81,19 @@ def read_segmentation(path: Path, *, max_bytes: int, ext: str | None = None) -> 
         raise Unreadable(f"{ext!r} is not a supported label map format: use {', '.join(EXTENSIONS)}")
     if volume.channels != 1:
         raise Unreadable(f"a label map must have one channel, not {volume.channels}")
-    return Segmentation(array=_whole(volume.array[0]), affine=volume.affine, names=names)
+    return Segmentation(array=_as_labels(volume.array[0]), affine=volume.affine, names=names)
 
 
 def _module(path: Path) -> ModuleType:
     return dicom_series if path.is_dir() else _MODULES[split_ext(path.name)[1]]
 
 
-def _whole(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _as_labels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same values as uint8 or, where needed, uint16."""
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= _MAX_LABEL):  # also rejects NaN
         raise Unreadable(f"label values must lie between 0 and {_MAX_LABEL}; these range from {low} to {high}")
-    whole = array.astype(np.uint8 if high < 256 else np.uint16, copy=False)
-    if array.dtype.kind == "f" and not np.array_equal(whole, array):
+    labels = array.astype(np.uint8 if high < 256 else np.uint16, copy=False)
+    if array.dtype.kind == "f" and not np.array_equal(labels, array):
         raise Unreadable("label values must be whole numbers")
-    return whole
+    return labels

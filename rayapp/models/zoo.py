@@ -110,14 +110,14 @@ def find_archive(name: str, version: str | None, index: str) -> Archive:
 
     Raises ModelBroken if the index cannot be read, or lacks the bundle, the version or its digest.
     """
-    known = _index(name, index)
-    versions = {key.removeprefix(f"{name}_v"): key for key in known if key.startswith(f"{name}_v")}
+    entries = _index(name, index)
+    versions = {key.removeprefix(f"{name}_v"): key for key in entries if key.startswith(f"{name}_v")}
     if not versions:
-        names = {key.rpartition("_v")[0] for key in known}
+        names = {key.rpartition("_v")[0] for key in entries}
         near = difflib.get_close_matches(name, sorted(names), n=1)
         raise ModelBroken(f"the zoo has no bundle {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     newest = max(versions, key=_order)
-    entry = known.get(versions.get(version or newest, ""))
+    entry = entries.get(versions.get(version or newest, ""))
     if entry is None:
         raise ModelBroken(f"the zoo has no version {version} of bundle {name!r}; the newest is {newest}")
     digest, source = str(entry.get("checksum", "")), str(entry.get("source", ""))

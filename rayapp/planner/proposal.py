@@ -147,13 +147,13 @@ def propose(
         BadRequest: naming an invalid override.
         ModelBroken: if the network of an override cannot be built.
     """
-    wanted = Overrides.of(overrides or {}, axes=method.axes)
+    choices = Overrides.of(overrides or {}, axes=method.axes)
     chosen = plan(hardware)
-    machine = Machine(hardware, replace(chosen, precision=wanted.precision or chosen.precision))
+    machine = Machine(hardware, replace(chosen, precision=choices.precision or chosen.precision))
     needs = Needs.of(survey, whole=method.whole, axes=method.axes, windows=WINDOWS[machine.plan.device])
     channels = {"in_channels": survey.channels + method.guidance, "out_channels": method.structures + 1}
-    spacing, roi_size, network = _fitted(channels, needs, machine, wanted)
-    batch = wanted.train_batch_size or machine.batch(network, roi_size, examples=method.examples)
+    spacing, roi_size, network = _fitted(channels, needs, machine, choices)
+    batch = choices.train_batch_size or machine.batch(network, roi_size, examples=method.examples)
     forward = machine.footprint(network, roi_size)
     step = machine.footprint(network, roi_size, batch=batch * method.examples, training=True)
     images = np.maximum(1, needs.extent / spacing)
@@ -166,14 +166,14 @@ def propose(
         network=network,
         train_batch_size=batch,
         precision=machine.plan.precision,
-        overlap=default_overlap if wanted.overlap is None else wanted.overlap,
+        overlap=default_overlap if choices.overlap is None else choices.overlap,
         windows=machine.windows(forward),
         cache=int(min(decoded, MEMORY_SHARE * hardware.memory)),
         forward_memory=machine.bytes(forward),
         step_memory=machine.bytes(step),
         forward_seconds=machine.seconds(forward),
         step_seconds=STEP_SLOWER * machine.seconds(step),
-        why=_reasons(wanted, needs, spacing, roi_size, machine),
+        why=_reasons(choices, needs, spacing, roi_size, machine),
     )
 
 
@@ -238,24 +238,24 @@ class Machine:
 
 
 def _fitted(
-    channels: Mapping[str, int], needs: Needs, machine: Machine, wanted: Overrides
+    channels: Mapping[str, int], needs: Needs, machine: Machine, choices: Overrides
 ) -> tuple[Numbers, tuple[int, ...], dict[str, Any]]:
     """Spacing, region and network within the budget; repeated, since uneven strides cost more than first estimated."""
-    given = None if wanted.network is None else {**wanted.network, **channels}
+    explicit = None if choices.network is None else {**choices.network, **channels}
     make = _family(channels, machine)
-    if wanted.roi_size is None:
+    if choices.roi_size is None:
         even = [(2,) * len(needs.finest)] * LEVELS[machine.plan.device]
-        voxels = machine.voxels(given or make(even, [(3,) * len(needs.finest)] * (len(even) + 1)))
+        voxels = machine.voxels(explicit or make(even, [(3,) * len(needs.finest)] * (len(even) + 1)))
     else:
-        voxels = float(wanted.roi_size.prod())
+        voxels = float(choices.roi_size.prod())
     for _ in range(TRIES):
-        spacing = needs.spacing(voxels) if wanted.spacing is None else wanted.spacing
-        region = needs.region(spacing, voxels) if wanted.roi_size is None else wanted.roi_size
+        spacing = needs.spacing(voxels) if choices.spacing is None else choices.spacing
+        region = needs.region(spacing, voxels) if choices.roi_size is None else choices.roi_size
         strides = pooling(region, spacing, LEVELS[machine.plan.device])
-        network = given or make(strides, kernels(spacing, strides))
-        most = SLACK * voxels if wanted.roi_size is None else math.inf
+        network = explicit or make(strides, kernels(spacing, strides))
+        most = SLACK * voxels if choices.roi_size is None else math.inf
         roi_size = rounded(region, divisor_of(network), most=most)
-        if wanted.roi_size is not None:
+        if choices.roi_size is not None:
             break
         over = machine.seconds(machine.footprint(network, roi_size)) / FORWARD_BUDGET_S
         if over <= SLACK:
@@ -278,7 +278,7 @@ def _family(
 
 
 def _reasons(
-    wanted: Overrides, needs: Needs, spacing: Numbers, roi_size: Sequence[int], machine: Machine
+    choices: Overrides, needs: Needs, spacing: Numbers, roi_size: Sequence[int], machine: Machine
 ) -> dict[str, str]:
     """The reason for each choice, in words."""
     images = np.maximum(1, needs.extent / spacing)
@@ -304,4 +304,4 @@ def _reasons(
         "precision": f"the fastest on this {machine.plan.device}",
         "overlap": "default",
     }
-    return reasons | {name: "as requested" for name in reasons if getattr(wanted, name) is not None}
+    return reasons | {name: "as requested" for name in reasons if getattr(choices, name) is not None}

@@ -47,27 +47,27 @@ class Plan:
     training_gpus: float = 0.0
 
 
-def plan(found: Hardware, *, sharing: int = 1) -> Plan:
+def plan(machine: Hardware, *, sharing: int = 1) -> Plan:
     """A share of every GPU for as many replicas as its memory holds; without one, a replica for every few cores.
 
     Memory and cores are shared so that they suffice for `sharing` replicas, should there be more than are planned.
     """
-    if found.gpus:
-        bf16 = all(gpu.bf16 for gpu in found.gpus)
-        smallest = min(gpu.memory for gpu in found.gpus)
+    if machine.gpus:
+        bf16 = all(gpu.bf16 for gpu in machine.gpus)
+        smallest = min(gpu.memory for gpu in machine.gpus)
         each = min(REPLICAS_PER_GPU, max(1, smallest // REPLICA_MEMORY))
-        device, replicas, share = "cuda", each * len(found.gpus), gpu_shares.CLICKS / each
+        device, replicas, share = "cuda", each * len(machine.gpus), gpu_shares.CLICKS / each
     else:
-        bf16 = found.cpu_bf16
-        device, replicas, share = "cpu", max(1, found.cores // CORES_PER_REPLICA), 0.0
+        bf16 = machine.cpu_bf16
+        device, replicas, share = "cpu", max(1, machine.cores // CORES_PER_REPLICA), 0.0
     least, most = CACHE
     return Plan(
         device=device,
         precision="bfloat16" if bf16 else "float32",
         replicas=replicas,
-        cpus=max(found.cores, replicas + BESIDE_REPLICAS),
-        threads=max(1, found.cores // max(replicas, sharing)),
-        volume_cache=max(least, min(most, int(CACHE_SHARE * found.memory) // max(replicas, sharing))),
+        cpus=max(machine.cores, replicas + BESIDE_REPLICAS),
+        threads=max(1, machine.cores // max(replicas, sharing)),
+        volume_cache=max(least, min(most, int(CACHE_SHARE * machine.memory) // max(replicas, sharing))),
         replica_gpus=share,
-        training_gpus=gpu_shares.TRAINING if found.gpus else 0.0,
+        training_gpus=gpu_shares.TRAINING if machine.gpus else 0.0,
     )
