@@ -12,7 +12,7 @@ from rayapp.datastore.interfaces import Info
 
 
 class ImageSource(Protocol):
-    """What the datastore's scans and readers need of a source of images. Thread-safe."""
+    """A source of images, as the datastore's scans and readers use it. Thread-safe."""
 
     def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], int]:
         """The images available now.

@@ -110,7 +110,9 @@ class RevisionStore:
         return target, stamp
 
     def discard(self, path: Path) -> Path:
-        """Move a file or folder into staging, where nobody sees it. Returns the new path, for the caller to delete."""
+        """Move a file or folder into staging, out of sight of other programs. Returns the new path, for the caller to
+        delete.
+        """
         gone = self._staging / uuid.uuid4().hex
         path.rename(gone)
         return gone

@@ -111,8 +111,8 @@ class StudiesFolder:
         self._closing.append(self.document.close)
 
     def _merge(self, rebuilt: bool) -> Callable[[dict[str, str], Entries, Entries], None]:
-        """How to import a document. After the index was rebuilt, only missing entries are imported: the salvaged ones
-        are newer.
+        """The function that imports a document. After the index was rebuilt it imports only missing entries, since the
+        salvaged ones are newer.
         """
         if rebuilt:
             return lambda names, theirs, _: self.reconciler.merge(names, theirs, theirs)

@@ -39,8 +39,8 @@ class Plane:
     position: Vector
     row: Vector
     column: Vector
-    spacing: Vector  # between rows, between columns
-    thickness: float  # to the next plane as the file says, else of the slice
+    spacing: Vector
+    thickness: float
 
     @property
     def normal(self) -> Vector:

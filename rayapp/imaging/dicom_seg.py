@@ -57,7 +57,7 @@ class Masks:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """How a label was made.
+    """The origin of a label, recorded in its DICOM SEG.
 
     Attributes:
         model: name of the model; "" for a label drawn by hand.

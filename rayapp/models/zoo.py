@@ -174,7 +174,7 @@ def _socket_timeout() -> Iterator[None]:
 
 
 def _reason(error: BaseException, host: str) -> str:
-    """The cause, worded for whoever named the bundle."""
+    """The cause of a failed download, in one line."""
     from monai.apps.utils import HashCheckError
 
     host = host or "the file"

@@ -29,7 +29,7 @@ UNEVEN = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a data set calls for, along each axis.
+    """Requirements of a data set, along each axis.
 
     Attributes:
         whole: True for networks that see images whole, False for sliding windows.

@@ -69,7 +69,7 @@ STEP_SLOWER = 1.3
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What a method requires of its network.
+    """Requirements of a method on its network.
 
     Attributes:
         structures: number of structures to segment.
@@ -99,7 +99,7 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What to train and how to run it.
+    """A proposal for training a network and running it.
 
     Attributes:
         spacing: mm along R, A, S; for networks of slices, along the two axes in the slice plane.

@@ -24,7 +24,7 @@ CACHE = (GIB // 4, 8 * GIB)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Where and in what precision networks run, the number of replicas, and the resources of each.
+    """Use of a machine: device and precision of networks, number of replicas, and the resources of each.
 
     Attributes:
         device: "cuda" or "cpu".
@@ -48,9 +48,12 @@ class Plan:
 
 
 def plan(machine: Hardware, *, sharing: int = 1) -> Plan:
-    """A share of every GPU for as many replicas as its memory holds; without one, a replica for every few cores.
+    """Plan how to use a machine: a share of every GPU for as many replicas as its memory holds, or several cores per
+    replica.
 
-    Memory and cores are shared so that they suffice for `sharing` replicas, should there be more than are planned.
+    Args:
+        machine: the machine's resources.
+        sharing: number of replicas that memory and cores must suffice for, if more than are planned.
     """
     if machine.gpus:
         bf16 = all(gpu.bf16 for gpu in machine.gpus)

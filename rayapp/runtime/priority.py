@@ -1,4 +1,4 @@
-"""Scheduling priority: background work yields to requests that somebody waits for on this machine.
+"""Scheduling priority: background work yields to requests in progress on the same machine.
 
 SCHED_IDLE alone is not enough: Linux balances threads over cores by their number, whatever their priority, so that two
 threads of a network may share one core for a whole click while background work keeps the other. Background work
@@ -87,9 +87,7 @@ class ForegroundLoad:
 
 
 def pause_between_layers() -> None:
-    """From now on, pause this process before each layer of any network, forward and backward, while a request is in
-    progress.
-    """
+    """Pause this process before each layer of any network, forward and backward, while a request is in progress."""
     # Imported here, so that processes that only need ForegroundLoad start without torch.
     from torch import Tensor
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
