@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from rayapp.datastore.local import LocalDatastore
 from tests.datastore.saves import Open
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -44,8 +46,9 @@ def plain(studies: Path, open_store: Open) -> LocalDatastore:
     return open_store(studies)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def ray_node() -> Iterator[None]:
+    """A Ray node in this process, once for all tests of the datastore."""
     import ray
 
     # Sockets live under the temporary folder, and their paths may have 107 bytes only.
@@ -55,11 +58,19 @@ def ray_node() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-    # They all carry the folder on their command line.
-    left = [p for p in psutil.Process().children(recursive=True) if folder in " ".join(p.cmdline())]
-    _, alive = psutil.wait_procs(left, timeout=10)
+    _, alive = psutil.wait_procs(_processes(folder), timeout=PATIENCE_S)
     assert not alive
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes(folder: str) -> list[psutil.Process]:
+    """Those of the Ray node: they all carry its folder on their command line."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if folder in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 @pytest.fixture(params=["object", "actor"])
