@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -14,8 +14,7 @@ from actors.environment import runtime_env
 from rayapp.app.label_app import LabelApp, brings_datastore, own_datastore
 from rayapp.app.validation import STORE
 from rayapp.config import Settings
-from rayapp.datastore.interfaces import Datastore
-from rayapp.datastore.job_record import Ledger
+from rayapp.jobs.server_jobs import Store
 from rayapp.runtime import logs
 
 NAME = "datastore"
@@ -63,10 +62,6 @@ def start_datastore(settings: Settings) -> ActorHandle:
     )
 
 
-class RemoteStore(Datastore, Ledger, Protocol):
-    """What the actor answers: the study set and the records of its jobs."""
-
-
-def remote_datastore(handle: ActorHandle) -> RemoteStore:
+def remote_datastore(handle: ActorHandle) -> Store:
     """The actor's store for code in threads of other actors; calls wait, and raise Busy while the actor restarts."""
-    return cast(RemoteStore, BlockingActorClient(handle))
+    return cast(Store, BlockingActorClient(handle))

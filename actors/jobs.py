@@ -1,4 +1,4 @@
-"""The jobs actor: a thin shell around `rayapp.jobs.queue.JobQueue`, with the runners of this cluster."""
+"""The jobs actor: a thin shell around `rayapp.jobs.server_jobs.ServerJobs`, whose work runs in this cluster."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from actors.environment import runtime_env
 from actors.scoring import RayScoringBackend
 from actors.training import RayTrainingBackend
 from rayapp.config import Settings
-from rayapp.datastore.job_record import Kind
-from rayapp.jobs.queue import JobQueue
-from rayapp.jobs.scoring_job import AUTO, AutoScore, BatchInference, Planner, Scoring
-from rayapp.jobs.training_job import Publisher, Training
+from rayapp.jobs.scoring_job import Planner
+from rayapp.jobs.server_jobs import ServerJobs
+from rayapp.jobs.training_job import Publisher
 from rayapp.runtime import logs
 
 NAME = "jobs"
@@ -26,21 +25,19 @@ PUBLISHING_S = 600.0
 """How long a publication may take: it loads the network, on a machine that may be busy with clicks."""
 
 
-class JobsActor(JobQueue):
+class JobsActor(ServerJobs):
     """One per cluster. Killed, it takes the running jobs with it; restarted by Ray, it goes on with them."""
 
     def __init__(self, settings: Settings, datastore: ActorHandle, models: ActorHandle) -> None:
         logs.configure(settings)
-        store = remote_datastore(datastore)
-        me = ray.get_runtime_context().current_actor
-        publisher = cast(Publisher, BlockingActorClient(models, patience=PUBLISHING_S))
-        training = Training(settings=settings, datastore=store, models=publisher, fit=RayTrainingBackend(settings, me))
-        crew = RayScoringBackend(settings, datastore)
-        planner = cast(Planner, BlockingActorClient(models))
-        scoring = Scoring(settings=settings, datastore=store, crew=crew, models=planner)
-        batch = BatchInference(settings=settings, datastore=store, crew=crew)
-        super().__init__(store, {Kind.TRAIN: training, Kind.SCORING: scoring, Kind.BATCH: batch})
-        self._automatic = AutoScore(self, scoring) if settings.conf.get(AUTO) else None
+        super().__init__(
+            settings,
+            datastore=remote_datastore(datastore),
+            publisher=cast(Publisher, BlockingActorClient(models, patience=PUBLISHING_S)),
+            planner=cast(Planner, BlockingActorClient(models)),
+            training=RayTrainingBackend(settings, ray.get_runtime_context().current_actor),
+            scoring=RayScoringBackend(settings, datastore),
+        )
 
 
 def start_jobs(settings: Settings, datastore: ActorHandle, models: ActorHandle) -> ActorHandle:

@@ -21,26 +21,11 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: An
     """The ingress; bind it to nothing: it finds the inference deployment of its own application."""
 
     def build() -> FastAPI:
-        from deployments.clients import DatastoreClient, JobsClient, ModelsClient, SessionsClient, UsersClient
         from deployments.gateway import build_gateway
-        from rayapp.datastore.sessions import SessionStore
-        from rayapp.users import UserStore
 
         logs.configure(settings)
-        root = settings.workspace / "sessions"
-        return build_gateway(
-            Services(
-                settings=settings,
-                datastore=DatastoreClient(datastore),
-                models=ModelsClient(models),
-                jobs=JobsClient(jobs),
-                sessions=SessionsClient(
-                    SessionStore(root, expiry=settings.session_expiry, max_volume=settings.max_volume)
-                ),
-                users=UsersClient(UserStore(settings.workspace / "users.json")),
-                inference=RoutedInference(serve.get_deployment_handle("inference", app_name="rayapp")),
-            )
-        )
+        inference = RoutedInference(serve.get_deployment_handle("inference", app_name="rayapp"))
+        return build_gateway(Services.of(settings, datastore=datastore, models=models, jobs=jobs, inference=inference))
 
     return serve.deployment(
         serve.ingress(build)(),

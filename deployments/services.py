@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from deployments.clients import DatastoreClient, JobsClient, ModelsClient, SessionsClient, UsersClient
 from rayapp.config import Settings
+from rayapp.datastore.sessions import SessionStore
 from rayapp.serving.messages import HandedOut, InferCall, InferReply
+from rayapp.users import UserStore
 
 
 class Inference(Protocol):
@@ -38,3 +40,19 @@ class Services:
     sessions: SessionsClient
     users: UsersClient
     inference: Inference
+
+    @classmethod
+    def of(cls, settings: Settings, *, datastore: Any, models: Any, jobs: Any, inference: Inference) -> Services:
+        """Clients of Ray actors, or of the plain objects that these wrap.
+
+        Sessions and users are files in the workspace, which every gateway replica reads by itself.
+        """
+        return cls(
+            settings=settings,
+            datastore=DatastoreClient(datastore),
+            models=ModelsClient(models),
+            jobs=JobsClient(jobs),
+            sessions=SessionsClient(SessionStore.of(settings)),
+            users=UsersClient(UserStore.of(settings.workspace)),
+            inference=inference,
+        )

@@ -10,10 +10,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import ray
 from ray import serve
+from ray.actor import ActorHandle
 
 from actors.datastore import start_datastore
 from actors.jobs import start_jobs
@@ -70,49 +73,99 @@ def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) 
         logger.info("draining")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """The services behind the gateway: handles of Ray actors, or the plain objects that these wrap."""
+
+    datastore: Any
+    models: Any
+    jobs: Any
+
+
+class Parts(Protocol):
+    """How each service behind the gateway is started, and ended when its context is left."""
+
+    def datastore(self, settings: Settings) -> AbstractContextManager[Any]:
+        """The one writer of the study set."""
+
+    def models(self, settings: Settings, datastore: Any) -> AbstractContextManager[Any]:
+        """The owner of the app and its model versions."""
+
+    def jobs(self, settings: Settings, datastore: Any, models: Any) -> AbstractContextManager[Any]:
+        """The queue of background jobs."""
+
+
+@contextlib.contextmanager
+def composed(settings: Settings, parts: Parts) -> Iterator[Backend]:
+    """The services behind the gateway, each given those that it calls; they end in the opposite order."""
+    with (
+        parts.datastore(settings) as datastore,
+        parts.models(settings, datastore) as models,
+        parts.jobs(settings, datastore, models) as jobs,
+    ):
+        yield Backend(datastore=datastore, models=models, jobs=jobs)
+
+
+class Actors:
+    """`Parts` as Ray actors on a node. Once the node is lost, nothing is asked to end: nothing would answer."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @contextlib.contextmanager
+    def datastore(self, settings: Settings) -> Iterator[ActorHandle]:
+        """See `Parts`."""
+        with self._killed(start_datastore(settings)) as handle:
+            try:
+                yield handle
+            finally:
+                if not self._node.lost:
+                    _close(handle)
+
+    def models(self, settings: Settings, datastore: Any) -> AbstractContextManager[ActorHandle]:
+        """See `Parts`."""
+        return self._killed(start_models(settings, datastore))
+
+    def jobs(self, settings: Settings, datastore: Any, models: Any) -> AbstractContextManager[ActorHandle]:
+        """See `Parts`. With it end the runs under way; their records say RUNNING, so the next start resumes them."""
+        return self._killed(start_jobs(settings, datastore, models))
+
+    @contextlib.contextmanager
+    def _killed(self, handle: ActorHandle) -> Iterator[ActorHandle]:
+        try:
+            yield handle
+        finally:
+            if not self._node.lost:
+                ray.kill(handle)
+
+
 @contextlib.contextmanager
 def running(settings: Settings, node: Node, *, go_on: Callable[[], None]) -> Iterator[str]:
     """A running server; yields its address, for example `http://127.0.0.1:8000`. What `go_on`, called between the
     steps of starting, raises ends it."""
-    datastore = models = jobs = None
-    try:
-        go_on()
-        datastore = start_datastore(settings)
-        models = start_models(settings, datastore)
-        described = models.describe.remote()
-        jobs = start_jobs(settings, datastore, models)
-        go_on()
-        _deploy(settings, datastore, models, jobs)
-        # A wrong app or an unreadable folder is told here, before anything answers.
-        _answer(datastore.status.remote())
-        _answer(described)
-        yield _wait_until_answering(settings, go_on)
-    finally:
-        if not node.lost:
-            _stop(datastore, models, jobs)
+    go_on()
+    with composed(settings, Actors(node)) as backend:
+        try:
+            go_on()
+            _deploy(settings, backend)
+            # A wrong app or an unreadable folder is told here, before anything answers.
+            described = backend.models.describe.remote()
+            _answer(backend.datastore.status.remote())
+            _answer(described)
+            yield _wait_until_answering(settings, go_on)
+        finally:
+            if not node.lost:
+                serve.shutdown()  # what is being answered is drained
 
 
-def _stop(datastore: Any, models: Any, jobs: Any) -> None:
-    """Drain what is being answered, then end the actors that were started."""
-    serve.shutdown()
-    if jobs is not None:
-        # With it go the runs under way; their records say RUNNING, so the next start goes on with them.
-        ray.kill(jobs)
-    if datastore is not None:
-        _close(datastore)
-    for actor in (models, datastore):
-        if actor is not None:
-            ray.kill(actor)
-
-
-def _deploy(settings: Settings, datastore: Any, models: Any, jobs: Any) -> None:
+def _deploy(settings: Settings, backend: Backend) -> None:
     """Start Serve and let it start the gateway and the replicas; until these run, it answers 404."""
     serve.start(
         http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-    inference = inference_deployment(settings).bind(settings, datastore, models)
-    gateway = gateway_deployment(settings, datastore, models, jobs).bind(inference)
+    inference = inference_deployment(settings).bind(settings, backend.datastore, backend.models)
+    gateway = gateway_deployment(settings, backend.datastore, backend.models, backend.jobs).bind(inference)
     serve.run_many([serve.RunTarget(gateway, name=APPLICATION, route_prefix="/")], wait_for_applications_running=False)
 
 

@@ -44,6 +44,11 @@ class UserStore:
     Several processes may use one file: each sees the others' changes on its next call. Thread-safe.
     """
 
+    @classmethod
+    def of(cls, workspace: Path) -> UserStore:
+        """The users of the server with this workspace."""
+        return cls(workspace / "users.json")
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()

@@ -51,4 +51,4 @@ def _store(studies: str | None, workspace: Path | None) -> UserStore:
 
     if workspace is None:
         workspace = server.places({"studies": studies} if studies is not None else {}).workspace
-    return UserStore(workspace / "users.json")
+    return UserStore.of(workspace)

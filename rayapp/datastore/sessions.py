@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from rayapp.config import Settings
 from rayapp.datastore.commit import sync
 from rayapp.errors import BadRequest, NotFound, TooLarge, Unreadable
 from rayapp.imaging.reader import read_volume
@@ -71,6 +72,12 @@ class SessionStore:
         expiry: seconds without use after which a session expires; also the most that a client may ask for.
         max_volume: maximum size in bytes of a decoded image, or of the unpacked members of an archive.
     """
+
+    @classmethod
+    def of(cls, settings: Settings) -> SessionStore:
+        """The sessions of the server with these settings, in its workspace."""
+        root = settings.workspace / "sessions"
+        return cls(root, expiry=settings.session_expiry, max_volume=settings.max_volume)
 
     def __init__(self, root: Path, *, expiry: int, max_volume: int) -> None:
         self._root = root

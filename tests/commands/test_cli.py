@@ -183,13 +183,13 @@ def test_no_server_is_one_line_and_status_1(refused: Refused):
 def test_users_are_added_listed_and_revoked(refused: Refused, tmp_path: Path):
     at = ("--studies", str(tmp_path), "--workspace", str(tmp_path / "workspace"))
     token = rayapp("users", "add", "anna", "--role", "reviewer", *at).stdout.strip()
-    user = UserStore(tmp_path / "workspace" / "users.json").authenticate(token)
+    user = UserStore.of(tmp_path / "workspace").authenticate(token)
     assert user is not None
     assert (user.name, user.role) == ("anna", Role.REVIEWER)
     assert "anna" in refused("users", "add", "anna", *at, status=1)
     assert "reviewer" in rayapp("users", "list", *at).stdout
     assert rayapp("users", "revoke", "anna", *at).returncode == 0
-    assert UserStore(tmp_path / "workspace" / "users.json").authenticate(token) is None
+    assert UserStore.of(tmp_path / "workspace").authenticate(token) is None
     assert "'anna'" in refused("users", "revoke", "anna", *at, status=1)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +20,22 @@ import requests
 import uvicorn
 from fastapi import FastAPI
 
-from deployments.clients import DatastoreClient, JobsClient, ModelsClient, SessionsClient, UsersClient
+from deployments.clients import DatastoreClient
 from deployments.gateway import build_gateway
 from deployments.services import Services
 from rayapp.app.label_app import app_class
 from rayapp.config import Settings
 from rayapp.datastore.dicomweb import DicomwebDatastore
-from rayapp.datastore.job_record import Kind
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.sessions import SessionStore
 from rayapp.errors import Busy
 from rayapp.jobs.queue import JobQueue
-from rayapp.jobs.scoring_job import BatchInference, Scoring
-from rayapp.jobs.training_job import Training
+from rayapp.launch import composed
 from rayapp.protocol import Role
-from rayapp.serving.catalogue import Catalogue
 from rayapp.serving.messages import HandedOut, InferCall, InferReply
 from rayapp.serving.service import InferenceService
 from rayapp.users import UserStore
-from tests.jobs.plain import PlainScoringBackend, PlainTrainingBackend
+from tests.in_process import InProcess
 
 SHAPE = (13, 11, 7)
 AFFINE = np.array([[0.0, -1.6, 1.8, 20.0], [1.5, 0.0, 0.0, -7.0], [0.0, 1.2, 2.4, 4.0], [0, 0, 0, 1]])
@@ -196,85 +195,76 @@ Serve = Callable[..., Served]
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Starts gateways, which stop after the module's tests."""
-    stops: list[Callable[[], None]] = []
+    with contextlib.ExitStack() as running:
 
-    def start(*, archived: bool = False, **options: Any) -> Served:
-        """`archived`: the images are those of the archive that `dicomweb` names."""
-        folder = tmp_path_factory.mktemp("gateway")
-        for name in ("ct_a", "ct_b", "ct_ü"):
-            write_image(folder / "studies" / f"{name}.nii.gz")
-        (folder / "app").mkdir()
-        (folder / "app" / "main.py").write_text(APP)
-        settings = Settings(
-            studies=folder / "studies",
-            workspace=folder / "workspace",
-            **{
-                "ohif": folder / "ohif",
-                "app": str(folder / "app"),
-                "max_body": MAX_BODY,
-                "max_volume": MAX_BODY,
-                **options,
-            },
-        )
-        served = _gateway(settings, stops, DicomwebDatastore if archived else _local)
-        requests.get(served.url + "/", timeout=20).raise_for_status()
-        return served
+        def start(*, archived: bool = False, **options: Any) -> Served:
+            """`archived`: the images are those of the archive that `dicomweb` names."""
+            folder = tmp_path_factory.mktemp("gateway")
+            for name in ("ct_a", "ct_b", "ct_ü"):
+                write_image(folder / "studies" / f"{name}.nii.gz")
+            (folder / "app").mkdir()
+            (folder / "app" / "main.py").write_text(APP)
+            settings = Settings(
+                studies=folder / "studies",
+                workspace=folder / "workspace",
+                **{
+                    "ohif": folder / "ohif",
+                    "app": str(folder / "app"),
+                    "max_body": MAX_BODY,
+                    "max_volume": MAX_BODY,
+                    **options,
+                },
+            )
+            parts = InProcess(partial(DicomwebDatastore, watch=False)) if archived else InProcess()
+            served = running.enter_context(_gateway(settings, parts))
+            requests.get(served.url + "/", timeout=60).raise_for_status()
+            return served
 
-    yield start
-    for stop in reversed(stops):
-        stop()
-
-
-def _local(settings: Settings, *, watch: bool) -> LocalDatastore:
-    return LocalDatastore(settings.studies, watch=watch, settle=0.0)
+        yield start
 
 
-def _gateway(settings: Settings, stops: list[Callable[[], None]], open_store: Callable[..., LocalDatastore]) -> Served:
-    store = open_store(settings, watch=False)
-    stops.append(store.close)
-    catalogue = Catalogue(settings, store)
-    app_object = app_class(settings).of(settings)
-    app_object.load_all()
-    network = Network(InferenceService(settings=settings, app=app_object, images=DatastoreClient(store)))
-    stops.append(network.service.close)
-    training = Training(settings=settings, datastore=store, models=catalogue, fit=PlainTrainingBackend(settings))
-    crew = PlainScoringBackend(settings, store)
-    scoring = Scoring(settings=settings, datastore=store, crew=crew, models=catalogue)
-    batch = BatchInference(settings=settings, datastore=store, crew=crew)
-    jobs = JobQueue(store, {Kind.TRAIN: training, Kind.SCORING: scoring, Kind.BATCH: batch})
-    stops.append(jobs.close)
-    sessions = SessionStore(
-        settings.workspace / "sessions", expiry=settings.session_expiry, max_volume=settings.max_volume
-    )
-    users = UserStore(settings.workspace / "users.json")
-    app = build_gateway(
-        Services(
-            settings=settings,
-            datastore=DatastoreClient(store),
-            models=ModelsClient(catalogue),
-            jobs=JobsClient(jobs),
-            sessions=SessionsClient(sessions),
-            users=UsersClient(users),
-            inference=network,
-        )
-    )
-    url = _listen(app, stops)
-    return Served(url, app, settings, store, users, sessions, network, jobs)
+@contextlib.contextmanager
+def _gateway(settings: Settings, parts: InProcess) -> Iterator[Served]:
+    with composed(settings, parts) as backend:
+        app = app_class(settings).of(settings)
+        app.load_all()
+        service = InferenceService(settings=settings, app=app, images=DatastoreClient(backend.datastore))
+        with contextlib.closing(service):
+            network = Network(service)
+            gateway = build_gateway(
+                Services.of(
+                    settings,
+                    datastore=backend.datastore,
+                    models=backend.models,
+                    jobs=backend.jobs,
+                    inference=network,
+                )
+            )
+            with _listening(gateway) as url:
+                yield Served(
+                    url=url,
+                    app=gateway,
+                    settings=settings,
+                    store=backend.datastore,
+                    users=UserStore.of(settings.workspace),
+                    sessions=SessionStore.of(settings),
+                    network=network,
+                    jobs=backend.jobs,
+                )
 
 
-def _listen(app: FastAPI, stops: list[Callable[[], None]]) -> str:
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="on"))
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join(10)
-        listening.close()
-
-    stops.append(stop)
-    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+@contextlib.contextmanager
+def _listening(app: FastAPI) -> Iterator[str]:
+    """The app on a loopback port; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="on"))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
 
 
 @pytest.fixture(scope="module")
