@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayapp.launch import _ours
 from tests.conftest import make_studies
 
 APP = """
@@ -35,13 +34,6 @@ KINDS = {
     "syntax error": ("class MyApp(:", "main.py, line 1: SyntaxError"),
     "wrong only in replicas": (IN_REPLICAS + APP, "main.py, line 10: ModuleNotFoundError: No module named 'no_such_p"),
 }
-
-
-def test_an_account_of_rays_is_cut_down_to_the_error_of_ours():
-    account = "Traceback …\nrayapp.errors.Conflict: first\nmore\nrayapp.errors.AppBroken: main.py, line 3: no\n\n"
-    found = _ours(account)
-    assert (type(found).__name__, found.detail) == ("AppBroken", "main.py, line 3: no")
-    assert _ours("Traceback …\nValueError: rayapp.errors.AppBroken: quoted") is None
 
 
 @pytest.mark.slow
