@@ -21,8 +21,8 @@ from rayapp.imaging.phantom import phantom
 from tests.orthanc import Orthanc, orthanc
 from tests.real_data import lacked
 
-START_TIMEOUT = 120
-STOP_TIMEOUT = 60
+START_TIMEOUT = 400
+STOP_TIMEOUT = 120
 SHAPE = (64, 52, 40)
 MARK = "RAYAPP_TEST_SERVER"
 """In the environment of every process of one server."""
