@@ -1,0 +1,216 @@
+"""Prompts in millimetres, and what they look like in a view: the promptable network's input channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.draw import polygon2mask
+
+from rayapp.inference.zoom.views import Floats, View
+from rayapp.models.promptable import Channel
+
+Positions = NDArray[np.float64]
+"""(n, 3), millimetres along the image's axes from the centre of its first voxel."""
+
+POINT = 2.0
+"""Radius of a point's ball, in the view's voxels."""
+STROKE = 1.0
+"""Radius of a stroke, in the view's voxels."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box with sides along the image's axes; `low` and `high` are its corners, millimetres."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Lasso:
+    """A closed curve around the structure on one slice.
+
+    Attributes:
+        axis: the axis that the slice is perpendicular to.
+        at: the slice's position on it, millimetres.
+        thickness: of the slice, millimetres.
+        curve: (n, 2), millimetres along the other two axes.
+    """
+
+    axis: int
+    at: float
+    thickness: float
+    curve: NDArray[np.float64]
+
+
+@dataclass
+class Marks:
+    """All prompts for one structure.
+
+    Attributes:
+        include, exclude: points of the structure, and of anything else.
+        strokes, erasers: lines drawn on the structure and on anything else, each (n, 3) millimetres.
+        boxes, lassos: drawn around the structure.
+    """
+
+    include: list[Positions] = field(default_factory=list)
+    exclude: list[Positions] = field(default_factory=list)
+    strokes: list[Positions] = field(default_factory=list)
+    erasers: list[Positions] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
+    lassos: list[Lasso] = field(default_factory=list)
+
+    def copy(self) -> Marks:
+        """Other lists with the same prompts, to add to."""
+        return Marks(*(list(getattr(self, name)) for name in self.__dataclass_fields__))
+
+    def on_structure(self) -> Positions:
+        """Positions (n, 3) that are said to be the structure's."""
+        placed = [np.reshape(p, (-1, 3)) for p in (*self.include, *self.strokes)]
+        return np.concatenate(placed) if placed else np.zeros((0, 3))
+
+    def around(self) -> list[Box]:
+        """Boxes, and lassos as boxes."""
+        return [*self.boxes, *(_bounds(lasso) for lasso in self.lassos)]
+
+    def bounds(self) -> Box | None:
+        """The box around all prompts for the structure; None without any."""
+        corners = [self.on_structure(), *(np.array([box.low, box.high]) for box in self.around())]
+        placed = np.concatenate(corners)
+        return Box(tuple(placed.min(0)), tuple(placed.max(0))) if len(placed) else None
+
+
+def channels(view: View, image: Floats, marks: Marks, previous: Floats | None = None) -> Floats:
+    """The network's inputs (9, edge, edge, edge) for prompts in a view.
+
+    Args:
+        view: where to look.
+        image: (edge, edge, edge), as `views.normalised` gives it.
+        marks: the prompts, wherever they lie.
+        previous: the probability (edge, edge, edge) of the mask to start from.
+    """
+    edge = view.edge
+    drawn = np.zeros((len(Channel), edge, edge, edge), np.float32)
+    drawn[Channel.IMAGE] = image
+    if previous is not None:
+        drawn[Channel.PREVIOUS] = previous
+    for channel, points in ((Channel.INCLUDE, marks.include), (Channel.EXCLUDE, marks.exclude)):
+        _balls(drawn[channel], [view.to_voxels(np.reshape(p, (-1, 3))) for p in points], POINT)
+    for channel, lines in ((Channel.STROKE, marks.strokes), (Channel.ERASER, marks.erasers)):
+        _balls(drawn[channel], [_dense(view.to_voxels(line)) for line in lines], STROKE)
+    for box in marks.boxes:
+        drawn[Channel.BOX][_voxels(view, box)] = 1
+    for lasso in marks.lassos:
+        _fill(drawn[Channel.LASSO], view, lasso)
+    drawn[Channel.SEEN] = _seen(drawn)
+    return drawn
+
+
+def _seen(drawn: Floats) -> Floats:
+    """The image centred on the prompted tissue and scaled by its surroundings: tanh((x - centre) / scale).
+
+    The tissue is what points and strokes lie on; without any in the view, the middle of the boxes and lassos, or the
+    mask to start from. The scale is twice the median absolute difference around the tissue.
+    """
+    image, edge = drawn[Channel.IMAGE], drawn.shape[-1]
+    tissue = (drawn[Channel.INCLUDE] + drawn[Channel.STROKE]) > 0
+    region: tuple[slice, ...] = (slice(None),) * 3
+    if tissue.any():
+        at = [int(np.mean(np.flatnonzero(tissue.any(tuple(b for b in range(3) if b != axis))))) for axis in range(3)]
+        half = int(edge * 0.3)
+        region = tuple(slice(max(0, centre - half), centre + half + 1) for centre in at)
+    else:
+        around = np.maximum(drawn[Channel.BOX], drawn[Channel.LASSO]) > 0
+        if around.any():
+            region = _limits(around, 2)
+            tissue = np.zeros_like(tissue)
+            middle = tuple(
+                slice(s.start + (s.stop - s.start) // 3, max(s.start + (s.stop - s.start) // 3 + 1,
+                      s.stop - (s.stop - s.start) // 3)) for s in _limits(around, 0)
+            )
+            tissue[middle] = True
+        elif (drawn[Channel.PREVIOUS] > 0.5).any():
+            tissue = drawn[Channel.PREVIOUS] > 0.5
+    centre = float(np.median(image[tissue])) if tissue.any() else 0.0
+    scale = max(2 * float(np.median(np.abs(image[region][::2, ::2, ::2] - centre))), 0.03)
+    return np.asarray(np.where(image == 0, 0, np.tanh((image - centre) / scale)), np.float32)
+
+
+def _limits(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
+    """The box of a mask that is not empty, wider by `margin` voxels."""
+    sides = []
+    for axis in range(3):
+        marked = np.flatnonzero(mask.any(tuple(b for b in range(3) if b != axis)))
+        sides.append(slice(max(0, int(marked[0]) - margin), int(marked[-1]) + 1 + margin))
+    return tuple(sides)
+
+
+def _balls(channel: Floats, points: Sequence[Positions], radius: float) -> None:
+    """Set balls around points, given in voxels, to 1."""
+    if not points:
+        return
+    edge = channel.shape[0]
+    placed = np.concatenate(points)
+    reach = int(np.ceil(radius))
+    placed = np.unique(np.rint(placed[((placed > -radius) & (placed < edge - 1 + radius)).all(1)]).astype(int), axis=0)
+    if not len(placed):
+        return
+    steps = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    steps = steps[(steps**2).sum(1) <= radius**2]
+    cells = (placed[:, None] + steps[None]).reshape(-1, 3)
+    cells = cells[((cells >= 0) & (cells < edge)).all(1)]
+    channel[tuple(cells.T)] = 1
+
+
+def _dense(line: Positions) -> Positions:
+    """A line in voxels with a point at each voxel that it passes; points more than a view apart are not joined."""
+    if len(line) < 2:
+        return line
+    steps = np.abs(np.diff(line, axis=0)).max(1)
+    pieces = [line]
+    for start, end, length in zip(line[:-1], line[1:], steps, strict=True):
+        if 1 < length < 512:
+            pieces.append(np.linspace(start, end, int(np.ceil(length)) + 1))
+    return np.concatenate(pieces)
+
+
+def _voxels(view: View, box: Box) -> tuple[slice, ...]:
+    """The view's voxels whose centres a box holds, at least one along each axis."""
+    low = view.to_voxels(np.array(box.low))
+    high = view.to_voxels(np.array(box.high))
+    thin = high - low < 1
+    middle = (low + high) / 2
+    low, high = np.where(thin, middle - 0.5, low), np.where(thin, middle + 0.5, high)
+    first = np.clip(np.ceil(low), 0, view.edge).astype(int)
+    last = np.clip(np.floor(high) + 1, 0, view.edge).astype(int)
+    return tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+
+
+def _fill(channel: Floats, view: View, lasso: Lasso) -> None:
+    low, spacing = view.low, view.spacing
+    half = max(lasso.thickness, spacing) / 2
+    first = int(np.ceil((lasso.at - half - low[lasso.axis]) / spacing - 1e-6))
+    last = int(np.ceil((lasso.at + half - low[lasso.axis]) / spacing - 1e-6))
+    if last <= 0 or first >= view.edge:
+        return
+    others = [axis for axis in range(3) if axis != lasso.axis]
+    curve = (lasso.curve - low[others]) / spacing
+    filled = polygon2mask((view.edge, view.edge), curve)
+    slab = np.moveaxis(channel, lasso.axis, 0)[max(0, first) : last]
+    np.maximum(slab, filled[None], out=slab)
+
+
+def _bounds(lasso: Lasso) -> Box:
+    low, high = np.zeros(3), np.zeros(3)
+    others = [axis for axis in range(3) if axis != lasso.axis]
+    low[others], high[others] = lasso.curve.min(0), lasso.curve.max(0)
+    low[lasso.axis], high[lasso.axis] = lasso.at - lasso.thickness / 2, lasso.at + lasso.thickness / 2
+    return Box(tuple(low), tuple(high))
+
+
+def joined(groups: Iterable[Positions]) -> Positions:
+    """Positions of several groups as one (n, 3)."""
+    return np.concatenate([np.zeros((0, 3)), *(np.reshape(group, (-1, 3)) for group in groups)])

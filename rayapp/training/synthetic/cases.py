@@ -1,0 +1,169 @@
+"""Cases to learn from: a structure of a scene, its first prompts, and views of it from close by and from afar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from rayapp.inference.zoom.marks import Marks
+from rayapp.inference.zoom.views import Floats, Source, View, normalised
+from rayapp.training.synthetic import prompts
+from rayapp.training.synthetic.appearance import Acquisition, acquire
+from rayapp.training.synthetic.scenes import Scene, scene
+from rayapp.training.synthetic.shapes import Bools, Random
+
+
+@dataclass(frozen=True)
+class Look:
+    """One view of a case.
+
+    Attributes:
+        view: where.
+        image: (edge, edge, edge), normalised, as float16.
+        truth: the share of each voxel that is the structure, (edge, edge, edge), 0 to 255.
+        prompted: whether the view is meant for the first prompts; else it is a patch, for a mask to be refined in.
+    """
+
+    view: View
+    image: NDArray[np.float16]
+    truth: NDArray[np.uint8]
+    prompted: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    """A structure to be learned from.
+
+    Attributes:
+        marks: the first prompts.
+        looks: views of it; the first is prompted.
+        volume: of the whole structure, cubic millimetres.
+        length: of its longest side, millimetres.
+        spacing: of the image's voxels.
+    """
+
+    marks: Marks
+    looks: list[Look]
+    volume: float
+    length: float
+    spacing: NDArray[np.float64]
+
+
+def cases(seed: int | list[int], edges: Sequence[int], count: int = 20) -> Iterator[Case]:
+    """Endless cases, `count` of each scene, whose views have each one of `edges` voxels."""
+    random = np.random.default_rng(seed)
+    while True:
+        drawn = scene(random, int(random.integers(72, 112)))
+        taken = acquire(random, drawn)
+        source = Source(taken.image, taken.spacing)
+        for _ in range(count):
+            structure = _structure(random, drawn, taken)
+            if structure is None:
+                break
+            yield case(random, source, structure, int(random.choice(edges)))
+
+
+def case(random: Random, source: Source, mask: Bools, edge: int) -> Case:
+    """A case of one structure in an image.
+
+    Args:
+        source: the image.
+        mask: the structure on its voxels, not empty.
+        edge: voxels of the views.
+    """
+    spacing = source.spacing
+    marks = prompts.first(random, mask, spacing)
+    bounds = marks.bounds()
+    assert bounds is not None
+    voxels = np.argwhere(mask)
+    low, high = (voxels.min(0) - 0.5) * spacing, (voxels.max(0) + 0.5) * spacing
+    length = float((high - low).max())
+    prompted, centre = (np.array(bounds.low) + bounds.high) / 2, (low + high) / 2
+    reach = float((np.array(bounds.high) - bounds.low).max())
+    truth = Source(mask.astype(np.float32) * 255, spacing)
+    smallest, largest = 10 * spacing.min(), 1.3 * float(max(source.extent.max(), 10 * spacing.min()))
+
+    def look(at: NDArray[np.float64], size: float, shake: float, use: bool) -> Look:
+        size = float(np.clip(size, smallest, largest))
+        place = at + random.uniform(-shake, shake, 3) * size
+        view = View((float(place[0]), float(place[1]), float(place[2])), size, edge)
+        inside = source.inside(view)
+        share = np.where(inside, truth.sample(view), 0)
+        image = normalised(source.sample(view), inside)
+        return Look(view, image.astype(np.float16), np.rint(share).astype(np.uint8), use)
+
+    looks = []
+    for _ in range(2):
+        draw = random.random()
+        if draw < 0.45:  # about the structure's size
+            size, at, shake = length * np.exp(random.uniform(np.log(1.05), np.log(2.5))), prompted, 0.06
+        elif draw < 0.55:
+            size, at, shake = length * random.uniform(1.1, 1.8), centre, 0.05
+        elif draw < 0.80:  # too close
+            size, at, shake = length * np.exp(random.uniform(np.log(0.12), np.log(1.05))), prompted, 0.06
+        else:  # far
+            size, at, shake = length * np.exp(random.uniform(np.log(2.5), np.log(9))), prompted, 0.06
+        looks.append(look(at, max(size, 1.15 * reach), shake, True))
+    if random.random() < 0.6:  # a patch on the border
+        border = np.argwhere(mask & ~ndimage.binary_erosion(mask, border_value=1))
+        at = (border if len(border) else voxels)[int(random.integers(len(border) or len(voxels)))] * spacing
+        looks.append(look(at, length * np.exp(random.uniform(np.log(0.2), np.log(0.9))), 0.2, False))
+    return Case(marks, looks, float(len(voxels) * spacing.prod()), length, spacing)
+
+
+def _structure(random: Random, drawn: Scene, taken: Acquisition) -> Bools | None:
+    """A structure that can be told from what touches it, on the image's voxels: a label's part, or a whole."""
+    labels = drawn.labels[taken.region]
+    shape = np.array(labels.shape)
+    sizes = np.bincount(labels.ravel(), minlength=len(drawn.tissues))
+    for _ in range(20):
+        if random.random() < 0.65:  # each structure alike, however small
+            present = [label for label in np.flatnonzero(sizes >= 40) if label not in drawn.air]
+            if not present:
+                return None
+            label = int(random.choice(present))
+            places = np.argwhere(labels == label)
+            at = places[int(random.integers(len(places)))]
+        else:
+            at = random.integers(shape)
+            label = int(labels[tuple(at)])
+        if label in drawn.air and random.random() < 0.9:
+            continue
+        chosen = {label}
+        wholes = [whole for whole in drawn.wholes if label in whole]
+        if wholes and random.random() < 0.45:
+            chosen = set(wholes[int(random.integers(len(wholes)))])
+        full = np.isin(drawn.labels, list(chosen))
+        parts, _ = ndimage.label(full[taken.region])
+        part = parts == parts[tuple(at)]
+        if random.random() < 0.12:
+            part = ndimage.binary_fill_holes(part)
+        if part.sum() < 40 or part.mean() > 0.5 or (part.mean() > 0.1 and random.random() < 0.6):
+            continue
+        if not _visible(random, labels, part, taken):
+            continue
+        share = np.zeros(drawn.labels.shape, bool)
+        share[taken.region] = part
+        mask = taken.on_image(share)
+        if mask.sum() >= 12:
+            return mask
+    return None
+
+
+def _visible(random: Random, labels: NDArray[np.int16], part: Bools, taken: Acquisition) -> bool:
+    """Whether most of the structure's border shows; now and then one that does not is kept."""
+    sides = ndimage.find_objects(part.astype(np.uint8))[0]
+    region = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in sides)
+    mask, around = part[region], labels[region]
+    ring = ndimage.binary_dilation(mask) & ~mask
+    if not ring.any():
+        return False
+    counts = np.bincount(around[mask], minlength=len(taken.means))
+    inner = taken.means[np.flatnonzero(counts > 0.2 * counts.sum())]
+    outer = taken.means[around[ring]]
+    contrast = np.abs(outer[:, None] - inner[None]).min(1)
+    return bool((contrast > 0.6 * taken.noise).mean() > 0.6) or random.random() < 0.12

@@ -1,0 +1,105 @@
+"""Trials: structures of real images on which training is validated, and how good first answers are on them.
+
+A trial is a file `NAME.npz` with `image` (i, j, k), `mask` (i, j, k) and `spacing` (3, millimetres).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rayapp.inference.zoom.marks import Box, Marks, channels
+from rayapp.inference.zoom.views import Source, View, normalised
+from rayapp.models.promptable import Promptable
+from rayapp.training.synthetic.prompts import middle
+
+STEPS = 7
+"""Views of a trial after a click, of sizes that grow geometrically to the image's."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A structure of a real image.
+
+    Attributes:
+        name: of the structure and its image.
+        source: the image.
+        mask: the structure on its voxels.
+    """
+
+    name: str
+    source: Source
+    mask: NDArray[np.bool_]
+
+
+def load_trials(folder: Path) -> list[Trial]:
+    """The trials in a folder, by name."""
+    found = []
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path) as stored:
+            found.append(Trial(path.stem, Source(stored["image"], stored["spacing"]), stored["mask"] > 0))
+    return found
+
+
+def score(network: Promptable, trials: list[Trial], edge: int = 32) -> dict[str, float]:
+    """Mean Dice, in views against the whole structure, after a click in the middle and after a tight box.
+
+    Returns:
+        `click`: of the view that the judge prefers; `best`: of the best view; `box`: of a view around the box; `judge`:
+        the judge's mean error.
+    """
+    clicks, bests, boxes, errors = [], [], [], []
+    network.eval()
+    for trial in trials:
+        spacing = trial.source.spacing
+        voxels = np.argwhere(trial.mask)
+        low, high = (voxels.min(0) - 0.5) * spacing, (voxels.max(0) + 0.5) * spacing
+        at = middle(trial.mask, spacing) * spacing
+        sizes = np.geomspace(12 * spacing.min(), trial.source.extent.max(), STEPS)
+        dices, judged = _answers(network, trial, Marks(include=[at]), at, sizes, edge)
+        clicks.append(dices[judged.argmax()])
+        bests.append(dices.max())
+        errors.append(np.abs(judged - dices).mean())
+        marks = Marks(boxes=[Box(tuple(low), tuple(high))])
+        dices, _ = _answers(network, trial, marks, (low + high) / 2, np.array([(high - low).max() * 1.35]), edge)
+        boxes.append(dices[0])
+    network.train()
+    return {
+        "click": round(float(np.mean(clicks)), 4),
+        "best": round(float(np.mean(bests)), 4),
+        "box": round(float(np.mean(boxes)), 4),
+        "judge_error": round(float(np.mean(errors)), 4),
+    }
+
+
+def _answers(
+    network: Promptable,
+    trial: Trial,
+    marks: Marks,
+    centre: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+    edge: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Each view's Dice against the whole structure, and what the judge expected."""
+    truth = Source(trial.mask.astype(np.float32), trial.source.spacing)
+    volume = float(trial.mask.sum() * trial.source.spacing.prod())
+    inputs, masks, wholes = [], [], []
+    for size in sizes:
+        view = View((float(centre[0]), float(centre[1]), float(centre[2])), float(size), edge)
+        inside = trial.source.inside(view)
+        inputs.append(channels(view, normalised(trial.source.sample(view), inside), marks))
+        masks.append((truth.sample(view) > 0.5) & inside)
+        wholes.append(volume / view.spacing**3)
+    with torch.inference_mode():
+        batch = torch.from_numpy(np.stack(inputs)).contiguous(memory_format=torch.channels_last_3d)
+        logits, quality, _ = network(batch)
+    answers = logits.numpy() > 0
+    dices = [
+        2 * (answer & mask).sum() / max(1.0, answer.sum() + max(whole, mask.sum()))
+        for answer, mask, whole in zip(answers, masks, wholes, strict=True)
+    ]
+    return np.array(dices, float), torch.sigmoid(quality).numpy().astype(float)
