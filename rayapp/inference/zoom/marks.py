@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.draw import polygon2mask
 
-from rayapp.inference.zoom.views import Floats, View
+from rayapp.inference.zoom.view import Floats, View
 from rayapp.models.promptable import Channel
 
 Positions = NDArray[np.float64]
@@ -27,6 +27,11 @@ class Box:
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, low: NDArray[np.float64], high: NDArray[np.float64]) -> Box:
+        """The box between two corners (3), millimetres."""
+        return cls((float(low[0]), float(low[1]), float(low[2])), (float(high[0]), float(high[1]), float(high[2])))
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class Marks:
 
     Attributes:
         include, exclude: points of the structure, and of anything else.
-        strokes, erasers: lines drawn on the structure and on anything else, each (n, 3) millimetres.
+        strokes, erasers: places painted on the structure and on anything else, each (n, 3) millimetres.
         boxes, lassos: drawn around the structure.
+        pitch: the distance between a stroke's neighbouring places, millimetres; it is drawn without gaps.
     """
 
     include: list[Positions] = field(default_factory=list)
@@ -62,10 +68,19 @@ class Marks:
     erasers: list[Positions] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
     lassos: list[Lasso] = field(default_factory=list)
+    pitch: float = 0.0
 
     def copy(self) -> Marks:
         """Other lists with the same prompts, to add to."""
-        return Marks(*(list(getattr(self, name)) for name in self.__dataclass_fields__))
+        return Marks(
+            [*self.include],
+            [*self.exclude],
+            [*self.strokes],
+            [*self.erasers],
+            [*self.boxes],
+            [*self.lassos],
+            self.pitch,
+        )
 
     def on_structure(self) -> Positions:
         """Positions (n, 3) that are said to be the structure's."""
@@ -80,7 +95,7 @@ class Marks:
         """The box around all prompts for the structure; None without any."""
         corners = [self.on_structure(), *(np.array([box.low, box.high]) for box in self.around())]
         placed = np.concatenate(corners)
-        return Box(tuple(placed.min(0)), tuple(placed.max(0))) if len(placed) else None
+        return Box.of(placed.min(0), placed.max(0)) if len(placed) else None
 
 
 def channels(view: View, image: Floats, marks: Marks, previous: Floats | None = None) -> Floats:
@@ -88,7 +103,7 @@ def channels(view: View, image: Floats, marks: Marks, previous: Floats | None = 
 
     Args:
         view: where to look.
-        image: (edge, edge, edge), as `views.normalised` gives it.
+        image: (edge, edge, edge), as `view.normalised` gives it.
         marks: the prompts, wherever they lie.
         previous: the probability (edge, edge, edge) of the mask to start from.
     """
@@ -99,8 +114,9 @@ def channels(view: View, image: Floats, marks: Marks, previous: Floats | None = 
         drawn[Channel.PREVIOUS] = previous
     for channel, points in ((Channel.INCLUDE, marks.include), (Channel.EXCLUDE, marks.exclude)):
         _balls(drawn[channel], [view.to_voxels(np.reshape(p, (-1, 3))) for p in points], POINT)
+    thick = min(max(STROKE, 0.7 * marks.pitch / view.spacing), 3.0)
     for channel, lines in ((Channel.STROKE, marks.strokes), (Channel.ERASER, marks.erasers)):
-        _balls(drawn[channel], [_dense(view.to_voxels(line)) for line in lines], STROKE)
+        _balls(drawn[channel], [view.to_voxels(line) for line in lines], thick)
     for box in marks.boxes:
         drawn[Channel.BOX][_voxels(view, box)] = 1
     for lasso in marks.lassos:
@@ -128,8 +144,11 @@ def _seen(drawn: Floats) -> Floats:
             region = _limits(around, 2)
             tissue = np.zeros_like(tissue)
             middle = tuple(
-                slice(s.start + (s.stop - s.start) // 3, max(s.start + (s.stop - s.start) // 3 + 1,
-                      s.stop - (s.stop - s.start) // 3)) for s in _limits(around, 0)
+                slice(
+                    s.start + (s.stop - s.start) // 3,
+                    max(s.start + (s.stop - s.start) // 3 + 1, s.stop - (s.stop - s.start) // 3),
+                )
+                for s in _limits(around, 0)
             )
             tissue[middle] = True
         elif (drawn[Channel.PREVIOUS] > 0.5).any():
@@ -165,18 +184,6 @@ def _balls(channel: Floats, points: Sequence[Positions], radius: float) -> None:
     channel[tuple(cells.T)] = 1
 
 
-def _dense(line: Positions) -> Positions:
-    """A line in voxels with a point at each voxel that it passes; points more than a view apart are not joined."""
-    if len(line) < 2:
-        return line
-    steps = np.abs(np.diff(line, axis=0)).max(1)
-    pieces = [line]
-    for start, end, length in zip(line[:-1], line[1:], steps, strict=True):
-        if 1 < length < 512:
-            pieces.append(np.linspace(start, end, int(np.ceil(length)) + 1))
-    return np.concatenate(pieces)
-
-
 def _voxels(view: View, box: Box) -> tuple[slice, ...]:
     """The view's voxels whose centres a box holds, at least one along each axis."""
     low = view.to_voxels(np.array(box.low))
@@ -185,7 +192,7 @@ def _voxels(view: View, box: Box) -> tuple[slice, ...]:
     middle = (low + high) / 2
     low, high = np.where(thin, middle - 0.5, low), np.where(thin, middle + 0.5, high)
     first = np.clip(np.ceil(low), 0, view.edge).astype(int)
-    last = np.clip(np.floor(high) + 1, 0, view.edge).astype(int)
+    last = np.clip(np.ceil(high), 0, view.edge).astype(int)
     return tuple(slice(a, b) for a, b in zip(first, last, strict=True))
 
 
@@ -208,9 +215,4 @@ def _bounds(lasso: Lasso) -> Box:
     others = [axis for axis in range(3) if axis != lasso.axis]
     low[others], high[others] = lasso.curve.min(0), lasso.curve.max(0)
     low[lasso.axis], high[lasso.axis] = lasso.at - lasso.thickness / 2, lasso.at + lasso.thickness / 2
-    return Box(tuple(low), tuple(high))
-
-
-def joined(groups: Iterable[Positions]) -> Positions:
-    """Positions of several groups as one (n, 3)."""
-    return np.concatenate([np.zeros((0, 3)), *(np.reshape(group, (-1, 3)) for group in groups)])
+    return Box.of(low, high)

@@ -6,6 +6,8 @@ A structure is a mask on an image's voxels; prompts come in millimetres along th
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -37,7 +39,7 @@ def first(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Marks:
         spacing: millimetres.
     """
     kind = random.choice(list(KINDS), p=np.array(list(KINDS.values())) / sum(KINDS.values()))
-    marks = Marks()
+    marks = Marks(pitch=float(spacing.min()))
     size = float(np.cbrt(mask.sum() * spacing.prod()))
     if kind in ("click", "clicks", "box and click"):
         for _ in range(1 if kind != "clicks" else int(random.integers(2, 5))):
@@ -83,7 +85,8 @@ def click(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Position
 def middle(mask: Bools, spacing: NDArray[np.float64]) -> Voxels:
     """The voxel (3) of a mask that is farthest from its border."""
     place, region = _depths(mask, spacing)
-    return np.array(np.unravel_index(place.argmax(), place.shape)) + [side.start for side in region]
+    at = np.array(np.unravel_index(place.argmax(), place.shape))
+    return np.asarray(at + [side.start for side in region])
 
 
 def correction(
@@ -125,7 +128,7 @@ def box(random: Random, mask: Bools, spacing: NDArray[np.float64], *, loose: boo
         a, b = low[axis] - 0.5 - off[0], high[axis] + 0.5 + off[1]
         sides.append((a, b) if b - a > 0.5 else (low[axis] - 0.5, high[axis] + 0.5))
     corners = np.array(sides).T * spacing
-    return Box(tuple(corners[0]), tuple(corners[1]))
+    return Box.of(corners[0], corners[1])
 
 
 def _slice_box(random: Random, mask: Bools, spacing: NDArray[np.float64], axis: int, at: int) -> Box:
@@ -135,7 +138,7 @@ def _slice_box(random: Random, mask: Bools, spacing: NDArray[np.float64], axis: 
     around = box(random, flat, spacing)
     low, high = np.array(around.low), np.array(around.high)
     low[axis], high[axis] = (at - 0.5) * spacing[axis], (at + 0.5) * spacing[axis]
-    return Box(tuple(low), tuple(high))
+    return Box.of(low, high)
 
 
 def _slice(random: Random, mask: Bools) -> tuple[int, int]:
@@ -191,7 +194,13 @@ def _paint(random: Random, marks: Marks, mask: Bools, spacing: NDArray[np.float6
 
 
 def _strokes(
-    random: Random, marks: Marks, mask: Bools, spacing: NDArray[np.float64], axis: int, number: int, size: float,
+    random: Random,
+    marks: Marks,
+    mask: Bools,
+    spacing: NDArray[np.float64],
+    axis: int,
+    number: int,
+    size: float,
     rings: bool,
 ) -> None:
     """A line on the structure on one slice, and perhaps a loose ring or a line on what lies beside it."""
@@ -225,9 +234,7 @@ def _strokes(
 def _line(random: Random, voxels: Floats) -> NDArray[np.float64]:
     """A stroke between two or three voxels."""
     ends = voxels[random.integers(len(voxels), size=int(random.integers(2, 4)))]
-    pieces = [
-        np.linspace(a, b, max(2, int(np.abs(b - a).max() * 1.5))) for a, b in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    pieces = [np.linspace(a, b, max(2, int(np.abs(b - a).max() * 1.5))) for a, b in itertools.pairwise(ends)]
     return np.concatenate(pieces)
 
 

@@ -54,7 +54,7 @@ def scene(random: Random, edge: int = 96) -> Scene:
         centre = random.uniform(-0.05, 1.05, 3) * edge
         _structure(random, made, at, centre, size)
     if kind < 0.75 and random.random() < 0.25:
-        _cut(random, made, at)
+        _cut(random, made)
     return made
 
 
@@ -88,7 +88,7 @@ def _body(random: Random, made: Scene, at: Floats) -> None:
         made.add((field_ < level) & (inner > random.uniform(-0.3, 0.8)))
 
 
-def _cut(random: Random, made: Scene, at: Floats) -> None:
+def _cut(random: Random, made: Scene) -> None:
     """Nothing beyond a cylinder, as where a scanner's field of view ends."""
     edge = made.labels.shape[0]
     axis = int(random.integers(3))
@@ -142,9 +142,7 @@ def _structure(random: Random, made: Scene, at: Floats, centre: NDArray[np.float
             _twin(random, made, region, inside, label)
 
 
-def _shell(
-    random: Random, made: Scene, field_: Floats, at: Floats, region: tuple[slice, ...], size: float
-) -> None:
+def _shell(random: Random, made: Scene, field_: Floats, at: Floats, region: tuple[slice, ...], size: float) -> None:
     """A wall around something, thick to very thin, often open on one side as a cup."""
     thickness = np.exp(random.uniform(np.log(0.08), np.log(0.6)))
     thickness = max(thickness, 1.3 / size)

@@ -78,7 +78,8 @@ def folded(random: Random, at: Floats, centre: NDArray[np.float64], size: float)
     """A lump whose surface lies in folds, as a cortex or a gut's wall does."""
     field = blob(random, at, centre, size)
     waves = smooth(random, at.shape[1:], int(random.integers(5, 10))) * np.float32(random.uniform(2, 6))
-    return field + np.float32(random.uniform(0.08, 0.25)) * np.sin(waves + field * np.float32(random.uniform(0, 6)))
+    depth = np.float32(random.uniform(0.08, 0.25))
+    return np.asarray(field + depth * np.sin(waves + field * np.float32(random.uniform(0, 6))), np.float32)
 
 
 def bar(random: Random, at: Floats, centre: NDArray[np.float64], size: float) -> Floats:

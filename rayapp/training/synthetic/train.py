@@ -8,6 +8,7 @@ another; the log is one line of JSON for each report.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -24,15 +25,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rayapp.models.promptable import Promptable
-from rayapp.training.synthetic.cases import Case, cases
+from rayapp.models.promptable import Promptable, channels_last
+from rayapp.training.synthetic.examples import Case, cases
 from rayapp.training.synthetic.trials import Trial, load_trials, score
 from rayapp.training.synthetic.turns import Turn, following, opening
 
-BATCH = {32: 12, 48: 6, 64: 3, 80: 2}
+BATCH = {32: 6, 48: 3, 64: 2}
 """Views in a step, by their edge in voxels."""
 POOL = 240
 """Cases of each edge that are kept to draw from."""
+REUSE = 5
+"""Samples for each case that is made: in two views, inverted, and with corrections."""
 
 
 @dataclass
@@ -54,7 +57,7 @@ class Options:
     widths: Sequence[int] = (24, 64, 128, 192)
     tail: int | None = 8
     edges: Sequence[int] = (32, 48)
-    rate: float = 2e-3
+    rate: float = 1.5e-3
     settle: int = 40_000
     seed: int = 0
     minutes: float | None = None
@@ -80,10 +83,10 @@ class Trainer:
     def __init__(self, options: Options) -> None:
         torch.manual_seed(options.seed)
         self.options = options
-        self.network = Promptable(3, options.widths, options.tail).to(memory_format=torch.channels_last_3d)
-        self.average = Promptable(3, options.widths, options.tail).to(memory_format=torch.channels_last_3d)
+        self.network = channels_last(Promptable(3, options.widths, options.tail))
+        self.average = channels_last(Promptable(3, options.widths, options.tail))
         self.average.load_state_dict(self.network.state_dict())
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), options.rate, weight_decay=1e-4)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), options.rate, weight_decay=1e-4, fused=True)
         self.samples = 0
         self.steps = 0
         self.seconds = 0.0
@@ -139,7 +142,7 @@ class Trainer:
         logits, quality, length = self.network(inputs.contiguous(memory_format=torch.channels_last_3d))
         loss, dice, error = losses(turns, truth, logits, quality, length)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         self._follow()
@@ -170,8 +173,7 @@ class Trainer:
     def _follow(self) -> None:
         decay = min(0.9985, (1 + self.steps) / (20 + self.steps))
         with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
 
 def losses(
@@ -204,9 +206,17 @@ def losses(
 
 
 def _generate(out: Any, seed: Sequence[int], edges: Sequence[int]) -> None:
+    """Make cases until the training is gone."""
     torch.set_num_threads(1)
+    parent = os.getppid()
     for case in cases(list(seed), edges):
-        out.put(case)
+        while os.getppid() == parent:
+            with contextlib.suppress(queue.Full):
+                out.put(case, timeout=5)
+                break
+        else:
+            out.cancel_join_thread()
+            return
 
 
 def train(options: Options) -> None:
@@ -228,9 +238,9 @@ def train(options: Options) -> None:
     start, before = time.monotonic(), trainer.seconds
     used = trainer.cpu - time.process_time()
     seen, since, running = trainer.samples, time.monotonic(), Score()
-    fed = 0
+    fed, begun, due = 0, trainer.samples, trainer.samples + options.every
     while options.minutes is None or time.monotonic() - start < options.minutes * 60:
-        while True:
+        while fed < 64 + (trainer.samples - begun) / REUSE:
             short = min(len(pool) for pool in trainer.pools.values()) < 12
             try:
                 case = feed.get(timeout=60) if short else feed.get_nowait()
@@ -241,14 +251,24 @@ def train(options: Options) -> None:
         trainer.step(running)
         trainer.seconds = before + time.monotonic() - start
         trainer.cpu = used + time.process_time()
-        if trainer.steps % 50 == 0:
+        if trainer.steps % 100 == 0:
             rate = (trainer.samples - seen) / (time.monotonic() - since)
-            _log(options, samples=trainer.samples, minutes=round(trainer.seconds / 60, 1), cpu=round(trainer.cpu / 60, 1), rate=round(rate, 2),
-                 loss=_mean(running.losses), first=_mean(running.first), later=_mean(running.later),
-                 judge=_mean(running.judged), cases=fed)
+            _log(
+                options,
+                samples=trainer.samples,
+                minutes=round(trainer.seconds / 60, 1),
+                cpu=round(trainer.cpu / 60, 1),
+                rate=round(rate, 2),
+                loss=_mean(running.losses),
+                first=_mean(running.first),
+                later=_mean(running.later),
+                judge=_mean(running.judged),
+                cases=fed,
+            )
             seen, since, running = trainer.samples, time.monotonic(), Score()
             trainer.save()
-        if trials and trainer.samples // options.every != (trainer.samples - BATCH[32]) // options.every:
+        if trials and trainer.samples >= due:
+            due = trainer.samples + options.every
             _log(options, samples=trainer.samples, cpu=round(trainer.cpu / 60, 1), **score(trainer.average, trials))
     trainer.save()
     if trials:
@@ -275,7 +295,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs=4, default=[24, 64, 128, 192])
     parser.add_argument("--tail", type=int, default=8, help="channels at full resolution; 0 for none")
     parser.add_argument("--edges", type=int, nargs="+", default=[32, 48], choices=sorted(BATCH))
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--settle", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayapp.inference.zoom.marks import Box, Marks, channels
-from rayapp.inference.zoom.views import Source, View, normalised
+from rayapp.inference.zoom.view import Source, View, normalised
 from rayapp.models.promptable import Promptable
 from rayapp.training.synthetic.prompts import middle
 
@@ -64,7 +64,7 @@ def score(network: Promptable, trials: list[Trial], edge: int = 32) -> dict[str,
         clicks.append(dices[judged.argmax()])
         bests.append(dices.max())
         errors.append(np.abs(judged - dices).mean())
-        marks = Marks(boxes=[Box(tuple(low), tuple(high))])
+        marks = Marks(boxes=[Box.of(low, high)])
         dices, _ = _answers(network, trial, marks, (low + high) / 2, np.array([(high - low).max() * 1.35]), edge)
         boxes.append(dices[0])
     network.train()
@@ -89,7 +89,7 @@ def _answers(
     volume = float(trial.mask.sum() * trial.source.spacing.prod())
     inputs, masks, wholes = [], [], []
     for size in sizes:
-        view = View((float(centre[0]), float(centre[1]), float(centre[2])), float(size), edge)
+        view = View.around(centre, float(size), edge)
         inside = trial.source.inside(view)
         inputs.append(channels(view, normalised(trial.source.sample(view), inside), marks))
         masks.append((truth.sample(view) > 0.5) & inside)

@@ -8,9 +8,9 @@ import numpy as np
 from scipy import ndimage
 
 from rayapp.inference.zoom.marks import Marks, channels
-from rayapp.inference.zoom.views import Floats, between
+from rayapp.inference.zoom.view import Floats, between
 from rayapp.training.synthetic import prompts
-from rayapp.training.synthetic.cases import Case, Look
+from rayapp.training.synthetic.examples import Case, Look
 from rayapp.training.synthetic.shapes import Random
 
 ROUNDS = 6
@@ -44,7 +44,7 @@ class Turn:
 
     def truth(self) -> Floats:
         """The share (edge, edge, edge) of each voxel that is the structure, 0 to 1."""
-        return self.look.truth.astype(np.float32) / 255
+        return np.asarray(self.look.truth / np.float32(255), np.float32)
 
 
 def opening(random: Random, case: Case) -> Turn:
@@ -54,9 +54,9 @@ def opening(random: Random, case: Case) -> Turn:
     sign = -1 if random.random() < 0.4 else 1
     if random.random() > 0.06:
         return Turn(case, look, case.marks, None, sign, 0)
-    truth = look.truth.astype(np.float32) / 255
+    truth = np.asarray(look.truth / np.float32(255), np.float32)
     worn = _worn(random, truth)
-    marks = case.marks if random.random() < 0.3 else Marks()
+    marks = case.marks if random.random() < 0.3 else Marks(pitch=case.marks.pitch)
     if not marks.on_structure().size and not marks.around():
         wrong = prompts.correction(random, truth > 0.5, worn > 0.5, np.ones(3))
         marks = _with(marks, look, wrong)
@@ -88,9 +88,7 @@ def following(random: Random, turn: Turn, answer: Floats) -> Turn | None:
     return Turn(turn.case, look, marks, previous, turn.sign, turn.number + 1)
 
 
-def _with(
-    marks: Marks, look: Look, wrong: tuple[prompts.Voxels, bool] | None, *, line: bool = False
-) -> Marks:
+def _with(marks: Marks, look: Look, wrong: tuple[prompts.Voxels, bool] | None, *, line: bool = False) -> Marks:
     """The prompts and a click, or a short stroke, at a voxel of a view."""
     more = marks.copy()
     if wrong is None:
@@ -99,8 +97,8 @@ def _with(
     place = look.view.to_millimetres(at.astype(float))
     if line:
         step = np.zeros(3)
-        step[int(at.sum()) % 3] = look.view.spacing * 2
-        (more.strokes if included else more.erasers).append(np.array([place - step, place + step]))
+        step[int(at.sum()) % 3] = look.view.spacing
+        (more.strokes if included else more.erasers).append(place + np.arange(-2, 3)[:, None] * step)
     else:
         (more.include if included else more.exclude).append(place)
     return more

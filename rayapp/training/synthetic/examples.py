@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rayapp.inference.zoom.marks import Marks
-from rayapp.inference.zoom.views import Floats, Source, View, normalised
+from rayapp.inference.zoom.view import Source, View, normalised
 from rayapp.training.synthetic import prompts
 from rayapp.training.synthetic.appearance import Acquisition, acquire
 from rayapp.training.synthetic.scenes import Scene, scene
@@ -90,7 +90,7 @@ def case(random: Random, source: Source, mask: Bools, edge: int) -> Case:
     def look(at: NDArray[np.float64], size: float, shake: float, use: bool) -> Look:
         size = float(np.clip(size, smallest, largest))
         place = at + random.uniform(-shake, shake, 3) * size
-        view = View((float(place[0]), float(place[1]), float(place[2])), size, edge)
+        view = View.around(place, size, edge)
         inside = source.inside(view)
         share = np.where(inside, truth.sample(view), 0)
         image = normalised(source.sample(view), inside)

@@ -32,6 +32,11 @@ class View:
     size: float
     edge: int
 
+    @classmethod
+    def around(cls, centre: NDArray[np.float64], size: float, edge: int) -> View:
+        """The view around a position (3), millimetres."""
+        return cls((float(centre[0]), float(centre[1]), float(centre[2])), float(size), edge)
+
     @property
     def spacing(self) -> float:
         """The edge of a voxel, millimetres."""
@@ -40,7 +45,7 @@ class View:
     @property
     def low(self) -> NDArray[np.float64]:
         """The centre of the first voxel, millimetres."""
-        return np.array(self.centre) - self.size / 2 + self.spacing / 2
+        return np.asarray(np.array(self.centre) - self.size / 2 + self.spacing / 2)
 
     def to_voxels(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Positions (…, 3) in millimetres as fractional indices of the view's voxels."""
@@ -59,14 +64,14 @@ class Source:
         spacing: millimetres along each axis.
     """
 
-    def __init__(self, array: NDArray[np.generic], spacing: Sequence[float]) -> None:
+    def __init__(self, array: NDArray[np.generic], spacing: Sequence[float] | NDArray[np.float64]) -> None:
         self.array = array
         self.spacing = np.array(spacing, float)
 
     @property
     def extent(self) -> NDArray[np.float64]:
         """Millimetres from the first voxel's centre to the last one's, along each axis."""
-        return (np.array(self.array.shape) - 1) * self.spacing
+        return np.asarray((np.array(self.array.shape) - 1) * self.spacing)
 
     @cached_property
     def _levels(self) -> list[tuple[Floats, NDArray[np.float64], NDArray[np.float64]]]:
@@ -111,8 +116,9 @@ class Source:
         return np.asarray(sides[0][:, None, None] & sides[1][None, :, None] & sides[2][None, None, :])
 
 
-def transfer(values: Floats, view: View, start: NDArray[np.float64], spacing: NDArray[np.float64],
-             shape: Sequence[int]) -> Floats:
+def transfer(
+    values: Floats, view: View, start: NDArray[np.float64], spacing: NDArray[np.float64], shape: Sequence[int]
+) -> Floats:
     """Values of a view's voxels, linearly interpolated on another grid; beyond the view its outermost values hold.
 
     Args:
@@ -138,7 +144,8 @@ def between(values: Floats, view: View, other: View) -> Floats:
     moved = transfer(values, view, other.low, step, (edge,) * 3)
     at = other.low[:, None] + np.arange(edge) * other.spacing - np.array(view.centre)[:, None]
     within = np.abs(at) <= view.size / 2
-    return moved * (within[0][:, None, None] & within[1][None, :, None] & within[2][None, None, :])
+    seen = within[0][:, None, None] & within[1][None, :, None] & within[2][None, None, :]
+    return np.asarray(moved * seen, np.float32)
 
 
 def normalised(image: Floats, inside: Bools) -> Floats:

@@ -1,0 +1,167 @@
+"""What the promptable network sees and answers in a view, and which of several views is to be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.inference.zoom.marks import Box, Marks, channels
+from rayapp.inference.zoom.view import Bools, Floats, Source, View, normalised, transfer
+
+Ask = Callable[[Floats], tuple[Floats, Floats, Floats]]
+"""The network: from inputs (N, 9, edge, edge, edge) to the logits (N, edge, edge, edge), the expected Dice (N) and the
+expected longest side of the structure as a share of the view's (N)."""
+Region = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask of an image, kept for a part of it.
+
+    Attributes:
+        region: that part, voxels.
+        inside: the structure in it.
+    """
+
+    region: Region
+    inside: Bools
+
+    def sample(self, view: View, spacing: NDArray[np.float64]) -> Floats:
+        """The share (edge, edge, edge) of a view's voxels that the structure takes."""
+        start = np.array([side.start for side in self.region]) * spacing
+        part = Source(self.inside.astype(np.float32), spacing)
+        centre = np.array(view.centre) - start
+        moved = View.around(centre, view.size, view.edge)
+        return np.asarray(part.sample(moved) * part.inside(moved), np.float32)
+
+    def bounds(self, spacing: NDArray[np.float64]) -> Box | None:
+        """The box around the structure, millimetres; None if there is none."""
+        sides = []
+        for axis in range(3):
+            marked = np.flatnonzero(self.inside.any(tuple(other for other in range(3) if other != axis)))
+            if not len(marked):
+                return None
+            start = self.region[axis].start
+            sides.append(((marked[0] + start - 0.5) * spacing[axis], (marked[-1] + start + 0.5) * spacing[axis]))
+        low, high = np.array(sides).T
+        return Box.of(low, high)
+
+    def at(self, voxel: Sequence[int]) -> bool:
+        """Whether the structure is at a voxel of the image."""
+        inner = [at - side.start for at, side in zip(voxel, self.region, strict=True)]
+        if any(not 0 <= at < length for at, length in zip(inner, self.inside.shape, strict=True)):
+            return False
+        return bool(self.inside[tuple(inner)])
+
+    def whole(self, shape: Sequence[int]) -> Bools:
+        """The mask of the whole image."""
+        full = np.zeros(tuple(shape), bool, order="F")
+        full[self.region] = self.inside
+        return full
+
+
+@dataclass(frozen=True)
+class Glance:
+    """An answer in a view.
+
+    Attributes:
+        view: where.
+        logits: (edge, edge, edge).
+        quality: the Dice with the whole structure that the network expects.
+        length: the structure's longest side that it expects, millimetres.
+    """
+
+    view: View
+    logits: Floats
+    quality: float
+    length: float
+
+    def bounds(self) -> Box | None:
+        """The box around the answer, millimetres; None if there is none."""
+        inside = self.logits > 0
+        marked = [np.flatnonzero(inside.any(tuple(b for b in range(3) if b != axis))) for axis in range(3)]
+        if not len(marked[0]):
+            return None
+        low = np.array([side[0] for side in marked]) - 0.5
+        high = np.array([side[-1] for side in marked]) + 0.5
+        return Box.of(self.view.to_millimetres(low), self.view.to_millimetres(high))
+
+    def at(self, positions: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Logits at positions (n, 3) in millimetres; nothing is known beyond the view, so 0 there."""
+        voxels = np.rint(self.view.to_voxels(positions)).astype(int)
+        within = ((voxels >= 0) & (voxels < self.view.edge)).all(1)
+        values = np.zeros(len(voxels), np.float32)
+        values[within] = self.logits[tuple(voxels[within].T)]
+        return values
+
+    def on_image(self, source: Source) -> tuple[Region, Floats]:
+        """Logits on the image's own voxels, and the part of the image that they are for."""
+        low = np.ceil((np.array(self.view.centre) - self.view.size / 2) / source.spacing)
+        high = np.floor((np.array(self.view.centre) + self.view.size / 2) / source.spacing)
+        first = np.clip(low, 0, np.array(source.array.shape) - 1).astype(int)
+        last = np.clip(high, first, np.array(source.array.shape) - 1).astype(int)
+        values = transfer(self.logits, self.view, first * source.spacing, source.spacing, last - first + 1)
+        a, b, c = (slice(int(x), int(y) + 1) for x, y in zip(first, last, strict=True))
+        return (a, b, c), values
+
+
+def glances(
+    ask: Ask, source: Source, views: Sequence[View], marks: Marks, previous: Mask | None = None
+) -> list[Glance]:
+    """Look at an image in several views, all of one edge, at once."""
+    inputs = []
+    for view in views:
+        image = normalised(source.sample(view), source.inside(view))
+        start = previous.sample(view, source.spacing) if previous is not None else None
+        inputs.append(channels(view, image, marks, start))
+    logits, quality, length = ask(np.stack(inputs))
+    return [Glance(view, logits[n], float(quality[n]), float(length[n]) * view.size) for n, view in enumerate(views)]
+
+
+def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
+    """Views of the prompts of sizes that grow geometrically, from what holds them to the whole image.
+
+    Raises:
+        ValueError: without any prompt for the structure.
+    """
+    bounds = marks.bounds()
+    if bounds is None:
+        raise ValueError("nothing was pointed at")
+    low, high = np.array(bounds.low), np.array(bounds.high)
+    reach = float((high - low).max())
+    largest = max(float((source.extent + source.spacing).max()), 12 * float(source.spacing.min()))
+    around = marks.around()
+    if around:
+        drawn = max(max(np.array(box.high) - box.low) for box in around)
+        flat = all(min((np.array(box.high) - box.low) / source.spacing) <= 1.01 for box in around)
+        sizes = drawn * np.array([1.25, 1.8, 2.7] if flat else [1.35])
+        sizes = np.maximum(sizes, 1.2 * reach)
+    else:
+        smallest = min(max(12 * float(source.spacing.min()), 1.3 * reach), largest)
+        sizes = np.geomspace(smallest, largest, steps)
+    centre = (low + high) / 2
+    return [View.around(centre, float(size), edge) for size in sizes]
+
+
+def believed(answers: Sequence[Glance], marks: Marks) -> NDArray[np.float64]:
+    """How much each answer is to be believed: its expected quality, less where it goes against the prompts."""
+    on = marks.on_structure()
+    off = np.concatenate([np.zeros((0, 3)), *(np.reshape(p, (-1, 3)) for p in (*marks.exclude, *marks.erasers))])
+    scores = []
+    for answer in answers:
+        missed = float((answer.at(on) <= 0).mean()) if len(on) else 0.0
+        taken = float((answer.at(off) > 0).mean()) if len(off) else 0.0
+        empty = 0.0 if (answer.logits > 0).any() else 1.0
+        scores.append(answer.quality - 0.3 * missed - 0.3 * taken - empty)
+    return np.array(scores)
+
+
+def framed(box: Box, edge: int, margin: float, smallest: float) -> View:
+    """A view of a box with a margin: its size is `margin` times the box's longest side."""
+    low, high = np.array(box.low), np.array(box.high)
+    size = max(float((high - low).max()) * margin, smallest)
+    centre = (low + high) / 2
+    return View.around(centre, size, edge)

@@ -1,0 +1,164 @@
+"""From prompts to a mask by adaptive zoom: the view that promises most, the structure's own size, its borders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, framed, glances, ladder
+from rayapp.inference.zoom.marks import Box, Marks
+from rayapp.inference.zoom.view import Bools, Source
+
+
+@dataclass(frozen=True)
+class Optics:
+    """How to look.
+
+    Attributes:
+        coarse: voxels along a view's edge while views are compared.
+        steps: views that are compared after a click.
+        fine: voxels along the edge of the look at the structure's own size.
+        margin: that look's size over the structure's longest side.
+        patches: looks along the border, at most.
+    """
+
+    coarse: int = 32
+    steps: int = 7
+    fine: int = 48
+    margin: float = 1.35
+    patches: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An answer to prompts.
+
+    Attributes:
+        mask: the structure.
+        quality: the Dice that the network expects of it.
+        looks: the views compared, with what they showed; for alternatives.
+    """
+
+    mask: Mask
+    quality: float
+    looks: Sequence[Glance] = field(default_factory=tuple)
+
+
+def outcomes(
+    ask: Ask,
+    source: Source,
+    marks: Marks,
+    previous: Mask | None = None,
+    optics: Optics = Optics(),
+) -> Iterator[Outcome]:
+    """Answers to prompts, a coarse one first.
+
+    Args:
+        ask: the network.
+        source: the image.
+        marks: all prompts so far, at least one for the structure unless there is a mask to start from.
+        previous: the mask to start from, or the answer to the prompts before.
+        optics: how to look.
+    """
+    known = previous.bounds(source.spacing) if previous is not None else None
+    smallest = 8 * float(source.spacing.min())
+    compared: list[Glance] = []
+    if marks.bounds() is not None:
+        compared += glances(ask, source, ladder(source, marks, optics.coarse, optics.steps), marks)
+    if known is not None:
+        wide = _around(known, marks)
+        views = [framed(wide, optics.coarse, margin, smallest) for margin in (optics.margin, 2.2)]
+        compared += glances(ask, source, views, marks, previous)
+    order = believed(compared, marks)
+    best = compared[int(order.argmax())]
+    yield Outcome(rendered([best], source, marks), best.quality, compared)
+    found = best.bounds()
+    if found is None:
+        return
+    start = rendered([best], source, marks)
+    view = framed(_around(found, marks), optics.fine, optics.margin, smallest)
+    closer = glances(ask, source, [view], marks, start)[0]
+    layers = [closer] if (closer.logits > 0).any() else [best]
+    yield Outcome(rendered(layers, source, marks), closer.quality, compared)
+
+
+def rendered(layers: Sequence[Glance], source: Source, marks: Marks) -> Mask:
+    """The mask on the image's voxels that views give, later ones over earlier ones, and on which the prompts hold."""
+    pieces = [layer.on_image(source) for layer in layers]
+    low = np.min([[side.start for side in region] for region, _ in pieces], 0)
+    high = np.max([[side.stop for side in region] for region, _ in pieces], 0)
+    for box in marks.boxes:
+        low = np.minimum(low, np.clip(np.floor(np.array(box.low) / source.spacing), 0, None).astype(int))
+        high = np.maximum(high, np.minimum(np.ceil(np.array(box.high) / source.spacing) + 1, source.array.shape))
+    placed = np.rint(marks.on_structure() / source.spacing).astype(int)
+    if len(placed):
+        low, high = np.minimum(low, placed.min(0)), np.maximum(high, placed.max(0) + 1)
+    low, high = np.clip(low, 0, None).astype(int), np.minimum(high, source.array.shape).astype(int)
+    values = np.full(tuple(high - low), -20, np.float32)
+    for region, piece in pieces:
+        inner = tuple(slice(side.start - int(a), side.stop - int(a)) for side, a in zip(region, low, strict=True))
+        values[inner] = piece
+    a, b, c = (slice(int(x), int(y)) for x, y in zip(low, high, strict=True))
+    return enforced(Mask((a, b, c), values > 0), source, marks)
+
+
+def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
+    """The mask on which prompts hold: within solid boxes, on included voxels and not on excluded ones."""
+    inside = mask.inside.copy()
+    start = np.array([side.start for side in mask.region])
+    solid = [box for box in marks.boxes if _solid(box, source.spacing)]
+    if solid:
+        allowed = np.zeros_like(inside)
+        for box in solid:
+            low = np.ceil(np.array(box.low) / source.spacing - 1e-6).astype(int) - start
+            high = np.floor(np.array(box.high) / source.spacing + 1e-6).astype(int) + 1 - start
+            allowed[tuple(slice(max(0, a), max(0, b)) for a, b in zip(low, high, strict=True))] = True
+        inside &= allowed
+    seeds = _voxels(marks.on_structure(), source, mask)
+    inside = _kept(inside, seeds)
+    for points, value in ((marks.strokes, True), (marks.erasers, False), (marks.include, True), (marks.exclude, False)):
+        for group in points:
+            inside[tuple(_voxels(np.reshape(group, (-1, 3)), source, mask).T)] = value
+    return Mask(mask.region, inside)
+
+
+def _kept(inside: Bools, seeds: NDArray[np.int64]) -> Bools:
+    """The parts of a mask that hold a seed, and other large ones; crumbs are dropped."""
+    parts, count = ndimage.label(inside, np.ones((3, 3, 3)))
+    if count < 2:
+        return inside
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    keep = sizes >= 0.2 * sizes.max()
+    if len(seeds):
+        keep[:] = False
+        keep[parts[tuple(seeds.T)]] = True
+        if not keep[1:].any():
+            keep = sizes == sizes.max()
+    keep[0] = False
+    return np.asarray(keep[parts])
+
+
+def _voxels(positions: NDArray[np.float64], source: Source, mask: Mask) -> NDArray[np.int64]:
+    """Indices (n, 3) in a mask's region of positions in millimetres; those beyond it are left out."""
+    start = np.array([side.start for side in mask.region])
+    voxels = np.rint(positions / source.spacing).astype(np.int64) - start
+    return np.asarray(voxels[((voxels >= 0) & (voxels < mask.inside.shape)).all(1)])
+
+
+def _solid(box: Box, spacing: NDArray[np.float64]) -> bool:
+    """Whether a box is of more than one slice along each axis."""
+    return bool((np.array(box.high) - box.low > 1.01 * spacing).all())
+
+
+def _around(box: Box, marks: Marks) -> Box:
+    """A box that holds the prompts for the structure as well."""
+    bounds = marks.bounds()
+    if bounds is None:
+        return box
+    low, high = np.minimum(box.low, bounds.low), np.maximum(box.high, bounds.high)
+    return Box.of(low, high)

@@ -1,0 +1,106 @@
+"""Adaptive zoom believes the view whose answer promises most, and its answers obey the prompts."""
+
+import numpy as np
+import pytest
+
+from rayapp.inference.zoom.glance import Mask, believed, glances, ladder
+from rayapp.inference.zoom.marks import Box, Marks
+from rayapp.inference.zoom.view import Source
+from rayapp.inference.zoom.zoom import Optics, enforced, outcomes
+from rayapp.models.promptable import Channel
+
+SPACING = np.array([1.0, 1.0, 2.0])
+SHAPE = (100, 90, 40)
+CENTRE = np.array([50.0, 44.0, 40.0])
+
+
+def scene():
+    places = np.moveaxis(np.indices(SHAPE), 0, -1) * SPACING
+    truth = np.linalg.norm(places - CENTRE, axis=-1) < 15
+    return Source(np.where(truth, 100.0, 0.0).astype(np.float32), SPACING), truth
+
+
+def threshold(inputs):
+    """What a perfect network would say of a bright ball: its voxels, and how well the ball fits the view."""
+    image = inputs[:, Channel.IMAGE]
+    share = (image > 0).mean((1, 2, 3))
+    touched = np.maximum((image[:, 0] > 0).mean((1, 2)), (image[:, -1] > 0).mean((1, 2)))
+    quality = np.where(touched > 0, 0.1, np.minimum(1, 0.3 + share))
+    return np.where(image > 0, 5.0, -5.0).astype(np.float32), quality, np.full(len(image), 0.5)
+
+
+def dice(mask, truth):
+    whole = mask.whole(SHAPE)
+    return 2 * (whole & truth).sum() / (whole.sum() + truth.sum())
+
+
+def test_a_click_is_answered_at_the_size_of_the_structure():
+    source, truth = scene()
+    coarse, fine = outcomes(threshold, source, Marks(include=[CENTRE]))
+    assert dice(coarse.mask, truth) > 0.8
+    assert dice(fine.mask, truth) > 0.93
+
+
+def test_views_grow_from_the_prompts_to_the_image():
+    source, _ = scene()
+    views = ladder(source, Marks(include=[CENTRE]), 32, 6)
+    sizes = [view.size for view in views]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == pytest.approx(12)
+    assert sizes[-1] >= source.extent.max()
+
+
+def test_an_answer_that_misses_a_point_is_believed_less():
+    source, _ = scene()
+    marks = Marks(include=[CENTRE])
+    answers = glances(threshold, source, ladder(source, marks, 32, 5), marks)
+    away = Marks(include=[CENTRE + (0, 30, 0)])
+    assert (believed(answers, away)[1:] < believed(answers, marks)[1:]).all()
+
+
+def test_a_box_is_respected_and_points_are_obeyed():
+    source, truth = scene()
+    box = Box((40, 30, 31), (60, 60, 49))
+    exclude = np.array([50.0, 44, 40])
+    include = np.array([41.0, 31, 34])
+    *_, last = outcomes(threshold, source, Marks(include=[include], exclude=[exclude], boxes=[box]))
+    whole = last.mask.whole(SHAPE)
+    marked = np.argwhere(whole) * SPACING
+    assert (marked >= np.array(box.low)).all()
+    assert (marked <= np.array(box.high)).all()
+    assert whole[tuple(np.rint(include / SPACING).astype(int))]
+    assert not whole[tuple(np.rint(exclude / SPACING).astype(int))]
+
+
+def test_of_several_parts_those_with_points_stay():
+    source, _ = scene()
+    inside = np.zeros(SHAPE, bool)
+    inside[10:30, 10:30, 10:20] = True
+    inside[60:66, 60:66, 10:14] = True
+    whole = Mask((slice(0, 100), slice(0, 90), slice(0, 40)), inside)
+    kept = enforced(whole, source, Marks(include=[np.array([62.0, 62, 22])])).whole(SHAPE)
+    assert kept[62, 62, 11]
+    assert not kept[20, 20, 15]
+
+
+def test_a_mask_to_start_from_is_seen_where_it_lies():
+    region = (slice(40, 60), slice(30, 60), slice(15, 25))
+    mask = Mask(region, np.ones((20, 30, 10), bool))
+    bounds = mask.bounds(SPACING)
+    assert bounds == Box((39.5, 29.5, 29.0), (59.5, 59.5, 49.0))
+    views = ladder(Source(np.zeros(SHAPE, np.float32), SPACING), Marks(boxes=[bounds]), 32, 1)
+    seen = mask.sample(views[0], SPACING)
+    volume = seen.sum() * views[0].spacing ** 3
+    assert volume == pytest.approx(20 * 30 * 20, rel=0.1)
+
+
+def test_optics_decide_how_many_voxels_are_looked_at():
+    source, _ = scene()
+    edges = []
+
+    def ask(inputs):
+        edges.append(inputs.shape[-1])
+        return threshold(inputs)
+
+    list(outcomes(ask, source, Marks(include=[CENTRE]), optics=Optics(coarse=16, fine=64)))
+    assert edges == [16, 64]
