@@ -103,6 +103,7 @@ class TaskInfo:
         description: One sentence for the annotator.
         config: Options that a request may set, by name, with their default or their choices.
         version: The model version's name; empty for methods without weights.
+        drawings: True for a model other than scribbles methods that takes strokes and curves as they are.
     """
 
     type: str
@@ -111,6 +112,7 @@ class TaskInfo:
     description: str
     config: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
+    drawings: bool = False
 
     @property
     def structures(self) -> dict[str, int]:
@@ -120,7 +122,7 @@ class TaskInfo:
     @property
     def takes_drawings(self) -> bool:
         """True if the model uses strokes and curves directly, so that they need not be lowered to clicks."""
-        return self.type == "scribbles"
+        return self.drawings or self.type == "scribbles"
 
 
 class Prepared(Protocol):

@@ -156,7 +156,7 @@ class Prefetcher:
         """The models used last; before any was, the first ones of the app that need no drawing."""
         infers = self._serving.app.infers
         used = [model for model in reversed(self._used) if model in infers]
-        return (used or [model for model, task in infers.items() if not task.info.takes_drawings])[:MODELS]
+        return (used or [model for model, task in infers.items() if task.info.type != "scribbles"])[:MODELS]
 
     def close(self) -> None:
         """Stop; from the event loop's thread or once it is over."""

@@ -221,7 +221,7 @@ class InferenceService:
             return prompts
         grid = Grid(shape=shape, affine=image.volume.affine)
         label_map = read_label_map(call.mask, grid, max_bytes=self._max_volume).array
-        if info.takes_drawings:
+        if info.type not in START_MASK_TYPES:
             return replace(prompts, marks=parse_marks(label_map, call.params, info.labels))
         return replace(prompts, start=parse_start(label_map, call.params, info.labels))
 

@@ -19,9 +19,11 @@ from rayapp.inference.methods.closed_curves import ClosedCurvesTask
 from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.inference.methods.deepgrow import DeepGrow2DTask, DeepGrow3DTask
 from rayapp.inference.methods.deepgrow_pipeline import DeepGrowPipelineTask
+from rayapp.inference.methods.promptable_infer import PromptableTask
 from rayapp.inference.methods.refinement import RefinementTask
 from rayapp.inference.methods.scribbles import ScribblesTask
 from rayapp.inference.methods.segmentation import SegmentationTask
+from rayapp.models.promptable import Promptable
 from rayapp.models.store import ModelStore, ModelVersion
 from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.deepedit_train import DeepEditTrainTask
@@ -37,7 +39,7 @@ TASKS: Mapping[str, type[SegmentationTask]] = {
     "deepgrow_3d": DeepGrow3DTask,
 }
 ANY_STRUCTURE = ("deepgrow_2d", "deepgrow_3d")
-"""Models of whatever is clicked, so of any labels that are wanted. None of them ships."""
+"""Models of whatever is clicked, so of any labels that are wanted."""
 SCRIBBLES = "scribbles"
 """In `--models`: what needs no weights, and a refinement of each network."""
 ONLINE: Mapping[str, tuple[LikelihoodFit, str]] = {
@@ -65,10 +67,10 @@ class RadiologyApp(LabelApp):
     def install(cls, settings: Settings, models: ModelStore) -> None:
         """Publish the shipped weights as the first version ever, unless other labels are wanted."""
         for name in settings.models:
-            if name not in TASKS or name in ANY_STRUCTURE or models.versions(name):
+            if name not in TASKS or models.versions(name) or not (SHIPPED / f"{name}.json").exists():
                 continue
             card = shipped_card(name)
-            if _fits(card, settings):
+            if name in ANY_STRUCTURE or _fits(card, settings):
                 models.publish(name, SHIPPED / f"{name}.safetensors", card)
 
     def init_infers(self) -> Mapping[str, InferTask]:
@@ -113,6 +115,8 @@ class RadiologyApp(LabelApp):
         """The task of the model's kind, built as the version's card says."""
         if version.name not in TASKS:
             raise NotFound(f"no model {version.name!r}; there are: {', '.join(TASKS)}")
+        if version.card["network"].get("name") == Promptable.__name__:
+            return PromptableTask.from_version(version)
         return TASKS[version.name].from_version(version)
 
 

@@ -103,7 +103,14 @@ class PromptableTask:
     @property
     def info(self) -> TaskInfo:
         """What `/info/` shows. No labels of its own: the mask is of whatever was pointed at."""
-        return TaskInfo(type="deepgrow", labels={}, dimension=3, description=self._description, version=self._version)
+        return TaskInfo(
+            type="deepgrow",
+            labels={},
+            dimension=3,
+            description=self._description,
+            version=self._version,
+            drawings=True,
+        )
 
     @property
     def version(self) -> str:
