@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from rayapp.inference.zoom.marks import Box, Marks, channels
 from rayapp.inference.zoom.view import Bools, Floats, Source, View, normalised, transfer
@@ -15,6 +16,10 @@ Ask = Callable[[Floats], tuple[Floats, Floats, Floats]]
 """The network: from inputs (N, 9, edge, edge, edge) to the logits (N, edge, edge, edge), the expected Dice (N) and the
 expected longest side of the structure as a share of the view's (N)."""
 Region = tuple[slice, slice, slice]
+NOTHING = -20.0
+"""Logit where the structure surely is not."""
+LARGE = 0.2
+"""Share of an answer's largest part that another part needs to be kept where no prompt decides."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +102,40 @@ class Glance:
         values[within] = self.logits[tuple(voxels[within].T)]
         return values
 
-    def on_image(self, source: Source) -> tuple[Region, Floats]:
-        """Logits on the image's own voxels, and the part of the image that they are for."""
-        low = np.ceil((np.array(self.view.centre) - self.view.size / 2) / source.spacing)
-        high = np.floor((np.array(self.view.centre) + self.view.size / 2) / source.spacing)
-        first = np.clip(low, 0, np.array(source.array.shape) - 1).astype(int)
-        last = np.clip(high, first, np.array(source.array.shape) - 1).astype(int)
-        values = transfer(self.logits, self.view, first * source.spacing, source.spacing, last - first + 1)
-        a, b, c = (slice(int(x), int(y) + 1) for x, y in zip(first, last, strict=True))
+    def connected(self, seeds: NDArray[np.float64]) -> Glance:
+        """The parts of the answer that hold a seed, or else the large ones; what is dropped is surely not it.
+
+        Args:
+            seeds: positions (n, 3), millimetres.
+        """
+        parts, count = ndimage.label(self.logits > 0, np.ones((3, 3, 3)))
+        if count < 2:
+            return self
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0
+        keep = sizes >= LARGE * sizes.max()
+        voxels = np.rint(self.view.to_voxels(seeds)).astype(int)
+        voxels = voxels[((voxels >= 0) & (voxels < self.view.edge)).all(1)]
+        held = np.zeros(count + 1, bool)
+        held[parts[tuple(voxels.T)]] = True
+        if held[1:].any():
+            keep = held
+        keep[0] = True
+        return replace(self, logits=np.where(keep[parts], self.logits, np.minimum(self.logits, NOTHING)))
+
+    def on_image(self, source: Source, *, cropped: bool) -> tuple[Region, Floats]:
+        """Logits on the image's own voxels, and the part of the image that they are for: all that the view shows, or,
+        `cropped`, all that the structure takes."""
+        low, high = self.view.low - self.view.spacing / 2, self.view.low + self.view.size - self.view.spacing / 2
+        bounds = self.bounds() if cropped else None
+        if bounds is not None:
+            low = np.maximum(low, np.array(bounds.low) - self.view.spacing)
+            high = np.minimum(high, np.array(bounds.high) + self.view.spacing)
+        last = np.array(source.array.shape) - 1
+        first = np.clip(np.ceil(low / source.spacing), 0, last).astype(int)
+        final = np.clip(np.floor(high / source.spacing), first, last).astype(int)
+        values = transfer(self.logits, self.view, first * source.spacing, source.spacing, final - first + 1)
+        a, b, c = (slice(int(x), int(y) + 1) for x, y in zip(first, final, strict=True))
         return (a, b, c), values
 
 

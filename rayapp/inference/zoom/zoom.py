@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, framed, glances, ladder
+from rayapp.inference.zoom.glance import NOTHING, Ask, Glance, Mask, believed, framed, glances, ladder
 from rayapp.inference.zoom.marks import Box, Marks
-from rayapp.inference.zoom.view import Bools, Source
+from rayapp.inference.zoom.view import Source
 
 
 @dataclass(frozen=True)
@@ -88,17 +87,15 @@ def outcomes(
 
 def rendered(layers: Sequence[Glance], source: Source, marks: Marks) -> Mask:
     """The mask on the image's voxels that views give, later ones over earlier ones, and on which the prompts hold."""
-    pieces = [layer.on_image(source) for layer in layers]
+    seeds = marks.on_structure()
+    pieces = [layer.connected(seeds).on_image(source, cropped=number == 0) for number, layer in enumerate(layers)]
     low = np.min([[side.start for side in region] for region, _ in pieces], 0)
     high = np.max([[side.stop for side in region] for region, _ in pieces], 0)
-    for box in marks.boxes:
-        low = np.minimum(low, np.clip(np.floor(np.array(box.low) / source.spacing), 0, None).astype(int))
-        high = np.maximum(high, np.minimum(np.ceil(np.array(box.high) / source.spacing) + 1, source.array.shape))
-    placed = np.rint(marks.on_structure() / source.spacing).astype(int)
+    placed = np.rint(seeds / source.spacing).astype(int)
     if len(placed):
         low, high = np.minimum(low, placed.min(0)), np.maximum(high, placed.max(0) + 1)
-    low, high = np.clip(low, 0, None).astype(int), np.minimum(high, source.array.shape).astype(int)
-    values = np.full(tuple(high - low), -20, np.float32)
+    low, high = np.clip(low, 0, None), np.minimum(high, source.array.shape)
+    values = np.full(tuple(high - low), NOTHING, np.float32)
     for region, piece in pieces:
         inner = tuple(slice(side.start - int(a), side.stop - int(a)) for side, a in zip(region, low, strict=True))
         values[inner] = piece
@@ -118,29 +115,10 @@ def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
             high = np.floor(np.array(box.high) / source.spacing + 1e-6).astype(int) + 1 - start
             allowed[tuple(slice(max(0, a), max(0, b)) for a, b in zip(low, high, strict=True))] = True
         inside &= allowed
-    seeds = _voxels(marks.on_structure(), source, mask)
-    inside = _kept(inside, seeds)
     for points, value in ((marks.strokes, True), (marks.erasers, False), (marks.include, True), (marks.exclude, False)):
         for group in points:
             inside[tuple(_voxels(np.reshape(group, (-1, 3)), source, mask).T)] = value
     return Mask(mask.region, inside)
-
-
-def _kept(inside: Bools, seeds: NDArray[np.int64]) -> Bools:
-    """The parts of a mask that hold a seed, and other large ones; crumbs are dropped."""
-    parts, count = ndimage.label(inside, np.ones((3, 3, 3)))
-    if count < 2:
-        return inside
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    keep = sizes >= 0.2 * sizes.max()
-    if len(seeds):
-        keep[:] = False
-        keep[parts[tuple(seeds.T)]] = True
-        if not keep[1:].any():
-            keep = sizes == sizes.max()
-    keep[0] = False
-    return np.asarray(keep[parts])
 
 
 def _voxels(positions: NDArray[np.float64], source: Source, mask: Mask) -> NDArray[np.int64]:

@@ -13,6 +13,8 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -220,7 +222,7 @@ def _generate(out: Any, seed: Sequence[int], edges: Sequence[int]) -> None:
 
 
 def train(options: Options) -> None:
-    """Train until the time is over, reporting to the log and keeping the checkpoint."""
+    """Train until the time is over or SIGTERM, reporting to the log and keeping the checkpoint."""
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     trainer = Trainer(options)
@@ -235,11 +237,13 @@ def train(options: Options) -> None:
     ]
     for maker in makers:
         maker.start()
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     start, before = time.monotonic(), trainer.seconds
     used = trainer.cpu - time.process_time()
     seen, since, running = trainer.samples, time.monotonic(), Score()
     fed, begun, due = 0, trainer.samples, trainer.samples + options.every
-    while options.minutes is None or time.monotonic() - start < options.minutes * 60:
+    while not stopped.is_set() and (options.minutes is None or time.monotonic() - start < options.minutes * 60):
         while fed < 64 + (trainer.samples - begun) / REUSE:
             short = min(len(pool) for pool in trainer.pools.values()) < 12
             try:
@@ -271,7 +275,7 @@ def train(options: Options) -> None:
             due = trainer.samples + options.every
             _log(options, samples=trainer.samples, cpu=round(trainer.cpu / 60, 1), **score(trainer.average, trials))
     trainer.save()
-    if trials:
+    if trials and not stopped.is_set():
         _log(options, samples=trainer.samples, cpu=round(trainer.cpu / 60, 1), **score(trainer.average, trials))
     for maker in makers:
         maker.terminate()

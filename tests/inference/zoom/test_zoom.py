@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from rayapp.inference.zoom.glance import Mask, believed, glances, ladder
+from rayapp.inference.zoom.glance import Glance, Mask, believed, glances, ladder
 from rayapp.inference.zoom.marks import Box, Marks
-from rayapp.inference.zoom.view import Source
-from rayapp.inference.zoom.zoom import Optics, enforced, outcomes
+from rayapp.inference.zoom.view import Source, View
+from rayapp.inference.zoom.zoom import Optics, outcomes
 from rayapp.models.promptable import Channel
 
 SPACING = np.array([1.0, 1.0, 2.0])
@@ -54,12 +54,12 @@ def test_an_answer_that_misses_a_point_is_believed_less():
     source, _ = scene()
     marks = Marks(include=[CENTRE])
     answers = glances(threshold, source, ladder(source, marks, 32, 5), marks)
-    away = Marks(include=[CENTRE + (0, 30, 0)])
+    away = Marks(include=[CENTRE + np.array([0, 30, 0])])
     assert (believed(answers, away)[1:] < believed(answers, marks)[1:]).all()
 
 
 def test_a_box_is_respected_and_points_are_obeyed():
-    source, truth = scene()
+    source, _ = scene()
     box = Box((40, 30, 31), (60, 60, 49))
     exclude = np.array([50.0, 44, 40])
     include = np.array([41.0, 31, 34])
@@ -73,14 +73,16 @@ def test_a_box_is_respected_and_points_are_obeyed():
 
 
 def test_of_several_parts_those_with_points_stay():
-    source, _ = scene()
-    inside = np.zeros(SHAPE, bool)
-    inside[10:30, 10:30, 10:20] = True
-    inside[60:66, 60:66, 10:14] = True
-    whole = Mask((slice(0, 100), slice(0, 90), slice(0, 40)), inside)
-    kept = enforced(whole, source, Marks(include=[np.array([62.0, 62, 22])])).whole(SHAPE)
-    assert kept[62, 62, 11]
-    assert not kept[20, 20, 15]
+    logits = np.full((32,) * 3, -3, np.float32)
+    logits[4:16, 4:16, 4:16] = 3
+    logits[24:27, 24:27, 24:27] = 3
+    glance = Glance(View((50, 50, 50), 64, 32), logits, 0.5, 10)
+    kept = glance.connected(glance.view.to_millimetres(np.array([[25.0, 25, 25]]))).logits > 0
+    assert kept[25, 25, 25]
+    assert not kept[10, 10, 10]
+    largest = glance.connected(np.zeros((0, 3))).logits > 0
+    assert largest[10, 10, 10]
+    assert not largest[25, 25, 25]
 
 
 def test_a_mask_to_start_from_is_seen_where_it_lies():
