@@ -34,6 +34,8 @@ from rayapp.models.store import ModelVersion
 
 CHAIN = 6
 """Prompts, at most, that are answered one after the other; those before are answered together."""
+SIZE = "size"
+"""In a request: how many answers larger (or smaller, below 0) than the likeliest is wanted."""
 KEPT = 24
 """Answers kept with an image."""
 
@@ -109,6 +111,7 @@ class PromptableTask:
             dimension=3,
             description=self._description,
             version=self._version,
+            config={SIZE: 0},
             drawings=True,
         )
 
@@ -143,7 +146,7 @@ class PromptableTask:
         self,
         prepared: PreparedSource,
         prompts: Prompts,
-        config: Mapping[str, Any],  # noqa: ARG002
+        config: Mapping[str, Any],
     ) -> Iterator[Prediction]:
         """Segment coarsely, then finely. Raises BadRequest without any prompt for a structure."""
         clock = Clock()
@@ -151,24 +154,27 @@ class PromptableTask:
         marks, start = marks_of(prompts, source.spacing), start_of(prompts)
         if marks.bounds() is None and start is None:
             raise BadRequest(f"model {self._name!r} segments what is pointed at: click on a structure, or draw a box")
-        for outcome in self.answers(prepared, marks, start):
+        for outcome in self.answers(prepared, marks, start, _size(config.get(SIZE))):
             labels = outcome.mask.whole(source.array.shape).astype(np.uint8)
             clock.stage("infer")
             names = {"label_names": {prompts.label: 1}} if prompts.label else {}
-            yield Prediction(labels=labels, params=names, seconds=clock.seconds)
+            others = {"smaller": outcome.smaller, "larger": outcome.larger, "quality": round(outcome.quality, 3)}
+            yield Prediction(labels=labels, params={**names, **others}, seconds=clock.seconds)
 
-    def answers(self, prepared: PreparedSource, marks: Marks, start: Mask | None) -> Iterator[Outcome]:
-        """Coarse and fine answers to all prompts, from the kept answers to fewer."""
+    def answers(self, prepared: PreparedSource, marks: Marks, start: Mask | None, size: int = 0) -> Iterator[Outcome]:
+        """Coarse and fine answers to all prompts, from the kept answers to fewer; `size` decides among those to the
+        first."""
         source = prepared.source
         count = len(marks.include)
         first = max(1, count - CHAIN + 1)
         state = start
-        for number in [*range(first, count), count] if count else [0]:
+        for turn, number in enumerate([*range(first, count), count] if count else [0]):
             part = marks.copy()
             part.include = marks.include[:number]
             part.exclude, part.erasers = [], []
             last = number == count
-            key = _key(part, start)
+            wanted = 0 if turn else size
+            key = _key(part, start) + str(size).encode()
             kept = prepared.answers.get(key)
             if kept is not None and not (last and not _denied(marks)):
                 state = kept
@@ -176,7 +182,7 @@ class PromptableTask:
             if part.bounds() is None and state is None:
                 continue
             outcome = None
-            for outcome in outcomes(self._ask, source, part, state, self._optics):
+            for outcome in outcomes(self._ask, source, part, state, self._optics, wanted):
                 if last and not _denied(marks):
                     yield outcome
             assert outcome is not None
@@ -185,7 +191,7 @@ class PromptableTask:
         if not _denied(marks) or state is None:
             return
         for outcome in outcomes(self._ask, source, marks, state, self._optics):
-            yield Outcome(_less(outcome.mask, state), outcome.quality, outcome.looks)
+            yield Outcome(_less(outcome.mask, state), outcome.quality)
 
     def _ask(self, inputs: Floats) -> tuple[Floats, Floats, Floats]:
         cancellation.step()
@@ -195,6 +201,14 @@ class PromptableTask:
         with torch.inference_mode():
             logits, quality, length = self._network(batch)
         return logits.cpu().numpy(), torch.sigmoid(quality).cpu().numpy(), torch.exp(length).cpu().numpy()
+
+
+def _size(value: object) -> int:
+    """A request's wish for a larger or a smaller answer. Raises BadRequest."""
+    try:
+        return int(str(value or 0))
+    except ValueError:
+        raise BadRequest(f"size {str(value)[:40]!r} is not a whole number") from None
 
 
 def _denied(marks: Marks) -> bool:

@@ -18,6 +18,10 @@ expected longest side of the structure as a share of the view's (N)."""
 Region = tuple[slice, slice, slice]
 NOTHING = -20.0
 """Logit where the structure surely is not."""
+WORTH = 0.3
+"""Belief in an alternative, as a share of that in the best answer, at least."""
+APART = 0.35
+"""Logarithm of the ratio of two alternatives' volumes, at least."""
 LARGE = 0.2
 """Share of an answer's largest part that another part needs to be kept where no prompt decides."""
 
@@ -188,6 +192,27 @@ def believed(answers: Sequence[Glance], marks: Marks) -> NDArray[np.float64]:
         empty = 0.0 if (answer.logits > 0).any() else 1.0
         scores.append(answer.quality - 0.3 * missed - 0.3 * taken - empty)
     return np.array(scores)
+
+
+def candidates(answers: Sequence[Glance], scores: NDArray[np.float64]) -> tuple[list[Glance], int]:
+    """Answers that somebody may have meant, a part, the structure, the whole, from small to large.
+
+    Args:
+        answers: of several views.
+        scores: how much each is believed.
+
+    Returns:
+        The candidates, no two of nearly the same volume, and which of them is the most believed of all.
+    """
+    volumes = np.array([(answer.logits > 0).sum() * answer.view.spacing**3 for answer in answers])
+    chosen: list[int] = []
+    for number in np.argsort(-scores):
+        believable = not chosen or (scores[number] > WORTH * scores[chosen[0]] and volumes[number] > 0)
+        if believable and all(abs(np.log(volumes[number] / max(volumes[other], 1e-9))) > APART for other in chosen):
+            chosen.append(int(number))
+    best = chosen[0]
+    ordered = sorted(chosen, key=lambda number: volumes[number])
+    return [answers[number] for number in ordered], ordered.index(best)
 
 
 def framed(box: Box, edge: int, margin: float, smallest: float) -> View:

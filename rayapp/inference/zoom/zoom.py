@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.inference.zoom.glance import NOTHING, Ask, Glance, Mask, believed, framed, glances, ladder
+from rayapp.inference.zoom.glance import NOTHING, Ask, Glance, Mask, believed, candidates, framed, glances, ladder
 from rayapp.inference.zoom.marks import Box, Marks
 from rayapp.inference.zoom.view import Source
 
@@ -39,12 +39,13 @@ class Outcome:
     Attributes:
         mask: the structure.
         quality: the Dice that the network expects of it.
-        looks: the views compared, with what they showed; for alternatives.
+        smaller, larger: how many other answers there are that somebody may have meant.
     """
 
     mask: Mask
     quality: float
-    looks: Sequence[Glance] = field(default_factory=tuple)
+    smaller: int = 0
+    larger: int = 0
 
 
 def outcomes(
@@ -53,6 +54,7 @@ def outcomes(
     marks: Marks,
     previous: Mask | None = None,
     optics: Optics = Optics(),
+    size: int = 0,
 ) -> Iterator[Outcome]:
     """Answers to prompts, a coarse one first.
 
@@ -62,6 +64,7 @@ def outcomes(
         marks: all prompts so far, at least one for the structure unless there is a mask to start from.
         previous: the mask to start from, or the answer to the prompts before.
         optics: how to look.
+        size: how many answers larger (or, below 0, smaller) than the likeliest.
     """
     known = previous.bounds(source.spacing) if previous is not None else None
     smallest = 8 * float(source.spacing.min())
@@ -72,9 +75,10 @@ def outcomes(
         wide = _around(known, marks)
         views = [framed(wide, optics.coarse, margin, smallest) for margin in (optics.margin, 2.2)]
         compared += glances(ask, source, views, marks, previous)
-    order = believed(compared, marks)
-    best = compared[int(order.argmax())]
-    yield Outcome(rendered([best], source, marks), best.quality, compared)
+    meant, at = candidates(compared, believed(compared, marks))
+    at = int(np.clip(at + size, 0, len(meant) - 1))
+    best, others = meant[at], (at, len(meant) - 1 - at)
+    yield Outcome(rendered([best], source, marks), best.quality, *others)
     found = best.bounds()
     if found is None:
         return
@@ -82,7 +86,7 @@ def outcomes(
     view = framed(_around(found, marks), optics.fine, optics.margin, smallest)
     closer = glances(ask, source, [view], marks, start)[0]
     layers = [closer] if (closer.logits > 0).any() else [best]
-    yield Outcome(rendered(layers, source, marks), closer.quality, compared)
+    yield Outcome(rendered(layers, source, marks), closer.quality, *others)
 
 
 def rendered(layers: Sequence[Glance], source: Source, marks: Marks) -> Mask:

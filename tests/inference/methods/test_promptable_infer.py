@@ -1,0 +1,114 @@
+"""Any structure by any prompt: the rules hold whatever the network says, here one with random weights."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from rayapp.errors import BadRequest, ModelBroken
+from rayapp.imaging.volume import Volume
+from rayapp.inference.infer_task import Prompts
+from rayapp.inference.methods.promptable_infer import PromptableTask
+from rayapp.models.networks import save_weights
+from rayapp.models.promptable import Promptable
+
+NETWORK = {"name": "Promptable", "dimensions": 3, "widths": [8, 16, 16, 16], "tail": 8}
+SHAPE = (60, 50, 20)
+AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    torch.manual_seed(3)
+    network = Promptable(3, NETWORK["widths"], NETWORK["tail"])
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_weights(network, path)
+    return PromptableTask(name="deepgrow_3d", weights=path, network=NETWORK, version="v1")
+
+
+@pytest.fixture
+def prepared(task):
+    image = np.random.default_rng(0).normal(100, 20, (1, *SHAPE)).astype(np.float32)
+    return task.prepare(Volume(array=image, affine=AFFINE))
+
+
+def answer(task, prepared, **given):
+    return task.predict(prepared, Prompts(**given), {}).labels
+
+
+def test_clicked_voxels_obey(task, prepared):
+    on, off = ((30, 25, 10), (33, 29, 11)), ((30, 26, 10), (12, 12, 4))
+    labels = answer(task, prepared, clicks={"foreground": on, "background": off})
+    assert all(labels[at] == 1 for at in on)
+    assert all(labels[at] == 0 for at in off)
+
+
+def test_background_clicks_only_take_away(task, prepared):
+    before = answer(task, prepared, clicks={"foreground": ((30, 25, 10),)})
+    after = answer(task, prepared, clicks={"foreground": ((30, 25, 10),), "background": ((35, 25, 10),)})
+    assert not (after & ~before.astype(bool)).any()
+
+
+def test_a_box_is_respected(task, prepared):
+    labels = answer(task, prepared, roi=((20, 15, 6), (40, 35, 14)))
+    outside = labels.copy()
+    outside[20:40, 15:35, 6:14] = 0
+    assert not outside.any()
+
+
+def test_strokes_keep_their_marks(task, prepared):
+    marks = np.zeros(SHAPE, np.uint8)
+    marks[25:35, 25, 10] = 2
+    marks[25:35, 40, 10] = 1
+    labels = answer(task, prepared, marks=marks)
+    assert (labels[marks == 2] == 1).all()
+    assert (labels[marks == 1] == 0).all()
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_lasso_or_a_start_alone_is_enough(task, prepared, axis):
+    curve = [tuple(np.insert(place, axis, 10)) for place in ([12, 8], [12, 15], [18, 15], [18, 8])]
+    assert answer(task, prepared, curves=[curve]).shape == SHAPE
+    start = np.zeros(SHAPE, np.uint8)
+    start[20:30, 20:30, 8:12] = 1
+    assert answer(task, prepared, start=start).shape == SHAPE
+
+
+def test_the_same_prompts_have_the_same_answer_on_every_replica(task, prepared):
+    clicks = ((30, 25, 10), (20, 20, 8), (40, 30, 12))
+    for count in (1, 2, 3):
+        warm = answer(task, prepared, clicks={"foreground": clicks[:count]})
+    fresh = task.prepare(Volume(array=np.array(prepared.source.array[None]), affine=AFFINE))
+    np.testing.assert_array_equal(warm, answer(task, fresh, clicks={"foreground": clicks}))
+
+
+def test_answers_come_coarse_and_then_fine(task, prepared):
+    stages = list(task.stages(prepared, Prompts(clicks={"foreground": ((30, 25, 10),)}, label="liver"), {}))
+    assert 1 <= len(stages) <= 2
+    assert all(stage.params["label_names"] == {"liver": 1} for stage in stages)
+
+
+def test_larger_and_smaller_answers_are_offered(task, prepared):
+    prompts = Prompts(clicks={"foreground": ((30, 25, 10),)})
+    usual = task.predict(prepared, prompts, {}).params
+    volumes = [
+        [np.count_nonzero(stage.labels) for stage in itertools.islice(task.stages(prepared, prompts, {"size": n}), 1)]
+        for n in range(-usual["smaller"], usual["larger"] + 1)
+    ]
+    assert volumes == sorted(volumes)
+    last = task.predict(prepared, prompts, {"size": 99}).params
+    assert last["larger"] == 0
+    with pytest.raises(BadRequest, match="size"):
+        task.predict(prepared, prompts, {"size": "huge"})
+
+
+def test_nothing_pointed_at_is_a_bad_request(task, prepared):
+    with pytest.raises(BadRequest, match="click on a structure"):
+        answer(task, prepared, clicks={"background": ((1, 1, 1),)})
+
+
+def test_a_missing_file_is_named(tmp_path):
+    broken = PromptableTask(name="deepgrow_3d", weights=tmp_path / "gone.safetensors", network=NETWORK)
+    with pytest.raises(ModelBroken, match=r"gone\.safetensors"):
+        broken.load()
