@@ -33,6 +33,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy import ndimage
 
+from benchmarks.real_data import DATA
 from rayapp.geometry import spacing
 from rayapp.imaging.volume import Volume
 from rayapp.inference.energy import likelihood
@@ -42,7 +43,6 @@ from rayapp.inference.methods.scribbles import ScribblesTask
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 from rayapp.training.synthetic.prompts import correction, middle
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 SHIPPED = Path(__file__).parents[1] / "rayapp" / "apps" / "radiology" / "weights"
 CLICKS = 5
 CT = {

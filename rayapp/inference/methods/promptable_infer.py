@@ -194,7 +194,7 @@ class PromptableTask:
             yield Outcome(_less(outcome.mask, state), outcome.quality)
 
     def _ask(self, inputs: Floats) -> tuple[Floats, Floats, Floats]:
-        cancellation.step()
+        cancellation.checkpoint()
         self.load()
         assert self._network is not None
         batch = torch.from_numpy(inputs).to(self._device).contiguous(memory_format=torch.channels_last_3d)

@@ -144,7 +144,7 @@ def _structure(random: Random, drawn: Scene, taken: Acquisition) -> Bools | None
             part = ndimage.binary_fill_holes(part)
         if part.sum() < 40 or part.mean() > 0.5 or (part.mean() > 0.1 and random.random() < 0.6):
             continue
-        if not _visible(random, labels, part, taken):
+        if random.random() < min(0.8, 0.35 * _sides(part)) or not _visible(random, labels, part, taken):
             continue
         share = np.zeros(drawn.labels.shape, bool)
         share[taken.region] = part
@@ -152,6 +152,11 @@ def _structure(random: Random, drawn: Scene, taken: Acquisition) -> Bools | None
         if mask.sum() >= 12:
             return mask
     return None
+
+
+def _sides(part: Bools) -> int:
+    """How many of the image's sides a structure reaches; in patients few do."""
+    return sum(bool(part.take(end, axis).any()) for axis in range(3) for end in (0, -1))
 
 
 def _visible(random: Random, labels: NDArray[np.int16], part: Bools, taken: Acquisition) -> bool:

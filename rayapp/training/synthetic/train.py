@@ -209,6 +209,7 @@ def losses(
 
 def _generate(out: Any, seed: Sequence[int], edges: Sequence[int]) -> None:
     """Make cases until the training is gone."""
+    os.setsid()  # a background process of its own to the scheduler
     torch.set_num_threads(1)
     parent = os.getppid()
     for case in cases(list(seed), edges):
