@@ -8,6 +8,10 @@ ARCHIVE := orthanc orthanc-dicomweb dicom3tools
 
 VIEWER := $(CURDIR)/$(VENV)/ohif
 
+# Where the training of deepgrow_3d goes on from, and for how long.
+PROMPTABLE ?= build/deepgrow_3d
+MINUTES ?= 600
+
 # Files of tests run side by side, one on each processor.
 TOGETHER := -n logical --maxprocesses 4 --dist loadfile
 
@@ -82,6 +86,9 @@ format: install
 weights: install
 	@echo "==> training the shipped models on generated phantoms (tens of minutes on two cores)"
 	@$(BIN)/python -m rayapp.apps.radiology.make_weights
+	@echo "==> training deepgrow_3d on random scenes for $(MINUTES) minutes more; Ctrl-C keeps what is learnt: $(PROMPTABLE)"
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m rayapp.training.synthetic.train $(PROMPTABLE) --minutes $(MINUTES)
+	@$(BIN)/python -m rayapp.training.synthetic.export $(PROMPTABLE) rayapp/apps/radiology/weights/deepgrow_3d
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -223,7 +223,7 @@ def _generate(out: Any, seed: Sequence[int], edges: Sequence[int]) -> None:
 
 
 def train(options: Options) -> None:
-    """Train until the time is over or SIGTERM, reporting to the log and keeping the checkpoint."""
+    """Train until the time is over, SIGTERM or SIGINT, reporting to the log and keeping the checkpoint."""
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
     trainer = Trainer(options)
@@ -239,7 +239,8 @@ def train(options: Options) -> None:
     for maker in makers:
         maker.start()
     stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: stopped.set())
     start, before = time.monotonic(), trainer.seconds
     used = trainer.cpu - time.process_time()
     seen, since, running = trainer.samples, time.monotonic(), Score()
