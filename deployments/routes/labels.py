@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from deployments.access import AsAdmin, AsAnnotator, AsUser, Checking, Service
+from deployments.conditions import Expected, entity_tag
 from deployments.forms import Upload, describe_form, read_form
 from deployments.problems import problems
 from deployments.replies import FILE, file_reply
@@ -46,11 +47,19 @@ class Saved(BaseModel):
 
 @router.put(Route.LABEL, openapi_extra=_FORM)
 async def save(
-    request: Request, services: Service, checks: Checking, user: AsAnnotator, image: Name, tag: Name = ""
+    request: Request,
+    response: Response,
+    services: Service,
+    checks: Checking,
+    user: AsAnnotator,
+    expected: Expected,
+    image: Name,
+    tag: Name = "",
 ) -> Saved:
     """Save a label of an image. Acknowledged means durable; every earlier save stays as a revision.
 
-    A file that is no whole label map on the image's grid is refused and stored nowhere.
+    A file that is no whole label map on the image's grid is refused and stored nowhere. With `If-Match`, the answer is
+    409 if somebody else saved since that revision; it says who and when. The answer's `ETag` is the new revision's.
     """
     tag = checked_name(tag or FINAL, "tag")
     record = await services.datastore.image(checked_name(image, "image"))
@@ -60,7 +69,7 @@ async def save(
         staged, ext = await _checked_label(services, checks, form.needed("label"), record)
         model = info.get("model_version")
         try:
-            await services.datastore.save_label(
+            saved = await services.datastore.save_label(
                 record.id,
                 tag,
                 staged,
@@ -68,9 +77,11 @@ async def save(
                 info=info_of(info),
                 author=author_of(user, info),
                 model_version=None if model is None else str(model),
+                expected=expected,
             )
         finally:
             await asyncio.to_thread(staged.unlink, missing_ok=True)
+    response.headers["ETag"] = entity_tag(saved.number)
     return Saved(**{**await _app_says(services, record.id, tag), "image": record.id, "label": record.id})
 
 
@@ -101,21 +112,32 @@ async def _label(services: Services, label: str, tag: str) -> LabelRecord:
 @router.head(Route.LABEL, response_class=Response)
 async def exists(services: Service, user: AsUser, image: Name, tag: Name) -> Response:
     """200 if the image has a label under the tag."""
-    await _label(services, image, tag)
-    return Response()
+    found = await _label(services, image, tag)
+    return Response(headers={"ETag": entity_tag(found.number)})
 
 
 @router.get(Route.LABEL, response_class=Response, responses=FILE)
 async def download(services: Service, user: AsUser, label: Name, tag: Name) -> Response:
     """The newest revision's file."""
     found = await _label(services, label, tag)
-    return await file_reply(found.path, name=found.id + found.ext)
+    reply = await file_reply(found.path, name=found.id + found.ext)
+    reply.headers["ETag"] = entity_tag(found.number)
+    return reply
 
 
 @router.delete(Route.LABEL)
-async def remove(services: Service, user: AsAdmin, id: Name, tag: Name) -> dict[str, Any]:
-    """Take the label away (its revisions stay); also when there is none."""
-    await services.datastore.remove_label(checked_name(id, "label"), checked_name(tag, "tag"))
+async def remove(services: Service, user: AsAdmin, expected: Expected, id: Name, tag: Name) -> dict[str, Any]:
+    """Remove the label (its revisions stay); no error if there is none.
+
+    With `If-Match`, the answer is 409 if another revision is the newest.
+    """
+    names = checked_name(id, "label"), checked_name(tag, "tag")
+    if expected is None:  # a call that is repeated after a fault must not take what was saved in between
+        try:
+            expected = (await services.datastore.label(*names)).number
+        except NotFound:
+            return {}
+    await services.datastore.remove_label(*names, expected=expected)
     return {}
 
 

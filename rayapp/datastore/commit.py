@@ -22,6 +22,8 @@ from rayapp.errors import Busy, Conflict
 
 T = TypeVar("T")
 BATCH = 256
+EXIT_STATUS = 70
+"""EX_SOFTWARE of sysexits.h: an internal error."""
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,14 @@ class GroupCommit:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            # Nothing could be saved any more, and nobody would be told: the process ends, and is started again.
+            log.critical("the datastore's writer failed and ends the process: %s", type(error).__name__)
+            end_process()
+
+    def _serve(self) -> None:
         while (first := self._queue.get()) is not None:
             batch = [first]
             while len(batch) < BATCH and not self._queue.empty():
@@ -135,6 +145,11 @@ class GroupCommit:
             return
         for change in batch:
             change.finish()
+
+
+def end_process() -> None:
+    """End this process at once; what was acknowledged is durable."""
+    os._exit(EXIT_STATUS)
 
 
 def disk_full() -> Busy:

@@ -190,9 +190,11 @@ class DicomwebDatastore(LocalDatastore):
                 staged.write_bytes(encode_segmentation(archived.label, ".nii.gz"))
                 sha = hashlib.sha256(
                     staged.read_bytes()
-                ).hexdigest()  # the revision's id: the archive has this revision
+                ).hexdigest()  # the revision's id, which the archive has
                 info = {**archived.info, ARCHIVED: sha}
-                super().save_label(image.id, archived.tag, staged, ".nii.gz", info=info, author=ARCHIVE)
+                tag = archived.tag
+                seen = current[tag].number if tag in current else 0  # what was saved meanwhile is not overwritten
+                super().save_label(image.id, tag, staged, ".nii.gz", info=info, author=ARCHIVE, expected=seen)
         except RayappError as error:
             log.warning("the labels in the archive could not be read: %s", error.detail)
 
@@ -228,10 +230,13 @@ class DicomwebDatastore(LocalDatastore):
         info: Mapping[str, Any],
         author: Author,
         model_version: str | None = None,
+        expected: int | None = None,
     ) -> LabelRecord:
         """See `Datastore`. A final label is then sent to the archive in the background."""
         kept = {key: value for key, value in info.items() if key not in (ARCHIVED, PROBLEM)}
-        saved = super().save_label(image_id, tag, staged, ext, info=kept, author=author, model_version=model_version)
+        saved = super().save_label(
+            image_id, tag, staged, ext, info=kept, author=author, model_version=model_version, expected=expected
+        )
         if tag == FINAL:
             self._due.set()
         return saved

@@ -11,7 +11,7 @@ import json
 import queue
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -308,23 +308,6 @@ def delete_image(db: sqlite3.Connection, image_id: str) -> None:
     """Delete the rows of the image and of its labels."""
     db.execute("DELETE FROM label WHERE image_id = ?", (image_id,))
     db.execute("DELETE FROM image WHERE id = ?", (image_id,))
-
-
-def salvage(broken: Path, db: sqlite3.Connection) -> int:
-    """Copy the readable rows of a damaged index into a new one. Returns the number of rows copied."""
-    rows = 0
-    with closing(_connect(broken)) as source:
-        for table in ("revision", "event", "image", "label", "vanished", "job", "scored", "score", "feature"):
-            try:
-                for row in source.execute(f"SELECT * FROM {table}"):
-                    rows += db.execute(
-                        f"INSERT OR IGNORE INTO {table} VALUES({', '.join('?' * len(row))})", row
-                    ).rowcount
-            except sqlite3.DatabaseError:
-                continue  # the rest of this table is unreadable
-    db.execute("DELETE FROM label WHERE image_id NOT IN (SELECT id FROM image)")
-    db.execute("UPDATE image SET final = EXISTS (SELECT 1 FROM label WHERE image_id = id AND tag = 'final')")
-    return rows
 
 
 def info_of(text: str) -> Info:

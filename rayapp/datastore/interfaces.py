@@ -42,13 +42,18 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRecord:
-    """The newest revision of an image's label under one tag. `id` is the image's id."""
+    """The newest revision of an image's label under one tag.
+
+    `id` is the image's id, `revision` the SHA-256 of the file, `number` the revision's place among those of this image
+    and tag, from 1.
+    """
 
     id: str
     tag: str
     path: Path
     ext: str
     revision: str
+    number: int
     info: Info = field(default_factory=dict)
 
 
@@ -187,6 +192,7 @@ class LabelStore(Protocol):
         info: Mapping[str, Any],
         author: Author,
         model_version: str | None = None,
+        expected: int | None = None,
     ) -> LabelRecord:
         """Durably take over a file as the newest revision under the tag.
 
@@ -198,13 +204,24 @@ class LabelStore(Protocol):
             info: replaces the label's info.
             author: the user who saved it.
             model_version: version of the model that the label began with, if any.
+            expected: number of the revision that this one was made from, 0 for none; None to save in any case.
 
         Raises:
             NotFound: there is no such image.
+            Conflict: another revision than `expected` is the newest; it says who saved it and when.
         """
 
-    def remove_label(self, image_id: str, tag: str) -> bool:
-        """Durably remove the label under the tag; its revisions stay. False if there was none."""
+    def remove_label(self, image_id: str, tag: str, *, expected: int | None = None) -> bool:
+        """Durably remove the label under the tag; its revisions stay. False if there was none.
+
+        Args:
+            image_id: the image that the label belongs to.
+            tag: the label's tag.
+            expected: number of the revision to remove; None to remove whichever is the newest.
+
+        Raises:
+            Conflict: another revision than `expected` is the newest.
+        """
 
     def update_label_info(self, image_id: str, tag: str, info: Mapping[str, Any]) -> Info:
         """Durably merge keys into the label's info and return the result. Raises NotFound."""

@@ -34,7 +34,8 @@ from rayapp.datastore.index import (
     update_label,
 )
 from rayapp.datastore.interfaces import SERIES_EXT, Author
-from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore, delete
+from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore
+from rayapp.errors import Busy
 
 OUTSIDE = Author(user="folder")
 """Author of labels that another program put into the folder."""
@@ -69,54 +70,6 @@ class Reconciler:
         self._session = session
         self._touched = touched
         self._scanning = threading.Lock()
-
-    def repair(self, session: int) -> None:
-        """Finish what was committed since the session that crashed but not durably published or removed.
-
-        Args:
-            session: number of that session; labels saved in it or later are checked.
-        """
-        with self._index.reader() as db:
-            rows = db.execute(
-                "SELECT image_id, tag, ext, sha, size, mtime_ns, number FROM label WHERE session >= ?", (session,)
-            ).fetchall()
-            for image_id, tag, ext, sha, size, mtime_ns, number in rows:
-                earlier = db.execute(
-                    "SELECT ext, size, mtime_ns FROM revision WHERE image_id = ? AND tag = ? AND number < ?",
-                    (image_id, tag, number),
-                ).fetchall()
-                # Earlier revisions that are still published. A file that is neither these nor the label is an edit.
-                outdated = {old for old, *stamp in earlier if self._is_published(tag, image_id + old, *stamp)}
-                for old in outdated - {ext}:
-                    (self._labels / tag / (image_id + old)).unlink()
-                path = self._labels / tag / (image_id + ext)
-                if ext in outdated or not path.exists():
-                    kept = RevisionFile(sha=sha, ext=ext, size=size, path=self._files.path(sha, ext))
-                    staged, _ = self._files.copy(kept, mtime_ns)
-                    path.parent.mkdir(exist_ok=True)
-                    staged.rename(path)
-            self._finish_removals(db)
-        self._commit.do(lambda db: db.execute("DELETE FROM doomed").rowcount)
-        for tag in folder_scan.tags(self._labels):
-            sync(self._labels / tag)
-        sync(self._labels)
-
-    def _finish_removals(self, db: sqlite3.Connection) -> None:
-        images = db.execute(
-            "SELECT image_id, ext FROM doomed WHERE tag = '' AND image_id NOT IN (SELECT id FROM image)"
-        ).fetchall()
-        for image_id, ext in images:
-            delete(self._studies / (image_id + ext))
-        published = db.execute(
-            "SELECT r.image_id, r.tag, r.ext, r.size, r.mtime_ns FROM revision AS r JOIN doomed USING(image_id, tag)"
-            " WHERE (r.image_id, r.tag) NOT IN (SELECT image_id, tag FROM label)"
-        ).fetchall()
-        for image_id, tag, ext, *stamp in published:
-            if self._is_published(tag, image_id + ext, *stamp):
-                (self._labels / tag / (image_id + ext)).unlink()
-
-    def _is_published(self, tag: str, name: str, size: int, mtime_ns: int) -> bool:
-        return FileStamp.of(self._labels / tag / name) == FileStamp(size=size, mtime_ns=mtime_ns)
 
     def merge(self, names: Mapping[str, str], theirs: Entries, base: Entries) -> None:
         """Import another program's document.
@@ -237,6 +190,7 @@ class Reconciler:
                     "SELECT image_id, ext, size, mtime_ns FROM label WHERE tag = ?", (tag,)
                 )
             }
+            numbers: dict[str, int] = dict(db.execute("SELECT image_id, number FROM label WHERE tag = ?", (tag,)))
             files = folder_scan.files(self._labels / tag)
             labelled = {image_id for image_id, _, _ in rows.values()}
             loose = _unindexed(files.keys() - rows.keys(), tag, hints)
@@ -248,20 +202,65 @@ class Reconciler:
         adopt |= {n: (i, ext) for n, (i, ext, stamp) in rows.items() if n in files and files[n] != stamp}
         missing = [i for name, (i, _, _) in rows.items() if name not in files]
         if missing:
-            self._commit.do(lambda db: self._drop_labels(db, tag, missing))
-        waits = bool(adopt) and self._adopt(tag, adopt, hints)
+            self._commit.do(lambda db: self._drop_labels(db, tag, missing, numbers))
+        waits = bool(adopt) and self._adopt(tag, adopt, hints, numbers)
         if adopt or missing:
             log.info("%d labels added or edited in the folder, %d removed", len(adopt), len(missing))
             self._touched()
         return waits
 
-    def _drop_labels(self, db: sqlite3.Connection, tag: str, ids: Iterable[str]) -> None:
+    def _drop_labels(self, db: sqlite3.Connection, tag: str, ids: Iterable[str], numbers: Mapping[str, int]) -> None:
         for image_id in ids:
+            if _number(db, image_id, tag) != numbers.get(image_id, 0):
+                continue  # saved since the folder was listed; its file may not be published yet
             row = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
             if row and not (self._labels / tag / (image_id + row[0])).exists():
                 db.execute("DELETE FROM label WHERE image_id = ? AND tag = ?", (image_id, tag))
 
-    def _adopt(self, tag: str, names: Mapping[str, tuple[str, str]], hints: Mapping[str, Any]) -> bool:
+    def adopt_unseen(self, db: sqlite3.Connection, tag: str, image_id: str, ext: str | None = None) -> None:
+        """Record what another program wrote to a label's file and no scan has seen, before the file is replaced.
+
+        Call on the commit thread, within a change.
+
+        Args:
+            db: the writer connection.
+            tag: the label's tag.
+            image_id: its image.
+            ext: extension of the file about to be written; None if the label is about to be removed.
+
+        Raises:
+            Busy: the other program is still writing.
+        """
+        row = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+        for each in dict.fromkeys(known for known in (row and row[0], ext) if known is not None):
+            path = self._labels / tag / (image_id + each)
+            stamp = FileStamp.of(path)
+            if stamp is None or self._is_ours(db, image_id, tag, each, stamp):
+                continue
+            pair = self._keep(path, each)
+            if pair is None:
+                raise Busy(f"another program is writing label {tag} of image {image_id!r}: try again in a second")
+            sync(pair[0].path.parent)
+            self._record_one(db, image_id, tag, *pair, {})
+            self._touched()
+
+    def _is_ours(self, db: sqlite3.Connection, image_id: str, tag: str, ext: str, stamp: FileStamp) -> bool:
+        """True if the published file is a recorded revision, though perhaps not the newest, which is published next."""
+        return (
+            db.execute(
+                "SELECT 1 FROM revision WHERE image_id = ? AND tag = ? AND ext = ? AND size = ? AND mtime_ns = ?",
+                (image_id, tag, ext, stamp.size, stamp.mtime_ns),
+            ).fetchone()
+            is not None
+        )
+
+    def _adopt(
+        self,
+        tag: str,
+        names: Mapping[str, tuple[str, str]],
+        hints: Mapping[str, Any],
+        numbers: Mapping[str, int],
+    ) -> bool:
         """Store the files of a tag's folder as revisions. True if one of them was not complete yet."""
         home = self._labels / tag
         complete = folder_scan.settled({name: home / name for name in names}, self._settle)
@@ -271,7 +270,7 @@ class Reconciler:
                 kept = pool.map(lambda name: self._keep(home / name, names[name][1]), chunk)
                 readable = {names[name][0]: pair for name, pair in zip(chunk, kept, strict=True) if pair}
                 self._commit.do(
-                    lambda db, files=readable: self._record(db, tag, files, hints),  # type: ignore[misc]
+                    lambda db, files=readable: self._record(db, tag, files, hints, numbers),  # type: ignore[misc]
                     folders={pair[0].path.parent for pair in readable.values()},
                 )
                 adopted += len(readable)
@@ -297,10 +296,14 @@ class Reconciler:
         tag: str,
         files: Mapping[str, tuple[RevisionFile, FileStamp]],
         hints: Mapping[str, Any],
+        numbers: Mapping[str, int],
     ) -> None:
         for image_id, (kept, stamp) in files.items():
             # If it was replaced or edited since it was read, the next scan compares again.
-            if FileStamp.of(self._labels / tag / (image_id + kept.ext)) == stamp:
+            if (
+                _number(db, image_id, tag) == numbers.get(image_id, 0)
+                and FileStamp.of(self._labels / tag / (image_id + kept.ext)) == stamp
+            ):
                 hint = hints.get(image_id, {}).get("labels", {}).get(tag, {})
                 self._record_one(db, image_id, tag, kept, stamp, hint.get("info", {}))
 
@@ -338,6 +341,12 @@ class Reconciler:
                 db, image_id, tag, kept, stamp, author=OUTSIDE, model_version=None, info=info, staged=None
             )
         put_label(db, image_id, tag, kept, stamp, number=number, session=self._session, info=info)
+
+
+def _number(db: sqlite3.Connection, image_id: str, tag: str) -> int:
+    """Number of the label's newest revision; 0 if there is no label."""
+    row = db.execute("SELECT number FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _unindexed(names: Iterable[str], tag: str, hints: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -12,7 +12,7 @@ from rayapp.datastore.interfaces import ImageRecord, LabelRecord, Revision
 from rayapp.datastore.revisions import RevisionStore
 
 IMAGE = "SELECT id, ext, info FROM image"
-LABEL = "SELECT image_id, tag, ext, sha, info FROM label"
+LABEL = "SELECT image_id, tag, ext, sha, number, info FROM label"
 REVISION = "SELECT image_id, tag, number, parent, ts, user, client_id, model_version, sha, ext, info FROM revision"
 
 
@@ -31,9 +31,9 @@ class RecordMapper:
 
     def label(self, row: tuple[Any, ...]) -> LabelRecord:
         """The record of a row of `LABEL`."""
-        image_id, tag, ext, sha, info = row
+        image_id, tag, ext, sha, number, info = row
         path = self._labels / tag / (image_id + ext)
-        return LabelRecord(id=image_id, tag=tag, path=path, ext=ext, revision=sha, info=info_of(info))
+        return LabelRecord(id=image_id, tag=tag, path=path, ext=ext, revision=sha, number=number, info=info_of(info))
 
     def revision(self, row: tuple[Any, ...]) -> Revision:
         """The record of a row of `REVISION`."""

@@ -6,13 +6,13 @@ A revision is `revisions/<first two hex digits>/<SHA-256><ext>` and is never wri
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import time
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from rayapp.datastore.commit import sync
 from rayapp.errors import BadRequest
 
 STALE_S = 24 * 3600
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+"""Errors of `link` on exFAT, on many network file systems, and on a file with too many names."""
 _EXT = re.compile(r"(\.\w{1,16}){1,3}", re.ASCII)
 
 
@@ -93,11 +95,26 @@ class RevisionStore:
             os.fsync(file.fileno())
             sha = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
-        path = self.path(sha, ext)
-        with suppress(FileExistsError):
-            path.hardlink_to(staged)
-            path.chmod(0o444)
-        return RevisionFile(sha=sha, ext=ext, size=size, path=path)
+        kept = RevisionFile(sha=sha, ext=ext, size=size, path=self.path(sha, ext))
+        try:
+            link_or_copy(staged, kept.path)
+        except FileExistsError:
+            if self.is_intact(kept):
+                return kept
+            # The file of an earlier save of the same content was damaged since.
+            fresh = self.stage(ext)
+            link_or_copy(staged, fresh)
+            fresh.rename(kept.path)
+        kept.path.chmod(0o444)
+        return kept
+
+    def is_intact(self, kept: RevisionFile) -> bool:
+        """True if the revision's file is there and its content still has its digest."""
+        try:
+            with kept.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == kept.sha
+        except OSError:
+            return False
 
     def copy(self, kept: RevisionFile, mtime_ns: int) -> tuple[Path, FileStamp]:
         """A durable copy in the staging folder, to be renamed to its published path, and its stamp there."""
@@ -123,6 +140,25 @@ class RevisionStore:
             for entry in entries:
                 if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S:
                     delete(Path(entry.path))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a durable file a second name; where the file system has no hard links, make a durable copy of it.
+
+    Raises:
+        FileExistsError: the target exists.
+    """
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "the file exists", str(target)) from None
+        fresh = source.with_name(uuid.uuid4().hex)
+        shutil.copyfile(source, fresh)
+        sync(fresh)
+        fresh.rename(target)
 
 
 def delete(path: Path) -> None:

@@ -18,7 +18,8 @@ from rayapp.datastore.document import DocumentFile, Entries
 from rayapp.datastore.image_source import FolderSource, ImageSource
 from rayapp.datastore.index import meta, set_meta
 from rayapp.datastore.reconcile import Reconciler
-from rayapp.datastore.recovery import open_index
+from rayapp.datastore.recovery import complete, open_index
+from rayapp.datastore.repair import Repair
 from rayapp.datastore.revisions import RevisionStore
 from rayapp.datastore.scores import ScoreTable
 from rayapp.datastore.watch import Watcher
@@ -95,7 +96,8 @@ class StudiesFolder:
             touched=lambda: self.document.touch(),
         )
         if rebuilt or not clean:
-            self.reconciler.repair(0 if rebuilt else last)
+            repair = Repair(self.root, index=self.index, commit=self.commit, files=self.files)
+            repair.run(0 if rebuilt else last)
         self._mark(clean=False)
         self._closing.append(self._seal)
         self.document = DocumentFile(
@@ -103,6 +105,8 @@ class StudiesFolder:
         )
         self.document.look(opening=True)
         self.reconciler.scan()
+        if rebuilt:
+            self.commit.do(complete)
         self.age_sampler = AgeSampler(self.index)
         self.scores = ScoreTable(self.index)
         self.age_sampler.sample(FINAL, 1)  # fills its arrays now rather than for the first annotator

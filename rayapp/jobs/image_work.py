@@ -18,11 +18,12 @@ from rayapp.app.label_app import LabelApp, app_class
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Author, Datastore, Labelled
 from rayapp.datastore.job_record import Kind
-from rayapp.errors import AppBroken, BadRequest
+from rayapp.errors import AppBroken, BadRequest, Conflict
 from rayapp.imaging.reader import read_volume
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.inference.infer_task import InferTask, Prompts
+from rayapp.protocol import FINAL
 
 WRITTEN = (".nii.gz", ".nii", ".nrrd")
 """How labels of a model are written: as the image, where it is one of these, else as the first."""
@@ -95,6 +96,10 @@ class ImageWorker:
         if task is None:
             raise BadRequest("say which model shall label the images")
         image = self._datastore.image(image_id)
+        tag, labels = str(work.request["label_tag"]), self._datastore.labels(image_id)
+        if FINAL in labels and work.request.get("images") == "unlabeled":
+            user = labels[FINAL].info.get("user", "somebody")
+            raise Conflict(f"skipped, since {user} saved a final label after the job began")
         volume = read_volume(image.path, max_bytes=self._settings.max_volume)
         prediction = task.predict(task.prepare(volume), Prompts(), work.request)
         prediction = validation.checked_answer(prediction, task, volume.shape, self._made().app_dir)
@@ -107,7 +112,7 @@ class ImageWorker:
             staged.write_bytes(encode_segmentation(mask, ext))
             self._datastore.save_label(
                 image_id,
-                str(work.request["label_tag"]),
+                tag,
                 staged,
                 ext,
                 info={
@@ -117,6 +122,7 @@ class ImageWorker:
                 },
                 author=Author(user=work.user),
                 model_version=work.version,
+                expected=labels[tag].number if tag in labels else 0,  # nobody's save meanwhile is replaced
             )
         finally:
             staged.unlink(missing_ok=True)

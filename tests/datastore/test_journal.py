@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from rayapp.datastore.index import SCHEMA, Index, salvage
+from rayapp.datastore.index import SCHEMA, Index
 from rayapp.datastore.job_record import Job, Kind, State
 from rayapp.datastore.journal import put_job, read_jobs
+from rayapp.datastore.salvage import salvage
 from rayapp.errors import Conflict
 from rayapp.training.train_task import Progress
 from tests.datastore.saves import Open, save

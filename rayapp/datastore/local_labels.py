@@ -1,0 +1,236 @@
+"""LocalLabels: the labels of a `LocalDatastore`, each a current revision and its history.
+
+Saving a label: sync the staged file -> link it into `.rayapp/revisions/` under its digest -> commit to the index ->
+publish at `labels/<tag>/<id><ext>` by rename -> answer. Thread-safe; every change is committed by the single writer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rayapp.datastore.commit import GroupCommit, disk_full, sync
+from rayapp.datastore.document import DocumentFile
+from rayapp.datastore.index import Index, add_revision, put_label, update_label
+from rayapp.datastore.interfaces import Author, Info, LabelRecord, Revision
+from rayapp.datastore.records import LABEL, REVISION, RecordMapper
+from rayapp.datastore.revisions import RevisionStore, checked_ext, delete
+from rayapp.datastore.studies_folder import StudiesFolder
+from rayapp.datastore.worklist import renew_lease
+from rayapp.errors import BadRequest, Conflict, NotFound
+from rayapp.protocol import checked_name
+
+Doomed = tuple[str, str, str]
+"""(image id, tag, extension) of a file to be deleted; the tag of an image's own file is ""."""
+_UNDOOM = "DELETE FROM doomed WHERE image_id = ? AND tag = ? AND ext = ?"
+
+
+class LocalLabels:
+    """The part of a `Datastore` that keeps labels; a mixin of `LocalDatastore`."""
+
+    _opened: StudiesFolder
+    _index: Index
+    _commit: GroupCommit
+    _document: DocumentFile
+    _files: RevisionStore
+    _records: RecordMapper
+    _studies: Path
+    _labels: Path
+
+    def label(self, image_id: str, tag: str) -> LabelRecord:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            row = db.execute(LABEL + " WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+        if row is None:
+            raise _no_label(image_id, tag)
+        return self._records.label(row)
+
+    def labels(self, image_id: str) -> dict[str, LabelRecord]:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            rows = db.execute(LABEL + " WHERE image_id = ? ORDER BY rowid", (image_id,)).fetchall()
+            if not rows:
+                _check_image(db, image_id)
+        return {row[1]: self._records.label(row) for row in rows}
+
+    def save_label(
+        self,
+        image_id: str,
+        tag: str,
+        staged: Path,
+        ext: str,
+        *,
+        info: Mapping[str, Any],
+        author: Author,
+        model_version: str | None = None,
+        expected: int | None = None,
+    ) -> LabelRecord:
+        """See `Datastore`. Idempotent for the same staged file.
+
+        What another program wrote to the label's file, and no scan has seen yet, becomes a revision first.
+        """
+        checked_name(tag, "tag")
+        if not checked_ext(ext):
+            raise BadRequest("the label file has no extension: give one such as .nii.gz")
+        self._files.staged(staged)
+        with self._index.reader() as db:
+            _check_image(db, image_id)
+        if self._saved_before(image_id, tag, staged.name):
+            staged.unlink(missing_ok=True)
+            return self.label(image_id, tag)
+        now = time.time_ns()
+        full_info = {**info, **signed(author), "ts": now // 1_000_000_000, "name": image_id + ext}
+        try:
+            kept = self._files.keep(staged, ext)
+            copy, stamp = self._files.copy(kept, now)
+        except FileNotFoundError:
+            raise no_staged() from None
+        except OSError as error:
+            raise disk_full() from error
+        target = self._labels / tag / (image_id + ext)
+
+        def apply(db: sqlite3.Connection) -> tuple[int, Path | None]:
+            _check_image(db, image_id)
+            self._opened.reconciler.adopt_unseen(db, tag, image_id, ext)
+            _check_expected(db, image_id, tag, expected)
+            old = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+            number = add_revision(
+                db,
+                image_id,
+                tag,
+                kept,
+                stamp,
+                author=author,
+                model_version=model_version,
+                info=full_info,
+                staged=staged.name,
+            )
+            put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=full_info)
+            renew_lease(db, image_id)
+            return number, target.with_name(image_id + old[0]) if old and old[0] != ext else None
+
+        def publish(saved: tuple[int, Path | None]) -> None:
+            _, replaced = saved
+            if replaced is not None:
+                replaced.unlink(missing_ok=True)
+            target.parent.mkdir(exist_ok=True)
+            copy.rename(target)
+
+        try:
+            number, _ = self._commit.do(apply, folders=(kept.path.parent,), publish=publish)
+        finally:
+            copy.unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
+        self._document.touch()
+        return LabelRecord(id=image_id, tag=tag, path=target, ext=ext, revision=kept.sha, number=number, info=full_info)
+
+    def _saved_before(self, image_id: str, tag: str, staged: str) -> bool:
+        """True if this staged file was saved already by a call whose answer was lost in a crash."""
+        query = "SELECT 1 FROM revision WHERE image_id = ? AND tag = ? AND staged = ?"
+        with self._index.reader() as db:
+            return db.execute(query, (image_id, tag, staged)).fetchone() is not None
+
+    def remove_label(self, image_id: str, tag: str, *, expected: int | None = None) -> bool:
+        """See `Datastore`."""
+
+        def apply(db: sqlite3.Connection) -> list[Doomed]:
+            self._opened.reconciler.adopt_unseen(db, tag, image_id)
+            row = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+            if row is None:
+                return []
+            _check_expected(db, image_id, tag, expected)
+            db.execute("DELETE FROM label WHERE image_id = ? AND tag = ?", (image_id, tag))
+            return [(image_id, tag, row[0])]
+
+        return self._remove(apply)
+
+    def _remove(self, forget: Callable[[sqlite3.Connection], list[Doomed]]) -> bool:
+        """Delete rows, then their files, durably. Returns False if there was nothing to delete.
+
+        Args:
+            forget: deletes the rows on the given connection and returns the files to delete.
+        """
+        gone: list[Path] = []
+
+        def apply(db: sqlite3.Connection) -> list[Doomed]:
+            doomed = forget(db)
+            db.executemany("INSERT INTO doomed VALUES(?, ?, ?)", doomed)
+            return doomed
+
+        def publish(doomed: list[Doomed]) -> None:
+            for image_id, tag, ext in doomed:
+                path = (self._labels / tag if tag else self._studies) / (image_id + ext)
+                with suppress(FileNotFoundError):
+                    gone.append(self._files.discard(path))
+                sync(path.parent)
+
+        doomed = self._commit.do(apply, publish=publish)
+        for path in gone:
+            delete(path)
+        if doomed:
+            self._commit.do(lambda db: db.executemany(_UNDOOM, doomed).rowcount)
+            self._document.touch()
+        return bool(doomed)
+
+    def update_label_info(self, image_id: str, tag: str, info: Mapping[str, Any]) -> Info:
+        """See `Datastore`."""
+        merged = self._commit.do(lambda db: update_label(db, image_id, tag, info))
+        if merged is None:
+            raise _no_label(image_id, tag)
+        self._document.touch()
+        return merged
+
+    def revisions(self, image_id: str, tag: str) -> list[Revision]:
+        """See `Datastore`."""
+        with self._index.reader() as db:
+            rows = db.execute(REVISION + " WHERE image_id = ? AND tag = ? ORDER BY number", (image_id, tag)).fetchall()
+        return [self._records.revision(row) for row in rows]
+
+
+def _check_image(db: sqlite3.Connection, image_id: str) -> None:
+    if not db.execute("SELECT 1 FROM image WHERE id = ?", (image_id,)).fetchone():
+        raise no_image(image_id)
+
+
+def _check_expected(db: sqlite3.Connection, image_id: str, tag: str, expected: int | None) -> None:
+    """Raise Conflict if the label's newest revision is another than the expected one; 0 expects no label."""
+    if expected is None:
+        return
+    row = db.execute(
+        "SELECT l.number, r.user, r.ts FROM label AS l JOIN revision AS r USING(image_id, tag, number)"
+        " WHERE image_id = ? AND tag = ?",
+        (image_id, tag),
+    ).fetchone()
+    if (row[0] if row else 0) == expected:
+        return
+    if row is None:
+        raise Conflict(f"label {tag} of image {image_id!r} was removed meanwhile: save it again without a condition")
+    number, user, ts = row
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ts))
+    raise Conflict(
+        f"revision {number} of label {tag} of image {image_id!r} was saved by {user} at {when}, after the revision that"
+        f" this change was made from ({expected or 'none'}): load the newest one and decide between them"
+    )
+
+
+def signed(author: Author) -> Info:
+    """The author's part of an info."""
+    return {"user": author.user, **({"client_id": author.client_id} if author.client_id else {})}
+
+
+def no_image(image_id: str) -> NotFound:
+    """The error for an unknown image."""
+    return NotFound(f"no image {image_id[:200]!r}: see the list of images")
+
+
+def no_staged() -> NotFound:
+    """The error for a staged file that is no longer there."""
+    return NotFound("the staged upload no longer exists: upload the file again")
+
+
+def _no_label(image_id: str, tag: str) -> NotFound:
+    return NotFound(f"image {image_id[:200]!r} has no label under tag {tag[:200]!r}")
