@@ -80,7 +80,7 @@ def retrieval(archive: Orthanc, folder: Path, count: int) -> dict[str, float]:
         client = archive.client()
         plain.append(seconds(lambda client=client: client.retrieve_series("1.2.4", series)))  # type: ignore[misc]
         home = folder / f"cache-{count}-{turn}"
-        cache = SeriesCache(home, PacsClient(Dicomweb(url=archive.url)), most=MAX, max_volume=MAX)
+        cache = SeriesCache(home, PacsClient(Dicomweb(url=archive.url)), max_bytes=MAX, max_volume=MAX)
         ours.append(seconds(lambda cache=cache: cache.retrieve("1.2.4", series, patience=600)))  # type: ignore[misc]
         cache.close()
         shutil.rmtree(home)

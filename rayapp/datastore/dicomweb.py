@@ -43,11 +43,13 @@ ARCHIVED, PROBLEM = "archived", "archive_problem"
 """Keys of a label's info: the revision that the archive has or has refused, and the reason of a refusal."""
 RETRIEVED = "retrieved"
 """Folder of the workspace with the retrieved series."""
-LOOK_S = 2.0
-"""Seconds that a request for labels waits for the archive's newest; it is answered without them after that."""
+LABEL_SEARCH_S = 2.0
+"""Seconds that a request for labels waits for a search of the archive; after that it is answered without the newest."""
 RETRY_S = 10.0
-LONGEST_RETRY_S = 300.0
-FAILURES = 3
+MAX_RETRY_S = 300.0
+"""Seconds until labels are sent again after a failure: at first, and at most."""
+MAX_FAILURES = 3
+"""Failures after which a round of sending is given up."""
 ARCHIVE = Author(user="archive")
 """Author of labels that were found in the archive."""
 
@@ -113,7 +115,7 @@ class DicomwebDatastore(LocalDatastore):
         self._max_volume = settings.max_volume
         self._pacs = PacsClient(archive)
         self._series = SeriesCache(
-            settings.workspace / RETRIEVED, self._pacs, most=archive.cache, max_volume=settings.max_volume
+            settings.workspace / RETRIEVED, self._pacs, max_bytes=archive.cache, max_volume=settings.max_volume
         )
         settings.studies.mkdir(parents=True, exist_ok=True)
         self._listed = ArchiveSource(self._pacs, self._series, filters)
@@ -121,7 +123,7 @@ class DicomwebDatastore(LocalDatastore):
             settings.studies, watch=watch, poll=archive.fresh or 1.0, patience=patience, source=self._listed
         )
         self._archived = ArchivedLabels(self._pacs, fresh=archive.fresh, max_bytes=settings.max_volume)
-        self._looks = ThreadPoolExecutor(1, thread_name_prefix="datastore-look")
+        self._searches = ThreadPoolExecutor(1, thread_name_prefix="datastore-label-search")
         self._due, self._stop = threading.Event(), threading.Event()
         self._due.set()  # an earlier server may have left labels unsent
         self._sender = threading.Thread(target=self._send_all, name="datastore-stow", daemon=True)
@@ -132,7 +134,7 @@ class DicomwebDatastore(LocalDatastore):
         self._stop.set()
         self._due.set()
         self._sender.join()
-        self._looks.shutdown(cancel_futures=True)
+        self._searches.shutdown(cancel_futures=True)
         self._series.close()
         super().close()
 
@@ -148,7 +150,7 @@ class DicomwebDatastore(LocalDatastore):
         first = not record.path.exists()
         self._series.retrieve(str(record.info.get("StudyInstanceUID")), image_id)
         if first:
-            self._look(record).result()
+            self._search_labels(record).result()
         return record
 
     def labels(self, image_id: str) -> dict[str, LabelRecord]:
@@ -156,23 +158,23 @@ class DicomwebDatastore(LocalDatastore):
 
         They are included if the archive answers quickly, else from a later call on.
         """
-        self._look_again(image_id)
+        self._search_if_due(image_id)
         return super().labels(image_id)
 
     def label(self, image_id: str, tag: str) -> LabelRecord:
         """See `Datastore` and `labels`."""
-        self._look_again(image_id)
+        self._search_if_due(image_id)
         return super().label(image_id, tag)
 
-    def _look_again(self, image_id: str) -> None:
+    def _search_if_due(self, image_id: str) -> None:
         record = self._image(image_id)
         if record.path.exists() and self._archived.due(image_id):
-            wait([self._look(record)], LOOK_S)
+            wait([self._search_labels(record)], LABEL_SEARCH_S)
 
-    def _look(self, image: ImageRecord) -> Future[None]:
-        return self._looks.submit(self._adopt, image)
+    def _search_labels(self, image: ImageRecord) -> Future[None]:
+        return self._searches.submit(self._import_labels, image)
 
-    def _adopt(self, image: ImageRecord) -> None:
+    def _import_labels(self, image: ImageRecord) -> None:
         """Import the archive's labels of the image, except where an annotator's label exists under the tag."""
         if not self._archived.due(image.id):  # another thread has looked meanwhile
             return
@@ -270,13 +272,13 @@ class DicomwebDatastore(LocalDatastore):
             except Exception as error:
                 failures = 1
                 log.error("labels could not be sent to the archive and will be sent again: %s", type(error).__name__)
-            wait = min(2 * wait or RETRY_S, LONGEST_RETRY_S) if failures else 0.0
+            wait = min(2 * wait or RETRY_S, MAX_RETRY_S) if failures else 0.0
 
     def _send_due(self) -> int:
         """Send the unsent labels; gives up after a few failures. Returns the number of failures."""
         failures = 0
         for image_id, sha in self.unsent():
-            if self._stop.is_set() or failures == FAILURES:
+            if self._stop.is_set() or failures == MAX_FAILURES:
                 break
             try:
                 self._send(image_id, sha)

@@ -123,7 +123,7 @@ def edited(old: Mapping[str, Any], new: Mapping[str, Any]) -> Info:
 class DocumentFile:
     """The file and the thread that writes it.
 
-    `touch` may be called from any thread; `look` and `flush` from any thread but the commit thread.
+    `touch` may be called from any thread; `import_edits` and `flush` from any thread but the commit thread.
     """
 
     def __init__(
@@ -185,15 +185,15 @@ class DocumentFile:
         with self._busy:
             return FileStamp.of(self._path) not in (None, self._seen)
 
-    def look(self, *, opening: bool = False) -> None:
+    def import_edits(self, *, opening: bool = False) -> None:
         """Import the file if another program has written it. An unreadable file is renamed to `….broken-<time>`."""
         with self._busy:
-            self._look(opening)
+            self._import_edits(opening)
 
     def flush(self) -> None:
         """Write the file now, after importing edits of other programs."""
         with self._busy:
-            self._look(opening=False)
+            self._import_edits(opening=False)
             staged, copy = self._files.stage(".json"), self._files.stage(".json")
             try:
                 with staged.open("wb") as file:
@@ -226,7 +226,7 @@ class DocumentFile:
         own = json.dumps(self._own)
         self._commit.do(lambda db: set_meta(db, "documents", own))
 
-    def _look(self, opening: bool) -> None:
+    def _import_edits(self, opening: bool) -> None:
         stamp = FileStamp.of(self._path)
         if stamp is None or stamp == self._seen:
             return

@@ -214,7 +214,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
 
     def refresh(self) -> None:
         """See `Datastore`."""
-        self._opened.look()
+        self._opened.scan()
 
     def stage(self, suffix: str) -> Path:
         """See `Datastore`."""

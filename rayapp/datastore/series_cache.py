@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 
 
 class SeriesCache:
-    """The series under `root`, up to `most` bytes."""
+    """The series under `root`, up to `max_bytes` bytes."""
 
-    def __init__(self, root: Path, pacs: PacsClient, *, most: int, max_volume: int) -> None:
+    def __init__(self, root: Path, pacs: PacsClient, *, max_bytes: int, max_volume: int) -> None:
         self._root = root
         self._pacs = pacs
-        self._most = most
+        self._max_bytes = max_bytes
         self._max_volume = max_volume
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[None]] = {}
@@ -172,15 +172,15 @@ class SeriesCache:
         used = {path: path.stat().st_mtime for path in folders}
         total = sum(sizes.values())
         for path in sorted(folders, key=used.__getitem__):
-            if total <= self._most:
+            if total <= self._max_bytes:
                 return
             if path.name != newest and time.time() - used[path] > GRACE_S:
                 gone = self._root / f".{uuid.uuid4().hex}"
                 path.rename(gone)
                 delete(gone)
                 total -= sizes[path]
-        if total > self._most:
-            log.warning("the series cache exceeds its %d bytes: all its series were used recently", self._most)
+        if total > self._max_bytes:
+            log.warning("the series cache exceeds its %d bytes: all its series were used recently", self._max_bytes)
 
 
 def _keep(file: Path, data: bytes) -> None:

@@ -69,9 +69,9 @@ class StudiesFolder:
         while self._closing:
             self._closing.pop()()
 
-    def look(self) -> bool:
+    def scan(self) -> bool:
         """Import document edits and scan the folder. True if a file was not complete yet and another scan is due."""
-        self.document.look()
+        self.document.import_edits()
         return self.reconciler.scan()
 
     def _open(self, hidden: Path, settle: float) -> None:
@@ -103,7 +103,7 @@ class StudiesFolder:
         self.document = DocumentFile(
             self.root, index=self.index, commit=self.commit, files=self.files, merge=self._merge(rebuilt)
         )
-        self.document.look(opening=True)
+        self.document.import_edits(opening=True)
         self.reconciler.scan()
         if rebuilt:
             self.commit.do(complete)
@@ -125,7 +125,7 @@ class StudiesFolder:
     def _watch(self, poll: float | None) -> None:
         if poll is None and folder_scan.is_remote(self.root):
             poll = REMOTE_POLL_S
-        watcher = Watcher(self.root, concerns=self._concerns, scan=self.look, poll=poll)
+        watcher = Watcher(self.root, concerns=self._concerns, scan=self.scan, poll=poll)
         self._closing.append(watcher.close)
 
     def _concerns(self, paths: Iterable[Path]) -> bool:

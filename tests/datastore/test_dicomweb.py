@@ -438,7 +438,7 @@ def test_a_label_made_here_does_not_give_way_to_one_that_comes_into_the_archive(
 def test_a_look_for_labels_waits_for_no_archive_that_says_nothing(
     placed: Placed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dicomweb, "LOOK_S", 0.1)
+    monkeypatch.setattr(dicomweb, "LABEL_SEARCH_S", 0.1)
     store = placed.open(dicomweb={"fresh": 0.0, "timeout": 600.0})
     _save(store, tag="original")
     until(lambda: not store.unsent())
