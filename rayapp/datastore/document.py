@@ -34,6 +34,7 @@ NAME = "datastore_v2.json"
 DEFAULTS = {"name": "new-dataset", "description": "New Dataset"}
 DELAY_S = 1.0
 PATIENCE_S = 10.0
+"""The document is written this long after the last change, and at the latest this long after the first."""
 DUTY = 20
 """Under continuous changes the thread spends at most 1 / DUTY of its time writing the document."""
 _EXT = re.compile(r"(\.\w{1,10}){0,3}", re.ASCII)

@@ -37,10 +37,12 @@ from rayapp.datastore.interfaces import SERIES_EXT, Author
 from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore
 from rayapp.errors import Busy
 
-OUTSIDE = Author(user="folder")
+EXTERNAL = Author(user="folder")
 """Author of labels that another program put into the folder."""
 CHUNK = 5000
+"""Images or labels recorded per commit."""
 READERS = 4
+"""Threads that copy files into the revisions."""
 
 log = logging.getLogger(__name__)
 
@@ -338,7 +340,7 @@ class Reconciler:
             number = same[1]
         else:
             number = add_revision(
-                db, image_id, tag, kept, stamp, author=OUTSIDE, model_version=None, info=info, staged=None
+                db, image_id, tag, kept, stamp, author=EXTERNAL, model_version=None, info=info, staged=None
             )
         put_label(db, image_id, tag, kept, stamp, number=number, session=self._session, info=info)
 

@@ -17,13 +17,13 @@ from rayapp.planner.survey import Survey
 
 SMALL_WINDOWS = 32
 """Maximum number of windows per image where structures are small."""
-ACROSS = 5
+VOXELS_ACROSS = 5
 """Number of voxels that should span the smallest structure."""
-AROUND = 1.5
+CONTEXT = 1.5
 """Maximum size of a window, as a multiple of the box around all structures."""
-SMALLEST = 4
+MIN_SIZE = 4
 """Minimum number of voxels along an axis at the coarsest level."""
-UNEVEN = 2.0
+MAX_ANISOTROPY = 2.0
 """Ratio to the finest axis from which an axis is neither pooled nor convolved along."""
 
 
@@ -59,7 +59,9 @@ class Needs:
         """
         kept = survey.axes(axes)
         extent = np.array(survey.extent)[kept]
-        around = extent if survey.foreground is None else np.minimum(extent, AROUND * np.array(survey.foreground)[kept])
+        around = (
+            extent if survey.foreground is None else np.minimum(extent, CONTEXT * np.array(survey.foreground)[kept])
+        )
         volumes = [structure.volume for structure in survey.structures.values()]
         return cls(
             whole=whole,
@@ -75,7 +77,7 @@ class Needs:
         if self.whole:
             return self._coarsened(voxels)
         usual, finer = (self._coarsened(voxels * windows) for windows in (self.windows, SMALL_WINDOWS))
-        return np.clip(np.maximum(self.finest, self.smallest / ACROSS), finer, usual)
+        return np.clip(np.maximum(self.finest, self.smallest / VOXELS_ACROSS), finer, usual)
 
     def region(self, spacing: Numbers, voxels: float) -> Numbers:
         """Voxels to see at once: the whole image if it fits, else a cube-shaped part of it, as far as it is worth
@@ -109,10 +111,10 @@ def pooling(region: Numbers, spacing: Numbers, levels: int) -> list[tuple[int, .
     size, edge = region.copy(), spacing.copy()
     strides: list[tuple[int, ...]] = []
     while len(strides) < levels:
-        long = size >= 2 * SMALLEST
+        long = size >= 2 * MIN_SIZE
         if not long.any():
             break
-        halve = long & (edge < UNEVEN * edge[long].min())
+        halve = long & (edge < MAX_ANISOTROPY * edge[long].min())
         factor = np.where(halve, 2, 1)
         size, edge = size / factor, edge * factor
         strides.append(tuple(int(n) for n in factor))
@@ -122,7 +124,7 @@ def pooling(region: Numbers, spacing: Numbers, levels: int) -> list[tuple[int, .
 def kernels(spacing: Numbers, strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """Kernel sizes of each level, the finest first: 3 along axes about as fine as the finest, else 1."""
     edges = spacing * np.cumprod([(1,) * len(spacing), *strides], axis=0)
-    return [tuple(int(n) for n in np.where(edge < UNEVEN * edge.min(), 3, 1)) for edge in edges]
+    return [tuple(int(n) for n in np.where(edge < MAX_ANISOTROPY * edge.min(), 3, 1)) for edge in edges]
 
 
 def rounded(region: Numbers, divisor: Sequence[int], *, most: float) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from rayapp.inference.network.sliding_window import OVERLAP
 from rayapp.models.networks import full_unet, strided_unet
 from rayapp.planner.footprint import Footprint, Workload
 from rayapp.planner.machine import Hardware
-from rayapp.planner.needs import ACROSS, Needs, kernels, pooling, rounded
+from rayapp.planner.needs import VOXELS_ACROSS, Needs, kernels, pooling, rounded
 from rayapp.planner.overrides import Numbers, Overrides
 from rayapp.planner.replicas import CORES_PER_REPLICA, Plan, plan
 from rayapp.planner.survey import Survey
@@ -43,6 +43,7 @@ GPU_VOXELS = 160**3
 SLACK = 1.15
 """Tolerated excess over the budget, since sizes must be rounded."""
 TRIES = 4
+"""Maximum number of attempts to fit region and network to the budget."""
 WINDOWS = {"cpu": 2, "cuda": 4}
 """Number of windows per image from which voxels are made larger.
 
@@ -50,6 +51,7 @@ nnU-Net likewise uses a coarser grid where a patch covers less than a quarter of
 CPU, more is learnt from larger parts in coarser voxels.
 """
 GPU_OVERLAP = 0.5
+"""Default overlap of windows on a GPU, as a fraction."""
 GPU_WINDOWS = 8
 """Maximum number of windows per batch on a GPU."""
 LEVELS = {"cpu": 4, "cuda": 5}
@@ -289,7 +291,7 @@ def _reasons(
     )
     if np.allclose(spacing, needs.finest, rtol=0.01):
         finest = "the images' own voxels"
-    elif not needs.whole and spacing.max() >= 0.99 * needs.smallest / ACROSS:
+    elif not needs.whole and spacing.max() >= 0.99 * needs.smallest / VOXELS_ACROSS:
         finest = f"the smallest structure is {needs.smallest:.0f} mm across"
     else:
         finest = f"the images' own voxels are too many for {budget}"

@@ -10,7 +10,7 @@ from rayapp.runtime import gpu_shares
 GIB = 1 << 30
 CORES_PER_REPLICA = 4
 """Threads per network on the CPU; more gain little, so further cores serve another annotator with another replica."""
-BESIDE_REPLICAS = 3
+EXTRA_CPUS = 3
 """Logical CPUs for the gateway and background work."""
 REPLICA_MEMORY = 12 * GIB
 """Bytes of GPU memory per replica; it may need half of them, for CUDA itself, its volumes and a forward pass."""
@@ -68,7 +68,7 @@ def plan(machine: Hardware, *, sharing: int = 1) -> Plan:
         device=device,
         precision="bfloat16" if bf16 else "float32",
         replicas=replicas,
-        cpus=max(machine.cores, replicas + BESIDE_REPLICAS),
+        cpus=max(machine.cores, replicas + EXTRA_CPUS),
         threads=max(1, machine.cores // max(replicas, sharing)),
         volume_cache=max(least, min(most, int(CACHE_SHARE * machine.memory) // max(replicas, sharing))),
         replica_gpus=share,

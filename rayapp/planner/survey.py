@@ -26,15 +26,15 @@ from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
 from rayapp.imaging.volume import Grid
 from rayapp.protocol import FINAL, ORIGINAL
 
-HEADERS = 200
+MAX_HEADERS = 200
 """Number of images whose headers are read."""
-DECODED = 10
+MAX_DECODED = 10
 """Number of images, and of label maps, that are decoded: as many as MONAI Label's planner decodes."""
 MAX_BYTES = 1 << 30
 """Maximum size of a decoded image in bytes."""
-SECONDS = 30.0
+TIME_LIMIT_S = 30.0
 """Time limit in seconds, after which no further file is opened."""
-VALUES = 100_000
+SAMPLED_VOXELS = 100_000
 """Number of voxels sampled per image for its intensities."""
 AIR, AIR_SHARE = -500, 0.02
 """Images with a larger share of voxels below AIR are in Hounsfield units: no other modality has such values."""
@@ -99,8 +99,8 @@ class Survey:
         Raises:
             NotFound: if there are no images, or none of the sample could be read.
         """
-        headers, decoded = _spread(images, HEADERS), _spread(images, DECODED)
-        maps = [labels[image] for image in _spread([image for image in images if image in labels], DECODED)]
+        headers, decoded = _spread(images, MAX_HEADERS), _spread(images, MAX_DECODED)
+        maps = [labels[image] for image in _spread([image for image in images if image in labels], MAX_DECODED)]
         reader = _TimedReader(len(headers) + len(decoded) + len(maps), progress)
         grids, failed = reader.over(headers, read_grid)
         if not grids:
@@ -186,7 +186,7 @@ class _TimedReader:
         self._total = total
         self._done = 0
         self._progress = progress
-        self._deadline = time.monotonic() + SECONDS
+        self._deadline = time.monotonic() + TIME_LIMIT_S
 
     def over(self, paths: Iterable[Path], read: Callable[[Path], Result]) -> tuple[list[Result], int]:
         """The results for the files read, and the number of files that were damaged, too large or empty."""
@@ -214,7 +214,7 @@ def _sample(path: Path) -> tuple[int, npt.NDArray[np.float32]]:
     """Number of channels of an image, and values of evenly spaced voxels of the first one."""
     volume = read_volume(path, max_bytes=MAX_BYTES)
     flat = volume.array[0].ravel(order="K")
-    values = flat[:: max(1, flat.size // VALUES)].astype(np.float32)
+    values = flat[:: max(1, flat.size // SAMPLED_VOXELS)].astype(np.float32)
     return volume.channels, values[np.isfinite(values)]
 
 

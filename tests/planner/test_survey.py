@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rayapp.errors import NotFound
-from rayapp.planner.survey import DECODED, HEADERS, Survey, cached_survey, survey_folder
+from rayapp.planner.survey import MAX_DECODED, MAX_HEADERS, Survey, cached_survey, survey_folder
 
 SHAPE = (20, 14, 9)
 EDGES = (0.9, 1.1, 4.0)
@@ -106,9 +106,9 @@ def test_the_work_is_bounded_however_many_images_there_are(studies: Path):
     found = Survey.of(
         images, {image: studies / "labels" / "final" / "scan_1.nii.gz"}, progress=lambda *at: told.append(at)
     )
-    assert (found.images, found.sampled) == (5000, HEADERS)
-    assert told[-1] == (HEADERS + 2 * DECODED,) * 2
-    assert len(told) == HEADERS + 2 * DECODED
+    assert (found.images, found.sampled) == (5000, MAX_HEADERS)
+    assert told[-1] == (MAX_HEADERS + 2 * MAX_DECODED,) * 2
+    assert len(told) == MAX_HEADERS + 2 * MAX_DECODED
 
 
 def test_no_image_and_no_folder_are_said_to_be_so(tmp_path: Path):
