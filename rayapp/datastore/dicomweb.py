@@ -190,9 +190,7 @@ class DicomwebDatastore(LocalDatastore):
             for archived in self._archived.new(study, image.id, grid, tags=tags, known=known):
                 staged = self.stage(".nii.gz")
                 staged.write_bytes(encode_segmentation(archived.label, ".nii.gz"))
-                sha = hashlib.sha256(
-                    staged.read_bytes()
-                ).hexdigest()  # the revision's id, which the archive has
+                sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the revision's id, which the archive has
                 info = {**archived.info, ARCHIVED: sha}
                 tag = archived.tag
                 seen = current[tag].number if tag in current else 0  # what was saved meanwhile is not overwritten
