@@ -1,19 +1,20 @@
-"""What each strategy is worth: python -m benchmarks.active_learning [--quick] [--json] [--out DIR] [--together N]
+"""Active learning strategies: python -m benchmarks.active_learning [--quick] [--json] [--out DIR] [--together N]
 
-A pool of 100 unlabelled hippocampi of the Medical Segmentation Decathlon in `../shared/data/hippocampus`, 40 others to
-validate with. For each strategy and seed a server of its own is started on the pool; simulated annotators ask it for
-images, label them (`rayapp.active_learning.annotator`), and at each budget the model is trained, from the version
-before, always for as many iterations; then the images are scored anew. Prints validation Dice by number of labels with
-the standard deviation of the mean over seeds, the labels with which a strategy first reaches 95 % of the Dice of all
-100 labels (one run, as long as all of a strategy's together), and annotation minutes by then. The network sees voxels
-of 1.5 mm instead of 1 mm, which trains it in half the time.
+The pool is 100 unlabelled hippocampi of the Medical Segmentation Decathlon in `../shared/data/hippocampus`; 40 others
+are for validation. For each strategy and seed a server is started on the pool. Simulated annotators request images and
+label them (`rayapp.active_learning.annotator`). At each labelling budget the model is trained from the previous version
+for a constant number of iterations, and the images are scored anew. Prints validation Dice by number of labels with the
+standard error of the mean over seeds; the number of labels with which a strategy first reaches 95 % of the Dice of all
+100 labels (from one run, as long as all trainings of a strategy together); and annotation minutes until then. Network
+spacing is 1.5 mm instead of 1 mm, which halves training time.
 
-Runs are processes of their own, `--together` of them at a time, for a training is hardly faster with two threads.
-`--out` keeps the parquet files, `curves.png` and `table.txt`, the latter two made anew after each run; what is found
-there is not run again, so a benchmark that was stopped goes on. All 100 labels come first and seeds last, so that
-whatever is there by then can be compared.
+Runs are separate processes, `--together` of them at a time, since a second thread hardly speeds up training. `--out`
+keeps the parquet files, `curves.png` and `table.txt`; the latter two are updated after each run. Existing results are
+not computed again, so that an interrupted benchmark resumes. The run with all 100 labels comes first and further seeds
+last, so that partial results can be compared.
 
-`--quick` is one seed, four strategies and budgets of 2, 4 and 8: it shows that all works, not which strategy is best.
+`--quick` runs one seed, four strategies and budgets of 2, 4 and 8, as a check that everything works; it does not tell
+which strategy is best.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from rayapp.client import AsyncClient
 
 POOL = 100
 FULL = "full"
-"""The folder of the run with all labels."""
+"""Folder of the run with all labels."""
 MODEL = "segmentation"
 SPACING_MM = 1.5
 SCORING = {
@@ -59,7 +60,7 @@ QUICK = ("random", "foreground_random", "epistemic", "diverse")
 
 
 def run(strategy: str, seed: int, budgets: tuple[int, ...], iterations: int, out: Path) -> None:
-    """One run on a server of its own."""
+    """Run one strategy with one seed on a server of its own, and write the results into `out`."""
     train, held = halves(hippocampi())
     pool = [train[n] for n in np.random.default_rng(1).permutation(len(train))[:POOL]]
     with tempfile.TemporaryDirectory(prefix="learning") as name:
@@ -100,7 +101,7 @@ async def _watched(simulation: Simulation, title: str, total: int) -> None:
 
 
 async def run_all(todo: Sequence[tuple[str, int]], out: Path, together: int) -> None:
-    """All runs, each in a process of its own, told of after each."""
+    """Run strategies and seeds, each in a process of its own; results are written after each."""
     places = asyncio.Semaphore(together)
     command = (sys.executable, "-m", "benchmarks.active_learning", *sys.argv[1:], "--out", str(out))
 
@@ -122,13 +123,13 @@ async def run_all(todo: Sequence[tuple[str, int]], out: Path, together: int) -> 
 
 
 def missing(strategies: Sequence[str], seeds: int, out: Path) -> list[tuple[str, int]]:
-    """The runs, strategy and seed, whose results are not in the folder yet."""
+    """Runs (strategy, seed) whose results are not in the folder yet."""
     found = {(one.strategy, one.seed) for one in rounds_in(out)}
     return [(strategy, seed) for seed in range(seeds) for strategy in strategies if (strategy, seed) not in found]
 
 
 def rows_of(rounds: list[Round], full: float) -> list[dict[str, Any]]:
-    """A row for each strategy, the best first."""
+    """A row for each strategy, best first."""
     rows = []
     for one in standings(rounds, ENOUGH * full):
         rows.append(
@@ -144,7 +145,7 @@ def rows_of(rounds: list[Round], full: float) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
@@ -152,11 +153,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=800)
     parser.add_argument("--together", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", nargs=2, metavar=("STRATEGY", "SEED"), help="no more than this run")
+    parser.add_argument("--only", nargs=2, metavar=("STRATEGY", "SEED"), help="only this run")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
     if not HIPPOCAMPUS.is_dir():
-        sys.exit(f"there are no hippocampi in {HIPPOCAMPUS}")
+        sys.exit(f"{HIPPOCAMPUS} does not exist: it must contain the Decathlon's hippocampus task")
     strategies, seeds, budgets = tuple(SCORING), options.seeds, (2, 4, 8, 16, 32)
     iterations = options.iterations
     if options.quick:
@@ -178,17 +179,17 @@ def main() -> None:
 
 
 def begin(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or see that what it holds was run with the same settings."""
+    """Create the folder, or check that its results were computed with the same settings."""
     out.mkdir(parents=True, exist_ok=True)
     note = out / "settings.json"
     if not note.exists():
         note.write_text(json.dumps(settings))
     elif json.loads(note.read_text()) != settings:
-        sys.exit(f"{out} holds runs with other settings: {note.read_text()}")
+        sys.exit(f"{out} has results of other settings: {note.read_text()}; choose another folder")
 
 
 def tell(out: Path) -> str:
-    """Draw and write what the folder's runs come to, and return the table."""
+    """Write the plot and the table of a folder's runs; returns the table."""
     (full,), rounds = rounds_in(out / FULL), rounds_in(out)
     draw(rounds, out / "curves.png")
     rows = rows_of(rounds, full.dice)

@@ -1,8 +1,8 @@
-"""Clicks alone and beside background work: python -m benchmarks.background [--json] [--clicks 60] [--work training]
+"""Click latency beside background work: python -m benchmarks.background [--json] [--clicks 60] [--work training]
 
-Starts a server of its own on generated torsos and clicks in one of them, a click every 0.1 s, first with nothing else
-to do and then while a model trains (`training`) or the unlabelled images are scored (`scoring`) on the same machine;
-`GET /info/` is asked meanwhile. Prints p50 and p99 of both and their ratio, and fails if the work ended too soon.
+Starts a server on generated torsos and clicks in one of them every 0.1 s, first on an idle machine and then while a
+model trains (`training`) or unlabelled images are scored (`scoring`) on it; `GET /info/` is requested meanwhile. Prints
+p50 and p99 of both and their ratio. Fails if the background work ends before the clicks do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ START_S = 300.0
 
 
 def studies(folder: Path) -> dict[str, Path]:
-    """Torsos, and the files with their outlines, by image; the first is for clicking."""
+    """Write torsos into a folder; returns image id to label file. The first image is for clicking."""
     labels = {}
     for number in range(IMAGES):
         volume, outlines = phantom(300 + number, shape=(SIZE, SIZE, 64))
@@ -48,7 +48,7 @@ def studies(folder: Path) -> dict[str, Path]:
 
 
 def clicks(url: str, count: int, what: str) -> dict[str, float]:
-    """Milliseconds of clicks in the first image, and of /info/ meanwhile."""
+    """Latencies in ms of clicks in the first image, and of `GET /info/` meanwhile; `what` titles the progress bar."""
     walls, info, stop = [], [], threading.Event()
 
     def ask() -> None:
@@ -79,7 +79,7 @@ def clicks(url: str, count: int, what: str) -> dict[str, float]:
 
 @contextmanager
 def working(url: str, work: str) -> Iterator[None]:
-    """While the work is under way."""
+    """Context in which background work is in progress."""
     kind, name, request = WORKS[work]
     with Client(url) as client:
         job = client.start_job(kind, name, request)["id"]
@@ -95,7 +95,7 @@ def working(url: str, work: str) -> Iterator[None]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--clicks", type=int, default=60)

@@ -1,9 +1,9 @@
-"""What the datastore costs: durable saves a second, one save, start-up, listing and the next image by number of images.
+"""Datastore performance by number of images: durable saves, start-up, listing and choosing the next image.
 
     python -m benchmarks.datastore [--sizes 100,10000,100000] [--seconds 3] [--json]
 
-Saves are durable (synced, revision and index) and published when they are counted. Image and label files are tiny:
-what is measured is the store, not the copying of voxels.
+A save is counted once it is durable (file, revision and index synced to disk) and visible. Image and label files are
+tiny, so that the store is measured and not the copying of voxels.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from rayapp.datastore.local import LocalDatastore
 AUTHOR = Author(user="bench")
 CLIENTS = 8
 LABEL = bytes(np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8))
-"""About what a compressed label map of a few organs has."""
+"""About the size of a compressed label map of a few organs."""
 
 Figures = dict[str, Any]
 
 
 def make_folder(root: Path, images: int) -> Path:
-    """A studies folder of so many images: one file, linked under many names."""
+    """Create a studies folder of `images` images, which are hard links to one file."""
     root.mkdir()
     seed = root / ".seed"
     seed.write_bytes(b"voxels")
@@ -51,7 +51,7 @@ def make_folder(root: Path, images: int) -> Path:
 
 
 def milliseconds(call: Callable[[], object], times: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """How long each of so many calls takes."""
+    """Durations of `times` calls in ms."""
     taken = []
     for _ in range(times):
         started = time.perf_counter()
@@ -61,14 +61,14 @@ def milliseconds(call: Callable[[], object], times: int) -> np.ndarray[Any, np.d
 
 
 def save(store: Any, image_id: str) -> None:
-    """One durable save of `LABEL`."""
+    """Save `LABEL` durably."""
     staged = store.stage(".nii.gz")
     staged.write_bytes(LABEL + np.random.bytes(8))
     store.save_label(image_id, "final", staged, ".nii.gz", info={"model": "m"}, author=AUTHOR)
 
 
 def saves_a_second(store: Any, ids: list[str], seconds: float) -> float:
-    """Saves answered to `CLIENTS` threads together, each working on its own images."""
+    """Saves per second by `CLIENTS` threads, each on its own images."""
     counts = [0] * CLIENTS
 
     def client(number: int) -> None:
@@ -79,7 +79,7 @@ def saves_a_second(store: Any, ids: list[str], seconds: float) -> float:
 
 
 def together(call: Callable[[int], object], seconds: float) -> float:
-    """Calls a second that `CLIENTS` threads make, each told its number."""
+    """Calls per second by `CLIENTS` threads; `call` is passed the thread's number."""
     counts = [0] * CLIENTS
     end = time.perf_counter() + seconds
 
@@ -98,7 +98,7 @@ def together(call: Callable[[int], object], seconds: float) -> float:
 
 
 def measure(root: Path, images: int, seconds: float) -> Figures:
-    """The store as a plain object on a folder of so many images."""
+    """Measure the store in this process, on a folder of `images` images."""
     studies = make_folder(root / f"studies_{images}", images)
     started = time.perf_counter()
     store = LocalDatastore(studies, settle=0)
@@ -134,13 +134,13 @@ def measure(root: Path, images: int, seconds: float) -> Figures:
 
 
 def next_random(store: LocalDatastore) -> None:
-    """Draw and record, as the strategy does."""
+    """Choose and lease the next image, as the strategy `random` does."""
     (image_id,) = store.unlabeled(order="age")
     store.serve_next(image_id, "random", client_id=None, ts=int(time.time()))
 
 
 def measure_actor(root: Path, seconds: float) -> Figures:
-    """The same saves through the Ray actor."""
+    """Measure saves through the Ray actor."""
     import ray
 
     from actors.datastore import remote_datastore, start_datastore
@@ -193,7 +193,7 @@ def measure_http(root: Path, seconds: float) -> Figures:
 
 
 def show(sizes: list[Figures], actor: Figures, http: Figures) -> None:
-    """Print the table."""
+    """Print a table."""
     names = list(sizes[0])
     table = Table(title=f"Datastore, {CLIENTS} savers, labels of {len(LABEL) // 1000} kB")
     table.add_column("figure")
@@ -208,10 +208,10 @@ def show(sizes: list[Figures], actor: Figures, http: Figures) -> None:
 
 
 def main() -> None:
-    """Measure, and print a table or one line of JSON."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", default="100,10000,100000", help="numbers of images, with commas between")
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long the savers save")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of the throughput measurements")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
     options = parser.parse_args()
     sizes = []

@@ -1,19 +1,19 @@
-"""What training early and correcting by clicks save: python -m benchmarks.deepedit_time_saved [--quick] [--json]
+"""Annotation time saved by DeepEdit: python -m benchmarks.deepedit_time_saved [--quick] [--json]
 
-The protocol of the MONAI Label paper's Figure 7 (Diaz-Pinto et al., 2024) with simulated annotators, on the hippocampi
+The protocol of Figure 7 of the MONAI Label paper (Diaz-Pinto et al., 2024) with simulated annotators, on the hippocampi
 of the Medical Segmentation Decathlon in `../shared/data/hippocampus`. Three annotators label the same volumes in the
-same order, and each trains DeepEdit as often and as long; volumes that none of them sees validate it.
+same order, and train DeepEdit equally often and long; it is validated on volumes that none of them labels.
 
-    manual      draws every volume by hand and trains when all are drawn
-    early       draws every volume by hand and trains whenever `--every` more are labelled
-    assisted    draws the first `--every` by hand and trains as often; as soon as there is a model, reviews what the
-                newest one finds and clicks into the largest error until the mask's Dice reaches `--accept`; what
-                `--clicks` clicks do not bring there is drawn by hand after all, at the full price
+    manual      segments every volume by hand and trains when all are done
+    early       segments every volume by hand and trains after every `--every` volumes
+    assisted    segments the first `--every` volumes by hand and trains as often; once there is a model, reviews the
+                newest one's segmentation and clicks into the largest error until Dice reaches `--accept`; a volume that
+                `--clicks` clicks do not bring there is segmented by hand, at the full cost
 
-The clock is simulated: `--manual-min` for a volume drawn, `--review-s` for one looked at, `--click-s` for a click and
-its answer. Training goes on beside the annotator and takes the processor seconds that it took here. What an annotator
-saves is what is learnt from: the assisted one's masks keep the errors that were accepted. Prints the minutes until a
-model reaches validation Dice 0.60 and 0.80 without clicks, and until all volumes are labelled.
+Time is simulated: `--manual-min` per volume segmented by hand, `--review-s` per review, `--click-s` per click and its
+answer. Training runs concurrently and takes the processor time that it took here. Models learn from the labels that the
+annotators save, so the assisted annotator's accepted errors remain in them. Prints the minutes until a model reaches
+validation Dice 0.60 and 0.80 without clicks, and until all volumes are labelled.
 """
 
 from __future__ import annotations
@@ -54,7 +54,15 @@ QUICK = {"volumes": 16, "validation": 10, "iterations": 200}
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """What work costs, in seconds, and when a mask is good enough."""
+    """Costs of annotation.
+
+    Attributes:
+        manual_s: Seconds to segment a volume by hand.
+        review_s: Seconds to review a segmentation.
+        click_s: Seconds per click.
+        clicks: Largest number of clicks in a volume.
+        accept: Dice at which a mask is accepted.
+    """
 
     manual_s: float
     review_s: float
@@ -65,7 +73,15 @@ class Effort:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """One annotator's day: `models` are (minute published, volumes learnt from, validation Dice)."""
+    """Results of one annotator.
+
+    Attributes:
+        arm: The annotator.
+        models: For each model, minute of publication, number of training volumes and validation Dice.
+        clicks: Number of clicks in each reviewed volume.
+        by_hand: Number of volumes segmented by hand.
+        labelled_min: Minutes until all volumes were labelled.
+    """
 
     arm: str
     models: list[tuple[float, int, float]] = field(default_factory=list)
@@ -74,31 +90,31 @@ class Outcome:
     labelled_min: float = 0.0
 
     def reached(self, target: float) -> float | None:
-        """Minutes until a model was this good."""
+        """Minutes until a model reached a Dice; None if none did."""
         return next((minute for minute, _, score in self.models if score >= target), None)
 
 
 class Held(DeepEditTrainTask):
-    """The app's task, validated on volumes that are given."""
+    """The app's train task with given validation volumes."""
 
     def __init__(self, validation: Sequence[Pair]) -> None:
         super().__init__(labels=LABELS, description="hippocampus", options=ClickOptions())
         self.validation = list(validation)
 
     def partition(self, pairs: Sequence[Pair], options: ClickOptions) -> tuple[list[Pair], list[Pair]]:  # noqa: ARG002
-        """Those, and the others."""
+        """The other pairs for training, and the given ones for validation."""
         return [pair for pair in pairs if pair not in self.validation], self.validation
 
 
 class Trainer:
-    """Trains on and on, each time from the model before; `ready` is when, in seconds on the clock, the last was."""
+    """Trains a sequence of models, each from the previous one, on the simulated clock."""
 
     def __init__(self, task: Held, folder: Path, iterations: int) -> None:
         self._task, self._folder, self._iterations = task, folder, iterations
         self._made: list[tuple[float, ModelVersion]] = []
 
     def learn(self, labelled: Sequence[Pair], clock: float) -> tuple[float, float]:
-        """Train on these from this time or from when the last training ended; when it was over, and how good it is."""
+        """Train on pairs, starting at `clock` or when the previous training ends; returns its end (s) and Dice."""
         folder = self._folder / str(len(self._made))
         epochs = math.ceil(self._iterations / len(labelled))
         request = TrainRequest(
@@ -119,13 +135,13 @@ class Trainer:
         return ready, float(result.card["metrics"]["dice"]["mean"])
 
     def serving(self, clock: float) -> SegmentationTask | None:
-        """The newest model at this time."""
+        """The newest model at a time, or None."""
         found = [version for ready, version in self._made if ready <= clock]
         return self._task.serve(found[-1]) if found else None
 
 
 def corrected(task: SegmentationTask, pair: Pair, effort: Effort) -> tuple[Labels, int, bool]:
-    """What clicks make of a volume, how many there were, and whether that is good enough."""
+    """Correct a model's segmentation by clicks; returns labels, number of clicks, and whether to accept."""
     volume, truth = read_pair(pair, LABELS)
     for clicks, found in enumerate(annotate(task, task.prepare(volume), truth, clicks=effort.clicks)):
         if float(np.nanmean(dice(found, truth, len(LABELS)))) >= effort.accept:
@@ -134,7 +150,7 @@ def corrected(task: SegmentationTask, pair: Pair, effort: Effort) -> tuple[Label
 
 
 def work(arm: str, pool: Sequence[Pair], trainer: Trainer, effort: Effort, folder: Path, *, every: int) -> Outcome:
-    """One annotator labels all volumes."""
+    """Simulate one annotator, who labels all volumes and trains after every `every` volumes."""
     outcome, clock, labelled = Outcome(arm=arm), 0.0, []
     for pair in pool:
         model = trainer.serving(clock) if arm == "assisted" else None
@@ -160,22 +176,24 @@ def work(arm: str, pool: Sequence[Pair], trainer: Trainer, effort: Effort, folde
 
 
 def note(outcome: Outcome, trainer: Trainer, labelled: Sequence[Pair], clock: float) -> None:
-    """Train, and note what came of it."""
+    """Train a model and record it in the outcome."""
     ready, score = trainer.learn(labelled, clock)
     outcome.models.append((round(ready / 60, 2), len(labelled), score))
     print(outcome.arm, *outcome.models[-1], file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Simulate and print."""
+    """Run the simulation and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="as with " + ", ".join(f"--{k} {QUICK[k]}" for k in QUICK))
+    parser.add_argument(
+        "--quick", action="store_true", help="short for " + ", ".join(f"--{k} {QUICK[k]}" for k in QUICK)
+    )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--plot", type=Path, help="a PNG file to draw into")
+    parser.add_argument("--plot", type=Path, help="PNG file for a plot")
     parser.add_argument("--volumes", type=int, default=40)
     parser.add_argument("--validation", type=int, default=40)
     parser.add_argument("--every", type=int, default=4)
-    parser.add_argument("--iterations", type=int, default=400, help="of each training")
+    parser.add_argument("--iterations", type=int, default=400, help="iterations of each training")
     parser.add_argument("--manual-min", type=float, default=10.0)
     parser.add_argument("--review-s", type=float, default=60.0)
     parser.add_argument("--click-s", type=float, default=10.0)
@@ -209,7 +227,7 @@ def main() -> None:
 
 
 def show(outcomes: Sequence[Outcome], effort: Effort) -> None:
-    """The table; percentages are what is saved of the manual annotator's minutes."""
+    """Print a table; percentages are relative to the manual annotator's minutes."""
     columns = [*(f"Dice {target:.2f}" for target in TARGETS), "all labelled"]
     title = f"minutes until … ({effort})"
     table = Table("annotator", *columns, "last Dice", "by hand", "clicks a volume", title=title)
@@ -222,19 +240,19 @@ def show(outcomes: Sequence[Outcome], effort: Effort) -> None:
 
 
 def minutes(outcome: Outcome) -> list[float | None]:
-    """What the table shows of an annotator."""
+    """Minutes until each target Dice and until all volumes are labelled."""
     return [*(outcome.reached(target) for target in TARGETS), outcome.labelled_min]
 
 
 def saved(mine: float | None, manual: float | None) -> str:
-    """Minutes, and the share of the manual annotator's that they save."""
+    """Minutes as text, with the relative difference to the manual annotator's."""
     if mine is None:
         return "not reached"
     return f"{mine:.0f}" + ("" if manual is None or mine == manual else f" ({mine / manual - 1:+.0%})")
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Validation Dice of the newest model by minutes of work."""
+    """Plot validation Dice of the newest model over minutes of work."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,9 +1,9 @@
 """Studies in a DICOM archive: python -m benchmarks.dicomweb [--json] [--size 256] [--slices 40,300] [--listed 10000]
 
-From opening a series to its first mask, with the series in the archive only (cold) and here (warm); retrieval against
-plain dicomweb-client; what the proxy adds per frame; and how long a list of many series takes. The archive is Orthanc
-on this machine; for the list, which Orthanc would take hours to be filled with, it is a server that answers pages of
-DICOM JSON at once.
+Time from opening a series to its first mask, with the series in the archive only (cold) and cached here (warm);
+retrieval rate compared with plain dicomweb-client; latency that the proxy adds per frame; and time to list many series.
+The archive is Orthanc on this machine; for listing, since filling Orthanc with so many series would take hours, it is a
+server that answers pages of DICOM JSON immediately.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ MAX = 1 << 32
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """Duration of a call in seconds."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def fill(archive: Orthanc, folder: Path, size: int, slices: list[int]) -> None:
-    """Torsos, one upon the other, of so many slices, as series `1.2.3.<slices>` and `1.2.4.<slices>`."""
+    """Store stacked torsos of each number of slices as series `1.2.3.<slices>` and `1.2.4.<slices>`."""
     for count in slices:
         volume, _ = phantom(1, shape=(size, size, 40))
         array = np.resize(volume.array[0].transpose(2, 0, 1), (count, size, size)).transpose(1, 2, 0)
@@ -59,7 +59,7 @@ def fill(archive: Orthanc, folder: Path, size: int, slices: list[int]) -> None:
 
 
 def first_masks(url: str, count: int) -> dict[str, float]:
-    """Seconds to the first mask of a series that is only in the archive, and of one that was opened before."""
+    """Seconds to the first mask of a series that is in the archive only, and of one that is cached."""
     address = f"{url}/infer/segmentation?image=1.2.3.{count}&output=image"
     requests.post(f"{url}/infer/segmentation?image=1.2.4.40&output=image").raise_for_status()  # the model is warm
     return {
@@ -71,8 +71,10 @@ def first_masks(url: str, count: int) -> dict[str, float]:
 
 
 def retrieval(archive: Orthanc, folder: Path, count: int) -> dict[str, float]:
-    """MB/s of the plain client, which keeps nothing, and of ours, which puts files and a volume on the disk: medians,
-    taken in turn; and how many times as long ours takes."""
+    """Median retrieval rates in MB/s, measured alternately, and the ratio of times.
+
+    The plain client keeps nothing; ours writes the files and a decoded volume to disk.
+    """
     series = f"1.2.4.{count}"
     size = sum(file.stat().st_size for file in (folder / series).iterdir()) / 1e6
     plain, ours = [], []
@@ -93,7 +95,7 @@ def retrieval(archive: Orthanc, folder: Path, count: int) -> dict[str, float]:
 
 
 def frames(archive: Orthanc, url: str, count: int) -> dict[str, float]:
-    """Milliseconds for a frame, straight from the archive and through the proxy: medians, taken in turn."""
+    """Median latency of a frame in ms, from the archive directly and through the proxy, measured alternately."""
     series = f"1.2.4.{count}"
     instances = sorted(archive.client().search_for_instances("1.2.4", series), key=str)[:FRAMES]
     session, accept = requests.Session(), {"Accept": 'multipart/related; type="application/octet-stream"'}
@@ -108,7 +110,7 @@ def frames(archive: Orthanc, url: str, count: int) -> dict[str, float]:
 
 
 def listing(count: int) -> dict[str, float]:
-    """Seconds for the list of so many series."""
+    """Seconds to list `count` series."""
 
     def page(asked: Asked) -> web.StreamResponse:
         query = parse_qs(urlsplit(asked.path).query)
@@ -132,7 +134,7 @@ def listing(count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--size", type=int, default=256)

@@ -1,21 +1,20 @@
-"""How few clicks it takes: python -m benchmarks.interaction [--quick] [--json] [--models DIR] [--sets …] [--methods …]
+"""Dice by number of clicks: python -m benchmarks.interaction [--quick] [--json] [--models DIR] [--sets …] [--methods …]
 
-A simulated annotator opens real volumes, always clicks into the largest error (the first click of DeepGrow deep into
-the structure), and stops after ten. For each method: mean Dice after 0, 1, 3, 5 and 10 clicks; how many it took to
-reach Dice 0.85 and 0.90, where a volume that never does counts as eleven; the share of all clicks that the last answer
-obeys; milliseconds per click, the median. DeepEdit has all structures at once; DeepGrow each structure by itself, its
-2D form on the slice that shows most of it, and both together. Then strokes on 1, 3 and 5 slices, as
-`benchmarks.scribbles` draws them.
+A simulated annotator opens real volumes, clicks into the largest error each time (DeepGrow's first click is deep inside
+the structure), and stops after ten clicks. For each method: mean Dice after 0, 1, 3, 5 and 10 clicks; mean number of
+clicks to reach Dice 0.85 and 0.90, where a volume that never does counts as eleven; the share of clicks whose label
+the last answer has; median ms per click. DeepEdit segments all structures at once; DeepGrow one structure at a time, in
+2D on the slice with the largest section, in 3D, and by both together. Then strokes on 1, 3 and 5 slices, as of
+`benchmarks.scribbles`.
 
-    hippocampus   160 of the 200 to train with, 40 others to measure on
-    chaos         abdominal T2: 6 to train with, 4 others to measure on; liver, kidneys, spleen
-    unseen        the same 4, by models that saw generated torsos only
+    hippocampus   160 of 200 volumes for training, the other 40 for testing
+    chaos         abdominal T2: 6 volumes for training, 4 others for testing; liver, kidneys, spleen
+    unseen        the same 4 test volumes, by models trained on generated torsos only
 
-Models are trained here, as the app trains them, and kept in `--models` for the next time: DIR/SET/METHOD with
-`model.safetensors` and `card.json`; those that are there already are measured as they are, and a training that was
-broken off goes on. `--train` stops after that. `--quick` trains briefly on few volumes, which says how things work, not
-how well. `--refine` measures the answers that are drawn finely around the clicks (the last ones that our own clients
-get). Data lie in ../shared/data (CHAOS may not be shipped).
+Models are trained first, as the app trains them, and kept in `--models` as DIR/SET/METHOD with `model.safetensors` and
+`card.json`. Existing models are not trained again, and an interrupted training resumes. `--train` only trains.
+`--quick` trains briefly on few volumes, as a check that everything works. `--refine` measures the refined answers (the
+last ones that our own clients receive). Data are in ../shared/data (CHAOS may not be redistributed).
 """
 
 from __future__ import annotations
@@ -59,16 +58,23 @@ from rayapp.training.train_task import Pair, TrainRequest
 
 METHODS = ("deepedit", "deepgrow_3d", "deepgrow_2d", "deepgrow_pipeline")
 TOGETHER = {"deepgrow_pipeline": ("deepgrow_2d", "deepgrow_3d")}
-"""Methods that are made of others'."""
+"""Methods that combine other methods' models."""
 CLICKS = (0, 1, 3, 5, 10)
 GOALS = (0.85, 0.90)
 SHOWN = {"hippocampus": ("hippocampus",), "chaos": ("spleen", "liver", "kidney"), "unseen": ()}
-"""Structures to draw strokes on."""
+"""For each set, structures to draw strokes on."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Volumes to train with and others to measure on; the structures by their value."""
+    """Data of one set.
+
+    Attributes:
+        labels: Structure name to value.
+        train: Pairs for training.
+        held: Pairs for testing.
+        epochs: Number of epochs to train.
+    """
 
     labels: dict[str, int]
     train: list[Pair]
@@ -76,12 +82,12 @@ class Study:
     epochs: int
 
     def brief(self) -> Study:
-        """Less of everything."""
+        """A small part of the set, for `--quick`."""
         return Study(self.labels, self.train[:16], self.held[:4], 4)
 
 
 def study(name: str, folder: Path) -> Study:
-    """The fixed splits; `folder` is for generated volumes."""
+    """A set with its fixed split; generated volumes are written into `folder`."""
     if name == "hippocampus":
         train, held = train_hippocampus.halves(_pairs(DATA / "hippocampus"))
         return Study(train_hippocampus.LABELS, train, held, 40)
@@ -97,7 +103,7 @@ def _pairs(folder: Path) -> list[Pair]:
 
 
 def _torsos(folder: Path, count: int) -> list[Pair]:
-    """Generated torsos, with the structures that CHAOS has, by the same values."""
+    """Generated torsos with the structures and label values of CHAOS."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = []
     for seed in range(count):
@@ -115,7 +121,7 @@ def _torsos(folder: Path, count: int) -> list[Pair]:
 
 
 def trainer(method: str, labels: dict[str, int]) -> BasicTrainTask[Any]:
-    """The app's own, with its own defaults."""
+    """The app's train task for a method, with default options."""
     if method == "deepedit":
         return DeepEditTrainTask(labels=labels, description="", options=ClickOptions())
     made = DeepGrowTrainTask if method == "deepgrow_3d" else DeepGrow2dTrainTask
@@ -123,7 +129,7 @@ def trainer(method: str, labels: dict[str, int]) -> BasicTrainTask[Any]:
 
 
 def trained(method: str, over: Study, kept: Path) -> ModelVersion:
-    """The model in the folder, trained first if there is none."""
+    """The model in a folder, trained first if there is none."""
     weights, card = kept / "model.safetensors", kept / "card.json"
     if not card.is_file():
         params = {"max_epochs": over.epochs, "val_interval": max(1, over.epochs // 4)}
@@ -138,14 +144,23 @@ def trained(method: str, over: Study, kept: Path) -> ModelVersion:
 
 
 def task_of(method: str, over: Study, kept: Path) -> Any:
-    """The app's task, with the models in the folder."""
+    """The app's inference task for a method, with the models in a folder."""
     if method in TOGETHER:
         return pipeline({part: task_of(part, over, kept) for part in TOGETHER[method]})[method]
     return TASKS[method].from_version(trained(method, over, kept / method))
 
 
 class Annotator:
-    """One volume and one structure, or all, worked on with one model."""
+    """A simulated annotator of one volume, for one structure or all of them, with one model.
+
+    Args:
+        task: The model.
+        volume: The image.
+        truth: Reference label map, (I, J, K).
+        single: Whether the model segments a single structure.
+        refine: Whether to request refined answers.
+        k: Index of the slice to annotate; None for the whole volume.
+    """
 
     def __init__(
         self, task: Any, volume: Volume, truth: np.ndarray, *, single: bool, refine: bool, k: int | None = None
@@ -161,7 +176,7 @@ class Annotator:
         self.single = single
 
     def go(self) -> Iterator[float]:
-        """Dice before any click, and after each of ten."""
+        """Yield Dice before any click, and after each of ten clicks."""
         found = np.zeros_like(self.truth)
         for count in range(CLICKS[-1] + 1):
             if count or not self.single:
@@ -174,7 +189,7 @@ class Annotator:
         self.found = self._ask()
 
     def obeys(self) -> list[bool]:
-        """Of each click, whether the last answer has its label there."""
+        """For each click, whether the last answer has its label at the clicked voxel."""
         return [self.found[point] == self.names.index(name) for name, points in self.clicks.items() for point in points]
 
     def _ask(self) -> np.ndarray:
@@ -215,7 +230,7 @@ def _dice(found: np.ndarray, truth: np.ndarray, count: int) -> float:
 
 
 def annotators(task: Any, method: str, pair: Pair, labels: dict[str, int], *, refine: bool) -> Iterator[Annotator]:
-    """One for all structures, or one for each that the volume shows."""
+    """Annotators of one volume: one for all structures, or one for each structure in it."""
     volume, truth = read_pair(pair, labels)
     if method == "deepedit":
         yield Annotator(task, volume, truth, single=False, refine=refine)
@@ -228,7 +243,7 @@ def annotators(task: Any, method: str, pair: Pair, labels: dict[str, int], *, re
 
 
 def measure(name: str, method: str, over: Study, kept: Path, *, refine: bool) -> dict[str, Any]:
-    """One row."""
+    """The row of one method on one set."""
     task = task_of(method, over, kept / name)
     task.load()
     curves, obeying, spent = [], [], []
@@ -254,7 +269,7 @@ def measure(name: str, method: str, over: Study, kept: Path, *, refine: bool) ->
 
 
 def strokes(name: str, *, quick: bool) -> Iterator[dict[str, Any]]:
-    """Rows of the methods that need no training."""
+    """Rows of the scribbles methods, which need no training."""
     for structure in SHOWN[name]:
         found = list(scribbles.cases(structure, tuned=False))[: 3 if quick else None]
         for method in ("Forest+GraphCut", "Histogram+GraphCut"):
@@ -265,13 +280,13 @@ def strokes(name: str, *, quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--models", type=Path, help="a folder where models are and will be kept")
+    parser.add_argument("--models", type=Path, help="folder in which models are kept")
     parser.add_argument("--train", action="store_true", help="only train")
-    parser.add_argument("--refine", action="store_true", help="answers that are drawn finely around the clicks")
+    parser.add_argument("--refine", action="store_true", help="measure refined answers")
     parser.add_argument("--sets", default=",".join(SHOWN))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--threads", type=int, default=2)
@@ -293,7 +308,7 @@ def main() -> None:
 
 
 def show(result: dict[str, list[dict[str, Any]]]) -> None:
-    """The tables."""
+    """Print tables."""
     for title, rows in result.items():
         if rows:
             table = Table(*rows[0], title=title)

@@ -1,4 +1,4 @@
-"""MONAI Label's own epistemic scoring, timed: run by its Python, asked on stdin by `benchmarks.scoring`, which see."""
+"""Time MONAI Label's own epistemic scoring. Run by MONAI Label's Python for `benchmarks.scoring`; see there."""
 
 import json
 import os
@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-asked = json.load(sys.stdin)
-sys.path.insert(0, asked["app"])
+request = json.load(sys.stdin)
+sys.path.insert(0, request["app"])
 
 import torch  # noqa: E402
 from lib.infers import Segmentation  # noqa: E402
@@ -16,10 +16,10 @@ from monailabel.tasks.scoring.epistemic import EpistemicScoring  # noqa: E402
 
 
 class Datastore:
-    """All that a scoring method asks of one."""
+    """The methods of a datastore that a scoring method uses."""
 
     def get_unlabeled_images(self):
-        return sorted(str(path) for path in Path(asked["images"]).glob("*.nii.gz"))
+        return sorted(str(path) for path in Path(request["images"]).glob("*.nii.gz"))
 
     def get_image_uri(self, image):
         return image
@@ -32,14 +32,14 @@ class Datastore:
 
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-network = dict(asked["network"])
-network = getattr(nets, network.pop("name"))(**network, dropout=asked["dropout"])
+network = dict(request["network"])
+network = getattr(nets, network.pop("name"))(**network, dropout=request["dropout"])
 method = EpistemicScoring(
-    model=asked["weights"],
+    model=request["weights"],
     network=network,
-    transforms=Segmentation(None, target_spacing=(asked["spacing"],) * 3).pre_transforms(),
-    roi_size=asked["roi_size"],
-    num_samples=asked["samples"],
+    transforms=Segmentation(None, target_spacing=(request["spacing"],) * 3).pre_transforms(),
+    roi_size=request["roi_size"],
+    num_samples=request["samples"],
 )
 datastore = Datastore()
 began = time.perf_counter()

@@ -1,12 +1,12 @@
-"""MONAI Label's own training, timed: run by its Python, asked on stdin by `benchmarks.train_scaling`, which see."""
+"""Time MONAI Label's own training. Run by MONAI Label's Python for `benchmarks.train_scaling`; see there."""
 
 import json
 import os
 import sys
 import time
 
-asked = json.load(sys.stdin)
-sys.path.insert(0, asked["app"])
+job = json.load(sys.stdin)
+sys.path.insert(0, job["app"])
 
 import torch  # noqa: E402
 from ignite.engine import Events  # noqa: E402
@@ -15,14 +15,14 @@ from lib.configs.segmentation import Segmentation  # noqa: E402
 
 
 class Datastore:
-    """All that a trainer asks of one."""
+    """The methods of a datastore that a trainer uses."""
 
     def datalist(self):
-        return asked["pairs"]
+        return job["pairs"]
 
 
 class Clock:
-    """Notes when iterations end."""
+    """Records when iterations end, in seconds of wall time and processor time."""
 
     def __init__(self):
         self.times = []
@@ -35,9 +35,9 @@ class Clock:
 
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-config = {"deepedit": DeepEdit, "segmentation": Segmentation}[asked["model"]]()
-conf = {"labels": ",".join(asked["labels"]), "use_pretrained_model": "false"}
-config.init(asked["model"], asked["folder"], conf, None)
+config = {"deepedit": DeepEdit, "segmentation": Segmentation}[job["model"]]()
+conf = {"labels": ",".join(job["labels"]), "use_pretrained_model": "false"}
+config.init(job["model"], job["folder"], conf, None)
 task = config.trainer()
 clock, handlers = Clock(), task.train_handlers
 task.train_handlers = lambda context: [*handlers(context), clock]

@@ -1,8 +1,8 @@
-"""What the planner foretells against what is measured: python -m benchmarks.planner [--json] [--rounds 3]
+"""The planner's predictions compared with measurements: python -m benchmarks.planner [--json] [--rounds 3]
 
-Forward passes and training steps of several networks, each in a process of its own. Memory is a GPU's allocated bytes
-where there is one; else resident memory, once as a process of glibc's has it, once with every block of 1 MiB or more
-mapped on its own (`exact`), which tells tensors from gaps between them.
+Forward passes and training steps of several networks, each in a process of its own. Memory is the bytes allocated on
+the GPU if there is one. Otherwise it is resident memory, measured twice: as glibc allocates it, and with every block of
+1 MiB or more mapped separately (`exact`), which leaves out fragmentation between tensors.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from rich.table import Table
 from rayapp.planner.footprint import MIB, Footprint, Workload
 
 SMALL = 32
-"""Voxels along an axis of a first run, after which the libraries have what they keep."""
+"""Voxels along each axis of a warm-up run, in which the libraries allocate what they keep."""
 EXACT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-"""glibc's setting for a process without gaps."""
+"""glibc's setting against fragmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Bytes that the work added at its peak, and seconds of its fastest run."""
+    """Peak memory of the work in bytes, and the duration of its fastest run in seconds."""
 
     memory: int
     seconds: float
 
 
 def measure(work: Workload, *, rounds: int = 2) -> Measured:
-    """Do the work, on the GPU if there is one, and watch this process."""
+    """Run the work in this process, on the GPU if there is one, and measure it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     Workload(**{**asdict(work), "roi": [SMALL] * len(work.roi), "batch": 1}).prepare(device)()
     peak = _allocated() if device == "cuda" else _resident()
@@ -55,7 +55,7 @@ def measure(work: Workload, *, rounds: int = 2) -> Measured:
 
 
 def measure_apart(works: Sequence[Workload], *, exact: bool, rounds: int = 2) -> list[Measured]:
-    """The same in a process of their own, one after the other."""
+    """Measure works one after the other in one subprocess; `exact` avoids fragmentation."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.planner", "--rounds", str(rounds), "--works", "-"],
         input=json.dumps([asdict(work) for work in works]),
@@ -69,7 +69,7 @@ def measure_apart(works: Sequence[Workload], *, exact: bool, rounds: int = 2) ->
 
 
 def _resident() -> Callable[[], int]:
-    """Start to watch resident memory (Linux); the result tells by how much it has grown at most."""
+    """Start measuring resident memory (Linux); returns a function for its peak growth in bytes."""
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     return lambda: _status("VmHWM") - before
@@ -87,7 +87,7 @@ def _allocated() -> Callable[[], int]:
 
 
 def unet(channels: Sequence[int], *, inputs: int = 1, outputs: int = 3, strides: Sequence[Any] = ()) -> dict[str, Any]:
-    """A residual UNet."""
+    """Configuration of a residual UNet."""
     return {
         "name": "UNet",
         "spatial_dims": 3,
@@ -111,11 +111,11 @@ NETWORKS = (
 
 
 def main() -> None:
-    """Print a row for each piece of work."""
+    """Run the benchmark and print a row for each piece of work."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--works", help=argparse.SUPPRESS)  # what `measure_apart` asks its process for
+    parser.add_argument("--works", help=argparse.SUPPRESS)  # for the subprocess of `measure_apart`
     options = parser.parse_args()
     if options.works:
         works = [Workload(**work) for work in json.load(sys.stdin)]

@@ -1,4 +1,4 @@
-"""The folder of real data, which is no part of the project: `../shared/data`, or what RAYAPP_TEST_DATA names."""
+"""Folder of real data, which are not part of the project: `../shared/data`, or RAYAPP_TEST_DATA if that is set."""
 
 from __future__ import annotations
 

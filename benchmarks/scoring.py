@@ -1,15 +1,16 @@
-"""Images scored per second, and how soon the next one is chosen.
+"""Throughput of image scoring, and latency of choosing the next image.
 
     python -m benchmarks.scoring [--json] [--images 16] [--samples 8] [--actors 1,2] [--pool 100000]
 
-Scores generated torsos with the shipped segmentation by dropout, on a Ray node of its own without a server, with each
-number of actors, one thread each; an untimed image per actor comes first, since starting a process takes seconds. The
-target is 0.9 times the number of actors, on as many idle cores. Then every strategy is asked for the next image among
-`--pool` images, all scored and a fifth of them labelled; the budget is 50 ms, also for the first answer after a start.
+Scores generated torsos with the shipped segmentation model by Monte Carlo dropout, on a local Ray node without a
+server, with each number of single-threaded actors; one image per actor is not timed, since starting a process takes
+seconds. The target is a speed-up of 0.9 times the number of actors, on as many idle cores. Then every strategy chooses
+the next of `--pool` images, which are all scored and a fifth of them labelled; the budget is 50 ms, also for the first
+choice after a start.
 
-With `--peer-python` and `--peer-app` (the Python that MONAI Label is installed for, and its radiology app) the same
-images are scored by MONAI Label's epistemic method with the same network, region and number of samples, in the same
-run; it takes one image at a time, with `--peer-threads`. Starting a process and loading the network do not count.
+With `--peer-python` and `--peer-app` (the Python interpreter that MONAI Label is installed for, and its radiology app)
+the same images are also scored by MONAI Label's epistemic method with the same network, window and number of samples;
+it scores one image at a time, with `--peer-threads` threads. Starting processes and loading networks is not timed.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ MODEL, DROPOUT = "segmentation", 0.1
 
 
 def studies(folder: Path, count: int) -> Path:
-    """Generated torsos."""
+    """Write generated torsos into a new folder; returns the folder."""
     folder.mkdir(parents=True)
     for number in range(count):
         volume, _ = phantom(6_000_000 + number, shape=SHAPE)
@@ -81,7 +82,7 @@ def throughput(settings: Settings, actors: list[int], images: int, samples: int)
                 raise RuntimeError(outcome.failure)
             ends.append(time.perf_counter())
 
-        # The first of each actor pays for its start.
+        # Each actor's first image includes its start, and is not timed.
         RayScoringBackend(settings, datastore)(
             work, [*ids[-count:], *ids[:images]], workers=count, stop=threading.Event(), done=done
         )
@@ -93,7 +94,7 @@ def throughput(settings: Settings, actors: list[int], images: int, samples: int)
 
 
 def peer(settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
-    """The same of MONAI Label's."""
+    """Images per second of MONAI Label's method."""
     import torch
     from safetensors.torch import load_file
 
@@ -103,7 +104,7 @@ def peer(settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
     assert version is not None
     with tempfile.NamedTemporaryFile(suffix=".pt") as weights:
         torch.save(load_file(version.weights), weights.name)
-        asked = {
+        request = {
             "app": str(given.peer_app),
             "images": str(settings.studies),
             "weights": weights.name,
@@ -111,13 +112,16 @@ def peer(settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
             "dropout": DROPOUT,
             **{key: version.card[key] for key in ("network", "spacing", "roi_size")},
         }
-        found = ask("peer_scoring.py", asked, python=given.peer_python, threads=given.peer_threads)
+        found = ask("peer_scoring.py", request, python=given.peer_python, threads=given.peer_threads)
     return {"who": f"MONAI Label, {given.peer_threads} threads", "images_per_s": found["images_per_s"]}
 
 
 def choosing(folder: Path, pool: int) -> list[dict[str, Any]]:
-    """Milliseconds of every strategy's answer, the lease durable, among `pool` scored images in a store just opened: of
-    the first call, and of 30 more; `cpu_ms` is the processor's time for one of these, `first_cpu_ms` for the first."""
+    """Latency in ms of choosing one of `pool` scored images by each strategy, including the durable lease.
+
+    In a store just opened: of the first call (`first_ms`) and of 30 more, with processor times (`first_cpu_ms`,
+    `cpu_ms`).
+    """
     folder.mkdir()
     LocalDatastore(folder, watch=False).close()
     random = np.random.default_rng(0)
@@ -177,7 +181,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--images", type=int, default=16)
@@ -211,7 +215,7 @@ def _scored(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
         models=(MODEL,),
     )
     store = LocalDatastore(settings.studies, watch=False)
-    Catalogue(settings, store)  # publishes what ships
+    Catalogue(settings, store)  # publishes the shipped models
     store.close()
     ray.init(num_cpus=2, include_dashboard=False, namespace="rayapp", log_to_driver=False, logging_level="error")
     try:

@@ -1,14 +1,14 @@
-"""Masks from strokes: python -m benchmarks.scribbles [--json] [--slices 1,3,5] [--server NAME=URL …]
+"""Segmentation from strokes: python -m benchmarks.scribbles [--json] [--slices 1,3,5] [--server NAME=URL …]
 
-Draws on real volumes as an annotator would, from the reference and with fixed seeds: on each of 1, 3 or 5 slices, one
+Simulates strokes on real volumes from the reference segmentation, with fixed seeds: on each of 1, 3 or 5 slices, one
 line along the structure and one ring around it, a voxel wide, at a distance of an eighth to a quarter of the
-structure's width there. No box. For each method: Dice with the reference, the share of marked voxels that kept their
-mark, milliseconds of the first answer on an image (prepared in it) and of the next: the median and the most, and of
-the next also the processor's time, which other work on the machine hardly touches.
+structure's width in the slice. There is no box. For each method: Dice with the reference; the share of marked voxels
+that keep their mark; and in ms, median and maximum of the first answer on an image (which includes its preparation) and
+of the next one, of which also the processor time, which other work on the machine hardly affects.
 
-rayapp's constants were chosen on the first five CHAOS volumes and the first twenty of the hippocampus; only others are
-reported, unless `--tuned` asks for those. `--server` measures a running server over HTTP as 3D Slicer would use it,
-with the same strokes; MONAI Label speaks the same protocol. Volumes lie in ../shared/data (CHAOS may not be shipped).
+rayapp's constants were tuned on the first five CHAOS volumes and the first twenty hippocampi, so only other volumes are
+reported, unless `--tuned` is given. `--server` measures a running server over HTTP as 3D Slicer would use it, with the
+same strokes; MONAI Label implements the same protocol. Volumes are in ../shared/data (CHAOS may not be redistributed).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 from rayapp.training.click_simulation import middle_line
 
 PLACES = {1: (0.5,), 3: (0.2, 0.5, 0.8), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
-"""Where the slices lie in the structure's extent along the last axis."""
+"""Number of slices to their positions, relative to the structure's extent along the last axis."""
 STRUCTURES = {
     "spleen": ("chaos_t2", (4,)),
     "liver": ("chaos_t2", (1,)),
@@ -54,12 +54,12 @@ INFO = [{"name": "background_scribbles", "id": BACKGROUND}, {"name": "foreground
 
 Mask = npt.NDArray[np.bool_]
 Ask = Callable[[npt.NDArray[np.uint8]], Mask]
-"""From strokes to a mask of one image."""
+"""Maps strokes on one image to a mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A volume, its reference, and a seed of its own."""
+    """A volume with its reference mask and a random seed."""
 
     path: Path
     volume: Volume
@@ -68,7 +68,7 @@ class Case:
 
 
 def cases(structure: str, *, tuned: bool) -> Iterator[Case]:
-    """Volumes by their number: the first are those that constants were chosen on."""
+    """Volumes in order of their numbers; the first ones are those that constants were tuned on."""
     folder, values = STRUCTURES[structure]
     paths = sorted((DATA / folder / "imagesTr").glob("*.nii.gz"), key=_number)
     first = 0 if tuned else TUNED[folder]
@@ -84,7 +84,7 @@ def _number(path: Path) -> int:
 
 
 def strokes(truth: Mask, count: int, spacing_mm: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.uint8]:
-    """One line and one ring on each of `count` slices of the last axis."""
+    """Simulated strokes as a scribble map: one line and one ring on each of `count` slices."""
     rng = np.random.default_rng(seed)
     drawn = np.zeros(truth.shape, np.uint8)
     within = np.flatnonzero(truth.any((0, 1)))
@@ -95,7 +95,14 @@ def strokes(truth: Mask, count: int, spacing_mm: npt.NDArray[np.float64], seed: 
 
 
 def draw(drawn: npt.NDArray[np.uint8], mask: Mask, step: npt.NDArray[np.float64], rng: np.random.Generator) -> None:
-    """A ring around the slice's mask, and a line along the middle of its largest part."""
+    """Draw a ring around a slice's mask, and a line along the middle of its largest component.
+
+    Args:
+        drawn: The slice's scribble map; modified.
+        mask: The structure's mask in the slice.
+        step: In-plane spacing in mm.
+        rng: Random generator for the ring's distance.
+    """
     away = max(2 * step.max(), rng.uniform(0.12, 0.24) * np.sqrt(mask.sum() * step.prod()))
     outside = ndimage.distance_transform_edt(~mask, sampling=step)
     drawn[np.abs(outside - away) < 0.6 * step.max()] = BACKGROUND
@@ -103,7 +110,7 @@ def draw(drawn: npt.NDArray[np.uint8], mask: Mask, step: npt.NDArray[np.float64]
 
 
 def in_process(method: str) -> Callable[[Case], Ask]:
-    """A task of the radiology app, without a server."""
+    """A method of the radiology app, run in this process."""
     task = scribbles({})[method]
     task.load()
 
@@ -121,7 +128,7 @@ def in_process(method: str) -> Callable[[Case], Ask]:
 
 
 def over_http(url: str, method: str) -> Callable[[Case], Ask]:
-    """A server's method: the volume in a session of its own, strokes uploaded each time, the mask as NIfTI."""
+    """A method of a server: the volume in a session, strokes uploaded with each request, the mask as NIfTI."""
 
     def opened(case: Case) -> Ask:
         with case.path.open("rb") as body:
@@ -150,7 +157,7 @@ def _nifti(body: bytes) -> Any:
 
 
 def measure(opened: Callable[[Case], Ask], found: list[Case], count: int) -> dict[str, float]:
-    """Means over the cases; medians of times."""
+    """Mean accuracy and median times over the cases, with strokes on `count` slices."""
     dices, kept, first, again, cpu = [], [], [], [], []
     for case in found:
         marks = strokes(case.truth, count, spacing(case.volume.affine), case.seed)
@@ -175,14 +182,14 @@ def measure(opened: Callable[[Case], Ask], found: list[Case], count: int) -> dic
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--tuned", action="store_true", help="report the volumes that constants were chosen on")
+    parser.add_argument("--tuned", action="store_true", help="report the volumes that constants were tuned on")
     parser.add_argument("--slices", default="1,3,5")
     parser.add_argument("--structures", default=",".join(STRUCTURES))
     parser.add_argument("--methods", default=",".join(ONLINE))
-    parser.add_argument("--server", action="append", default=[], metavar="NAME=URL", help="measure this one too")
+    parser.add_argument("--server", action="append", default=[], metavar="NAME=URL", help="measure this server too")
     options = parser.parse_args()
     rows = []
     for structure in options.structures.split(","):
@@ -201,7 +208,7 @@ def main() -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table."""
+    """Print a table."""
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{v:.{0 if v > 2 else 3}f}" if isinstance(v, float) else str(v) for v in row.values()))

@@ -1,4 +1,4 @@
-"""The server that benchmarks measure: `rayapp start` as a process of its own."""
+"""The server under test: `rayapp start` in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from pathlib import Path
 
 
 class server:  # noqa: N801 - reads as a verb
-    """For a with statement; gives the server's address. `folder` holds `studies`, and gets `workspace`."""
+    """Context manager that starts a server and yields its address.
+
+    Args:
+        folder: Contains the studies in `studies`; the server's workspace is created in `workspace`.
+        flags: Further flags of `rayapp start`.
+    """
 
     def __init__(self, folder: Path, *flags: str) -> None:
         command = [str(Path(sys.executable).with_name("rayapp")), "start", "--studies", str(folder / "studies")]
@@ -27,7 +32,7 @@ class server:  # noqa: N801 - reads as a verb
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line.startswith("ready "):
-            raise SystemExit("the server did not start")
+            raise SystemExit("the server did not start; run the command by hand to see why")
         return line.removeprefix("ready ").strip()
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,8 @@
-"""Seconds from `rayapp start` to ready, and resident memory then: python -m benchmarks.startup [--json] [--rounds 3]"""
+"""Time from `rayapp start` to ready, and memory then: python -m benchmarks.startup [--json] [--rounds 3]
+
+Prints medians of: seconds to ready, memory of all processes in GiB (proportional set size), number of processes,
+seconds to stop, and the exit status.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from rayapp.imaging.phantom import phantom
 
 
 def once(folder: Path) -> dict[str, float]:
-    """Start, look, stop."""
+    """Start a server, measure it and stop it."""
     began = time.perf_counter()
     with (started := server(folder)):
         process = started.process
@@ -38,7 +42,7 @@ def once(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print medians."""
+    """Run the benchmark and print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,8 +1,9 @@
-"""The next image over HTTP, by strategy: python -m benchmarks.strategies [--images 100000] [--asks 40] [--json]
+"""Latency of the next image over HTTP: python -m benchmarks.strategies [--images 100000] [--asks 40] [--json]
 
-A folder of so many images, all with the scores and the features that strategies choose by, and a hundredth of them
-labelled; a server on it is asked for the next image again and again, as one annotator and as eight at once. Prints the
-first answer after the start, p50 and p99 in milliseconds by strategy, beside `GET /info/`, which any request costs.
+Creates a folder of `--images` images, all with the scores and features that strategies use and one in a hundred
+labelled, starts a server on it, and requests the next image repeatedly, as one annotator and as eight concurrently.
+Prints, by strategy, the first answer after the start, p50 and p99 in ms; and those of `GET /info/`, as the cost of any
+request.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ NAMES = (TTA, EPISTEMIC, FOREGROUND, *(f"{CLASS_ENTROPY}{name}" for name in ("li
 
 
 def fill(studies: Path) -> None:
-    """Score all images, and label a hundredth."""
+    """Save scores and features of all images, and label one in a hundred."""
     store = LocalDatastore(studies, settle=0)
     ids, rng = store.image_ids(), np.random.default_rng(0)
     for at in track(range(0, len(ids), CHUNK), "scores", console=Console(stderr=True)):
@@ -56,7 +57,7 @@ def fill(studies: Path) -> None:
 
 
 def ask(url: str, strategy: str, times: int, client_id: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """How long each of so many answers takes."""
+    """Latencies of `times` requests in ms."""
 
     def once() -> None:
         if strategy == "/info/":
@@ -90,7 +91,7 @@ def measure(url: str, asks: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--asks", type=int, default=40)

@@ -1,8 +1,8 @@
-"""Clicks around a change of the model: python -m benchmarks.swap [--json] [--clients 4] [--swaps 3]
+"""Click latency while a model is swapped: python -m benchmarks.swap [--json] [--clients 4] [--swaps 3]
 
-Starts a server of its own on generated torsos; every client clicks on and on in an image of its own. Then new weights
-are published, several times. Prints the clicks' times before the first publication and during the swaps (from the
-publication until the new version answers everyone), how long a swap took, and how many clicks failed.
+Starts a server on generated torsos. Each client clicks continuously in an image of its own while new weights are
+published several times. Prints click latency before the first publication and during swaps (from the publication until
+the new version answers every client), the longest swap, and the number of failed clicks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ SETTLE_S = 10.0
 
 @dataclass(frozen=True)
 class Answer:
-    """One click: when it was sent, how long it took, and the version that answered; None for one that failed."""
+    """One click.
+
+    Attributes:
+        sent: Time when it was sent, in seconds of `time.perf_counter`.
+        seconds: Latency.
+        version: The model version that answered; None if the click failed.
+    """
 
     sent: float
     seconds: float
@@ -38,7 +44,7 @@ class Answer:
 
 
 class Annotator(threading.Thread):
-    """Clicks until told to stop."""
+    """A thread that clicks until it is stopped."""
 
     def __init__(self, url: str, number: int, stop: threading.Event) -> None:
         super().__init__()
@@ -60,7 +66,7 @@ class Annotator(threading.Thread):
 
 
 def measure(url: str, clients: int, swaps: int, folder: Path) -> dict[str, Any]:
-    """Click, publish, click on."""
+    """Click with several clients and publish weights meanwhile; returns the results."""
     stop = threading.Event()
     annotators = [Annotator(url, number, stop) for number in range(clients)]
     for annotator in annotators:
@@ -97,12 +103,12 @@ def measure(url: str, clients: int, swaps: int, folder: Path) -> dict[str, Any]:
 
 
 def tails(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds."""
+    """Median, 99th percentile and maximum in milliseconds."""
     return {"p50": p(seconds, 0.5), "p99": p(seconds, 0.99), "max": max(seconds) * 1e3}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--clients", type=int, default=4)

@@ -1,11 +1,11 @@
-"""How well and how fast training learns: python -m benchmarks.train_hippocampus [--json] [--model NAME] [--epochs N]
+"""Quality and speed of training: python -m benchmarks.train_hippocampus [--json] [--model NAME] [--epochs N]
 
 Trains `segmentation` and `deepedit` as the app does, on the 200 hippocampi of the Medical Segmentation Decathlon in
-`../shared/data/hippocampus`: 160 to train with, 40 to validate with, the same ones each time; nothing but the number
-of epochs and of validations is set, all else is the app's default. Prints mean foreground Dice on the network's grid by
-wall time, and by processor time since the machine may be shared; then that of the finished model as it serves, on the
-images' own grids: without clicks and, for DeepEdit, after 1, 3, 5 and 10 clicks of an annotator who always clicks into
-the largest error. The validation images also chose the best epoch.
+`../shared/data/hippocampus`, with a fixed split of 160 for training and 40 for validation. Apart from the number of
+epochs and the validation interval, all options are the app's defaults. Prints mean foreground Dice on the network grid
+over wall time, and over processor time since the machine may be shared; then that of the final model as it is served,
+on the source grids: without clicks and, for DeepEdit, after 1, 3, 5 and 10 clicks of a simulated annotator who clicks
+into the largest error. Note that the best epoch was selected on the same validation images.
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ VAL_INTERVAL = 4
 
 
 def hippocampi() -> list[Pair]:
-    """All of them, by name."""
+    """All hippocampi, ordered by name."""
     images = sorted((HIPPOCAMPUS / "imagesTr").glob("*.nii.gz"))
     return [Pair(image=image, label=HIPPOCAMPUS / "labelsTr" / image.name) for image in images]
 
 
 def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """The fixed split, of pairs ordered by name."""
+    """The fixed split into training and validation, of pairs ordered by name."""
     order = np.random.default_rng(0).permutation(len(pairs))
     return [pairs[n] for n in sorted(order[HELD:])], [pairs[n] for n in sorted(order[:HELD])]
 
 
 class FixedSplit(BasicTrainTask[Any]):
-    """A task on that split."""
+    """A train task on the fixed split."""
 
     def partition(self, pairs: Sequence[Pair], options: Options) -> tuple[list[Pair], list[Pair]]:  # noqa: ARG002
-        """The same for every run."""
+        """The fixed split."""
         return halves(pairs)
 
 
 class Segmentation(FixedSplit):
-    """The app's task."""
+    """The app's `segmentation` on the fixed split."""
 
 
 class DeepEdit(FixedSplit, DeepEditTrainTask):
-    """The app's task."""
+    """The app's `deepedit` on the fixed split."""
 
 
 TASKS: dict[str, BasicTrainTask[Any]] = {
@@ -79,7 +79,7 @@ TASKS: dict[str, BasicTrainTask[Any]] = {
 
 
 def train(name: str, epochs: int, folder: Path) -> dict[str, Any]:
-    """Train one model and measure it."""
+    """Train one model and measure it as it is served."""
     pairs = hippocampi()
     task = TASKS[name]
     began, busy = time.monotonic(), time.process_time()
@@ -88,7 +88,7 @@ def train(name: str, epochs: int, folder: Path) -> dict[str, Any]:
     told_at = -1
 
     def told(progress: Progress) -> None:
-        """Note each validation: it is reported at the iteration that was reported before it."""
+        """Record each validation, which is reported at the same iteration as the training step before it."""
         nonlocal told_at
         validated = progress.epoch % VAL_INTERVAL == 0 or progress.epoch == epochs
         if progress.iteration == told_at and validated:
@@ -109,7 +109,7 @@ def train(name: str, epochs: int, folder: Path) -> dict[str, Any]:
 
 
 def served(task: BasicTrainTask[Any], version: ModelVersion, pairs: Sequence[Pair]) -> dict[int, float]:
-    """Mean foreground Dice of the served model by number of clicks, on the images' own grids."""
+    """Mean foreground Dice of the served model by number of clicks, on the source grids."""
     serving = task.serve(version)
     wanted = CLICKS if isinstance(serving, DeepEditTask) else CLICKS[:1]
     scores: dict[int, list[float]] = {clicks: [] for clicks in wanted}
@@ -123,13 +123,13 @@ def served(task: BasicTrainTask[Any], version: ModelVersion, pairs: Sequence[Pai
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--model", choices=list(EPOCHS), help="only this one")
+    parser.add_argument("--model", choices=list(EPOCHS), help="train only this model")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", type=Path, help="a folder for the runs' files")
+    parser.add_argument("--keep", type=Path, help="folder in which the runs' files are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = []
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """The tables."""
+    """Print tables."""
     for row in results:
         learning = Table(*row["curve"][0], title=f"{row['model']}: Dice on the network's grid by seconds")
         for point in row["curve"]:

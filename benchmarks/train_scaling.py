@@ -1,13 +1,13 @@
-"""How training scales over workers: python -m benchmarks.train_scaling [--json] [--model NAME] [--iterations N]
+"""Scaling of training over workers: python -m benchmarks.train_scaling [--json] [--model NAME] [--iterations N]
 
 Trains on the hippocampi in `../shared/data/hippocampus` through Ray Train with gloo, as the server does on a machine
-without GPUs: with one worker of one thread, one worker of two, and two workers of one. Prints iterations and images a
-second and, since the machine may be shared, the processor seconds that one image costs a worker; ratios are to the
-first row. Validation is left out, and the first iterations too.
+without GPUs: with one worker of one thread, one worker of two threads, and two workers of one thread. Prints iterations
+and images per second and, since the machine may be shared, processor seconds per image and worker; ratios are relative
+to the first row. Validation and the first iterations are not timed.
 
-With `--peer-python` and `--peer-app` (the Python that MONAI Label is installed for, and its radiology app) the same
-images, a few of them, are trained on by MONAI Label's trainer of that name with its own defaults, in the same run; what
-an epoch of all images takes follows from the time one image took.
+With `--peer-python` and `--peer-app` (the Python interpreter that MONAI Label is installed for, and its radiology app)
+a few of the same images are also trained on by MONAI Label's trainer of that name with its own defaults; the duration
+of an epoch of all images is extrapolated from the time per image.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from benchmarks.train_hippocampus import LABELS, TASKS, hippocampi
 from rayapp.training.train_task import Progress, TrainRequest
 
 CONFIGURATIONS = ((1, 1), (1, 2), (2, 1))
-"""Workers, and threads of each."""
+"""Number of workers, and of threads of each."""
 WARM = 5
-"""Iterations that are not counted."""
+"""Number of iterations that are not timed."""
 
 
 class Clock:
-    """A host that stops the run after so many iterations, and notes when they ended."""
+    """A host that stops the run after a number of iterations, and records when each ends."""
 
     device = torch.device("cpu")
 
@@ -51,20 +51,20 @@ class Clock:
         self.busy: list[float] = []
 
     def resume(self) -> None:
-        """Afresh."""
+        """No checkpoint: the run starts from the beginning."""
 
     def report(self, progress: Progress, *, checkpoint: Path | None = None) -> None:  # noqa: ARG002
-        """Note the time."""
+        """Record the time of an iteration."""
         self.wall.append(time.monotonic())
         self.busy.append(time.process_time())
 
     def stopped(self) -> bool:
-        """After the iterations."""
+        """True after the number of iterations."""
         return len(self.wall) >= self._iterations
 
 
 def work(config: dict[str, Any]) -> dict[str, float]:
-    """One worker's part."""
+    """Training loop of one worker."""
     torch.set_num_threads(config["threads"])
     clock = Clock(config["iterations"] + WARM)
     params = {"max_epochs": clock._iterations, "checkpoint_every": 10**6}
@@ -76,7 +76,7 @@ def work(config: dict[str, Any]) -> dict[str, float]:
 
 
 def ours(model: str, iterations: int) -> list[dict[str, Any]]:
-    """A row for each configuration."""
+    """A row for each configuration of workers and threads."""
     rows = []
     for workers, threads in CONFIGURATIONS:
         with tempfile.TemporaryDirectory(prefix="scaling") as folder:
@@ -94,15 +94,15 @@ def ours(model: str, iterations: int) -> list[dict[str, Any]]:
 
 
 def peer(model: str, python: Path, app: Path, images: int, threads: int) -> dict[str, float]:
-    """Seconds that an image takes the peer, on the clock and of the processor."""
+    """Wall and processor seconds per image of MONAI Label's trainer."""
     pairs = [{"image": str(pair.image), "label": str(pair.label)} for pair in hippocampi()[:images]]
     with tempfile.TemporaryDirectory(prefix="peer") as folder:
-        asked = {"model": model, "app": str(app), "pairs": pairs, "labels": LABELS, "folder": folder}
-        return ask("peer_training.py", asked, python=python, threads=threads)
+        request = {"model": model, "app": str(app), "pairs": pairs, "labels": LABELS, "folder": folder}
+        return ask("peer_training.py", request, python=python, threads=threads)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--model", choices=list(TASKS), default="segmentation")
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table."""
+    """Print a table."""
     rows, images = result["ours"], len(hippocampi())
     columns = (
         "workers",
@@ -149,7 +149,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _plain(value: float) -> str:
-    """Three digits, and never an exponent."""
+    """A number with three significant digits, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,1 +1,1 @@
-"""How to bring one's own: each module is a whole, small example, and is tested."""
+"""Examples of apps and trainers. Each is complete, small and tested."""

@@ -1,4 +1,4 @@
-"""What both examples learn from: rayapp's cases as a PyTorch dataset, and a run's outcome as rayapp takes it."""
+"""Shared by the training examples: rayapp's training cases as a PyTorch dataset, and the result of a training run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from rayapp.training.train_task import Pair, TrainRequest, TrainResult
 
 
 class Examples(Dataset[dict[str, Tensor]]):
-    """A window of each case, changed at random where `options.augment` is set."""
+    """A random window of each case, augmented if `options.augment` is set.
+
+    Args:
+        task: Reads cases and crops windows.
+        pairs: Images and their labels.
+        design: The network's grid and window.
+        options: The run's options.
+    """
 
     def __init__(self, task: BasicTrainTask[Options], pairs: list[Pair], design: Design, options: Options) -> None:
         self._cases = Cases(pairs, lambda pair: task.read(pair, design), capacity=options.cache << 19)
@@ -47,14 +54,28 @@ def result_of(
     iterations: int,
     started: float,
 ) -> TrainResult:
-    """The trained network as a file, its card and statistics, measured on `pairs` as it will serve."""
+    """Save a trained network and measure it as it will be served.
+
+    Args:
+        task: The task that trained.
+        request: The request that was trained for; weights are saved in its folder.
+        design: The network's grid, window and architecture.
+        network: The trained network.
+        pairs: Images and labels to measure Dice on.
+        epochs: Number of epochs trained.
+        iterations: Number of iterations trained.
+        started: Time when the run started, in seconds since the epoch.
+
+    Returns:
+        Weights, model card and statistics for the client.
+    """
     weights = request.folder / "model.safetensors"
     save_weights(network, weights)
     card: Mapping[str, Any] = {"description": task.description, **design.card()}
-    made = ModelVersion(name=request.model, version="candidate", weights=weights, card=card)
-    figures = task.tally(task.answers(made, pairs, task.options)).means()
+    candidate = ModelVersion(name=request.model, version="candidate", weights=weights, card=card)
+    figures = task.tally(task.answers(candidate, pairs, task.options)).means()
     metric = figure(figures)
-    side = {"metrics": {}, "key_metric_name": "dice", "best_metric": metric, "best_metric_epoch": epochs}
+    summary = {"metrics": {}, "key_metric_name": "dice", "best_metric": metric, "best_metric_epoch": epochs}
     stats = {
         "total_epochs": epochs,
         "total_iterations": iterations,
@@ -62,7 +83,7 @@ def result_of(
         "start_ts": int(started),
         "total_time": f"{time.time() - started:.0f} s",
         "best_metric": metric,
-        "train": side,
-        "eval": side,
+        "train": summary,
+        "eval": summary,
     }
     return TrainResult(weights=weights, metric=metric, baseline=None, card={**card, "metrics": figures}, stats=stats)

@@ -1,8 +1,8 @@
 """A TrainTask that runs MONAI's SupervisedTrainer, on PyTorch Ignite.
 
-It takes design, split, reading and augmentation from `BasicTrainTask`, and leaves the loop to the engine; two handlers
-speak with the host: one stops the engine when told, one reports each step. For what engines and handlers can do
-besides, see MONAI's and Ignite's documentation.
+Network design, data split, reading and augmentation come from `BasicTrainTask`; the training loop is the engine's. Two
+handlers connect it to the host: one stops the engine when the job is cancelled, one reports progress. For what engines
+and handlers can do besides, see the documentation of MONAI and Ignite.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from rayapp.training.train_task import Host, Progress, TrainRequest, TrainResult
 
 
 class IgniteTrainTask(BasicTrainTask[Options]):
-    """Automatic segmentation, trained by MONAI's engine in one worker; a run that is cut off starts again."""
+    """Automatic segmentation, trained by MONAI's engine in one worker; an interrupted run starts from the beginning."""
 
     def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
-        """As the protocol says."""
+        """Train a network; see `TrainTask.train`."""
         started, design = time.time(), self.design(request.pairs, request.params, device=host.device)
         options = self.options.over(request.params).planned(design.plan)
         train, val = self.partition(request.pairs, options)
@@ -44,14 +44,14 @@ class IgniteTrainTask(BasicTrainTask[Options]):
         stopped = False
 
         @trainer.on(Events.ITERATION_STARTED)
-        def stop(engine: Engine) -> None:
+        def stop_if_cancelled(engine: Engine) -> None:
             nonlocal stopped
             if host.stopped():
                 stopped = True
                 engine.interrupt()
 
         @trainer.on(Events.ITERATION_COMPLETED)
-        def tell(engine: Engine) -> None:
+        def report_progress(engine: Engine) -> None:
             state = engine.state
             host.report(
                 Progress(

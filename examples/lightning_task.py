@@ -1,8 +1,8 @@
 """A TrainTask that runs a PyTorch Lightning module.
 
-It takes design, split, reading and augmentation from `BasicTrainTask`, and leaves the loop to Lightning's `Trainer`.
-The module asks the host whether to stop before each step; a callback reports each step and hands over a checkpoint
-after each epoch.
+Network design, data split, reading and augmentation come from `BasicTrainTask`; the training loop is that of
+Lightning's `Trainer`. Before each step the module checks whether the job was cancelled; a callback reports progress
+after each step and a checkpoint after each epoch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ CHECKPOINT = "last.ckpt"
 
 
 class Segmenter(pl.LightningModule):
-    """The network, its loss and its optimiser. `stopped` is set when the host ended the run."""
+    """The network with its loss and optimiser.
+
+    Attributes:
+        network: The network.
+        stopped: True once the job was cancelled.
+    """
 
     def __init__(self, task: BasicTrainTask[Options], design: Design, options: Options, host: Host) -> None:
         super().__init__()
@@ -37,7 +42,7 @@ class Segmenter(pl.LightningModule):
         self._task, self._options, self._host = task, options, host
 
     def on_train_batch_start(self, *_: Any) -> int | None:
-        """Skip the rest of the epoch, and the epochs after it, once the host says so."""
+        """Skip the rest of the epoch and all later epochs if the job was cancelled."""
         if not self._host.stopped():
             return None
         self.stopped = self.trainer.should_stop = True
@@ -48,23 +53,23 @@ class Segmenter(pl.LightningModule):
         return self._loss(self.network(batch["image"]), batch["label"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The task's."""
+        """The optimiser that the task chooses."""
         return self._task.optimizer(self.network, self._options)
 
 
-class Reports(pl.Callback):
-    """Tells the host."""
+class HostReports(pl.Callback):
+    """Reports progress and checkpoints to the host."""
 
     def __init__(self, host: Host, folder: Path) -> None:
         self._host, self._folder, self._loss = host, folder, 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, _: Any, outputs: Any, *__: Any) -> None:
-        """Tell how far the run is."""
+        """Report progress."""
         self._loss = float(outputs["loss"])
         self._host.report(self._progress(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Segmenter) -> None:
-        """Hand over a checkpoint."""
+        """Report a checkpoint, from which an interrupted run resumes."""
         if not module.stopped:
             self._folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(self._folder / CHECKPOINT)
@@ -84,7 +89,7 @@ class LightningTrainTask(BasicTrainTask[Options]):
     """Automatic segmentation, trained by Lightning in one worker."""
 
     def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
-        """As the protocol says."""
+        """Train a network; see `TrainTask.train`."""
         started, design = time.time(), self.design(request.pairs, request.params, device=host.device)
         options = self.options.over(request.params).planned(design.plan)
         train, val = self.partition(request.pairs, options)
@@ -97,7 +102,7 @@ class LightningTrainTask(BasicTrainTask[Options]):
             max_epochs=options.max_epochs,
             accumulate_grad_batches=options.accumulate,
             gradient_clip_val=5.0,
-            callbacks=[Reports(host, request.folder / "checkpoint")],
+            callbacks=[HostReports(host, request.folder / "checkpoint")],
             default_root_dir=request.folder,
             logger=False,
             enable_checkpointing=False,
@@ -105,8 +110,8 @@ class LightningTrainTask(BasicTrainTask[Options]):
             enable_model_summary=False,
         )
         batches = DataLoader(Examples(self, train, design, options), options.train_batch_size, shuffle=True)
-        kept = host.resume()
-        trainer.fit(module, batches, ckpt_path=None if kept is None else kept / CHECKPOINT, weights_only=True)
+        resumed = host.resume()
+        trainer.fit(module, batches, ckpt_path=None if resumed is None else resumed / CHECKPOINT, weights_only=True)
         if module.stopped:
             return None
         return result_of(

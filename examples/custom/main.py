@@ -1,4 +1,4 @@
-"""An app with a scoring method and a strategy of its own: images with much contrast come first.
+"""An app with its own scoring method and strategy: images of high contrast are annotated first.
 
 rayapp start --app examples/custom --studies DIR; rayapp score contrast; rayapp next contrast
 """
@@ -11,26 +11,26 @@ from rayapp.app import LabelApp
 
 
 class Contrast:
-    """Scores an image by how far its voxels spread. It asks no model."""
+    """Scores an image by the range of its intensities, without a model."""
 
-    description = "Spread of the voxels' values"
+    description = "Range of the image's intensities"
     config = {"percent": 95.0}
     images = "unlabeled"
     asks_model = False
 
     def score(self, case, options, task):
-        """The distance of the percentiles at either end."""
+        """The difference between an upper and a lower percentile of the intensities."""
         low, high = np.percentile(case.volume().array, (100 - options["percent"], options["percent"]))
         return Score(values={"contrast": float(high - low)}, info={"contrast": float(high - low)})
 
 
 class MostContrast:
-    """The unlabelled image with the highest score; before anything was scored, any."""
+    """Chooses the unlabelled image with the highest score; any unlabelled image before scores exist."""
 
     description = "Most contrast first"
 
     def __call__(self, request, datastore):
-        """Ask the datastore, which keeps the scores in order and knows what others work on."""
+        """Query the datastore, which keeps scores ordered and leaves out images that other annotators work on."""
         holder = request.get(HOLDER)
         ranked = datastore.ranked("contrast", limit=1, holder=holder)
         ids = ranked.ids or datastore.unlabeled(limit=1, holder=holder)
@@ -38,15 +38,15 @@ class MostContrast:
 
 
 class CustomApp(LabelApp):
-    """What every app has, and two things more."""
+    """The default app with one more scoring method and one more strategy."""
 
     name = "custom"
-    description = "A strategy and a scoring method of its own"
+    description = "An example of a scoring method and a strategy"
 
     def init_scoring_methods(self):
-        """How images are scored."""
+        """Scoring methods by name."""
         return {**super().init_scoring_methods(), "contrast": Contrast()}
 
     def init_strategies(self):
-        """How the next image is chosen."""
+        """Strategies by name."""
         return {**super().init_strategies(), "contrast": MostContrast()}

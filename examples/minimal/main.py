@@ -1,4 +1,4 @@
-"""The smallest app: everything brighter than a threshold.
+"""A minimal app: segments all voxels brighter than a threshold.
 
 rayapp start --app examples/minimal --studies DIR --conf threshold=150
 """
@@ -10,7 +10,7 @@ from rayapp.inference.infer_task import Prediction, TaskInfo
 
 
 class Bright:
-    """A model is anything with these members; `prepare` runs once per image, `predict` for each request."""
+    """An inference task: any class with these members. `prepare` runs once per image, `predict` for each request."""
 
     version = "1"
 
@@ -19,24 +19,24 @@ class Bright:
         self.info = TaskInfo(type="segmentation", labels={"bright": 1}, dimension=3, description="Above a threshold")
 
     def load(self):
-        """There are no weights to read."""
+        """Nothing to load: there are no weights."""
 
     def prepare(self, volume):
-        """`volume.array` is (channels, i, j, k) on the image's own grid."""
+        """Return what `predict` needs; `volume.array` has shape (channels, I, J, K)."""
         return volume
 
     def predict(self, volume, prompts, config):
-        """Labels have the image's own shape; `config` holds what the request said beside its prompts."""
+        """Return a label map of the image's shape; `config` holds the request's options."""
         above = float(config.get("threshold", self.threshold))
         return Prediction(labels=(volume.array[0] > above).astype(np.uint8))
 
 
 class MinimalApp(LabelApp):
-    """An app has one such class in main.py; each hook that it overrides returns things by name."""
+    """The app. There is one such class in main.py; each hook that it overrides returns things by name."""
 
     name = "minimal"
-    description = "One model without a network"
+    description = "An example of a model without a network"
 
     def init_infers(self):
-        """The models."""
+        """Inference tasks by model name."""
         return {"bright": Bright(threshold=float(self.settings.conf.get("threshold", 100)))}

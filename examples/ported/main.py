@@ -1,4 +1,4 @@
-"""An app of MONAI Label's documentation style, ported: see docs/porting.md, which shows both sides.
+"""A MONAI Label app, ported to rayapp; docs/porting.md shows both versions.
 
 rayapp start --app examples/ported --studies DIR
 """
@@ -15,26 +15,27 @@ logger = logging.getLogger(__name__)
 
 
 class MyApp(LabelApp):
-    """One network with weights in `model/spleen.safetensors`, if there are any."""
+    """One network, with weights from `model/spleen.safetensors` if that file exists."""
 
     name = "spleen"
     description = "Spleen segmentation, ported"
 
     def init_infers(self):
-        """The models."""
+        """Inference tasks by model name."""
         network = UNet(
             spatial_dims=3, in_channels=1, out_channels=2, channels=(8, 16), strides=(2,), num_res_units=1, norm="batch"
         )
         weights = self.app_dir / "model" / "spleen.safetensors"
-        found = weights if weights.exists() else None
+        if not weights.exists():
+            weights = None
         labels = {"spleen": 1}
-        return {"spleen": Spleen(network=network, weights=found, labels=labels, description="Spleen", version="1")}
+        return {"spleen": Spleen(network=network, weights=weights, labels=labels, description="Spleen", version="1")}
 
     def init_strategies(self):
-        """How the next image is chosen."""
+        """Strategies by name."""
         return {"random": Random(), "first": First()}
 
     def on_save_label(self, image_id, tag):
-        """After a label was saved."""
+        """Called after a label was saved."""
         logger.info("label %s of %s was saved", tag, image_id)
         return {"saved": tag}

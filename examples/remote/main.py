@@ -1,4 +1,4 @@
-"""An app whose model runs in another server that speaks the Open Inference Protocol, such as Triton.
+"""An app whose model runs on another server, reached by the Open Inference Protocol (for example Triton).
 
 rayapp start --app examples/remote --studies DIR --conf server=http://127.0.0.1:9000 --conf model=promptable
 """
@@ -9,13 +9,13 @@ from rayapp.inference.methods.remote import RemoteTask
 
 
 class RemoteApp(LabelApp):
-    """One promptable model, served elsewhere."""
+    """One promptable model on another server."""
 
     name = "remote"
-    description = "A model of another server"
+    description = "A model on another server"
 
     def init_infers(self):
-        """The model, by the name that it has there."""
+        """The task, under the model's name on the server."""
         conf = self.settings.conf
         names = self.settings.labels or ("structure",)
         model = conf.get("model", "promptable")
@@ -24,6 +24,6 @@ class RemoteApp(LabelApp):
             labels={name: value for value, name in enumerate(names, start=1)},
             prompts=True,
             spacing=float(conf.get("spacing", 0)),
-            description="Clicks are answered by another server",
+            description="Segmentation by clicks, computed on another server",
         )
         return {model: task}

@@ -1,4 +1,4 @@
-"""The model of the porting guide: what it says of transforms, inferer and labels is what it said in MONAI Label."""
+"""The porting guide's model; transforms and inferer are unchanged from MONAI Label."""
 
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import (
@@ -15,10 +15,10 @@ from rayapp.inference.methods.basic_infer import BasicInferTask
 
 
 class Spleen(BasicInferTask):
-    """Pre- and postprocessing of the spleen model."""
+    """The spleen model's transforms and inferer."""
 
     def pre_transforms(self, data=None):
-        """From the file to what the network sees."""
+        """From the file to the network's input."""
         return [
             LoadImaged(keys="image"),
             EnsureChannelFirstd(keys="image"),
@@ -28,9 +28,9 @@ class Spleen(BasicInferTask):
         ]
 
     def inferer(self, data=None):
-        """Windows over the whole image."""
+        """Sliding-window inference over the whole image."""
         return SlidingWindowInferer(roi_size=(96, 96, 96), overlap=0.25)
 
     def post_transforms(self, data=None):
-        """From what the network says to labels."""
+        """From the network's output to label values."""
         return [Activationsd(keys="pred", softmax=True), AsDiscreted(keys="pred", argmax=True)]
