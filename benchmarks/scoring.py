@@ -35,11 +35,11 @@ from rich.table import Table
 from benchmarks.peer import ask
 from rayapp.active_learning.strategies import strategies
 from rayapp.config import Settings
-from rayapp.datastore.job_record import Kind
 from rayapp.datastore.local import LocalDatastore
 from rayapp.imaging.phantom import phantom
 from rayapp.jobs.image_work import ImageWork
 from rayapp.jobs.pool import ImageDone
+from rayapp.protocol import JobKind
 
 SHAPE = (96, 80, 64)
 CLASSES = 5
@@ -67,7 +67,7 @@ def throughput(settings: Settings, actors: list[int], images: int, samples: int)
     ids = ray.get(datastore.image_ids.remote())
     work = ImageWork(
         job_id="benchmark",
-        kind=Kind.SCORING,
+        kind=JobKind.SCORING,
         name="epistemic",
         model=MODEL,
         version="v1",

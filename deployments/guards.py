@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rayapp.protocol import Path as Route
+from rayapp.protocol import Route
 
 _ARCHIVE = Route.PROXY.partition("{")[0]
 MAX_TEXT = 4 << 20

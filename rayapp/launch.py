@@ -28,7 +28,7 @@ from deployments.ingress import gateway_deployment
 from rayapp import errors
 from rayapp.config import Settings
 from rayapp.errors import RayappError
-from rayapp.protocol import Path as Route
+from rayapp.protocol import Route
 from rayapp.runtime import logs
 
 logger = logging.getLogger(__name__)

@@ -1,23 +1,28 @@
-"""The wire: every path, role, tag and reserved name, once; server and client both import it.
+"""The HTTP API's paths, roles, headers and names, for the server and its clients alike.
 
-The routes are those of the MONAI Label clients (3D Slicer, OHIF, Python); slashes matter, since those clients follow
-no redirect.
+Most paths are those of MONAI Label's clients (3D Slicer, OHIF, Python), which follow no redirect: closing slashes
+matter. The JSON messages are in `rayapp.responses`.
 """
 
 from __future__ import annotations
 
 import re
 from enum import StrEnum
+from urllib.parse import quote
 
 from rayapp.errors import BadRequest
 
 
-class Path(StrEnum):
-    """Route templates, as FastAPI writes them."""
+class Route(StrEnum):
+    """Paths of the HTTP API as FastAPI's templates: `/infer/{model}`."""
 
     ROOT = "/"
+    DOCS = "/docs"
+    ICON = "/favicon.ico"
     INFO = "/info/"
     INFER = "/infer/{model}"
+    INFER_SLIDE = "/infer/wsi/{model}"
+    INFER_SLIDE_V2 = "/infer/wsi_v2/{model}"
     BATCH = "/batch/infer"
     BATCH_MODEL = "/batch/infer/{model}"
     TRAIN = "/train/"
@@ -60,12 +65,29 @@ class Path(StrEnum):
     AUTH = "/auth/"
     AUTH_TOKEN = "/auth/token"
     AUTH_VALID = "/auth/token/valid"
+    VIEWER_IMAGE = "/viewer/image"
+    VIEWER_LABEL = "/viewer/label"
+    OHIF_ROOT = "/ohif/"
     OHIF = "/ohif/{path:path}"
     PROXY = "/proxy/dicom/{path:path}"
+    PROXY_QIDO = "/proxy/dicom/qido"
+    PROXY_WADO = "/proxy/dicom/wado"
+    DICOMWEB = "/dicom-web"
+    STUDIES = "/dicom-web/studies"
+    STUDY_METADATA = "/dicom-web/studies/{study}/metadata"
+    SERIES = "/dicom-web/studies/{study}/series"
+    SERIES_METADATA = "/dicom-web/studies/{study}/series/{series}/metadata"
+    INSTANCES = "/dicom-web/studies/{study}/series/{series}/instances"
+    INSTANCE_METADATA = "/dicom-web/studies/{study}/series/{series}/instances/{instance}/metadata"
+    FRAMES = "/dicom-web/studies/{study}/series/{series}/instances/{instance}/frames/{number}"
+
+    def filled(self, **values: str) -> str:
+        """The path with percent-encoded values in place of the template's names."""
+        return self.format(**{name: quote(value, safe="") for name, value in values.items()})
 
 
 class Role(StrEnum):
-    """What a user may do; each role holds those before it."""
+    """Roles of users, each with the rights of those before it."""
 
     USER = "user"
     ANNOTATOR = "annotator"
@@ -73,27 +95,58 @@ class Role(StrEnum):
     ADMIN = "admin"
 
     def reaches(self, other: Role) -> bool:
-        """True when this role holds `other`."""
+        """True if this role has the rights of `other`."""
         order = list(Role)
         return order.index(self) >= order.index(other)
 
 
 class Output(StrEnum):
-    """Values of `/infer`'s `output` query."""
+    """Values of the query parameter `output` of `/infer`; BOX, the changed box as a packed mask, is our own."""
 
     ALL = "all"
     IMAGE = "image"
     JSON = "json"
     DICOM_SEG = "dicom_seg"
-    BOX = "box"  # ours: the changed box as packed bits (rayapp.imaging.mask_codec)
+    BOX = "box"
+
+
+class JobKind(StrEnum):
+    """Kinds of background jobs. Jobs of one kind run one at a time, in the order of submission."""
+
+    TRAIN = "train"
+    SCORING = "scoring"
+    BATCH = "batch_infer"
+
+    @property
+    def monai_label(self) -> str:
+        """The kind as MONAI Label's messages write it."""
+        return self.value.capitalize()
+
+    @property
+    def display_name(self) -> str:
+        """The kind in our own messages."""
+        return {JobKind.TRAIN: "training", JobKind.SCORING: "scoring", JobKind.BATCH: "batch inference"}[self]
+
+
+class StreamEvent(StrEnum):
+    """Types of the server-sent events of an interaction (MASK, PROBLEM, END) and of a job (JOB)."""
+
+    MASK = "mask"
+    PROBLEM = "problem"
+    END = "end"
+    JOB = "job"
 
 
 MASK_MEDIA_TYPE = "application/vnd.rayapp.mask"
-PARAMS_HEADER = "X-Rayapp-Params"  # ours: the result's params (JSON) beside a packed mask
+"""Media type of masks packed by `rayapp.imaging.mask_codec`."""
+PARAMS_HEADER = "X-Rayapp-Params"
+"""Header with the result's params as JSON, beside a packed mask."""
 FINAL = "final"
+"""Tag of labels that an annotator finished; training uses these."""
 ORIGINAL = "original"
+"""Tag of labels that a model predicted."""
 
-# Slicer sends click lists under label names, in one namespace with these parameters.
+# 3D Slicer sends lists of clicks under label names, in one namespace with these parameters.
 RESERVED_LABEL_NAMES = frozenset(
     {
         "client_id",
@@ -135,13 +188,20 @@ _WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNOREC
 
 
 def checked_name(value: str, what: str) -> str:
-    """Return `value` if it can serve as an image id, tag, model, strategy or session name, and so as a file name.
+    """Check an image id, tag, model, strategy or session name, which becomes a file name.
 
-    The one check at the edge: a name has 1 to 200 letters, digits, `_ - . + @ ( ) , = # & '` or spaces, starts with
-    a letter, digit or underscore and holds no `..`: it can never name a path.
+    A name has 1 to 200 bytes of letters, digits, `_ - . + @ ( ) , = # & '` and spaces, starts with a letter, digit or
+    underscore, and contains no `..`: it can never be a path. Every name from outside is checked here, once.
+
+    Args:
+        value: the name.
+        what: the kind of name, for the error: "image", "tag".
+
+    Returns:
+        The name, unchanged.
 
     Raises:
-        BadRequest: if it is anything else.
+        BadRequest: the name is not valid.
     """
     if (
         len(value.encode()) <= 200

@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 
 from deployments.access import AsUser, Service
 from deployments.forms import describe_form, read_form
 from deployments.problems import problems
 from rayapp.errors import NotSignedIn
-from rayapp.protocol import Path as Route
-from rayapp.protocol import Role
+from rayapp.protocol import Role, Route
+from rayapp.responses import SignIn, Token, UserInfo
 
 router = APIRouter(tags=["auth"], responses=problems(400, 413))
 
 
-class Enabled(BaseModel):
-    """How to sign in."""
-
-    enabled: bool = True
-    client_id: str = "rayapp"
-    realm: str = "rayapp"
-
-
-class Token(BaseModel):
-    """What to send as `Authorization: <token_type> <access_token>`."""
-
-    access_token: str
-    token_type: str = "bearer"
-
-
-class Person(BaseModel):
-    """The user that a key belongs to, with every role it holds."""
-
-    username: str
-    email: str = ""
-    name: str
-    roles: list[Role]
-
-
 @router.get(Route.AUTH)
-async def enabled() -> Enabled:
+async def enabled() -> SignIn:
     """Whether, and how, to sign in."""
-    return Enabled()
+    return SignIn(enabled=True, client_id="rayapp", realm="rayapp")
 
 
 @router.post(
@@ -58,10 +33,11 @@ async def token(request: Request, services: Service) -> Token:
         user = await services.users.authenticate(key)
         if user is None or user.name != form.texts.get("username"):
             raise NotSignedIn("wrong name or key: the password is the key that `rayapp users add` printed")
-    return Token(access_token=key)
+    return Token(access_token=key, token_type="bearer")
 
 
 @router.get(Route.AUTH_VALID)
-async def valid(user: AsUser) -> Person:
+async def valid(user: AsUser) -> UserInfo:
     """Who one is; 401 without a valid key."""
-    return Person(username=user.name, name=user.name, roles=[role for role in Role if user.role.reaches(role)])
+    roles = [role for role in Role if user.role.reaches(role)]
+    return UserInfo(username=user.name, email="", name=user.name, roles=roles)

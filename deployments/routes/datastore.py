@@ -13,8 +13,8 @@ from fastapi import APIRouter, Query, Response
 from deployments.access import AsAnnotator, AsUser, Service
 from deployments.problems import problems
 from deployments.replies import file_reply
-from deployments.routes.info import Status
-from rayapp.protocol import Path as Route
+from rayapp.protocol import Route
+from rayapp.responses import DatastoreStatus
 
 router = APIRouter(tags=["datastore"], responses=problems(404, 422, 503))
 
@@ -27,7 +27,7 @@ class View(StrEnum):
     ALL = "all"
 
 
-@router.get(Route.DATASTORE, response_model=Status | list[dict[str, str]] | dict[str, Any])
+@router.get(Route.DATASTORE, response_model=DatastoreStatus | list[dict[str, str]] | dict[str, Any])
 async def datastore(services: Service, user: AsUser, output: Annotated[View, Query()] = View.STATS) -> Response:
     """Counts (`stats`), image and label paths of finished images (`train`), or every object with its info (`all`)."""
     store = services.datastore

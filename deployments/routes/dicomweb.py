@@ -18,8 +18,9 @@ from deployments.series import Series, SeriesStore
 from rayapp.datastore.interfaces import ImageRecord
 from rayapp.errors import BadRequest, NotFound
 from rayapp.imaging.dicom_instances import instance_datasets, series_dataset, study_dataset, uid_of
+from rayapp.protocol import Route
 
-router = APIRouter(prefix="/dicom-web", tags=["DICOMweb"], responses=problems(400, 404, 413, 422, 503))
+router = APIRouter(tags=["DICOMweb"], responses=problems(400, 404, 413, 422, 503))
 
 MEDIA_TYPE = "application/dicom+json"
 MOST = 1000
@@ -39,7 +40,7 @@ def series_store(request: Request) -> SeriesStore:
     return store
 
 
-@router.get("/studies")
+@router.get(Route.STUDIES)
 async def studies(request: Request, user: AsUser) -> Response:
     """The studies whose `PatientName`, `PatientID` or `StudyDescription` match (`*`, `?`), or with these UIDs, by
     `limit` and `offset`. Each is one image; all three names are its id."""
@@ -80,7 +81,7 @@ def _study(image_id: str) -> dict[str, Any]:
     return dataset.to_json_dict()
 
 
-@router.get("/studies/{study}/series")
+@router.get(Route.SERIES)
 async def series(study: str, request: Request, user: AsUser) -> Response:
     """The study's one series."""
     found = await _found(request, study)
@@ -91,25 +92,25 @@ async def series(study: str, request: Request, user: AsUser) -> Response:
     return _DicomJson([dataset.to_json_dict()] if asked in ("", dataset.SeriesInstanceUID) else [])
 
 
-@router.get("/studies/{study}/metadata")
+@router.get(Route.STUDY_METADATA)
 async def study_metadata(study: str, request: Request, user: AsUser) -> Response:
     """All that is known of the study's slices but their pixels."""
     return await _metadata(await _found(request, study))
 
 
-@router.get("/studies/{study}/series/{series}/metadata")
+@router.get(Route.SERIES_METADATA)
 async def series_metadata(study: str, series: str, request: Request, user: AsUser) -> Response:
     """All that is known of the series' slices but their pixels."""
     return await _metadata(await _found(request, study, series))
 
 
-@router.get("/studies/{study}/series/{series}/instances")
+@router.get(Route.INSTANCES)
 async def instances(study: str, series: str, request: Request, user: AsUser) -> Response:
     """The series' slices."""
     return await _metadata(await _found(request, study, series))
 
 
-@router.get("/studies/{study}/series/{series}/instances/{instance}/metadata")
+@router.get(Route.INSTANCE_METADATA)
 async def instance_metadata(study: str, series: str, instance: str, request: Request, user: AsUser) -> Response:
     """All that is known of a slice but its pixels."""
     found = await _found(request, study, series)
@@ -117,7 +118,7 @@ async def instance_metadata(study: str, series: str, instance: str, request: Req
     return _DicomJson([instance_datasets(found.stack)[number].to_json_dict()])
 
 
-@router.get("/studies/{study}/series/{series}/instances/{instance}/frames/{number}", response_class=Response)
+@router.get(Route.FRAMES, response_class=Response)
 async def frames(study: str, series: str, instance: str, number: int, request: Request, user: AsUser) -> Response:
     """A slice's pixels, as `multipart/related`: 16 bits, little endian, uncompressed."""
     record = await _record(request, study, series)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel
 
 from deployments.access import AsAdmin, AsAnnotator, AsUser, Checking, Service
 from deployments.forms import describe_form, read_form
@@ -18,8 +17,8 @@ from rayapp.errors import NotFound
 from rayapp.imaging.nifti import write_volume
 from rayapp.imaging.reader import read_volume, split_ext
 from rayapp.models.store import sha256_of
-from rayapp.protocol import Path as Route
-from rayapp.protocol import checked_name
+from rayapp.protocol import Route, checked_name
+from rayapp.responses import StoredImage
 
 router = APIRouter(tags=["images"], responses=problems(400, 404, 409, 413, 422, 503))
 
@@ -29,17 +28,11 @@ _FORM = describe_form(
 _INFO = describe_form(texts={"info": "JSON object: keys to merge into the info."})
 
 
-class Stored(BaseModel):
-    """The image's id."""
-
-    image: str
-
-
 @router.put(Route.DATASTORE, include_in_schema=False)
 @router.put(Route.IMAGE, openapi_extra=_FORM)
 async def upload(
     request: Request, services: Service, checks: Checking, user: AsAnnotator, image: Annotated[str, Query()] = ""
-) -> Stored:
+) -> StoredImage:
     """Add an image; a file that cannot be read whole is refused and stored nowhere.
 
     Its id is `image`, else the file's name without extension.
@@ -53,7 +46,7 @@ async def upload(
         await checks.run(check_image, file.path, services.settings.max_volume)
         author = author_of(user, info)
         added = await services.datastore.add_image(image_id, file.path, ext, info=info_of(info), author=author)
-    return Stored(image=added.id)
+    return StoredImage(image=added.id)
 
 
 @router.delete(Route.DATASTORE, include_in_schema=False)

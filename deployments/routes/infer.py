@@ -25,8 +25,7 @@ from rayapp.imaging.dicom_seg import Provenance, encode
 from rayapp.imaging.label_names import entries_of, with_names
 from rayapp.imaging.reader import EXTENSIONS, read_segmentation
 from rayapp.models.store import sha256_of
-from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, PARAMS_HEADER, Output, Role, checked_name
-from rayapp.protocol import Path as Route
+from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, PARAMS_HEADER, Output, Role, Route, checked_name
 from rayapp.serving.messages import InferCall, InferReply
 from rayapp.users import User
 

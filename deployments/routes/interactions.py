@@ -25,8 +25,8 @@ from deployments.routes.infer import unless_gone
 from deployments.services import Services
 from rayapp.datastore.interfaces import ClickEvent, Info
 from rayapp.errors import BadRequest, NotAllowed, NotFound, RayappError
-from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Output, Role, checked_name
-from rayapp.protocol import Path as Route
+from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Output, Role, Route, StreamEvent, checked_name
+from rayapp.responses import InteractionEvent, InteractionState, OpenedInteraction
 from rayapp.serving.interaction import (
     OPEN,
     PROMPT,
@@ -62,12 +62,6 @@ class Opening(BaseModel):
     client_id: str | None = Field(None, max_length=200)
 
 
-class Opened(BaseModel):
-    """The new interaction."""
-
-    id: str
-
-
 class Step(BaseModel):
     """`request` is an id of the client's: sent again, it counts once. `onto` is the token of the mask it holds."""
 
@@ -95,32 +89,8 @@ class Prompt(Step):
     reset: bool = False
 
 
-class Event(BaseModel):
-    """An entry of the log: `prompt` is what was said with it."""
-
-    step: int
-    kind: str
-    prompt: dict[str, Any]
-    model_version: str | None
-    ts: float
-
-
-class State(BaseModel):
-    """An interaction as it is: `prompts` are those in force, `events` all that happened."""
-
-    id: str
-    image: str
-    model: str
-    user: str
-    step: int
-    prompts: list[dict[str, Any]]
-    can_undo: bool
-    can_redo: bool
-    events: list[Event]
-
-
 @router.post(Route.INTERACTIONS)
-async def open_one(opened: Opening, services: Service, described: Described, user: AsAnnotator) -> Opened:
+async def open_one(opened: Opening, services: Service, described: Described, user: AsAnnotator) -> OpenedInteraction:
     """Open an interaction; its id works on any machine, for this user."""
     model = await described.known("models", "model", opened.model)
     image = await services.datastore.image(checked_name(opened.image, "image"))
@@ -128,13 +98,13 @@ async def open_one(opened: Opening, services: Service, described: Described, use
     (seq,) = await services.datastore.append_events([event])
     about = HandedOut(key=image.id, model=model, user=user.name, client_id=opened.client_id)
     services.inference.prefetch(about)
-    return Opened(id=Interaction.of(await services.datastore.event(seq)).id)
+    return OpenedInteraction(id=Interaction.of(await services.datastore.event(seq)).id)
 
 
 @router.get(Route.INTERACTIONS)
 async def of_image(
     services: Service, caller: AsAnnotator, image: Annotated[str, Query()], user: Annotated[str, Query()] = ""
-) -> list[State]:
+) -> list[InteractionState]:
     """An image's interactions, oldest first: one's own, or for reviewers also those of the user named."""
     if user and user != caller.name and not caller.role.reaches(Role.REVIEWER):
         raise _not_yours()
@@ -144,7 +114,7 @@ async def of_image(
 
 
 @router.get(Route.INTERACTION)
-async def state(interaction_id: str, services: Service, user: AsAnnotator) -> State:
+async def state(interaction_id: str, services: Service, user: AsAnnotator) -> InteractionState:
     """All that was said so far."""
     found = await _find(services, interaction_id, user, reading=True)
     return _state(found, await services.datastore.events(found.image_id, user=found.user, after=found.step))
@@ -212,20 +182,20 @@ async def _streamed(request: Request, services: Services, call: InferCall) -> Re
 
 async def _events(first: InferReply, replies: AsyncGenerator[InferReply, None]) -> AsyncIterator[str]:
     async with aclosing(replies):
-        yield _event("mask", _told(first))
+        yield _event(StreamEvent.MASK, _told(first))
         try:
             async for reply in replies:
-                yield _event("mask", _told(reply))
+                yield _event(StreamEvent.MASK, _told(reply))
         except RayappError as error:
-            yield _event("problem", {"status": error.status, "detail": error.detail})
-        yield _event("end", {})
+            yield _event(StreamEvent.PROBLEM, {"status": error.status, "detail": error.detail})
+        yield _event(StreamEvent.END, {})
 
 
 def _told(reply: InferReply) -> dict[str, Any]:
     return {"params": dict(reply.params), "mask": base64.b64encode(reply.body or b"").decode()}
 
 
-def _event(kind: str, data: dict[str, Any]) -> str:
+def _event(kind: StreamEvent, data: dict[str, Any]) -> str:
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
@@ -289,12 +259,12 @@ async def _find(services: Services, interaction_id: str, user: User, *, reading:
     return found
 
 
-def _state(opened: Interaction, events: list[ClickEvent]) -> State:
+def _state(opened: Interaction, events: list[ClickEvent]) -> InteractionState:
     now, own = opened, opened.own(event for event in events if event.seq > opened.step)
     for event in own:
         now = now.after(event)
     history = [
-        Event(
+        InteractionEvent(
             step=event.seq,
             kind=event.kind,
             prompt=prompt_of(event),
@@ -303,7 +273,7 @@ def _state(opened: Interaction, events: list[ClickEvent]) -> State:
         )
         for event in own
     ]
-    return State(
+    return InteractionState(
         id=now.id,
         image=now.image_id,
         model=now.model,

@@ -17,17 +17,21 @@ from deployments.forms import describe_json, read_json
 from deployments.problems import problems
 from deployments.replies import file_reply
 from deployments.services import Services
-from rayapp.datastore.job_record import Job, Kind, State
+from rayapp import responses
+from rayapp.datastore.job_record import Job, State
 from rayapp.errors import BadRequest, Busy, Conflict, NotFound, RayappError
 from rayapp.jobs.training_job import run_folder
-from rayapp.protocol import ORIGINAL, checked_name
-from rayapp.protocol import Path as Route
+from rayapp.protocol import ORIGINAL, JobKind, Route, StreamEvent, checked_name
 from rayapp.users import User
 
 router = APIRouter(tags=["jobs"], responses=problems(400, 404, 406, 409, 413, 422, 429, 503))
 
 Flag = Annotated[bool, Query()]
-Task = dict[str, Any]
+OneOrAll = responses.Job | list[responses.Job]
+Submitted = dict[str, responses.SubmittedJob]
+"""By trainer or method, the job or the reason why it was refused."""
+Stats = dict[str, Any]
+"""Answer of `run_sync`: what the job produced."""
 
 STOPS_S = 15.0
 """How long a client that stops a job waits for its end; the job ends anyway."""
@@ -45,31 +49,27 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 _PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The picture.", "content": {"image/png": {}}}}
 
 
-async def _tasks(services: Services, kind: Kind, *, every: bool, running: bool) -> Task | list[Task]:
+async def _tasks(services: Services, kind: JobKind, *, every: bool, running: bool) -> OneOrAll:
     """The last one submitted, all, or the running one; 404 if there is none, which clients take for "nothing runs"."""
     if running:
         found = await services.jobs.running(kind)
         if found is None:
             raise NotFound(f"No {kind.monai_label} Tasks are currently Running")
-        return _task(found)
+        return found.as_json()
     jobs = await services.jobs.jobs(kind)
     if every:
-        return [_task(job) for job in jobs]
+        return [job.as_json() for job in jobs]
     if not jobs:
         raise NotFound(f"No {kind.monai_label} Tasks Found")
-    return _task(jobs[-1])
+    return jobs[-1].as_json()
 
 
-def _task(job: Job) -> Task:
-    return job.as_json()
-
-
-async def _stop(services: Services, kind: Kind) -> Task | None:
+async def _stop(services: Services, kind: JobKind) -> responses.Job | None:
     job = await services.jobs.running(kind)
     if job is None:
         return None
     await services.jobs.cancel(job.id)  # by its id: asked again after a fault, it must not stop the next one
-    return _task(await _ended(services, job.id, STOPS_S))
+    return (await _ended(services, job.id, STOPS_S)).as_json()
 
 
 async def _ended(services: Services, job_id: str, seconds: float) -> Job:
@@ -83,72 +83,66 @@ async def _ended(services: Services, job_id: str, seconds: float) -> Job:
 
 
 async def _submit(
-    services: Services, user: User, kind: Kind, name: str, params: Mapping[str, Any], *, enqueue: bool
+    services: Services, user: User, kind: JobKind, name: str, params: Mapping[str, Any], *, enqueue: bool
 ) -> Job:
     # The id is made here, so that a call that is made again after a fault makes no second job.
-    named = {"model": name, **params} if kind is Kind.SCORING else {**params, "model": name}
+    named = {"model": name, **params} if kind is JobKind.SCORING else {**params, "model": name}
     return await services.jobs.submit(kind, name, named, job_id=str(uuid.uuid4()), user=user.name, enqueue=enqueue)
 
 
 @router.get(Route.TRAIN)
-async def trainings(
-    services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False
-) -> Task | list[Task]:
+async def trainings(services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False) -> OneOrAll:
     """The last training, `all`, or the running one; 404 when there is none."""
-    return await _tasks(services, Kind.TRAIN, every=all, running=check_if_running)
+    return await _tasks(services, JobKind.TRAIN, every=all, running=check_if_running)
 
 
 @router.get(Route.SCORING)
-async def scorings(
-    services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False
-) -> Task | list[Task]:
+async def scorings(services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False) -> OneOrAll:
     """The last scoring, `all`, or the running one; 404 when there is none."""
-    return await _tasks(services, Kind.SCORING, every=all, running=check_if_running)
+    return await _tasks(services, JobKind.SCORING, every=all, running=check_if_running)
 
 
 @router.get(Route.BATCH)
-async def batches(
-    services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False
-) -> Task | list[Task]:
+async def batches(services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False) -> OneOrAll:
     """The last batch inference, `all`, or the running one; 404 when there is none."""
-    return await _tasks(services, Kind.BATCH, every=all, running=check_if_running)
+    return await _tasks(services, JobKind.BATCH, every=all, running=check_if_running)
 
 
 @router.delete(Route.TRAIN)
-async def stop_training(services: Service, user: AsAdmin) -> Task | None:
+async def stop_training(services: Service, user: AsAdmin) -> responses.Job | None:
     """Stop the running training; null when nothing runs."""
-    return await _stop(services, Kind.TRAIN)
+    return await _stop(services, JobKind.TRAIN)
 
 
 @router.delete(Route.SCORING)
-async def stop_scoring(services: Service, user: AsAnnotator) -> Task | None:
+async def stop_scoring(services: Service, user: AsAnnotator) -> responses.Job | None:
     """Stop the running scoring; null when nothing runs."""
-    return await _stop(services, Kind.SCORING)
+    return await _stop(services, JobKind.SCORING)
 
 
 @router.delete(Route.BATCH)
-async def stop_batch(services: Service, user: AsAdmin) -> Task | None:
+async def stop_batch(services: Service, user: AsAdmin) -> responses.Job | None:
     """Stop the running batch inference; null when nothing runs."""
-    return await _stop(services, Kind.BATCH)
+    return await _stop(services, JobKind.BATCH)
 
 
 @router.post(Route.TRAIN, include_in_schema=False)
-async def train_all(request: Request, services: Service, described: Described, user: AsAdmin) -> dict[str, Task]:
+async def train_all(request: Request, services: Service, described: Described, user: AsAdmin) -> Submitted:
     """Train every model that can be trained, one after the other; by trainer what became of it."""
     body = await read_json(request)
-    return await _submit_all(services, user, Kind.TRAIN, (await described.get())["trainers"], body)
+    return await _submit_all(services, user, JobKind.TRAIN, (await described.get())["trainers"], body)
 
 
 async def _submit_all(
-    services: Services, user: User, kind: Kind, names: Iterable[str], body: Mapping[str, Any]
-) -> dict[str, Task]:
-    answers: dict[str, Task] = {}
+    services: Services, user: User, kind: JobKind, names: Iterable[str], body: Mapping[str, Any]
+) -> Submitted:
+    answers: Submitted = {}
     for name in names:
         own = body.get(name)
         params = {**(own if isinstance(own, dict) else {}), **body}
         try:
             job = await _submit(services, user, kind, name, params, enqueue=True)
-            answers[name] = {"result": _task(job), "detail": None}
+            answers[name] = {"result": job.as_json(), "detail": None}
         except RayappError as error:
             answers[name] = {"result": None, "detail": error.detail}
     return answers
@@ -163,12 +157,12 @@ async def train(
     user: AsAdmin,
     run_sync: Flag = False,
     enqueue: Flag = False,
-) -> Task:
+) -> responses.Job | Stats:
     """Train a model; 429 while another training runs, unless it may `enqueue`. With `run_sync` its statistics."""
     name = await described.known("trainers", "trainer", model)
-    job = await _submit(services, user, Kind.TRAIN, name, await read_json(request), enqueue=enqueue)
+    job = await _submit(services, user, JobKind.TRAIN, name, await read_json(request), enqueue=enqueue)
     if not run_sync:
-        return _task(job)
+        return job.as_json()
     return (await _done(services, job)).train_stats()
 
 
@@ -181,10 +175,10 @@ async def _done(services: Services, job: Job) -> Job:
 
 
 @router.post(Route.SCORING, include_in_schema=False)
-async def score_all(request: Request, services: Service, described: Described, user: AsAnnotator) -> dict[str, Task]:
+async def score_all(request: Request, services: Service, described: Described, user: AsAnnotator) -> Submitted:
     """Run every scoring method, one after the other; by method what became of it."""
     body = await read_json(request)
-    return await _submit_all(services, user, Kind.SCORING, (await described.get())["scoring"], body)
+    return await _submit_all(services, user, JobKind.SCORING, (await described.get())["scoring"], body)
 
 
 @router.post(Route.SCORING_METHOD, openapi_extra=_SCORING)
@@ -196,12 +190,12 @@ async def score(
     user: AsAnnotator,
     run_sync: Flag = False,
     enqueue: Flag = False,
-) -> Task:
+) -> responses.Job | Stats:
     """Score images with a method; 429 while another scoring runs, unless it may `enqueue`. With `run_sync` how many."""
     name = await described.known("scoring", "scoring method", method)
-    job = await _submit(services, user, Kind.SCORING, name, await read_json(request), enqueue=enqueue)
+    job = await _submit(services, user, JobKind.SCORING, name, await read_json(request), enqueue=enqueue)
     if not run_sync:
-        return _task(job)
+        return job.as_json()
     return dict((await _done(services, job)).result)
 
 
@@ -215,20 +209,20 @@ async def batch(
     images: str = "all",
     run_sync: Flag = False,
     enqueue: Flag = False,
-) -> Task:
+) -> responses.Job | Stats:
     """Let a model label `images` (`all`, `labeled` or `unlabeled`); 429 while another batch runs, unless it may
     `enqueue`. With `run_sync` what was saved, by image."""
     name = await described.known("models", "model", model)
     body = {**await read_json(request), "images": images}
-    job = await _submit(services, user, Kind.BATCH, name, body, enqueue=enqueue)
+    job = await _submit(services, user, JobKind.BATCH, name, body, enqueue=enqueue)
     if not run_sync:
-        return _task(job)
+        return job.as_json()
     done = await _done(services, job)
     document = await services.datastore.document()
     return {**{image: {} for image in done.result["failed"]}, **_saved_by(done, document)}
 
 
-def _saved_by(job: Job, document: dict[str, Any]) -> Task:
+def _saved_by(job: Job, document: dict[str, Any]) -> Stats:
     """The labels that a batch saved, by image, as MONAI Label answers them."""
     tag = str(job.request.get("label_tag") or ORIGINAL)
     infos = {image: found["labels"].get(tag, {}).get("info", {}) for image, found in document["objects"].items()}
@@ -240,16 +234,16 @@ def _saved_by(job: Job, document: dict[str, Any]) -> Task:
 
 
 @router.get(Route.JOBS)
-async def jobs(services: Service, user: AsUser) -> list[Task]:
+async def jobs(services: Service, user: AsUser) -> list[responses.Job]:
     """All jobs of every kind, oldest first."""
-    return [_task(job) for job in await services.jobs.jobs()]
+    return [job.as_json() for job in await services.jobs.jobs()]
 
 
 @router.get(Route.JOB)
-async def job(job_id: str, services: Service, user: AsUser) -> Task:
+async def job(job_id: str, services: Service, user: AsUser) -> responses.Job:
     """One job, with the names of its pictures."""
     found = await services.jobs.job(checked_name(job_id, "job"))
-    return {**_task(found), "files": await asyncio.to_thread(_pictures, run_folder(services.settings, found.id))}
+    return {**found.as_json(), "files": await asyncio.to_thread(_pictures, run_folder(services.settings, found.id))}
 
 
 def _pictures(folder: Path) -> list[str]:
@@ -257,10 +251,10 @@ def _pictures(folder: Path) -> list[str]:
 
 
 @router.delete(Route.JOB)
-async def cancel(job_id: str, services: Service, user: AsAdmin) -> Task:
+async def cancel(job_id: str, services: Service, user: AsAdmin) -> responses.Job:
     """Stop a job that waits or runs."""
     await services.jobs.cancel(checked_name(job_id, "job"))
-    return _task(await _ended(services, job_id, STOPS_S))
+    return (await _ended(services, job_id, STOPS_S)).as_json()
 
 
 @router.get(Route.JOB_EVENTS, response_class=Response, responses=_EVENTS)
@@ -279,10 +273,10 @@ async def _follow(services: Services, state: Any, job: Job) -> AsyncIterator[str
     try:
         told, silent = "", 0.0
         while True:
-            text = json.dumps(_task(job))
+            text = json.dumps(job.as_json())
             if text != told:
                 told, silent = text, 0.0
-                yield f"event: job\ndata: {text}\n\n"
+                yield f"event: {StreamEvent.JOB}\ndata: {text}\n\n"
             elif silent >= HEARTBEAT_S:
                 silent = 0.0
                 yield ": still there\n\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict
+from fastapi.responses import JSONResponse
 
 from deployments.access import AsAdmin, AsAnnotator, AsUser, Checking, Service
 from deployments.conditions import Expected, entity_tag
@@ -20,8 +20,8 @@ from deployments.uploads import Checks, author_of, check_label, extension, info_
 from rayapp.datastore.interfaces import ImageRecord, LabelRecord
 from rayapp.errors import NotFound
 from rayapp.imaging.placement import RAW
-from rayapp.protocol import FINAL, checked_name
-from rayapp.protocol import Path as Route
+from rayapp.protocol import FINAL, Route, checked_name
+from rayapp.responses import SavedLabel
 
 router = APIRouter(tags=["labels"], responses=problems(400, 404, 409, 413, 422, 503))
 
@@ -36,26 +36,16 @@ _FORM = describe_form(
 _INFO = describe_form(texts={"info": "JSON object: keys to merge into the info."})
 
 
-class Saved(BaseModel):
-    """Both are the image's id; an app may add keys."""
-
-    model_config = ConfigDict(extra="allow")
-
-    image: str
-    label: str
-
-
-@router.put(Route.LABEL, openapi_extra=_FORM)
+@router.put(Route.LABEL, response_model=SavedLabel, openapi_extra=_FORM)
 async def save(
     request: Request,
-    response: Response,
     services: Service,
     checks: Checking,
     user: AsAnnotator,
     expected: Expected,
     image: Name,
     tag: Name = "",
-) -> Saved:
+) -> JSONResponse:
     """Save a label of an image. Acknowledged means durable; every earlier save stays as a revision.
 
     A file that is no whole label map on the image's grid is refused and stored nowhere. With `If-Match`, the answer is
@@ -81,8 +71,8 @@ async def save(
             )
         finally:
             await asyncio.to_thread(staged.unlink, missing_ok=True)
-    response.headers["ETag"] = entity_tag(saved.number)
-    return Saved(**{**await _app_says(services, record.id, tag), "image": record.id, "label": record.id})
+    body = {**await _app_says(services, record.id, tag), **SavedLabel(image=record.id, label=record.id)}
+    return JSONResponse(body, headers={"ETag": entity_tag(saved.number)})
 
 
 async def _app_says(services: Services, image_id: str, tag: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from deployments.access import AsAdmin, Service
 from deployments.problems import problems
 from deployments.replies import file_reply
 from rayapp.errors import Busy, NotFound
-from rayapp.protocol import Path as Route
+from rayapp.protocol import Route
 from rayapp.runtime.logs import log_file
 
 router = APIRouter(tags=["logs"], responses=problems(404, 422, 503))

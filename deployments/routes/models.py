@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from deployments.access import AsAdmin, AsAnnotator, Described, Service, not_allowed
 from deployments.forms import describe_form, read_form
@@ -16,21 +15,14 @@ from deployments.problems import problems
 from deployments.replies import FILE, file_reply
 from rayapp.models.store import ModelVersion
 from rayapp.models.weights import is_torch
-from rayapp.protocol import Path as Route
-from rayapp.protocol import Role, checked_name
+from rayapp.protocol import Role, Route, checked_name
+from rayapp.responses import ModelFile
 
 router = APIRouter(tags=["models"], responses=problems(400, 404, 413, 422, 503))
 
 _FORM = describe_form(
     texts={}, files={"file": "safetensors; from an administrator also a torch file of tensors."}, needed=["file"]
 )
-
-
-class ModelFile(BaseModel):
-    """`checksum` is `SHA256:<hex>`; the time is in seconds."""
-
-    checksum: str
-    modified_time: int
 
 
 async def _summary(version: ModelVersion) -> ModelFile:

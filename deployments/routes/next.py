@@ -11,7 +11,7 @@ from deployments.forms import describe_json, read_json
 from deployments.problems import problems
 from deployments.uploads import author_of
 from rayapp.active_learning.strategies import HOLDER
-from rayapp.protocol import Path as Route
+from rayapp.protocol import Route
 from rayapp.serving.messages import HandedOut
 
 router = APIRouter(tags=["active learning"], responses=problems(400, 404, 413, 503))

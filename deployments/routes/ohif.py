@@ -19,9 +19,9 @@ from starlette.staticfiles import StaticFiles
 import rayapp.web
 from deployments.access import Service
 from deployments.services import Services
-from rayapp.downloads.ohif import BASE, is_prepared
+from rayapp.downloads.ohif import is_prepared
 from rayapp.errors import NotFound
-from rayapp.protocol import Path as Route
+from rayapp.protocol import PARAMS_HEADER, Route
 
 router = APIRouter(include_in_schema=False)
 
@@ -31,12 +31,12 @@ _DIGEST = re.compile(r"(^|\.)[0-9a-f]{16,20}\.(js|wasm|woff2)$")
 _FOREVER, _ASK = "public, max-age=31536000, immutable", "no-cache"
 
 
-@router.get(BASE.rstrip("/"))
-@router.get(BASE)
+@router.get(Route.OHIF_ROOT.rstrip("/"))
+@router.get(Route.OHIF_ROOT)
 async def start(request: Request, services: Service) -> Response:
     """The study list."""
-    if request.scope["path"] != BASE:
-        return RedirectResponse(BASE)
+    if request.scope["path"] != Route.OHIF_ROOT:
+        return RedirectResponse(Route.OHIF_ROOT)
     return await ohif("", request, services)
 
 
@@ -70,9 +70,9 @@ def _config(services: Services) -> str:
         "configuration": _source(archive=bool(services.settings.dicomweb.url)),
     }
     config = {
-        "routerBasename": BASE,
-        "extensions": [f"{BASE}{OURS}extension.mjs"] if ours else [],
-        "modes": [f"{BASE}{OURS}mode.mjs"] if ours else [],
+        "routerBasename": Route.OHIF_ROOT,
+        "extensions": [f"{Route.OHIF_ROOT}{OURS}extension.mjs"] if ours else [],
+        "modes": [f"{Route.OHIF_ROOT}{OURS}mode.mjs"] if ours else [],
         "showStudyList": True,
         "showLoadingIndicator": True,
         "showCPUFallbackMessage": False,
@@ -85,6 +85,8 @@ def _config(services: Services) -> str:
             "server": "/",
             "keys": services.settings.auth != "none",
             "archive": bool(services.settings.dicomweb.url),
+            "routes": {route.name.lower(): route for route in Route},
+            "paramsHeader": PARAMS_HEADER,
         },
     }
     return f"window.config = {json.dumps(config, indent=1)};\n"
@@ -95,9 +97,9 @@ def _source(*, archive: bool) -> dict[str, Any]:
     return {
         "friendlyName": "rayapp",
         "name": "rayapp",
-        "qidoRoot": "/proxy/dicom/qido" if archive else "/dicom-web",
-        "wadoRoot": "/proxy/dicom/wado" if archive else "/dicom-web",
-        "wadoUriRoot": "/proxy/dicom/wado" if archive else "/dicom-web",
+        "qidoRoot": Route.PROXY_QIDO if archive else Route.DICOMWEB,
+        "wadoRoot": Route.PROXY_WADO if archive else Route.DICOMWEB,
+        "wadoUriRoot": Route.PROXY_WADO if archive else Route.DICOMWEB,
         "qidoSupportsIncludeField": True,
         "supportsReject": False,
         "supportsStow": False,

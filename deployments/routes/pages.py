@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from rayapp.protocol import Path as Route
+from rayapp.protocol import Route
 
 router = APIRouter(include_in_schema=False)
 
@@ -32,7 +32,7 @@ async def first() -> HTMLResponse:
     return HTMLResponse(_FIRST)
 
 
-@router.get("/docs")
+@router.get(Route.DOCS)
 async def docs(request: Request) -> HTMLResponse:
     """The API's description as a page: `/openapi.json`, readable without a network."""
     schema = request.app.openapi()
@@ -61,7 +61,7 @@ def _route(method: str, path: str, operation: dict[str, Any]) -> str:
     )
 
 
-@router.get("/favicon.ico")
+@router.get(Route.ICON)
 async def icon() -> Response:
     """The icon."""
     return Response(_ICON, media_type="image/svg+xml")

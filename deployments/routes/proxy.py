@@ -24,7 +24,7 @@ from deployments.problems import problems
 from rayapp.config import Settings
 from rayapp.datastore.credentials import Credentials
 from rayapp.errors import ArchiveAway, ArchiveSlow, BadRequest, NotFound, TooLarge
-from rayapp.protocol import Path as Route
+from rayapp.protocol import Route
 
 router = APIRouter(tags=["archive"], responses=problems(400, 404, 413, 502, 503, 504))
 

@@ -6,18 +6,18 @@ import asyncio
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
 from deployments.access import AsUser, Checking, Service
 from deployments.forms import describe_form, missing, read_form
 from deployments.problems import problems
 from deployments.replies import FILE, file_reply
 from rayapp.datastore.sessions import base_name
-from rayapp.protocol import Path as Route
+from rayapp.protocol import Route
+from rayapp.responses import Session, SessionInfo
 from rayapp.serving.messages import HandedOut
 
 router = APIRouter(tags=["sessions"], responses=problems(400, 404, 413, 422, 503))
@@ -27,26 +27,7 @@ _FORM = describe_form(
 )
 
 
-class SessionInfo(BaseModel):
-    """`image` is a file or a folder on the server; times are in seconds."""
-
-    name: str
-    path: str
-    image: str
-    meta: dict[str, Any]
-    create_ts: int
-    last_access_ts: int
-    expiry: int
-
-
-class Created(BaseModel):
-    """A new session."""
-
-    session_id: str
-    session_info: SessionInfo
-
-
-@router.put(Route.SESSIONS, response_model=Created, openapi_extra=_FORM)
+@router.put(Route.SESSIONS, response_model=Session, openapi_extra=_FORM)
 async def create(
     request: Request,
     services: Service,

@@ -17,8 +17,7 @@ from rayapp.active_learning import score_files
 from rayapp.errors import NotFound
 from rayapp.imaging.reader import read_segmentation
 from rayapp.imaging.writer import encode_segmentation
-from rayapp.protocol import Path as Route
-from rayapp.protocol import checked_name
+from rayapp.protocol import Route, checked_name
 
 router = APIRouter(tags=["active learning"], responses=problems(400, 404, 422, 503))
 

@@ -8,7 +8,6 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel
 
 from deployments.access import AsUser, Checking, Service
 from deployments.problems import problems
@@ -19,23 +18,13 @@ from rayapp.imaging import mask_codec
 from rayapp.imaging.dicom_instances import uid_of
 from rayapp.imaging.placement import on_grid
 from rayapp.imaging.reader import read_grid, read_segmentation
-from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, checked_name
+from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Route, checked_name
+from rayapp.responses import ViewerImage
 
-router = APIRouter(prefix="/viewer", tags=["viewer"], responses=problems(400, 404, 413, 422, 503))
-
-
-class Image(BaseModel):
-    """An image, its series, and its grid: `affine` maps voxel indices to RAS millimetres. `labels` are its tags."""
-
-    image: str
-    study: str
-    series: str
-    shape: tuple[int, int, int]
-    affine: list[list[float]]
-    labels: list[str]
+router = APIRouter(tags=["viewer"], responses=problems(400, 404, 413, 422, 503))
 
 
-@router.get("/image")
+@router.get(Route.VIEWER_IMAGE)
 async def image(
     request: Request,
     services: Service,
@@ -43,7 +32,7 @@ async def image(
     user: AsUser,
     series: Annotated[str, Query()] = "",
     image: Annotated[str, Query()] = "",
-) -> Image:
+) -> ViewerImage:
     """The image of a series, or that of an id."""
     if not series and not image:
         raise BadRequest("say which: `series` or `image`")
@@ -54,7 +43,7 @@ async def image(
         else services.datastore.image(checked_name(image or series, "image"))
     )
     grid = await checks.run(read_grid, record.path)
-    return Image(
+    return ViewerImage(
         image=record.id,
         study=str(record.info.get("StudyInstanceUID")) if archive else uid_of("study", record.id),
         series=record.id if archive else uid_of("series", record.id),
@@ -65,7 +54,7 @@ async def image(
 
 
 @router.get(
-    "/label",
+    Route.VIEWER_LABEL,
     response_class=Response,
     responses={200: {"description": "The label map as packed bits.", "content": {MASK_MEDIA_TYPE: {}}}},
 )

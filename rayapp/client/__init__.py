@@ -2,20 +2,11 @@
 
 from rayapp.client.asynchronous import AsyncClient
 from rayapp.client.prompting import AsyncInteraction, Interaction
-from rayapp.client.results import (
-    InferResult,
-    Info,
-    InteractionState,
-    Job,
-    JobKind,
-    ModelInfo,
-    Sample,
-    SavedLabel,
-    Session,
-    Versions,
-)
+from rayapp.client.results import InferResult
 from rayapp.client.synchronous import Client
 from rayapp.client.transport import Unreachable
+from rayapp.protocol import JobKind
+from rayapp.responses import Info, InteractionState, Job, ModelInfo, Sample, SavedLabel, Session, Versions
 
 __all__ = [
     "AsyncClient",

@@ -13,23 +13,10 @@ from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
-from urllib.parse import quote
 
 from rayapp.client.answers import read_infer
 from rayapp.client.prompting import AsyncInteraction
-from rayapp.client.results import (
-    DatastoreStatus,
-    InferResult,
-    Info,
-    InteractionState,
-    Job,
-    JobKind,
-    ModelFile,
-    Sample,
-    SavedLabel,
-    Session,
-    Versions,
-)
+from rayapp.client.results import InferResult
 from rayapp.client.transport import (
     ATTEMPTS,
     Call,
@@ -43,10 +30,25 @@ from rayapp.client.transport import (
     target_of,
 )
 from rayapp.errors import Busy, NotFound
-from rayapp.protocol import FINAL, Output
-from rayapp.protocol import Path as Route
+from rayapp.protocol import FINAL, JobKind, Output, Route
+from rayapp.responses import (
+    DatastoreStatus,
+    Info,
+    InteractionState,
+    Job,
+    ModelFile,
+    Sample,
+    SavedLabel,
+    Session,
+    SessionInfo,
+    UserInfo,
+    Versions,
+)
 
 Params = Mapping[str, Any]
+
+
+_JOBS_OF = {JobKind.TRAIN: Route.TRAIN, JobKind.SCORING: Route.SCORING, JobKind.BATCH: Route.BATCH}
 
 
 class AsyncClient:
@@ -94,9 +96,9 @@ class AsyncClient:
         """What the server's GPU tool prints."""
         return await self._transport.send(Call(method="GET", path=Route.LOGS_GPU), read_text)
 
-    async def whoami(self) -> dict[str, Any]:
+    async def whoami(self) -> UserInfo:
         """The user that the token belongs to, with roles. Raises NotFound on a server without authentication."""
-        return cast("dict[str, Any]", await self._get(Route.AUTH_VALID))
+        return cast(UserInfo, await self._get(Route.AUTH_VALID))
 
     # Inference
 
@@ -121,7 +123,7 @@ class AsyncClient:
         files = [(name, path) for name, path in (("file", file), ("label", label)) if path is not None]
         call = Call(
             method="POST",
-            path=_path(Route.INFER, model=model),
+            path=Route.INFER.filled(model=model),
             query={name: value for name, value in query.items() if value},
             form={"params": json.dumps(self._signed(params))},
             files=files,
@@ -142,7 +144,7 @@ class AsyncClient:
 
     async def interaction(self, interaction: str) -> AsyncInteraction:
         """Go on with an interaction, on whichever machine; its mask is fetched with the first prompt, or `mask()`."""
-        path = _path(Route.INTERACTION, interaction_id=interaction)
+        path = Route.INTERACTION.filled(interaction_id=interaction)
         state = cast(InteractionState, await self._get(path))
         return AsyncInteraction(self._transport, state, client_id=self._client_id)
 
@@ -155,16 +157,16 @@ class AsyncClient:
 
     async def next_sample(self, strategy: str, *, params: Params | None = None) -> Sample | None:
         """The image to label next; None when none is left."""
-        found = await self._send("POST", _path(Route.NEXT, strategy=strategy), json=self._signed(params))
+        found = await self._send("POST", Route.NEXT.filled(strategy=strategy), json=self._signed(params))
         return cast(Sample, found) if found else None
 
     async def uncertainty(self, method: str, image: str, to: Path, *, ext: str = ".nii.gz") -> Path:
         """Where the model is unsure of an image, on the image's grid (255 at most), to the file or folder `to`."""
-        return await self._download(_path(Route.UNCERTAINTY, method=method), to, image=image, ext=ext)
+        return await self._download(Route.UNCERTAINTY.filled(method=method), to, image=image, ext=ext)
 
     async def uncertain_slices(self, method: str, image: str) -> dict[str, list[int]]:
         """The slices most worth looking at across the image's i, j and k, worst first."""
-        return cast("dict[str, list[int]]", await self._get(_path(Route.UNCERTAIN_SLICES, method=method), image=image))
+        return cast("dict[str, list[int]]", await self._get(Route.UNCERTAIN_SLICES.filled(method=method), image=image))
 
     # The datastore
 
@@ -253,20 +255,20 @@ class AsyncClient:
 
     async def download_model(self, model: str, to: Path) -> Path:
         """The weights that serve, streamed to the file or folder `to`."""
-        return await self._download(_path(Route.MODEL, model=model), to)
+        return await self._download(Route.MODEL.filled(model=model), to)
 
     async def model_info(self, model: str) -> ModelFile:
         """Digest and time of the weights that serve."""
-        return cast(ModelFile, await self._get(_path(Route.MODEL_INFO, model=model)))
+        return cast(ModelFile, await self._get(Route.MODEL_INFO.filled(model=model)))
 
     async def upload_model(self, model: str, file: Path) -> ModelFile:
         """Publish weights (safetensors) as the model's next version."""
-        call = Call(method="PUT", path=_path(Route.MODEL, model=model), files=[("file", file)])
+        call = Call(method="PUT", path=Route.MODEL.filled(model=model), files=[("file", file)])
         return cast(ModelFile, await self._transport.send(call, read_json))
 
     async def delete_model(self, model: str) -> None:
         """Let no version of the model serve."""
-        await self._send("DELETE", _path(Route.MODEL, model=model))
+        await self._send("DELETE", Route.MODEL.filled(model=model))
 
     async def models(self) -> dict[str, Versions]:
         """The versions of every model, oldest first, and which serves."""
@@ -274,12 +276,12 @@ class AsyncClient:
 
     async def promote(self, model: str, version: str) -> str:
         """Let that version serve; its name."""
-        answer = await self._send("POST", _path(Route.PROMOTE, model=model), json={"version": version})
+        answer = await self._send("POST", Route.PROMOTE.filled(model=model), json={"version": version})
         return str(answer["version"])
 
     async def rollback(self, model: str) -> str:
         """Let the version serve that served before; its name."""
-        return str((await self._send("POST", _path(Route.ROLLBACK, model=model)))["version"])
+        return str((await self._send("POST", Route.ROLLBACK.filled(model=model)))["version"])
 
     # Sessions
 
@@ -292,18 +294,18 @@ class AsyncClient:
         call = Call(method="PUT", path=Route.SESSIONS, query=query, files=[("files", file) for file in files])
         return cast(Session, await self._transport.send(call, read_json))
 
-    async def session(self, session: str, *, refresh: bool = False) -> dict[str, Any]:
+    async def session(self, session: str, *, refresh: bool = False) -> SessionInfo:
         """A session's info; `refresh` keeps it alive."""
-        path = _path(Route.SESSION, session_id=session)
-        return cast("dict[str, Any]", await self._get(path, update_ts=str(refresh).lower()))
+        path = Route.SESSION.filled(session_id=session)
+        return cast(SessionInfo, await self._get(path, update_ts=str(refresh).lower()))
 
     async def download_session(self, session: str, to: Path) -> Path:
         """A session's image, streamed to the file or folder `to`."""
-        return await self._download(_path(Route.SESSION, session_id=session), to, image="true")
+        return await self._download(Route.SESSION.filled(session_id=session), to, image="true")
 
     async def delete_session(self, session: str) -> None:
         """End a session."""
-        await self._send("DELETE", _path(Route.SESSION, session_id=session))
+        await self._send("DELETE", Route.SESSION.filled(session_id=session))
 
     # Background jobs
 
@@ -327,7 +329,12 @@ class AsyncClient:
             query["images"] = images
         elif images is not None:
             body["images"] = images
-        call = Call(method="POST", path=f"/{kind}/{quote(name, safe='')}", query=query, json=body)
+        paths = {
+            JobKind.TRAIN: Route.TRAIN_MODEL.filled(model=name),
+            JobKind.SCORING: Route.SCORING_METHOD.filled(method=name),
+            JobKind.BATCH: Route.BATCH_MODEL.filled(model=name),
+        }
+        call = Call(method="POST", path=paths[kind], query=query, json=body)
         return cast(Job, await self._transport.send(call, read_json))
 
     async def jobs(self, kind: JobKind | None = None) -> list[Job]:
@@ -335,20 +342,20 @@ class AsyncClient:
         if kind is None:
             return cast("list[Job]", await self._get(Route.JOBS))
         try:
-            return cast("list[Job]", await self._get(_jobs_path(kind), all="true"))
+            return cast("list[Job]", await self._get(_JOBS_OF[kind], all="true"))
         except NotFound:
             return []
 
     async def job(self, job: str) -> Job:
         """One job, with the names of its pictures."""
-        return cast(Job, await self._get(_path(Route.JOB, job_id=job)))
+        return cast(Job, await self._get(Route.JOB.filled(job_id=job)))
 
     async def follow(self, job: str) -> AsyncIterator[Job]:
         """The job at each change, until it is over; across broken connections, too."""
         failed = 0
         while True:
             try:
-                call = Call(method="GET", path=_path(Route.JOB_EVENTS, job_id=job))
+                call = Call(method="GET", path=Route.JOB_EVENTS.filled(job_id=job))
                 async with self._transport.opened(call) as answer, aclosing(events(answer)) as told:
                     async for _, found in told:
                         failed = 0
@@ -363,19 +370,19 @@ class AsyncClient:
 
     async def cancel_job(self, job: str) -> Job:
         """Stop a job that waits or runs."""
-        return cast(Job, await self._send("DELETE", _path(Route.JOB, job_id=job)))
+        return cast(Job, await self._send("DELETE", Route.JOB.filled(job_id=job)))
 
     async def download_picture(self, job: str, name: str, to: Path) -> Path:
         """A picture that the job made, to the file `to` or under its own name into the folder `to`."""
-        return await self._download(_path(Route.JOB_FILE, job_id=job, name=name), target_of(to, name))
+        return await self._download(Route.JOB_FILE.filled(job_id=job, name=name), target_of(to, name))
 
     async def running(self, kind: JobKind) -> bool:
         """True while a job of that kind runs."""
-        return await self._exists(_jobs_path(kind), "GET", check_if_running="true")
+        return await self._exists(_JOBS_OF[kind], "GET", check_if_running="true")
 
     async def stop_job(self, kind: JobKind) -> Job | None:
         """Stop the running job; None if none ran."""
-        return cast("Job | None", await self._send("DELETE", _jobs_path(kind)))
+        return cast("Job | None", await self._send("DELETE", _JOBS_OF[kind]))
 
     def _signed(self, params: Params | None) -> dict[str, Any]:
         return {**(params or {}), **({"client_id": self._client_id} if self._client_id else {})}
@@ -398,14 +405,6 @@ class AsyncClient:
 
     async def _download(self, path: str, to: Path, **query: str) -> Path:
         return await self._transport.send(Call(method="GET", path=path, query=query), read_file(to))
-
-
-def _path(route: Route, **names: str) -> str:
-    return route.format(**{key: quote(value, safe="") for key, value in names.items()})
-
-
-def _jobs_path(kind: JobKind) -> str:
-    return Route.BATCH if kind is JobKind.BATCH else f"/{kind}/"
 
 
 __all__ = ["AsyncClient", "Params"]

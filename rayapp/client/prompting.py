@@ -12,16 +12,15 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypedDict, TypeVar, Unpack, cast
-from urllib.parse import quote
 
 import aiohttp
 import numpy as np
 import numpy.typing as npt
 
-from rayapp.client.results import MAX_LABELS, InteractionState
+from rayapp.client.results import MAX_LABELS
 from rayapp.client.transport import Call, Transport, Unreachable, events, problem, read_json
-from rayapp.protocol import PARAMS_HEADER
-from rayapp.protocol import Path as Route
+from rayapp.protocol import PARAMS_HEADER, Route, StreamEvent
+from rayapp.responses import InteractionState
 
 T = TypeVar("T")
 Mask = npt.NDArray[np.unsignedinteger[Any]]
@@ -113,7 +112,7 @@ class AsyncInteraction:
         return Call(method="POST", path=self._path(route), json=body, known=known)
 
     def _path(self, route: Route) -> str:
-        return route.format(interaction_id=quote(self.id, safe=""))
+        return route.filled(interaction_id=self.id)
 
     async def _turn(self, route: Route, said: Mapping[str, Any]) -> Mask:
         held, call = self.labels, self._post(route, said, known=True)
@@ -123,9 +122,9 @@ class AsyncInteraction:
         held, call = self.labels, self._post(route, said, known=False)
         async with self._transport.opened(call) as answer, aclosing(events(answer)) as told:
             async for kind, data in told:
-                if kind == "problem":
+                if kind == StreamEvent.PROBLEM:
                     raise problem(data["status"], data["detail"])
-                if kind == "end":
+                if kind == StreamEvent.END:
                     return
                 held = self._taken(data["params"], base64.b64decode(data["mask"]), held)
                 yield held

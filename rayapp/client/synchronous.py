@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rayapp.client.asynchronous import AsyncClient
 from rayapp.client.prompting import Interaction
-from rayapp.client.results import Job
+from rayapp.responses import Job
 
 P = ParamSpec("P")
 T = TypeVar("T")

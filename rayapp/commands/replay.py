@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from rayapp.client import Client, InteractionState
+    from rayapp.responses import InteractionEvent
 
 
 def replay(
@@ -80,7 +81,7 @@ def _steps(state: InteractionState) -> list[tuple[int, str]]:
     return steps + [(event["step"], _said(event)) for event in state["events"]]
 
 
-def _said(event: dict[str, Any]) -> str:
+def _said(event: InteractionEvent) -> str:
     prompt = event["prompt"]
     clicks = prompt.get("clicks", {})
     words = [f"{name} {','.join(map(str, point))}" for name, points in clicks.items() for point in points]

@@ -9,28 +9,13 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar, cast
 
+from rayapp import responses
+from rayapp.protocol import JobKind
+
 T = TypeVar("T")
 
 DETAILS = 20
 """Lines of `details` that are kept."""
-
-
-class Kind(StrEnum):
-    """Kinds of background jobs. Jobs of one kind run one at a time, in the order of submission."""
-
-    TRAIN = "train"
-    SCORING = "scoring"
-    BATCH = "batch_infer"
-
-    @property
-    def monai_label(self) -> str:
-        """The kind as MONAI Label's messages write it."""
-        return self.value.capitalize()
-
-    @property
-    def display_name(self) -> str:
-        """The kind in our own messages."""
-        return {Kind.TRAIN: "training", Kind.SCORING: "scoring", Kind.BATCH: "batch inference"}[self]
 
 
 class State(StrEnum):
@@ -90,7 +75,7 @@ class Job:
     """
 
     id: str
-    kind: Kind
+    kind: JobKind
     name: str
     request: Mapping[str, Any]
     user: str
@@ -109,21 +94,24 @@ class Job:
         """True once the job has reached a final state."""
         return self.ended is not None
 
-    def as_json(self) -> dict[str, Any]:
-        """The job as MONAI Label's clients expect it, with our own fields added."""
-        task: dict[str, Any] = {
-            "id": self.id,
-            "status": self.state.value,
-            "request": dict(self.request),
-            "start_ts": local_time(self.created),
-        }
+    def as_json(self) -> responses.Job:
+        """The job as clients read it, those of MONAI Label included."""
+        shown = responses.Job(
+            id=self.id,
+            status=self.state.value,
+            request=dict(self.request),
+            start_ts=local_time(self.created),
+            kind=self.kind.value,
+            name=self.name,
+            progress=asdict(self.progress) if self.progress else None,
+        )
         if self.details:
-            task["details"] = list(self.details)
+            shown["details"] = list(self.details)
         if self.ended is not None:
-            task["end_ts"] = local_time(self.ended)
-        progress = asdict(self.progress) if self.progress else None
-        result = {"result": dict(self.result)} if self.result else {}
-        return {**task, "kind": self.kind.value, "name": self.name, "progress": progress, **result}
+            shown["end_ts"] = local_time(self.ended)
+        if self.result:
+            shown["result"] = dict(self.result)
+        return shown
 
     def train_stats(self) -> dict[str, Any]:
         """A training's entry in `/info/`; empty before its first progress report."""

@@ -16,9 +16,10 @@ from typing import Any
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.index import Index, info_of, json_text
 from rayapp.datastore.interfaces import ClickEvent
-from rayapp.datastore.job_record import Job, Kind, Progress, State
+from rayapp.datastore.job_record import Job, Progress, State
 from rayapp.datastore.worklist import renew_lease
 from rayapp.errors import NotFound
+from rayapp.protocol import JobKind
 
 _COLUMNS = "image_id, kind, payload, model, model_version, user, client_id, ts"
 
@@ -144,7 +145,7 @@ def _job(text: str) -> Job:
     return Job(
         **{
             **fields,
-            "kind": Kind(fields["kind"]),
+            "kind": JobKind(fields["kind"]),
             "state": State(fields["state"]),
             "details": tuple(fields["details"]),
             "progress": Progress(**progress) if progress else None,

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from rayapp.errors import NotFound, RayappError, Unreadable
+from rayapp.protocol import Route
 
 PACKAGE, VERSION = "@ohif/app", "3.13.2"
 SHA512 = "WZdxmpmG7rqFgW9ZJLcbgr3XCtLi1KDNPoMaeY5PPe6j4G4fjEjjkycZM6C6Zk2F87BKxFfpq+jd5xXZB9E8EA=="
 """Digest of the archive, in npm's notation."""
-BASE = "/ohif/"
+
 MARK = "rayapp.json"
 """File with package and version, in a build that was prepared here."""
 NPM_SECONDS = 600
@@ -145,13 +146,13 @@ def prepare(folder: Path) -> None:
         if path.suffix == ".js":
             text = path.read_bytes()
             replaced += text.count(_ROOT)
-            path.write_bytes(text.replace(_ROOT, _ROOT.replace(b'"/"', f'"{BASE}"'.encode())))
+            path.write_bytes(text.replace(_ROOT, _ROOT.replace(b'"/"', f'"{Route.OHIF_ROOT}"'.encode())))
         elif path.suffix == ".css":
-            path.write_bytes(path.read_bytes().replace(b"url(/", f"url({BASE}".encode()))
+            path.write_bytes(path.read_bytes().replace(b"url(/", f"url({Route.OHIF_ROOT}".encode()))
         elif path.suffix == ".html":
-            path.write_text(_HTML.sub(rf"\g<1>{BASE}", path.read_text()))
+            path.write_text(_HTML.sub(rf"\g<1>{Route.OHIF_ROOT}", path.read_text()))
         elif path.name in ("manifest.json", "browserconfig.xml"):
-            path.write_text(path.read_text().replace('"/assets', f'"{BASE}assets'))
+            path.write_text(path.read_text().replace('"/assets', f'"{Route.OHIF_ROOT}assets'))
     if not replaced or not (folder / "index.html").is_file():
-        raise Unreadable(f"this build of {PACKAGE} has an unexpected layout and cannot be rebased to {BASE}")
+        raise Unreadable(f"this build of {PACKAGE} has an unexpected layout and cannot be rebased to {Route.OHIF_ROOT}")
     (folder / MARK).write_text(json.dumps({"package": PACKAGE, "version": VERSION}))

@@ -17,13 +17,12 @@ from rayapp.app import validation
 from rayapp.app.label_app import LabelApp, app_class
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Author, Datastore, Labelled
-from rayapp.datastore.job_record import Kind
 from rayapp.errors import AppBroken, BadRequest, Conflict
 from rayapp.imaging.reader import read_volume
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.inference.infer_task import InferTask, Prompts
-from rayapp.protocol import FINAL
+from rayapp.protocol import FINAL, JobKind
 
 WRITTEN = (".nii.gz", ".nii", ".nrrd")
 """How labels of a model are written: as the image, where it is one of these, else as the first."""
@@ -34,7 +33,7 @@ class ImageWork:
     """A job as workers are told it: a scoring method or a model by `name`; `model` and `version` are what it asks."""
 
     job_id: str
-    kind: Kind
+    kind: JobKind
     name: str
     model: str | None
     version: str | None
@@ -69,7 +68,7 @@ class ImageWorker:
         """
         began = time.perf_counter()
         score: Score | None = None
-        if work.kind is Kind.SCORING:
+        if work.kind is JobKind.SCORING:
             score = self._scored(work, image_id)
         else:
             self._label(work, image_id)

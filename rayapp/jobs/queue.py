@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from rayapp.datastore.job_record import DETAILS, Job, Kind, Ledger, Progress, State, finite
+from rayapp.datastore.job_record import DETAILS, Job, Ledger, Progress, State, finite
 from rayapp.errors import AlreadyRunning, Busy, Disabled, NotFound, RayappError
+from rayapp.protocol import JobKind
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class JobContext:
 class JobQueue:
     """The jobs of one server."""
 
-    def __init__(self, ledger: Ledger, runners: Mapping[Kind, Runner]) -> None:
+    def __init__(self, ledger: Ledger, runners: Mapping[JobKind, Runner]) -> None:
         self._ledger = ledger
         self._runners = runners
         self._jobs = {job.id: job for job in ledger.jobs()}
@@ -106,7 +107,7 @@ class JobQueue:
 
     # What there is
 
-    def jobs(self, kind: Kind | None = None) -> list[Job]:
+    def jobs(self, kind: JobKind | None = None) -> list[Job]:
         """All of that kind, or all, in the order they were submitted."""
         return [job for job in list(self._jobs.values()) if kind is None or job.kind is kind]
 
@@ -117,19 +118,19 @@ class JobQueue:
         except KeyError:
             raise NotFound(f"there is no job {job_id[:60]!r}: GET /jobs lists them") from None
 
-    def running(self, kind: Kind) -> Job | None:
+    def running(self, kind: JobKind) -> Job | None:
         """The job of that kind that runs."""
         return next((job for job in self.jobs(kind) if job.state is State.RUNNING), None)
 
     def train_stats(self) -> dict[str, dict[str, Any]]:
         """By trainer, the statistics of its newest training that got somewhere."""
-        stats = {job.name: job.train_stats() for job in self.jobs(Kind.TRAIN) if job.progress is not None}
+        stats = {job.name: job.train_stats() for job in self.jobs(JobKind.TRAIN) if job.progress is not None}
         return {name: found for name, found in stats.items() if found}
 
     # What may be asked
 
     def submit(
-        self, kind: Kind, name: str, request: Mapping[str, Any], *, job_id: str, user: str, enqueue: bool = True
+        self, kind: JobKind, name: str, request: Mapping[str, Any], *, job_id: str, user: str, enqueue: bool = True
     ) -> Job:
         """Durably take a job on; it runs when those of its kind before it are over. The same `job_id` is taken once.
 
@@ -194,7 +195,7 @@ class JobQueue:
         self._jobs[job.id] = job
         return job
 
-    def _forget(self, kind: Kind) -> None:
+    def _forget(self, kind: JobKind) -> None:
         """Drop the oldest, so that the records do not grow with the years."""
         with self._changed:
             over = [job for job in self.jobs(kind) if job.over]
@@ -207,7 +208,7 @@ class JobQueue:
         for job in old:
             _clean(self._runners[kind], replace(job, state=State.STOPPED))
 
-    def _work(self, kind: Kind) -> None:
+    def _work(self, kind: JobKind) -> None:
         while (job := self._next(kind)) is not None:
             try:
                 self._run(job)
@@ -216,7 +217,7 @@ class JobQueue:
                 logger.error("job %s could not be recorded: %s", job.id, type(error).__name__)
                 time.sleep(AGAIN_S)
 
-    def _next(self, kind: Kind) -> Job | None:
+    def _next(self, kind: JobKind) -> Job | None:
         """Wait for the next job of the kind; None when the queue closes. One that was cut short comes first."""
         with self._changed:
             while not self._closing:

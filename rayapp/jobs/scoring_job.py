@@ -17,13 +17,13 @@ from rayapp.active_learning import score_files
 from rayapp.active_learning.scoring_methods import ScoringPlan
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Datastore, ImageScore, Labelled
-from rayapp.datastore.job_record import Job, Kind, Progress
+from rayapp.datastore.job_record import Job, Progress
 from rayapp.errors import BadRequest, NotFound, RayappError
 from rayapp.jobs.image_work import ImageAnswer, ImageWork, images_of
 from rayapp.jobs.pool import ImageDone
 from rayapp.jobs.queue import JobContext, JobQueue, Outcome
 from rayapp.models.store import ModelStore
-from rayapp.protocol import ORIGINAL, checked_name
+from rayapp.protocol import ORIGINAL, JobKind, checked_name
 
 FLUSH_S, FLUSH_ROWS = 5.0, 64
 """Results that are recorded together: what a crash may make the pool do again."""
@@ -108,7 +108,7 @@ class Scoring(_Images):
         plan = self._models.scoring_plan(job.name, job.request)
         work = ImageWork(
             job_id=job.id,
-            kind=Kind.SCORING,
+            kind=JobKind.SCORING,
             name=job.name,
             model=plan.model,
             version=plan.version,
@@ -152,7 +152,7 @@ class BatchInference(_Images):
         """See `rayapp.jobs.queue.Runner`."""
         work = ImageWork(
             job_id=job.id,
-            kind=Kind.BATCH,
+            kind=JobKind.BATCH,
             name=job.name,
             model=job.name,
             version=ModelStore.of(self._settings).serving(job.name),
@@ -208,7 +208,7 @@ class _Taking:
     def _took(self, image_id: str, answer: ImageAnswer, now: float) -> None:
         score = answer.score
         if score is None:
-            self._skipped += self._work.kind is Kind.SCORING
+            self._skipped += self._work.kind is JobKind.SCORING
             self._scores.append(ImageScore(image_id=image_id, run=self._run, ts=now))
             return
         self._scores.append(
@@ -282,10 +282,10 @@ class AutoScore:
 
     def _look(self) -> None:
         for name in self._scoring.automatic():
-            pending = any(job.name == name and not job.over for job in self._jobs.jobs(Kind.SCORING))
+            pending = any(job.name == name and not job.over for job in self._jobs.jobs(JobKind.SCORING))
             if not pending and self._scoring.due(name):
                 job_id = f"auto-{name}-{time.time_ns()}"
-                self._jobs.submit(Kind.SCORING, name, {"auto": True}, job_id=job_id, user="auto_score")
+                self._jobs.submit(JobKind.SCORING, name, {"auto": True}, job_id=job_id, user="auto_score")
 
 
 def _run_name(name: str, plan: ScoringPlan) -> str:

@@ -6,10 +6,11 @@ from typing import Protocol
 
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Datastore
-from rayapp.datastore.job_record import Kind, Ledger
+from rayapp.datastore.job_record import Ledger
 from rayapp.jobs.queue import JobQueue
 from rayapp.jobs.scoring_job import AUTO, AutoScore, BatchInference, Planner, Scoring, ScoringBackend
 from rayapp.jobs.training_job import Publisher, Training, TrainingBackend
+from rayapp.protocol import JobKind
 
 
 class Store(Datastore, Ledger, Protocol):
@@ -41,9 +42,9 @@ class ServerJobs(JobQueue):
         super().__init__(
             datastore,
             {
-                Kind.TRAIN: Training(settings=settings, datastore=datastore, models=publisher, fit=training),
-                Kind.SCORING: scores,
-                Kind.BATCH: BatchInference(settings=settings, datastore=datastore, crew=scoring),
+                JobKind.TRAIN: Training(settings=settings, datastore=datastore, models=publisher, fit=training),
+                JobKind.SCORING: scores,
+                JobKind.BATCH: BatchInference(settings=settings, datastore=datastore, crew=scoring),
             },
         )
         self._automatic = AutoScore(self, scores) if settings.conf.get(AUTO) else None

@@ -21,6 +21,7 @@ from rayapp.errors import AppBroken, ModelBroken, NotFound, RayappError, Unreada
 from rayapp.jobs.training_job import OPTIONS
 from rayapp.models.store import ModelStore, ModelVersion, check_weights
 from rayapp.models.weights import convert_weights, is_torch
+from rayapp.responses import Versions
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +78,13 @@ class Catalogue:
             raise NotFound(f"model {name!r} has no published version")
         return found
 
-    def models(self) -> dict[str, dict[str, Any]]:
-        """By model its versions as plain JSON, oldest first, and the name of the one that serves."""
-        return {name: self._told(name) for name in self._models.names()}
+    def models(self) -> dict[str, Versions]:
+        """Versions by model."""
+        return {name: self._versions(name) for name in self._models.names()}
 
-    def _told(self, name: str) -> dict[str, Any]:
+    def _versions(self, name: str) -> Versions:
         versions = [_version_info(self._models.version(name, version)) for version in self._models.versions(name)]
-        return {"production": self._models.serving(name), "versions": versions}
+        return Versions(production=self._models.serving(name), versions=versions)
 
     def upload(self, name: str, weights: Path, card: Mapping[str, Any], *, request: str) -> ModelVersion:
         """Let a user's `weights` serve, with the serving version's settings under `card`; `request` as of `publish`.

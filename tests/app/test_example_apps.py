@@ -8,11 +8,12 @@ import pytest
 
 from rayapp.app.label_app import app_class
 from rayapp.config import Settings
-from rayapp.datastore.job_record import Job, Kind
+from rayapp.datastore.job_record import Job
 from rayapp.datastore.local import LocalDatastore
 from rayapp.imaging.reader import read_volume
 from rayapp.inference.infer_task import Prompts
 from rayapp.jobs.scoring_job import Scoring
+from rayapp.protocol import JobKind
 from rayapp.serving.catalogue import Catalogue
 from tests.jobs.plain import PlainScoringBackend
 from tests.jobs.test_training_job import Notes
@@ -67,7 +68,7 @@ def test_a_scoring_method_and_a_strategy_of_ones_own_choose_the_next_image(studi
     catalogue = Catalogue(settings, store)
     assert {"contrast", "tta", "dice"} <= set(catalogue.describe()["scoring"])
     scoring = Scoring(settings=settings, datastore=store, crew=PlainScoringBackend(settings, store), models=catalogue)
-    job = Job(id="job-1", kind=Kind.SCORING, name="contrast", request={}, user="ann", created=1e9)
+    job = Job(id="job-1", kind=JobKind.SCORING, name="contrast", request={}, user="ann", created=1e9)
     scoring.check("contrast", {})
     assert scoring.run(job, Notes()).result["executed"] == 3
     spread = [store.image(f"ct_{number}").info["contrast"] for number in range(3)]

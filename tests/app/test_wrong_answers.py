@@ -11,9 +11,9 @@ import pytest
 from deployments.inference import InferenceReplica
 from rayapp.app.label_app import app_class
 from rayapp.config import Settings
-from rayapp.datastore.job_record import Kind
 from rayapp.errors import AppBroken, ModelBroken
 from rayapp.jobs.image_work import ImageWork, ImageWorker
+from rayapp.protocol import JobKind
 from rayapp.serving.service import InferenceService
 from tests.app.test_own_app import LIB
 from tests.serving.test_service import Store, click, write
@@ -110,7 +110,7 @@ def test_what_a_batch_would_save_is_looked_at_too(serve, tmp_path):
     store = LocalDatastore(settings.studies, watch=False, settle=0.0)
     work = ImageWork(
         job_id="job-1",
-        kind=Kind.BATCH,
+        kind=JobKind.BATCH,
         name="threshold",
         model="threshold",
         version=None,

@@ -15,7 +15,8 @@ from actors.datastore import remote_datastore, start_datastore
 from actors.jobs import start_jobs
 from actors.models import start_models
 from rayapp.config import Settings
-from rayapp.datastore.job_record import Kind, State
+from rayapp.datastore.job_record import State
+from rayapp.protocol import JobKind
 from tests.jobs.plain import APP, label_all, write_images
 from tests.waiting import until
 
@@ -40,7 +41,7 @@ def test_workers_on_both_nodes_train_one_model_and_nothing_stays_when_the_server
     jobs = BlockingActorClient(handle)
 
     def submit(**params: Any) -> str:
-        return jobs.submit(Kind.TRAIN, "bright", params, job_id=str(uuid.uuid4()), user="ann").id
+        return jobs.submit(JobKind.TRAIN, "bright", params, job_id=str(uuid.uuid4()), user="ann").id
 
     # Each node has one CPU, so two workers are on two nodes.
     job = submit(workers=2, max_epochs=4, pause=0.05)

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 
 from rayapp.datastore.index import SCHEMA, Index
-from rayapp.datastore.job_record import Job, Kind, State
+from rayapp.datastore.job_record import Job, State
 from rayapp.datastore.journal import put_job, read_jobs
 from rayapp.datastore.salvage import salvage
 from rayapp.errors import Conflict
+from rayapp.protocol import JobKind
 from rayapp.training.train_task import Progress
 from tests.datastore.saves import Open, save
 
 JOB = Job(
     id="one",
-    kind=Kind.TRAIN,
+    kind=JobKind.TRAIN,
     name="bright",
     request={"max_epochs": 3},
     user="ann",

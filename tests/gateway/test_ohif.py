@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+import rayapp.web
 from rayapp.downloads.ohif import MARK, VERSION
+from rayapp.protocol import Route
 from tests.gateway.conftest import Serve, Served
 
 
@@ -88,6 +92,7 @@ def test_the_configuration_is_made_for_this_server(viewer: Served):
     config = json.loads(text.removeprefix("window.config = ").rstrip(";\n"))
     assert config["routerBasename"] == "/ohif/"
     assert config["rayapp"]["keys"] is True
+    assert config["rayapp"]["routes"] == {route.name.lower(): route.value for route in Route}
     assert config["extensions"] == ["/ohif/rayapp/extension.mjs"]
     (source,) = config["dataSources"]
     assert source["configuration"]["wadoRoot"] == "/dicom-web"
@@ -102,3 +107,11 @@ def test_another_build_is_not_given_an_extension_written_for_this_one(serve: Ser
     config = json.loads(other.get("/ohif/app-config.js").text.removeprefix("window.config = ").rstrip(";\n"))
     assert config["extensions"] == config["modes"] == []
     assert config["dataSources"][0]["configuration"]["qidoRoot"] == "/dicom-web"
+
+
+def test_the_panel_names_routes_that_there_are_and_no_path():
+    for module in (Path(rayapp.web.__file__).parent / "ohif").glob("*.mjs"):
+        text = re.sub(r"/\*.*?\*/|//[^\n]*", "", module.read_text(), flags=re.DOTALL)
+        named = re.findall(r"path\('(\w+)'", text)
+        assert {*named} <= {route.name.lower() for route in Route}, module.name
+        assert not re.findall(r"""['"`]/[a-z]+[/'"`]""", text), module.name

@@ -7,11 +7,12 @@ import time
 
 import pytest
 
-from rayapp.datastore.job_record import Kind, State
+from rayapp.datastore.job_record import State
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import AlreadyRunning, BadRequest, Busy, Disabled, NotFound
 from rayapp.jobs import queue as queues
 from rayapp.jobs.queue import JobQueue, Outcome
+from rayapp.protocol import JobKind
 from rayapp.training.train_task import Progress
 from tests.waiting import until
 
@@ -69,13 +70,13 @@ def work():
 
 @pytest.fixture
 def jobs(store, work):
-    jobs = JobQueue(store, {Kind.TRAIN: work})
+    jobs = JobQueue(store, {JobKind.TRAIN: work})
     yield jobs
     jobs.close()
 
 
 def submit(jobs, name, **given):
-    kind = given.pop("kind", Kind.TRAIN)
+    kind = given.pop("kind", JobKind.TRAIN)
     enqueue = given.pop("enqueue", True)
     return jobs.submit(kind, "bright", given, job_id=name, user="ann", enqueue=enqueue)
 
@@ -89,19 +90,19 @@ def test_jobs_of_a_kind_run_one_at_a_time_in_the_order_they_came(jobs, work):
     for name in "abc":
         assert submit(jobs, name).state is State.SUBMITTED
     work.began.acquire(timeout=5)
-    assert jobs.running(Kind.TRAIN).id == "a"
-    assert [job.state for job in jobs.jobs(Kind.TRAIN)][1:] == [State.SUBMITTED, State.SUBMITTED]
+    assert jobs.running(JobKind.TRAIN).id == "a"
+    assert [job.state for job in jobs.jobs(JobKind.TRAIN)][1:] == [State.SUBMITTED, State.SUBMITTED]
     work.go.release(3)
     assert {job.state for job in ended(jobs, "a", "b", "c")} == {State.DONE}
     assert work.ran == ["a", "b", "c"]
-    assert jobs.running(Kind.TRAIN) is None
+    assert jobs.running(JobKind.TRAIN) is None
 
 
 def test_kinds_run_side_by_side(store):
-    works = {Kind.TRAIN: Work(), Kind.SCORING: Work()}
+    works = {JobKind.TRAIN: Work(), JobKind.SCORING: Work()}
     jobs = JobQueue(store, works)
     submit(jobs, "a")
-    submit(jobs, "b", kind=Kind.SCORING)
+    submit(jobs, "b", kind=JobKind.SCORING)
     assert all(work.began.acquire(timeout=5) for work in works.values())
     assert [jobs.running(kind).id for kind in works] == ["a", "b"]
     jobs.close()
@@ -156,7 +157,7 @@ def test_a_request_that_is_wrong_never_becomes_a_job(jobs):
     with pytest.raises(BadRequest):
         submit(jobs, "a", wrong=True)
     with pytest.raises(Disabled):
-        submit(jobs, "a", kind=Kind.BATCH)
+        submit(jobs, "a", kind=JobKind.BATCH)
     assert jobs.jobs() == []
     with pytest.raises(NotFound):
         jobs.job("a")
@@ -198,7 +199,7 @@ def test_stopping_ends_the_running_job_and_the_next_begins(jobs, work):
     assert ended(jobs, "a")[0].state is State.STOPPED
     assert work.cleaned[0] == ("a", State.STOPPED)
     work.began.acquire(timeout=5)
-    assert jobs.running(Kind.TRAIN).id == "b"
+    assert jobs.running(JobKind.TRAIN).id == "b"
     work.go.release()
     ended(jobs, "b")
     assert jobs.cancel("b").state is State.DONE
@@ -217,15 +218,15 @@ def test_a_waiting_job_is_cancelled_at_once_and_never_runs(jobs, work):
 
 def test_what_was_running_when_the_server_stopped_goes_on_first_and_says_so(studies, store):
     work = Work()
-    jobs = JobQueue(store, {Kind.TRAIN: work})
+    jobs = JobQueue(store, {JobKind.TRAIN: work})
     submit(jobs, "a")
     submit(jobs, "b")
     work.began.acquire(timeout=5)
     jobs.close()
     assert work.cleaned == []
-    again = JobQueue(store, {Kind.TRAIN: work})
+    again = JobQueue(store, {JobKind.TRAIN: work})
     work.began.acquire(timeout=5)
-    job = again.running(Kind.TRAIN)
+    job = again.running(JobKind.TRAIN)
     assert job.id == "a"
     assert job.progress == PROGRESS
     assert "goes on" in job.details[-1]
@@ -237,7 +238,7 @@ def test_what_was_running_when_the_server_stopped_goes_on_first_and_says_so(stud
 
 def test_a_job_that_was_being_stopped_when_the_server_died_does_not_go_on(store):
     work = Work()
-    jobs = JobQueue(store, {Kind.TRAIN: work})
+    jobs = JobQueue(store, {JobKind.TRAIN: work})
     submit(jobs, "a")
     work.began.acquire(timeout=5)
     record = jobs.job("a")
@@ -245,7 +246,7 @@ def test_a_job_that_was_being_stopped_when_the_server_died_does_not_go_on(store)
     from dataclasses import replace
 
     store.save_job(replace(record, stopping=True))
-    again = JobQueue(store, {Kind.TRAIN: work})
+    again = JobQueue(store, {JobKind.TRAIN: work})
     assert ended(again, "a")[0].state is State.STOPPED
     assert work.ran == ["a"]
     assert work.cleaned == [("a", State.STOPPED)]
@@ -254,7 +255,7 @@ def test_a_job_that_was_being_stopped_when_the_server_died_does_not_go_on(store)
 
 def test_records_survive_and_only_the_newest_are_kept(studies, store, work, monkeypatch):
     monkeypatch.setattr(queues, "KEPT", 3)
-    jobs = JobQueue(store, {Kind.TRAIN: work})
+    jobs = JobQueue(store, {JobKind.TRAIN: work})
     work.go.release(6)
     for name in "abcdef":
         submit(jobs, name)

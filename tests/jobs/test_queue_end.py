@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from rayapp.datastore.job_record import Job, Kind, Progress, State
+from rayapp.datastore.job_record import Job, Progress, State
 from rayapp.errors import Busy
 from rayapp.jobs import queue as queues
 from rayapp.jobs.queue import JobQueue, Outcome
+from rayapp.protocol import JobKind
 
 PROGRESS = Progress(epoch=1, epochs=2, iteration=1, iterations=2)
 NAN, INF = math.nan, math.inf
@@ -76,10 +77,10 @@ class Jobs:
     def __init__(self, monkeypatch) -> None:
         monkeypatch.setattr(queues, "AGAIN_S", 0.01)
         self.ledger, self.runner = MemoryLedger(), Script()
-        self.queue = JobQueue(self.ledger, {Kind.TRAIN: self.runner})
+        self.queue = JobQueue(self.ledger, {JobKind.TRAIN: self.runner})
 
     def submit(self, name: str) -> None:
-        self.queue.submit(Kind.TRAIN, "m", {}, job_id=name, user="ann")
+        self.queue.submit(JobKind.TRAIN, "m", {}, job_id=name, user="ann")
 
     def end(self, name: str) -> Job:
         with self.queue._changed:
@@ -146,7 +147,7 @@ def test_a_clean_that_fails_holds_up_neither_the_job_nor_the_next_nor_a_restart(
     jobs.submit("b")
     assert [jobs.end(name).state for name in "ab"] == [State.DONE, State.DONE]
     assert jobs.runner.ran == ["a", "b"]
-    again = JobQueue(jobs.ledger, {Kind.TRAIN: jobs.runner})
+    again = JobQueue(jobs.ledger, {JobKind.TRAIN: jobs.runner})
     again.close()
 
 
@@ -180,7 +181,7 @@ def test_a_queue_closes_while_an_end_cannot_be_recorded_and_the_job_goes_on_afte
     jobs.queue.close()
     assert jobs.ledger.records["a"].state is State.RUNNING
     jobs.ledger.refusals = 0
-    jobs.queue = JobQueue(jobs.ledger, {Kind.TRAIN: jobs.runner})
+    jobs.queue = JobQueue(jobs.ledger, {JobKind.TRAIN: jobs.runner})
     assert jobs.end("a").state is State.DONE
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rayapp.active_learning.score_files import uncertainty_file
 from rayapp.config import Settings
-from rayapp.datastore.job_record import Job, Kind, State
+from rayapp.datastore.job_record import Job, State
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import BadRequest, NotFound
 from rayapp.imaging.reader import read_segmentation
@@ -18,6 +18,7 @@ from rayapp.jobs.pool import WorkerLost
 from rayapp.jobs.queue import JobQueue
 from rayapp.jobs.scoring_job import AutoScore, BatchInference, Scoring
 from rayapp.models.store import ModelStore
+from rayapp.protocol import JobKind
 from rayapp.serving.catalogue import Catalogue
 from tests.apps.small.main import publish
 from tests.jobs.plain import AFFINE, SHAPE, PlainScoringBackend, write_images, write_label
@@ -61,7 +62,7 @@ def batch(settings, store, crew, models):
     return BatchInference(settings=settings, datastore=store, crew=crew)
 
 
-def job(name="tta", kind=Kind.SCORING, job_id="job-1", **request):
+def job(name="tta", kind=JobKind.SCORING, job_id="job-1", **request):
     return Job(id=job_id, kind=kind, name=name, request={"model": name, **request}, user="ann", created=1e9)
 
 
@@ -171,7 +172,7 @@ def test_dice_and_sum_write_what_clients_read(scoring, store, settings):
 @pytest.mark.parametrize(("images", "done"), [("all", 4), ("labeled", 1), ("unlabeled", 3)])
 def test_a_batch_labels_the_images_that_are_asked_for(batch, store, settings, images, done):
     label(store, settings, "ct_2")
-    outcome = batch.run(job("small", Kind.BATCH, images=images, label_tag="proposed"), Notes())
+    outcome = batch.run(job("small", JobKind.BATCH, images=images, label_tag="proposed"), Notes())
     assert outcome.result["executed"] == done == store.status()["label_tags"]["proposed"]
     found = next(image for image in store.image_ids() if "proposed" in store.labels(image))
     record = store.label(found, "proposed")
@@ -182,18 +183,18 @@ def test_a_batch_labels_the_images_that_are_asked_for(batch, store, settings, im
 
 
 def test_a_batch_that_was_cut_short_saves_no_image_twice(batch, store, crew):
-    assert batch.run(job("small", Kind.BATCH), Notes(stop_after=2)) is None
-    batch.run(job("small", Kind.BATCH), Notes())
+    assert batch.run(job("small", JobKind.BATCH), Notes(stop_after=2)) is None
+    batch.run(job("small", JobKind.BATCH), Notes())
     assert len(crew.asked) == 4
     assert all(len(store.revisions(image, "original")) == 1 for image in store.image_ids())
-    assert batch.run(job("small", Kind.BATCH, max_batch_size=1, job_id="b"), Notes()).result["total"] == 1
+    assert batch.run(job("small", JobKind.BATCH, max_batch_size=1, job_id="b"), Notes()).result["total"] == 1
 
 
 def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, crew, models, monkeypatch):
     settings = settings.model_copy(update={"conf": {"auto_score": "tta"}})
     scoring = Scoring(settings=settings, datastore=store, crew=crew, models=models)
     monkeypatch.setattr(scorings, "FLUSH_S", 0.0)
-    jobs = JobQueue(store, {Kind.SCORING: scoring})
+    jobs = JobQueue(store, {JobKind.SCORING: scoring})
     looks, automatic = [], scoring.automatic
     monkeypatch.setattr(scoring, "automatic", lambda: looks.append(1) or automatic())
     auto = AutoScore(jobs, scoring, every=0.05)

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
-from rayapp.datastore.job_record import Job, Kind, State
+from rayapp.datastore.job_record import Job, State
 from rayapp.errors import BadRequest, Busy
 from rayapp.jobs.queue import JobContext, JobQueue
 from rayapp.jobs.training_job import REQUEST, Training, run_folder
+from rayapp.protocol import JobKind
 from tests.jobs.plain import PlainTrainingBackend
 from tests.waiting import until
 
@@ -38,7 +39,7 @@ def training(settings, datastore, catalogue):
 
 
 def job(name="bright", job_id="job-1", **request):
-    return Job(id=job_id, kind=Kind.TRAIN, name=name, request={"model": name, **request}, user="ann", created=1e9)
+    return Job(id=job_id, kind=JobKind.TRAIN, name=name, request={"model": name, **request}, user="ann", created=1e9)
 
 
 def at(catalogue, name="bright"):
@@ -195,9 +196,9 @@ def test_a_number_of_workers_that_is_none_is_refused(training, workers):
 
 
 def test_the_whole_way_through_a_queue(training, datastore, catalogue, settings):
-    jobs = JobQueue(datastore, {Kind.TRAIN: training})
-    jobs.submit(Kind.TRAIN, "bright", {"model": "bright"}, job_id="a", user="ann")
-    jobs.submit(Kind.TRAIN, "bright", {"model": "bright"}, job_id="b", user="ann")
+    jobs = JobQueue(datastore, {JobKind.TRAIN: training})
+    jobs.submit(JobKind.TRAIN, "bright", {"model": "bright"}, job_id="a", user="ann")
+    jobs.submit(JobKind.TRAIN, "bright", {"model": "bright"}, job_id="b", user="ann")
     until(lambda: jobs.job("b").over)
     jobs.close()
     assert [job.state for job in jobs.jobs()] == [State.DONE, State.DONE]

@@ -7,6 +7,10 @@ export const CLIENT = 'ohif';
 
 const KEY = 'rayapp-key';
 
+/** Path of one of the server's routes, which `app-config.js` lists by name. */
+const path = (route, values = {}) =>
+  window.config.rayapp.routes[route].replace(/{(\w+)}/g, (_, name) => encodeURIComponent(values[name]));
+
 /** An answer that is no success: `status` is 0 when none came. */
 export class Refused extends Error {
   constructor(status, detail) {
@@ -22,9 +26,9 @@ export const keys = {
   header: () => (keys.get() ? { Authorization: `Bearer ${keys.get()}` } : {}),
 };
 
-async function ask(method, path, { query = {}, json, form, signal } = {}) {
+async function ask(method, address, { query = {}, json, form, signal } = {}) {
   const asked = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== undefined));
-  const url = `${path}${asked.size ? `?${asked}` : ''}`;
+  const url = `${address}${asked.size ? `?${asked}` : ''}`;
   const headers = { ...keys.header(), ...(json ? { 'Content-Type': 'application/json' } : {}) };
   let answer;
   try {
@@ -46,7 +50,7 @@ const read = answer => answer.json();
 
 /** Params and the mask of an answer; `held` is the mask that the changes may go onto. */
 async function masked(answer, held = null) {
-  const params = JSON.parse(answer.headers.get('X-Rayapp-Params') ?? '{}');
+  const params = JSON.parse(answer.headers.get(window.config.rayapp.paramsHeader) ?? '{}');
   return changed(params, await answer.arrayBuffer(), held);
 }
 
@@ -64,33 +68,32 @@ function form(params, label = null) {
   return made;
 }
 
-export const info = () => ask('GET', '/info/').then(read);
-export const imageOfSeries = series => ask('GET', '/viewer/image', { query: { series } }).then(read);
-export const image = id => ask('GET', '/viewer/image', { query: { image: id } }).then(read);
-export const label = (id, tag) => ask('GET', '/viewer/label', { query: { image: id, tag } }).then(masked);
-export const labelInfo = (id, tag) => ask('GET', '/datastore/label/info', { query: { label: id, tag } }).then(read);
+export const info = () => ask('GET', path('info')).then(read);
+export const imageOfSeries = series => ask('GET', path('viewer_image'), { query: { series } }).then(read);
+export const image = id => ask('GET', path('viewer_image'), { query: { image: id } }).then(read);
+export const label = (id, tag) => ask('GET', path('viewer_label'), { query: { image: id, tag } }).then(masked);
+export const labelInfo = (id, tag) => ask('GET', path('label_info'), { query: { label: id, tag } }).then(read);
 
 /** Raises what keeps the studies' source from answering. */
 export const studies = () => ask('GET', `${window.config.dataSources[0].configuration.qidoRoot}/studies?limit=1`);
 
 export const next = (strategy, params) =>
-  ask('POST', `/activelearning/${encodeURIComponent(strategy)}`, { json: params }).then(read);
+  ask('POST', path('next', { strategy }), { json: params }).then(read);
 
 /** Run a model; `label`, if there is one, is a flat map of bytes, i fastest, that it starts from. */
 export const infer = (model, id, params, label = null) =>
-  ask('POST', `/infer/${encodeURIComponent(model)}`, {
+  ask('POST', path('infer', { model }), {
     query: { image: id, output: 'box' },
     form: form(params, label),
   }).then(answer => masked(answer));
 
 /** Save a flat label map of bytes, i fastest. */
 export const save = (id, labels, params) =>
-  ask('PUT', '/datastore/label', { query: { image: id }, form: form(params, labels) }).then(read);
+  ask('PUT', path('label'), { query: { image: id }, form: form(params, labels) }).then(read);
 
 /** The levels of a scoring method's map, i fastest: 255 where all structures are as likely. */
 export async function uncertainty(method, id) {
-  const path = `/scoring/${encodeURIComponent(method)}/uncertainty`;
-  const answer = await ask('GET', path, { query: { image: id } });
+  const answer = await ask('GET', path('uncertainty', { method }), { query: { image: id } });
   const stream = answer.body.pipeThrough(new DecompressionStream('gzip'));
   const file = await new Response(stream).arrayBuffer();
   const header = new DataView(file); // NIfTI-1
@@ -101,15 +104,15 @@ export async function uncertainty(method, id) {
 }
 
 export const uncertainSlices = (method, id) =>
-  ask('GET', `/scoring/${encodeURIComponent(method)}/slices`, { query: { image: id } }).then(read);
+  ask('GET', path('uncertain_slices', { method }), { query: { image: id } }).then(read);
 
-export const jobs = () => ask('GET', '/jobs').then(read);
-export const train = model => ask('POST', `/train/${encodeURIComponent(model)}`, { json: {} }).then(read);
-export const stop = job => ask('DELETE', `/jobs/${encodeURIComponent(job)}`).then(read);
+export const jobs = () => ask('GET', path('jobs')).then(read);
+export const train = model => ask('POST', path('train_model', { model }), { json: {} }).then(read);
+export const stop = job => ask('DELETE', path('job', { job_id: job })).then(read);
 
 /** A job at each change, until it is over. */
 export async function* changes(job, signal) {
-  for await (const { data } of events(await ask('GET', `/jobs/${encodeURIComponent(job)}/events`, { signal }))) {
+  for await (const { data } of events(await ask('GET', path('job_events', { job_id: job }), { signal }))) {
     yield data;
   }
 }
@@ -137,17 +140,17 @@ async function* pieces(stream) {
 }
 
 /** The caller's interactions on an image, oldest first. */
-export const interactions = image => ask('GET', '/interactions', { query: { image } }).then(read);
+export const interactions = image => ask('GET', path('interactions'), { query: { image } }).then(read);
 
 /** An image worked on prompt by prompt; `mask` is the model's mask as it stands. Calls must not overlap. */
 export class Interaction {
   static async open(model, image) {
-    const opened = await ask('POST', '/interactions', { json: { model, image, client_id: CLIENT } }).then(read);
+    const opened = await ask('POST', path('interactions'), { json: { model, image, client_id: CLIENT } }).then(read);
     return new Interaction(opened.id, model);
   }
 
   constructor(id, model) {
-    this.path = `/interactions/${encodeURIComponent(id)}`;
+    this.id = id;
     this.model = model;
     this.box = null; // that the server knows of
     this.mask = null;
@@ -156,7 +159,7 @@ export class Interaction {
 
   /** Add a prompt: a mask soon, then what is better, until `signal`. */
   async *stream(said, signal) {
-    const answer = await ask('POST', `${this.path}/stream`, { json: this.#step(said), signal });
+    const answer = await ask('POST', this.#path('interaction_stream'), { json: this.#step(said), signal });
     for await (const { kind, data } of events(answer)) {
       if (kind === 'end') {
         return;
@@ -170,13 +173,17 @@ export class Interaction {
   }
 
   async undo() {
-    const answer = await ask('POST', `${this.path}/undo`, { json: this.#step({}) });
+    const answer = await ask('POST', this.#path('interaction_undo'), { json: this.#step({}) });
     return this.#taken(await masked(answer, this.mask));
   }
 
   /** The mask as of a step of the log. */
   async at(step) {
-    return this.#taken(await masked(await ask('GET', `${this.path}/mask`, { query: { step } })));
+    return this.#taken(await masked(await ask('GET', this.#path('interaction_mask'), { query: { step } })));
+  }
+
+  #path(route) {
+    return path(route, { interaction_id: this.id });
   }
 
   #step(said) {
