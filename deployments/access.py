@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from deployments.description import Description
+from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks
 from rayapp.errors import NotAllowed, NotSignedIn
@@ -41,9 +42,16 @@ def checks_of(request: Request) -> Checks:
     return checks
 
 
+def series_store_of(request: Request) -> SeriesStore:
+    """The images as DICOM series."""
+    store: SeriesStore = request.app.state.series
+    return store
+
+
 Service = Annotated[Services, Depends(services_of)]
 Described = Annotated[Description, Depends(description_of)]
 Checking = Annotated[Checks, Depends(checks_of)]
+AllSeries = Annotated[SeriesStore, Depends(series_store_of)]
 
 
 class Needs:

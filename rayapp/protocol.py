@@ -215,3 +215,25 @@ def checked_name(value: str, what: str) -> str:
     raise BadRequest(
         f"{what} {shown!r} is not a valid name: use letters, digits and _ - . + ( ), no path, at most 200 bytes"
     )
+
+
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
+
+
+def parse_flag(value: object, what: str) -> bool:
+    """Parse an option that is true or false.
+
+    Args:
+        value: a boolean, 0 or 1, or text such as "true" or "off", as forms send it; of a list of choices the first
+            counts; None, "" and an empty list are false.
+        what: the option's name, for the error.
+
+    Raises:
+        BadRequest: it is anything else.
+    """
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    text = "" if value is None else str(value).strip().lower()
+    if text not in (*_TRUE, *_FALSE):
+        raise BadRequest(f"{what} must be true or false, not {str(value)[:60]!r}")
+    return text in _TRUE

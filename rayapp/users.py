@@ -14,8 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from rayapp.datastore.commit import sync
 from rayapp.errors import Conflict, NotFound, RayappError
+from rayapp.files.durable import replacing
 from rayapp.protocol import Role, checked_name
 
 Entry = dict[str, str | int]
@@ -116,15 +116,11 @@ class UserStore:
             return self._entries
 
     def _write(self, entries: Entries) -> None:
-        """Replace the file atomically. The caller holds the file lock, so no one else writes the draft."""
-        draft = self._path.with_name(f".{self._path.name}.draft")
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(entries, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._path)
-        sync(self._path.parent)
+        """Replace the file atomically. The caller holds the file lock."""
+        with replacing(self._path) as staged:
+            descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(entries, file, indent=2)
 
 
 def _digest(token: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from deployments.access import AsUser
+from deployments.access import AllSeries, AsUser
 from deployments.problems import problems
 from deployments.series import Series, SeriesStore
 from rayapp.datastore.interfaces import ImageRecord
@@ -34,17 +34,11 @@ class _DicomJson(JSONResponse):
     media_type = MEDIA_TYPE
 
 
-def series_store(request: Request) -> SeriesStore:
-    """Where the series are."""
-    store: SeriesStore = request.app.state.series
-    return store
-
-
 @router.get(Route.STUDIES)
-async def studies(request: Request, user: AsUser) -> Response:
+async def studies(request: Request, store: AllSeries, user: AsUser) -> Response:
     """The studies whose `PatientName`, `PatientID` or `StudyDescription` match (`*`, `?`), or with these UIDs, by
     `limit` and `offset`. Each is one image; all three names are its id."""
-    query, store = request.query_params, series_store(request)
+    query = request.query_params
     limit, offset = (_count(query.get(name), most) for name, most in (("limit", MOST), ("offset", 1 << 31)))
     ids = await store.ids()
     uids = {uid for key in _UID_KEYS for uid in query.get(key, "").replace("\\", ",").split(",") if uid}
@@ -82,9 +76,9 @@ def _study(image_id: str) -> dict[str, Any]:
 
 
 @router.get(Route.SERIES)
-async def series(study: str, request: Request, user: AsUser) -> Response:
+async def series(study: str, request: Request, store: AllSeries, user: AsUser) -> Response:
     """The study's one series."""
-    found = await _found(request, study)
+    found = await _found(store, study)
     dataset = series_dataset(found.stack)
     del dataset.SOPClassUID
     dataset.NumberOfSeriesRelatedInstances = found.stack.shape[2]
@@ -93,36 +87,35 @@ async def series(study: str, request: Request, user: AsUser) -> Response:
 
 
 @router.get(Route.STUDY_METADATA)
-async def study_metadata(study: str, request: Request, user: AsUser) -> Response:
+async def study_metadata(study: str, store: AllSeries, user: AsUser) -> Response:
     """All that is known of the study's slices but their pixels."""
-    return await _metadata(await _found(request, study))
+    return await _metadata(await _found(store, study))
 
 
 @router.get(Route.SERIES_METADATA)
-async def series_metadata(study: str, series: str, request: Request, user: AsUser) -> Response:
+async def series_metadata(study: str, series: str, store: AllSeries, user: AsUser) -> Response:
     """All that is known of the series' slices but their pixels."""
-    return await _metadata(await _found(request, study, series))
+    return await _metadata(await _found(store, study, series))
 
 
 @router.get(Route.INSTANCES)
-async def instances(study: str, series: str, request: Request, user: AsUser) -> Response:
+async def instances(study: str, series: str, store: AllSeries, user: AsUser) -> Response:
     """The series' slices."""
-    return await _metadata(await _found(request, study, series))
+    return await _metadata(await _found(store, study, series))
 
 
 @router.get(Route.INSTANCE_METADATA)
-async def instance_metadata(study: str, series: str, instance: str, request: Request, user: AsUser) -> Response:
+async def instance_metadata(study: str, series: str, instance: str, store: AllSeries, user: AsUser) -> Response:
     """All that is known of a slice but its pixels."""
-    found = await _found(request, study, series)
+    found = await _found(store, study, series)
     number = _number(found, instance)
     return _DicomJson([instance_datasets(found.stack)[number].to_json_dict()])
 
 
 @router.get(Route.FRAMES, response_class=Response)
-async def frames(study: str, series: str, instance: str, number: int, request: Request, user: AsUser) -> Response:
+async def frames(study: str, series: str, instance: str, number: int, store: AllSeries, user: AsUser) -> Response:
     """A slice's pixels, as `multipart/related`: 16 bits, little endian, uncompressed."""
-    record = await _record(request, study, series)
-    store = series_store(request)
+    record = await _record(store, study, series)
     at = _number(await store.series(record), instance)
     if number != 1:
         raise NotFound("every instance here has one frame")
@@ -134,13 +127,13 @@ async def frames(study: str, series: str, instance: str, number: int, request: R
     return Response(b"".join((head, pixels, f"\r\n--{boundary}--\r\n".encode())), media_type=whole)
 
 
-async def _found(request: Request, study: str, series: str | None = None) -> Series:
-    return await series_store(request).series(await _record(request, study, series))
+async def _found(store: SeriesStore, study: str, series: str | None = None) -> Series:
+    return await store.series(await _record(store, study, series))
 
 
-async def _record(request: Request, study: str, series: str | None) -> ImageRecord:
+async def _record(store: SeriesStore, study: str, series: str | None) -> ImageRecord:
     """The image of that study and series."""
-    record = await series_store(request).image_of(study)
+    record = await store.image_of(study)
     if uid_of("study", record.id) != study or series not in (None, uid_of("series", record.id)):
         raise NotFound("no such series in that study")
     return record

@@ -5,33 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.requests import ClientDisconnect
 
-from deployments.access import AsUser, Checking, Described, Service, not_allowed
+from deployments.access import AllSeries, AsUser, Checking, Described, Service, not_allowed
 from deployments.forms import Form, describe_form, read_form
 from deployments.problems import problems
 from deployments.replies import OCTETS, disposition, inference_parts
-from deployments.routes.dicomweb import series_store
 from deployments.series import SeriesStore
 from deployments.services import Services
+from deployments.streams import unless_gone
 from deployments.uploads import Checks, author_of, check_image, to_store
 from rayapp.errors import BadRequest
 from rayapp.imaging.dicom_seg import Provenance, encode
 from rayapp.imaging.label_names import entries_of, with_names
 from rayapp.imaging.reader import EXTENSIONS, read_segmentation
 from rayapp.models.store import sha256_of
-from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, PARAMS_HEADER, Output, Role, Route, checked_name
+from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, PARAMS_HEADER, Output, Role, Route, checked_name, parse_flag
 from rayapp.serving.messages import InferCall, InferReply
 from rayapp.users import User
 
 router = APIRouter(tags=["inference"], responses=problems(400, 404, 409, 413, 422, 503))
 
-T = TypeVar("T")
 # Never taken from a client: which image and which model is said by the query and the path, and checked there.
 _OURS = frozenset({"image", "model", "session", "session_id", "path"})
 _ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -60,6 +58,7 @@ async def infer(
     services: Service,
     described: Described,
     checks: Checking,
+    series: AllSeries,
     user: AsUser,
     image: Annotated[str, Query()] = "",
     session_id: Annotated[str, Query()] = "",
@@ -71,7 +70,7 @@ async def infer(
         request, texts=("params",), files=("file", "label"), stage=to_store(services, raw=True)
     ) as form:
         params = form.json("params")
-        key, path = await _image_of(services, checks, series_store(request), form, image, session_id)
+        key, path = await _image_of(services, checks, series, form, image, session_id)
         mask = form.file("label")
         tag = _tag_to_save(params, user, output) if path is None else None
         call = InferCall(
@@ -164,28 +163,9 @@ async def _result_ext(services: Services, params: Mapping[str, Any], key: str, p
     return str(asked)
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result; the work is cancelled if the client hangs up before."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
 def _tag_to_save(params: Mapping[str, Any], user: User, output: Output) -> str | None:
     """The tag to keep the prediction under, if the request asks for that. Needs the role that saving labels needs."""
-    if str(params.get("save_label")).lower() not in ("true", "1"):
+    if not parse_flag(params.get("save_label"), "save_label"):
         return None
     if not user.role.reaches(Role.ANNOTATOR):
         raise not_allowed(user, Role.ANNOTATOR)

@@ -16,13 +16,12 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.access import AsAnnotator, Described, Service
 from deployments.problems import problems
-from deployments.routes.infer import unless_gone
 from deployments.services import Services
+from deployments.streams import EVENT_STREAM, event_stream, server_sent_event, unless_gone
 from rayapp.datastore.interfaces import ClickEvent, Info
 from rayapp.errors import BadRequest, NotAllowed, NotFound, RayappError
 from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Output, Role, Route, StreamEvent, checked_name
@@ -50,7 +49,7 @@ _MASK: dict[int | str, dict[str, Any]] = {
 
 
 _EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Events `mask`, `problem` and `end`.", "content": {"text/event-stream": {}}}
+    200: {"description": "Events `mask`, `problem` and `end`.", "content": {EVENT_STREAM: {}}}
 }
 
 
@@ -176,27 +175,22 @@ async def _streamed(request: Request, services: Services, call: InferCall) -> Re
     except BaseException:
         await replies.aclose()
         raise
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_events(first, replies), media_type="text/event-stream", headers=headers)
+    return event_stream(_events(first, replies))
 
 
-async def _events(first: InferReply, replies: AsyncGenerator[InferReply, None]) -> AsyncIterator[str]:
+async def _events(first: InferReply, replies: AsyncGenerator[InferReply, None]) -> AsyncIterator[bytes]:
     async with aclosing(replies):
-        yield _event(StreamEvent.MASK, _told(first))
+        yield server_sent_event(StreamEvent.MASK, _told(first))
         try:
             async for reply in replies:
-                yield _event(StreamEvent.MASK, _told(reply))
+                yield server_sent_event(StreamEvent.MASK, _told(reply))
         except RayappError as error:
-            yield _event(StreamEvent.PROBLEM, {"status": error.status, "detail": error.detail})
-        yield _event(StreamEvent.END, {})
+            yield server_sent_event(StreamEvent.PROBLEM, {"status": error.status, "detail": error.detail})
+        yield server_sent_event(StreamEvent.END, {})
 
 
 def _told(reply: InferReply) -> dict[str, Any]:
     return {"params": dict(reply.params), "mask": base64.b64encode(reply.body or b"").decode()}
-
-
-def _event(kind: StreamEvent, data: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
 
 @router.post(Route.INTERACTION_UNDO, response_class=Response, responses=_MASK)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from deployments.access import AsAdmin, AsAnnotator, AsUser, Described, Service
 from deployments.forms import describe_json, read_json
 from deployments.problems import problems
 from deployments.replies import file_reply
 from deployments.services import Services
+from deployments.streams import EVENT_STREAM, KEEP_ALIVE, event_stream, server_sent_event
 from rayapp import responses
 from rayapp.datastore.job_record import Job, State
 from rayapp.errors import BadRequest, Busy, Conflict, NotFound, RayappError
@@ -44,7 +43,7 @@ _OPTIONS = describe_json("The trainer's options, as /info/ lists them with their
 _SCORING = describe_json("The method's options, as /info/ lists them; `images` (`unlabeled`, `labeled`, `all`).")
 _BATCH = describe_json("`label_tag` (`original`), `max_batch_size`, and the model's options.")
 _EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "`event: job` with the job as JSON, at each change.", "content": {"text/event-stream": {}}}
+    200: {"description": "`event: job` with the job as JSON, at each change.", "content": {EVENT_STREAM: {}}}
 }
 _PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The picture.", "content": {"image/png": {}}}}
 
@@ -264,22 +263,21 @@ async def events(job_id: str, request: Request, services: Service, user: AsUser)
     state = request.app.state
     if getattr(state, "streams", 0) >= STREAMS:
         raise Busy("too many clients follow jobs here: ask GET /jobs now and then")
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_follow(services, state, first), media_type="text/event-stream", headers=headers)
+    return event_stream(_follow(services, state, first))
 
 
-async def _follow(services: Services, state: Any, job: Job) -> AsyncIterator[str]:
+async def _follow(services: Services, state: Any, job: Job) -> AsyncIterator[bytes]:
     state.streams = getattr(state, "streams", 0) + 1
     try:
-        told, silent = "", 0.0
+        sent, silent = b"", 0.0
         while True:
-            text = json.dumps(job.as_json())
-            if text != told:
-                told, silent = text, 0.0
-                yield f"event: {StreamEvent.JOB}\ndata: {text}\n\n"
+            current = server_sent_event(StreamEvent.JOB, job.as_json())
+            if current != sent:
+                sent, silent = current, 0.0
+                yield current
             elif silent >= HEARTBEAT_S:
                 silent = 0.0
-                yield ": still there\n\n"
+                yield KEEP_ALIVE
             if job.over:
                 return
             await asyncio.sleep(POLL_S)

@@ -7,11 +7,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 
-from deployments.access import AsUser, Checking, Service
+from deployments.access import AllSeries, AsUser, Checking, Service
 from deployments.problems import problems
-from deployments.routes.dicomweb import series_store
 from rayapp.datastore.interfaces import ImageRecord, LabelRecord
 from rayapp.errors import BadRequest
 from rayapp.imaging import mask_codec
@@ -26,9 +25,9 @@ router = APIRouter(tags=["viewer"], responses=problems(400, 404, 413, 422, 503))
 
 @router.get(Route.VIEWER_IMAGE)
 async def image(
-    request: Request,
     services: Service,
     checks: Checking,
+    store: AllSeries,
     user: AsUser,
     series: Annotated[str, Query()] = "",
     image: Annotated[str, Query()] = "",
@@ -38,7 +37,7 @@ async def image(
         raise BadRequest("say which: `series` or `image`")
     archive = bool(services.settings.dicomweb.url)  # whose images are its series
     record: ImageRecord = await (
-        series_store(request).image_of(series)
+        store.image_of(series)
         if series and not archive
         else services.datastore.image(checked_name(image or series, "image"))
     )

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayapp.datastore.commit import sync
+from rayapp.files.durable import replacing
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.protocol import checked_name
@@ -56,7 +56,7 @@ def seal(studies: Path, job: str) -> None:
     if not folder.is_dir():
         return
     if not whole.exists():
-        parts = [pq.read_table(part, schema=SCHEMA) for part in sorted(folder.glob("*.parquet"))]
+        parts = [pq.read_table(part, schema=SCHEMA) for part in sorted(folder.glob("part-*.parquet"))]
         if parts:
             write_table(pa.concat_tables(parts).sort_by("ts"), whole)
     shutil.rmtree(folder)
@@ -72,12 +72,8 @@ def keep_uncertainty(studies: Path, method: str, image_id: str, levels: Segmenta
     """Replace the map of an image."""
     target = uncertainty_file(studies, method, image_id)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f".{secrets.token_hex(8)}.part")
-    try:
+    with replacing(target) as staged:
         staged.write_bytes(encode_segmentation(levels, EXT, dtype=np.dtype(np.uint8)))
-        staged.rename(target)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def _table(studies: Path, job: str) -> Path:
@@ -85,9 +81,6 @@ def _table(studies: Path, job: str) -> Path:
 
 
 def write_table(table: pa.Table, target: Path) -> None:
-    """Durably, and whole or not at all."""
-    staged = target.with_name(f".{target.name}.part")
-    pq.write_table(table, staged)
-    sync(staged)
-    staged.rename(target)
-    sync(target.parent)
+    """Write a Parquet file, durably."""
+    with replacing(target) as staged:
+        pq.write_table(table, staged)

@@ -21,7 +21,7 @@ from rayapp.errors import BadRequest, NotFound
 from rayapp.imaging.reader import read_segmentation, read_volume
 from rayapp.imaging.volume import Segmentation, Volume
 from rayapp.inference.infer_task import InferTask
-from rayapp.protocol import FINAL, ORIGINAL, checked_name
+from rayapp.protocol import FINAL, ORIGINAL, checked_name, parse_flag
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ def options_of(method: ScoringMethod, request: Mapping[str, Any]) -> dict[str, A
         first = choices[0] if choices else default
         value = request.get(name, first)
         try:
-            value = type(first)(value) if not isinstance(first, bool) else str(value).lower() in ("true", "1", "yes")
+            value = parse_flag(value, name) if isinstance(first, bool) else type(first)(value)
         except (TypeError, ValueError):
             raise BadRequest(f"option {name!r} must be like {first!r}, not {str(value)[:60]!r}") from None
         if choices and value not in choices:

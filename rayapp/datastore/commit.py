@@ -8,7 +8,6 @@ share one sync, and two saves of one label can never be published in the wrong o
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import sqlite3
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayapp.errors import Busy, Conflict
+from rayapp.files.durable import sync
 
 T = TypeVar("T")
 BATCH = 256
@@ -155,12 +155,3 @@ def end_process() -> None:
 def disk_full() -> Busy:
     """The error to raise when a write to disk fails."""
     return Busy("the datastore could not write to disk; if the disk is full, free some space, then try again")
-
-
-def sync(path: Path) -> None:
-    """Fsync a file's bytes or a folder's entries, so that they survive power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,11 +23,12 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from rayapp.datastore.commit import GroupCommit, sync
+from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.index import Index, meta, set_meta
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import FileStamp, RevisionStore
 from rayapp.errors import BadRequest, Conflict, RayappError, Unreadable
+from rayapp.files.durable import sync
 from rayapp.protocol import checked_name
 
 NAME = "datastore_v2.json"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.datastore import folder_scan
-from rayapp.datastore.commit import sync
 from rayapp.datastore.dataset_zip import write_archive
 from rayapp.datastore.document import pieces
 from rayapp.datastore.image_source import ImageSource
@@ -31,6 +30,7 @@ from rayapp.datastore.revisions import checked_ext, link_or_copy
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.datastore.worklist import Worklist
 from rayapp.errors import BadRequest, Conflict, Disabled, NotFound
+from rayapp.files.durable import sync
 from rayapp.protocol import FINAL, checked_name
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rayapp.datastore.commit import GroupCommit, disk_full, sync
+from rayapp.datastore.commit import GroupCommit, disk_full
 from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.index import Index, add_revision, put_label, update_label
 from rayapp.datastore.interfaces import Author, Info, LabelRecord, Revision
@@ -22,6 +22,7 @@ from rayapp.datastore.revisions import RevisionStore, checked_ext, delete
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.datastore.worklist import renew_lease
 from rayapp.errors import BadRequest, Conflict, NotFound
+from rayapp.files.durable import sync
 from rayapp.protocol import checked_name
 
 Doomed = tuple[str, str, str]

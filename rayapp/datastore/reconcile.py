@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.datastore import folder_scan
-from rayapp.datastore.commit import GroupCommit, sync
+from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import NAME, Entries, edited, entry
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (

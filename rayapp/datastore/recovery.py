@@ -12,9 +12,9 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from rayapp.datastore.commit import sync
 from rayapp.datastore.index import Index, meta, set_meta
 from rayapp.datastore.salvage import salvage
+from rayapp.files.durable import sync
 
 NAME = "index.db"
 FRESH = NAME + ".new"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.datastore import folder_scan
-from rayapp.datastore.commit import GroupCommit, sync
+from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.index import Index
 from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore, delete
+from rayapp.files.durable import sync
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayapp.datastore.commit import sync
 from rayapp.errors import BadRequest
+from rayapp.files.durable import sync
 
 STALE_S = 24 * 3600
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})

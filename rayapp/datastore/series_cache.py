@@ -17,10 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from pathlib import Path
 
-from rayapp.datastore.commit import sync
 from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.revisions import delete
 from rayapp.errors import ArchiveAway, Busy, TooLarge
+from rayapp.files.durable import replacing, sync
 from rayapp.imaging import dicom_series, nifti
 
 RETRIEVALS = 4
@@ -160,10 +160,8 @@ class SeriesCache:
     def _convert(self, slices: list[dicom_series.Slice], home: Path) -> None:
         """Write the volume of these slices into the series' folder."""
         volume = dicom_series.volume_from_slices(slices, max_bytes=self._max_volume)
-        part = home / f".{VOLUME[:-4]}.part.nii"
-        nifti.write_volume(volume, part)
-        sync(part)
-        part.rename(home / VOLUME)
+        with replacing(home / VOLUME) as staged:
+            nifti.write_volume(volume, staged)
 
     def _make_room(self, newest: str) -> None:
         """Evict the least recently used series until the cache fits its limit."""

@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
-import stat
-import struct
-import tarfile
 import time
 import uuid
-import zipfile
-import zlib
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import IO, Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rayapp.config import Settings
-from rayapp.datastore.commit import sync
-from rayapp.errors import BadRequest, NotFound, TooLarge, Unreadable
+from rayapp.errors import BadRequest, NotFound
+from rayapp.files.archives import unpack
+from rayapp.files.durable import sync
 from rayapp.imaging.reader import read_volume
 from rayapp.protocol import checked_name
 
 Info = dict[str, Any]
-MAX_MEMBERS = 20_000
-"""Most members of one archive: several times the slices of the longest series."""
 _META = "meta.info"
 _SERIES = "series"
 _ABANDONED_S = 3600
 """Seconds without a new file after which an upload counts as abandoned."""
-_LONGEST_HEADER = 1 << 16
-_EXTENDED_HEADERS = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-_PIECE = 1 << 20
-_DAMAGED = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    RecursionError,
-    ValueError,
-)
-"""Exceptions of zipfile and tarfile on damaged input; an OSError of the disk is deliberately not among them."""
 
 
 def base_name(filename: str) -> str:
@@ -115,7 +86,7 @@ class SessionStore:
         folder, unpacked = self.stage(), self.stage()
         try:
             if uncompress:
-                unpack(_only(staged), unpacked, max_bytes=self._max_volume)
+                unpack(_only(staged), unpacked, max_bytes=self._max_volume, setting="max_volume", place=_flat)
             name = self._take(unpacked if uncompress else staged, folder)
             session = str(uuid.uuid4())
             now = int(time.time())
@@ -237,84 +208,6 @@ def _only(folder: Path) -> Path:
     return files[0]
 
 
-def unpack(archive: Path, target: Path, *, max_bytes: int) -> None:
-    """Unpack a zip, tar or tar.gz into a flat folder: each file under its `base_name`; hidden files are skipped.
-
-    Raises:
-        Unreadable: if it is damaged, encrypted or of another format, or has a member that is a link or a device, lies
-            outside the archive, or has the name of another.
-        TooLarge: if it has more than `MAX_MEMBERS` members, or they have more than `max_bytes` bytes.
-    """
-    count, remaining = 0, max_bytes
-    try:
-        for name, size, content in _members(archive):
-            count, remaining = count + 1, remaining - size
-            if size < 0:
-                raise Unreadable(f"the header of member {count} of the archive has a negative size")
-            if count > MAX_MEMBERS:
-                raise TooLarge(f"the archive has more than {MAX_MEMBERS} members")
-            if remaining < 0:
-                raise TooLarge(f"the archive holds more than {max_bytes} bytes: raise max_volume to open it")
-            parts = name.replace("\\", "/").split("/")
-            if not parts[0] or ".." in parts or ":" in parts[0]:
-                raise Unreadable(f"the path of member {count} leads out of the archive: use relative paths only")
-            if content is not None and not parts[-1].startswith("."):
-                _write(content, size, target / base_name(name))
-    except FileExistsError:
-        raise Unreadable(f"two members of the archive have the same name (the second is member {count})") from None
-    except _DAMAGED as error:
-        raise Unreadable(f"not an intact zip, tar or tar.gz file: {type(error).__name__}") from error
-
-
-def _write(content: IO[bytes], size: int, path: Path) -> None:
-    """Write exactly `size` bytes: a member with more would escape the size limit, one with fewer is damaged."""
-    with content, path.open("xb") as file:
-        while piece := content.read(min(_PIECE, size + 1)):
-            size -= len(piece)
-            if size < 0:
-                break
-            file.write(piece)
-    if size != 0:
-        raise Unreadable("a member of the archive does not have the size in its header")
-
-
-Member = tuple[str, int, IO[bytes] | None]
-"""(name, announced size in bytes, content); the content is None for a folder."""
-
-
-def _members(archive: Path) -> Iterator[Member]:
-    with archive.open("rb") as file:
-        magic = file.read(2)
-    return _zipped(archive) if magic == b"PK" else _tarred(archive, "r:gz" if magic == b"\x1f\x8b" else "r:")
-
-
-def _zipped(archive: Path) -> Iterator[Member]:
-    with zipfile.ZipFile(archive) as opened:
-        for member in opened.infolist():
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise Unreadable("the archive contains a link or a device: include the files themselves")
-            # zipfile unpacks other methods without a bound on memory.
-            if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise Unreadable("the archive is encrypted or compressed by a method other than deflate: pack it anew")
-            yield member.filename, member.file_size, None if member.is_dir() else opened.open(member)
-
-
-class _BoundedHeader(tarfile.TarInfo):
-    """Rejects long extended headers, which tarfile would read into memory whole."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedHeader:
-        """See TarInfo."""
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _EXTENDED_HEADERS and header.size > _LONGEST_HEADER):
-            raise Unreadable("the archive has an oversized extended header: pack it anew")
-        return header
-
-
-def _tarred(archive: Path, mode: Literal["r:", "r:gz"]) -> Iterator[Member]:
-    with tarfile.open(archive, mode, tarinfo=_BoundedHeader) as opened:
-        for member in opened:
-            if not (member.isdir() or member.isreg()) or member.issparse():
-                raise Unreadable("the archive contains a link, a device or a sparse file: include the files themselves")
-            yield member.name, member.size, None if member.isdir() else opened.extractfile(member)
+def _flat(path: PurePosixPath) -> PurePosixPath | None:
+    """Place all files of an archive in one flat folder, each under its `base_name`; hidden files are skipped."""
+    return None if path.name.startswith(".") else PurePosixPath(base_name(path.name))

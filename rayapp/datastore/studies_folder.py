@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from rayapp.datastore import folder_scan
 from rayapp.datastore.age_sampler import AgeSampler
-from rayapp.datastore.commit import GroupCommit, sync
+from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile, Entries
 from rayapp.datastore.image_source import FolderSource, ImageSource
 from rayapp.datastore.index import meta, set_meta
@@ -24,6 +24,7 @@ from rayapp.datastore.revisions import RevisionStore
 from rayapp.datastore.scores import ScoreTable
 from rayapp.datastore.watch import Watcher
 from rayapp.errors import Conflict, NotFound
+from rayapp.files.durable import sync
 from rayapp.protocol import FINAL, ORIGINAL
 
 REMOTE_POLL_S = 10.0

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import aiohttp
 
 from rayapp.errors import Conflict, NotFound, RayappError, TooLarge, Unreadable
+from rayapp.files.archives import unpack
 
 CHUNK = 1 << 20
 Progress = Callable[[int, int | None], None]
@@ -117,7 +117,9 @@ async def download(name: str, source: Source, folder: Path, progress: Progress) 
                 f"{name}: the archive's MD5 digest is {digest} instead of {source.md5}: it is damaged, or another file"
             )
         unpacked = part / "unpacked"
-        await asyncio.to_thread(unpack, archive, unpacked)
+        # Its members cannot have more bytes than a tar that is not compressed.
+        size = (await asyncio.to_thread(archive.stat)).st_size
+        await asyncio.to_thread(unpack, archive, unpacked, max_bytes=size, place=_place)
         inner = unpacked / name
         await asyncio.to_thread((inner if inner.is_dir() else unpacked).rename, target)
     finally:
@@ -152,23 +154,6 @@ async def _download_file(url: str, to: Path, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack an uncompressed tar archive of regular files and folders.
-
-    Raises Unreadable if the archive is damaged, has links or paths that lead outside of `folder`, or unpacks to more
-    bytes than it has; nothing is ever written outside of `folder`.
-    """
-    room = archive.stat().st_size
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                if Path(member.name).name.startswith("._"):
-                    continue  # AppleDouble file, which macOS adds beside each file
-                room -= member.size
-                if not (member.isreg() or member.isdir()) or room < 0:
-                    raise Unreadable(
-                        f"the archive's entry {member.name[:80]!r} is a link or a device, or larger than the archive"
-                    )
-                tar.extract(member, folder, filter="data")
-    except tarfile.TarError as error:
-        raise Unreadable(f"the archive cannot be unpacked: {error}") from error
+def _place(path: PurePosixPath) -> PurePosixPath | None:
+    """Skip AppleDouble files, which macOS adds beside each file."""
+    return None if path.name.startswith("._") else path

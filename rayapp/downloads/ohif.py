@@ -12,12 +12,11 @@ import json
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from rayapp.errors import NotFound, RayappError, Unreadable
+from rayapp.files.archives import Progress, unpack
 from rayapp.protocol import Route
 
 PACKAGE, VERSION = "@ohif/app", "3.13.2"
@@ -31,11 +30,9 @@ NPM_SECONDS = 600
 _UNNEEDED = ("ort/", "dicom-microscopy-viewer/", "sw.js", "app-config.js")
 """ONNX runtime and microscopy viewer (156 of 204 MB), a service worker that caches `/`, and demo settings."""
 _MAX_UNPACKED = 1 << 30
+_DIST = "package/dist"
 _ROOT = b'__webpack_require__.p = "/";'
 _HTML = re.compile(r'((?:href|src|content)="|PUBLIC_URL=")/')
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes of the archive unpacked so far, and its size."""
 
 
 class InstallFailed(RayappError):
@@ -97,7 +94,7 @@ def install(folder: Path, *, archive: Path | None = None, progress: Progress = l
         source = fetch(Path(scratch)) if archive is None else archive
         _check(source)
         build = Path(scratch) / "build"
-        _unpack(source, build, progress)
+        unpack(source, build, max_bytes=_MAX_UNPACKED, place=_place, progress=progress)
         prepare(build)
         if folder.exists():  # another version, or a partial one
             folder.rename(Path(scratch) / "old")
@@ -119,24 +116,12 @@ def _check(archive: Path) -> None:
         raise Unreadable(f"{archive.name} is not {PACKAGE} {VERSION}: its SHA-512 digest is {digest}, not {SHA512}")
 
 
-def _unpack(archive: Path, folder: Path, progress: Progress) -> None:
-    """Unpack the package's `dist` folder, without unused parts."""
-    size = archive.stat().st_size
-    room = _MAX_UNPACKED
-    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
-        for member in tar:
-            progress(raw.tell(), size)
-            inside = PurePosixPath(member.name)
-            if not member.isreg() or inside.parts[:2] != ("package", "dist"):
-                continue
-            name = inside.relative_to("package/dist")
-            if str(name).startswith(_UNNEEDED):
-                continue
-            room -= member.size
-            if room < 0:
-                raise Unreadable(f"the archive unpacks to more than {_MAX_UNPACKED >> 20} MiB")
-            tar.extract(member.replace(name=str(name), mode=0o644), folder, filter="data")
-    progress(size, size)
+def _place(path: PurePosixPath) -> PurePosixPath | None:
+    """Place the package's `dist` folder, without unused parts."""
+    if not path.is_relative_to(_DIST):
+        return None
+    name = path.relative_to(_DIST)
+    return None if str(name).startswith(_UNNEEDED) else name
 
 
 def prepare(folder: Path) -> None:

@@ -91,6 +91,11 @@ class Prediction:
     document: bytes | None = None
 
 
+def label_params(prompts: Prompts) -> dict[str, Any]:
+    """`Prediction.params` of a mask of the one structure that the prompts name: its name, with value 1."""
+    return {"label_names": {prompts.label: 1}} if prompts.label else {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskInfo:
     """A model's entry in `/info/`.

@@ -23,7 +23,7 @@ from rayapp.jobs.image_work import ImageAnswer, ImageWork, images_of
 from rayapp.jobs.pool import ImageDone
 from rayapp.jobs.queue import JobContext, JobQueue, Outcome
 from rayapp.models.store import ModelStore
-from rayapp.protocol import ORIGINAL, JobKind, checked_name
+from rayapp.protocol import ORIGINAL, JobKind, checked_name, parse_flag
 
 FLUSH_S, FLUSH_ROWS = 5.0, 64
 """Results that are recorded together: what a crash may make the pool do again."""
@@ -128,13 +128,15 @@ class Scoring(_Images):
 
     def automatic(self) -> list[str]:
         """The methods that `AUTO` names."""
-        wanted = self._settings.conf.get(AUTO, "").strip()
-        if wanted.lower() in ("", "false", "0", "no", "off"):
+        names = self._settings.conf.get(AUTO, "")
+        if not names:
             return []
         methods = self._models.describe()["scoring"]
-        if wanted.lower() in ("true", "1", "yes", "on"):
-            return [name for name, said in methods.items() if "model" in said["config"]]
-        return [name.strip() for name in wanted.split(",") if name.strip() in methods]
+        try:
+            every = parse_flag(names, AUTO)
+        except BadRequest:
+            return [name.strip() for name in names.split(",") if name.strip() in methods]
+        return [name for name, method in methods.items() if every and "model" in method["config"]]
 
 
 class BatchInference(_Images):

@@ -20,9 +20,10 @@ from rayapp.config import Settings
 from rayapp.datastore.interfaces import Datastore
 from rayapp.datastore.job_record import Job, State
 from rayapp.errors import BadRequest
+from rayapp.files.durable import replacing
 from rayapp.jobs.queue import JobContext, Outcome
 from rayapp.models.store import ModelStore, ModelVersion, sha256_of
-from rayapp.protocol import checked_name
+from rayapp.protocol import checked_name, parse_flag
 from rayapp.training.train_task import Pair, TrainRequest, TrainResult
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Training:
         """Raises BadRequest if there is nothing to train on, or an option is of no use."""
         checked_name(name, "model")
         _workers(request)
+        for name in ("pretrained", "guard"):
+            _option(request, name)
         if not self._datastore.status()["completed"]:
             raise BadRequest("no image has a final label yet: save one, then train")
 
@@ -126,9 +129,8 @@ class Training:
             if not pairs:
                 raise BadRequest("no image has a final label any more: save one, then train")
             fixed = {"pairs": pairs, "data": _digest(pairs), "production": self._store.serving(job.name)}
-            staged = file.with_suffix(".part")
-            staged.write_text(json.dumps(fixed))
-            staged.rename(file)
+            with replacing(file) as staged:
+                staged.write_text(json.dumps(fixed))
         fixed = json.loads(file.read_text())
         serving = fixed["production"]
         production = None if serving is None else self._store.version(job.name, serving)
@@ -164,8 +166,8 @@ def run_folder(settings: Settings, job_id: str) -> Path:
 
 
 def _option(request: Mapping[str, Any], name: str) -> bool:
-    """A switch of `OPTIONS`; clients' forms send them as text, too."""
-    return str(request.get(name, OPTIONS[name])).lower() not in ("false", "0", "no", "off", "")
+    """An option of `OPTIONS` that is true or false. Raises BadRequest."""
+    return parse_flag(request.get(name, OPTIONS[name]), name)
 
 
 def _workers(request: Mapping[str, Any]) -> int:

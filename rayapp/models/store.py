@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from rayapp.config import Settings
 from rayapp.errors import Conflict, NotFound, Unreadable
+from rayapp.files.durable import replacing, sync
 from rayapp.protocol import checked_name
 
 WEIGHTS = "model.safetensors"
@@ -128,11 +128,11 @@ class ModelStore:
             shutil.copyfile(weights, staged / WEIGHTS)
             (staged / CARD).write_text(json.dumps({"parent": self.serving(name), **card}, indent=2))
             for file in (staged / WEIGHTS, staged / CARD):
-                _sync(file)
+                sync(file)
             number = max((int(v[1:]) for v in self.versions(name)), default=0) + 1
             staged.chmod(0o755)
             staged.rename(folder / f"v{number}")
-            _sync(folder)
+            sync(folder)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         return self.version(name, f"v{number}")
@@ -160,11 +160,8 @@ class ModelStore:
 
     def _serve(self, name: str, served: list[str]) -> None:
         alias = self._root / name / PRODUCTION
-        staged = alias.with_name(f".{PRODUCTION}-{os.getpid()}")
-        staged.write_text("".join(f"{version}\n" for version in served[-HISTORY:]))
-        _sync(staged)
-        staged.rename(alias)
-        _sync(alias.parent)
+        with replacing(alias) as staged:
+            staged.write_text("".join(f"{version}\n" for version in served[-HISTORY:]))
 
     def retire(self, name: str) -> None:
         """Remove the model from production; its versions are kept. Raises NotFound if none is in production."""
@@ -189,11 +186,3 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,9 +20,9 @@ from typing import Any
 
 from rayapp.errors import RayappError
 from rayapp.inference.infer_task import InferTask, Prediction, Prompts, TaskInfo, runs_network
-from rayapp.inference.methods.segmentation import wanted
 from rayapp.inference.network.cancellation import interruptible
 from rayapp.inference.prompts.parse import FOREGROUND
+from rayapp.protocol import parse_flag
 from rayapp.serving.cache import ByteCache, Sized
 from rayapp.serving.executors import Executors, GaveWay
 from rayapp.serving.live_versions import Serving
@@ -179,12 +179,12 @@ def opening_prompts(info: TaskInfo, shape: tuple[int, int, int]) -> Prompts:
 
 def _bare(info: TaskInfo, prompts: Prompts, config: Mapping[str, Any]) -> bool:
     """True where the answer depends on the image alone."""
-    usual = all(_usual(config[name], default) for name, default in info.config.items() if name in config)
+    usual = all(_usual(name, config[name], default) for name, default in info.config.items() if name in config)
     return usual and not info.takes_drawings and prompts.empty and prompts.roi is None and prompts.slice is None
 
 
-def _usual(value: object, default: object) -> bool:
+def _usual(name: str, value: object, default: object) -> bool:
     """True for what a request need not say: a choice's first item, or the value itself."""
     if isinstance(default, bool):
-        return wanted(value) == default
+        return parse_flag(value, name) == default
     return value == default or (isinstance(default, list) and value in default[:1])

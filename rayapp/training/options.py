@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from rayapp.errors import BadRequest
-from rayapp.inference.methods.segmentation import wanted
+from rayapp.protocol import parse_flag
 
 CACHE = 1024
 """MiB of decoded images, where neither options nor plan say."""
@@ -100,7 +100,7 @@ def _parsed(name: str, default: object, value: object) -> object:
     if isinstance(value, (list, tuple)):
         value = value[0] if value else default
     if isinstance(default, bool):
-        return wanted(value)
+        return parse_flag(value, name)
     try:
         number = float(str(value))
         if isinstance(default, int):

@@ -324,7 +324,7 @@ async def test_a_job_is_followed_across_a_broken_connection_to_its_end():
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         event = states[len(served_events) - 1]
-        await response.write(f": still there\n\nevent: job\ndata: {json.dumps(event)}\n\n".encode())
+        await response.write(f": keep-alive\n\nevent: job\ndata: {json.dumps(event)}\n\n".encode())
         if "end_ts" not in event:
             assert request.transport is not None
             request.transport.abort()

@@ -22,9 +22,9 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from rayapp.datastore import sessions
 from rayapp.datastore.sessions import SessionStore, base_name
 from rayapp.errors import BadRequest, NotFound, RayappError, TooLarge, Unreadable
+from rayapp.files import archives
 from rayapp.imaging.reader import read_volume
 
 CAP = 1 << 20
@@ -218,7 +218,7 @@ def test_an_archive_that_swells_over_the_cap_is_refused(
 
 
 def test_an_archive_of_too_many_members_is_refused(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "MAX_MEMBERS", 2)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
     with pytest.raises(TooLarge, match="2 members"):
         create(store, {"many.zip": zipped(series())}, uncompress=True)
 

@@ -13,7 +13,6 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from rayapp.downloads import decathlon
 from rayapp.downloads.decathlon import DATASETS, DownloadFailed, Source, download, find_dataset, source
 from rayapp.errors import Conflict, NotFound, RayappError, TooLarge, Unreadable
 
@@ -95,16 +94,6 @@ async def test_nothing_is_left_of_a_data_set_that_cannot_be_had(
         with pytest.raises(error):
             await download(NAME, Source(url=there.url, md5=digest or there.md5), folder, lambda *_: None)
     assert files(tmp_path) == ["deep", "deep/folder"]
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_an_archive_with_anything_but_files_is_refused(tmp_path: Path, kind: bytes):
-    odd = tarfile.TarInfo("odd")
-    odd.type, odd.linkname = kind, "/etc/passwd"
-    (tmp_path / "it.tar").write_bytes(archive(odd))
-    with pytest.raises(Unreadable, match="odd"):
-        decathlon.unpack(tmp_path / "it.tar", tmp_path / "out")
-    assert files(tmp_path) == ["it.tar"]
 
 
 async def test_a_missing_server_is_told(tmp_path: Path):

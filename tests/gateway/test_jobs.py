@@ -241,7 +241,7 @@ def test_a_silent_job_is_followed_by_heartbeats(trained: Served, monkeypatch: py
     monkeypatch.setattr(routes, "HEARTBEAT_S", 0.1)
     job = train(trained, pause=0.5)["id"]
     with requests.get(f"{trained.url}/jobs/{job}/events", stream=True, timeout=20) as stream:
-        assert any(line == b": still there" for line in stream.iter_lines())
+        assert any(line == b": keep-alive" for line in stream.iter_lines())
 
 
 def test_only_so_many_clients_follow_jobs_at_once(trained: Served, monkeypatch: pytest.MonkeyPatch):

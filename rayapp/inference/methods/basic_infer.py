@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
-from rayapp.inference.methods.segmentation import Clock
 from rayapp.inference.network.monai_transforms import Data, PreparedData, TransformPipeline, checked_output
 from rayapp.inference.network.network import dropout
 from rayapp.inference.network.sampling import TransformedImage, probabilities
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.inference.stage_clock import StageClock
 from rayapp.models.networks import load_weights
 
 
@@ -99,7 +99,7 @@ class BasicInferTask:
     @torch.no_grad()
     def predict(self, prepared: PreparedData, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:  # noqa: ARG002
         """Run the rest of the transforms and the network."""
-        clock, pipeline = Clock(), self._loaded
+        clock, pipeline = StageClock(), self._loaded
         data = self._completed(prepared, prompts)
         clock.stage("pre")
         output = self._output(data[pipeline.image].as_tensor()[None])

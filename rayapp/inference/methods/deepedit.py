@@ -27,11 +27,13 @@ from rayapp.inference.arrays import Floats, Labels
 from rayapp.inference.energy import click_refinement
 from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo
-from rayapp.inference.methods.segmentation import Clock, PreparedImage, SegmentationTask, wanted
+from rayapp.inference.methods.segmentation import PreparedImage, SegmentationTask
 from rayapp.inference.network import restoration
 from rayapp.inference.prompts import guidance
 from rayapp.inference.prompts.guidance import GuidedImage, Position
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.inference.stage_clock import StageClock
+from rayapp.protocol import parse_flag
 
 HOLD = 4.0
 """Least margin (in logits) that a click gives its label on the network voxels around it."""
@@ -111,7 +113,7 @@ class DeepEditTask(SegmentationTask):
 
     def margins(self, prepared: PreparedImage) -> Floats:
         """Those without clicks."""
-        return self._guided(as_edit(prepared), ((),) * self._guidance_channels, Clock())
+        return self._guided(as_edit(prepared), ((),) * self._guidance_channels, StageClock())
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment, guided by the clicks; drawn finely around them only if `refine` asks for it, since that takes longer
@@ -121,7 +123,7 @@ class DeepEditTask(SegmentationTask):
             BadRequest: for `foreground` clicks when it is not clear which structure they mean.
         """
         first, *better = itertools.islice(
-            self.stages(prepared, prompts, config), 2 if wanted(config.get(REFINE)) else 1
+            self.stages(prepared, prompts, config), 2 if parse_flag(config.get(REFINE), REFINE) else 1
         )
         return better[0] if better else first
 
@@ -129,7 +131,7 @@ class DeepEditTask(SegmentationTask):
         """What the network says to the clicks, and then, where the image has more detail, that drawn finely around
         them. Raises BadRequest as `predict` does."""
         prepared = as_edit(prepared)
-        clock = Clock()
+        clock = StageClock()
         clicks = self._channelled(prompts)
         positions = [prepared.grid.positions(points) for points in clicks]
         added, margins = self._margins(prepared, clicks, clock)
@@ -154,7 +156,7 @@ class DeepEditTask(SegmentationTask):
         positions: Sequence[Sequence[Position]],
         added: Floats,
         margins: Floats,
-        clock: Clock,
+        clock: StageClock,
     ) -> Labels:
         """The labels, drawn finely around the clicks; away from them, those that there are without clicks."""
         automatic, grid, image = self._automatic(prepared, clock), prepared.grid, _gray(prepared)
@@ -178,7 +180,7 @@ class DeepEditTask(SegmentationTask):
         return labels
 
     def _corrected(
-        self, prepared: PreparedEdit, start: Labels, clicks: Clicks, margins: Floats, clock: Clock
+        self, prepared: PreparedEdit, start: Labels, clicks: Clicks, margins: Floats, clock: StageClock
     ) -> Labels:
         """A mask that exists already, corrected by the clicks."""
         structures = len(clicks) - 1
@@ -188,8 +190,8 @@ class DeepEditTask(SegmentationTask):
         clock.stage("infer")
         return labels
 
-    def _answer(self, labels: Labels, clicks: Clicks, config: Mapping[str, Any], clock: Clock) -> Prediction:
-        if wanted(config.get("largest_cc")):
+    def _answer(self, labels: Labels, clicks: Clicks, config: Mapping[str, Any], clock: StageClock) -> Prediction:
+        if parse_flag(config.get("largest_cc"), "largest_cc"):
             labels = restoration.keep_largest_component(labels)
         for channel, points in enumerate(clicks):
             for i, j, k in points:
@@ -197,7 +199,7 @@ class DeepEditTask(SegmentationTask):
         clock.stage("post")
         return Prediction(labels=labels, seconds=dict(clock.seconds))
 
-    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> tuple[Floats, Floats]:
+    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> tuple[Floats, Floats]:
         """The network's margins for the clicks on structures alone, and for all, which are never above those."""
         additive: Clicks = (*clicks[:-1], ())
         remembered = prepared.memo.last
@@ -210,13 +212,13 @@ class DeepEditTask(SegmentationTask):
             prepared.memo.last = ((additive, prepared.hints), added)
         return added, np.minimum(added, self._guided(prepared, clicks, clock)) if clicks[-1] else added
 
-    def _automatic(self, prepared: PreparedEdit, clock: Clock) -> Floats:
+    def _automatic(self, prepared: PreparedEdit, clock: StageClock) -> Floats:
         """Those without clicks."""
         if prepared.memo.automatic is None:
             prepared.memo.automatic = self._guided(prepared, ((),) * self._guidance_channels, clock)
         return prepared.memo.automatic
 
-    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
+    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> Floats:
         positions = [prepared.grid.positions(points) for points in clicks]
         images = torch.from_numpy(prepared.guided.show(positions))
         clock.stage("pre")

@@ -28,12 +28,12 @@ from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Affine, Volume
 from rayapp.inference.arrays import Floats
 from rayapp.inference.energy.scan import Scan
-from rayapp.inference.infer_task import Point, Prediction, Prompts
+from rayapp.inference.infer_task import Point, Prediction, Prompts, label_params
 from rayapp.inference.methods.deepedit import HOLD, Clicks, DeepEditTask, PreparedEdit, as_edit
-from rayapp.inference.methods.scribbles import named
-from rayapp.inference.methods.segmentation import Clock, PreparedImage
+from rayapp.inference.methods.segmentation import PreparedImage
 from rayapp.inference.network import slices
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.inference.stage_clock import StageClock
 
 BESIDE_MM = 10.0
 """Distance from a background click up to which there are no hints."""
@@ -59,7 +59,7 @@ class DeepGrow3DTask(DeepEditTask):
             BadRequest: without a click.
         """
         for prediction in super().stages(prepared, prompts, config):
-            yield dataclasses.replace(prediction, params=named(prompts))
+            yield dataclasses.replace(prediction, params=label_params(prompts))
 
     def _channelled(self, prompts: Prompts) -> Clicks:
         clicks = (foreground(prompts), tuple(prompts.clicks.get(BACKGROUND, ())))
@@ -67,18 +67,18 @@ class DeepGrow3DTask(DeepEditTask):
             raise BadRequest(f"model {self._name!r} segments what is clicked: click on a structure")
         return clicks
 
-    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> tuple[Floats, Floats]:
+    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> tuple[Floats, Floats]:
         """Nothing, where background clicks have nothing to take away from."""
         if not clicks[0]:
             nothing = self._automatic(prepared, clock)
             return nothing, nothing
         return super()._margins(prepared, clicks, clock)
 
-    def _automatic(self, prepared: PreparedEdit, clock: Clock) -> Floats:  # noqa: ARG002
+    def _automatic(self, prepared: PreparedEdit, clock: StageClock) -> Floats:  # noqa: ARG002
         """Nothing."""
         return np.full((1, *prepared.image.shape[1:]), -HOLD, dtype=np.float32)
 
-    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: Clock) -> Floats:
+    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> Floats:
         alone = super()._guided(prepared, clicks, clock)
         on, off = clicks
         hints = [hint for hint in prepared.hints if _distance(hint, off, prepared.scan.spacing) > BESIDE_MM]

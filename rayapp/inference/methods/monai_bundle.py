@@ -21,17 +21,16 @@ from torch.nn import functional
 
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
-from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo
+from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo, label_params
 from rayapp.inference.methods import vista
 from rayapp.inference.methods.deepgrow import clicked_slice, foreground
-from rayapp.inference.methods.scribbles import named
-from rayapp.inference.methods.segmentation import Clock
 from rayapp.inference.network import detections
 from rayapp.inference.network.monai_transforms import Data, PreparedData, TransformPipeline, checked_output, positions
 from rayapp.inference.network.network import dropout
 from rayapp.inference.network.restoration import clear_outside
 from rayapp.inference.network.sampling import TransformedImage, probabilities
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.inference.stage_clock import StageClock
 from rayapp.models.bundle_folder import INFERENCE, METADATA, BundleFolder, targets
 
 SEGMENTATION, DEEPEDIT, DEEPGROW, VISTA, DETECTION = "segmentation", "deepedit", "deepgrow", "vista3d", "detection"
@@ -190,7 +189,7 @@ class BundleTask:
     @torch.no_grad()
     def predict(self, prepared: PreparedData, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Run the bundle for these prompts. Raises BadRequest for prompts that it cannot do with."""
-        clock, parts = Clock(), self.parts
+        clock, parts = StageClock(), self.parts
         wish = self._asked(prepared, prompts, config) if self.kind == VISTA else None
         data = parts.pipeline.complete(prepared, self._entries(prepared, prompts, wish))
         clock.stage("pre")
@@ -203,7 +202,9 @@ class BundleTask:
             labels[labels == NO_VALUE] = 0
         clear_outside(labels, prompts.roi)
         clock.stage("invert")
-        return Prediction(labels=labels, params=named(prompts) if self.kind == DEEPGROW else {}, seconds=clock.seconds)
+        return Prediction(
+            labels=labels, params=label_params(prompts) if self.kind == DEEPGROW else {}, seconds=clock.seconds
+        )
 
     # Samples, for `rayapp.active_learning.uncertainty`
 
@@ -299,7 +300,7 @@ class BundleTask:
             label_set=None,
         )
 
-    def _boxes(self, data: Data, prepared: PreparedData, clock: Clock) -> Prediction:
+    def _boxes(self, data: Data, prepared: PreparedData, clock: StageClock) -> Prediction:
         parts = self.parts
         image = data["image"]
         found = parts.inferer([image.as_tensor().to(self.device, torch.float32)], parts.network)[0]

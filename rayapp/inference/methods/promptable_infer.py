@@ -21,8 +21,8 @@ from rayapp import geometry
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
-from rayapp.inference.methods.segmentation import Clock
 from rayapp.inference.network import cancellation
+from rayapp.inference.stage_clock import StageClock
 from rayapp.inference.zoom.glance import Mask
 from rayapp.inference.zoom.lowering import marks_of, start_of
 from rayapp.inference.zoom.marks import Marks
@@ -149,7 +149,7 @@ class PromptableTask:
         config: Mapping[str, Any],
     ) -> Iterator[Prediction]:
         """Segment coarsely, then finely. Raises BadRequest without any prompt for a structure."""
-        clock = Clock()
+        clock = StageClock()
         source = prepared.source
         marks, start = marks_of(prompts, source.spacing), start_of(prompts)
         if marks.bounds() is None and start is None:

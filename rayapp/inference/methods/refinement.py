@@ -24,9 +24,10 @@ from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan, extent
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.scribbles import MARGIN_MM, OPTIMISERS, answer, import_libraries, optimiser_of, painted
-from rayapp.inference.methods.segmentation import Clock, PreparedImage, SegmentationTask
+from rayapp.inference.methods.segmentation import PreparedImage, SegmentationTask
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
+from rayapp.inference.stage_clock import StageClock
 
 SAY = 2 * MAX_LOG_ODDS
 """Log-odds that a stroke adds right beside it, where the tissue is the same: enough to turn the network's."""
@@ -105,7 +106,7 @@ class RefinementTask:
         Raises:
             BadRequest: if the network does not know the structure, or for an optimiser that is not there.
         """
-        clock, optimise = Clock(), optimiser_of(config)
+        clock, optimise = StageClock(), optimiser_of(config)
         value = self.info.labels.get(prompts.label or "")
         if value is None:
             raise BadRequest(f"name the structure in selected_label_name: {', '.join(self.info.labels)}")

@@ -24,10 +24,10 @@ from rayapp.imaging.volume import Volume
 from rayapp.inference.arrays import Floats
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.kserve import Array, InferenceServer
-from rayapp.inference.methods.segmentation import Clock
 from rayapp.inference.network import restoration
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.inference.stage_clock import StageClock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class RemoteTask:
 
     def predict(self, prepared: Sendable, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:  # noqa: ARG002
         """Ask. Raises ModelBroken if the server does not answer as it should."""
-        clock = Clock()
+        clock = StageClock()
         inputs: dict[str, Array] = {self._inputs["image"]: prepared.image}
         if self._prompts:
             points, values = self._clicked(prepared, prompts)

@@ -34,9 +34,9 @@ from rayapp.inference.energy.likelihood import Likelihood, LikelihoodFit
 from rayapp.inference.energy.random_walk import random_walk
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan, SlicedRegion, drawing_axis, extent, other_axes
-from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
-from rayapp.inference.methods.segmentation import Clock
+from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo, label_params
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
+from rayapp.inference.stage_clock import StageClock
 
 Optimiser = Callable[[Floats, Floats, Marks, Spacing], Bools]
 OPTIMISERS: Mapping[str, Optimiser] = {"graph cut": graph_cut, "random walk": random_walk}
@@ -95,7 +95,7 @@ class ScribblesTask:
         Raises:
             BadRequest: without any foreground, or for an optimiser that is not there.
         """
-        clock, optimise = Clock(), optimiser_of(config)
+        clock, optimise = StageClock(), optimiser_of(config)
         marks = build_marks(prepared.shape, prompts, require_foreground=False)
         for points in prompts.extremes.values():
             mark_paths(marks, prepared, points)
@@ -191,14 +191,9 @@ def painted(mask: Bools, region: Region, marks: Marks) -> npt.NDArray[np.uint8]:
     return labels
 
 
-def answer(labels: npt.NDArray[np.uint8], prompts: Prompts, clock: Clock) -> Prediction:
+def answer(labels: npt.NDArray[np.uint8], prompts: Prompts, clock: StageClock) -> Prediction:
     """The prediction, named as the segment that the annotator works on."""
-    return Prediction(labels=labels, params=named(prompts), seconds=clock.seconds)
-
-
-def named(prompts: Prompts) -> dict[str, Any]:
-    """The reply's `params` for a mask of the one structure that the annotator works on."""
-    return {"label_names": {prompts.label: 1}} if prompts.label else {}
+    return Prediction(labels=labels, params=label_params(prompts), seconds=clock.seconds)
 
 
 def _boxed(marks: Marks, scan: Scan, prompts: Prompts) -> Marks | None:

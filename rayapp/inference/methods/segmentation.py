@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ from rayapp.inference.network.network import Network
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.network.normalisation import normalise
 from rayapp.inference.network.sliding_window import OVERLAP, Windows
+from rayapp.inference.stage_clock import StageClock
 from rayapp.models.store import ModelVersion
+from rayapp.protocol import parse_flag
 
 MAX_STRUCTURES = 254
 """Label values that fit uint8 without 255, which viewers read as "leave this voxel"."""
@@ -182,7 +183,7 @@ class SegmentationTask:
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment; of the prompts only `roi` matters: outside it all is background."""
-        clock = Clock()
+        clock = StageClock()
         margins = self.margins(prepared)
         clock.stage("infer")
         return self._finish(margins, prepared.grid, prompts, config, clock)
@@ -212,41 +213,14 @@ class SegmentationTask:
         return self._windows.run(self._network, images)
 
     def _finish(
-        self, margins: Floats, grid: NetworkGrid, prompts: Prompts, config: Mapping[str, Any], clock: Clock
+        self, margins: Floats, grid: NetworkGrid, prompts: Prompts, config: Mapping[str, Any], clock: StageClock
     ) -> Prediction:
         labels = restoration.restore(margins, grid, roi=prompts.roi)
         clock.stage("invert")
-        if wanted(config.get("largest_cc")):
+        if parse_flag(config.get("largest_cc"), "largest_cc"):
             labels = restoration.keep_largest_component(labels)
         clock.stage("post")
         return Prediction(labels=labels, seconds=clock.seconds)
-
-
-class Clock:
-    """Seconds of each stage since the one before."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def stage(self, name: str) -> None:
-        """End the stage of that name."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
-
-    def resume(self) -> None:
-        """Go on after a pause, which is part of no stage."""
-        self._last = time.perf_counter()
-
-
-def wanted(value: object) -> bool:
-    """A request's boolean, which clients may send as text or as a list's first item."""
-    if isinstance(value, (list, tuple)):
-        value = value[0] if value else None
-    if isinstance(value, str):
-        return value.strip().lower() in ("true", "1", "yes", "on")
-    return bool(value)
 
 
 def _structures(name: str, labels: Mapping[str, int]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from rayapp.errors import BadRequest, TooLarge, Unreadable
 from rayapp.imaging import mask_codec
 from rayapp.inference.arrays import Labels, Shape
 from rayapp.inference.infer_task import Drawing, Point, Prompts, TaskInfo
-from rayapp.protocol import RESERVED_LABEL_NAMES
+from rayapp.protocol import RESERVED_LABEL_NAMES, parse_flag
 
 BACKGROUND = "background"
 """Key of clicks off every structure."""
@@ -63,7 +63,7 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> Pr
         label=label or _parse_selected_segment(params.get("selected_label_name")),
         roi=_parse_roi(params.get("roi"), shape),
         slice=_parse_slice(params.get("slice"), shape),
-        reset=_parse_flag("reset_state", params.get("reset_state")),
+        reset=parse_flag(params.get("reset_state"), "reset_state"),
         start=_parse_start(params.get("start"), info, shape),
         extremes=_parse_extremes(params.get("extremes"), (*info.structures, *active, FOREGROUND), shape),
         **_parse_drawings(params, info, shape),
@@ -241,14 +241,6 @@ def _parse_slice(value: object, shape: Shape) -> int | None:
     if index is None or not 0 <= index < shape[2]:
         raise BadRequest(f"slice must be a whole number from 0 to {shape[2] - 1}, not {_abbreviated(value)}")
     return index
-
-
-def _parse_flag(name: str, value: object) -> bool:
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    if isinstance(value, str) and value.strip().lower() in ("true", "false", ""):
-        return value.strip().lower() == "true"
-    raise BadRequest(f"{name} must be true or false, not {_abbreviated(value)}")
 
 
 def _whole_numbers(value: object, count: int) -> list[int] | None:

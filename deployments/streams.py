@@ -1,0 +1,53 @@
+"""Answers that take a while: server-sent events, and work that ends when its client hangs up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.requests import ClientDisconnect
+
+from rayapp.protocol import StreamEvent
+
+T = TypeVar("T")
+
+KEEP_ALIVE = format_sse_event(comment="keep-alive")
+"""A comment, which clients skip: proxies close connections on which nothing comes."""
+EVENT_STREAM = EventSourceResponse.media_type
+
+
+def server_sent_event(kind: StreamEvent, data: Any) -> bytes:
+    """One server-sent event whose data is JSON."""
+    return format_sse_event(event=kind, data_str=json.dumps(data))
+
+
+def event_stream(events: AsyncIterator[bytes]) -> EventSourceResponse:
+    """The response that sends these events as they come; proxies neither store nor hold them back."""
+    return EventSourceResponse(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for work on behalf of a client.
+
+    Raises:
+        ClientDisconnect: the client hung up first; the work is cancelled.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""Files on disk: durable replacement, safe unpacking of archives."""
