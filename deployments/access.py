@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from deployments.description import Description
+from deployments.interactions import OpenedInteractions
 from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks
@@ -42,6 +43,12 @@ def checks_of(request: Request) -> Checks:
     return checks
 
 
+def opened_of(request: Request) -> OpenedInteractions:
+    """The interactions as they were opened."""
+    opened: OpenedInteractions = request.app.state.interactions
+    return opened
+
+
 def series_store_of(request: Request) -> SeriesStore:
     """The images as DICOM series."""
     store: SeriesStore = request.app.state.series
@@ -51,6 +58,7 @@ def series_store_of(request: Request) -> SeriesStore:
 Service = Annotated[Services, Depends(services_of)]
 Described = Annotated[Description, Depends(description_of)]
 Checking = Annotated[Checks, Depends(checks_of)]
+Opened = Annotated[OpenedInteractions, Depends(opened_of)]
 AllSeries = Annotated[SeriesStore, Depends(series_store_of)]
 
 

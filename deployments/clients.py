@@ -5,9 +5,12 @@ Each names the methods that are called through it; parameters and results are th
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from actors.client import ActorClient, forwarded
 from rayapp.datastore.interfaces import Datastore
 from rayapp.datastore.sessions import SessionStore
+from rayapp.files.durable import new_path
 from rayapp.jobs.queue import JobQueue
 from rayapp.serving.catalogue import Catalogue
 from rayapp.users import UserStore
@@ -21,7 +24,7 @@ class DatastoreClient(ActorClient[Datastore]):
     datalist = forwarded(Datastore.datalist)
     archive = forwarded(Datastore.archive)
     refresh = forwarded(Datastore.refresh)
-    stage = forwarded(Datastore.stage)
+    staging = forwarded(Datastore.staging)
 
     image = forwarded(Datastore.image)
     image_ids = forwarded(Datastore.image_ids)
@@ -38,9 +41,18 @@ class DatastoreClient(ActorClient[Datastore]):
     remove_label = forwarded(Datastore.remove_label)
     update_label_info = forwarded(Datastore.update_label_info)
 
+    append_turn = forwarded(Datastore.append_turn)
     event = forwarded(Datastore.event)
     events = forwarded(Datastore.events)
     append_events = forwarded(Datastore.append_events)
+
+    _folder: Path | None = None
+
+    async def stage(self, suffix: str) -> Path:
+        """As of `Datastore.stage`; the store is asked for its folder once only."""
+        if self._folder is None:
+            self._folder = await self.staging()
+        return new_path(self._folder, suffix)
 
 
 class ModelsClient(ActorClient[Catalogue]):

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from deployments.description import Description
 from deployments.guards import BodyCap, LoopbackHosts, Slashes
+from deployments.interactions import OpenedInteractions
 from deployments.origins import OwnFrames, OwnPages
 from deployments.problems import Incidents, explain
 from deployments.routes import (
@@ -67,6 +68,7 @@ def build_gateway(services: Services) -> FastAPI:
     app.state.services = services
     app.state.description = Description(services.models, services.jobs)
     app.state.checks = Checks()
+    app.state.interactions = OpenedInteractions(services.datastore)
     app.state.archive = proxy.Archive(settings)
     app.state.series = SeriesStore(services, app.state.checks)
     with_keys = settings.auth != "none"

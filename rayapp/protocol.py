@@ -224,14 +224,14 @@ def parse_flag(value: object, what: str) -> bool:
     """Parse an option that is true or false.
 
     Args:
-        value: a boolean, 0 or 1, or text such as "true" or "off", as forms send it; of a list of choices the first
-            counts; None, "" and an empty list are false.
+        value: a boolean, 0 or 1, or text such as "true" or "off", as forms send it; a list of such choices, of which
+            the first counts; None, "" and an empty list are false.
         what: the option's name, for the error.
 
     Raises:
         BadRequest: it is anything else.
     """
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and (not value or isinstance(value[0], (bool, str))):
         value = value[0] if value else None
     text = "" if value is None else str(value).strip().lower()
     if text not in (*_TRUE, *_FALSE):

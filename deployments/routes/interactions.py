@@ -13,17 +13,19 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.access import AsAnnotator, Described, Service
+from deployments.access import AsAnnotator, Described, Opened, Service
+from deployments.interactions import OpenedInteractions
 from deployments.problems import problems
 from deployments.services import Services
 from deployments.streams import EVENT_STREAM, event_stream, server_sent_event, unless_gone
 from rayapp.datastore.interfaces import ClickEvent, Info
-from rayapp.errors import BadRequest, NotAllowed, NotFound, RayappError
+from rayapp.errors import BadRequest, NotAllowed, RayappError
 from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Output, Role, Route, StreamEvent, checked_name
 from rayapp.responses import InteractionEvent, InteractionState, OpenedInteraction
 from rayapp.serving.interaction import (
@@ -32,9 +34,7 @@ from rayapp.serving.interaction import (
     REDO,
     UNDO,
     Interaction,
-    no_interaction,
-    opened_at,
-    opening,
+    opening_event,
     prompt_of,
 )
 from rayapp.serving.messages import HandedOut, InferCall, InferReply, Turn
@@ -89,15 +89,18 @@ class Prompt(Step):
 
 
 @router.post(Route.INTERACTIONS)
-async def open_one(opened: Opening, services: Service, described: Described, user: AsAnnotator) -> OpenedInteraction:
+async def open_one(
+    opening: Opening, services: Service, opened: Opened, described: Described, user: AsAnnotator
+) -> OpenedInteraction:
     """Open an interaction; its id works on any machine, for this user."""
-    model = await described.known("models", "model", opened.model)
-    image = await services.datastore.image(checked_name(opened.image, "image"))
-    event = opening(image_id=image.id, model=model, user=user.name, client_id=opened.client_id, ts=time.time())
+    model = await described.known("models", "model", opening.model)
+    image = await services.datastore.image(checked_name(opening.image, "image"))
+    event = opening_event(image_id=image.id, model=model, user=user.name, client_id=opening.client_id, ts=time.time())
     (seq,) = await services.datastore.append_events([event])
-    about = HandedOut(key=image.id, model=model, user=user.name, client_id=opened.client_id)
-    services.inference.prefetch(about)
-    return OpenedInteraction(id=Interaction.of(await services.datastore.event(seq)).id)
+    services.inference.prefetch(HandedOut(key=image.id, model=model, user=user.name, client_id=opening.client_id))
+    interaction = Interaction.of(replace(event, seq=seq))
+    opened.add(interaction)
+    return OpenedInteraction(id=interaction.id)
 
 
 @router.get(Route.INTERACTIONS)
@@ -113,9 +116,9 @@ async def of_image(
 
 
 @router.get(Route.INTERACTION)
-async def state(interaction_id: str, services: Service, user: AsAnnotator) -> InteractionState:
+async def state(interaction_id: str, services: Service, opened: Opened, user: AsAnnotator) -> InteractionState:
     """All that was said so far."""
-    found = await _find(services, interaction_id, user, reading=True)
+    found = _checked(await opened.find(interaction_id), user, reading=True)
     return _state(found, await services.datastore.events(found.image_id, user=found.user, after=found.step))
 
 
@@ -124,6 +127,7 @@ async def mask(
     interaction_id: str,
     request: Request,
     services: Service,
+    opened: Opened,
     user: AsAnnotator,
     step: Annotated[int | None, Query(ge=0)] = None,
     model: Annotated[str, Query()] = "",
@@ -131,7 +135,7 @@ async def mask(
 ) -> Response:
     """The mask now, or as of a step of the log; by the interaction's model or another, in a version or the one that
     serves."""
-    found = await _find(services, interaction_id, user, reading=True)
+    found = _checked(await opened.find(interaction_id), user, reading=True)
     call = InferCall(
         model=checked_name(model or found.model, "model"),
         key=found.image_id,
@@ -152,19 +156,23 @@ def _given(said: Prompt) -> Info:
 
 
 @router.post(Route.INTERACTION_PROMPTS, response_class=Response, responses=_MASK)
-async def prompt(interaction_id: str, said: Prompt, request: Request, services: Service, user: AsAnnotator) -> Response:
+async def prompt(
+    interaction_id: str, said: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
+) -> Response:
     """Add a prompt; it is in the log, durably, before the network runs."""
-    return await _answer(request, services, await _turn(interaction_id, PROMPT, said, _given(said), services, user))
+    return await _answer(request, services, await _turn(interaction_id, PROMPT, said, _given(said), opened, user))
 
 
 @router.post(Route.INTERACTION_STREAM, response_class=Response, responses=_EVENTS)
-async def stream(interaction_id: str, said: Prompt, request: Request, services: Service, user: AsAnnotator) -> Response:
+async def stream(
+    interaction_id: str, said: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
+) -> Response:
     """Add a prompt; its masks as Server-Sent Events, the first as soon as there is one, each better one after it.
 
     `mask` has `params` and the packed `mask` in base64, each with the changes to the one before; `problem` has what
     went wrong, as `status` and `detail` (409: a newer prompt of the interaction is here); `end` is the last.
     """
-    return await _streamed(request, services, await _turn(interaction_id, PROMPT, said, _given(said), services, user))
+    return await _streamed(request, services, await _turn(interaction_id, PROMPT, said, _given(said), opened, user))
 
 
 async def _streamed(request: Request, services: Services, call: InferCall) -> Response:
@@ -194,35 +202,41 @@ def _told(reply: InferReply) -> dict[str, Any]:
 
 
 @router.post(Route.INTERACTION_UNDO, response_class=Response, responses=_MASK)
-async def undo(interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator) -> Response:
+async def undo(
+    interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
+) -> Response:
     """Take the last prompt back. 409 when there is none."""
-    return await _answer(request, services, await _turn(interaction_id, UNDO, asked, {}, services, user))
+    return await _answer(request, services, await _turn(interaction_id, UNDO, asked, {}, opened, user))
 
 
 @router.post(Route.INTERACTION_UNDO_STREAM, response_class=Response, responses=_EVENTS)
 async def undo_stream(
-    interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator
+    interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
     """Take the last prompt back; the masks without it as events, as of `stream`. 409 when there is none."""
-    return await _streamed(request, services, await _turn(interaction_id, UNDO, asked, {}, services, user))
+    return await _streamed(request, services, await _turn(interaction_id, UNDO, asked, {}, opened, user))
 
 
 @router.post(Route.INTERACTION_REDO, response_class=Response, responses=_MASK)
-async def redo(interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator) -> Response:
+async def redo(
+    interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
+) -> Response:
     """Bring back the prompt undone last. 409 when there is none."""
-    return await _answer(request, services, await _turn(interaction_id, REDO, asked, {}, services, user))
+    return await _answer(request, services, await _turn(interaction_id, REDO, asked, {}, opened, user))
 
 
 @router.post(Route.INTERACTION_REDO_STREAM, response_class=Response, responses=_EVENTS)
 async def redo_stream(
-    interaction_id: str, asked: Step, request: Request, services: Service, user: AsAnnotator
+    interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
     """Bring back the prompt undone last; the masks with it as events, as of `stream`. 409 when there is none."""
-    return await _streamed(request, services, await _turn(interaction_id, REDO, asked, {}, services, user))
+    return await _streamed(request, services, await _turn(interaction_id, REDO, asked, {}, opened, user))
 
 
-async def _turn(interaction_id: str, kind: str, asked: Step, given: Info, services: Services, user: User) -> InferCall:
-    found = await _find(services, interaction_id, user, reading=False)
+async def _turn(
+    interaction_id: str, kind: str, asked: Step, given: Info, opened: OpenedInteractions, user: User
+) -> InferCall:
+    found = _checked(await opened.known(interaction_id), user, reading=False)
     event = found.event(kind, given, request=asked.request, client_id=asked.client_id, ts=time.time())
     return InferCall(
         model=found.model,
@@ -240,14 +254,8 @@ async def _answer(request: Request, services: Services, call: InferCall) -> Resp
     return Response(reply.body, media_type=MASK_MEDIA_TYPE, headers=headers)
 
 
-async def _find(services: Services, interaction_id: str, user: User, *, reading: bool) -> Interaction:
-    """The interaction as it was opened. Reviewers may read others'; nobody else may touch one."""
-    try:
-        found = Interaction.of(await services.datastore.event(opened_at(interaction_id)))
-    except NotFound:
-        raise no_interaction(interaction_id) from None
-    if found.id != interaction_id:
-        raise no_interaction(interaction_id)
+def _checked(found: Interaction, user: User, *, reading: bool) -> Interaction:
+    """The interaction, if the user may touch it. Reviewers may read those of others; nobody else may touch one."""
     if found.user != user.name and not (reading and user.role.reaches(Role.REVIEWER)):
         raise _not_yours()
     return found

@@ -174,8 +174,14 @@ class LabelApp:
         served = {name: self.guarded(name, partial(_loaded, task)) for name, task in self.infers.items()}
         self.infers = {name: task for name, task in served.items() if task is not None}
 
-    def renewed(self) -> LabelApp:
-        """The app as of now: what serves another version is made and loaded anew, the other tasks are taken over."""
+    def renewed(self, *, load: bool = True) -> LabelApp:
+        """The app with the versions that are served now.
+
+        Tasks of models that serve another version are made anew, the others are taken over.
+
+        Args:
+            load: load all weights that are not loaded yet, as for an app whose models are about to run.
+        """
         app = type(self)(settings=self.settings, models=self.models)
         kept = {
             name: task
@@ -185,7 +191,8 @@ class LabelApp:
             and app.infers[name].version == task.version  # of tasks that are made of other models
         }
         app.infers = {**app.infers, **kept}
-        app.load_all()
+        if load:
+            app.load_all()
         return app
 
     def info(self) -> dict[str, Any]:

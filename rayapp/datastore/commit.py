@@ -8,6 +8,7 @@ share one sync, and two saves of one label can never be published in the wrong o
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import sqlite3
 import threading

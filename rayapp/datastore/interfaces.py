@@ -94,6 +94,11 @@ class ClickEvent:
     ts: float = 0.0
     seq: int = 0
 
+    @property
+    def interaction(self) -> str | None:
+        """Key of the interaction that the entry belongs to, None for a prompt that stands alone."""
+        return self.payload.get("interaction")
+
 
 Order = Literal["first", "last", "age"]
 """Ascending, descending, or sampled with a weight that grows with the time since the image was last handed out."""
@@ -312,6 +317,22 @@ class ClickStore(Protocol):
     def append_events(self, events: Sequence[ClickEvent]) -> list[int]:
         """Durably append to the log and return the sequence numbers."""
 
+    def append_turn(self, event: ClickEvent, *, opened: int, after: int) -> list[ClickEvent]:
+        """Durably append the next entry of an interaction, unless it went on meanwhile.
+
+        Args:
+            event: the entry.
+            opened: sequence number of the entry that opened the interaction.
+            after: sequence number of the last entry of the interaction that the caller knows of.
+
+        Returns:
+            The interaction's entries behind `after`: the new one alone; or those that somebody else appended meanwhile,
+            and then `event` is not appended, unless it is among them.
+
+        Raises:
+            NotFound: the image, or the interaction, is gone.
+        """
+
     def event(self, seq: int) -> ClickEvent:
         """One entry. Raises NotFound."""
 
@@ -344,5 +365,8 @@ class Datastore(ImageStore, LabelStore, WorklistStore, ScoreStore, ClickStore, P
     def refresh(self) -> None:
         """Rescan the folder or archive: new images appear, vanished ones go."""
 
+    def staging(self) -> Path:
+        """Folder on the store's own file system for files that it shall take over; what is left there is swept."""
+
     def stage(self, suffix: str) -> Path:
-        """A new path on the store's own file system to write an upload to; swept if it is never taken over."""
+        """A new path in `staging`, such as `rayapp.files.durable.new_path` makes too."""

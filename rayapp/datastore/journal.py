@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rayapp.datastore.commit import GroupCommit
@@ -40,6 +40,22 @@ class Journal:
             for image_id in {event.image_id for event in events}:
                 renew_lease(db, image_id)
             return [append_event(db, event) for event in events]
+
+        return self._commit.do(apply)
+
+    def append_turn(self, event: ClickEvent, *, opened: int, after: int) -> list[ClickEvent]:
+        """See `Datastore`."""
+
+        def apply(db: sqlite3.Connection) -> list[ClickEvent]:
+            first = read_event(db, opened)
+            if any(getattr(first, name) != getattr(event, name) for name in ("image_id", "user", "interaction")):
+                raise NotFound("there is no such interaction any more: open one")
+            newer = read_events(db, event.image_id, event.user, after)
+            others = [each for each in newer if each.interaction == event.interaction]
+            if others:
+                return others
+            renew_lease(db, event.image_id)
+            return [replace(event, seq=append_event(db, event))]
 
         return self._commit.do(apply)
 

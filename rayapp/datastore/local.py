@@ -26,11 +26,11 @@ from rayapp.datastore.interfaces import Author, ImageRecord, Info
 from rayapp.datastore.journal import Journal
 from rayapp.datastore.local_labels import Doomed, LocalLabels, no_image, no_staged, signed
 from rayapp.datastore.records import IMAGE, RecordMapper
-from rayapp.datastore.revisions import checked_ext, link_or_copy
+from rayapp.datastore.revisions import link_or_copy
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.datastore.worklist import Worklist
 from rayapp.errors import BadRequest, Conflict, Disabled, NotFound
-from rayapp.files.durable import sync
+from rayapp.files.durable import checked_ext, sync
 from rayapp.protocol import FINAL, checked_name
 
 
@@ -215,6 +215,10 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
     def refresh(self) -> None:
         """See `Datastore`."""
         self._opened.scan()
+
+    def staging(self) -> Path:
+        """See `Datastore`."""
+        return self._files.staging
 
     def stage(self, suffix: str) -> Path:
         """See `Datastore`."""

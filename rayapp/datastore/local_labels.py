@@ -18,11 +18,11 @@ from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.index import Index, add_revision, put_label, update_label
 from rayapp.datastore.interfaces import Author, Info, LabelRecord, Revision
 from rayapp.datastore.records import LABEL, REVISION, RecordMapper
-from rayapp.datastore.revisions import RevisionStore, checked_ext, delete
+from rayapp.datastore.revisions import RevisionStore, delete
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.datastore.worklist import renew_lease
 from rayapp.errors import BadRequest, Conflict, NotFound
-from rayapp.files.durable import sync
+from rayapp.files.durable import checked_ext, sync
 from rayapp.protocol import checked_name
 
 Doomed = tuple[str, str, str]

@@ -36,6 +36,7 @@ from rayapp.datastore.index import (
 from rayapp.datastore.interfaces import SERIES_EXT, Author
 from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore
 from rayapp.errors import Busy
+from rayapp.files.durable import sync
 
 EXTERNAL = Author(user="folder")
 """Author of labels that another program put into the folder."""

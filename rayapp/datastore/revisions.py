@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 import time
 import uuid
@@ -17,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayapp.errors import BadRequest
-from rayapp.files.durable import sync
+from rayapp.files.durable import new_path, sync
 
 STALE_S = 24 * 3600
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 """Errors of `link` on exFAT, on many network file systems, and on a file with too many names."""
-_EXT = re.compile(r"(\.\w{1,16}){1,3}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +55,12 @@ class RevisionStore:
 
     def __init__(self, root: Path) -> None:
         self._revisions = root / "revisions"
-        self._staging = root / "staging"
-        self._staging.mkdir(parents=True, exist_ok=True)
+        self.staging = root / "staging"
+        self.staging.mkdir(parents=True, exist_ok=True)
         if not self._revisions.exists():
             # All shards are created at once and renamed into place, so that a save never creates a folder and
             # never has to sync two.
-            fresh = self._staging / uuid.uuid4().hex
+            fresh = self.staging / uuid.uuid4().hex
             for shard in range(256):
                 (fresh / f"{shard:02x}").mkdir(parents=True)
             sync(fresh)
@@ -72,11 +70,11 @@ class RevisionStore:
 
     def stage(self, suffix: str) -> Path:
         """A new path on the store's file system. Raises BadRequest if `suffix` is not a file name extension."""
-        return self._staging / (uuid.uuid4().hex + checked_ext(suffix))
+        return new_path(self.staging, suffix)
 
     def staged(self, path: Path) -> Path:
         """Return `path` if it lies in the staging folder. Raises BadRequest otherwise: callers must not name paths."""
-        if path.parent != self._staging:
+        if path.parent != self.staging:
             raise BadRequest(
                 "the file was not staged in this datastore: request a path from `stage` and write it there"
             )
@@ -130,13 +128,13 @@ class RevisionStore:
         """Move a file or folder into staging, out of sight of other programs. Returns the new path, for the caller to
         delete.
         """
-        gone = self._staging / uuid.uuid4().hex
+        gone = self.staging / uuid.uuid4().hex
         path.rename(gone)
         return gone
 
     def _sweep(self) -> None:
         """Delete old leftovers of uploads and crashes from staging."""
-        with os.scandir(self._staging) as entries:
+        with os.scandir(self.staging) as entries:
             for entry in entries:
                 if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S:
                     delete(Path(entry.path))
@@ -167,10 +165,3 @@ def delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def checked_ext(ext: str) -> str:
-    """Return `ext` if it is "" or an extension of up to three suffixes such as `.nii.gz`. Raises BadRequest."""
-    if ext and not _EXT.fullmatch(ext):
-        raise BadRequest(f"{ext[:40]!r} is not a file name extension such as .nii.gz")
-    return ext

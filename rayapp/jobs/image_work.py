@@ -19,9 +19,8 @@ from rayapp.config import Settings
 from rayapp.datastore.interfaces import Author, Datastore, Labelled
 from rayapp.errors import AppBroken, BadRequest, Conflict
 from rayapp.imaging.reader import read_volume
-from rayapp.imaging.volume import Segmentation
-from rayapp.imaging.writer import encode_segmentation
 from rayapp.inference.infer_task import InferTask, Prompts
+from rayapp.inference.label_file import encode_prediction
 from rayapp.protocol import FINAL, JobKind
 
 WRITTEN = (".nii.gz", ".nii", ".nrrd")
@@ -102,13 +101,11 @@ class ImageWorker:
         volume = read_volume(image.path, max_bytes=self._settings.max_volume)
         prediction = task.predict(task.prepare(volume), Prompts(), work.request)
         prediction = validation.checked_answer(prediction, task, volume.shape, self._made().app_dir)
-        names = {name: value for name, value in task.info.labels.items() if value}
         ext = str(work.request.get("result_extension") or image.ext)
         ext = ext if ext in WRITTEN else WRITTEN[0]
         staged = self._datastore.stage(ext)
         try:
-            mask = Segmentation(array=prediction.labels, affine=volume.affine, names=names)
-            staged.write_bytes(encode_segmentation(mask, ext))
+            staged.write_bytes(encode_prediction(prediction, task.info, volume.affine, ext))
             self._datastore.save_label(
                 image_id,
                 tag,

@@ -121,7 +121,7 @@ class Catalogue:
         with self._changing:
             self._try(ModelVersion(name=name, version="candidate", weights=weights, card=card))
             version = self._models.publish(name, weights, card, request=request, promote=promote)
-            self._renew()
+            self._renew(load=False)
             return version
 
     def promote(self, name: str, version: str) -> ModelVersion:
@@ -130,7 +130,7 @@ class Catalogue:
             chosen = self._models.version(name, version)
             self._try(chosen)
             self._models.promote(name, version)
-            self._renew()
+            self._renew(load=False)
             return chosen
 
     def rollback(self, name: str, *, leaving: str) -> ModelVersion:
@@ -156,8 +156,10 @@ class Catalogue:
         except ModelBroken as error:
             raise Unreadable(error.detail) from error
 
-    def _renew(self) -> None:
-        self._app = self._app.renewed()
+    def _renew(self, *, load: bool = True) -> None:
+        """Take over which versions are served. A version that was tried just now need not be loaded again, since no
+        model runs here."""
+        self._app = self._app.renewed(load=load)
 
 
 _SHOWN = ("parent", "created", "metrics", "data", "params", "code", "job", "uploaded_by", "verdict")

@@ -11,19 +11,19 @@ import dataclasses
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rayapp.datastore.interfaces import ClickEvent
-from rayapp.errors import BadRequest
+from rayapp.errors import BadRequest, RayappError
 from rayapp.imaging import mask_codec
 from rayapp.inference.infer_task import Prompts, TaskInfo
-from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND, parse_prompts, structure_names
+from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND, structure_names
 from rayapp.serving.cache import ByteCache
-from rayapp.serving.interaction import PROMPT, WITHDRAW, Interaction
+from rayapp.serving.interaction import PROMPT, WITHDRAW, Interaction, opened_at
 from rayapp.serving.messages import InferCall, Turn
 
 Mask = npt.NDArray[np.uint8]
@@ -35,17 +35,28 @@ MASK_BYTES = 256 << 20
 
 
 class Log(Protocol):
-    """What it needs of the datastore, asynchronously."""
+    """The part of the datastore that it needs, asynchronously."""
 
-    def append_events(self, events: list[ClickEvent]) -> Awaitable[list[int]]:
-        """Durably append to the click log."""
+    def append_events(self, events: Sequence[ClickEvent]) -> Awaitable[list[int]]:
+        """See `rayapp.datastore.interfaces.ClickStore`."""
 
-    def events(self, image_id: str, *, user: str, after: int) -> Awaitable[list[ClickEvent]]:
-        """One user's log of an image in order, from behind sequence number `after`."""
+    def append_turn(self, event: ClickEvent, *, opened: int, after: int) -> Awaitable[list[ClickEvent]]:
+        """See `rayapp.datastore.interfaces.ClickStore`."""
+
+    def events(self, image_id: str, *, user: str | None = None, after: int = 0) -> Awaitable[list[ClickEvent]]:
+        """See `rayapp.datastore.interfaces.ClickStore`."""
+
+
+Parse = Callable[[Mapping[str, Any]], Awaitable[Prompts]]
+"""Parses a request's `params`. Raises BadRequest."""
 
 
 class ClickLog:
-    """The click log, from one replica."""
+    """The click log as one replica writes and reads it.
+
+    A turn costs one call: the entry is checked against the interaction as this replica knows it, and appended if the
+    log has nothing newer; otherwise the newer entries come back and the turn is tried again on top of them.
+    """
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -54,7 +65,14 @@ class ClickLog:
         self._masks: ByteCache[Mask] = ByteCache(MASK_BYTES)
 
     async def record(self, call: InferCall, version: str, prompts: Prompts, payload: Mapping[str, Any]) -> None:
-        """Append all the prompts of a call that stands for itself."""
+        """Append the prompts of a call that stands alone.
+
+        Args:
+            call: names image, model and user.
+            version: of the model that answers.
+            prompts: of the call.
+            payload: the same, as the log keeps them; see `payload_of`.
+        """
         event = ClickEvent(
             image_id=call.key,
             kind="click" if prompts.marks is None else "scribble",
@@ -67,36 +85,73 @@ class ClickLog:
         )
         await self._log.append_events([event])
 
-    async def advance(self, turn: Turn, info: TaskInfo, version: str, shape: tuple[int, int, int]) -> Interaction:
-        """Append the turn's event, unless it is there; the interaction with all that was logged until then.
+    async def advance(self, turn: Turn, info: TaskInfo, version: str, parse: Parse) -> tuple[Interaction, Prompts]:
+        """Append a turn's entry to the log, unless it is there already.
 
         Turns of one interaction go one after another, each on top of those before.
 
+        Args:
+            turn: without an event nothing is appended.
+            info: of the model that answers.
+            version: of the model that answers; logged with the entry.
+            parse: checks the prompts in force against the image.
+
+        Returns:
+            The interaction as of the turn, and all prompts in force.
+
         Raises:
-            BadRequest: a prompt that does not fit the image, or names a structure that the model does not know.
-            Conflict: nothing to undo, or to redo.
+            BadRequest: a prompt that does not fit the image, or that names a structure unknown to the model.
+            Conflict: there is nothing to undo, or to redo.
+            NotFound: the image, or the interaction, is gone.
         """
         event = turn.event
         if event is None:
-            return await self._read(turn.interaction, turn.until)
+            now = await self._read(turn.interaction, turn.until)
+            return now, await parse(now.params)
+        event = dataclasses.replace(event, model_version=version)
         async with self._turn(turn.interaction.id):
-            now = await self._read(turn.interaction)
+            now = self._folds.get(turn.interaction.id, turn.interaction)
             if event.payload["request"] in now.requests:
-                return now
-            now.check(event.kind)
-            _check_labels(now, event, info)
-            await asyncio.to_thread(parse_prompts, now.after(event).params, info, shape)
-            (seq,) = await self._log.append_events([dataclasses.replace(event, model_version=version)])
-            return await self._read(turn.interaction, seq)
+                now = await self._read(turn.interaction)
+            while event.payload["request"] not in now.requests:
+                try:
+                    now.check(event.kind)
+                    _check_labels(now, event, info)
+                    prompts = await parse(now.after(event).params)
+                except RayappError:  # which may be so only because another replica has appended meanwhile
+                    newest = await self._read(turn.interaction)
+                    if newest.step == now.step:
+                        raise
+                    now = newest
+                    continue
+                now, appended = await self._append(event, now)
+                if appended:
+                    return now, prompts
+            return now, await parse(now.params)
 
     async def withdraw(self, turn: Turn, step: int) -> None:
-        """Take back the prompt that the model could not work with."""
-        if turn.event is not None and turn.event.kind == PROMPT:
-            said, request = {"withdrawn": step}, secrets.token_hex(8)
-            event = turn.interaction.event(
-                WITHDRAW, said, request=request, client_id=turn.event.client_id, ts=time.time()
-            )
-            await self._log.append_events([event])
+        """Append that the prompt of entry number `step`, which the model could not work with, does not count."""
+        if turn.event is None or turn.event.kind != PROMPT:
+            return
+        event = turn.interaction.event(
+            WITHDRAW,
+            {"withdrawn": step},
+            request=secrets.token_hex(8),
+            client_id=turn.event.client_id,
+            ts=time.time(),
+        )
+        async with self._turn(turn.interaction.id):
+            now, appended = self._folds.get(turn.interaction.id, turn.interaction), False
+            while not appended:
+                now, appended = await self._append(event, now)
+
+    async def _append(self, event: ClickEvent, now: Interaction) -> tuple[Interaction, bool]:
+        """The interaction with what the log has behind `now`, and whether `event` was appended as the only entry."""
+        newer = await self._log.append_turn(event, opened=opened_at(now.id), after=now.step)
+        for each in newer:
+            now = now.after(each)
+        self._remember(now)
+        return now, len(newer) == 1 and newer[0].payload["request"] == event.payload["request"]
 
     def _turn(self, interaction_id: str) -> asyncio.Lock:
         if len(self._turns) >= INTERACTIONS:
@@ -104,21 +159,33 @@ class ClickLog:
         return self._turns.setdefault(interaction_id, asyncio.Lock())
 
     async def _read(self, opened: Interaction, until: int | None = None) -> Interaction:
-        """The fold up to event `until`, from where it was left."""
-        found = self._folds.get(opened.id)
-        if found is None or (until is not None and found.step > until):
-            found = opened
-        for event in found.own(await self._log.events(opened.image_id, user=opened.user, after=found.step)):
+        """The interaction as of entry `until` (None: the newest), read from where it was left."""
+        now = self._folds.get(opened.id, opened)
+        if until is not None and now.step > until:
+            now = opened
+        for event in now.own(await self._log.events(opened.image_id, user=opened.user, after=now.step)):
             if until is None or event.seq <= until:
-                found = found.after(event)
-        self._folds[opened.id] = found
-        self._folds.move_to_end(opened.id)
+                now = now.after(event)
+        if until is None:
+            self._remember(now)
+        return now
+
+    def _remember(self, now: Interaction) -> None:
+        kept = self._folds.get(now.id)
+        self._folds[now.id] = now if kept is None or kept.step < now.step else kept
+        self._folds.move_to_end(now.id)
         if len(self._folds) > INTERACTIONS:
             self._folds.popitem(last=False)
-        return found
 
-    def told(self, turn: Turn, at: Interaction, labels: Mask, onto: str) -> dict[str, Any]:
-        """What the reply says of the interaction. The mask is kept, unless it is of the past."""
+    def described(self, turn: Turn, at: Interaction, labels: Mask, onto: str) -> dict[str, Any]:
+        """The reply's `interaction`. The mask is kept under a new token, unless it is that of a past step.
+
+        Args:
+            turn: the one that is answered.
+            at: the interaction as of that turn.
+            labels: the mask, shape (I, J, K).
+            onto: token of the mask that the reply's changes go onto, "" for zeros.
+        """
         return {
             "step": at.step,
             "mask": "" if turn.until is not None else self._keep(labels),
@@ -128,7 +195,7 @@ class ClickLog:
         }
 
     def mask(self, token: str) -> Mask | None:
-        """The mask that was answered under this token, if it is still here."""
+        """The mask that was answered under this token, None if it is no longer kept."""
         return self._masks.kept(token)
 
     def _keep(self, labels: Mask) -> str:

@@ -1,4 +1,4 @@
-"""Lanes: the threads of a replica, and who goes first on the one that runs networks.
+"""The threads of a replica, and who goes first on the one that runs networks.
 
     network   one thread, so that a device is never asked for two things at once
     strokes   few threads, for models that need no network: nobody's click waits behind another's graph cut

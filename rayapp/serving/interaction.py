@@ -22,7 +22,7 @@ WITHDRAW = "withdraw"
 _ID = re.compile(r"(\d{1,18})-([0-9a-f]{16})")
 
 
-def opening(*, image_id: str, model: str, user: str, client_id: str | None, ts: float) -> ClickEvent:
+def opening_event(*, image_id: str, model: str, user: str, client_id: str | None, ts: float) -> ClickEvent:
     """The event that opens an interaction; its key is random, so that nobody can guess it."""
     return ClickEvent(
         image_id=image_id,

@@ -25,10 +25,10 @@ Warm = Callable[[str, InferTask, InferTask], Awaitable[None]]
 class Serving:
     """The app that serves, always the newest."""
 
-    def __init__(self, *, app: LabelApp, lanes: Executors, warm: Warm) -> None:
+    def __init__(self, *, app: LabelApp, executors: Executors, warm: Warm) -> None:
         """`warm` is called with a model's name, its task that serves and the one that will, before that does."""
         self.app = app
-        self._lanes = lanes
+        self._executors = executors
         self._warm = warm
         self._swap: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -55,12 +55,12 @@ class Serving:
         async with self._recalling:
             if self._past is None or self._past[:2] != (model, version):
                 app = self.app
-                made = await self._lanes.io(lambda: app.make_task(app.models.version(model, version)))
+                made = await self._executors.io(lambda: app.make_task(app.models.version(model, version)))
                 self._past = (model, version, made)
             return self._past[2]
 
     async def _published(self, model: str) -> str | None:
-        return await self._lanes.io(self.app.models.serving, model)
+        return await self._executors.io(self.app.models.serving, model)
 
     async def _watching(self) -> None:
         """Look for newer versions also while nobody asks, so that nobody has to be the first to ask for one."""
@@ -78,7 +78,7 @@ class Serving:
         return self._swap
 
     async def _renew(self) -> None:
-        app = await self._lanes.io(self.app.renewed)
+        app = await self._executors.io(self.app.renewed)
         for model, task in app.infers.items():
             old = self.app.infers.get(model)
             if old is not None and old is not task:

@@ -60,8 +60,8 @@ class FirstMask:
 class Prefetcher:
     """The images handed out to a replica's annotators, and the first masks."""
 
-    def __init__(self, *, lanes: Executors, images: OpenImages, serving: Serving) -> None:
-        self._lanes = lanes
+    def __init__(self, *, executors: Executors, images: OpenImages, serving: Serving) -> None:
+        self._executors = executors
         self._images = images
         self._serving = serving
         self._waiting: OrderedDict[Hashable, HandedOut] = OrderedDict()
@@ -71,8 +71,8 @@ class Prefetcher:
 
     def handed_out(self, what: HandedOut) -> None:
         """Begin with it as soon as nobody waits."""
-        self._waiting.pop(what.whose, None)
-        self._waiting[what.whose] = what
+        self._waiting.pop(what.annotator, None)
+        self._waiting[what.annotator] = what
         if len(self._waiting) > QUEUE:
             self._waiting.popitem(last=False)
         if self._working is None or self._working.done():
@@ -89,7 +89,7 @@ class Prefetcher:
         """The answer to a request without prompts, if it is here already."""
         if not _bare(task.info, prompts, config):
             return None
-        found = self._masks.kept((*image.origin, model, task.version))
+        found = self._masks.kept((image.file, model, task.version))
         return None if found is None else dataclasses.replace(found.prediction, seconds={})
 
     async def warm(self, model: str, old: InferTask, task: InferTask) -> None:
@@ -100,7 +100,7 @@ class Prefetcher:
                 prepared = await self._images.prepared(model, task, image)
                 shape = image.volume.shape
             if prepared is not None:
-                await self._lanes.model(
+                await self._executors.model(
                     task.predict, prepared, opening_prompts(task.info, shape), {}, network=runs_network(task, prepared)
                 )
         except Exception as error:  # an image that went away, a model that sees nothing: the first click warms it then
@@ -130,10 +130,10 @@ class Prefetcher:
             await self._segment(what, model, task, image, prepared)
 
     async def _segment(self, what: HandedOut, model: str, task: InferTask, image: OpenImage, prepared: Sized) -> None:
-        prompts, key = opening_prompts(task.info, image.volume.shape), (*image.origin, model, task.version)
+        prompts, key = opening_prompts(task.info, image.volume.shape), (image.file, model, task.version)
 
         def segment() -> Prediction:
-            with interruptible(self._lanes.give_way):
+            with interruptible(self._executors.give_way):
                 return task.predict(prepared, prompts, {})
 
         for _ in range(TRIES):
@@ -141,15 +141,15 @@ class Prefetcher:
                 return
             await self._turn(what)
             with contextlib.suppress(GaveWay):
-                prediction = await self._lanes.model(segment, network=runs_network(task, prepared))
+                prediction = await self._executors.model(segment, network=runs_network(task, prepared))
                 if _bare(task.info, prompts, {}):
                     self._masks.put(key, FirstMask(prediction=prediction))
                 return
 
     async def _turn(self, what: HandedOut) -> None:
         """Wait until it may go on. Raises _Replaced if it need not any more."""
-        await self._lanes.quiet(PATIENCE_S)
-        if self._waiting.get(what.whose) is not what:
+        await self._executors.quiet(PATIENCE_S)
+        if self._waiting.get(what.annotator) is not what:
             raise _Replaced
 
     def _likely(self) -> list[str]:

@@ -1,20 +1,20 @@
 """InferenceService: a click's way through one replica.
 
-A call that stands for itself (3D Slicer, OHIF) and a turn of an interaction (ours) both go: open the image, understand
-the prompts, prepare, run the model, encode. What they share is here; the parts have modules of their own: `images` and
-`ahead` hold caches, `serving` the versions, `lanes` the threads. All methods belong to one event loop; nothing here
-blocks it.
+A call that stands alone (3D Slicer, OHIF) and a turn of an interaction (our clients) both go: open the image, parse the
+prompts, prepare, run the model, encode. The steps they share are here; `OpenImages` and `Prefetcher` hold the caches,
+`Serving` the model versions, `Executors` the threads. All methods belong to one event loop and never block it.
 
-The state is a cache only: what an annotator pointed at is in the datastore's click log before the answer goes out.
+A replica's state is a cache only: an annotator's prompts are in the datastore's click log before they are answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,12 +22,14 @@ import numpy as np
 from rayapp.app import app_traceback, validation
 from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
+from rayapp.datastore.interfaces import Author, LabelRecord
 from rayapp.errors import AppBroken, BadRequest, Superseded
-from rayapp.imaging import mask_codec
+from rayapp.imaging import dicom_seg, mask_codec
+from rayapp.imaging.label_names import entries_of, with_names
 from rayapp.imaging.placement import read_label_map
-from rayapp.imaging.volume import Grid, Segmentation
-from rayapp.imaging.writer import encode_segmentation
+from rayapp.imaging.volume import Grid
 from rayapp.inference.infer_task import InferTask, Prediction, Prompts, StagedTask, runs_network
+from rayapp.inference.label_file import as_segmentation, encode_prediction
 from rayapp.inference.network.cancellation import interruptible
 from rayapp.inference.prompts.parse import START_MASK_TYPES, parse_prompts
 from rayapp.inference.prompts.scribble_map import parse_marks, parse_start
@@ -37,25 +39,52 @@ from rayapp.protocol import Output
 from rayapp.serving.click_log import ClickLog, Log, Mask, payload_of
 from rayapp.serving.executors import Executors
 from rayapp.serving.live_versions import Serving
-from rayapp.serving.messages import HandedOut, InferCall, InferReply, Turn
+from rayapp.serving.messages import HandedOut, InferCall, InferReply, SaveAs, Turn
 from rayapp.serving.prefetch import Prefetcher
 from rayapp.serving.supersession import Check, Supersession
 from rayapp.serving.volume_cache import Images, OpenImage, OpenImages
 
 
 class Store(Images, Log, Protocol):
-    """What the service needs of the datastore, asynchronously."""
+    """The part of the datastore that the service needs, asynchronously; see `rayapp.datastore.interfaces`."""
+
+    def instances(self, image_id: str) -> Awaitable[Path]:
+        """See `ImageStore`."""
+
+    def stage(self, suffix: str) -> Awaitable[Path]:
+        """See `Datastore`."""
+
+    def save_label(
+        self,
+        image_id: str,
+        tag: str,
+        staged: Path,
+        ext: str,
+        *,
+        info: Mapping[str, Any],
+        author: Author,
+        model_version: str | None = None,
+        expected: int | None = None,
+    ) -> Awaitable[LabelRecord]:
+        """See `LabelStore`."""
 
 
-ENDED: Any = object()
-"""In the place of an answer when there is no further one."""
 Ask = Callable[["Work", Any, Prompts], Iterator[Prediction]]
+"""Runs a task on a prepared image: one prediction, or several that get better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A call as it is understood: the model, the image, and all the prompts. `check` raises Superseded once the
-    annotator's newer call is here; `began` is when the call came."""
+    """A parsed call.
+
+    Attributes:
+        call: as it came, with the interaction's prompts as `params` if it is a turn.
+        task: the model.
+        image: decoded.
+        prompts: all that are in force.
+        check: raises Superseded once the annotator's newer call is here.
+        began: `time.perf_counter()` when the call came.
+    """
 
     call: InferCall
     task: InferTask
@@ -69,55 +98,65 @@ class InferenceService:
     """Runs an app's tasks on images, with caches and newest-click-first per annotator."""
 
     def __init__(self, *, settings: Settings, app: LabelApp, images: Store, threads: int | None = None) -> None:
-        """`threads` is how many the network may compute with on the CPU; None leaves it to torch."""
+        """Args:
+        settings: of the server.
+        app: loaded.
+        images: the datastore.
+        threads: with which the network may compute on the CPU; None leaves it to torch.
+        """
         self.hung = False
         """True once a model did not come back in time: its thread cannot be ended but with the process."""
         self._max_volume, self._max_answer = settings.max_volume, settings.max_answer
+        self._segmentation_kind = settings.dicomweb.segmentation
         self._app_dir = app.app_dir
+        self._store = images
         capacity = settings.volume_cache or plan(hardware(), sharing=settings.replicas[1]).volume_cache
-        self._lanes = Executors(threads=threads)
-        self._images = OpenImages(images=images, lanes=self._lanes, capacity=capacity, max_volume=settings.max_volume)
+        self._executors = Executors(threads=threads)
+        self._images = OpenImages(
+            images=images, executors=self._executors, capacity=capacity, max_volume=settings.max_volume
+        )
         self._log = ClickLog(images)
-        self._newest = Supersession()
-        self._serving = Serving(app=app, lanes=self._lanes, warm=lambda *models: self._ahead.warm(*models))
-        self._ahead = Prefetcher(lanes=self._lanes, images=self._images, serving=self._serving)
+        self._supersession = Supersession()
+        self._serving = Serving(app=app, executors=self._executors, warm=lambda *models: self._prefetcher.warm(*models))
+        self._prefetcher = Prefetcher(executors=self._executors, images=self._images, serving=self._serving)
 
     async def infer(self, call: InferCall) -> InferReply:
-        """Answer one call; of a model that answers in stages, what its `predict` makes of a call that stands alone, and
-        the last answer to a turn of an interaction.
+        """Answer one call. Of a model that answers in stages a call that stands alone gets the prediction of `predict`,
+        a turn the last stage.
 
         Raises:
             NotFound: unknown model or image.
-            BadRequest: prompts that do not fit the image.
+            BadRequest: prompts that do not fit the image, or an output that the model or the image does not allow.
             Conflict: nothing to undo or redo.
             Superseded: the same annotator clicked again on the same image before this click was through the network.
         """
-        with self._lanes.click():
+        with self._executors.click():
             if call.turn is None:
                 return await self._alone(call)
             async with aclosing(self._turn(call, call.turn, _last)) as replies:
                 return await anext(replies)
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
-        """Answer a turn as soon as there is something to show, then with what is better. Raises as `infer`."""
+        """Answer a turn as soon as there is a first mask, then with every better one. Raises as `infer`."""
         if call.turn is None:
-            raise BadRequest("only an interaction is answered in stages")
-        with self._lanes.click():
+            raise BadRequest("only turns of an interaction are answered in stages")
+        with self._executors.click():
             async with aclosing(self._turn(call, call.turn, _stages)) as replies:
                 async for reply in replies:
                     yield reply
 
     def prefetch(self, handed_out: HandedOut) -> None:
-        """Somebody is about to work on an image: have it ready, if there is time before the first click."""
-        self._ahead.handed_out(handed_out)
+        """Open and prepare an image that an annotator is about to work on, if there is time before the first click."""
+        self._prefetcher.handed_out(handed_out)
 
     async def _alone(self, call: InferCall) -> InferReply:
-        """A call that stands for itself. Its prompts are logged once they are understood, whatever comes of them."""
+        """Answer a call that stands alone. Its prompts are logged once they are parsed, whatever comes of them."""
         began = time.perf_counter()
         task = await self._task(call)
-        with self._newest.place(_annotator(call)) as check:
+        with self._supersession.place(_annotator(call)) as check:
             image = await self._images.open(call.key, call.path)
-            prompts = await self._lanes.io(self._prompts, call, task, image)
+            instances = await self._instances(call) if call.output is Output.DICOM_SEG else None
+            prompts = await self._executors.io(self._prompts, call, task, image)
             work = Work(call=call, task=task, image=image, prompts=prompts, check=check, began=began)
             try:
                 async with aclosing(self._predictions(work, _best)) as predictions:
@@ -128,43 +167,51 @@ class InferenceService:
         # Only now, since the log's work on the same cores would hold up the network's threads.
         logged = asyncio.ensure_future(self._record(work))
         reply = await self._reply(work, prediction, None, {})
+        if call.save is not None:
+            await self._save(work, prediction, reply, call.save)
+        if instances is not None:
+            body = await self._executors.io(self._dicom_seg, work, prediction, reply.params, instances)
+            reply = replace(reply, body=body, ext=".dcm")
         await logged
         return reply
 
     async def _turn(self, call: InferCall, turn: Turn, ask: Ask) -> AsyncGenerator[InferReply, None]:
-        """A turn of an interaction: it is logged first, then all of the interaction's prompts are asked about."""
+        """Answer a turn of an interaction: it is logged first, then the model gets all prompts in force."""
         began = time.perf_counter()
         task = await self._task(call)
         image = await self._images.open(call.key, call.path)
-        at = await self._log.advance(turn, task.info, task.version, image.volume.shape)
+
+        def parse(params: Mapping[str, Any]) -> Awaitable[Prompts]:
+            return self._executors.io(self._prompts, replace(call, params=params), task, image)
+
+        at, prompts = await self._log.advance(turn, task.info, task.version, parse)
         call = replace(call, params=at.params)
-        with self._newest.place(_annotator(call)) as check:
-            prompts = await self._lanes.io(self._prompts, call, task, image)
+        with self._supersession.place(_annotator(call)) as check:
             work = Work(call=call, task=task, image=image, prompts=prompts, check=check, began=began)
             token, onto = turn.onto, self._log.mask(turn.onto)
             try:
                 async with aclosing(self._predictions(work, ask)) as predictions:
                     async for prediction in predictions:
-                        told = self._log.told(turn, at, prediction.labels, "" if onto is None else token)
-                        yield await self._reply(work, prediction, onto, {"interaction": told})
-                        token, onto = told["mask"], prediction.labels
+                        state = self._log.described(turn, at, prediction.labels, "" if onto is None else token)
+                        yield await self._reply(work, prediction, onto, {"interaction": state})
+                        token, onto = state["mask"], prediction.labels
             except BadRequest:
                 if at.done:
                     await self._log.withdraw(turn, at.step)
                     raise
-                # A model that makes nothing of nothing: all was undone.
-                nothing = Prediction(labels=np.zeros(image.volume.shape, np.uint8, order="F"))
-                told = self._log.told(turn, at, nothing.labels, "" if onto is None else token)
-                yield await self._reply(work, nothing, onto, {"interaction": told})
+                # Everything was undone, and the model does not answer without prompts: an empty mask.
+                empty = Prediction(labels=np.zeros(image.volume.shape, np.uint8, order="F"))
+                state = self._log.described(turn, at, empty.labels, "" if onto is None else token)
+                yield await self._reply(work, empty, onto, {"interaction": state})
 
     async def _task(self, call: InferCall) -> InferTask:
         task = await self._serving.task(call.model, call.version)
-        self._ahead.used(call.model)
+        self._prefetcher.used(call.model)
         return task
 
     async def _predictions(self, work: Work, ask: Ask) -> AsyncGenerator[Prediction, None]:
-        """What the model makes of it, each as soon as it is asked for."""
-        first = self._ahead.first_mask(work.call.model, work.task, work.image, work.prompts, work.call.params)
+        """The model's predictions, each computed when it is asked for."""
+        first = self._prefetcher.first_mask(work.call.model, work.task, work.image, work.prompts, work.call.params)
         if first is not None:
             yield first
             return
@@ -175,11 +222,11 @@ class InferenceService:
 
         def following() -> Prediction | None:
             with interruptible(work.check):
-                found = next(answers, ENDED)
-            if found is ENDED:
+                prediction = next(answers, None)
+            if prediction is None:
                 return None
-            found = validation.checked_answer(found, work.task, shape, self._app_dir)
-            return replace(found, labels=enforce_drawings(found.labels, work.prompts, info))
+            prediction = validation.checked_answer(prediction, work.task, shape, self._app_dir)
+            return replace(prediction, labels=enforce_drawings(prediction.labels, work.prompts, info))
 
         network = runs_network(work.task, prepared)
         while (prediction := await self._in_time(work, following, network=network)) is not None:
@@ -192,7 +239,7 @@ class InferenceService:
         limit = asyncio.timeout(self._max_answer)
         try:
             async with limit:
-                return await self._lanes.model(following, network=network)
+                return await self._executors.model(following, network=network)
         except TimeoutError:
             if not limit.expired():  # the model's own
                 raise
@@ -202,19 +249,63 @@ class InferenceService:
             raise AppBroken(f"{text}: its process is replaced") from None
 
     async def _reply(
-        self, work: Work, prediction: Prediction, onto: Mask | None, told: Mapping[str, Any]
+        self, work: Work, prediction: Prediction, onto: Mask | None, more: Mapping[str, Any]
     ) -> InferReply:
-        body, ext, seconds = await self._lanes.io(_encode, work, prediction, onto)
-        return InferReply(body=body, ext=ext, params={**_params(work, prediction, seconds), **told})
+        body, ext, seconds = await self._executors.io(_encode, work, prediction, onto)
+        return InferReply(body=body, ext=ext, params={**_params(work, prediction, seconds), **more})
+
+    async def _instances(self, call: InferCall) -> Path:
+        """The DICOM files of the image. Raises BadRequest if it is not a DICOM series."""
+        if call.path is None:
+            return await self._store.instances(call.key)
+        if not await self._executors.io(call.path.is_dir):
+            raise BadRequest("output=dicom_seg needs a DICOM series, and this image is not one: ask for output=image")
+        return call.path
+
+    def _dicom_seg(self, work: Work, prediction: Prediction, params: Mapping[str, Any], instances: Path) -> bytes:
+        if prediction.document is not None:
+            raise BadRequest("this model does not make masks: ask for output=json")
+        call = work.call
+        info = {"label_info": call.params.get("label_info"), "params": dict(params)}
+        mask = as_segmentation(prediction, work.task.info, work.image.volume.affine)
+        provenance = dicom_seg.Provenance(
+            model=call.model,
+            version=str(params.get("model_version") or "1"),
+            corrected=call.mask is not None or any(_is_points(value) for value in call.params.values()),
+            description=call.model,
+            entries=entries_of(info),
+        )
+        label = with_names(replace(mask, names={}), info)
+        return dicom_seg.encode(label, instances, kind=self._segmentation_kind, provenance=provenance)
+
+    async def _save(self, work: Work, prediction: Prediction, reply: InferReply, save: SaveAs) -> None:
+        """Keep the prediction as a label of its image."""
+        call, body, ext = work.call, reply.body, reply.ext
+        if body is None:
+            body, ext = await self._executors.io(_encode_file, work, prediction)
+        staged = await self._store.stage(ext)
+        try:
+            await self._executors.io(staged.write_bytes, body)
+            await self._store.save_label(
+                call.key,
+                save.tag,
+                staged,
+                ext,
+                info={"model": call.model, "params": dict(reply.params)},
+                author=save.author,
+                model_version=work.task.version,
+            )
+        finally:
+            await self._executors.io(staged.unlink, True)
 
     async def _record(self, work: Work) -> None:
         """Log the prompts; sessions and uploads have no image to log to."""
         if work.call.path is None and not work.prompts.empty:
-            payload = await self._lanes.io(payload_of, work.prompts)
+            payload = await self._executors.io(payload_of, work.prompts)
             await self._log.record(work.call, work.task.version, work.prompts, payload)
 
     def _prompts(self, call: InferCall, task: InferTask, image: OpenImage) -> Prompts:
-        """All that the call says, and shows in its label map: scribbles, or a mask to start from."""
+        """The prompts in the call's params, and those in its label map: scribbles, or a mask to start from."""
         info, shape = task.info, image.volume.shape
         prompts = parse_prompts(call.params, info, shape)
         if call.mask is None or not (info.takes_drawings or info.type in START_MASK_TYPES):
@@ -228,8 +319,8 @@ class InferenceService:
     def close(self) -> None:
         """Stop the threads; calls still queued are dropped. From any thread, once nobody calls any more."""
         self._serving.close()
-        self._ahead.close()
-        self._lanes.close()
+        self._prefetcher.close()
+        self._executors.close()
 
 
 def _best(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
@@ -255,19 +346,33 @@ def _annotator(call: InferCall) -> tuple[str, str, str] | None:
     return None if call.client_id is None else (call.user, call.client_id, call.key)
 
 
+def _is_points(value: Any) -> bool:
+    """True for a parameter that is a list of clicks."""
+    return isinstance(value, list) and bool(value) and all(isinstance(point, list) for point in value)
+
+
 def _encode(work: Work, prediction: Prediction, onto: Mask | None) -> tuple[bytes | None, str, float]:
-    """The reply's body, its extension, and the seconds that took."""
+    """The reply's body, its extension, and the seconds that encoding took."""
     began = time.perf_counter()
-    call, body, ext = work.call, None, work.call.ext
-    if call.output is Output.BOX:
+    body, ext = None, _ext(work)
+    if work.call.output is Output.BOX:
         body = mask_codec.encode(prediction.labels, onto)
-    elif call.output is not Output.JSON and prediction.document is not None:
-        body, ext = prediction.document, ".json"
-    elif call.output is not Output.JSON:
-        mask = Segmentation(array=prediction.labels, affine=work.image.volume.affine, names=work.task.info.structures)
-        wide = call.params.get("result_dtype") == "uint16"
-        body = encode_segmentation(mask, call.ext, dtype=np.dtype(np.uint16 if wide else np.uint8))
+    elif work.call.output in (Output.ALL, Output.IMAGE):
+        body, ext = _encode_file(work, prediction)
     return body, ext, time.perf_counter() - began
+
+
+def _encode_file(work: Work, prediction: Prediction) -> tuple[bytes, str]:
+    """The mask as a file and its extension; of a model that answers JSON, that."""
+    if prediction.document is not None:
+        return prediction.document, ".json"
+    wide = work.call.params.get("result_dtype") == "uint16"
+    affine, ext = work.image.volume.affine, _ext(work)
+    return encode_prediction(prediction, work.task.info, affine, ext, wide=wide), ext
+
+
+def _ext(work: Work) -> str:
+    return work.call.ext or work.image.file.ext or ".nrrd"
 
 
 def _params(work: Work, prediction: Prediction, write_s: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""OpenImages: decoded volumes, and volumes prepared for a model, as caches bounded in bytes.
+"""Open images of a replica: decoded volumes, and volumes prepared for a model, as caches bounded in bytes.
 
-Each is made once, however many ask for it at the same time, in the io lane. All methods belong to one event loop.
+Each is made once, however many calls wait for it, in the io threads. All methods belong to one event loop.
 """
 
 from __future__ import annotations
@@ -10,36 +10,53 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rayapp.datastore.interfaces import ImageRecord
 from rayapp.errors import RayappError, TooLarge, Unreadable
-from rayapp.imaging.reader import read_volume
+from rayapp.imaging.reader import EXTENSIONS, read_volume
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import InferTask
 from rayapp.serving.cache import ByteCache, Sized
 from rayapp.serving.executors import Executors
 
-PATHS = 10_000
-"""Images whose file is remembered."""
+FILES = 10_000
+"""Images whose file is remembered, so that the datastore need not be asked for it again."""
 
 
 class Images(Protocol):
-    """What it needs of the datastore, asynchronously."""
+    """The part of the datastore that it needs, asynchronously."""
 
     def image(self, image_id: str) -> Awaitable[ImageRecord]:
-        """Where the image is. Raises NotFound, Unreadable."""
+        """See `rayapp.datastore.interfaces.ImageStore`."""
 
     def quarantine(self, image_id: str, reason: str) -> Awaitable[None]:
-        """Let nobody get an image to label that cannot be opened."""
+        """See `rayapp.datastore.interfaces.WorklistStore`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """An image's file, or folder of DICOM files, as it is now; `ext` is "" where masks are not written as the image."""
+
+    key: str
+    path: Path
+    ext: str
+    mtime_ns: int
+    size: int
+    inode: int
+
+    @classmethod
+    def of(cls, key: str, path: Path, ext: str, status: os.stat_result) -> ImageFile:
+        """The file with that status."""
+        return cls(key=key, path=path, ext=ext, mtime_ns=status.st_mtime_ns, size=status.st_size, inode=status.st_ino)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenImage:
-    """A decoded volume. The file's identity is part of its origin: a replaced file can never show another patient's
-    voxels."""
+    """A decoded volume and the file that it was decoded from. Caches are keyed by that: after a file was replaced, no
+    voxels of the old one can be shown."""
 
-    origin: tuple[Any, ...]
+    file: ImageFile
     volume: Volume
 
     @property
@@ -49,51 +66,61 @@ class OpenImage:
 
 
 class OpenImages:
-    """The images that a replica has at hand."""
+    """The images that a replica has open.
 
-    def __init__(self, *, images: Images, lanes: Executors, capacity: int, max_volume: int) -> None:
-        """`capacity` is in bytes, half for volumes and half for prepared ones; `max_volume` of one volume."""
+    Args:
+        images: the datastore.
+        executors: threads that decode and prepare.
+        capacity: bytes, half for volumes and half for prepared ones.
+        max_volume: bytes that one decoded volume may have.
+    """
+
+    def __init__(self, *, images: Images, executors: Executors, capacity: int, max_volume: int) -> None:
         self._images = images
-        self._lanes = lanes
+        self._executors = executors
         self._max_volume = max_volume
         self._opened: ByteCache[OpenImage] = ByteCache(capacity // 2)
         self._prepared: ByteCache[Sized] = ByteCache(capacity // 2)
-        self._paths: dict[str, Path] = {}
+        self._files: dict[str, tuple[Path, str]] = {}
 
     async def open(self, key: str, path: Path | None = None) -> OpenImage:
-        """The image of that key, in the file `path` if it is not the datastore's.
+        """The image of that key; without `path` it is the datastore's.
 
-        Raises NotFound, Unreadable, TooLarge. The datastore is told of an image of its own that cannot be opened.
+        An image of the datastore that cannot be read is quarantined there.
+
+        Raises:
+            NotFound: there is no such image.
+            Unreadable: it cannot be decoded.
+            TooLarge: it has more bytes than allowed.
         """
         try:
-            found, stamp = await self._file(key, path)
-            return await self._decoded((key, str(found), stamp.st_mtime_ns, stamp.st_size, stamp.st_ino))
+            return await self._decoded(await self._file(key, path))
         except (Unreadable, TooLarge) as error:
             if path is None:
-                with suppress(RayappError):  # the reader's words count
+                with suppress(RayappError):  # the reader's error is the one to tell
                     await self._images.quarantine(key, error.detail)
             raise
 
-    async def _decoded(self, origin: tuple[Any, ...]) -> OpenImage:
+    async def _decoded(self, file: ImageFile) -> OpenImage:
         def read() -> OpenImage:
-            return OpenImage(origin=origin, volume=read_volume(Path(origin[1]), max_bytes=self._max_volume))
+            return OpenImage(file=file, volume=read_volume(file.path, max_bytes=self._max_volume))
 
-        return await self._opened.get(origin, lambda: self._lanes.io(read))
+        return await self._opened.get(file, lambda: self._executors.io(read))
 
-    async def _file(self, key: str, path: Path | None) -> tuple[Path, os.stat_result]:
-        """The image's file and what it is now. The datastore is asked again only where it was not before."""
-        known = path or self._paths.get(key)
+    async def _file(self, key: str, path: Path | None) -> ImageFile:
+        """The image's file as it is now. The datastore is asked only the first time, and for a file that went away."""
+        if path is not None:
+            ext = next((ext for ext in EXTENSIONS if path.name.endswith(ext)), "")
+            return ImageFile.of(key, path, ext, await self._executors.io(path.stat))
+        known = self._files.get(key)
         if known is not None:
-            try:
-                return known, await self._lanes.io(known.stat)
-            except FileNotFoundError:
-                if path is not None:
-                    raise
-        found = (await self._images.image(key)).path
-        if len(self._paths) >= PATHS:
-            self._paths.clear()
-        self._paths[key] = found
-        return found, await self._lanes.io(found.stat)
+            with suppress(FileNotFoundError):
+                return ImageFile.of(key, *known, await self._executors.io(known[0].stat))
+        record = await self._images.image(key)
+        if len(self._files) >= FILES:
+            self._files.clear()
+        self._files[key] = record.path, record.ext
+        return ImageFile.of(key, record.path, record.ext, await self._executors.io(record.path.stat))
 
     async def prepared(self, model: str, task: InferTask, image: OpenImage) -> Sized:
         """The image as this version of the model takes it. Raises what the task raises."""
@@ -102,9 +129,9 @@ class OpenImages:
             task.load()
             return task.prepare(image.volume)
 
-        return await self._prepared.get((*image.origin, model, task.version), lambda: self._lanes.io(prepare))
+        return await self._prepared.get((image.file, model, task.version), lambda: self._executors.io(prepare))
 
     async def recent(self, model: str, version: str, count: int) -> list[OpenImage]:
-        """Of the `count` used last, the images prepared for that version of the model, the very last one at the end."""
-        keys = [key for key in self._prepared.newest(count) if key[-2:] == (model, version)]
-        return [await self._decoded(key[:-2]) for key in keys]
+        """Those of the `count` images used last that are prepared for that version of the model, oldest first."""
+        files = [file for file, *of in self._prepared.newest(count) if of == [model, version]]
+        return [await self._decoded(file) for file in files]

@@ -10,6 +10,7 @@ from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import NotFound, Unreadable
 from rayapp.imaging.phantom import phantom
+from rayapp.inference.network import network
 from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
 from rayapp.serving.catalogue import Catalogue
@@ -103,6 +104,18 @@ def test_a_model_that_is_made_of_others_is_renewed_with_any_of_them(settings, tm
     after = app.renewed().infers["deepgrow_pipeline"]
     assert after is not before
     assert after.version.endswith(f"+{again.version}")
+
+
+def test_a_publication_loads_the_weights_once_also_for_the_models_made_of_them(catalogue, monkeypatch):
+    loaded = []
+    load_weights = network.load_weights
+    monkeypatch.setattr(network, "load_weights", lambda made, path: loaded.append(path) or load_weights(made, path))
+    card = catalogue.production("segmentation").card
+    version = catalogue.publish("segmentation", WEIGHTS, card, request="once")
+    assert catalogue.production("segmentation") == version
+    assert loaded == [WEIGHTS]
+    catalogue.promote("segmentation", "v1")
+    assert len(loaded) == 2
 
 
 def test_scribbles_are_what_slicers_panel_looks_for(catalogue):

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from rayapp.datastore.index import SCHEMA, Index
+from rayapp.datastore.interfaces import ClickEvent
 from rayapp.datastore.job_record import Job, State
 from rayapp.datastore.journal import put_job, read_jobs
 from rayapp.datastore.salvage import salvage
-from rayapp.errors import Conflict
+from rayapp.errors import Conflict, NotFound
 from rayapp.protocol import JobKind
 from rayapp.training.train_task import Progress
 from tests.datastore.saves import Open, save
@@ -82,3 +83,41 @@ def test_a_folder_of_a_newer_version_is_left_as_it_is(studies: Path, open_store:
         open_store(studies)
     assert index.read_bytes() == before
     assert not list((studies / ".rayapp").glob("index.db.broken-*"))
+
+
+def turn(opened: ClickEvent, request: str, **changes: Any) -> ClickEvent:
+    payload = {"interaction": opened.interaction, "request": request}
+    return replace(opened, kind="prompt", payload=payload, ts=2e9, seq=0, **changes)
+
+
+def opened_in(store: Any, key: str = "k") -> ClickEvent:
+    event = ClickEvent(image_id="ct_a", kind="open", payload={"interaction": key}, user="ann", ts=1e9)
+    (seq,) = store.append_events([event])
+    return replace(event, seq=seq)
+
+
+def test_a_turn_is_appended_where_the_log_has_nothing_newer(store: Any) -> None:
+    opened, other = opened_in(store), opened_in(store, "other")
+    (first,) = store.append_turn(turn(opened, "one"), opened=opened.seq, after=opened.seq)
+    store.append_turn(turn(other, "elsewhere"), opened=other.seq, after=other.seq)
+    (second,) = store.append_turn(turn(opened, "two"), opened=opened.seq, after=first.seq)
+    assert store.events("ct_a", user="ann", after=first.seq)[-1] == second
+    assert second.payload["request"] == "two"
+
+
+def test_a_turn_is_not_appended_on_top_of_turns_that_its_caller_does_not_know_of(store: Any) -> None:
+    opened = opened_in(store)
+    (first,) = store.append_turn(turn(opened, "one"), opened=opened.seq, after=opened.seq)
+    assert store.append_turn(turn(opened, "two"), opened=opened.seq, after=opened.seq) == [first]
+    assert store.append_turn(turn(opened, "one"), opened=opened.seq, after=opened.seq) == [first], "sent again"
+    assert [event.seq for event in store.events("ct_a", user="ann")] == [opened.seq, first.seq]
+
+
+def test_a_turn_of_an_interaction_that_is_gone_is_not_found(store: Any) -> None:
+    opened = opened_in(store)
+    for changes in ({"image_id": "ct_b"}, {"payload": {"interaction": "x"}}, {"user": "eve"}):
+        lost = replace(opened, **changes)
+        with pytest.raises(NotFound):
+            store.append_turn(turn(lost, "one"), opened=opened.seq, after=opened.seq)
+    with pytest.raises(NotFound):
+        store.append_turn(turn(opened, "one"), opened=opened.seq + 1, after=opened.seq)

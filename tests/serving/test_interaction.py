@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayapp.errors import Conflict, NotFound
-from rayapp.serving.interaction import PROMPT, REDO, UNDO, WITHDRAW, Interaction, opened_at, opening
+from rayapp.serving.interaction import PROMPT, REDO, UNDO, WITHDRAW, Interaction, opened_at, opening_event
 
-OPENED = replace(opening(image_id="ct", model="m", user="ann", client_id=None, ts=1.0), seq=7)
+OPENED = replace(opening_event(image_id="ct", model="m", user="ann", client_id=None, ts=1.0), seq=7)
 
 points = st.tuples(*[st.integers(0, 9)] * 3)
 prompts = st.fixed_dictionaries(

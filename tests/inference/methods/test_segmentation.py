@@ -12,7 +12,7 @@ from scipy import ndimage
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prompts
-from rayapp.inference.methods.segmentation import SegmentationTask, wanted
+from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.inference.network import network
 from rayapp.models import networks
 from rayapp.training.metrics import dice
@@ -141,9 +141,3 @@ def test_a_card_that_lacks_something_is_named():
 def test_what_is_prepared_knows_its_size(segmentation, cases):
     prepared = segmentation.prepare(cases[0][0])
     assert prepared.nbytes == prepared.image.numel() * 4 > 100_000
-
-
-@pytest.mark.parametrize("value", [True, "true", "True", "1", ["true"], 1])
-def test_booleans_may_come_as_text(value):
-    assert wanted(value)
-    assert not any(map(wanted, (None, False, "false", "", [], 0, ["false"])))
