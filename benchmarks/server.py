@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 
 class server:  # noqa: N801 - reads as a verb
@@ -34,6 +37,16 @@ class server:  # noqa: N801 - reads as a verb
         if not line.startswith("ready "):
             raise SystemExit("the server did not start; run the command by hand to see why")
         return line.removeprefix("ready ").strip()
+
+    def cpu_seconds(self) -> float:
+        """Processor time, user and system, of all the server's processes so far."""
+        first = psutil.Process(self.process.pid)
+        total = 0.0
+        for process in (first, *first.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGTERM)
