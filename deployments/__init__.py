@@ -1,1 +1,1 @@
-"""Ray Serve deployments: the gateway, and the inference replicas behind it."""
+"""Ray Serve deployments: the HTTP gateway and the inference replicas behind it."""

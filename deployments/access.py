@@ -1,8 +1,8 @@
-"""Who may call what: one role per route, declared beside the route as `user: AsUser` (or AsAnnotator, AsAdmin).
+"""Dependencies of the routes: the caller with the role that a route requires, and the gateway's services.
 
-The key travels as `Authorization: Bearer <token>` and is checked here, inside the gateway replica, never only in front
-of it, and before any of the body is read. Without authentication everyone is the user `admin` (and only loopback is
-served).
+A route declares its role as `user: AsUser` (or AsAnnotator, AsAdmin). The key comes as `Authorization: Bearer <token>`;
+it is checked here, inside the gateway and never only in front of it, before any of the body is read. Without
+authentication every caller is the user `admin`, and the server listens on loopback only.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ _bearer = HTTPBearer(auto_error=False, description="A key of `rayapp users add`,
 
 
 def services_of(request: Request) -> Services:
-    """What this gateway talks to."""
+    """Clients of the services behind the gateway."""
     services: Services = request.app.state.services
     return services
 
 
 def description_of(request: Request) -> Description:
-    """What the app says of itself."""
+    """The app's description, cached."""
     description: Description = request.app.state.description
     return description
 
 
 def checks_of(request: Request) -> Checks:
-    """Where uploads are checked."""
+    """The bounded queue in which uploads are checked."""
     checks: Checks = request.app.state.checks
     return checks
 
 
 def opened_of(request: Request) -> OpenedInteractions:
-    """The interactions as they were opened."""
+    """Interactions as they were opened, cached."""
     opened: OpenedInteractions = request.app.state.interactions
     return opened
 
 
 def series_store_of(request: Request) -> SeriesStore:
-    """The images as DICOM series."""
+    """The studies folder's images as DICOM series."""
     store: SeriesStore = request.app.state.series
     return store
 
@@ -63,7 +63,7 @@ AllSeries = Annotated[SeriesStore, Depends(series_store_of)]
 
 
 class Needs:
-    """A dependency that gives the caller, if its role reaches `role`."""
+    """Dependency that returns the caller. Refuses callers without the rights of `role`."""
 
     def __init__(self, role: Role) -> None:
         self.role = role
@@ -71,7 +71,7 @@ class Needs:
     async def __call__(
         self, services: Service, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> User:
-        """Raises NotSignedIn (401) and NotAllowed (403)."""
+        """Authenticate. Raises NotSignedIn (401) and NotAllowed (403)."""
         user = EVERYONE if services.settings.auth == "none" else await _owner(services, key)
         if not user.role.reaches(self.role):
             raise not_allowed(user, self.role)
@@ -81,12 +81,14 @@ class Needs:
 async def _owner(services: Services, key: HTTPAuthorizationCredentials | None) -> User:
     user = await services.users.authenticate(key.credentials) if key else None
     if user is None:
-        raise NotSignedIn("send a valid key as `Authorization: Bearer <token>` (`rayapp users add` makes one)")
+        raise NotSignedIn(
+            "a valid key is required: send it as `Authorization: Bearer <token>` (`rayapp users add` creates one)"
+        )
     return user
 
 
 def not_allowed(user: User, role: Role) -> NotAllowed:
-    """The refusal, which names the role that is needed."""
+    """The error for a user whose role is too low; names the one that is required."""
     return NotAllowed(f'Role "{role}" is required; {user.name} has "{user.role}"')
 
 

@@ -56,7 +56,7 @@ class DatastoreClient(ActorClient[Datastore]):
 
 
 class ModelsClient(ActorClient[Catalogue]):
-    """The app, and its model versions."""
+    """The app and its model versions."""
 
     describe = forwarded(Catalogue.describe)
     reload = forwarded(Catalogue.reload)
@@ -82,7 +82,7 @@ class JobsClient(ActorClient[JobQueue]):
 
 
 class SessionsClient(ActorClient[SessionStore]):
-    """Images that clients bring for a while."""
+    """Images that clients send for a while, without storing them."""
 
     stage = forwarded(SessionStore.stage)
     create = forwarded(SessionStore.create)

@@ -1,4 +1,4 @@
-"""Description: what the app says of itself, kept for a moment, so that `/info/` costs next to nothing."""
+"""The app's description, cached for a second so that `GET /info/` is cheap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATS_S = 0.2
 
 
 class Description:
-    """`Catalogue.describe()`, with the jobs' part, as of at most a second ago. Belongs to one event loop."""
+    """`Catalogue.describe()` with training statistics, at most a second old. Belongs to one event loop."""
 
     def __init__(self, models: ModelsClient, jobs: JobsClient) -> None:
         self._models = models
@@ -26,7 +26,7 @@ class Description:
         self._until = 0.0
 
     async def get(self) -> dict[str, Any]:
-        """Asked once, however many callers wait."""
+        """The description. Concurrent callers share one request (single flight)."""
         if time.monotonic() >= self._until:
             async with self._asking:
                 if time.monotonic() >= self._until:
@@ -39,22 +39,27 @@ class Description:
         return {**said, "train_stats": {name: self._stats.get(name, {}) for name in said["trainers"]}}
 
     async def _ask_jobs(self) -> None:
-        """The newest statistics; the ones before while the jobs' actor does not answer, for nobody waits for it."""
+        """Refresh the training statistics; the previous ones stay if the jobs actor does not answer soon."""
         with contextlib.suppress(TimeoutError, Busy):
             self._stats = await asyncio.wait_for(self._jobs.train_stats(), STATS_S)
 
     def forget(self) -> None:
-        """What the app says has changed."""
+        """Drop the cached description, after a change."""
         self._until = 0.0
 
     async def spelled(self, section: str, name: str) -> str:
-        """`name` as the app knows it: in paths, `+` and a space stand for each other. Unknown names come back as is."""
+        """A name from a path in the app's spelling: `+` and a space stand for each other. Unknown names stay unchanged.
+
+        Args:
+            section: key of the description that lists the names: "models", "trainers", …
+            name: from the path.
+        """
         known = (await self.get())[section]
         spellings = (name, name.replace("+", " "), name.replace(" ", "+"))
         return next((spelling for spelling in spellings if spelling in known), name)
 
     async def known(self, section: str, what: str, name: str) -> str:
-        """As `spelled`. Raises NotFound, which says what there is."""
+        """As `spelled`. Raises NotFound for an unknown name, and lists the known ones."""
         found = await self.spelled(section, name)
         known = (await self.get())[section]
         if found not in known:

@@ -1,7 +1,7 @@
-"""Forms and JSON as clients send them, read after the caller's role was checked.
+"""Forms and JSON bodies, read after the caller's role was checked.
 
-Files of a form are streamed to disk as they come; nothing but short text is held in memory. Slicer's client sends its
-whole local path as a file's name and a newline after the last boundary; OHIF sends what the browser makes of a Blob.
+Files are streamed to disk; only short text is held in memory. 3D Slicer sends its whole local path as a file's name and
+a newline after the last boundary; OHIF sends a Blob, which has a file name even where it is text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # It warns of the newline after the last boundary.
 
 Stage = Callable[[str], Awaitable[Path]]
-"""From what the client called a file (the last part of it) to a new path to write the file to."""
+"""From the client's file name (without folders) to a new path to write the file to; may refuse the name."""
 
 _FLUSH = 1 << 20
 MAX_PARTS = 20_001
@@ -38,7 +38,7 @@ MAX_PARTS = 20_001
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A file on disk: `name` is the last part of what the client called it."""
+    """An uploaded file on disk; `name` is the client's file name without folders."""
 
     path: Path
     name: str
@@ -46,13 +46,13 @@ class Upload:
 
 @dataclass
 class Form:
-    """What a form held: texts by field name, and files in the order they came."""
+    """A parsed form: texts by field name, and files in order of arrival."""
 
     texts: dict[str, str] = field(default_factory=dict)
     files: list[tuple[str, Upload]] = field(default_factory=list)
 
     def file(self, name: str) -> Upload | None:
-        """The field's file, if one was sent."""
+        """The field's file, None if none was sent."""
         return next((upload for key, upload in self.files if key == name), None)
 
     def needed(self, name: str) -> Upload:
@@ -63,12 +63,12 @@ class Form:
         return found
 
     def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a text field, {} if it was not sent. Raises BadRequest."""
+        """The JSON object in a text field, {} if the field was not sent. Raises BadRequest."""
         return json_object(self.texts.get(name, ""), name)
 
 
 def missing(name: str) -> RequestValidationError:
-    """The field is not there, or is no file."""
+    """The error (422) for a required field that is missing or is not a file."""
     return RequestValidationError(
         [
             {
@@ -82,7 +82,15 @@ def missing(name: str) -> RequestValidationError:
 
 
 def json_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Parse a JSON object; nothing at all counts as {}. Raises BadRequest that says what is wrong."""
+    """Parse a JSON object.
+
+    Args:
+        text: empty text is {}.
+        what: names the text in the error.
+
+    Raises:
+        BadRequest: it is not JSON, not an object, or holds values that strict JSON lacks (NaN, 1e999).
+    """
     if not text.strip():
         return {}
     try:
@@ -91,14 +99,14 @@ def json_object(text: str | bytes, what: str) -> dict[str, Any]:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise BadRequest(f"{what} is not JSON: {reason}") from None
+        raise BadRequest(f"{what} is not valid JSON: {reason}") from None
     if not isinstance(value, dict):
         raise BadRequest(f"{what} must be a JSON object {{…}}, not {type(value).__name__}")
     return value
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """The body as a JSON object; no body is {}. For `Depends`."""
+    """Parse the body as a JSON object; an empty body is {}. Raises BadRequest."""
     return json_object(await request.body(), "the body")
 
 
@@ -106,13 +114,17 @@ async def read_json(request: Request) -> dict[str, Any]:
 async def read_form(
     request: Request, *, texts: Sequence[str] = (), files: Sequence[str] = (), stage: Stage | None = None
 ) -> AsyncIterator[Form]:
-    """The form in the body, with the named fields; others are skipped. Its files are removed in the end.
+    """Parse the form in the body; its files exist until the block ends.
 
-    `stage` says where a file is written to, and may refuse it by its name.
+    Args:
+        request: with a body that nobody has read.
+        texts: text fields to read; other fields are skipped.
+        files: file fields to read.
+        stage: chooses the path of each file.
 
     Raises:
-        BadRequest: if the body is not a form, or is cut off.
-        TooLarge: for a text of more than `MAX_TEXT` bytes, or too many parts.
+        BadRequest: the body is not a form, or is cut off.
+        TooLarge: a text has more than `MAX_TEXT` bytes, or there are too many parts.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     form = Form()
@@ -131,7 +143,7 @@ async def read_form(
 
 
 class _Reader:
-    """Feeds the body to the parser and writes its files. Parser callbacks only note what comes; disk work follows."""
+    """Feeds the body to the parser and writes its files. The parser's callbacks only queue data; disk work follows."""
 
     def __init__(
         self, form: Form, boundary: bytes, *, texts: Sequence[str], files: Sequence[str], stage: Stage | None
@@ -270,7 +282,7 @@ def describe_json(description: str) -> dict[str, Any]:
 def describe_form(
     *, texts: dict[str, str], files: dict[str, str] | None = None, needed: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads a form: what its text and file fields are for."""
+    """`openapi_extra` of a route that reads a form, with descriptions of its fields."""
     properties = {name: {"type": "string", "description": text} for name, text in texts.items()}
     for name, text in (files or {}).items():
         binary = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}

@@ -1,4 +1,4 @@
-"""The gateway: authentication, validation, parsing, errors. Stateless; nothing here holds up the event loop."""
+"""The HTTP gateway: authentication, validation, parsing, errors. Stateless; never blocks its event loop."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _MODULES = (
 
 
 def build_gateway(services: Services) -> FastAPI:
-    """The ASGI app over these services."""
+    """Build the ASGI app over these services."""
     settings = services.settings
     app = FastAPI(
         title="rayapp",
@@ -97,7 +97,7 @@ def build_gateway(services: Services) -> FastAPI:
 
 @contextlib.asynccontextmanager
 async def _sweeping(app: FastAPI) -> AsyncIterator[None]:
-    """Remove expired sessions now and then. Every gateway does; whoever comes first wins."""
+    """Remove expired sessions every few minutes. All gateways do; sessions are on disk, so the first one wins."""
     task = asyncio.create_task(_sweep(app.state.services))
     yield
     task.cancel()

@@ -1,4 +1,4 @@
-"""Middleware in front of every route: how large a body may be, which Host may be asked for, and closing slashes."""
+"""Middleware in front of every route: caps on bodies, checks of the Host header, and closing slashes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rayapp.protocol import Route
 
 _ARCHIVE = Route.PROXY.partition("{")[0]
 MAX_TEXT = 4 << 20
-"""Bytes of a body, or of a field, that is held in memory: JSON and the like."""
+"""Bytes that a body or a field may have that is held in memory, such as JSON."""
 
 
 class BodyCap:
-    """Refuses bodies over the cap, by their declared length before they are read, and by what really comes.
+    """Refuses bodies over the cap (413), by their declared length before they are read, and by the bytes received.
 
-    Only multipart bodies are streamed, to disk or to the archive, and may have `max_body` bytes; others `MAX_TEXT`.
+    Multipart bodies are streamed, to disk or to the archive, and may have `max_body` bytes; others `MAX_TEXT`.
     """
 
     def __init__(self, app: ASGIApp, *, max_body: int) -> None:
@@ -56,15 +56,15 @@ class BodyCap:
 
 
 class LoopbackHosts:
-    """Answers only requests for this machine by name, where there are no keys.
+    """Refuses requests whose Host header is not a loopback name, on servers without keys.
 
-    A web page can have its own name resolve to 127.0.0.1 and then read and write as if it came from the server itself
-    (DNS rebinding); its requests still carry that name in `Host`.
+    This stops DNS rebinding: a web page whose own name resolves to 127.0.0.1 would be of the same origin as the server,
+    but its requests still carry that name in `Host`.
     """
 
     NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
     ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
-    """Origins of pages that this machine serves."""
+    """Origins of pages that this machine serves, as a regular expression."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -81,7 +81,7 @@ class LoopbackHosts:
 
 
 class Slashes:
-    """Lets a fixed path answer with and without its closing slash, since many clients follow no redirect."""
+    """Serves each fixed path with and without its closing slash, since many clients follow no redirect."""
 
     def __init__(self, app: ASGIApp, *, paths: Iterable[str]) -> None:
         self._app = app

@@ -1,7 +1,7 @@
 """Inference replicas: a thin shell of Ray Serve around `rayapp.serving.service.InferenceService`.
 
-Requests carry the image as session id, and the router sends one image to one replica, which has it decoded and
-preprocessed. A replica that dies takes only caches with it: the caller asks again and the next replica in the ring
+Requests carry the image as session id, and consistent hashing routes all requests for an image to the replica that has
+it decoded and prepared. A replica that dies loses only caches: the caller retries, and the next replica on the ring
 rebuilds them.
 """
 
@@ -32,17 +32,17 @@ from rayapp.serving.messages import HandedOut, InferCall, InferReply
 
 NAME = "inference"
 ONGOING = 8
-"""Requests a replica works on at once: one in the network, the others decode, prepare or encode beside it."""
+"""Concurrent requests per replica: one in the network; the others decode, prepare or encode beside it."""
 ATTEMPTS = 4
-DIED = "the replica died and so did its stand-ins; try again in a second"
+DIED = "the inference replica died, and so did those that took over; retry in 1 s"
 TELLING = 32
-"""Images handed out that one gateway tells replicas of at once; of more they hear nothing."""
+"""Prefetches that one gateway has under way; further ones are dropped."""
 
 logger = logging.getLogger("rayapp.gateway")
 
 
 class InferenceReplica:
-    """One process with one app and its networks."""
+    """A process that serves the app's models."""
 
     def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle, models: ray.actor.ActorHandle) -> None:
         # Here and not above: gateways import this module too, and need no torch.
@@ -59,7 +59,7 @@ class InferenceReplica:
         self._service = InferenceService(settings=settings, app=app, images=DatastoreClient(datastore), threads=threads)
 
     async def infer(self, call: InferCall) -> InferReply:
-        """Answer one call. What fails in the app's own code is AppBroken, with the place and without the text."""
+        """Answer one call. An error in the app's own code becomes AppBroken, with its place and without its text."""
         try:
             return await self._service.infer(call)
         except RayappError:
@@ -72,9 +72,9 @@ class InferenceReplica:
             raise AppBroken(f"model {call.model!r} failed with {type(error).__name__} at {at}") from None
 
     def check_health(self) -> None:
-        """Asked by Serve, which replaces a replica that raises."""
+        """Called by Ray Serve, which replaces a replica that raises."""
         if self._service.hung:
-            raise RuntimeError("a model does not come back")
+            raise RuntimeError("a model did not return in time")
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
         """Answer a turn in stages."""
@@ -83,12 +83,12 @@ class InferenceReplica:
                 yield reply
 
     async def prefetch(self, handed_out: HandedOut) -> None:
-        """Begin with it when nobody waits; returns at once."""
+        """Queue the image for prefetching; returns at once."""
         self._service.prefetch(handed_out)
 
 
 def inference_deployment(settings: Settings) -> serve.Deployment:
-    """The deployment with its replicas, router and bounded queues."""
+    """Build the deployment: replicas, autoscaling, router and bounded queues."""
     low, high = settings.replicas
     return serve.deployment(
         InferenceReplica,
@@ -129,18 +129,23 @@ def _errors() -> Iterator[None]:
         with unwrapped_errors():
             yield
     except BackPressureError:
-        raise Busy("all replicas are busy; try again in a second") from None
+        raise Busy("all inference replicas are busy; retry in 1 s") from None
 
 
 class RoutedInference:
-    """The gateway's side: sends a call to its image's replica, and again to another when that one dies."""
+    """The gateway's client: sends a call to the replica of its image, and to another one if that dies."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
         self._telling: set[asyncio.Task[None]] = set()
 
     async def infer(self, call: InferCall) -> InferReply:
-        """Raises what the replica raised (`rayapp.errors`); Busy when all queues are full or replicas keep dying."""
+        """Answer one call.
+
+        Raises:
+            Busy: all queues are full, or replicas keep dying.
+            RayappError: as the replica raised it.
+        """
         handle = self._handle.options(session_id=call.key)
         for attempt in range(ATTEMPTS):
             with _errors():
@@ -153,7 +158,7 @@ class RoutedInference:
         raise Busy(DIED)
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
-        """As `infer`, of a turn in stages. A replica that dies after its first answer is not stood in for: Busy."""
+        """As `infer`, for a turn in stages. If the replica dies after its first answer, no other takes over: Busy."""
         handle = self._handle.options(session_id=call.key, stream=True)
         for attempt in range(ATTEMPTS):
             begun = False
@@ -170,7 +175,7 @@ class RoutedInference:
         raise Busy(DIED)
 
     def prefetch(self, handed_out: HandedOut) -> None:
-        """Tell the image's replica, without waiting for it."""
+        """Queue the image for prefetching in its replica, without waiting for an answer."""
         if len(self._telling) < TELLING:
             task = asyncio.get_running_loop().create_task(self._tell(handed_out))
             self._telling.add(task)

@@ -14,11 +14,11 @@ from rayapp.runtime import logs
 
 NAME = "gateway"
 ONGOING = 1000
-"""Requests one gateway replica holds open; almost all of them wait for somebody else."""
+"""Concurrent requests per gateway replica; almost all of them wait for other processes."""
 
 
 def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: Any) -> serve.Deployment:
-    """The ingress; bind it to nothing: it finds the inference deployment of its own application."""
+    """Build the ingress deployment. It finds the inference deployment by name in its own application."""
 
     def build() -> FastAPI:
         from deployments.gateway import build_gateway

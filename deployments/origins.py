@@ -1,4 +1,4 @@
-"""Middleware against other people's web pages: they may neither act in a reader's name nor frame our pages.
+"""Middleware against pages of other origins: they may neither act in the user's name nor frame our pages.
 
 A server without keys knows its callers by where they come from alone, and every page that a browser on this machine
 shows can send it simple requests, whose answers it need not be able to read (cross-site request forgery).

@@ -1,7 +1,7 @@
-"""What goes wrong, as HTTP: every error of `rayapp.errors` and everything else becomes a status and `{"detail": …}`.
+"""Errors as HTTP: every exception becomes a status with the body `{"detail": …}`.
 
-The log of an unforeseen error carries an incident id, types and places in the code, and never the error's text, which
-may hold paths or a patient's data.
+The log entry of an unexpected error has an incident id, exception types and places in the code, and never the error's
+text, which may hold paths or a patient's data.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from rayapp.errors import Busy, NotSignedIn, RayappError
 logger = logging.getLogger("rayapp.gateway")
 
 _MEANINGS = {
-    400: "The request is malformed: the text says what to correct.",
+    400: "The request is malformed; the detail says what to correct.",
     401: "No valid token came with the request.",
-    403: "The user's role does not reach so far: the text names the one that does.",
-    404: "There is no such thing: the text says what there is.",
+    403: "The user's role is too low; the detail names the one that is required.",
+    404: "Not found; the detail says what there is.",
     406: "The feature is not available on this server.",
-    409: "The state forbids it now.",
-    413: "The body, or what it declares, is over a cap: the text names it.",
-    422: "Parameters missing or of the wrong type, or a file that is not what it should be: nothing was stored.",
-    429: "One runs already: stop it, or let this one wait (`enqueue`).",
-    502: "The DICOM archive is away, or answers wrongly.",
-    503: "Busy: come back after the seconds in Retry-After.",
+    409: "The current state does not allow it.",
+    413: "The body, or a size that it declares, is over a cap, which the detail names.",
+    422: "A parameter is missing or of the wrong type, or a file is damaged or unsuitable; nothing was stored.",
+    429: "A job of this kind is running; stop it, or queue this one with `enqueue`.",
+    502: "The DICOM archive is unreachable, or its answer is invalid.",
+    503: "Busy; retry after the seconds in the Retry-After header.",
     504: "The DICOM archive did not answer in time.",
 }
 
 
 class Problem(BaseModel):
-    """Body of every error."""
+    """Body of every error response."""
 
     detail: str | list[dict[str, Any]] = Field(
-        description="What to do, or for wrong parameters one {type, loc, msg, input} each."
+        description="The cause and what to do; for invalid parameters a list with one {type, loc, msg, input} each."
     )
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a router whose routes may answer these, beside the 401 and 403 of any that asks a role."""
+    """`responses` of a router: these statuses, and the 401 and 403 of every route that requires a role."""
     return {status: {"model": Problem, "description": _MEANINGS[status]} for status in sorted({401, 403, *statuses})}
 
 
 def explain(app: FastAPI) -> None:
-    """Install the handlers."""
+    """Install the exception handlers."""
     app.add_exception_handler(RayappError, _told)
     app.add_exception_handler(RayActorError, _restarting)
     app.add_exception_handler(ClientDisconnect, _gone)
@@ -76,22 +76,22 @@ async def _restarting(request: Request, error: Exception) -> Response:  # noqa: 
 
 
 async def _gone(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """Nobody reads it; 499 is what proxies log for a client that left."""
-    return JSONResponse({"detail": "the client went away"}, status_code=499)
+    """The client is gone; proxies log it as 499."""
+    return JSONResponse({"detail": "the client closed the connection"}, status_code=499)
 
 
 async def _framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     text = error.detail
     if not isinstance(error, HTTPException) and error.status_code == 404:
-        text = "there is no such route: GET /docs lists them"
+        text = "no such route; GET /docs lists all of them"
     elif error.status_code == 405:
-        text = f"this route does not answer {request.method}: GET /docs lists what it answers"
+        text = f"this route does not support {request.method}; GET /docs lists the methods of each"
     return JSONResponse({"detail": text}, status_code=error.status_code, headers=error.headers)
 
 
 class Incidents:
-    """Middleware: whatever nobody foresaw becomes a 500 that names an incident, which the log explains."""
+    """Middleware that turns an unexpected exception into a 500 with an incident id, under which the log has details."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -116,7 +116,7 @@ class Incidents:
             )
             if started:
                 raise RuntimeError(f"incident {incident} while an answer was being sent") from None
-            text = f"something went wrong that should not have; the server's log tells more under incident {incident}"
+            text = f"unexpected error; the server's log has details under incident {incident}"
             await JSONResponse({"detail": text}, status_code=500)(scope, receive, send)
 
 

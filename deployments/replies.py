@@ -1,4 +1,4 @@
-"""Replies that are not JSON: files sent in pieces, and the two parts of an inference."""
+"""Responses that are not JSON: streamed files, and the two parts of an inference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PIECE = 1 << 20
 
 
 class FileReply(Response):
-    """An open file, with its length as it was when opened: a label saved meanwhile cannot mix into it."""
+    """Streams an open file with the length that it had on opening; a label saved meanwhile cannot mix into it."""
 
     def __init__(self, file: BinaryIO, *, name: str | None, media_type: str) -> None:
         self._file = file
@@ -48,7 +48,17 @@ class FileReply(Response):
 
 
 async def file_reply(path: Path, *, name: str | None, media_type: str = OCTETS, remove: bool = False) -> FileReply:
-    """The file under this name, removed at once if asked to. Raises NotFound if there is none."""
+    """Respond with a file.
+
+    Args:
+        path: the file.
+        name: sends it as an attachment of that name; None shows it inline.
+        media_type: of the file.
+        remove: unlink the file now; it is sent all the same.
+
+    Raises:
+        NotFound: there is no such file (any more).
+    """
 
     def opened() -> FileReply:
         reply = FileReply(path.open("rb"), name=name, media_type=media_type)
@@ -59,17 +69,17 @@ async def file_reply(path: Path, *, name: str | None, media_type: str = OCTETS, 
     try:
         return await asyncio.to_thread(opened)
     except FileNotFoundError:
-        raise NotFound("the file went away just now") from None
+        raise NotFound("the file no longer exists: it was removed just now") from None
 
 
 def disposition(kind: str, name: str) -> str:
-    """A Content-Disposition with a file name; names beyond plain ASCII as RFC 5987 says."""
+    """A Content-Disposition header with a file name; other than plain ASCII is encoded as in RFC 5987."""
     quoted = quote(name)
     return f'{kind}; filename="{name}"' if quoted == name else f"{kind}; filename*=utf-8''{quoted}"
 
 
 def inference_parts(params: Mapping[str, Any], body: bytes, filename: str) -> Response:
-    """The JSON and the mask as `multipart/form-data`, with a length, as the clients' parsers want it."""
+    """Respond with `params` and the mask as `multipart/form-data`, with a Content-Length, which clients need."""
     boundary = uuid.uuid4().hex
     head = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\nContent-Type: application/json\r\n\r\n'

@@ -1,7 +1,8 @@
-"""The images of a studies folder as DICOM series, for viewers: which UID is which image, and the series themselves.
+"""The images of a studies folder as DICOM series, for viewers.
 
-`SeriesStore` belongs to one gateway replica and its event loop; the series lie in the workspace, where all replicas
-find them. They are made anew when the image's file changes or when they were swept for room.
+`SeriesStore` maps UIDs to images and converts images to series. It belongs to one gateway replica and its event loop;
+the series are cached in the workspace, which all replicas share. They are converted again after the image's file
+changed, or after they were evicted.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from rayapp.imaging.dicom_instances import ROOT, Stack, uid_of
 from rayapp.imaging.reader import read_volume
 
 ROOM = 8 << 30
-"""Bytes of series that are kept; beyond, those not opened for longest go."""
+"""Bytes of cached series; beyond, the least recently opened ones are evicted."""
 FRESH_S = 2.0
-"""Seconds for which a listing of the images is good."""
+"""Seconds for which a listing of the images is reused."""
 _PAGE = 10_000
 _REMEMBERED = 64
-"""Series whose description is held in memory."""
+"""Series whose headers are held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A series that is there: `folder` holds its voxels; `numbers` are its slices by UID."""
+    """A converted series: `folder` holds its voxels; `numbers` maps SOP instance UIDs to slice numbers."""
 
     stack: Stack
     folder: Path
@@ -49,7 +50,7 @@ class Series:
 
 
 class SeriesStore:
-    """Finds images by UID, and makes their series."""
+    """Finds images by UID and converts them to DICOM series."""
 
     def __init__(self, services: Services, checks: Checks, *, room: int = ROOM) -> None:
         self._services = services
@@ -64,7 +65,7 @@ class SeriesStore:
         self._making: dict[Path, asyncio.Task[Series]] = {}
 
     async def ids(self) -> list[str]:
-        """All images' ids, ascending; none of an archive, which shows its series itself."""
+        """Ids of all images, ascending; empty for an archive, which serves its series itself."""
         if self._services.settings.dicomweb.url:
             return []
         async with self._listing:
@@ -90,13 +91,17 @@ class SeriesStore:
             await self.ids()
         image_id = self._by_uid.get(uid)
         if image_id is None:
-            raise NotFound("no study or series of that UID")
+            raise NotFound("no study or series has that UID")
         return await self._services.datastore.image(image_id)
 
     async def source(self, name: str) -> tuple[str, Path | None]:
-        """What is segmented for a client that names an image, or its series: the key of `InferCall`, and its file.
+        """The image to segment, by its id or by the UID of its series.
 
-        A client that has the series counts its slices; where these are not the image's, it gets the series itself.
+        A client that shows the series counts voxels on the series' grid. Where that is not the image's own (slices in
+        reverse order), the series' voxels are segmented instead.
+
+        Returns:
+            `key` and `path` of an `InferCall`.
         """
         if not name.startswith(ROOT):
             return name, None
@@ -108,7 +113,7 @@ class SeriesStore:
         return (f"series/{name}", series.voxels) if series.stack.flipped else (record.id, None)
 
     async def series(self, record: ImageRecord) -> Series:
-        """The image's series, made if it is not there yet. Raises Unreadable, TooLarge, Busy."""
+        """The image's series, converted if it is not cached. Raises Unreadable, TooLarge, Busy."""
         folder = await asyncio.to_thread(self._place, record)
         known = self._known.get(folder)
         if known is not None:
@@ -124,7 +129,7 @@ class SeriesStore:
         return series
 
     async def frame(self, record: ImageRecord, number: int) -> bytes:
-        """The pixels of a slice of the image's series, also when it was swept just now."""
+        """Pixels of a slice of the image's series, also if it was evicted just now."""
         series = await self.series(record)
         try:
             return await asyncio.to_thread(dicom_instances.frame, series.folder, series.stack, number)
@@ -134,7 +139,7 @@ class SeriesStore:
             return await asyncio.to_thread(dicom_instances.frame, series.folder, series.stack, number)
 
     def _place(self, record: ImageRecord) -> Path:
-        """Where the series of the image's file as it is now lies."""
+        """Cache folder of the series of the image's file in its present state."""
         stamp = record.path.stat()
         home = self._folder / uid_of("series", record.id)
         return home / f"{stamp.st_mtime_ns:x}-{stamp.st_size:x}-{stamp.st_ino:x}"
@@ -159,7 +164,7 @@ class SeriesStore:
         return _series_in(folder)
 
     def _sweep(self, making: Path) -> None:
-        """Make room: earlier states of the series that is made, and the series not opened for longest."""
+        """Evict earlier states of the series that is being converted, and the least recently opened series."""
         homes = sorted(self._folder.glob("*"), key=lambda home: home.stat().st_mtime, reverse=True)
         taken = 0
         for home in homes:

@@ -17,16 +17,16 @@ from rayapp.users import UserStore
 
 
 class Inference(Protocol):
-    """Where clicks go."""
+    """Runs models on images."""
 
     async def infer(self, call: InferCall) -> InferReply:
-        """Raises what `rayapp.errors` names; Busy when every replica's queue is full."""
+        """Answer one call. Raises errors of `rayapp.errors`; Busy when every replica's queue is full."""
 
     def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
-        """The answer in stages, to an interaction's turn. Raises as `infer`."""
+        """Answer a turn of an interaction in stages. Raises as `infer`."""
 
     def prefetch(self, handed_out: HandedOut) -> None:
-        """Tell the image's replica that somebody is about to work on it. Waits for nothing and raises nothing."""
+        """Queue an image for prefetching. Waits for nothing and raises nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

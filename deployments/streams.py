@@ -1,4 +1,4 @@
-"""Answers that take a while: server-sent events, and work that ends when its client hangs up."""
+"""Long responses: server-sent events, and work that is cancelled when its client hangs up."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rayapp.protocol import StreamEvent
 T = TypeVar("T")
 
 KEEP_ALIVE = format_sse_event(comment="keep-alive")
-"""A comment, which clients skip: proxies close connections on which nothing comes."""
+"""A comment, which clients skip; proxies close connections that stay silent."""
 EVENT_STREAM = EventSourceResponse.media_type
 
 
 def server_sent_event(kind: StreamEvent, data: Any) -> bytes:
-    """One server-sent event whose data is JSON."""
+    """Encode one server-sent event with JSON data."""
     return format_sse_event(event=kind, data_str=json.dumps(data))
 
 
 def event_stream(events: AsyncIterator[bytes]) -> EventSourceResponse:
-    """The response that sends these events as they come; proxies neither store nor hold them back."""
+    """Stream encoded events; the headers keep proxies from caching or buffering them."""
     return EventSourceResponse(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 

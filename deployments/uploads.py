@@ -1,4 +1,4 @@
-"""Uploads: checked before anything is acknowledged. Decoding takes a core, so few are checked at a time."""
+"""Checks of uploaded files, before anything is acknowledged. Decoding takes a core, so few run at a time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rayapp.imaging.writer import encode_segmentation
 from rayapp.users import User
 
 CHECKS = 2
-"""Files decoded at once for checking; decoding is heavy and clicks come first."""
+"""Concurrent checks; decoding is heavy, and clicks come first."""
 MAX_WAITING = 32
 
 T = TypeVar("T")
 
 
 class Checks:
-    """The places where uploads are checked, and a bounded queue for them. Belongs to one event loop."""
+    """Runs checks of uploads, a few at a time, with a bounded queue. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(CHECKS)
@@ -33,9 +33,9 @@ class Checks:
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Wait for one. Raises Busy when too many wait already."""
+        """Hold one of the places while the block runs. Raises Busy when too many wait already."""
         if self._inside >= CHECKS + MAX_WAITING:
-            raise Busy("too many uploads are being checked; try again in a second")
+            raise Busy("too many uploads are being checked; retry in 1 s")
         self._inside += 1
         try:
             async with self._places:
@@ -44,15 +44,15 @@ class Checks:
             self._inside -= 1
 
     async def run(self, function: Callable[..., T], /, *args: Any) -> T:
-        """Call `function` in a thread once there is a place."""
+        """Call `function` in a thread, once there is a place. Raises Busy when too many wait already."""
         async with self.place():
             return await asyncio.to_thread(function, *args)
 
 
 def to_store(services: Services, *, raw: bool = False) -> Stage:
-    """Where a form's image and label files go: the datastore's own file system, under names of its own.
+    """Stage a form's image and label files on the datastore's own file system, under new names.
 
-    Files that are no image by their name are refused before a byte is written; `raw` allows `.bin`.
+    A file whose extension is not read here is refused before a byte is written; `raw` allows `.bin`.
     """
 
     async def stage(filename: str) -> Path:
@@ -62,30 +62,39 @@ def to_store(services: Services, *, raw: bool = False) -> Stage:
 
 
 def extension(filename: str, *, raw: bool = False) -> str:
-    """The extension of an uploaded file's name. Raises Unreadable for one that is not read here."""
+    """Extension of an uploaded file's name. Raises Unreadable if the format is not supported."""
     return RAW if raw and filename.lower().endswith(RAW) else split_ext(filename)[1]
 
 
 def author_of(user: User, params: Mapping[str, Any]) -> Author:
-    """The signed-in user, with the client program's id from the request."""
+    """The signed-in user, and the client program's id from the request."""
     client_id = params.get("client_id")
     return Author(user=user.name, client_id=None if client_id is None else str(client_id)[:200])
 
 
 def info_of(params: Mapping[str, Any]) -> Info:
-    """What a client may write into an info: all but the keys that the server keeps itself."""
+    """Keys that a client may write into an info: all but those that the server maintains."""
     return {key: value for key, value in params.items() if key not in ("ts", "name", "user")}
 
 
 def check_image(path: Path, max_bytes: int) -> None:
-    """Raises Unreadable unless the whole image can be read."""
+    """Check that the image can be decoded completely. Raises Unreadable, TooLarge."""
     read_volume(path, max_bytes=max_bytes)
 
 
 def check_label(path: Path, image: Path, max_bytes: int) -> None:
-    """Raises Unreadable unless it is a whole label map, GridMismatch unless it lies on the image's grid.
+    """Check that a label map lies on its image's voxel grid.
 
-    Slicer crops a `.seg.nrrd` to its segments: such a part of the grid is put back onto the whole.
+    3D Slicer crops a `.seg.nrrd` to its segments: the file is rewritten on the whole grid.
+
+    Args:
+        path: the label map.
+        image: the image's file, or folder of DICOM files.
+        max_bytes: the most that the decoded label map may have.
+
+    Raises:
+        Unreadable: the label map cannot be decoded completely.
+        GridMismatch: it lies on another grid.
     """
     label, ext = read_segmentation(path, max_bytes=max_bytes), split_ext(path.name)[1]
     whole = on_grid(label, read_grid(image), ext)
@@ -94,5 +103,5 @@ def check_label(path: Path, image: Path, max_bytes: int) -> None:
 
 
 def label_from_raw(path: Path, image: Path, target: Path) -> None:
-    """Turn raw uint8 voxels, i fastest (OHIF 2), into a NIfTI on the image's grid. Raises GridMismatch."""
+    """Convert raw uint8 voxels, i fastest (OHIF 2), to NIfTI on the image's grid. Raises GridMismatch."""
     target.write_bytes(encode_segmentation(raw_label_map(path, read_grid(image)), ".nii.gz"))

@@ -1,4 +1,4 @@
-"""What the clients know and this server does not serve: clear words instead of a bare 404."""
+"""Routes of MONAI Label that this server does not support: a clear message instead of a bare 404."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ router = APIRouter(include_in_schema=False)
 @router.post(Route.INFER_SLIDE)
 @router.post(Route.INFER_SLIDE_V2)
 async def whole_slide(model: str, user: AsUser) -> None:
-    """Pathology is out of scope."""
-    raise NotFound("whole-slide images are not supported by this server: it serves 3D radiology")
+    """Refuse whole-slide inference."""
+    raise NotFound("whole-slide images are not supported: this server is for 3D radiology")

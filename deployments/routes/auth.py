@@ -1,4 +1,4 @@
-"""`/auth/`: signing in with a key. These routes exist only when authentication is on."""
+"""`/auth/`: sign in with a key. These routes exist only with authentication."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["auth"], responses=problems(400, 413))
 
 @router.get(Route.AUTH)
 async def enabled() -> SignIn:
-    """Whether, and how, to sign in."""
+    """The sign-in method."""
     return SignIn(enabled=True, client_id="rayapp", realm="rayapp")
 
 
@@ -27,7 +27,7 @@ async def enabled() -> SignIn:
     ),
 )
 async def token(request: Request, services: Service) -> Token:
-    """Sign in with one's name and one's key as the password: for clients that ask for both."""
+    """Sign in with the user's name, and the key as the password, for clients that ask for both."""
     async with read_form(request, texts=("username", "password")) as form:
         key = form.texts.get("password", "")
         user = await services.users.authenticate(key)
@@ -38,6 +38,6 @@ async def token(request: Request, services: Service) -> Token:
 
 @router.get(Route.AUTH_VALID)
 async def valid(user: AsUser) -> UserInfo:
-    """Who one is; 401 without a valid key."""
+    """The user that the key belongs to; 401 without a valid key."""
     roles = [role for role in Role if user.role.reaches(role)]
     return UserInfo(username=user.name, email="", name=user.name, roles=roles)

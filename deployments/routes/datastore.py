@@ -1,4 +1,4 @@
-"""`/datastore/`: the whole store: counts, training list, document, and the zip of finished pairs."""
+"""`/datastore/`: the whole store: counts, training list, document, and a zip of the labelled images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(tags=["datastore"], responses=problems(404, 422, 503))
 
 
 class View(StrEnum):
-    """What `output` may ask for."""
+    """Views of the datastore."""
 
     STATS = "stats"
     TRAIN = "train"
@@ -29,7 +29,7 @@ class View(StrEnum):
 
 @router.get(Route.DATASTORE, response_model=DatastoreStatus | list[dict[str, str]] | dict[str, Any])
 async def datastore(services: Service, user: AsUser, output: Annotated[View, Query()] = View.STATS) -> Response:
-    """Counts (`stats`), image and label paths of finished images (`train`), or every object with its info (`all`)."""
+    """Counts (`stats`), paths of labelled images with their labels (`train`), or all objects with infos (`all`)."""
     store = services.datastore
     views: dict[View, Callable[[], Awaitable[object]]] = {
         View.STATS: store.status,
@@ -37,7 +37,7 @@ async def datastore(services: Service, user: AsUser, output: Annotated[View, Que
         View.ALL: store.document,
     }
     found = await views[output]()
-    # At 100,000 images the text takes long to make.
+    # Encoding takes long with 100,000 images.
     return Response(await asyncio.to_thread(json.dumps, found), media_type="application/json")
 
 
@@ -45,7 +45,7 @@ async def datastore(services: Service, user: AsUser, output: Annotated[View, Que
 async def dataset(
     services: Service, user: AsAnnotator, limit_cases: Annotated[int | None, Query(ge=1)] = None
 ) -> Response:
-    """A zip of the images with a `final` label, and the labels."""
+    """A zip of the images that have a `final` label, with these labels."""
     target = await services.datastore.stage(".zip")
     try:
         await services.datastore.archive(target, limit=limit_cases)

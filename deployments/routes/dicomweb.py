@@ -1,5 +1,5 @@
-"""The images of a studies folder as DICOMweb (PS3.18), as far as viewers ask: QIDO-RS search and WADO-RS metadata and
-frames. Each image is a study of one series; nothing is stored here.
+"""DICOMweb (PS3.18) over the images of a studies folder, as far as viewers need it: QIDO-RS, and metadata and frames by
+WADO-RS. Each image is a study with one series; nothing can be stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ router = APIRouter(tags=["DICOMweb"], responses=problems(400, 404, 413, 422, 503
 
 MEDIA_TYPE = "application/dicom+json"
 MOST = 1000
-"""Studies in one answer."""
+"""Studies per response."""
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _ID_KEYS = ("PatientName", "PatientID", "StudyDescription", "00100010", "00100020", "00081030")
 _UID_KEYS = ("StudyInstanceUID", "0020000D")
@@ -36,8 +36,8 @@ class _DicomJson(JSONResponse):
 
 @router.get(Route.STUDIES)
 async def studies(request: Request, store: AllSeries, user: AsUser) -> Response:
-    """The studies whose `PatientName`, `PatientID` or `StudyDescription` match (`*`, `?`), or with these UIDs, by
-    `limit` and `offset`. Each is one image; all three names are its id."""
+    """Studies by `PatientName`, `PatientID` or `StudyDescription` (with `*` and `?`), or by UID: at most `limit`, from
+    `offset` on. Each study is one image; all three attributes are the image's id."""
     query = request.query_params
     limit, offset = (_count(query.get(name), most) for name, most in (("limit", MOST), ("offset", 1 << 31)))
     ids = await store.ids()
@@ -63,21 +63,21 @@ def _count(value: str | None, most: int) -> int | None:
     if value is None or value == "":
         return None
     if not value.isdecimal():
-        raise BadRequest("limit and offset are whole numbers")
+        raise BadRequest("limit and offset must be whole numbers")
     return min(int(value), most)
 
 
 def _study(image_id: str) -> dict[str, Any]:
     dataset = study_dataset(image_id)
     dataset.NumberOfStudyRelatedSeries = 1
-    # Which it is shows in the voxels, which a list does not decode.
+    # Which of them, only the voxels tell, and a list does not decode them.
     dataset.ModalitiesInStudy = ["CT", "MR"]
     return dataset.to_json_dict()
 
 
 @router.get(Route.SERIES)
 async def series(study: str, request: Request, store: AllSeries, user: AsUser) -> Response:
-    """The study's one series."""
+    """The study's only series."""
     found = await _found(store, study)
     dataset = series_dataset(found.stack)
     del dataset.SOPClassUID
@@ -88,25 +88,25 @@ async def series(study: str, request: Request, store: AllSeries, user: AsUser) -
 
 @router.get(Route.STUDY_METADATA)
 async def study_metadata(study: str, store: AllSeries, user: AsUser) -> Response:
-    """All that is known of the study's slices but their pixels."""
+    """Attributes of the study's slices, without pixel data."""
     return await _metadata(await _found(store, study))
 
 
 @router.get(Route.SERIES_METADATA)
 async def series_metadata(study: str, series: str, store: AllSeries, user: AsUser) -> Response:
-    """All that is known of the series' slices but their pixels."""
+    """Attributes of the series' slices, without pixel data."""
     return await _metadata(await _found(store, study, series))
 
 
 @router.get(Route.INSTANCES)
 async def instances(study: str, series: str, store: AllSeries, user: AsUser) -> Response:
-    """The series' slices."""
+    """Slices of the series."""
     return await _metadata(await _found(store, study, series))
 
 
 @router.get(Route.INSTANCE_METADATA)
 async def instance_metadata(study: str, series: str, instance: str, store: AllSeries, user: AsUser) -> Response:
-    """All that is known of a slice but its pixels."""
+    """Attributes of a slice, without pixel data."""
     found = await _found(store, study, series)
     number = _number(found, instance)
     return _DicomJson([instance_datasets(found.stack)[number].to_json_dict()])
@@ -114,11 +114,11 @@ async def instance_metadata(study: str, series: str, instance: str, store: AllSe
 
 @router.get(Route.FRAMES, response_class=Response)
 async def frames(study: str, series: str, instance: str, number: int, store: AllSeries, user: AsUser) -> Response:
-    """A slice's pixels, as `multipart/related`: 16 bits, little endian, uncompressed."""
+    """Pixel data of a slice as `multipart/related`: 16 bits, little endian, uncompressed."""
     record = await _record(store, study, series)
     at = _number(await store.series(record), instance)
     if number != 1:
-        raise NotFound("every instance here has one frame")
+        raise NotFound("no such frame: each instance has one, number 1")
     pixels = await store.frame(record, at)
     boundary = secrets.token_hex(16)
     part = f"application/octet-stream; transfer-syntax={_EXPLICIT_LITTLE}"
@@ -132,16 +132,16 @@ async def _found(store: SeriesStore, study: str, series: str | None = None) -> S
 
 
 async def _record(store: SeriesStore, study: str, series: str | None) -> ImageRecord:
-    """The image of that study and series."""
+    """The image with that study and series UID."""
     record = await store.image_of(study)
     if uid_of("study", record.id) != study or series not in (None, uid_of("series", record.id)):
-        raise NotFound("no such series in that study")
+        raise NotFound("the study has no such series")
     return record
 
 
 def _number(found: Series, instance: str) -> int:
     if instance not in found.numbers:
-        raise NotFound("no such instance in that series")
+        raise NotFound("the series has no such instance")
     return found.numbers[instance]
 
 

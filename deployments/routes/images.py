@@ -1,4 +1,4 @@
-"""`/datastore/image`: upload, download, delete images, and their info."""
+"""`/datastore/image`: upload, download and delete images, and their infos."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _INFO = describe_form(texts={"info": "JSON object: keys to merge into the info."
 async def upload(
     request: Request, services: Service, checks: Checking, user: AsAnnotator, image: Annotated[str, Query()] = ""
 ) -> StoredImage:
-    """Add an image; a file that cannot be read whole is refused and stored nowhere.
+    """Upload an image. Its id is `image`, or the file's name without extension.
 
-    Its id is `image`, else the file's name without extension.
+    A file that cannot be decoded completely is refused, and nothing is stored.
     """
     if image:
         checked_name(image, "image")
@@ -65,7 +65,7 @@ async def exists(
     image: Annotated[str, Query()],
     check_sum: Annotated[str, Query()] = "",
 ) -> Response:
-    """200 if the image is there (and has this SHA-256, with or without the prefix `SHA256:`)."""
+    """200 if the image exists; with `check_sum`, if its SHA-256 is that (the prefix `SHA256:` is optional)."""
     record = await services.datastore.image(checked_name(image, "image"))
     if check_sum:
         try:
@@ -73,13 +73,13 @@ async def exists(
         except IsADirectoryError:
             raise NotFound(f"image {image!r} is a folder of DICOM files and has no checksum") from None
         if digest != check_sum.lower().removeprefix("sha256:"):
-            raise NotFound(f"image {image!r} has another checksum")
+            raise NotFound(f"image {image!r} has a different checksum")
     return Response()
 
 
 @router.get(Route.IMAGE, response_class=Response, responses=FILE)
 async def download(services: Service, checks: Checking, user: AsUser, image: Annotated[str, Query()]) -> Response:
-    """The image's file; of a folder of DICOM files, what they come to as NIfTI."""
+    """The image's file; a folder of DICOM files is converted to NIfTI."""
     record = await services.datastore.image(checked_name(image, "image"))
     if record.ext:
         return await file_reply(record.path, name=record.id + record.ext)
@@ -94,7 +94,7 @@ def _convert(series: Path, target: Path, max_bytes: int) -> None:
 
 @router.get(Route.IMAGE_INFO)
 async def info(services: Service, user: AsUser, image: Annotated[str, Query()]) -> dict[str, Any]:
-    """What is known of the image; `{}` for one that is not there."""
+    """The image's info, with its path on the server; `{}` for an unknown image."""
     try:
         record = await services.datastore.image(checked_name(image, "image"))
     except NotFound:

@@ -1,4 +1,4 @@
-"""`POST /infer/{model}`: automatic segmentation and clicks, in the forms of Slicer, OHIF and our own client."""
+"""`POST /infer/{model}`: automatic segmentation and prompts, as 3D Slicer, OHIF and our client send them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from rayapp.users import User
 
 router = APIRouter(tags=["inference"], responses=problems(400, 404, 409, 413, 422, 503))
 
-# Never taken from a client: which image and which model is said by the query and the path, and checked there.
+# Not taken from the params: query and path name the image and the model, and are checked there.
 _OURS = frozenset({"image", "model", "session", "session_id", "path"})
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Two parts, `params` (JSON) and `image` (the mask); with `output` one of them alone. "
-        "JSON alone from a model that makes no mask.",
+        "description": "Two parts, `params` (JSON) and `image` (the mask), or with `output` one of them alone. "
+        "Models that do not make masks answer JSON alone.",
         "content": {
             "multipart/form-data": {},
             "application/json": {"schema": {"type": "object"}},
@@ -44,8 +44,8 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     }
 }
 _FORM = describe_form(
-    texts={"params": "JSON object: clicks by label name as voxel indices [i, j, k], and options."},
-    files={"file": "An image, in place of a stored one.", "label": "A label map to start from (scribbles)."},
+    texts={"params": "JSON object: clicks by label name, as voxel indices [i, j, k], and options."},
+    files={"file": "An image, instead of a stored one.", "label": "A label map: scribbles, or a mask to start from."},
 )
 
 
@@ -62,7 +62,10 @@ async def infer(
     session_id: Annotated[str, Query()] = "",
     output: Annotated[Output, Query()] = Output.ALL,
 ) -> Response:
-    """Run a model on a session's image, else on the uploaded `file`, else on a stored image."""
+    """Run a model on the image of a session, else on the uploaded `file`, else on a stored image.
+
+    With `save_label` among the params the prediction is also saved, under the tag `label_tag` (default `original`).
+    """
     model = checked_name(await described.spelled("models", model), "model")
     async with read_form(
         request, texts=("params",), files=("file", "label"), stage=to_store(services, raw=True)
@@ -89,7 +92,7 @@ async def infer(
 async def _image_of(
     services: Services, checks: Checks, series: SeriesStore, form: Form, image: str, session_id: str
 ) -> tuple[str, Path | None]:
-    """The call's key, and the file to read when it is not the store's."""
+    """`key` and `path` of the `InferCall`. Raises BadRequest if the request names no image."""
     if session_id:
         return f"session/{session_id}", await services.sessions.image(session_id)
     upload = form.file("file")
@@ -98,7 +101,7 @@ async def _image_of(
         return f"upload/{await asyncio.to_thread(sha256_of, upload.path)}", upload.path
     if image:
         return await series.source(checked_name(image, "image"))
-    raise BadRequest("say what to segment: `image` or `session_id` in the query, or an uploaded `file`")
+    raise BadRequest("no image given: send `image` or `session_id` in the query, or upload a `file`")
 
 
 def _result_ext(params: Mapping[str, Any]) -> str | None:
@@ -116,7 +119,7 @@ def _save_as(params: Mapping[str, Any], user: User, output: Output) -> SaveAs | 
     if not user.role.reaches(Role.ANNOTATOR):
         raise not_allowed(user, Role.ANNOTATOR)
     if output is Output.BOX:
-        raise BadRequest("save_label does not go with output=box: ask for all, image or json")
+        raise BadRequest("save_label cannot be combined with output=box: use all, image or json")
     return SaveAs(
         tag=checked_name(str(params.get("label_tag") or ORIGINAL), "label_tag"), author=author_of(user, params)
     )

@@ -1,4 +1,4 @@
-"""`GET /info/`: what this server offers, and how far the annotators are; also the readiness check. `POST /reload`."""
+"""`GET /info/`: models, strategies and counts; also the readiness check. `POST /reload`: load the app anew."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ router = APIRouter(tags=["info"], responses=problems(503))
 
 @router.get(Route.INFO, response_model=Info)
 async def info(services: Service, described: Described, user: AsUser) -> JSONResponse:
-    """Models, trainers, strategies, scoring methods, labels, and the datastore's counts."""
+    """Models, trainers, strategies, scoring methods, labels, and counts of images and labels."""
     said, status = await asyncio.gather(described.get(), services.datastore.status())
     return JSONResponse({**said, "datastore": status})
 
 
 @router.post(Route.RELOAD)
 async def reload(services: Service, described: Described, user: AsAdmin) -> dict[str, Any]:
-    """Make the app anew."""
+    """Load the app anew."""
     await services.models.reload()
     described.forget()
     return {}

@@ -1,8 +1,9 @@
-"""`/interactions`: the click log as the session. An annotator opens one on an image, prompts, undoes and redoes; any
-other machine of theirs goes on from the log. Ours: MONAI Label has none.
+"""`/interactions`: sessions of prompts that live in the click log. MONAI Label has none.
 
-Masks come as what changed (`rayapp.imaging.mask_codec`). The header's params say under `interaction` which `step` of
-the log the mask is of, its token `mask`, and the token of the mask `onto` which the changes go ("": onto zeros).
+An annotator opens an interaction on an image, prompts, undoes and redoes, and may continue on another machine, since
+everything is in the log. Masks are sent as changes (`rayapp.imaging.mask_codec`). The params in the header have under
+`interaction` the `step` of the log that the mask is of, its token `mask`, and the token `onto` of the mask that the
+changes apply to ("" for zeros).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ router = APIRouter(tags=["interactions"], responses=problems(400, 404, 409, 413,
 
 Point = tuple[int, int, int]
 _MASK: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The changed box as packed bits; params in a header.", "content": {MASK_MEDIA_TYPE: {}}}
+    200: {"description": "The changes as a packed mask; params in a header.", "content": {MASK_MEDIA_TYPE: {}}}
 }
 
 
@@ -54,7 +55,7 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 class Opening(BaseModel):
-    """Which image is worked on with which model."""
+    """The image to work on, and the model."""
 
     image: str
     model: str
@@ -62,7 +63,7 @@ class Opening(BaseModel):
 
 
 class Step(BaseModel):
-    """`request` is an id of the client's: sent again, it counts once. `onto` is the token of the mask it holds."""
+    """`request` is an id chosen by the client; sent again, it counts once. `onto` is the token of the mask it holds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -72,10 +73,13 @@ class Step(BaseModel):
 
 
 class Prompt(Step):
-    """One prompt more: voxel indices [i, j, k]; `roi` is [i0, i1, j0, j1, k0, k1], null for none any more; `extremes`
-    are six outermost points by label name, or four on one slice; `marks` (strokes, 1 background and 2 foreground) and
-    `start` (a mask to start from, null for none any more) are packed masks in base64. Strokes and curves are drawn on
-    the structure that `label` names. `reset` lets go of all prompts before."""
+    """One more prompt. Points are voxel indices [i, j, k].
+
+    `roi` is [i0, i1, j0, j1, k0, k1], null to remove it. `extremes` are the six outermost points of a structure by its
+    name, or four on one slice. `marks` (scribbles: 1 background, 2 foreground) and `start` (a mask to start from, null
+    to remove it) are packed masks in base64. Scribbles and curves belong to the structure `label`. `reset` drops all
+    earlier prompts.
+    """
 
     clicks: dict[str, list[Point]] = {}
     curves: list[list[Point]] = []
@@ -92,7 +96,7 @@ class Prompt(Step):
 async def open_one(
     opening: Opening, services: Service, opened: Opened, described: Described, user: AsAnnotator
 ) -> OpenedInteraction:
-    """Open an interaction; its id works on any machine, for this user."""
+    """Open an interaction. The user can continue it on any machine by its id."""
     model = await described.known("models", "model", opening.model)
     image = await services.datastore.image(checked_name(opening.image, "image"))
     event = opening_event(image_id=image.id, model=model, user=user.name, client_id=opening.client_id, ts=time.time())
@@ -107,7 +111,7 @@ async def open_one(
 async def of_image(
     services: Service, caller: AsAnnotator, image: Annotated[str, Query()], user: Annotated[str, Query()] = ""
 ) -> list[InteractionState]:
-    """An image's interactions, oldest first: one's own, or for reviewers also those of the user named."""
+    """Interactions on an image, oldest first: the caller's own; reviewers may ask for those of another `user`."""
     if user and user != caller.name and not caller.role.reaches(Role.REVIEWER):
         raise _not_yours()
     record = await services.datastore.image(checked_name(image, "image"))
@@ -117,7 +121,7 @@ async def of_image(
 
 @router.get(Route.INTERACTION)
 async def state(interaction_id: str, services: Service, opened: Opened, user: AsAnnotator) -> InteractionState:
-    """All that was said so far."""
+    """The interaction's prompts and its log."""
     found = _checked(await opened.find(interaction_id), user, reading=True)
     return _state(found, await services.datastore.events(found.image_id, user=found.user, after=found.step))
 
@@ -133,8 +137,8 @@ async def mask(
     model: Annotated[str, Query()] = "",
     version: Annotated[str, Query()] = "",
 ) -> Response:
-    """The mask now, or as of a step of the log; by the interaction's model or another, in a version or the one that
-    serves."""
+    """The mask now or as of a step of the log, by the interaction's model or another `model`, in the served version or
+    in `version`."""
     found = _checked(await opened.find(interaction_id), user, reading=True)
     call = InferCall(
         model=checked_name(model or found.model, "model"),
@@ -148,7 +152,7 @@ async def mask(
 
 
 def _given(said: Prompt) -> Info:
-    """What the prompt says."""
+    """The prompt's fields that were sent. Raises BadRequest if there are none."""
     given: Info = said.model_dump(mode="json", exclude_unset=True, exclude={"request", "onto", "client_id"})
     if not given:
         raise BadRequest("a prompt needs clicks, curves, extremes, marks, start, roi, label, slice or reset")
@@ -159,7 +163,7 @@ def _given(said: Prompt) -> Info:
 async def prompt(
     interaction_id: str, said: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
-    """Add a prompt; it is in the log, durably, before the network runs."""
+    """Add a prompt and get the mask. The prompt is logged durably before the network runs."""
     return await _answer(request, services, await _turn(interaction_id, PROMPT, said, _given(said), opened, user))
 
 
@@ -167,16 +171,16 @@ async def prompt(
 async def stream(
     interaction_id: str, said: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
-    """Add a prompt; its masks as Server-Sent Events, the first as soon as there is one, each better one after it.
+    """Add a prompt and get its masks as server-sent events: a first one soon, then every better one.
 
-    `mask` has `params` and the packed `mask` in base64, each with the changes to the one before; `problem` has what
-    went wrong, as `status` and `detail` (409: a newer prompt of the interaction is here); `end` is the last.
+    `mask` events have `params` and, in base64, the packed changes to the mask before. A `problem` event has `status`
+    and `detail` of an error (409: a newer prompt of the interaction arrived). `end` is the last event.
     """
     return await _streamed(request, services, await _turn(interaction_id, PROMPT, said, _given(said), opened, user))
 
 
 async def _streamed(request: Request, services: Services, call: InferCall) -> Response:
-    """The answer's stages as events; what goes wrong before the first of them is an answer of its own."""
+    """Stream the stages. An error before the first one is an ordinary error response."""
     replies = services.inference.stream(call)
     try:
         first = await unless_gone(request, anext(replies))
@@ -205,7 +209,7 @@ def _told(reply: InferReply) -> dict[str, Any]:
 async def undo(
     interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
-    """Take the last prompt back. 409 when there is none."""
+    """Undo the last prompt and get the mask. 409 if there is none."""
     return await _answer(request, services, await _turn(interaction_id, UNDO, asked, {}, opened, user))
 
 
@@ -213,7 +217,7 @@ async def undo(
 async def undo_stream(
     interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
-    """Take the last prompt back; the masks without it as events, as of `stream`. 409 when there is none."""
+    """Undo the last prompt and get the masks as events, as of `stream`. 409 if there is none."""
     return await _streamed(request, services, await _turn(interaction_id, UNDO, asked, {}, opened, user))
 
 
@@ -221,7 +225,7 @@ async def undo_stream(
 async def redo(
     interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
-    """Bring back the prompt undone last. 409 when there is none."""
+    """Redo the prompt that was undone last and get the mask. 409 if there is none."""
     return await _answer(request, services, await _turn(interaction_id, REDO, asked, {}, opened, user))
 
 
@@ -229,7 +233,7 @@ async def redo(
 async def redo_stream(
     interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
-    """Bring back the prompt undone last; the masks with it as events, as of `stream`. 409 when there is none."""
+    """Redo the prompt that was undone last and get the masks as events, as of `stream`. 409 if there is none."""
     return await _streamed(request, services, await _turn(interaction_id, REDO, asked, {}, opened, user))
 
 
@@ -255,7 +259,7 @@ async def _answer(request: Request, services: Services, call: InferCall) -> Resp
 
 
 def _checked(found: Interaction, user: User, *, reading: bool) -> Interaction:
-    """The interaction, if the user may touch it. Reviewers may read those of others; nobody else may touch one."""
+    """The interaction, if it is the user's own; reviewers may read those of others. Raises NotAllowed."""
     if found.user != user.name and not (reading and user.role.reaches(Role.REVIEWER)):
         raise _not_yours()
     return found
@@ -289,4 +293,4 @@ def _state(opened: Interaction, events: list[ClickEvent]) -> InteractionState:
 
 
 def _not_yours() -> NotAllowed:
-    return NotAllowed("that interaction is another user's: open one of your own")
+    return NotAllowed("the interaction belongs to another user: open your own")

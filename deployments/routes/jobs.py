@@ -1,4 +1,4 @@
-"""`/train/`, `/scoring/`, `/batch/infer` as MONAI Label's clients know them, and `/jobs`: background work."""
+"""Background jobs: `/train/`, `/scoring/` and `/batch/infer` as in MONAI Label, and `/jobs`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Stats = dict[str, Any]
 """Answer of `run_sync`: what the job produced."""
 
 STOPS_S = 15.0
-"""How long a client that stops a job waits for its end; the job ends anyway."""
+"""Seconds that a request to stop a job waits for its end; the job ends anyway."""
 POLL_S = 0.5
 HEARTBEAT_S = 10.0
 STREAMS = 100
-"""Clients of one gateway that may follow jobs at once."""
+"""Clients of one gateway that may follow jobs at the same time."""
 PICTURE = ".png"
 _OPTIONS = describe_json("The trainer's options, as /info/ lists them with their defaults.")
 _SCORING = describe_json("The method's options, as /info/ lists them; `images` (`unlabeled`, `labeled`, `all`).")
@@ -49,7 +49,7 @@ _PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The picture.", "c
 
 
 async def _tasks(services: Services, kind: JobKind, *, every: bool, running: bool) -> OneOrAll:
-    """The last one submitted, all, or the running one; 404 if there is none, which clients take for "nothing runs"."""
+    """The last job submitted, all, or the running one. Raises NotFound if there is none: "nothing runs" to clients."""
     if running:
         found = await services.jobs.running(kind)
         if found is None:
@@ -67,12 +67,12 @@ async def _stop(services: Services, kind: JobKind) -> responses.Job | None:
     job = await services.jobs.running(kind)
     if job is None:
         return None
-    await services.jobs.cancel(job.id)  # by its id: asked again after a fault, it must not stop the next one
+    await services.jobs.cancel(job.id)  # by its id: a retry must not stop the next job
     return (await _ended(services, job.id, STOPS_S)).as_json()
 
 
 async def _ended(services: Services, job_id: str, seconds: float) -> Job:
-    """The job once it is over, or as it is after that time."""
+    """The job once it is over, or as it is after `seconds`."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         job = await services.jobs.job(job_id)
@@ -84,50 +84,50 @@ async def _ended(services: Services, job_id: str, seconds: float) -> Job:
 async def _submit(
     services: Services, user: User, kind: JobKind, name: str, params: Mapping[str, Any], *, enqueue: bool
 ) -> Job:
-    # The id is made here, so that a call that is made again after a fault makes no second job.
+    # The id is chosen here, so that a retry after a fault submits no second job.
     named = {"model": name, **params} if kind is JobKind.SCORING else {**params, "model": name}
     return await services.jobs.submit(kind, name, named, job_id=str(uuid.uuid4()), user=user.name, enqueue=enqueue)
 
 
 @router.get(Route.TRAIN)
 async def trainings(services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False) -> OneOrAll:
-    """The last training, `all`, or the running one; 404 when there is none."""
+    """The last training, `all`, or with `check_if_running` the running one; 404 if there is none."""
     return await _tasks(services, JobKind.TRAIN, every=all, running=check_if_running)
 
 
 @router.get(Route.SCORING)
 async def scorings(services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False) -> OneOrAll:
-    """The last scoring, `all`, or the running one; 404 when there is none."""
+    """The last scoring, `all`, or with `check_if_running` the running one; 404 if there is none."""
     return await _tasks(services, JobKind.SCORING, every=all, running=check_if_running)
 
 
 @router.get(Route.BATCH)
 async def batches(services: Service, user: AsUser, all: Flag = False, check_if_running: Flag = False) -> OneOrAll:
-    """The last batch inference, `all`, or the running one; 404 when there is none."""
+    """The last batch inference, `all`, or with `check_if_running` the running one; 404 if there is none."""
     return await _tasks(services, JobKind.BATCH, every=all, running=check_if_running)
 
 
 @router.delete(Route.TRAIN)
 async def stop_training(services: Service, user: AsAdmin) -> responses.Job | None:
-    """Stop the running training; null when nothing runs."""
+    """Stop the running training; null if none runs."""
     return await _stop(services, JobKind.TRAIN)
 
 
 @router.delete(Route.SCORING)
 async def stop_scoring(services: Service, user: AsAnnotator) -> responses.Job | None:
-    """Stop the running scoring; null when nothing runs."""
+    """Stop the running scoring; null if none runs."""
     return await _stop(services, JobKind.SCORING)
 
 
 @router.delete(Route.BATCH)
 async def stop_batch(services: Service, user: AsAdmin) -> responses.Job | None:
-    """Stop the running batch inference; null when nothing runs."""
+    """Stop the running batch inference; null if none runs."""
     return await _stop(services, JobKind.BATCH)
 
 
 @router.post(Route.TRAIN, include_in_schema=False)
 async def train_all(request: Request, services: Service, described: Described, user: AsAdmin) -> Submitted:
-    """Train every model that can be trained, one after the other; by trainer what became of it."""
+    """Submit a training of every trainer; they run one after another. Returns the outcome by trainer."""
     body = await read_json(request)
     return await _submit_all(services, user, JobKind.TRAIN, (await described.get())["trainers"], body)
 
@@ -157,7 +157,8 @@ async def train(
     run_sync: Flag = False,
     enqueue: Flag = False,
 ) -> responses.Job | Stats:
-    """Train a model; 429 while another training runs, unless it may `enqueue`. With `run_sync` its statistics."""
+    """Train a model. While another training runs, 429, or with `enqueue` it waits its turn. `run_sync` waits for the
+    end and returns its statistics."""
     name = await described.known("trainers", "trainer", model)
     job = await _submit(services, user, JobKind.TRAIN, name, await read_json(request), enqueue=enqueue)
     if not run_sync:
@@ -166,7 +167,7 @@ async def train(
 
 
 async def _done(services: Services, job: Job) -> Job:
-    """The job once it is done. Raises Conflict if it ends otherwise."""
+    """The job once it is done. Raises Conflict if it fails or is stopped."""
     job = await _ended(services, job.id, float("inf"))
     if job.state is not State.DONE:
         raise Conflict(f"the {job.kind.display_name} ended as {job.state}: {job.details[-1]}")
@@ -175,7 +176,7 @@ async def _done(services: Services, job: Job) -> Job:
 
 @router.post(Route.SCORING, include_in_schema=False)
 async def score_all(request: Request, services: Service, described: Described, user: AsAnnotator) -> Submitted:
-    """Run every scoring method, one after the other; by method what became of it."""
+    """Submit a scoring by every method; they run one after another. Returns the outcome by method."""
     body = await read_json(request)
     return await _submit_all(services, user, JobKind.SCORING, (await described.get())["scoring"], body)
 
@@ -190,7 +191,8 @@ async def score(
     run_sync: Flag = False,
     enqueue: Flag = False,
 ) -> responses.Job | Stats:
-    """Score images with a method; 429 while another scoring runs, unless it may `enqueue`. With `run_sync` how many."""
+    """Score images. While another scoring runs, 429, or with `enqueue` it waits its turn. `run_sync` waits for the end
+    and returns the counts."""
     name = await described.known("scoring", "scoring method", method)
     job = await _submit(services, user, JobKind.SCORING, name, await read_json(request), enqueue=enqueue)
     if not run_sync:
@@ -209,8 +211,8 @@ async def batch(
     run_sync: Flag = False,
     enqueue: Flag = False,
 ) -> responses.Job | Stats:
-    """Let a model label `images` (`all`, `labeled` or `unlabeled`); 429 while another batch runs, unless it may
-    `enqueue`. With `run_sync` what was saved, by image."""
+    """Label `images` (`all`, `labeled` or `unlabeled`) with a model. While another batch runs, 429, or with `enqueue`
+    it waits its turn. `run_sync` waits for the end and returns the saved labels by image."""
     name = await described.known("models", "model", model)
     body = {**await read_json(request), "images": images}
     job = await _submit(services, user, JobKind.BATCH, name, body, enqueue=enqueue)
@@ -222,7 +224,7 @@ async def batch(
 
 
 def _saved_by(job: Job, document: dict[str, Any]) -> Stats:
-    """The labels that a batch saved, by image, as MONAI Label answers them."""
+    """Labels that a batch saved, by image, as MONAI Label answers them."""
     tag = str(job.request.get("label_tag") or ORIGINAL)
     infos = {image: found["labels"].get(tag, {}).get("info", {}) for image, found in document["objects"].items()}
     return {
@@ -240,7 +242,7 @@ async def jobs(services: Service, user: AsUser) -> list[responses.Job]:
 
 @router.get(Route.JOB)
 async def job(job_id: str, services: Service, user: AsUser) -> responses.Job:
-    """One job, with the names of its pictures."""
+    """One job, with the names of its pictures in `files`."""
     found = await services.jobs.job(checked_name(job_id, "job"))
     return {**found.as_json(), "files": await asyncio.to_thread(_pictures, run_folder(services.settings, found.id))}
 
@@ -251,18 +253,18 @@ def _pictures(folder: Path) -> list[str]:
 
 @router.delete(Route.JOB)
 async def cancel(job_id: str, services: Service, user: AsAdmin) -> responses.Job:
-    """Stop a job that waits or runs."""
+    """Stop a job that is queued or running."""
     await services.jobs.cancel(checked_name(job_id, "job"))
     return (await _ended(services, job_id, STOPS_S)).as_json()
 
 
 @router.get(Route.JOB_EVENTS, response_class=Response, responses=_EVENTS)
 async def events(job_id: str, request: Request, services: Service, user: AsUser) -> Response:
-    """The job at each change, as Server-Sent Events, until it is over."""
+    """The job at each change, as server-sent events, until it is over."""
     first = await services.jobs.job(checked_name(job_id, "job"))
     state = request.app.state
     if getattr(state, "streams", 0) >= STREAMS:
-        raise Busy("too many clients follow jobs here: ask GET /jobs now and then")
+        raise Busy("too many clients are following jobs: poll GET /jobs instead")
     return event_stream(_follow(services, state, first))
 
 
@@ -288,7 +290,7 @@ async def _follow(services: Services, state: Any, job: Job) -> AsyncIterator[byt
 
 
 async def _again(services: Services, job: Job) -> Job:
-    """The job as it is now; as it was, while the jobs' actor starts again."""
+    """The job as it is now; unchanged while the jobs actor restarts."""
     try:
         return await services.jobs.job(job.id)
     except Busy:
@@ -297,8 +299,8 @@ async def _again(services: Services, job: Job) -> Job:
 
 @router.get(Route.JOB_FILE, response_class=Response, responses=_PNG)
 async def picture(job_id: str, name: str, services: Service, user: AsUser) -> Response:
-    """A picture that the job made: its curves, or a validation image with what was found on it."""
+    """A picture of the job: its learning curves, or a validation image with the prediction on it."""
     if not checked_name(name, "file").endswith(PICTURE):
-        raise BadRequest(f"a job's files are pictures: name one that ends in {PICTURE}")
+        raise BadRequest(f"the files of a job are pictures: the name must end in {PICTURE}")
     path = run_folder(services.settings, checked_name(job_id, "job")) / name
     return await file_reply(path, name=None, media_type="image/png")

@@ -1,4 +1,4 @@
-"""`/datastore/label`: save, download, delete labels, and their info."""
+"""`/datastore/label`: save, download and delete labels, and their infos."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ async def save(
     image: Name,
     tag: Name = "",
 ) -> JSONResponse:
-    """Save a label of an image. Acknowledged means durable; every earlier save stays as a revision.
+    """Save a label of an image, durably; earlier states stay as revisions.
 
-    A file that is no whole label map on the image's grid is refused and stored nowhere. With `If-Match`, the answer is
-    409 if somebody else saved since that revision; it says who and when. The answer's `ETag` is the new revision's.
+    A file that cannot be decoded completely, or does not lie on the image's grid, is refused, and nothing is stored.
+    With `If-Match`, 409 if somebody else saved since that revision; the detail says who and when. The response's `ETag`
+    is that of the new revision.
     """
     tag = checked_name(tag or FINAL, "tag")
     record = await services.datastore.image(checked_name(image, "image"))
@@ -76,7 +77,7 @@ async def save(
 
 
 async def _app_says(services: Services, image_id: str, tag: str) -> dict[str, Any]:
-    """What the app's hook adds to the reply. The label is stored: a hook that fails must not look like a lost save."""
+    """Keys that the app's hook adds to the response. The label is saved: an error in the hook is only logged."""
     try:
         return dict(await services.models.label_saved(image_id, tag))
     except Exception as error:
@@ -85,7 +86,7 @@ async def _app_says(services: Services, image_id: str, tag: str) -> dict[str, An
 
 
 async def _checked_label(services: Services, checks: Checks, label: Upload, image: ImageRecord) -> tuple[Path, str]:
-    """The staged file to take over, and its extension."""
+    """The checked file to take over, and its extension."""
     ext = extension(label.name, raw=True)
     if ext != RAW:
         await checks.run(check_label, label.path, image.path, services.settings.max_volume)
@@ -101,14 +102,14 @@ async def _label(services: Services, label: str, tag: str) -> LabelRecord:
 
 @router.head(Route.LABEL, response_class=Response)
 async def exists(services: Service, user: AsUser, image: Name, tag: Name) -> Response:
-    """200 if the image has a label under the tag."""
+    """200 if the image has a label under the tag, else 404."""
     found = await _label(services, image, tag)
     return Response(headers={"ETag": entity_tag(found.number)})
 
 
 @router.get(Route.LABEL, response_class=Response, responses=FILE)
 async def download(services: Service, user: AsUser, label: Name, tag: Name) -> Response:
-    """The newest revision's file."""
+    """The file of the newest revision."""
     found = await _label(services, label, tag)
     reply = await file_reply(found.path, name=found.id + found.ext)
     reply.headers["ETag"] = entity_tag(found.number)
@@ -117,12 +118,12 @@ async def download(services: Service, user: AsUser, label: Name, tag: Name) -> R
 
 @router.delete(Route.LABEL)
 async def remove(services: Service, user: AsAdmin, expected: Expected, id: Name, tag: Name) -> dict[str, Any]:
-    """Remove the label (its revisions stay); no error if there is none.
+    """Remove the label; its revisions stay. Succeeds also if there is none.
 
-    With `If-Match`, the answer is 409 if another revision is the newest.
+    With `If-Match`, 409 if another revision is the newest.
     """
     names = checked_name(id, "label"), checked_name(tag, "tag")
-    if expected is None:  # a call that is repeated after a fault must not take what was saved in between
+    if expected is None:  # a retry after a fault must not remove what was saved in between
         try:
             expected = (await services.datastore.label(*names)).number
         except NotFound:
@@ -133,7 +134,7 @@ async def remove(services: Service, user: AsAdmin, expected: Expected, id: Name,
 
 @router.get(Route.LABEL_INFO)
 async def info(services: Service, user: AsUser, label: Name, tag: Name) -> dict[str, Any]:
-    """What was saved with the label; `{}` if there is none."""
+    """The label's info; `{}` if there is no label."""
     try:
         return (await _label(services, label, tag)).info
     except NotFound:
@@ -142,7 +143,7 @@ async def info(services: Service, user: AsUser, label: Name, tag: Name) -> dict[
 
 @router.put(Route.LABEL_INFO, openapi_extra=_INFO)
 async def update_info(request: Request, services: Service, user: AsAnnotator, label: Name, tag: Name) -> None:
-    """Merge keys into the label's info. The Reviewer module of 3D Slicer calls the field `params`."""
+    """Merge keys into the label's info. The form field is `info`, or `params` from 3D Slicer's Reviewer module."""
     async with read_form(request, texts=("info", "params")) as form:
         keys = info_of(form.json("info" if "info" in form.texts else "params"))
     names = checked_name(label, "label"), checked_name(tag, "tag")

@@ -1,4 +1,4 @@
-"""`/logs/`: the end of the server's log, and the GPUs' state."""
+"""`/logs/`: the tail of the server's log, and the state of the GPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["logs"], responses=problems(404, 422, 503))
 
 _BLOCK = 1 << 16
 _LONGEST = 16 << 20
-"""Bytes of log that one reply may have, unless the whole is asked for."""
+"""Bytes of log per response, unless the whole log is requested."""
 _MIN_REFRESH = 3
 _GPU_TIMEOUT = 10.0
 _TEXT = "text/plain; charset=utf-8"
@@ -36,14 +36,14 @@ async def logs(
     text: Annotated[bool, Query()] = False,
     refresh: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
-    """The last `lines` lines, as a page (anew every `refresh` seconds, if set) or as text; all for 0 or less."""
+    """The last `lines` lines (0 or less: all), as a page that reloads every `refresh` seconds, or as text."""
     path = log_file(services.settings)
     if lines <= 0:
         return await file_reply(path, name=None, media_type=_TEXT)
     try:
         tail = await asyncio.to_thread(_tail, path, lines)
     except FileNotFoundError:
-        raise NotFound("there is no log yet") from None
+        raise NotFound("the log is empty: nothing was logged yet") from None
     if text or not html:
         return PlainTextResponse(tail)
     again = f'<meta http-equiv="refresh" content="{max(refresh, _MIN_REFRESH)}">' if refresh else ""
@@ -52,7 +52,7 @@ async def logs(
 
 
 def _tail(path: Path, lines: int) -> str:
-    """The last lines, found from the end, so that a long log costs no more than a short one."""
+    """The last lines, read backwards from the end: a long log costs no more than a short one."""
     blocks: list[bytes] = []
     found = size = 0
     with path.open("rb") as file:
@@ -70,7 +70,7 @@ def _tail(path: Path, lines: int) -> str:
 
 @router.get(Route.LOGS_GPU, response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def gpu(user: AsAdmin) -> Response:
-    """What `nvidia-smi` prints."""
+    """Output of `nvidia-smi`."""
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec("nvidia-smi", stdout=pipe, stderr=asyncio.subprocess.STDOUT)
@@ -81,5 +81,5 @@ async def gpu(user: AsAdmin) -> Response:
     except TimeoutError:
         process.kill()
         await process.wait()
-        raise Busy("nvidia-smi does not answer; try again") from None
+        raise Busy("nvidia-smi did not answer in time; retry") from None
     return PlainTextResponse(printed.decode(errors="replace"))

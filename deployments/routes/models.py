@@ -1,4 +1,4 @@
-"""`/model/`: the weights that serve: download, replace, take away."""
+"""`/model/`: download, replace and retire the weights of a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from rayapp.responses import ModelFile
 router = APIRouter(tags=["models"], responses=problems(400, 404, 413, 422, 503))
 
 _FORM = describe_form(
-    texts={}, files={"file": "safetensors; from an administrator also a torch file of tensors."}, needed=["file"]
+    texts={},
+    files={"file": "A safetensors file; administrators may also send a torch file of tensors."},
+    needed=["file"],
 )
 
 
@@ -36,20 +38,20 @@ async def _name(described: Described, model: str) -> str:
 
 @router.get(Route.MODEL_INFO)
 async def info(model: str, services: Service, described: Described, user: AsAdmin) -> ModelFile:
-    """Checksum and time of the version that serves."""
+    """Checksum and modification time of the served version."""
     return await _summary(await services.models.production(await _name(described, model)))
 
 
 @router.get(Route.MODEL, response_class=Response, responses=FILE)
 async def download(model: str, services: Service, described: Described, user: AsAdmin) -> Response:
-    """The weights that serve, as safetensors."""
+    """Weights of the served version, as safetensors."""
     version = await services.models.production(await _name(described, model))
     return await file_reply(version.weights, name=version.name + version.weights.suffix)
 
 
 @router.put(Route.MODEL, openapi_extra=_FORM)
 async def upload(model: str, request: Request, services: Service, described: Described, user: AsAnnotator) -> ModelFile:
-    """Publish weights that fit the model's network as its next version; the one before serves on if they do not."""
+    """Publish weights as the model's next version and serve it. Weights that do not fit the network are refused."""
     name = await _name(described, model)
     await services.models.production(name)
 
@@ -67,7 +69,7 @@ async def upload(model: str, request: Request, services: Service, described: Des
 
 @router.delete(Route.MODEL)
 async def retire(model: str, services: Service, described: Described, user: AsAnnotator) -> dict[str, Any]:
-    """Let no version of the model serve; the versions stay on disk."""
+    """Stop serving the model; its versions stay on disk."""
     await services.models.retire(await _name(described, model))
     described.forget()
     return {}

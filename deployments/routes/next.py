@@ -1,4 +1,4 @@
-"""`POST /activelearning/{strategy}`: the next image."""
+"""`POST /activelearning/{strategy}`: the next image to label."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ router = APIRouter(tags=["active learning"], responses=problems(400, 404, 413, 5
 async def next_image(
     strategy: str, request: Request, services: Service, described: Described, user: AsUser
 ) -> dict[str, Any]:
-    """The image this strategy hands out, with `id`, `path` and its info; `{}` when nothing is left.
+    """The next image by this strategy, with `id`, `path` and its info; `{}` if none is left.
 
-    It is the asker's (by user and `client_id`) for half an hour, longer while they work on it.
+    The caller (user and `client_id`) has a lease on it for half an hour, and longer while they work on it.
     """
     known = await described.known("strategies", "strategy", strategy)
     asked = await read_json(request)
     client_id = author_of(user, asked).client_id
-    holder = f"{user.name}/{client_id or ''}"  # without a client's id all programs of a user count as one
+    holder = f"{user.name}/{client_id or ''}"  # without a client id all programs of a user count as one
     answer = await services.models.next_image(known, {**asked, HOLDER: holder})
     if answer:
         services.inference.prefetch(HandedOut(key=answer["id"], user=user.name, client_id=client_id))

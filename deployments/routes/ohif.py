@@ -1,7 +1,7 @@
-"""`/ohif/`: the OHIF viewer, once `rayapp ohif install` has put it there, with our extension and mode.
+"""`/ohif/`: the OHIF viewer with our extension and mode, once `rayapp ohif install` has installed it.
 
-Open to all, as a browser that opens a page sends no key; there is nothing of a patient in it. Files whose name holds
-their digest are cached for ever, the others are asked for anew.
+Open to all, since a browser that opens a page sends no key; the files hold no patient data. Files with a digest in
+their name are cached for ever, the others are revalidated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rayapp.protocol import PARAMS_HEADER, Route
 router = APIRouter(include_in_schema=False)
 
 OURS = "rayapp/"
-"""Under `/ohif/`: the extension and the mode."""
+"""Folder of our extension and mode under `/ohif/`."""
 _DIGEST = re.compile(r"(^|\.)[0-9a-f]{16,20}\.(js|wasm|woff2)$")
 _FOREVER, _ASK = "public, max-age=31536000, immutable", "no-cache"
 
@@ -34,7 +34,7 @@ _FOREVER, _ASK = "public, max-age=31536000, immutable", "no-cache"
 @router.get(Route.OHIF_ROOT.rstrip("/"))
 @router.get(Route.OHIF_ROOT)
 async def start(request: Request, services: Service) -> Response:
-    """The study list."""
+    """The study list of the viewer."""
     if request.scope["path"] != Route.OHIF_ROOT:
         return RedirectResponse(Route.OHIF_ROOT)
     return await ohif("", request, services)
@@ -42,10 +42,10 @@ async def start(request: Request, services: Service) -> Response:
 
 @router.get(Route.OHIF)
 async def ohif(path: str, request: Request, services: Service) -> Response:
-    """A file of the viewer; for any other path the viewer itself, which knows what it means."""
+    """A file of the viewer; for any other path the viewer's page, which does its own routing."""
     folder = services.settings.ohif
     if not (folder / "index.html").is_file():
-        raise NotFound("the OHIF viewer is not installed on this server: run `rayapp ohif install` and start it anew")
+        raise NotFound("the OHIF viewer is not installed: run `rayapp ohif install` and restart the server")
     if path == "app-config.js":
         return Response(_config(services), media_type="text/javascript", headers={"Cache-Control": _ASK})
     if path.startswith(OURS):
@@ -55,14 +55,15 @@ async def ohif(path: str, request: Request, services: Service) -> Response:
         answer = await files.get_response(path or "index.html", request.scope)
     except HTTPException as error:
         if error.status_code != 404 or Path(path).suffix:
-            raise NotFound("there is no such file in the viewer") from error
+            raise NotFound("the viewer has no such file") from error
         answer = await files.get_response("index.html", request.scope)
     answer.headers["Cache-Control"] = _FOREVER if _DIGEST.search(path) else _ASK
     return answer
 
 
 def _config(services: Services) -> str:
-    """`app-config.js`: where the studies are; our extension and mode for the build that they are written for."""
+    """`app-config.js`: the studies' source, our extension and mode (only for the build that they are written for), and
+    the server's routes for our extension."""
     ours = is_prepared(services.settings.ohif)
     source = {
         "namespace": "@ohif/extension-default.dataSourcesModule.dicomweb",
@@ -93,7 +94,7 @@ def _config(services: Services) -> str:
 
 
 def _source(*, archive: bool) -> dict[str, Any]:
-    """How OHIF asks for studies: the archive's, through our proxy, or those of the folder."""
+    """OHIF's data source: the archive through our proxy, or the studies folder."""
     return {
         "friendlyName": "rayapp",
         "name": "rayapp",

@@ -1,4 +1,4 @@
-"""What a browser meets: the first page, the API's description, the icon. Open to all, and complete offline."""
+"""Pages for browsers: the start page, the API's description, the icon. Open to all, and complete without a network."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _ICON = (
 
 @router.get(Route.ROOT)
 async def first() -> HTMLResponse:
-    """The first page."""
+    """The start page."""
     return HTMLResponse(_FIRST)
 
 
 @router.get(Route.DOCS)
 async def docs(request: Request) -> HTMLResponse:
-    """The API's description as a page: `/openapi.json`, readable without a network."""
+    """The API's description (`/openapi.json`) as a page."""
     schema = request.app.openapi()
     routes = [
         _route(method.upper(), path, operation)

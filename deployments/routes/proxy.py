@@ -1,8 +1,8 @@
-"""`/proxy/dicom/{qido,wado,stow}/…`: the DICOMweb archive behind this server, for viewers.
+"""`/proxy/dicom/{qido,wado,stow}/…`: a proxy to the DICOMweb archive behind this server, for viewers.
 
-Query, Accept, status and bodies pass unchanged, streamed in both directions (small answers whole); of the headers only
-those that DICOMweb needs pass, so neither keys nor hop-by-hop headers do (RFC 9110 7.6.1). Only paths below the
-archive's address can be asked for, and no redirect is followed. The connections belong to the gateway's event loop.
+Query, Accept header, status and bodies pass unchanged, streamed in both directions (small responses in one piece). Of
+the headers only those that DICOMweb needs pass: neither keys nor hop-by-hop headers (RFC 9110 section 7.6.1). Only
+paths below the archive's address are reachable, and no redirect is followed.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _RESOURCES = ("studies", "series", "instances")
 _CONNECTIONS = 64
 _PIECE = 1 << 18
 _SMALL = 1 << 22
-"""Bytes of an answer that is read whole before it is passed on: a frame, a page of a list."""
+"""Bytes of a response that is read completely before it is passed on: a frame, a page of a list."""
 
 
 class Archive:
-    """Connections to the archive. Made by the gateway, closed with it; belongs to one event loop."""
+    """Connections to the archive, closed with the gateway. Belongs to one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._archive = settings.dicomweb
@@ -56,9 +56,20 @@ class Archive:
             await self._session.close()
 
     async def relay(self, request: Request, path: str) -> Response:
-        """The archive's answer to this request. Raises NotFound without an archive, BadRequest, ArchiveAway."""
+        """Pass a request on to the archive and its response back.
+
+        Args:
+            request: of the viewer.
+            path: below `/proxy/dicom/`.
+
+        Raises:
+            NotFound: there is no archive behind this server.
+            BadRequest: the path is not one of DICOMweb.
+            ArchiveAway, ArchiveSlow: the archive does not answer, answers wrongly or too late.
+            TooLarge: its response has more than `max_volume` bytes.
+        """
         if not self._archive.url:
-            raise NotFound("the studies of this server are a folder; there is no DICOMweb archive behind it")
+            raise NotFound("this server has a studies folder: there is no DICOMweb archive behind it")
         url = self._url(path, request.scope["query_string"], post=request.method == "POST")
         asked = (*_ASKED, *_SENT) if request.method == "POST" else _ASKED
         headers = {name: request.headers[name] for name in asked if name in request.headers}
@@ -83,7 +94,7 @@ class Archive:
             raise
 
     async def _signature(self) -> str:
-        """A token may have to be fetched."""
+        """The Authorization header. May fetch a token first, in a thread."""
         fetched = self._archive.token_url is not None
         return await asyncio.to_thread(self._credentials.header) if fetched else self._credentials.header()
 
@@ -97,10 +108,10 @@ class Archive:
                 f"the DICOM archive answered with a redirect ({answer.status}); it is not followed: check the address"
             )
         if (answer.content_length or 0) > self._cap:
-            raise TooLarge(f"the DICOM archive answers with more than {self._cap} bytes (max_volume): ask for less")
+            raise TooLarge(f"the DICOM archive's response has more than {self._cap} bytes (max_volume): request less")
         if answer.content_length is None or answer.content_length > _SMALL or answer.status == 304:
             return _Relayed(answer, self._cap)
-        try:  # at once: each piece of a stream costs milliseconds between here and the client
+        try:  # in one piece: each piece of a stream costs milliseconds on the way to the client
             return Response(await answer.read(), answer.status, _passed(answer))
         except TimeoutError:
             raise ArchiveSlow(
@@ -121,7 +132,7 @@ class Archive:
         pieces = path.rstrip("/").split("/")
         odd = any(piece in ("", ".", "..") or not piece.isprintable() or "\\" in piece for piece in pieces)
         if odd or pieces[0] not in _RESOURCES or (post and (pieces[0] != "studies" or len(pieces) > 2)):
-            raise BadRequest("this is no path of DICOMweb: `studies/…`, and instances are sent to `studies`")
+            raise BadRequest("not a DICOMweb path: use `studies/…`, and send instances to `studies`")
         address = self._archive.base(kind) + "/" + "/".join(quote(piece, safe=",") for piece in pieces)
         return URL(address + ("?" + query.decode("latin-1") if query else ""), encoded=True)
 
@@ -138,7 +149,7 @@ class Archive:
 
 
 def archive_of(request: Request) -> Archive:
-    """The archive behind this gateway."""
+    """Connections to the archive behind this server."""
     archive: Archive = request.app.state.archive
     return archive
 
@@ -147,7 +158,7 @@ Behind = Annotated[Archive, Depends(archive_of)]
 
 
 class _Body:
-    """A request's body as it comes; `problem` is what it broke off with."""
+    """Streams a request's body; `problem` is the error that it broke off with."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -167,7 +178,7 @@ def _passed(answer: aiohttp.ClientResponse) -> dict[str, str]:
 
 
 class _Relayed(StreamingResponse):
-    """The archive's answer, as it comes. One that breaks off breaks off here too: it never looks whole."""
+    """Streams the archive's response. If it breaks off, so does this one: it never looks complete."""
 
     def __init__(self, answer: aiohttp.ClientResponse, cap: int) -> None:
         self._answer = answer
@@ -178,11 +189,11 @@ class _Relayed(StreamingResponse):
         async for piece in self._answer.content.iter_chunked(_PIECE):
             left -= len(piece)
             if left < 0:
-                raise TooLarge("the archive's answer grew over max_volume while it was passed on")
+                raise TooLarge("the archive's response has more than max_volume bytes")
             yield piece
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, and let go of the connection however that ends."""
+        """Send the response, and release the connection however that ends."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -197,7 +208,7 @@ async def ask(path: str, request: Request, archive: Behind, user: AsUser) -> Res
 
 @router.post(Route.PROXY, response_class=Response)
 async def store(path: str, request: Request, archive: Behind, services: Service, user: AsAnnotator) -> Response:
-    """STOW-RS of the archive: `stow/studies`, or `wado/studies` as OHIF has it. What came is listed soon after."""
+    """STOW-RS of the archive: `stow/studies`, or `wado/studies` as OHIF sends it. New series are listed soon after."""
     answer = await archive.relay(request, path)
     if answer.status_code < 300:
         answer.background = BackgroundTask(services.datastore.refresh)

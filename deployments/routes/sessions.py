@@ -1,4 +1,4 @@
-"""`/session/`: images that a client brings for a while."""
+"""`/session/`: images that a client sends for a while, without storing them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from rayapp.serving.messages import HandedOut
 router = APIRouter(tags=["sessions"], responses=problems(400, 404, 413, 422, 503))
 
 _FORM = describe_form(
-    texts={}, files={"files": "An image; several are a DICOM series; with `uncompress` one archive."}, needed=["files"]
+    texts={},
+    files={"files": "An image, or the files of a DICOM series; with `uncompress` one archive."},
+    needed=["files"],
 )
 
 
@@ -36,15 +38,16 @@ async def create(
     uncompress: Annotated[bool, Query()] = False,
     expiry: Annotated[int, Query(ge=0)] = 0,
 ) -> JSONResponse:
-    """Bring an image: one file, several DICOM files, or with `uncompress` an archive of them.
+    """Send an image: one file, the files of a DICOM series, or with `uncompress` an archive of them.
 
-    It is read before it is acknowledged. `expiry` is in seconds without use, 0 for the server's own, which is the most.
+    It is decoded before it is acknowledged. `expiry` is in seconds without use; 0 is the server's own, which is also
+    the maximum.
     """
     folder = await services.sessions.stage()
     names: Counter[str] = Counter()
 
     async def stage(filename: str) -> Path:
-        # Series exported from several folders repeat names; a series' files need no names of their own.
+        # Series exported from several folders repeat file names, which mean nothing.
         name = base_name(filename.lstrip(".") or "image")
         names[name] += 1
         return folder / (name if names[name] == 1 else f"{names[name]}-{name}")
@@ -71,7 +74,7 @@ async def session(
     update_ts: Annotated[bool, Query()] = False,
     image: Annotated[bool, Query()] = False,
 ) -> Response:
-    """The session's info, or with `image` its file. `update_ts` counts as a use."""
+    """The session's info, or with `image` its file. `update_ts` counts as a use and postpones its expiry."""
     if not image:
         return JSONResponse(await services.sessions.get(session_id, touch=update_ts))
     path = await services.sessions.image(session_id)
@@ -80,5 +83,5 @@ async def session(
 
 @router.delete(Route.SESSION, response_model=SessionInfo)
 async def remove(session_id: str, services: Service, user: AsUser) -> JSONResponse:
-    """Remove it; its last info."""
+    """Remove the session; returns its last info."""
     return JSONResponse(await services.sessions.remove(session_id))

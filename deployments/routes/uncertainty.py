@@ -1,4 +1,4 @@
-"""`/scoring/{method}/…`: where a model is unsure of an image, for the annotator's eye."""
+"""`/scoring/{method}/…`: maps of where a model is uncertain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ router = APIRouter(tags=["active learning"], responses=problems(400, 404, 422, 5
 
 
 class Extension(StrEnum):
-    """How a map is written."""
+    """File formats of a map."""
 
     NIFTI = ".nii.gz"
     NRRD = ".nrrd"
@@ -38,12 +38,12 @@ async def uncertainty(
     image: Annotated[str, Query()],
     ext: Annotated[Extension, Query()] = Extension.NIFTI,
 ) -> Response:
-    """The newest uncertainty of an image on its own grid: uint8, 255 where all structures are as likely."""
+    """The newest uncertainty map of an image, on its grid: uint8, 255 where all structures are equally likely."""
     name = await described.known("scoring", "scoring method", method)
     record = await services.datastore.image(checked_name(image, "image"))
     path = score_files.uncertainty_file(services.settings.studies, name, record.id)
     if not await asyncio.to_thread(path.is_file):
-        raise NotFound(f"image {record.id!r} was not scored by {name!r} yet: POST /scoring/{name}")
+        raise NotFound(f"image {record.id!r} was not scored by {name!r} yet: start with POST /scoring/{name}")
     shown = f"{record.id}.{name}{ext}"
     if ext is Extension.NIFTI:
         return await file_reply(path, name=shown)
@@ -60,10 +60,10 @@ def _nrrd(path: Path, max_bytes: int) -> bytes:
 async def slices(
     method: str, services: Service, described: Described, user: AsUser, image: Annotated[str, Query()]
 ) -> dict[str, list[int]]:
-    """The slices most worth looking at across the image's `i`, `j` and `k`, worst first."""
+    """The most uncertain slices across the image's axes `i`, `j` and `k`, most uncertain first."""
     name = await described.known("scoring", "scoring method", method)
     record = await services.datastore.image(checked_name(image, "image"))
     found: dict[str, Any] | None = record.info.get(f"{name}_slices")
     if found is None:
-        raise NotFound(f"image {record.id!r} was not scored by {name!r} yet: POST /scoring/{name}")
+        raise NotFound(f"image {record.id!r} was not scored by {name!r} yet: start with POST /scoring/{name}")
     return {axis: [int(at) for at in found[axis]] for axis in "ijk"}

@@ -1,4 +1,4 @@
-"""`/models`: the versions of every model, and which of them serves."""
+"""`/models`: versions of the models, and which of them is served."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ router = APIRouter(tags=["models"], responses=problems(400, 404, 409, 413, 422, 
 
 
 class Choice(BaseModel):
-    """A version by name."""
+    """Name of a version."""
 
     version: str
 
 
 @router.get(Route.MODELS)
 async def versions(services: Service, user: AsAdmin) -> dict[str, Versions]:
-    """All models that have versions."""
+    """Versions of all models."""
     return await services.models.models()
 
 
 @router.post(Route.PROMOTE)
 async def promote(model: str, choice: Choice, services: Service, described: Described, user: AsAdmin) -> ServedVersion:
-    """Let a version serve; requests under way finish on the one before."""
+    """Promote a version to production. Requests under way finish on the version before."""
     name = checked_name(model, "model")
     version = await services.models.promote(name, checked_name(choice.version, "version"))
     described.forget()
@@ -36,7 +36,7 @@ async def promote(model: str, choice: Choice, services: Service, described: Desc
 
 @router.post(Route.ROLLBACK)
 async def rollback(model: str, services: Service, described: Described, user: AsAdmin) -> ServedVersion:
-    """Let the version serve that served before."""
+    """Return to the version that was in production before."""
     name = checked_name(model, "model")
     current = await services.models.production(name)
     version = await services.models.rollback(name, leaving=current.version)

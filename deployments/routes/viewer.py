@@ -1,5 +1,5 @@
-"""`/viewer`: what our viewer extension asks beside the routes of everyone: which image a DICOM series is and where its
-voxels lie, and labels as packed bits.
+"""`/viewer`: routes for our OHIF extension: the image behind a DICOM series with its voxel grid, and labels as packed
+masks.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ async def image(
     series: Annotated[str, Query()] = "",
     image: Annotated[str, Query()] = "",
 ) -> ViewerImage:
-    """The image of a series, or that of an id."""
+    """The image with this `series` UID, or with the id `image`."""
     if not series and not image:
-        raise BadRequest("say which: `series` or `image`")
+        raise BadRequest("no image given: send `series` or `image` in the query")
     archive = bool(services.settings.dicomweb.url)  # whose images are its series
     record: ImageRecord = await (
         store.image_of(series)
@@ -55,12 +55,12 @@ async def image(
 @router.get(
     Route.VIEWER_LABEL,
     response_class=Response,
-    responses={200: {"description": "The label map as packed bits.", "content": {MASK_MEDIA_TYPE: {}}}},
+    responses={200: {"description": "The label map as a packed mask.", "content": {MASK_MEDIA_TYPE: {}}}},
 )
 async def label(
     services: Service, checks: Checking, user: AsUser, image: Annotated[str, Query()], tag: Annotated[str, Query()]
 ) -> Response:
-    """A label on its image's grid; its info, and when it was `saved` (Unix time), are in the header of params."""
+    """A label on its image's grid. The params in the header have its info and when it was `saved` (Unix seconds)."""
     record = await services.datastore.image(checked_name(image, "image"))
     found = await services.datastore.label(record.id, checked_name(tag, "tag"))
     body, names = await checks.run(_packed, record, found, services.settings.max_volume)

@@ -69,6 +69,8 @@ class Store(Images, Log, Protocol):
         """See `LabelStore`."""
 
 
+_ENDED: Any = object()
+"""Instead of a prediction, once there is no further one; a task may wrongly return anything, None included."""
 Ask = Callable[["Work", Any, Prompts], Iterator[Prediction]]
 """Runs a task on a prepared image: one prediction, or several that get better."""
 
@@ -222,10 +224,10 @@ class InferenceService:
 
         def following() -> Prediction | None:
             with interruptible(work.check):
-                prediction = next(answers, None)
-            if prediction is None:
+                answer = next(answers, _ENDED)
+            if answer is _ENDED:
                 return None
-            prediction = validation.checked_answer(prediction, work.task, shape, self._app_dir)
+            prediction = validation.checked_answer(answer, work.task, shape, self._app_dir)
             return replace(prediction, labels=enforce_drawings(prediction.labels, work.prompts, info))
 
         network = runs_network(work.task, prepared)

@@ -92,7 +92,7 @@ def test_an_id_that_is_taken_is_a_conflict(gateway: Served, tmp_path: Path):
         ("", "x.nii.gz/../../y", "{}", 422, "not of a supported format"),
         ("", "x.txt", "{}", 422, "not of a supported format"),
         ("?image=ok", "x.nii.gz", "[]", 400, "params must be a JSON object"),
-        ("?image=ok", "x.nii.gz", "{", 400, "params is not JSON"),
+        ("?image=ok", "x.nii.gz", "{", 400, "params is not valid JSON"),
     ],
 )
 def test_a_name_or_params_that_cannot_be_are_refused(
