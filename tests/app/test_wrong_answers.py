@@ -141,7 +141,7 @@ async def test_a_model_that_never_ends_is_told_and_its_replica_says_that_it_is_t
     try:
         with pytest.raises(AppBroken, match=told):
             await asyncio.wait_for(service.infer(click()), 60)
-        with pytest.raises(RuntimeError, match="does not come back"):
+        with pytest.raises(RuntimeError, match="did not return in time"):
             replica.check_health()
     finally:
         sys.modules["lib.bright"].GO.set()

@@ -56,7 +56,7 @@ def test_nothing_left_is_an_empty_answer(gateway: Served, tmp_path: Path):
         ("nothing", "{}", 404, "there are: first, last, random"),
         ("..%2Fx", "{}", 404, "no such route"),
         ("first", "[]", 400, "the body must be a JSON object"),
-        ("first", "{", 400, "the body is not JSON"),
+        ("first", "{", 400, "the body is not valid JSON"),
         ("first", '{"label_tag": "../x"}', 400, "label_tag '../x' is not a valid name"),
     ],
 )

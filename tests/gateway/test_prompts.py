@@ -212,7 +212,7 @@ def test_a_model_of_whatever_is_clicked_takes_the_name_that_the_label_gives(clie
         ({"marks": mask_codec.to_text(MARKS), "label": "heart"}, "liver, spleen"),
         ({"marks": mask_codec.to_text(MARKS)}, "liver, spleen"),
         ({"curves": [CURVE]}, "liver, spleen"),
-        ({"start": mask_codec.to_text(box(3, (1, 1, 1), (2, 2, 2)))}, "up to 2"),
+        ({"start": mask_codec.to_text(box(3, (1, 1, 1), (2, 2, 2)))}, "at most 2"),
         ({"start": mask_codec.to_text(np.full(SHAPE, 300, np.uint16))}, "up to 255"),
         ({"extremes": {"liver": SIX[:5]}}, "six points"),
         ({"extremes": {"heart": SIX}}, "heart"),
@@ -228,7 +228,7 @@ def test_a_drawing_that_cannot_be_is_told_and_does_not_count(served: Served, sai
 
 
 def test_scribbles_start_from_no_mask(client: Client):
-    with pytest.raises(BadRequest, match="do not start from a mask"):
+    with pytest.raises(BadRequest, match="cannot start from a mask"):
         client.open_interaction("strokes", "ct_a").prompt(start=START)
 
 
