@@ -23,8 +23,9 @@ from rayapp.files.durable import sync
 
 T = TypeVar("T")
 BATCH = 256
+"""Maximum number of changes per commit."""
 EXIT_STATUS = 70
-"""EX_SOFTWARE of sysexits.h: an internal error."""
+"""Exit status after a failure of the writer thread: EX_SOFTWARE of sysexits.h, an internal error."""
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +115,8 @@ class GroupCommit:
         try:
             self._serve()
         except BaseException as error:
-            # Nothing could be saved any more, and nobody would be told: the process ends, and is started again.
-            log.critical("the datastore's writer failed and ends the process: %s", type(error).__name__)
+            # Without this thread every caller would wait for ever: end the process, so that it is restarted.
+            log.critical("the datastore's writer thread failed; ending the process: %s", type(error).__name__)
             end_process()
 
     def _serve(self) -> None:
@@ -149,7 +150,7 @@ class GroupCommit:
 
 
 def end_process() -> None:
-    """End this process at once; what was acknowledged is durable."""
+    """End this process at once; acknowledged changes are durable."""
     os._exit(EXIT_STATUS)
 
 

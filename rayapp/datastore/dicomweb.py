@@ -176,7 +176,7 @@ class DicomwebDatastore(LocalDatastore):
 
     def _import_labels(self, image: ImageRecord) -> None:
         """Import the archive's labels of the image, except where an annotator's label exists under the tag."""
-        if not self._archived.due(image.id):  # another thread has looked meanwhile
+        if not self._archived.due(image.id):  # another thread has searched since
             return
         study, current = str(image.info.get("StudyInstanceUID")), super().labels(image.id)
         tags = [tag for tag in (FINAL, ORIGINAL) if tag not in current]
@@ -193,7 +193,7 @@ class DicomwebDatastore(LocalDatastore):
                 sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the revision's id, which the archive has
                 info = {**archived.info, ARCHIVED: sha}
                 tag = archived.tag
-                seen = current[tag].number if tag in current else 0  # what was saved meanwhile is not overwritten
+                seen = current[tag].number if tag in current else 0  # a label saved since must not be overwritten
                 super().save_label(image.id, tag, staged, ".nii.gz", info=info, author=ARCHIVE, expected=seen)
         except RayappError as error:
             log.warning("the labels in the archive could not be read: %s", error.detail)

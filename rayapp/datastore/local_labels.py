@@ -209,12 +209,12 @@ def _check_expected(db: sqlite3.Connection, image_id: str, tag: str, expected: i
     if (row[0] if row else 0) == expected:
         return
     if row is None:
-        raise Conflict(f"label {tag} of image {image_id!r} was removed meanwhile: save it again without a condition")
+        raise Conflict(f"label {tag!r} of image {image_id!r} has been removed: save it again without a condition")
     number, user, ts = row
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ts))
     raise Conflict(
-        f"revision {number} of label {tag} of image {image_id!r} was saved by {user} at {when}, after the revision that"
-        f" this change was made from ({expected or 'none'}): load the newest one and decide between them"
+        f"revision {number} of label {tag!r} of image {image_id!r} was saved by {user} at {when}, after the revision"
+        f" that this change is based on ({expected or 'none'}): load the newest one and merge the changes"
     )
 
 

@@ -19,7 +19,7 @@ from rayapp.files.durable import sync
 NAME = "index.db"
 FRESH = NAME + ".new"
 REBUILT = "rebuilt"
-"""A property of the index that stays set until the scan that completes a rebuilt one is over."""
+"""Property of a rebuilt index that stays set until the scan that completes it has finished."""
 _SIDES = ("", "-wal", "-shm")
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,9 @@ def open_index(root: Path) -> tuple[Index, bool]:
     """
     path, fresh = root / NAME, root / FRESH
     if path.exists():
-        _delete(fresh)  # of a rebuilding that was cut short
+        _delete(fresh)  # left by an interrupted rebuild
     elif fresh.exists():
-        fresh.rename(path)  # cut short between its two renames
+        fresh.rename(path)  # a rebuild was interrupted between its two renames
     try:
         index = Index(path)
     except sqlite3.DatabaseError as error:
@@ -47,7 +47,7 @@ def open_index(root: Path) -> tuple[Index, bool]:
 
 
 def complete(db: sqlite3.Connection) -> None:
-    """Note, within a change, that a rebuilt index holds all that folder and document know."""
+    """Mark a rebuilt index as completed from the folder and the document; called within a change."""
     set_meta(db, REBUILT, "0")
 
 

@@ -1,4 +1,4 @@
-"""Repair: finishes, at the opening, what a crash left committed but not durably published or removed."""
+"""Repair: on opening, finishes what a crash left committed but not durably published or removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Repair:
-    """One repair of a studies folder. A label that cannot be repaired is reported, and left as it is for people."""
+    """One repair of a studies folder. A label that cannot be repaired is logged and left for an operator."""
 
     def __init__(self, studies: Path, *, index: Index, commit: GroupCommit, files: RevisionStore) -> None:
         self._studies = studies
@@ -27,7 +27,7 @@ class Repair:
         self._files = files
 
     def run(self, session: int) -> None:
-        """Publish and remove what is due.
+        """Publish committed labels and finish removals.
 
         Args:
             session: number of the session that crashed; labels saved in it or later are checked.
@@ -60,7 +60,7 @@ class Repair:
         if ext in outdated or not path.exists():
             kept = RevisionFile(sha=sha, ext=ext, size=size, path=self._files.path(sha, ext))
             if not self._files.is_intact(kept):
-                log.error("revision %s is missing or damaged, so that its label is not published", sha[:12])
+                log.error("revision %s is missing or damaged; its label is not published", sha[:12])
                 return
             staged, _ = self._files.copy(kept, mtime_ns)
             path.parent.mkdir(exist_ok=True)

@@ -99,7 +99,7 @@ class RevisionStore:
         except FileExistsError:
             if self.is_intact(kept):
                 return kept
-            # The file of an earlier save of the same content was damaged since.
+            # The file, from an earlier save of the same content, has been damaged: replace it.
             fresh = self.stage(ext)
             link_or_copy(staged, fresh)
             fresh.rename(kept.path)
@@ -107,7 +107,7 @@ class RevisionStore:
         return kept
 
     def is_intact(self, kept: RevisionFile) -> bool:
-        """True if the revision's file is there and its content still has its digest."""
+        """True if the revision's file exists and its content matches its digest."""
         try:
             with kept.path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == kept.sha
@@ -125,9 +125,7 @@ class RevisionStore:
         return target, stamp
 
     def discard(self, path: Path) -> Path:
-        """Move a file or folder into staging, out of sight of other programs. Returns the new path, for the caller to
-        delete.
-        """
+        """Move a file or folder into staging, out of sight. Returns the new path, for the caller to delete."""
         gone = self.staging / uuid.uuid4().hex
         path.rename(gone)
         return gone
@@ -141,10 +139,10 @@ class RevisionStore:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a durable file a second name; where the file system has no hard links, make a durable copy of it.
+    """Hard-link a durable file to a second name; on a file system without hard links, make a durable copy.
 
     Raises:
-        FileExistsError: the target exists.
+        FileExistsError: if the target exists.
     """
     try:
         target.hardlink_to(source)

@@ -10,7 +10,7 @@ from typing import Any
 
 TABLES = ("revision", "event", "image", "label", "vanished", "job", "scored", "score", "feature")
 SPLITS = 20_000
-"""Ranges of a table that are read again in halves, at most: each bad page costs about as many as it held rows."""
+"""Maximum number of ranges that are split in halves and read again; a bad page costs about one per row it held."""
 
 Row = tuple[Any, ...]
 
@@ -37,7 +37,9 @@ def salvage(broken: Path, db: sqlite3.Connection) -> int:
 
 
 def _readable(source: sqlite3.Connection, table: str) -> Iterator[Row]:
-    """Rows of the table, some perhaps twice: from its start and from its end up to a bad page, and those between."""
+    """The readable rows of a table, some possibly twice: from its start and from its end up to a bad page, then
+    between.
+    """
     try:
         yield from source.execute(f"SELECT * FROM {table}")
         return
@@ -52,7 +54,7 @@ def _readable(source: sqlite3.Connection, table: str) -> Iterator[Row]:
 
 
 def _key(source: sqlite3.Connection, table: str) -> list[str]:
-    """Columns that order the table as it is stored."""
+    """Columns in whose order the table is stored."""
     columns = source.execute(f"PRAGMA table_info({table})").fetchall()
     try:
         source.execute(f"SELECT rowid FROM {table} LIMIT 0")
@@ -62,7 +64,7 @@ def _key(source: sqlite3.Connection, table: str) -> list[str]:
 
 
 def _between_bad_pages(source: sqlite3.Connection, table: str) -> Iterator[Row]:
-    """Rows by ranges of the row id; a range that holds a bad page is read in halves."""
+    """Rows by ranges of the row id; a range with a bad page is split in halves."""
     first, last = _end(source, table, "ASC"), _end(source, table, "DESC")
     if first is None or last is None:
         return
@@ -80,7 +82,7 @@ def _between_bad_pages(source: sqlite3.Connection, table: str) -> Iterator[Row]:
 
 
 def _end(source: sqlite3.Connection, table: str, order: str) -> int | None:
-    """The first or the last row id; None for a table without row ids, and where that end is damaged."""
+    """The first or last row id; None for a table without row ids, or if that end is damaged."""
     try:
         row = source.execute(f"SELECT rowid FROM {table} ORDER BY rowid {order} LIMIT 1").fetchone()
     except sqlite3.DatabaseError:
