@@ -105,14 +105,14 @@ class Viewer:
 
     def after(self, act: Callable[[], None]) -> str:
         """What the panel says when it is done with what `act` makes it do."""
-        turn = int(self.page.locator(".rayapp .said").get_attribute("data-turn") or 0)
+        turn = int(self.page.locator(".rayapp .status").get_attribute("data-turn") or 0)
         act()
         return self.said(turn)
 
     def said(self, turn: int = 0) -> str:
         """What the panel says once it has done more than `turn` things and is not at work."""
         done = """turn => {
-            const said = document.querySelector('.rayapp .said[data-state=done], .rayapp .said[data-state=wrong]');
+            const said = document.querySelector('.rayapp .status[data-state=done], .rayapp .status[data-state=wrong]');
             return said && Number(said.dataset.turn) > turn ? said.textContent : null;
         }"""
         return str(self.page.wait_for_function(done, arg=turn).json_value())

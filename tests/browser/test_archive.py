@@ -88,7 +88,7 @@ def test_what_keeps_a_series_away_is_told_and_it_opens_when_that_is_over(
         before.way = way
         assert told in viewer.press("again")
     before.way = PLAIN
-    assert viewer.press("again") == "ready; nothing was saved of this image yet"
+    assert viewer.press("again") == "ready; this image has no final label yet"
     assert not viewer.page.locator(".rayapp button[name=again]").is_visible()
     viewer.wrong.clear()  # those four
 
@@ -98,7 +98,7 @@ def test_without_its_archive_the_viewer_says_so_and_a_label_saved_meanwhile_gets
 ):
     page, address = viewer.page, f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={STUDY}"
     page.goto(address)
-    assert viewer.said() == "ready; nothing was saved of this image yet"
+    assert viewer.said() == "ready; this image has no final label yet"
     viewer.press("segment")
     before.way = BROKEN
     assert viewer.press("save") == "saved"
@@ -115,7 +115,7 @@ def test_without_its_archive_the_viewer_says_so_and_a_label_saved_meanwhile_gets
     viewer.picture("archive-away-list")
     before.only = "POST"
     page.goto(address)
-    assert viewer.said() == "ready; this is what was saved"
+    assert viewer.said() == "ready; showing the final label"
     np.testing.assert_array_equal(viewer.voxels(archived.store.image(SERIES).path)[0], labels)
     page.locator(".rayapp .archived[data-state=waiting]").wait_for()
     assert held.client().search_for_series(STUDY, search_filters={"Modality": "SEG"}) == []
@@ -138,7 +138,7 @@ def test_slices_that_do_not_come_are_told_and_come_later(
     viewer.picture(f"archive-frames-{way}")
     before.way = PLAIN
     viewer.page.reload()
-    assert viewer.said() == "ready; nothing was saved of this image yet"
+    assert viewer.said() == "ready; this image has no final label yet"
     values = viewer.voxels(archived.store.image(SERIES).path)[1]
     assert sorted(values.ravel()) == sorted(voxels(SHAPE).ravel() % 200)
     viewer.wrong.clear()
@@ -155,7 +155,7 @@ def test_what_is_no_volume_is_refused_in_words(archived: Served, viewer: Viewer)
 def test_segment_and_save_in_an_archive(archived: Served, held: Orthanc, viewer: Viewer, tmp_path: Path, series: str):
     page, study = viewer.page, f"{series}.9"
     page.goto(f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={study}")
-    assert viewer.said() == "ready; nothing was saved of this image yet"
+    assert viewer.said() == "ready; this image has no final label yet"
     file = archived.store.image(series).path
     assert "bright" in viewer.press("segment")
     labels, values = viewer.voxels(file)
@@ -176,6 +176,6 @@ def test_segment_and_save_in_an_archive(archived: Served, held: Orthanc, viewer:
     assert stored.names == {"bright": 1}
 
     page.reload()
-    assert viewer.said() == "ready; this is what was saved"
+    assert viewer.said() == "ready; showing the final label"
     np.testing.assert_array_equal(viewer.voxels(file)[0], labels)
     viewer.picture(f"archive-{series}")

@@ -41,7 +41,7 @@ def gateway(serve: Serve) -> Served:
 def test_what_is_shown_clicked_and_saved_lies_on_the_very_voxels(gateway: Served, viewer: Viewer, image: str):
     file = gateway.settings.studies / f"{image}.nii.gz"
     bright = voxels() > 100
-    assert viewer.open(gateway.url, image) == "ready; nothing was saved of this image yet"
+    assert viewer.open(gateway.url, image) == "ready; this image has no final label yet"
     labels, values = viewer.voxels(file)
     np.testing.assert_array_equal(values, voxels())
     assert not labels.any()
@@ -61,7 +61,7 @@ def test_what_is_shown_clicked_and_saved_lies_on_the_very_voxels(gateway: Served
     np.testing.assert_array_equal(np.asarray(nibabel.load(saved.path).dataobj), bright)
     assert saved.info["label_info"] == [{"name": "bright", "idx": 1}]
     viewer.page.reload()
-    assert viewer.said() == "ready; this is what was saved"
+    assert viewer.said() == "ready; showing the final label"
     np.testing.assert_array_equal(viewer.voxels(file)[0], bright)
 
 
@@ -71,7 +71,7 @@ def test_dicom_files_in_a_folder_are_shown_and_saved_as_they_lie(serve: Serve, v
     compress(files[2:], "1.2.840.10008.1.2.5")
     served.store.refresh()
     twin = write_image(tmp_path / "twin.nii.gz", affine=AS_SCANNED)
-    assert viewer.open(served.url, "1.2.3") == "ready; nothing was saved of this image yet"
+    assert viewer.open(served.url, "1.2.3") == "ready; this image has no final label yet"
     assert "bright" in viewer.press("segment")
     labels, values = viewer.voxels(twin)
     np.testing.assert_array_equal(values, voxels())
@@ -79,7 +79,7 @@ def test_dicom_files_in_a_folder_are_shown_and_saved_as_they_lie(serve: Serve, v
     assert viewer.press("scribble") == "this server has no model that takes strokes"
     assert viewer.press("save") == "saved"
     viewer.page.reload()
-    assert viewer.said() == "ready; this is what was saved"
+    assert viewer.said() == "ready; showing the final label"
     np.testing.assert_array_equal(viewer.voxels(twin)[0], voxels() > 100)
 
 
@@ -89,11 +89,11 @@ def test_uncertainty_lies_over_the_very_voxels_and_goes_away(gateway: Served, vi
     gateway.store.update_image_info("left", {"tta_slices": {"i": [1], "j": [2], "k": [4, 0]}})
     viewer.open(gateway.url, "left")
     viewer.page.locator(".rayapp select[name=scored]").select_option("tta")
-    assert viewer.press("uncertainty") == "slices to look at first: 4, 0 along k"
+    assert viewer.press("uncertainty") == "most uncertain slices: k = 4, 0"
     shown, _ = viewer.voxels(gateway.settings.studies / "left.nii.gz", what="uncertainty")
     np.testing.assert_array_equal(shown, levels // 64)
     viewer.picture("uncertainty")
-    assert viewer.press("uncertainty") == "uncertainty is hidden"
+    assert viewer.press("uncertainty") == "uncertainty map hidden"
     assert "uncertainty" not in viewer.page.evaluate(
         "cornerstoneTools.segmentation.state.getSegmentations().map(one => one.segmentationId).join()"
     )
@@ -114,7 +114,7 @@ def test_where_keys_are_asked_for_the_panel_asks_for_one_and_uses_it_everywhere(
     keyed = serve(auth="token", ohif=ohif_folder())
     key = keyed.users.add("anna", Role.ANNOTATOR)
     viewer.page.on("dialog", lambda dialog: dialog.accept(key))
-    assert viewer.open(keyed.url, "ct_a") == "ready; nothing was saved of this image yet"
+    assert viewer.open(keyed.url, "ct_a") == "ready; this image has no final label yet"
     assert "bright" in viewer.press("segment")
     np.testing.assert_array_equal(viewer.voxels(keyed.settings.studies / "ct_a.nii.gz")[1], voxels())
     assert viewer.press("save") == "saved"

@@ -51,7 +51,7 @@ def test_list_open_segment_click_undo_save_and_come_again(torso: Served, image: 
     page.get_by_text(image, exact=True).first.click()
     viewer.picture("1-list")
     page.get_by_text("Label with rayapp").first.click()
-    assert viewer.said() == "ready; nothing was saved of this image yet"
+    assert viewer.said() == "ready; this image has no final label yet"
 
     page.locator(".rayapp select[name=automatic]").select_option("segmentation")
     assert viewer.press("segment").startswith("segmentation, ")
@@ -84,7 +84,7 @@ def test_list_open_segment_click_undo_save_and_come_again(torso: Served, image: 
     np.testing.assert_array_equal(mask_codec.decode(now.content), first)
 
     page.reload()
-    assert viewer.said() == "ready; your points are as you left them, and not saved yet"
+    assert viewer.said() == "ready; your prompts are restored, and not saved yet"
     np.testing.assert_array_equal(viewer.voxels(file)[0], first)
     assert viewer.dots() == 1
     viewer.show(world[1])
@@ -105,7 +105,7 @@ def test_list_open_segment_click_undo_save_and_come_again(torso: Served, image: 
     saved = nibabel.load(torso.store.label(image, "final").path)
     np.testing.assert_array_equal(np.asarray(saved.dataobj), first)
     page.reload()
-    assert viewer.said() == "ready; this is what was saved"
+    assert viewer.said() == "ready; showing the final label"
     np.testing.assert_array_equal(viewer.voxels(file)[0], first)
     viewer.show(world[0])
     viewer.picture("5-reloaded")
@@ -118,7 +118,7 @@ def test_points_correct_what_was_saved_and_leave_the_rest(torso: Served, image: 
     drawn[2:9, 40:47, 3:6] = ORGANS["spleen"]
     nibabel.Nifti1Image(drawn, affine).to_filename(tmp_path / "drawn.nii.gz")
     torso.save(image, tmp_path / "drawn.nii.gz", label_info=[{"name": "spleen", "idx": ORGANS["spleen"]}])
-    assert viewer.open(torso.url, image) == "ready; this is what was saved"
+    assert viewer.open(torso.url, image) == "ready; showing the final label"
     liver = np.argwhere(organs == LIVER)
     voxel = liver[len(liver) // 2]
     world = index_to_mm(affine, voxel) * [-1, -1, 1]
@@ -144,7 +144,7 @@ def test_ends_and_a_curve_are_prompts_too(torso: Served, image: str, viewer: Vie
         world = index_to_mm(affine, voxel) * [-1, -1, 1]
         viewer.show(world)
         said = viewer.click(world)
-        assert said.endswith(f"; {left} more") if left else said.startswith("the ends of liver; deepedit, ")
+        assert f"; {left} more point" in said if left else said.startswith("extreme points of liver; deepedit, ")
     assert viewer.dots() == 6
     viewer.picture("8-ends")
     k = int(np.argmax((organs == LIVER).sum((0, 1))))
@@ -153,7 +153,7 @@ def test_ends_and_a_curve_are_prompts_too(torso: Served, image: str, viewer: Vie
     worlds = [index_to_mm(affine, voxel) * [-1, -1, 1] for voxel in around]
     viewer.show(worlds[0])
     viewer.use("curve")
-    assert viewer.after(lambda: viewer.draw(worlds)).startswith("a curve around liver; deepedit, ")
+    assert viewer.after(lambda: viewer.draw(worlds)).startswith("closed curve around liver; deepedit, ")
     viewer.picture("9-curve")
     found, _ = viewer.voxels(file)
     assert found[round(i), round(j), k] == LIVER
@@ -168,7 +168,7 @@ def test_ends_and_a_curve_are_prompts_too(torso: Served, image: str, viewer: Vie
 
 def test_keys_do_what_the_buttons_do_and_what_goes_wrong_is_told(torso: Served, image: str, viewer: Viewer):
     viewer.open(torso.url, image)
-    assert viewer.after(lambda: viewer.page.keyboard.press("Shift+Z")) == "there is nothing to undo"
+    assert viewer.after(lambda: viewer.page.keyboard.press("Shift+Z")) == "nothing to undo"
     assert viewer.after(lambda: viewer.page.keyboard.press("Shift+A")).startswith(("deepedit", "segmentation"))
     viewer.page.route("**/infer/**", lambda route: route.abort())
     assert viewer.press("segment") == "the server does not answer: is it running?"
@@ -183,7 +183,7 @@ def test_strokes_and_a_box_outline_a_structure_and_are_not_saved_with_it(torso: 
     affine, organs = nibabel.load(file).affine, phantom(SEED, shape=SHAPE)[1].array
     viewer.open(torso.url, image)
     viewer.page.locator(".rayapp select[name=scribbled]").select_option("Histogram+GraphCut")
-    assert "draw on the structure" in viewer.press("scribble")
+    assert "draw foreground and background strokes" in viewer.press("scribble")
     k = int(np.argmax((organs == LIVER).sum((0, 1))))
     inside = np.argwhere(ndimage.binary_erosion(organs[:, :, k] == LIVER, iterations=5))
     outside = np.argwhere(ndimage.binary_erosion(organs[:, :, k] == 0, iterations=5))
@@ -222,8 +222,8 @@ def test_a_training_is_started_and_followed(serve: Serve, viewer: Viewer):
     served = serve(app=str(APP), models=("bright", "shiny"), ohif=ohif_folder())
     label_all(served.store, served.settings.studies)
     viewer.open(served.url, "ct_a")
-    assert "is being trained" in viewer.press("train")
+    assert viewer.press("train").startswith("training ")
     viewer.page.locator(".rayapp .trained[data-status=DONE]").wait_for()
     (job,) = served.get("/jobs").json()
     assert job["status"] == "DONE"
-    assert viewer.press("stop-training") == "no training runs"
+    assert viewer.press("stop-training") == "no training is running"

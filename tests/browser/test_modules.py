@@ -70,9 +70,9 @@ def test_masks_come_out_as_they_went_in_also_as_changes(most: int):
 @pytest.mark.parametrize(
     ("packed", "told"),
     [
-        (b"", "no packed mask"),
-        (b"RMSK" + bytes([2]) + bytes(60), "no packed mask"),
-        (mask_codec.encode(labels((4, 3, 5)))[:-1], "does not agree"),
+        (b"", "did not send a packed mask"),
+        (b"RMSK" + bytes([2]) + bytes(60), "did not send a packed mask"),
+        (mask_codec.encode(labels((4, 3, 5)))[:-1], "does not match"),
     ],
 )
 def test_what_is_no_mask_is_refused(packed: bytes, told: str):

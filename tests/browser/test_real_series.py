@@ -84,7 +84,7 @@ def test_a_real_series_is_shown_segmented_clicked_and_saved_on_its_very_voxels(
 ):
     study, series = uids[name]
     viewer.page.goto(f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={study}")
-    assert viewer.said() == "ready; nothing was saved of this image yet"
+    assert viewer.said() == "ready; this image has no final label yet"
     file = archived.store.image(series).path
     _, values = viewer.voxels(file)
     np.testing.assert_array_equal(values, nibabel.load(file).get_fdata())
@@ -108,5 +108,5 @@ def test_a_real_series_is_shown_segmented_clicked_and_saved_on_its_very_voxels(
     stored = read_segmentation(tmp_path / "seg.dcm", read_grid(file), max_bytes=MAX)
     np.testing.assert_array_equal(stored.array, labels)
     viewer.page.reload()
-    assert viewer.said() == "ready; this is what was saved"
+    assert viewer.said() == "ready; showing the final label"
     np.testing.assert_array_equal(viewer.voxels(file)[0], labels)

@@ -55,7 +55,7 @@ def test_a_study_is_listed_opened_segmented_corrected_and_saved_and_is_the_same_
         page.get_by_text("Asymmetric").first.click()
         viewer.picture("server-1-list")
         page.get_by_text("Label with rayapp").first.click()
-        assert viewer.said() == "ready; nothing was saved of this image yet"
+        assert viewer.said() == "ready; this image has no final label yet"
         file = server.workspace / "retrieved" / SERIES / "volume.nii"
 
         page.locator(".rayapp select[name=automatic]").select_option("segmentation")
@@ -91,7 +91,7 @@ def test_a_study_is_listed_opened_segmented_corrected_and_saved_and_is_the_same_
         page.locator(".rayapp .archived[data-state=there]").wait_for()
         np.testing.assert_array_equal(stored(archive, source), clicked)
         page.reload()
-        assert viewer.said() == "ready; this is what was saved"
+        assert viewer.said() == "ready; showing the final label"
         np.testing.assert_array_equal(viewer.voxels(file)[0], clicked)
         viewer.show(worlds[0])
         viewer.picture("server-5-reloaded")

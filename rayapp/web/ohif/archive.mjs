@@ -1,43 +1,47 @@
-/** Whether the DICOM archive has what was saved: it is stored there soon after, or when the archive is back. */
+/** The state of the saved label in the DICOM archive: it is stored there soon after, or once the archive is back. */
 
 import { element } from './dom.mjs';
 import * as server from './server.mjs';
+import { ARCHIVE } from './words.mjs';
 
-const SOON = 500; // ms between looks, ever longer
-const LONGEST = 30_000;
+const FIRST_MS = 500; // between two requests; doubles each time
+const LONGEST_MS = 30_000;
 
 export class Archive {
   constructor() {
     this.node = element('div', { className: 'archived', role: 'status' });
-    this.following = null;
+    /** @type {ReturnType<typeof setTimeout>|undefined} */
+    this.timer = undefined;
   }
 
   close() {
-    clearTimeout(this.following);
+    clearTimeout(this.timer);
   }
 
-  /** Tell what becomes of the label that was saved last, until the archive has it; beside all else. */
+  /** Show the state of the image's final label until the archive has it. @param {string} image */
   follow(image) {
     this.close();
-    this.#tell('', '');
+    this.#show('', '');
     if (window.config.rayapp.archive) {
-      this.#look(image, SOON);
+      this.#look(image, FIRST_MS);
     }
   }
 
+  /** @param {string} image @param {number} wait ms */
   async #look(image, wait) {
-    const info = await server.labelInfo(image, 'final').catch(() => ({}));
+    const info = await server.labelInfo(image, 'final').catch(() => /** @type {server.LabelInfo} */ ({}));
     if (info.archive_problem) {
-      this.#tell('refused', `kept here, but the archive cannot have it: ${info.archive_problem}`);
+      this.#show('refused', ARCHIVE.refused(info.archive_problem));
     } else if (info.archived) {
-      this.#tell('there', 'in the archive as DICOM SEG');
+      this.#show('there', ARCHIVE.there);
     } else {
-      this.#tell('waiting', 'kept here; it waits for the archive');
-      this.following = setTimeout(() => this.#look(image, Math.min(2 * wait, LONGEST)), wait);
+      this.#show('waiting', ARCHIVE.waiting);
+      this.timer = setTimeout(() => this.#look(image, Math.min(2 * wait, LONGEST_MS)), wait);
     }
   }
 
-  #tell(state, text) {
+  /** @param {string} state @param {string} text */
+  #show(state, text) {
     this.node.dataset.state = state;
     this.node.textContent = text;
   }

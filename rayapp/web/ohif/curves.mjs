@@ -4,7 +4,7 @@ import { installer } from './tools.mjs';
 
 export const TOOL = 'RayappCurve';
 
-/** Register the tool and let the tool groups have it. */
+/** Register the tool and add it to the tool groups. */
 export const install = installer(TOOL, 'PlanarFreehandROITool', () => ({
   allowOpenContours: false,
   calculateStats: false,
@@ -13,11 +13,22 @@ export const install = installer(TOOL, 'PlanarFreehandROITool', () => ({
   subPixelResolution: 4,
 }));
 
-/** The voxels that a curve goes through, each once in a row; null if it leaves the image. */
+/**
+ * The voxels that a curve passes through, without repetitions in a row; null if it leaves the image.
+ *
+ * @param {Annotation} annotation
+ * @param {import('./labelmap.mjs').Labelmap} labelmap
+ * @returns {number[][]|null}
+ */
 export function voxels(annotation, labelmap) {
-  const found = annotation.data.contour.polyline.map(world => labelmap.voxelAt(world));
-  if (found.includes(null)) {
-    return null;
+  /** @type {number[][]} */
+  const path = [];
+  for (const world of annotation.data.contour?.polyline ?? []) {
+    const voxel = labelmap.voxelAt(world);
+    if (!voxel) {
+      return null;
+    }
+    path.push(voxel);
   }
-  return found.filter((voxel, at) => voxel.join() !== found.at(at - 1).join());
+  return path.filter((voxel, at) => voxel.join() !== path.at(at - 1)?.join());
 }

@@ -1,4 +1,6 @@
-/** Making elements, and how they look. */
+/** Elements of the panel and their style. */
+
+import { BUTTONS, NO_MODEL, tooltip } from './words.mjs';
 
 const STYLE = `
 .rayapp { padding: 10px; color: #e8eef6; font: 13px/1.5 system-ui, sans-serif; }
@@ -14,29 +16,43 @@ const STYLE = `
 .rayapp .labels button { background: #0b1a42; }
 .rayapp .labels button::before { content: ''; display: inline-block; width: 10px; height: 10px; margin-right: 6px;
   border-radius: 50%; background: var(--colour); }
-.rayapp .ends { margin-top: 10px; }
-.rayapp .said { margin-top: 6px; min-height: 3em; white-space: pre-line; }
+.rayapp .actions { margin-top: 10px; }
+.rayapp .status { margin-top: 6px; min-height: 3em; white-space: pre-line; }
+.rayapp .status[data-state=wrong] { color: #ff9d8a; }
 .rayapp .reason { color: #8fb4d9; }
 .rayapp .archived { color: #8fb4d9; }
 .rayapp .archived[data-state=waiting], .rayapp .archived[data-state=refused] { color: #ffcf7a; }
 .rayapp [hidden] { display: none; }
 .rayapp progress { display: block; width: 100%; margin-top: 8px; }
-.rayapp .said[data-state=wrong] { color: #ff9d8a; }
 `;
 
+/**
+ * A new element.
+ *
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Record<string, unknown>} attributes properties; `style` and `role` are set as attributes
+ * @param {...(Node|string)} children
+ * @returns {HTMLElementTagNameMap[Tag]}
+ */
 export function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name === 'style' || name === 'role' || name === 'list') {
-      made.setAttribute(name, value);
+    if (name === 'style' || name === 'role') {
+      node.setAttribute(name, String(value));
     } else {
-      made[name] = value;
+      Object.assign(node, { [name]: value });
     }
   }
-  made.append(...children);
-  return made;
+  node.append(...children);
+  return node;
 }
 
+/** A button with the text and tooltip of that name. @param {import('./words.mjs').ButtonName} name @param {() => void} onclick */
+export const button = (name, onclick) =>
+  element('button', { name, title: tooltip(BUTTONS[name]), onclick }, BUTTONS[name].text);
+
+/** Replace what is in a node. @param {HTMLElement} node @param {...(Node|string)} children */
 export function fill(node, ...children) {
   if (!document.getElementById('rayapp-style')) {
     document.head.append(element('style', { id: 'rayapp-style' }, STYLE));
@@ -44,10 +60,8 @@ export function fill(node, ...children) {
   node.replaceChildren(...children);
 }
 
-/** The choices of a select; with none it says so. */
+/** Set the choices of a select; without any, it is disabled and says so. @param {HTMLSelectElement} select @param {string[]} values */
 export function options(select, values) {
   select.disabled = !values.length;
-  select.replaceChildren(
-    ...(values.length ? values.map(value => new Option(value)) : [new Option('no such model here', '')])
-  );
+  select.replaceChildren(...(values.length ? values.map(value => new Option(value)) : [new Option(NO_MODEL, '')]));
 }

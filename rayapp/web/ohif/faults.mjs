@@ -1,31 +1,33 @@
-/** What goes wrong with OHIF's own requests for studies and images, of which it says little or nothing itself. */
+/** Messages for failures of OHIF's own requests for studies and images, which it reports poorly or not at all. */
 
 import * as server from './server.mjs';
+import { REQUESTS, TITLE } from './words.mjs';
 
-const SHOWN = 30_000; // ms, in which OHIF does not show the same again
-const MEANT = { 502: 'does not answer, or broke off', 504: 'did not answer in time' }; // by our own server
+const SHOWN_MS = 30_000; // OHIF does not repeat a message that is still shown
 
-/** Tell it, wherever in OHIF one is. */
+/** Show a message for each failure, wherever in OHIF the user is. @param {AppConfig} appConfig @param {Services} services */
 export function watch(appConfig, { uiNotificationService }) {
-  const tell = message =>
-    uiNotificationService.show({ title: 'rayapp', message, type: 'error', duration: SHOWN, position: 'bottom-center' });
+  const tell = (/** @type {string} */ message) =>
+    uiNotificationService.show({ title: TITLE, message, type: 'error', duration: SHOWN_MS, position: 'bottom-center' });
   appConfig.httpErrorHandler = error => {
-    // A request, an error with its answer or with a text that names the status, or any text.
-    const status = error?.status || Number(/status (\d{3})/.exec(error?.message ?? error)?.[1] ?? 0);
+    // A request, an error with its answer or with a text that names the status, or only a text.
+    const failed = typeof error === 'string' ? { message: error } : error;
+    const status = failed?.status || Number(/status (\d{3})/.exec(failed?.message ?? '')?.[1] ?? 0);
     if (status) {
-      tell(detail(error.response) ?? `${source()} ${MEANT[status] ?? `answers with status ${status}`}`);
+      tell(detail(failed.response) ?? REQUESTS.failed(source(), status));
     } else {
-      server.studies().catch(({ message }) => tell(message)); // no answer: there is none, or none was waited for
+      server.studies().catch(({ message }) => tell(message)); // no answer at all: ask why
     }
   };
 }
 
-const source = () => (window.config.rayapp.archive ? 'the DICOM archive' : 'the server');
+const source = () => (window.config.rayapp.archive ? REQUESTS.archive : REQUESTS.server);
 
-/** The server's words, if these are some. */
+/** The reason that the server gives, if it gives one. @param {unknown} response @returns {string|null} */
 function detail(response) {
   try {
-    return (response instanceof ArrayBuffer ? JSON.parse(new TextDecoder().decode(response)) : response).detail ?? null;
+    const body = response instanceof ArrayBuffer ? JSON.parse(new TextDecoder().decode(response)) : response;
+    return body.detail ?? null;
   } catch {
     return null;
   }

@@ -1,33 +1,25 @@
-/** Keys of the panel's buttons, each with Shift. */
+/** Keyboard shortcuts of the panel's buttons, each with Shift. */
 
-const KEYS = {
-  A: 'segment',
-  F: 'foreground',
-  B: 'background',
-  R: 'corner',
-  P: 'extreme',
-  C: 'curve',
-  D: 'stroke-on',
-  E: 'stroke-off',
-  O: 'scribble',
-  X: 'stop',
-  Z: 'undo',
-  S: 'save',
-  N: 'next',
-  U: 'uncertainty',
-};
+import { BUTTONS } from './words.mjs';
 
-/** Press the panel's buttons by keys, but while somebody types; returns what ends that. */
+const NAMES = new Map(Object.entries(BUTTONS).map(([name, { key }]) => [key, name]));
+
+/**
+ * Press the buttons in `node` by keys, except while the user types.
+ *
+ * @param {HTMLElement} node
+ * @returns {() => void} stops listening
+ */
 export function watch(node) {
-  const pressed = event => {
-    const typing = event.target.closest?.('input, textarea, select');
-    const name = KEYS[event.key.toUpperCase()];
+  const pressed = (/** @type {KeyboardEvent} */ event) => {
+    const typing = event.target instanceof Element && event.target.closest('input, textarea, select');
+    const name = NAMES.get(event.key.toUpperCase());
     if (!name || typing || !event.shiftKey || event.ctrlKey || event.metaKey || event.altKey) {
       return;
     }
     event.preventDefault();
     event.stopPropagation();
-    node.querySelector(`[name=${name}]`).click();
+    /** @type {HTMLButtonElement|null} */ (node.querySelector(`[name=${name}]`))?.click();
   };
   document.addEventListener('keydown', pressed, true);
   return () => document.removeEventListener('keydown', pressed, true);

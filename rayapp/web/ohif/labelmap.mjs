@@ -1,10 +1,18 @@
 /**
- * The viewer's labelmap of one image: OHIF's segmentation on one side, a flat array in the image's order on the other.
- * Leans on `window.cornerstone` and `window.cornerstoneTools` of the OHIF that it is written for.
+ * The viewer's labelmap of one image: an OHIF segmentation, read and written as a flat array in the image's order.
+ * Uses `window.cornerstone` and `window.cornerstoneTools` of the OHIF version that it is written for.
  */
 
 import { gather, inverse, placed, scatter, sliceWith, voxelOf } from './grid.mjs';
+import { says } from './words.mjs';
 
+/**
+ * @typedef {{value: number, label: string, colour: Colour}} Segment
+ * @typedef {import('./grid.mjs').Grid & {image: string, study: string, series: string, labels: string[]}} Image an
+ *   image as `/viewer/image` describes it; `labels` are its tags
+ */
+
+/** @type {Colour[]} */
 export const COLOURS = [
   [214, 96, 77],
   [67, 147, 195],
@@ -16,16 +24,17 @@ export const COLOURS = [
   [166, 118, 29],
 ];
 
+/** The colour of a structure's segment. @param {number} segment from 1 */
 export const colour = segment => COLOURS[(segment - 1) % COLOURS.length];
 
 export class Labelmap {
   /**
-   * @param {object} services OHIF's
-   * @param {object} displaySet the series that is shown
-   * @param {object} image what `/viewer/image` says of it
-   * @param {{value: number, label: string, colour: number[]}[]} segments
-   * @param {string} what tells the labelmaps of one image apart
-   * @throws {Error} if the viewer's slices are not the image's
+   * @param {Services} services OHIF's
+   * @param {DisplaySet} displaySet the series that is shown
+   * @param {Image} image
+   * @param {Segment[]} segments
+   * @param {string} what distinguishes the labelmaps of one image
+   * @throws {Error} if the viewer's slices are not those of the image
    */
   constructor(services, displaySet, image, segments, what = 'label') {
     const planes = displaySet.imageIds.map(id => window.cornerstone.metaData.get('imagePlaneModule', id));
@@ -38,26 +47,33 @@ export class Labelmap {
     this.back = inverse(image.affine);
     this.id = `rayapp-${what}-${image.series}`;
     this.what = what;
-    this.shown = null; // what was set last
+    /** @type {Labels|null} */
+    this.shown = null; // the labels that were set last
   }
 
-  /** The image's voxel at a point of the viewer's world, or null. */
+  /** The voxel at a point in LPS millimetres, or null outside the image. @param {Point3} world */
   voxelAt(world) {
     return voxelOf(this.back, this.image.shape, world);
   }
 
-  /** Where a voxel is in the viewer: its centre in the world, and the slice that shows it. */
+  /**
+   * The centre of a voxel in LPS millimetres, and the slice that shows it.
+   *
+   * @param {number[]} voxel
+   * @returns {{world: Point3, plane: ImagePlane, imageId: string}}
+   */
   sliceAt(voxel) {
     const [r, a, s] = this.image.affine.map(row => row[3] + voxel.reduce((sum, at, axis) => sum + at * row[axis], 0));
     const at = sliceWith(this.places, this.image.shape, voxel);
     return { world: [-r, -a, s], plane: this.planes[at], imageId: this.displaySet.imageIds[at] };
   }
 
+  /** Number of voxels. */
   get size() {
     return this.image.shape.reduce((product, n) => product * n, 1);
   }
 
-  /** The segments as they are on the screen, with what was painted by hand. */
+  /** The labels on the screen, including manual edits. */
   get() {
     const labels = new Uint8Array(this.size);
     const slices = this.#slices();
@@ -67,22 +83,22 @@ export class Labelmap {
     return labels;
   }
 
-  /** Show these segments. */
+  /** Show these labels. @param {Labels} labels */
   async set(labels) {
     await this.#exists();
     this.shown = labels;
-    scatter(labels, this.places, this.#slices());
+    scatter(labels, this.places, this.#slices() ?? []);
     window.cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(this.id);
   }
 
-  /** Make this the segment that OHIF's own tools paint. */
+  /** Make this the segment that OHIF's tools paint. @param {number} segment */
   select(segment) {
     if (this.services.segmentationService.getSegmentation(this.id)) {
       this.services.segmentationService.setActiveSegment(this.id, segment);
     }
   }
 
-  /** Show it also in viewports that were opened later. */
+  /** Show it in viewports opened since, too. */
   async attach() {
     const { segmentationService, viewportGridService } = this.services;
     for (const [viewportId, viewport] of viewportGridService.getState().viewports) {
@@ -95,7 +111,7 @@ export class Labelmap {
           segmentationId: this.id,
           type: window.cornerstoneTools.Enums.SegmentationRepresentations.Labelmap,
         });
-        // A colour can be given only to what is there.
+        // Colours can be set only once the representation exists.
         for (const { value, colour: rgb } of this.segments) {
           segmentationService.setSegmentColor(viewportId, this.id, value, [...rgb, 255]);
         }
@@ -103,7 +119,7 @@ export class Labelmap {
     }
   }
 
-  /** Take it away. */
+  /** Remove it from the viewer. */
   remove() {
     if (this.services.segmentationService.getSegmentation(this.id)) {
       this.services.segmentationService.remove(this.id);
@@ -125,7 +141,7 @@ export class Labelmap {
       );
       await segmentationService.createLabelmapForDisplaySet(this.displaySet, {
         segmentationId: this.id,
-        label: `${this.image.image} ${this.what}`,
+        label: says.labelmap(this.image.image, this.what),
         segments,
       });
     }

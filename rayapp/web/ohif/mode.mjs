@@ -1,10 +1,13 @@
-/** OHIF's segmentation mode with our panel in front. */
+/** OHIF's segmentation mode with our panel first on the right. */
+
+import { MODE } from './words.mjs';
 
 const PANEL = 'rayapp.panelModule.rayapp';
 const TOOLS = '@ohif/extension-cornerstone.panelModule.panelSegmentationWithToolsLabelMap';
 
 export default {
   id: 'rayapp',
+  /** @param {{loadModules: (names: string[]) => Promise<{modeInstance: Mode}[]>}} context */
   async modeFactory({ loadModules }) {
     const [segmentation, basic] = await loadModules(['@ohif/mode-segmentation', '@ohif/mode-basic']);
     const base = segmentation.modeInstance;
@@ -17,8 +20,8 @@ export default {
       ...base,
       id: 'rayapp',
       routeName: 'rayapp',
-      displayName: 'Label with rayapp',
-      // Not that of the segmentation mode, which turns to another panel when a segmentation appears.
+      displayName: MODE,
+      // The segmentation mode's own hook would switch to another panel whenever a segmentation appears.
       onModeEnter: basic.modeInstance.onModeEnter,
       hangingProtocol: ['@ohif/mnGrid', 'default'],
       routes: [{ ...route, path: 'rayapp', layoutInstance: layout }],

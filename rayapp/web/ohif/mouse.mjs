@@ -1,11 +1,14 @@
-/** What the first mouse button does: OHIF's own, or points, a box, a structure's ends, a curve, strokes. */
+/** The action of the primary mouse button: OHIF's own, or points, a box, extreme points, a closed curve, strokes. */
 
 import * as curves from './curves.mjs';
 import * as points from './points.mjs';
 import * as strokes from './strokes.mjs';
 import { groupsOf } from './tools.mjs';
+import { PROBLEMS, says } from './words.mjs';
 
-const ENDS = 6; // outermost points of a structure
+/** @typedef {import('./labelmap.mjs').Labelmap} Labelmap */
+
+const EXTREMES = 6;
 const TOOLS = {
   foreground: points.TOOL,
   background: points.TOOL,
@@ -15,30 +18,41 @@ const TOOLS = {
   'stroke-on': strokes.TOOL,
   'stroke-off': strokes.TOOL,
 };
-export const MODES = Object.keys(TOOLS);
+
+/** @typedef {keyof typeof TOOLS} MouseMode */
+export const MODES = /** @type {MouseMode[]} */ (Object.keys(TOOLS));
+
+/**
+ * @typedef {{prompt: import('./server.mjs').Prompt, points: Annotation[], what: string}} Marked a prompt, and its
+ *   points on the screen
+ * @typedef {{box: number[], what: string}} Boxed
+ * @typedef {{more: string}} Unfinished says which point to click next
+ */
 
 export class Mouse {
-  /** @param placed is told what was pointed at, and the marks of it: see `read` */
-  constructor(toolGroupService, placed) {
-    this.groups = toolGroupService;
+  /** @param {ToolGroupService} service @param {(mark: Annotation) => void} marked is called with each mark, for `read` */
+  constructor(service, marked) {
+    this.groups = service;
+    /** @type {MouseMode|null} */
     this.mode = null;
-    this.gathered = []; // corners of a box, or ends: {voxel, dot}
+    /** @type {{voxel: number[], point: Annotation}[]} */
+    this.gathered = []; // corners of a box, or extreme points
     for (const tool of [points, curves, strokes]) {
-      tool.install(toolGroupService);
+      tool.install(service);
     }
-    this.ends = [points.TOOL, curves.TOOL].map(tool => points.listen(tool, placed));
+    this.stops = [points.TOOL, curves.TOOL].map(tool => points.listen(tool, marked));
   }
 
   close() {
-    this.ends.forEach(end => end());
+    this.stops.forEach(stop => stop());
   }
 
-  /** Let it do this from now on; null: what OHIF's does. */
+  /** Switch to a mode; null: OHIF's window level tool. @param {MouseMode|null} mode */
   use(mode) {
     this.mode = mode;
     this.forget();
     const { Enums, WindowLevelTool } = window.cornerstoneTools;
-    const tool = TOOLS[mode] ?? WindowLevelTool.toolName;
+    const tool = mode ? TOOLS[mode] : WindowLevelTool.toolName;
     for (const group of groupsOf(this.groups)) {
       if (!group.hasTool(tool)) {
         continue;
@@ -51,52 +65,56 @@ export class Mouse {
     }
   }
 
-  /** Let go of a box or ends that were begun. */
+  /** Discard an unfinished box or unfinished extreme points. */
   forget() {
-    this.gathered.forEach(({ dot }) => points.remove(dot));
+    this.gathered.forEach(({ point }) => points.remove(point));
     this.gathered = [];
   }
 
   /**
-   * What a mark means: `{said, dots}` for a prompt, with `name` where a structure's is to be, or `{box}`, or `{more}`,
-   * which says what else is to be clicked.
+   * The meaning of a mark in the current mode.
    *
-   * @throws {Error} if it lies outside the image
+   * @param {Annotation} mark
+   * @param {Labelmap} labelmap
+   * @param {string} name of the structure, or of the background
+   * @returns {Marked|Boxed|Unfinished}
+   * @throws {Error} if the mark lies outside the image
    */
   read(mark, labelmap, name) {
     if (mark.metadata.toolName === curves.TOOL) {
       const curve = curves.voxels(mark, labelmap);
       points.remove(mark);
       if (!curve || curve.length < 3) {
-        throw new Error(curve ? 'that curve is too small' : 'that curve leaves the image');
+        throw new Error(curve ? PROBLEMS.curveTooSmall : PROBLEMS.curveOutside);
       }
-      return { said: { curves: [curve] }, dots: [], what: `a curve around ${name}` };
+      return { prompt: { curves: [curve] }, points: [], what: says.curve(name) };
     }
     const voxel = labelmap.voxelAt(points.world(mark));
     if (!voxel) {
-      throw new Error('that point lies outside the image');
+      throw new Error(PROBLEMS.pointOutside);
     }
-    const at = voxel.join(', ');
     if (this.mode === 'corner' || this.mode === 'extreme') {
-      return this.#gather({ voxel, dot: mark }, at, name);
+      return this.#gather(voxel, mark, name);
     }
-    return { said: { clicks: { [name]: [voxel] } }, dots: [mark], what: `${name} at ${at}` };
+    return { prompt: { clicks: { [name]: [voxel] } }, points: [mark], what: says.point(name, voxel) };
   }
 
-  #gather(one, at, name) {
-    this.gathered.push(one);
+  /** @param {number[]} voxel @param {Annotation} point @param {string} name @returns {Marked|Boxed|Unfinished} */
+  #gather(voxel, point, name) {
+    this.gathered.push({ voxel, point });
     const corner = this.mode === 'corner';
-    const left = (corner ? 2 : ENDS) - this.gathered.length;
+    const left = (corner ? 2 : EXTREMES) - this.gathered.length;
     if (left) {
-      return { more: corner ? `a corner at ${at}: click the opposite one, on any slice` : `an end at ${at}; ${left} more` };
+      return { more: corner ? says.corner(voxel) : says.extreme(voxel, left) };
     }
-    const [voxels, dots] = [this.gathered.map(({ voxel }) => voxel), this.gathered.map(({ dot }) => dot)];
+    const voxels = this.gathered.map(one => one.voxel);
+    const marks = this.gathered.map(one => one.point);
     if (!corner) {
       this.gathered = [];
-      return { said: { extremes: { [name]: voxels } }, dots, what: `the ends of ${name}` };
+      return { prompt: { extremes: { [name]: voxels } }, points: marks, what: says.extremes(name) };
     }
     this.forget();
-    const pairs = [0, 1, 2].map(axis => voxels.map(voxel => voxel[axis]).sort((a, b) => a - b));
-    return { box: pairs.flat(), what: `box ${pairs.map(pair => pair.join(' to ')).join(' by ')}` };
+    const pairs = [0, 1, 2].map(axis => voxels.map(one => one[axis]).sort((a, b) => a - b));
+    return { box: pairs.flat(), what: says.box(pairs) };
   }
 }

@@ -1,32 +1,35 @@
-/** The next image, and why it was chosen, which is told when it is open. */
+/** The next image, and the reason why it was chosen, which is shown once it is open. */
 
-import { element, fill, options } from './dom.mjs';
+import { button, element, fill, options } from './dom.mjs';
 import * as server from './server.mjs';
+import { DOING, DONE, SECTIONS, says } from './words.mjs';
 
 const REASON = 'rayapp-reason';
 
+/** @typedef {(doing: string, act: () => Promise<string|null|undefined>) => void} Run runs one action of the panel at a time */
+
 export class Next {
-  /** @param run what does one thing of the panel's at a time */
+  /** @param {Run} run */
   constructor(run) {
+    /** @type {Record<string, {description: string}>} */
     this.strategies = {};
     this.strategy = element('select', { name: 'strategy' });
     this.node = element('div', {});
-    const act = () => run('choosing…', () => this.#go());
     fill(
       this.node,
-      element('h3', {}, 'Next image'),
+      element('h3', {}, SECTIONS.next),
       this.strategy,
-      element('button', { name: 'next', title: 'Shift+N', onclick: act }, 'Next')
+      button('next', () => run(DOING.choosing, () => this.#go()))
     );
   }
 
-  /** Offer these strategies. */
+  /** Offer these strategies. @param {Record<string, {description: string}>} strategies */
   show(strategies) {
     this.strategies = strategies;
     options(this.strategy, Object.keys(strategies));
   }
 
-  /** Why this image was chosen; "" if it was not. */
+  /** Why this image was chosen; "" if it was opened otherwise. @param {string} image @returns {string} */
   reason(image) {
     const { id, why } = JSON.parse(sessionStorage.getItem(REASON) ?? '{}');
     return id === image ? why : '';
@@ -36,16 +39,17 @@ export class Next {
     const strategy = this.strategy.value;
     const sample = await server.next(strategy, { client_id: server.CLIENT });
     if (!sample.id) {
-      return 'every image is labelled';
+      return DONE.allLabelled;
     }
-    const numbers = Object.entries(sample).filter(([name, value]) => typeof value === 'number' && name !== 'ts');
-    const told = numbers.map(([name, value]) => `${name} ${Number(value.toPrecision(3))}`).join(', ');
-    const why = `${strategy}: ${this.strategies[strategy].description}${told ? ` (${told})` : ''}`;
+    const numbers = Object.entries(sample).flatMap(([name, value]) =>
+      typeof value === 'number' && name !== 'ts' ? [/** @type {[string, number]} */ ([name, value])] : []
+    );
+    const why = says.reason(strategy, this.strategies[strategy].description, numbers);
     sessionStorage.setItem(REASON, JSON.stringify({ id: sample.id, why }));
     const { study } = await server.image(sample.id);
     const to = new URL('rayapp', new URL(window.config.routerBasename, window.location.origin));
     to.searchParams.set('StudyInstanceUIDs', study);
     window.location.assign(to);
-    return `${sample.id}, chosen by ${strategy}`;
+    return says.chosen(sample.id, strategy);
   }
 }

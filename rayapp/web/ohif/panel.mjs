@@ -1,7 +1,7 @@
-/** The panel: what an annotator does, one thing at a time. */
+/** The panel: an annotator's actions, carried out one at a time. */
 
 import { Archive } from './archive.mjs';
-import { element, fill, options } from './dom.mjs';
+import { button, element, fill, options } from './dom.mjs';
 import * as keys from './keys.mjs';
 import { MODES, Mouse } from './mouse.mjs';
 import { Next } from './next.mjs';
@@ -11,34 +11,48 @@ import * as strokes from './strokes.mjs';
 import { Structures } from './structures.mjs';
 import { Training } from './training.mjs';
 import { Uncertainty } from './uncertainty.mjs';
+import { DOING, DONE, PROBLEMS, SECTIONS, says } from './words.mjs';
 import { BACKGROUND, Work } from './work.mjs';
 
-const CLICKED = ['deepedit', 'deepgrow'];
+const PROMPTED = ['deepedit', 'deepgrow'];
 const SCRIBBLED = ['scribbles'];
 const AUTOMATIC = ['segmentation', 'deepedit'];
 
 export class Panel {
+  /** @param {HTMLElement} node @param {Services} services OHIF's */
   constructor(node, services) {
     this.node = node;
     this.services = services;
-    this.info = null;
+    /** @type {import('./work.mjs').Known|null} */
+    this.known = null;
+    /** @type {Work|null} */
     this.work = null;
     this.turn = Promise.resolve();
-    this.waiting = 0; // things begun, or to be
+    this.waiting = 0; // actions begun or queued
+    /** @type {import('./next.mjs').Run} */
     const run = (doing, act) => this.#run(doing, act);
     this.structures = new Structures(() => this.#changeStructure());
     this.next = new Next(run);
     this.training = new Training(run);
     this.uncertainty = new Uncertainty(run, () => this.#needed().labelmap);
     this.archive = new Archive();
+    this.parts = {
+      image: element('div', { className: 'image' }),
+      reason: element('div', { className: 'reason' }),
+      automatic: element('select', { name: 'automatic' }),
+      prompted: element('select', { name: 'prompted' }),
+      scribbled: element('select', { name: 'scribbled' }),
+      status: element('div', { className: 'status', role: 'status' }),
+      again: button('again', () => this.#run(DOING.connecting, () => this.#open())),
+    };
     this.#build();
-    this.mouse = new Mouse(services.toolGroupService, mark => run('thinking…', () => this.#mark(mark)));
-    this.ends = [...this.#watchViewports(), keys.watch(node)];
-    run('asking the server…', () => this.#open());
+    this.mouse = new Mouse(services.toolGroupService, mark => run(DOING.prompting, () => this.#mark(mark)));
+    this.stops = [...this.#watchViewports(), keys.watch(node)];
+    run(DOING.connecting, () => this.#open());
   }
 
   close() {
-    this.ends.forEach(end => end());
+    this.stops.forEach(stop => stop());
     this.mouse.close();
     this.training.close();
     this.archive.close();
@@ -46,48 +60,39 @@ export class Panel {
   }
 
   #build() {
-    const button = (name, text, title, act) => element('button', { name, title, onclick: act }, text);
-    const mode = (name, text, title) => button(name, text, title, () => this.#use(name));
-    this.parts = {
-      image: element('div', { className: 'image' }),
-      reason: element('div', { className: 'reason' }),
-      automatic: element('select', { name: 'automatic' }),
-      clicked: element('select', { name: 'clicked' }),
-      scribbled: element('select', { name: 'scribbled' }),
-      said: element('div', { className: 'said', role: 'status' }),
-      again: button('again', 'Try again', '', () => this.#run('asking the server…', () => this.#open())),
-    };
     const { parts } = this;
+    const section = (/** @type {keyof typeof SECTIONS} */ name) => element('h3', {}, SECTIONS[name]);
+    const mode = (/** @type {import('./mouse.mjs').MouseMode} */ name) => button(name, () => this.#use(name));
     fill(
       this.node,
       parts.image,
       parts.reason,
-      parts.said,
+      parts.status,
       parts.again,
       this.archive.node,
-      element('h3', {}, 'Automatic'),
+      section('automatic'),
       parts.automatic,
-      button('segment', 'Segment', 'Shift+A', () => this.#run('segmenting…', () => this.#segment())),
-      element('h3', {}, 'Structure'),
+      button('segment', () => this.#run(DOING.segmenting, () => this.#segment())),
+      section('structure'),
       this.structures.node,
-      element('h3', {}, 'Points'),
-      parts.clicked,
-      mode('foreground', 'On it', 'Shift+F'),
-      mode('background', 'Not on it', 'Shift+B'),
-      mode('extreme', 'Ends', 'Shift+P: click where it ends, to all six sides'),
-      mode('curve', 'Curve', 'Shift+C: draw around it on one slice'),
-      mode('corner', 'Box', 'Shift+R: click two opposite corners, also on different slices'),
-      element('h3', {}, 'Strokes'),
+      section('prompts'),
+      parts.prompted,
+      mode('foreground'),
+      mode('background'),
+      mode('extreme'),
+      mode('curve'),
+      mode('corner'),
+      section('strokes'),
       parts.scribbled,
-      mode('stroke-on', 'Draw on it', 'Shift+D'),
-      mode('stroke-off', 'Draw beside it', 'Shift+E'),
-      button('scribble', 'Outline', 'Shift+O', () => this.#run('outlining…', () => this.#scribble())),
+      mode('stroke-on'),
+      mode('stroke-off'),
+      button('scribble', () => this.#run(DOING.segmenting, () => this.#scribble())),
       element(
         'div',
-        { className: 'ends' },
-        button('stop', 'Look', "Shift+X: the mouse is OHIF's again", () => this.#use(null)),
-        button('undo', 'Undo', 'Shift+Z', () => this.#run('undoing…', () => this.#needed().undo())),
-        button('save', 'Save', 'Shift+S', () => this.#run('saving…', () => this.#save()))
+        { className: 'actions' },
+        button('stop', () => this.#use(null)),
+        button('undo', () => this.#run(DOING.undoing, () => this.#needed().undo())),
+        button('save', () => this.#run(DOING.saving, () => this.#save()))
       ),
       this.next.node,
       this.uncertainty.node,
@@ -95,58 +100,64 @@ export class Panel {
     );
   }
 
-  /** Do one thing after the others; what goes wrong is told. A refinement that goes on makes way. */
+  /**
+   * Run actions one after the other and show what came of each. A refinement still in progress is given up.
+   *
+   * @param {string} doing
+   * @param {() => Promise<string|null|undefined>} act
+   */
   #run(doing, act) {
     this.waiting += 1;
     this.work?.hurry();
     this.turn = this.turn.then(async () => {
-      this.#say(doing, 'doing');
+      this.#show(doing, 'doing');
       this.#enable(false);
       try {
-        const said = await act();
-        this.#say(said ?? '', this.work ? 'done' : 'waiting');
+        const text = await act();
+        this.#show(text ?? '', this.work ? 'done' : 'waiting');
       } catch (error) {
-        this.#say(error.message, 'wrong');
+        this.#show(server.reason(error), 'wrong');
       }
       this.waiting -= 1;
-      this.parts.said.dataset.turn = Number(this.parts.said.dataset.turn ?? 0) + 1;
+      this.parts.status.dataset.turn = String(Number(this.parts.status.dataset.turn ?? 0) + 1);
       this.#enable(true);
       this.parts.again.hidden = Boolean(this.work);
     });
   }
 
-  #say(text, state) {
-    this.parts.said.textContent = text;
-    this.parts.said.dataset.state = state;
+  /** @param {string} text @param {'doing'|'done'|'waiting'|'wrong'} state */
+  #show(text, state) {
+    this.parts.status.textContent = text;
+    this.parts.status.dataset.state = state;
   }
 
+  /** @param {boolean} on */
   #enable(on) {
     this.node.querySelectorAll('button').forEach(one => (one.disabled = !on));
   }
 
-  /** Learn what the server has. */
+  /** Ask the server what it offers. */
   async #meet() {
     const { models, strategies, scoring, trainers } = await server.info();
-    const typed = types => Object.keys(models).filter(name => types.includes(models[name].type));
+    const typed = (/** @type {string[]} */ types) =>
+      Object.keys(models).filter(name => types.includes(models[name].type));
     options(this.parts.automatic, typed(AUTOMATIC));
-    options(this.parts.clicked, typed(CLICKED));
+    options(this.parts.prompted, typed(PROMPTED));
     options(this.parts.scribbled, typed(SCRIBBLED));
     this.structures.show(models);
     this.next.show(strategies);
     this.uncertainty.show(Object.keys(scoring));
-    this.training.show(Object.keys(trainers)).catch(error => this.#say(error.message, 'wrong'));
-    this.info = { models, names: this.structures.names };
+    this.training.show(Object.keys(trainers)).catch(error => this.#show(server.reason(error), 'wrong'));
+    return { models, names: this.structures.names };
   }
 
-  /** Go to the series that is shown: find its image, and what was done on it. */
+  /** Open the series in the active viewport: its image, and the work on it so far. */
   async #open() {
-    if (!this.info) {
-      await this.#meet();
-    }
+    this.known ??= await this.#meet();
     const shown = this.#shown();
     if (!shown) {
       await server.studies();
-      return 'open a series of CT or MR slices';
+      return DONE.noSeries;
     }
     if (this.work?.labelmap.displaySet === shown) {
       await this.work.labelmap.attach();
@@ -155,16 +166,16 @@ export class Panel {
     this.work = null;
     this.mouse.forget();
     this.uncertainty.hide();
-    const work = await Work.open(this.services, shown, this.info);
+    const work = await Work.open(this.services, shown, this.known);
     const { image, labels } = work.image;
     this.parts.image.textContent = image;
     this.parts.reason.textContent = this.next.reason(image);
-    const said = await work.begin();
+    const text = await work.begin();
     this.work = work;
     if (labels.includes('final')) {
       this.archive.follow(image);
     }
-    return said;
+    return text;
   }
 
   #shown() {
@@ -172,20 +183,20 @@ export class Panel {
     const { activeViewportId, viewports } = viewportGridService.getState();
     return (viewports.get(activeViewportId)?.displaySetInstanceUIDs ?? [])
       .map(uid => displaySetService.getDisplaySetByUID(uid))
-      .find(one => one?.imageIds?.length > 0 && one.Modality !== 'SEG');
+      .find(one => one && one.imageIds?.length > 0 && one.Modality !== 'SEG');
   }
 
   #needed() {
     if (!this.work) {
-      throw new Error('open a series first');
+      throw new Error(PROBLEMS.noSeries);
     }
     return this.work;
   }
 
-  /** The model that a select names. */
-  #model(select, what) {
+  /** The chosen model. @param {HTMLSelectElement} select @param {string} problem if there is none */
+  #model(select, problem) {
     if (!select.value) {
-      throw new Error(`this server has no model that ${what}`);
+      throw new Error(problem);
     }
     return select.value;
   }
@@ -197,57 +208,59 @@ export class Panel {
     this.#use(this.mouse.mode);
   }
 
-  /** Say what the first mouse button does. */
+  /** Set the action of the primary mouse button. @param {import('./mouse.mjs').MouseMode|null} mode */
   #use(mode) {
-    const drawn = { 'stroke-on': strokes.ON, 'stroke-off': strokes.OFF };
-    this.work?.labelmap.select(drawn[mode] ?? this.structures.segment);
+    const painted = { 'stroke-on': strokes.ON, 'stroke-off': strokes.OFF };
+    const stroke = mode === 'stroke-on' || mode === 'stroke-off' ? painted[mode] : null;
+    this.work?.labelmap.select(stroke ?? this.structures.segment);
     this.mouse.use(mode);
-    MODES.forEach(name => this.node.querySelector(`[name=${name}]`).classList.toggle('on', name === mode));
+    MODES.forEach(name => this.node.querySelector(`[name=${name}]`)?.classList.toggle('on', name === mode));
   }
 
   async #segment() {
-    return this.#needed().segment(this.#model(this.parts.automatic, 'segments by itself'));
+    return this.#needed().segment(this.#model(this.parts.automatic, PROBLEMS.noAutomatic));
   }
 
-  /** A point or a curve that was set. */
+  /** Act on a point or a curve that the user has placed. @param {Annotation} mark */
   async #mark(mark) {
     const label = this.structures.active;
-    let read;
+    let read, work, model;
     try {
-      const work = this.#needed();
-      const model = this.#model(this.parts.clicked, 'takes points');
+      work = this.#needed();
+      model = this.#model(this.parts.prompted, PROBLEMS.noPrompted);
       const on = this.mouse.mode !== 'background';
-      const name = !on ? BACKGROUND : this.info.models[model].type === 'deepgrow' ? 'foreground' : label;
+      const name = !on ? BACKGROUND : work.models[model].type === 'deepgrow' ? 'foreground' : label;
       points.paint(mark, work.colourOf(on ? label : null));
       read = this.mouse.read(mark, work.labelmap, name);
     } catch (error) {
       points.remove(mark);
       throw error;
     }
-    if (read.more) {
+    if ('more' in read) {
       return read.more;
     }
-    if (read.box) {
-      this.work.box = read.box;
-      return `${read.what}: points and strokes are kept to it`;
+    if ('box' in read) {
+      work.box = read.box;
+      return read.what;
     }
-    const told = text => {
-      this.#say(`${read.what}; ${text}, and a finer one is on its way…`, 'doing');
+    const { what } = read;
+    const refining = (/** @type {string} */ text) => {
+      this.#show(says.refining(what, text), 'doing');
       this.#enable(true);
     };
-    return `${read.what}; ${await this.work.prompt(this.parts.clicked.value, label, read.said, read.dots, told)}`;
+    return says.marked(what, await work.prompt(model, label, read.prompt, read.points, refining));
   }
 
   async #scribble() {
     const work = this.#needed();
-    return work.scribble(this.#model(this.parts.scribbled, 'takes strokes'), this.structures.active);
+    return work.scribble(this.#model(this.parts.scribbled, PROBLEMS.noScribbles), this.structures.active);
   }
 
   async #save() {
     const work = this.#needed();
-    const said = await work.save();
+    const text = await work.save();
     this.archive.follow(work.image.image);
-    return said;
+    return text;
   }
 
   #watchViewports() {
@@ -255,8 +268,8 @@ export class Panel {
     const { ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED, VIEWPORTS_READY } = viewportGridService.EVENTS;
     return [ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED, VIEWPORTS_READY].map(name => {
       const { unsubscribe } = viewportGridService.subscribe(name, () => {
-        if (this.info && !this.waiting && this.#shown() !== this.work?.labelmap.displaySet) {
-          this.#run('opening…', () => this.#open());
+        if (this.known && !this.waiting && this.#shown() !== this.work?.labelmap.displaySet) {
+          this.#run(DOING.opening, () => this.#open());
         }
       });
       return unsubscribe;

@@ -1,44 +1,61 @@
-/** The tool that places points, and the dots it leaves. */
+/** The tool that places points, and the points it leaves on the screen. */
 
 import { installer } from './tools.mjs';
 
 export const TOOL = 'RayappPoint';
 
-/** Register the tool and let the tool groups have it. */
+/** Register the tool and add it to the tool groups. */
 export const install = installer(TOOL, 'ProbeTool', () => ({ getTextLines: () => [], shadow: false }));
 
-/** Call `placed(annotation)` for each mark that a tool set; returns what ends that. */
-export function listen(tool, placed) {
+/**
+ * Call back for each annotation that a tool completes.
+ *
+ * @param {string} tool
+ * @param {(annotation: Annotation) => void} completed
+ * @returns {() => void} stops listening
+ */
+export function listen(tool, completed) {
   const { eventTarget } = window.cornerstone;
   const name = window.cornerstoneTools.Enums.Events.ANNOTATION_COMPLETED;
-  const heard = ({ detail: { annotation } }) => {
+  const heard = (/** @type {Event} */ event) => {
+    const { annotation } = /** @type {CustomEvent<{annotation?: Annotation}>} */ (event).detail;
     if (annotation?.metadata?.toolName === tool) {
-      placed(annotation);
+      completed(annotation);
     }
   };
   eventTarget.addEventListener(name, heard);
   return () => eventTarget.removeEventListener(name, heard);
 }
 
+/** A point's position in LPS millimetres. @param {Annotation} annotation @returns {Point3} */
 export const world = annotation => [...annotation.data.handles.points[0]];
 
-/** Draw a dot in this colour. */
+/** Draw a point in this colour. @param {Annotation} annotation @param {Colour} colour */
 export function paint(annotation, [r, g, b]) {
   const { config } = window.cornerstoneTools.annotation;
   const color = `rgb(${r}, ${g}, ${b})`;
   config.style.setAnnotationStyles(annotation.annotationUID, { color, colorHighlighted: color, colorSelected: color });
 }
 
-/** The dots of a prompt that was said earlier, each in the colour of its name. */
+/**
+ * The points of an earlier prompt, drawn again.
+ *
+ * @param {import('./server.mjs').Prompt} prompt
+ * @param {import('./labelmap.mjs').Labelmap} labelmap
+ * @param {(name: string) => Colour} colourOf of a point by the name that it was given under
+ */
 export function of({ clicks = {}, extremes = {} }, labelmap, colourOf) {
-  const said = [clicks, extremes].flatMap(Object.entries);
-  return said.flatMap(([name, voxels]) => voxels.map(voxel => dot(labelmap.sliceAt(voxel), colourOf(name))));
+  const given = [clicks, extremes].flatMap(Object.entries);
+  return given.flatMap(([name, voxels]) =>
+    voxels.map((/** @type {number[]} */ voxel) => draw(labelmap.sliceAt(voxel), colourOf(name)))
+  );
 }
 
-function dot({ world, plane, imageId }, rgb) {
+/** @param {{world: Point3, plane: ImagePlane, imageId: string}} place @param {Colour} colour */
+function draw({ world, plane, imageId }, colour) {
   const { annotation } = window.cornerstoneTools;
   const [r, c] = [plane.rowCosines, plane.columnCosines];
-  const made = {
+  const point = {
     annotationUID: crypto.randomUUID(),
     highlighted: false,
     invalidated: false,
@@ -51,11 +68,12 @@ function dot({ world, plane, imageId }, rgb) {
     },
     data: { label: '', handles: { points: [world] }, cachedStats: {} },
   };
-  annotation.state.addAnnotation(made, plane.frameOfReferenceUID);
-  paint(made, rgb);
-  return made;
+  annotation.state.addAnnotation(point, plane.frameOfReferenceUID);
+  paint(point, colour);
+  return point;
 }
 
+/** Take an annotation off the screen. @param {Annotation} annotation */
 export function remove(annotation) {
   window.cornerstoneTools.annotation.state.removeAnnotation(annotation.annotationUID);
   const viewports = window.cornerstone.getRenderingEngines().flatMap(engine => engine.getViewports());

@@ -1,34 +1,71 @@
-/** What the panel asks of the server that served it. */
+/** The panel's requests to the server that served it. */
 
 import { decode, fromText } from './mask.mjs';
+import { PROBLEMS } from './words.mjs';
 
-/** What the server knows this program by, among those of one user. */
+/**
+ * @typedef {import('./mask.mjs').Mask} Mask
+ * @typedef {import('./labelmap.mjs').Image} Image
+ * @typedef {{type: string, labels: Record<string, number>, dimension: number, description: string}} Model
+ * @typedef {{models: Record<string, Model>, strategies: Record<string, {description: string}>,
+ *   scoring: Record<string, object>, trainers: Record<string, object>}} Info
+ * @typedef {{archived?: string, archive_problem?: string}} LabelInfo
+ * @typedef {{clicks?: Record<string, number[][]>, extremes?: Record<string, number[][]>, curves?: number[][][],
+ *   label?: string|null, roi?: number[]|null, start?: string, reset?: boolean}} Prompt clicks and extreme points by
+ *   name; all in voxel indices; `start` is a packed mask in base64
+ * @typedef {{interaction: {onto: string|null, mask: string}, label_names: Record<string, number>,
+ *   latencies: {total: number}}} Params
+ * @typedef {{info: {label_info?: {name: string, idx?: number}[]}, label_names: Record<string, number>|null,
+ *   saved: number}} LabelParams `saved` is Unix time
+ * @typedef {{id: string, kind?: string, status: string, details?: string[],
+ *   progress?: {epoch?: number, epochs?: number, metric?: number|null, seconds_left?: number|null}|null}} Job
+ * @typedef {{id: string, model: string, prompts: (Prompt & {step: number})[], events: {ts: number}[]}} InteractionState
+ */
+
+/** This program's id among those of one user. */
 export const CLIENT = 'ohif';
 
 const KEY = 'rayapp-key';
 
-/** Path of one of the server's routes, which `app-config.js` lists by name. */
+/**
+ * Path of one of the server's routes, which `app-config.js` lists by name.
+ *
+ * @param {string} route
+ * @param {Record<string, string>} values of the parameters in the path
+ */
 const path = (route, values = {}) =>
   window.config.rayapp.routes[route].replace(/{(\w+)}/g, (_, name) => encodeURIComponent(values[name]));
 
-/** An answer that is no success: `status` is 0 when none came. */
+/** A failed request; `status` is 0 when there was no answer. */
 export class Refused extends Error {
+  /** @param {number} status @param {string} detail */
   constructor(status, detail) {
     super(detail);
     this.status = status;
   }
 }
 
+/** The text of something that was thrown. @param {unknown} error */
+export const reason = error => (error instanceof Error ? error.message : String(error));
+
+/** The access token, kept for this tab. */
 export const keys = {
   needed: () => Boolean(window.config?.rayapp?.keys),
   get: () => sessionStorage.getItem(KEY),
-  set: key => sessionStorage.setItem(KEY, key),
+  set: (/** @type {string} */ key) => sessionStorage.setItem(KEY, key),
+  /** @returns {Record<string, string>} */
   header: () => (keys.get() ? { Authorization: `Bearer ${keys.get()}` } : {}),
 };
 
+/**
+ * @param {string} method
+ * @param {string} address
+ * @param {{query?: Record<string, string|number|undefined>, json?: object, form?: FormData, signal?: AbortSignal}} options
+ */
 async function ask(method, address, { query = {}, json, form, signal } = {}) {
-  const asked = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== undefined));
-  const url = `${address}${asked.size ? `?${asked}` : ''}`;
+  const given = Object.entries(query).filter(([, value]) => value !== undefined);
+  const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)]));
+  const url = `${address}${search.size ? `?${search}` : ''}`;
   const headers = { ...keys.header(), ...(json ? { 'Content-Type': 'application/json' } : {}) };
   let answer;
   try {
@@ -37,129 +74,189 @@ async function ask(method, address, { query = {}, json, form, signal } = {}) {
     if (signal?.aborted) {
       throw error;
     }
-    throw new Refused(0, 'the server does not answer: is it running?');
+    throw new Refused(0, PROBLEMS.serverAway);
   }
   if (answer.ok) {
     return answer;
   }
   const detail = (await answer.json().catch(() => ({}))).detail;
-  throw new Refused(answer.status, typeof detail === 'string' ? detail : `the server answered ${answer.status}`);
+  throw new Refused(answer.status, typeof detail === 'string' ? detail : PROBLEMS.status(answer.status));
 }
 
-const read = answer => answer.json();
+/**
+ * The JSON of an answer.
+ *
+ * @param {string} method
+ * @param {string} address
+ * @param {Parameters<typeof ask>[2]} options
+ */
+const askJson = async (method, address, options = {}) => (await ask(method, address, options)).json();
 
-/** Params and the mask of an answer; `held` is the mask that the changes may go onto. */
+/**
+ * The params and the mask of an answer.
+ *
+ * @template [P=Params]
+ * @param {Response} answer
+ * @param {Mask|null} held the mask that the changes may apply to
+ * @returns {Promise<{params: P, mask: Mask}>}
+ */
 async function masked(answer, held = null) {
   const params = JSON.parse(answer.headers.get(window.config.rayapp.paramsHeader) ?? '{}');
-  return changed(params, await answer.arrayBuffer(), held);
+  return { params, mask: await changed(params, await answer.arrayBuffer(), held) };
 }
 
-async function changed(params, data, held) {
-  const onto = params.interaction && !params.interaction.onto ? null : held;
-  return { params, mask: await decode(data, onto) };
+/** @param {Params} params @param {ArrayBuffer} data @param {Mask|null} held */
+function changed(params, data, held) {
+  return decode(data, params.interaction && !params.interaction.onto ? null : held);
 }
 
+/** @param {object} params @param {Labels|null} label */
 function form(params, label = null) {
-  const made = new FormData();
-  made.append('params', JSON.stringify(params));
+  const body = new FormData();
+  body.append('params', JSON.stringify(params));
   if (label) {
-    made.append('label', new Blob([label]), 'label.bin');
+    body.append('label', new Blob([label]), 'label.bin');
   }
-  return made;
+  return body;
 }
 
-export const info = () => ask('GET', path('info')).then(read);
-export const imageOfSeries = series => ask('GET', path('viewer_image'), { query: { series } }).then(read);
-export const image = id => ask('GET', path('viewer_image'), { query: { image: id } }).then(read);
-export const label = (id, tag) => ask('GET', path('viewer_label'), { query: { image: id, tag } }).then(masked);
-export const labelInfo = (id, tag) => ask('GET', path('label_info'), { query: { label: id, tag } }).then(read);
+/** @returns {Promise<Info>} */
+export const info = () => askJson('GET', path('info'));
 
-/** Raises what keeps the studies' source from answering. */
+/** @param {string} series @returns {Promise<Image>} */
+export const imageOfSeries = series => askJson('GET', path('viewer_image'), { query: { series } });
+
+/** @param {string} id @returns {Promise<Image>} */
+export const image = id => askJson('GET', path('viewer_image'), { query: { image: id } });
+
+/** A saved label on its image's grid. @param {string} id @param {string} tag @returns {Promise<{params: LabelParams, mask: Mask}>} */
+export const label = async (id, tag) => masked(await ask('GET', path('viewer_label'), { query: { image: id, tag } }));
+
+/** @param {string} id @param {string} tag @returns {Promise<LabelInfo>} */
+export const labelInfo = (id, tag) => askJson('GET', path('label_info'), { query: { label: id, tag } });
+
+/** Reach the studies' source. Throws what keeps it from answering. */
 export const studies = () => ask('GET', `${window.config.dataSources[0].configuration.qidoRoot}/studies?limit=1`);
 
+/** @param {string} strategy @param {object} params @returns {Promise<{id: string}>} with numbers that explain the choice */
 export const next = (strategy, params) =>
-  ask('POST', path('next', { strategy }), { json: params }).then(read);
+  askJson('POST', path('next', { strategy }), { json: params });
 
-/** Run a model; `label`, if there is one, is a flat map of bytes, i fastest, that it starts from. */
-export const infer = (model, id, params, label = null) =>
-  ask('POST', path('infer', { model }), {
-    query: { image: id, output: 'box' },
-    form: form(params, label),
-  }).then(answer => masked(answer));
+/**
+ * Run a model.
+ *
+ * @param {string} model
+ * @param {string} id
+ * @param {object} params
+ * @param {Labels|null} label a label map, i fastest, as its input
+ */
+export const infer = async (model, id, params, label = null) => {
+  const query = { image: id, output: 'box' };
+  return masked(await ask('POST', path('infer', { model }), { query, form: form(params, label) }));
+};
 
-/** Save a flat label map of bytes, i fastest. */
+/** Save a label map, i fastest. @param {string} id @param {Labels} labels @param {object} params */
 export const save = (id, labels, params) =>
-  ask('PUT', path('label'), { query: { image: id }, form: form(params, labels) }).then(read);
+  askJson('PUT', path('label'), { query: { image: id }, form: form(params, labels) });
 
-/** The levels of a scoring method's map, i fastest: 255 where all structures are as likely. */
+/**
+ * The levels of a scoring method's uncertainty map, i fastest: 255 where all structures are equally likely.
+ *
+ * @param {string} method
+ * @param {string} id
+ */
 export async function uncertainty(method, id) {
   const answer = await ask('GET', path('uncertainty', { method }), { query: { image: id } });
-  const stream = answer.body.pipeThrough(new DecompressionStream('gzip'));
-  const file = await new Response(stream).arrayBuffer();
+  const packed = new Blob([await answer.arrayBuffer()]);
+  const file = await new Response(packed.stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer();
   const header = new DataView(file); // NIfTI-1
   if (header.getInt16(70, true) !== 2) {
-    throw new Error('the uncertainty map is not of bytes');
+    throw new Error(PROBLEMS.uncertaintyType);
   }
   return new Uint8Array(file, header.getFloat32(108, true));
 }
 
+/** @param {string} method @param {string} id @returns {Promise<{i: number[], j: number[], k: number[]}>} most uncertain first */
 export const uncertainSlices = (method, id) =>
-  ask('GET', path('uncertain_slices', { method }), { query: { image: id } }).then(read);
+  askJson('GET', path('uncertain_slices', { method }), { query: { image: id } });
 
-export const jobs = () => ask('GET', path('jobs')).then(read);
-export const train = model => ask('POST', path('train_model', { model }), { json: {} }).then(read);
-export const stop = job => ask('DELETE', path('job', { job_id: job })).then(read);
+/** @returns {Promise<Job[]>} */
+export const jobs = () => askJson('GET', path('jobs'));
 
-/** A job at each change, until it is over. */
+/** @param {string} model @returns {Promise<Job>} */
+export const train = model => askJson('POST', path('train_model', { model }), { json: {} });
+
+/** @param {string} job */
+export const stop = job => askJson('DELETE', path('job', { job_id: job }));
+
+/** A job at each change, until it is over. @param {string} job @param {AbortSignal} signal @returns {AsyncGenerator<Job>} */
 export async function* changes(job, signal) {
   for await (const { data } of events(await ask('GET', path('job_events', { job_id: job }), { signal }))) {
     yield data;
   }
 }
 
-/** Server-Sent Events, which EventSource could not ask for with a key. */
+/**
+ * The Server-Sent Events of an answer. EventSource could not send the access token.
+ *
+ * @param {Response} answer
+ * @returns {AsyncGenerator<{kind: string, data: any}>}
+ */
 async function* events(answer) {
   let rest = '';
-  for await (const text of pieces(answer.body.pipeThrough(new TextDecoderStream()))) {
-    const whole = (rest + text).split('\n\n');
-    rest = whole.pop();
-    for (const event of whole) {
-      const said = Object.fromEntries(event.split('\n').map(line => [line.split(':', 1)[0], line.replace(/^\w*: ?/, '')]));
-      if (said.data) {
-        yield { kind: said.event, data: JSON.parse(said.data) };
+  for await (const text of texts(answer)) {
+    const complete = (rest + text).split('\n\n');
+    rest = complete.pop() ?? '';
+    for (const event of complete) {
+      const fields = Object.fromEntries(
+        event.split('\n').map(line => [line.split(':', 1)[0], line.replace(/^\w*: ?/, '')])
+      );
+      if (fields.data) {
+        yield { kind: fields.event, data: JSON.parse(fields.data) };
       }
     }
   }
 }
 
-async function* pieces(stream) {
-  const reader = stream.getReader();
-  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
-    yield piece.value;
+/** @param {Response} answer @returns {AsyncGenerator<string>} */
+async function* texts(answer) {
+  const decoder = new TextDecoder();
+  const reader = answer.body?.getReader();
+  for (let piece = await reader?.read(); piece && !piece.done; piece = await reader?.read()) {
+    yield decoder.decode(piece.value, { stream: true });
   }
 }
 
-/** The caller's interactions on an image, oldest first. */
-export const interactions = image => ask('GET', path('interactions'), { query: { image } }).then(read);
+/** The caller's interactions on an image, oldest first. @param {string} image @returns {Promise<InteractionState[]>} */
+export const interactions = image => askJson('GET', path('interactions'), { query: { image } });
 
-/** An image worked on prompt by prompt; `mask` is the model's mask as it stands. Calls must not overlap. */
+/** An image worked on prompt by prompt. Calls must not overlap. */
 export class Interaction {
+  /** @param {string} model @param {string} image */
   static async open(model, image) {
-    const opened = await ask('POST', path('interactions'), { json: { model, image, client_id: CLIENT } }).then(read);
-    return new Interaction(opened.id, model);
+    const { id } = await askJson('POST', path('interactions'), { json: { model, image, client_id: CLIENT } });
+    return new Interaction(id, model);
   }
 
+  /** @param {string} id @param {string} model */
   constructor(id, model) {
     this.id = id;
     this.model = model;
-    this.box = null; // that the server knows of
-    this.mask = null;
+    /** @type {number[]|null} */
+    this.box = null; // as the server knows it
+    /** @type {Mask|null} */
+    this.mask = null; // the model's current mask
     this.token = '';
   }
 
-  /** Add a prompt: a mask soon, then what is better, until `signal`. */
-  async *stream(said, signal) {
-    const answer = await ask('POST', this.#path('interaction_stream'), { json: this.#step(said), signal });
+  /**
+   * Add a prompt and yield its masks, each better than the one before.
+   *
+   * @param {Prompt} prompt
+   * @param {AbortSignal} signal
+   */
+  async *stream(prompt, signal) {
+    const answer = await ask('POST', this.#path('interaction_stream'), { json: this.#step(prompt), signal });
     for await (const { kind, data } of events(answer)) {
       if (kind === 'end') {
         return;
@@ -167,9 +264,9 @@ export class Interaction {
       if (kind === 'problem') {
         throw new Refused(data.status, data.detail);
       }
-      yield this.#taken(await changed(data.params, fromText(data.mask), this.mask));
+      yield this.#taken({ params: data.params, mask: await changed(data.params, fromText(data.mask), this.mask) });
     }
-    throw new Refused(0, 'the connection broke off before the last mask');
+    throw new Refused(0, PROBLEMS.brokenOff);
   }
 
   async undo() {
@@ -177,19 +274,22 @@ export class Interaction {
     return this.#taken(await masked(answer, this.mask));
   }
 
-  /** The mask as of a step of the log. */
+  /** The mask after a step of the click log. @param {number} step */
   async at(step) {
     return this.#taken(await masked(await ask('GET', this.#path('interaction_mask'), { query: { step } })));
   }
 
+  /** @param {string} route */
   #path(route) {
     return path(route, { interaction_id: this.id });
   }
 
-  #step(said) {
-    return { ...said, client_id: CLIENT, onto: this.token, request: crypto.randomUUID() };
+  /** @param {Prompt} prompt */
+  #step(prompt) {
+    return { ...prompt, client_id: CLIENT, onto: this.token, request: crypto.randomUUID() };
   }
 
+  /** @param {{params: Params, mask: Mask}} answer */
   #taken({ params, mask }) {
     this.mask = mask;
     this.token = params.interaction.mask;

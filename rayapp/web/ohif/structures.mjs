@@ -1,19 +1,20 @@
-/** The structures that the server's models know, and the one that is worked on. */
+/** The structures that the server's models know, and the active one. */
 
 import { element, fill } from './dom.mjs';
 import { colour } from './labelmap.mjs';
 import { BACKGROUND } from './work.mjs';
 
 export class Structures {
-  /** @param {() => void} chosen is called when another one is worked on */
-  constructor(chosen) {
-    this.chosen = chosen;
+  /** @param {() => void} changed is called when another structure becomes active */
+  constructor(changed) {
+    this.changed = changed;
+    /** @type {string[]} */
     this.names = [];
     this.active = '';
     this.node = element('div', { className: 'labels' });
   }
 
-  /** Those of these models, in the order of their values. */
+  /** Offer the structures of these models, ordered by label value. @param {Record<string, import('./server.mjs').Model>} models */
   show(models) {
     const known = Object.values(models).flatMap(model => Object.entries(model.labels));
     const values = new Map(known.sort((a, b) => a[1] - b[1]).filter(([name]) => name !== BACKGROUND));
@@ -22,15 +23,16 @@ export class Structures {
     this.#draw();
   }
 
-  /** The segment that stands for it. */
+  /** The segment of the active structure. */
   get segment() {
     return this.names.indexOf(this.active) + 1;
   }
 
+  /** @param {string} name */
   #choose(name) {
     this.active = name;
     this.#draw();
-    this.chosen();
+    this.changed();
   }
 
   #draw() {

@@ -1,22 +1,34 @@
-/** The viewer's tool groups, and how a tool of ours comes into them. */
+/** The viewer's tool groups, and adding a tool to them. */
 
-/** The groups of OHIF's modes that show slices, those that there are. */
-export const groupsOf = toolGroupService => ['default', 'mpr'].map(id => toolGroupService.getToolGroup(id)).filter(Boolean);
+/** The tool groups of OHIF's modes that show slices, as far as they exist. @param {ToolGroupService} service */
+export const groupsOf = service =>
+  ['default', 'mpr'].flatMap(id => {
+    const group = service.getToolGroup(id);
+    return group ? [group] : [];
+  });
 
-/** What installs a tool by that name: one of cornerstone's (`base`) with these settings in place of its own. */
+/**
+ * A function that registers a tool once and adds it to all tool groups.
+ *
+ * @param {string} name
+ * @param {'ProbeTool'|'PlanarFreehandROITool'} base the Cornerstone tool that it extends
+ * @param {() => object} configuration in place of the base's
+ * @returns {(service: ToolGroupService) => void}
+ */
 export function installer(name, base, configuration) {
-  let made = null;
-  return toolGroupService => {
-    if (!made) {
-      made = class extends window.cornerstoneTools[base] {
+  /** @type {ToolConstructor|null} */
+  let tool = null;
+  return service => {
+    if (!tool) {
+      tool = class extends window.cornerstoneTools[base] {
         static toolName = name;
         constructor(toolProps = {}, defaults = { configuration: configuration() }) {
           super(toolProps, defaults);
         }
       };
-      window.cornerstoneTools.addTool(made);
+      window.cornerstoneTools.addTool(tool);
     }
-    for (const group of groupsOf(toolGroupService)) {
+    for (const group of groupsOf(service)) {
       if (!group.hasTool(name)) {
         group.addTool(name);
       }

@@ -1,38 +1,36 @@
 /** Training from the viewer: start, follow, stop. */
 
-import { element, fill, options } from './dom.mjs';
+import { button, element, fill, options } from './dom.mjs';
 import * as server from './server.mjs';
+import { DOING, DONE, PROBLEMS, SECTIONS, says } from './words.mjs';
 
 const OVER = ['DONE', 'ERROR', 'STOPPED'];
 
 export class Training {
-  /** @param {(text: string, act: () => Promise<string>) => void} run what does one thing of the panel's at a time */
+  /** @param {import('./next.mjs').Run} run */
   constructor(run) {
-    this.run = run;
+    /** @type {server.Job|null} */
     this.job = null;
+    /** @type {AbortController|null} */
     this.following = null;
-    this.parts = {
-      trainer: element('select', { name: 'trainer' }),
-      bar: element('progress', { max: 1, value: 0, hidden: true }),
-      said: element('div', { className: 'trained' }),
-    };
-    const button = (name, text, doing, act) =>
-      element('button', { name, title: text, onclick: () => run(doing, act) }, text);
+    this.trainer = element('select', { name: 'trainer' });
+    this.bar = element('progress', { max: 1, value: 0, hidden: true });
+    this.status = element('div', { className: 'trained' });
     this.node = element('div', {});
     fill(
       this.node,
-      element('h3', {}, 'Training'),
-      this.parts.trainer,
-      button('train', 'Train', 'asking for a training…', () => this.#start()),
-      button('stop-training', 'Stop', 'stopping…', () => this.#stop()),
-      this.parts.bar,
-      this.parts.said
+      element('h3', {}, SECTIONS.training),
+      this.trainer,
+      button('train', () => run(DOING.startingTraining, () => this.#start())),
+      button('stop-training', () => run(DOING.stoppingTraining, () => this.#stop())),
+      this.bar,
+      this.status
     );
   }
 
-  /** Show these trainers, and follow a training that runs already. */
+  /** Offer these trainers, and follow a training that is running already. @param {string[]} trainers */
   async show(trainers) {
-    options(this.parts.trainer, trainers);
+    options(this.trainer, trainers);
     const jobs = await server.jobs();
     const running = jobs.findLast(job => job.kind === 'train' && !OVER.includes(job.status));
     if (running) {
@@ -45,53 +43,45 @@ export class Training {
   }
 
   async #start() {
-    const trainer = this.parts.trainer.value;
+    const trainer = this.trainer.value;
     if (!trainer) {
-      throw new Error('this server trains no model');
+      throw new Error(PROBLEMS.noTrainer);
     }
     this.#follow(await server.train(trainer));
-    return `${trainer} is being trained; the images with a saved label count`;
+    return says.training(trainer);
   }
 
   async #stop() {
     if (!this.job || OVER.includes(this.job.status)) {
-      return 'no training runs';
+      return DONE.noTraining;
     }
     await server.stop(this.job.id);
-    return 'stopped';
+    return DONE.trainingStopped;
   }
 
-  /** Tell each change of the job until it is over; beside all else, so nothing waits for it. */
+  /** Show each change of a job until it is over, without making other actions wait. @param {server.Job} job */
   async #follow(job) {
     this.following?.abort();
     const following = (this.following = new AbortController());
-    this.#tell(job);
+    this.#show(job);
     try {
-      for await (const now of server.changes(job.id, following.signal)) {
-        this.#tell(now);
+      for await (const changed of server.changes(job.id, following.signal)) {
+        this.#show(changed);
       }
     } catch (error) {
       if (!following.signal.aborted) {
-        this.parts.said.textContent = `no news of the training: ${error.message}`;
+        this.status.textContent = PROBLEMS.trainingLost(server.reason(error));
       }
     }
   }
 
-  #tell(job) {
+  /** @param {server.Job} job */
+  #show(job) {
     this.job = job;
-    const { bar, said } = this.parts;
-    const { epoch, epochs, metric, seconds_left } = job.progress ?? {};
-    bar.hidden = !epochs || OVER.includes(job.status);
-    bar.value = epochs ? (epoch ?? 0) / epochs : 0;
-    const numbers = [
-      epochs && `epoch ${epoch ?? 0} of ${epochs}`,
-      typeof metric === 'number' && `Dice ${metric.toFixed(3)}`,
-      typeof seconds_left === 'number' && job.status === 'RUNNING' && `${Math.ceil(seconds_left / 60)} min left`,
-    ].filter(Boolean);
-    said.textContent = [job.status.toLowerCase(), ...numbers].join(', ');
-    said.dataset.status = job.status;
-    if (job.status === 'ERROR') {
-      said.textContent += `: ${(job.details ?? []).at(-1) ?? ''}`;
-    }
+    const progress = job.progress ?? {};
+    this.bar.hidden = !progress.epochs || OVER.includes(job.status);
+    this.bar.value = progress.epochs ? (progress.epoch ?? 0) / progress.epochs : 0;
+    this.status.textContent = says.job(job.status, progress, (job.details ?? []).at(-1) ?? '');
+    this.status.dataset.status = job.status;
   }
 }

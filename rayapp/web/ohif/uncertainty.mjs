@@ -1,37 +1,39 @@
-/** Where a model is unsure of the image: three bands over it, and the slices most worth looking at. */
+/** The uncertainty map of a scoring method: three bands over the image, and the most uncertain slices. */
 
-import { element, fill, options } from './dom.mjs';
+import { button, element, fill, options } from './dom.mjs';
 import { Labelmap } from './labelmap.mjs';
 import * as server from './server.mjs';
+import { BANDS as LABELS, DOING, DONE, PROBLEMS, SECTIONS, says } from './words.mjs';
 
+/** @type {(import('./labelmap.mjs').Segment & {from: number})[]} levels of 0 to 255 from which a band begins */
 const BANDS = [
-  { value: 1, from: 64, label: 'somewhat unsure', colour: [255, 237, 120] },
-  { value: 2, from: 128, label: 'unsure', colour: [255, 160, 50] },
-  { value: 3, from: 192, label: 'very unsure', colour: [225, 40, 40] },
+  { value: 1, from: 64, label: LABELS[0], colour: [255, 237, 120] },
+  { value: 2, from: 128, label: LABELS[1], colour: [255, 160, 50] },
+  { value: 3, from: 192, label: LABELS[2], colour: [225, 40, 40] },
 ];
 
 export class Uncertainty {
-  /** @param run what does one thing of the panel's at a time; `labelmap` gives the panel's */
+  /** @param {import('./next.mjs').Run} run @param {() => Labelmap} labelmap gives the panel's */
   constructor(run, labelmap) {
     this.labelmap = labelmap;
+    /** @type {Labelmap|null} */
     this.shown = null;
     this.method = element('select', { name: 'scored' });
-    const act = () => run('asking for the scores…', () => this.#toggle());
     this.node = element('div', {});
     fill(
       this.node,
-      element('h3', {}, 'Uncertainty'),
+      element('h3', {}, SECTIONS.uncertainty),
       this.method,
-      element('button', { name: 'uncertainty', title: 'Shift+U', onclick: act }, 'Show, hide')
+      button('uncertainty', () => run(DOING.loadingUncertainty, () => this.#toggle()))
     );
   }
 
-  /** Offer these scoring methods. */
+  /** Offer these scoring methods. @param {string[]} methods */
   show(methods) {
     options(this.method, methods);
   }
 
-  /** Take the bands away, as another image is opened. */
+  /** Remove the bands, because another image is opened. */
   hide() {
     this.shown?.remove();
     this.shown = null;
@@ -40,20 +42,20 @@ export class Uncertainty {
   async #toggle() {
     if (this.shown) {
       this.hide();
-      return 'uncertainty is hidden';
+      return DONE.uncertaintyHidden;
     }
     if (!this.method.value) {
-      throw new Error('this server scores no images');
+      throw new Error(PROBLEMS.noScoring);
     }
-    const { services, displaySet, image } = this.labelmap();
+    const { services, displaySet, image, size } = this.labelmap();
     const levels = await server.uncertainty(this.method.value, image.image);
-    if (levels.length !== image.shape.reduce((product, n) => product * n, 1)) {
-      throw new Error("the scores do not lie on the image's grid");
+    if (levels.length !== size) {
+      throw new Error(PROBLEMS.uncertaintyOffGrid);
     }
     const bands = new Labelmap(services, displaySet, image, BANDS, 'uncertainty');
     await bands.set(levels.map(level => BANDS.filter(({ from }) => level >= from).length));
     this.shown = bands;
     const { k } = await server.uncertainSlices(this.method.value, image.image);
-    return `slices to look at first: ${k.slice(0, 5).join(', ')} along k`;
+    return says.uncertainSlices(k.slice(0, 5));
   }
 }

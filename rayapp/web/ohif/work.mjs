@@ -1,82 +1,111 @@
-/** One image as it is worked on: what the screen shows, the prompts behind it, and the steps that can be undone. */
+/** The work on one image: the labels on the screen, the prompts behind them, and the steps that can be undone. */
 
 import { Labelmap, colour } from './labelmap.mjs';
 import { decode, fromText, toText } from './mask.mjs';
 import * as points from './points.mjs';
 import * as server from './server.mjs';
 import * as strokes from './strokes.mjs';
+import { DONE, PROBLEMS, says } from './words.mjs';
 
 export const BACKGROUND = 'background';
-const SINGLE = 'deepgrow'; // the type of models of one structure, whichever is pointed at
+const SINGLE = 'deepgrow'; // the type of models of one structure, whichever the prompts are on
 const STEPS = 20; // that can be undone
 
+/**
+ * @typedef {{names: string[], models: Record<string, server.Model>}} Known the server's structures and models
+ * @typedef {{model: string, label: string|null, labels: Labels}} Own labels that one model alone has produced
+ * @typedef {object} Step
+ * @property {Labels|null} before null: as of the interaction before the prompt
+ * @property {(Omit<Own, 'labels'> & {labels?: Labels})|null} [own]
+ * @property {string} [label]
+ * @property {server.Interaction} [interaction] of a prompt
+ * @property {Annotation[]} [dots] a prompt's points on the screen
+ * @typedef {{names: Record<string, number>}|{only: string, slice?: number}} Meaning of a mask's values: the model's
+ *   names, or the one structure, perhaps on one slice alone
+ */
+
 export class Work {
-  /** Go to a series that the viewer shows. @param {{names: string[], models: object}} known what the server has */
+  /**
+   * Open a series that the viewer shows.
+   *
+   * @param {Services} services
+   * @param {DisplaySet} shown
+   * @param {Known} known
+   */
   static async open(services, shown, known) {
     const image = await server.imageOfSeries(shown.SeriesInstanceUID);
     const structures = known.names.map((label, at) => ({ value: at + 1, label, colour: colour(at + 1) }));
     return new Work(new Labelmap(services, shown, image, [...structures, ...strokes.SEGMENTS]), known);
   }
 
+  /** @param {Labelmap} labelmap @param {Known} known */
   constructor(labelmap, { names, models }) {
     this.labelmap = labelmap;
     this.names = names;
     this.models = models;
+    /** @type {server.Interaction|null} */
     this.interaction = null;
-    this.strokes = null; // drawn, and not outlined with yet or to be outlined with again
-    this.box = null; // that points and strokes are kept to
-    this.model = ''; // that was asked last
-    this.own = null; // the mask on the screen while it is one model's alone: {model, label, labels}
-    this.done = []; // what can be undone: {before, own} of all, {interaction, dots} of prompts
-    this.finer = null; // ends the wait for better masks, once there is one
+    /** @type {Labels|null} */
+    this.strokes = null; // drawn so far
+    /** @type {number[]|null} */
+    this.box = null; // that limits points and strokes
+    this.model = ''; // the last one that answered
+    /** @type {Own|null} */
+    this.own = null; // the labels on the screen while they are one model's alone
+    /** @type {Step[]} */
+    this.done = []; // what can be undone
+    /** @type {AbortController|null} */
+    this.finer = null; // ends the wait for better masks, once there is a first
   }
 
   get image() {
     return this.labelmap.image;
   }
 
-  /** Show what is there already: what was saved, or the prompts since. What to say of it. */
+  /** Show the saved label, or the prompts given since. Returns what to say of it. */
   async begin() {
     const saved = this.image.labels.includes('final') ? await server.label(this.image.image, 'final') : null;
     const blank = new Uint8Array(this.labelmap.size);
     const labels = saved ? this.#over(blank, saved.mask.labels, { names: this.#saved(saved.params) }) : blank;
     await this.labelmap.set(labels);
     if (await this.#resume(labels, saved?.params.saved ?? 0)) {
-      return 'ready; your points are as you left them, and not saved yet';
+      return DONE.resumed;
     }
-    return saved ? 'ready; this is what was saved' : 'ready; nothing was saved of this image yet';
+    return saved ? DONE.saved : DONE.fresh;
   }
 
+  /** Segment all structures. @param {string} model */
   async segment(model) {
     const before = this.#current();
     const { params, mask } = await server.infer(model, this.image.image, { client_id: server.CLIENT });
-    await this.#show(model, null, this.#over(before, mask.labels, this.#told(model, null, params)));
+    await this.#show(model, null, this.#over(before, mask.labels, this.#meaning(model, null, params)));
     this.#remember({ before });
-    return `${model}, ${seconds(params)}`;
+    return answered(model, params);
   }
 
   /**
-   * Say one thing more to a model; each mask that it comes to is shown, and told of.
+   * Add a prompt; each mask of the answer is shown.
    *
-   * @param {{clicks?: object, extremes?: object, curves?: number[][][]}} said in voxels
-   * @param {string} label the structure that is worked on
-   * @param {object[]} dots of it on the screen: they go when it fails, or is undone
-   * @param {(text: string) => void} tell
+   * @param {string} model
+   * @param {string} label the active structure
+   * @param {server.Prompt} prompt
+   * @param {Annotation[]} dots its points on the screen, removed if it fails or is undone
+   * @param {(text: string) => void} tell is called after each mask
    */
-  async prompt(model, label, said, dots, tell) {
+  async prompt(model, label, prompt, dots, tell) {
     const finer = new AbortController();
     const [before, own] = [this.#current(), this.own];
     let text = '';
     try {
-      const { interaction, given } = await this.#given(model, label, said, before);
+      const { interaction, given } = await this.#given(model, label, prompt, before);
       for await (const { params, mask } of interaction.stream(given, finer.signal)) {
-        const labels = this.#over(before, mask.labels, this.#told(model, label, params, said));
+        const labels = this.#over(before, mask.labels, this.#meaning(model, label, params, prompt));
         await this.#show(model, label, labels);
         if (!text) {
           this.#remember({ before, own, interaction, dots });
           this.finer = finer;
         }
-        text = `${model}, ${seconds(params)}`;
+        text = answered(model, params);
         tell(text);
       }
     } catch (error) {
@@ -84,7 +113,7 @@ export class Work {
         dots.forEach(points.remove);
       }
       if (!text || !finer.signal.aborted) {
-        this.own = null; // what the server has of it is not known
+        this.own = null; // the server's state is unknown
         throw error;
       }
     } finally {
@@ -93,74 +122,96 @@ export class Work {
     return text;
   }
 
-  /** Stop waiting for better masks: something else is to be done. */
+  /** Stop waiting for better masks, because another action is next. */
   hurry() {
     this.finer?.abort();
   }
 
-  /** What is said, with what the model must be told first: the box, and a mask that is not its own. */
-  async #given(model, label, said, before) {
-    const fresh = this.interaction?.model !== model;
-    if (fresh) {
-      this.interaction = await server.Interaction.open(model, this.image.image);
-    }
-    const interaction = this.interaction;
+  /**
+   * A prompt together with what the model must know first: the box, and a mask that is not its own.
+   *
+   * @param {string} model
+   * @param {string} label
+   * @param {server.Prompt} prompt
+   * @param {Labels} before
+   */
+  async #given(model, label, prompt, before) {
+    const held = this.interaction?.model === model ? this.interaction : null;
+    const interaction = (this.interaction = held ?? (await server.Interaction.open(model, this.image.image)));
     const single = this.models[model].type === SINGLE;
-    const same = this.own?.model === model && (!single || this.own.label === label) && equal(before, this.own.labels);
+    const own = this.own?.model === model && (!single || this.own.label === label) ? this.own : null;
+    const same = own !== null && equal(before, own.labels);
     const values = same ? null : this.#values(model, label, before);
-    const anew = values ? { reset: true, start: await toText(this.image.shape, values) } : same || fresh ? {} : { reset: true };
+    /** @type {server.Prompt} */
+    let anew = same || !held ? {} : { reset: true };
+    if (values) {
+      anew = { reset: true, start: await toText(this.image.shape, values) };
+    }
     if (anew.reset) {
       interaction.box = null;
     }
     const boxed = this.box === interaction.box ? {} : { roi: this.box };
     interaction.box = this.box;
-    return { interaction, given: { ...said, label, ...anew, ...boxed } };
+    return { interaction, given: { ...prompt, label, ...anew, ...boxed } };
   }
 
-  /** The segments as values of a model; null if there is nothing that it could start from. */
+  /**
+   * Segments as values of a model; null if there is nothing for it to start from.
+   *
+   * @param {string} model
+   * @param {string} label
+   * @param {Labels} segments
+   */
   #values(model, label, segments) {
     const { labels, type } = this.models[model];
     const values = new Uint8Array(256);
-    for (const [name, value] of type === SINGLE ? [[label, 1]] : Object.entries(labels)) {
+    const named = type === SINGLE ? [/** @type {const} */ ([label, 1])] : Object.entries(labels);
+    for (const [name, value] of named) {
       if (name !== BACKGROUND && this.names.includes(name)) {
         values[this.names.indexOf(name) + 1] = value;
       }
     }
-    const made = segments.map(segment => values[segment]);
-    return made.some(value => value > 0) ? made : null;
+    const start = segments.map(segment => values[segment]);
+    return start.some(value => value > 0) ? start : null;
   }
 
+  /** Segment a structure from the strokes. @param {string} model @param {string} label */
   async scribble(model, label) {
     const before = this.#current();
     if (!this.strokes && !this.box) {
-      throw new Error('draw on the structure and beside it first, or set a box');
+      throw new Error(PROBLEMS.noStrokes);
     }
-    const said = { client_id: server.CLIENT, label_info: strokes.LABEL_INFO, selected_label_name: label };
-    const given = { ...said, ...(this.box ? { roi: this.box } : {}) };
+    const given = {
+      client_id: server.CLIENT,
+      label_info: strokes.LABEL_INFO,
+      selected_label_name: label,
+      ...(this.box ? { roi: this.box } : {}),
+    };
     const drawn = this.strokes ?? new Uint8Array(this.labelmap.size);
     const { params, mask } = await server.infer(model, this.image.image, given, drawn);
     await this.#show(model, label, this.#over(before, mask.labels, { only: label }));
     this.own = null;
     this.#remember({ before });
-    return `${model}, ${seconds(params)}`;
+    return answered(model, params);
   }
 
   async undo() {
     const last = this.done.at(-1);
     if (!last) {
-      return 'there is nothing to undo';
+      return DONE.nothingToUndo;
     }
     let labels = last.before;
     if (last.interaction) {
       const { model } = last.interaction;
       const { params, mask } = await last.interaction.undo();
-      labels ??= this.#over(this.#current(), mask.labels, this.#told(model, last.label, params));
-      last.dots.forEach(points.remove);
+      labels ??= this.#over(this.#current(), mask.labels, this.#meaning(model, last.label ?? null, params));
+      last.dots?.forEach(points.remove);
     }
-    await this.labelmap.set(labels);
-    this.own = last.own ? { ...last.own, labels } : null;
+    const shown = labels ?? this.#current();
+    await this.labelmap.set(shown);
+    this.own = last.own ? { ...last.own, labels: shown } : null;
     this.done = this.done.slice(0, -1);
-    return 'undone';
+    return DONE.undone;
   }
 
   async save() {
@@ -170,15 +221,21 @@ export class Work {
     await server.save(this.image.image, labels, { label_info, client_id: server.CLIENT, model: this.model });
     await this.labelmap.set(labels);
     this.strokes = null;
-    return 'saved';
+    return DONE.stored;
   }
 
-  /** Go on with the last prompts of this annotator on the image, if they are younger than what was saved. */
+  /**
+   * Resume this annotator's last interaction on the image if it is younger than the saved label.
+   *
+   * @param {Labels} saved
+   * @param {number} since when it was saved, in Unix time
+   */
   async #resume(saved, since) {
+    const younger = (/** @type {server.InteractionState} */ one) => (one.events.at(-1)?.ts ?? 0) - since;
     const known = (await server.interactions(this.image.image)).filter(
-      one => one.prompts.length && this.models[one.model]?.dimension === 3 && one.events.at(-1).ts > since
+      one => one.prompts.length && this.models[one.model]?.dimension === 3 && younger(one) > 0
     );
-    const [last] = known.sort((a, b) => b.events.at(-1).ts - a.events.at(-1).ts);
+    const [last] = known.sort((a, b) => younger(b) - younger(a));
     if (!last) {
       return false;
     }
@@ -189,68 +246,90 @@ export class Work {
       label = prompt.label ?? label;
       this.box = interaction.box = prompt.roi ?? (prompt.reset ? null : this.box);
       const dots = points.of(prompt, this.labelmap, name => this.#colour(name, label));
-      const begun = prompt.start && (await decode(fromText(prompt.start)));
-      const before = begun ? this.#over(labels, begun.labels, this.#told(model, label, { label_names: this.models[model].labels })) : at ? null : saved;
+      const start = prompt.start ? await decode(fromText(prompt.start)) : null;
+      const named = { label_names: this.models[model].labels };
+      let before = at ? null : saved;
+      if (start) {
+        before = this.#over(labels, start.labels, this.#meaning(model, label, named));
+      }
       this.#remember({ before, own: before ? null : { model, label }, label, interaction, dots });
       if (!prompts[at + 1] || (prompts[at + 1].reset && this.models[model].type === SINGLE)) {
-        const { params, mask } = await interaction.at(prompt.step); // also of structures before
-        labels = this.#over(labels, mask.labels, this.#told(model, label, params));
+        const { params, mask } = await interaction.at(prompt.step); // also of the structures before
+        labels = this.#over(labels, mask.labels, this.#meaning(model, label, params));
       }
     }
     await this.#show(model, label, labels);
     return true;
   }
 
+  /** @param {string} name @param {string} label */
   #colour(name, label) {
     return this.colourOf(name === BACKGROUND ? null : this.names.includes(name) ? name : label);
   }
 
-  /** Of a structure's points; of those beside it (null), too. */
+  /** The colour of a structure's points; null: of background points. @param {string|null} name @returns {Colour} */
   colourOf(name) {
     return name === null ? [230, 230, 230] : colour(this.names.indexOf(name) + 1);
   }
 
-  /** What an answer's values mean: the model's `names`, or the one structure (`only`), perhaps on one `slice` alone. */
-  #told(model, label, params, { clicks = {} } = {}) {
+  /**
+   * @param {string} model
+   * @param {string|null} label
+   * @param {{label_names: Record<string, number>}} params
+   * @param {server.Prompt} prompt
+   * @returns {Meaning}
+   */
+  #meaning(model, label, params, { clicks = {} } = {}) {
     const { type, dimension } = this.models[model];
     const slice = dimension === 2 ? Object.values(clicks).flat().at(-1)?.[2] : undefined;
-    return type === SINGLE ? { only: label, slice } : { names: params.label_names };
+    return type === SINGLE && label !== null ? { only: label, slice } : { names: params.label_names };
   }
 
-  /** The names of a saved label's values. */
+  /** The values of a saved label by name. @param {server.LabelParams} params @returns {Record<string, number>} */
   #saved({ info, label_names }) {
-    const said = (info.label_info ?? []).filter(one => one.idx !== undefined).map(one => [one.name, one.idx]);
-    const named = said.length ? said : Object.entries(label_names ?? {});
+    const listed = (info.label_info ?? []).flatMap(one => (one.idx === undefined ? [] : [[one.name, one.idx]]));
+    const named = listed.length ? listed : Object.entries(label_names ?? {});
     return Object.fromEntries(named.length ? named : this.names.map((name, at) => [name, at + 1]));
   }
 
-  /** An answer over what was there: structures that the model does not know stay where it finds none of its own. */
-  #over(before, labels, { names = {}, only = null, slice }) {
+  /**
+   * A mask over earlier labels: structures that the model does not know stay where it finds none of its own.
+   *
+   * @param {Labels} before
+   * @param {Uint8Array|Uint16Array} mask
+   * @param {Meaning} meaning
+   */
+  #over(before, mask, meaning) {
     const [segments, owned] = [new Uint8Array(65536), new Uint8Array(256)];
-    for (const [name, value] of only ? [] : Object.entries(names)) {
-      segments[value] = this.names.indexOf(name) + 1;
-      owned[segments[value]] = 1;
-    }
-    if (only) {
-      segments.fill(this.names.indexOf(only) + 1, 1);
+    let [first, end] = [0, before.length];
+    if ('only' in meaning) {
+      segments.fill(this.names.indexOf(meaning.only) + 1, 1);
       owned[segments[1]] = 1;
+      if (meaning.slice !== undefined) {
+        const plane = this.image.shape[0] * this.image.shape[1];
+        [first, end] = [meaning.slice * plane, (meaning.slice + 1) * plane];
+      }
+    } else {
+      for (const [name, value] of Object.entries(meaning.names)) {
+        segments[value] = this.names.indexOf(name) + 1;
+        owned[segments[value]] = 1;
+      }
     }
-    const plane = this.image.shape[0] * this.image.shape[1];
-    const [first, end] = slice === undefined ? [0, before.length] : [slice * plane, (slice + 1) * plane];
     const over = before.slice();
     for (let at = first; at < end; at++) {
-      over[at] = segments[labels[at]] || (owned[before[at]] ? 0 : before[at]);
+      over[at] = segments[mask[at]] || (owned[before[at]] ? 0 : before[at]);
     }
     return over;
   }
 
+  /** @param {string} model @param {string|null} label @param {Labels} labels */
   async #show(model, label, labels) {
     await this.labelmap.set(labels);
     this.model = model;
     this.own = { model, label, labels };
   }
 
-  /** The segments as they are on the screen, without strokes, of which those drawn since are kept for later. */
+  /** The segments on the screen without strokes; new strokes are kept for later. */
   #current() {
     const { rest, strokes: drawn } = strokes.split(this.labelmap.get(), this.labelmap.shown);
     if (drawn.some(value => value > 0)) {
@@ -259,13 +338,16 @@ export class Work {
     return rest;
   }
 
+  /** @param {Step} step */
   #remember(step) {
     this.done = [...this.done, { own: null, ...step }].slice(-STEPS);
   }
 }
 
-const seconds = params => `${params.latencies.total.toFixed(1)} s`;
+/** @param {string} model @param {server.Params} params */
+const answered = (model, params) => says.answered(model, params.latencies.total);
 
+/** @param {Labels} one @param {Labels} other */
 function equal(one, other) {
   return one.every((value, at) => value === other[at]);
 }

@@ -1,0 +1,182 @@
+/** Every text that the panel shows, in one place. */
+
+/**
+ * @typedef {{text: string, key?: string, hint?: string}} Button `key` is pressed with Shift
+ * @typedef {'again'|'segment'|'foreground'|'background'|'extreme'|'curve'|'corner'|'stroke-on'|'stroke-off'|'scribble'
+ *   |'stop'|'undo'|'save'|'next'|'uncertainty'|'train'|'stop-training'} ButtonName
+ */
+
+/** @type {Record<ButtonName, Button>} */
+export const BUTTONS = {
+  again: { text: 'Try again' },
+  segment: { text: 'Segment', key: 'A' },
+  foreground: { text: 'Include point', key: 'F', hint: 'click a voxel of the structure' },
+  background: { text: 'Exclude point', key: 'B', hint: 'click a voxel outside the structure' },
+  extreme: { text: 'Extreme points', key: 'P', hint: 'click the six outermost points of the structure' },
+  curve: { text: 'Closed curve', key: 'C', hint: 'draw around the structure on one slice' },
+  corner: { text: 'Box', key: 'R', hint: 'click two opposite corners, on any slices' },
+  'stroke-on': { text: 'Foreground stroke', key: 'D', hint: 'draw on the structure' },
+  'stroke-off': { text: 'Background stroke', key: 'E', hint: 'draw outside the structure' },
+  scribble: { text: 'Segment from strokes', key: 'O' },
+  stop: { text: 'Window level', key: 'X', hint: 'stop marking: the mouse adjusts brightness and contrast again' },
+  undo: { text: 'Undo', key: 'Z' },
+  save: { text: 'Save', key: 'S', hint: 'save the label as final' },
+  next: { text: 'Next image', key: 'N' },
+  uncertainty: { text: 'Show/hide', key: 'U', hint: 'color the regions where the model is uncertain' },
+  train: { text: 'Train', hint: 'train the model on the images with a final label' },
+  'stop-training': { text: 'Stop', hint: 'stop the training' },
+};
+
+/** The sections of the panel. */
+export const SECTIONS = {
+  automatic: 'Automatic segmentation',
+  structure: 'Structure',
+  prompts: 'Prompts',
+  strokes: 'Strokes',
+  next: 'Next image',
+  uncertainty: 'Uncertainty',
+  training: 'Training',
+};
+
+/** What the panel is doing. */
+export const DOING = {
+  connecting: 'connecting to the server…',
+  opening: 'opening…',
+  segmenting: 'segmenting…',
+  prompting: 'updating the mask…',
+  undoing: 'undoing…',
+  saving: 'saving…',
+  choosing: 'choosing the next image…',
+  loadingUncertainty: 'loading the uncertainty map…',
+  startingTraining: 'starting the training…',
+  stoppingTraining: 'stopping the training…',
+};
+
+/** What came of it. */
+export const DONE = {
+  fresh: 'ready; this image has no final label yet',
+  saved: 'ready; showing the final label',
+  resumed: 'ready; your prompts are restored, and not saved yet',
+  noSeries: 'open a series of CT or MR slices',
+  undone: 'undone',
+  nothingToUndo: 'nothing to undo',
+  stored: 'saved',
+  allLabelled: 'every image has a final label',
+  uncertaintyHidden: 'uncertainty map hidden',
+  noTraining: 'no training is running',
+  trainingStopped: 'training stopped',
+};
+
+/** What the archive has of the saved label. */
+export const ARCHIVE = {
+  there: 'stored in the archive as DICOM SEG',
+  waiting: 'saved on this server; waiting for the archive',
+  refused: (/** @type {string} */ reason) => `saved on this server, but the archive rejected it: ${reason}`,
+};
+
+/** Why something could not be done. */
+export const PROBLEMS = {
+  noSeries: 'open a series first',
+  noAutomatic: 'this server has no model for automatic segmentation',
+  noPrompted: 'this server has no model that takes prompts',
+  noScribbles: 'this server has no model that takes strokes',
+  noScoring: 'this server has no scoring method',
+  noTrainer: 'this server has no trainer',
+  noStrokes: 'draw foreground and background strokes first, or set a box',
+  pointOutside: 'the point lies outside the image',
+  curveOutside: 'the curve leaves the image: draw it inside',
+  curveTooSmall: 'the curve is too small: it must pass through at least three voxels',
+  serverAway: 'the server does not answer: is it running?',
+  brokenOff: 'the connection was lost before the last mask',
+  trainingLost: (/** @type {string} */ reason) => `lost contact with the training: ${reason}`,
+  status: (/** @type {number} */ status) => `the server answered with status ${status}`,
+  sliceOutside: 'a slice lies outside the image',
+  sliceOffGrid: "the slices do not lie on the image's voxels",
+  sliceTurned: "the rows and columns of the slices are not axes of the image's grid",
+  sliceCount: (/** @type {number} */ shown, /** @type {number} */ voxels) =>
+    `the viewer shows ${shown} voxels, but the image has ${voxels}`,
+  uncertaintyOffGrid: "the uncertainty map is not on the image's grid",
+  uncertaintyType: 'the uncertainty map is not of unsigned bytes',
+  noMask: 'the server did not send a packed mask of version 1',
+  maskHeader: 'the packed mask does not match its header',
+  maskShape: 'the packed mask updates a mask of another shape',
+  maskCut: 'the packed mask is truncated',
+};
+
+/** Failures of OHIF's own requests; 502 and 504 come from this server when the archive fails it. */
+export const REQUESTS = {
+  archive: 'the DICOM archive',
+  server: 'the server',
+  failed: (/** @type {string} */ source, /** @type {number} */ status) => {
+    const known = /** @type {Record<number, string>} */ ({
+      502: 'does not answer, or closed the connection',
+      504: 'did not answer in time',
+    });
+    return `${source} ${known[status] ?? `answered with status ${status}`}`;
+  },
+};
+
+/** The segments for strokes while they are drawn. */
+export const STROKES = { foreground: 'foreground stroke', background: 'background stroke' };
+
+/** The bands of the uncertainty map. */
+export const BANDS = ['moderate uncertainty', 'high uncertainty', 'very high uncertainty'];
+
+export const MODE = 'Label with rayapp';
+export const TITLE = 'rayapp';
+export const KEY_PROMPT = 'Your access token for this server (rayapp users add …):';
+export const NO_MODEL = 'none on this server';
+
+/** A button's tooltip. @param {Button} button */
+export const tooltip = ({ key, hint }) => [key && `Shift+${key}`, hint].filter(Boolean).join(': ');
+
+/** @param {number} count @param {string} noun */
+const counted = (count, noun) => `${count} more ${noun}${count === 1 ? '' : 's'}`;
+
+/** Sentences with values in them. Voxels are indices i, j, k. */
+export const says = {
+  /** @param {string} name @param {number[]} voxel */
+  point: (name, voxel) => `${name} at ${voxel.join(', ')}`,
+  /** @param {number[]} voxel @param {number} left */
+  extreme: (voxel, left) => `extreme point at ${voxel.join(', ')}; ${counted(left, 'point')} to click`,
+  /** @param {number[]} voxel */
+  corner: voxel => `corner at ${voxel.join(', ')}; click the opposite corner, on any slice`,
+  /** @param {string} name */
+  extremes: name => `extreme points of ${name}`,
+  /** @param {string} name */
+  curve: name => `closed curve around ${name}`,
+  /** @param {number[][]} pairs first and last voxel along each axis */
+  box: pairs => `box ${pairs.map(pair => pair.join(' to ')).join(' by ')}: prompts are limited to it`,
+  /** @param {string} model @param {number} seconds */
+  answered: (model, seconds) => `${model}, ${seconds.toFixed(1)} s`,
+  /** @param {string} what @param {string} answer */
+  marked: (what, answer) => `${what}; ${answer}`,
+  /** @param {string} what @param {string} answer */
+  refining: (what, answer) => `${what}; ${answer}; refining…`,
+  /** @param {string} image @param {string} strategy */
+  chosen: (image, strategy) => `${image}, chosen by ${strategy}`,
+  /** @param {string} strategy @param {string} description @param {[string, number][]} numbers */
+  reason: (strategy, description, numbers) => {
+    const values = numbers.map(([name, value]) => `${name} ${Number(value.toPrecision(3))}`).join(', ');
+    return `${strategy}: ${description}${values ? ` (${values})` : ''}`;
+  },
+  /** @param {number[]} slices */
+  uncertainSlices: slices => `most uncertain slices: k = ${slices.join(', ')}`,
+  /** @param {string} trainer */
+  training: trainer => `training ${trainer} on the images with a final label`,
+  /**
+   * @param {string} status
+   * @param {{epoch?: number, epochs?: number, metric?: number|null, seconds_left?: number|null}} progress
+   * @param {string} problem
+   */
+  job: (status, { epoch = 0, epochs, metric, seconds_left }, problem) => {
+    const numbers = [
+      epochs && `epoch ${epoch} of ${epochs}`,
+      typeof metric === 'number' && `Dice ${metric.toFixed(3)}`,
+      typeof seconds_left === 'number' && status === 'RUNNING' && `${Math.ceil(seconds_left / 60)} min left`,
+    ].filter(Boolean);
+    return [status.toLowerCase(), ...numbers].join(', ') + (status === 'ERROR' ? `: ${problem}` : '');
+  },
+  /** @param {string} image @param {string} what */
+  labelmap: (image, what) => `${image} ${what}`,
+};
