@@ -1,4 +1,4 @@
-# What a person types. Every target says what it does before it does it.
+# The commands for people who work on rayapp. Every target says what it does before it does it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,72 +8,96 @@ ARCHIVE := orthanc orthanc-dicomweb dicom3tools
 
 VIEWER := $(CURDIR)/$(VENV)/ohif
 
-# Where the training of deepgrow_3d goes on from, and for how long.
+NPM := $(shell command -v npm)
+TSC := $(VENV)/web/node_modules/.bin/tsc
+
+# The folder from which the training of deepgrow_3d resumes, and its duration in minutes.
 PROMPTABLE ?= build/deepgrow_3d
 MINUTES ?= 600
 
-# Files of tests run side by side, one on each processor.
+# Test files run in parallel, one process for each processor.
 TOGETHER := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: docs install orthanc viewer demo test test-slow test-browser lint format weights clean
+.PHONY: docs install orthanc viewer demo test test-slow test-browser lint lint-python lint-web format weights clean
 
+# The type checker of the browser modules is installed too where npm is; without it everything but `lint-web` works.
 install: $(VENV)/.installed
+	@$(if $(NPM),test -e $(TSC) || $(MAKE) --no-print-directory $(TSC) || echo "==> not installed: make lint-web will retry")
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "==> making the environment $(VENV) (a few minutes the first time)"
+	@echo "==> creating the environment $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rayapp needs Python 3.11 or newer")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "==> installing torch, then rayapp and what it needs"
+	@echo "==> installing torch, then rayapp and its dependencies"
 	@$(BIN)/pip install -q --constraint constraints.txt torch
 	@$(BIN)/pip install -q --constraint constraints.txt --editable '.[dev]'
-	@echo "==> installing the client of MONAI Label, which the contract tests drive (alone, without its dependencies)"
+	@echo "==> installing MONAI Label's client for the contract tests (without its dependencies)"
 	@$(BIN)/pip install -q --no-deps monailabel==0.8.5
 	@touch $@
 
+$(TSC): rayapp/web/package-lock.json | $(VENV)/.installed
+	@echo "==> installing TypeScript by npm, which checks the browser modules"
+	@mkdir -p $(VENV)/web
+	@cp rayapp/web/package.json rayapp/web/package-lock.json $(VENV)/web
+	@cd $(VENV)/web && $(NPM) ci --silent --no-fund --no-audit --fetch-retries=1
+	@touch $@
+
 demo: install
-	@echo "==> starting the demo: generated studies, shipped models; Ctrl-C stops it"
+	@echo "==> starting the demo: generated studies, the models that ship; Ctrl-C stops it"
 	@$(BIN)/rayapp demo
 
-# The DICOM archive and the validator of DICOM that some tests need. Root, as in a container, has them installed.
+# The DICOM archive and the DICOM validator that some tests need. Installed automatically only for root, as in a container.
 orthanc:
 	@test -e $(PLUGIN) -a -x "$$(command -v dciodvfy)" || { \
 		echo "==> tests with a DICOM archive need: apt-get install $(ARCHIVE)"; \
 		if test "$$(id -u)" = 0; then \
-			echo "==> installing these"; \
+			echo "==> installing them"; \
 			{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(ARCHIVE); } \
 				>/dev/null 2>&1; \
-		fi || echo "==> that did not work here"; }
+		fi || echo "==> they could not be installed: those tests will be skipped"; }
 
 # The viewer and the browser that some tests need.
 viewer: install
 	@test -e $(VIEWER)/rayapp.json || { \
 		echo "==> tests in a browser need OHIF: fetching it by npm"; \
-		RAYAPP_OHIF=$(VIEWER) $(BIN)/rayapp ohif install >/dev/null || echo "==> that did not work here"; }
+		RAYAPP_OHIF=$(VIEWER) $(BIN)/rayapp ohif install >/dev/null || \
+			echo "==> OHIF could not be installed: those tests will be skipped"; }
 	@test -x "$$(command -v chromium)" || { \
 		echo "==> tests in a browser need: apt-get install chromium"; \
 		if test "$$(id -u)" = 0; then \
 			echo "==> installing it"; \
 			{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium; } \
 				>/dev/null 2>&1; \
-		fi || echo "==> that did not work here"; }
+		fi || echo "==> it could not be installed: those tests will be skipped"; }
 
 test: install orthanc
-	@echo "==> running the fast tests (the slow proofs: make test-slow; in a browser: make test-browser)"
+	@echo "==> running the fast tests (slow tests: make test-slow; browser tests: make test-browser)"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q $(TOGETHER)
 
 test-browser: install orthanc viewer
-	@echo "==> clicking in OHIF in headless Chromium"
+	@echo "==> running the browser tests: OHIF in headless Chromium"
 	@RAYAPP_OHIF=$(VIEWER) OMP_NUM_THREADS=1 $(BIN)/pytest -q -m browser $(TOGETHER)
 
 test-slow: install orthanc
-	@echo "==> running the slow proofs"
+	@echo "==> running the slow tests"
 	@$(BIN)/pytest -q -m slow
 
-lint: install
+lint: lint-python lint-web
+
+lint-python: install
 	@echo "==> ruff and mypy"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+ifdef NPM
+lint-web: $(TSC)
+	@echo "==> tsc on the browser modules"
+	@$(TSC) --project rayapp/web
+else
+lint-web:
+	@echo "==> skipping the browser modules in rayapp/web: checking them needs npm (Node.js), which is not installed"
+endif
 
 docs: install
 	@echo "==> building the documentation into build/site"
