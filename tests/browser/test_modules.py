@@ -1,9 +1,10 @@
-"""Our modules alone, run by Node: the mask's decoder against the encoder, and the placing of slices."""
+"""Our modules alone, run by Node: the mask's decoder against the encoder, the placing of slices, and the texts."""
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,6 +27,7 @@ def run(script: str, given: Any) -> Any:
     program = f"""
         import * as mask from '{(MODULES / "mask.mjs").as_uri()}';
         import * as grid from '{(MODULES / "grid.mjs").as_uri()}';
+        import * as words from '{(MODULES / "words.mjs").as_uri()}';
         const given = JSON.parse(await new Response(process.stdin).text());
         const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
         let said;
@@ -143,3 +145,19 @@ def test_slices_that_are_not_the_images_are_refused(change: dict[str, Any], told
     planes = [{**plane, **change} for plane in planes_of(shape, GRID)]
     said = run(_PLACE, {"planes": planes, "image": {"shape": shape, "affine": GRID.tolist()}})
     assert any(part in said["error"] for part in told.split("|"))
+
+
+LITERAL = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"|`[^`\n]*`")
+COMMENT = re.compile(r"/\*.*?\*/|(?<!:)//[^\n]*", re.DOTALL)
+
+
+@pytest.mark.parametrize("path", sorted(MODULES.glob("*.mjs")), ids=lambda path: path.name)
+def test_texts_for_people_are_in_words_alone(path: Path):
+    literals = LITERAL.findall(COMMENT.sub("", path.read_text()))
+    sentences = [text for text in literals if re.search("[a-z]+ [a-z]+", text)]
+    assert (sentences != []) == (path.name == "words.mjs"), sentences
+
+
+def test_no_two_buttons_have_one_key():
+    said = run("() => Object.values(words.BUTTONS).map(button => button.key).filter(Boolean)", None)
+    assert len(said) == len(set(said)) > 10

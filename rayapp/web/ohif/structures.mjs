@@ -36,19 +36,13 @@ export class Structures {
   }
 
   #draw() {
-    const rows = this.names.map((name, at) =>
-      element(
-        'button',
-        {
-          name: 'label',
-          value: name,
-          className: name === this.active ? 'label on' : 'label',
-          style: `--colour: rgb(${colour(at + 1)})`,
-          onclick: () => this.#choose(name),
-        },
-        name
-      )
-    );
+    const rows = this.names.map((name, at) => {
+      const style = `--colour: rgb(${colour(at + 1)})`;
+      const onclick = () => this.#choose(name);
+      const row = element('button', { name: 'label', value: name, className: 'label', style, onclick }, name);
+      row.classList.toggle('on', name === this.active);
+      return row;
+    });
     fill(this.node, ...rows);
   }
 }
