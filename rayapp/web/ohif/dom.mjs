@@ -48,7 +48,12 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** A button with the text and tooltip of that name. @param {import('./words.mjs').ButtonName} name @param {() => void} onclick */
+/**
+ * A button with the text and tooltip of that name.
+ *
+ * @param {import('./words.mjs').ButtonName} name
+ * @param {() => void} onclick
+ */
 export const button = (name, onclick) =>
   element('button', { name, title: tooltip(BUTTONS[name]), onclick }, BUTTONS[name].text);
 
@@ -60,7 +65,12 @@ export function fill(node, ...children) {
   node.replaceChildren(...children);
 }
 
-/** Set the choices of a select; without any, it is disabled and says so. @param {HTMLSelectElement} select @param {string[]} values */
+/**
+ * Set the choices of a select; without any, it is disabled and says so.
+ *
+ * @param {HTMLSelectElement} select
+ * @param {string[]} values
+ */
 export function options(select, values) {
   select.disabled = !values.length;
   select.replaceChildren(...(values.length ? values.map(value => new Option(value)) : [new Option(NO_MODEL, '')]));

@@ -1,4 +1,6 @@
-/** Our OHIF extension: the panel, messages for failed requests, and the access token for requests where one is needed. */
+/**
+ * Our OHIF extension: the panel, messages for failed requests, and the access token for requests where one is needed.
+ */
 
 import * as faults from './faults.mjs';
 import { Panel } from './panel.mjs';

@@ -5,7 +5,12 @@ import { REQUESTS, TITLE } from './words.mjs';
 
 const SHOWN_MS = 30_000; // OHIF does not repeat a message that is still shown
 
-/** Show a message for each failure, wherever in OHIF the user is. @param {AppConfig} appConfig @param {Services} services */
+/**
+ * Show a message for each failure, wherever in OHIF the user is.
+ *
+ * @param {AppConfig} appConfig
+ * @param {Services} services
+ */
 export function watch(appConfig, { uiNotificationService }) {
   const tell = (/** @type {string} */ message) =>
     uiNotificationService.show({ title: TITLE, message, type: 'error', duration: SHOWN_MS, position: 'bottom-center' });

@@ -101,7 +101,13 @@ function whole(index) {
   return rounded;
 }
 
-/** The number of the slice that holds a voxel. @param {Place[]} places @param {number[]} shape @param {number[]} voxel */
+/**
+ * The number of the slice that holds a voxel.
+ *
+ * @param {Place[]} places
+ * @param {number[]} shape
+ * @param {number[]} voxel
+ */
 export function sliceWith(places, [width, height], [i, j, k]) {
   const flat = i + width * (j + height * k);
   return places.findIndex(({ first, along, down, columns, rows }) => {
@@ -115,14 +121,26 @@ export function sliceWith(places, [width, height], [i, j, k]) {
   });
 }
 
-/** Write a flat label map into the slices' pixels. @param {Labels} labels @param {Place[]} places @param {Labels[]} slices */
+/**
+ * Write a flat label map into the slices' pixels.
+ *
+ * @param {Labels} labels
+ * @param {Place[]} places
+ * @param {Labels[]} slices
+ */
 export function scatter(labels, places, slices) {
   each(places, slices, (slice, pixel, voxel) => {
     slice[pixel] = labels[voxel];
   });
 }
 
-/** Read the slices' pixels into a flat label map. @param {Labels[]} slices @param {Place[]} places @param {Labels} labels */
+/**
+ * Read the slices' pixels into a flat label map.
+ *
+ * @param {Labels[]} slices
+ * @param {Place[]} places
+ * @param {Labels} labels
+ */
 export function gather(slices, places, labels) {
   each(places, slices, (slice, pixel, voxel) => {
     labels[voxel] = slice[pixel];

@@ -30,7 +30,10 @@ export const MODES = /** @type {MouseMode[]} */ (Object.keys(TOOLS));
  */
 
 export class Mouse {
-  /** @param {ToolGroupService} service @param {(mark: Annotation) => void} marked is called with each mark, for `read` */
+  /**
+   * @param {ToolGroupService} service
+   * @param {(mark: Annotation) => void} marked is called with each mark, for `read`
+   */
   constructor(service, marked) {
     this.groups = service;
     /** @type {MouseMode|null} */

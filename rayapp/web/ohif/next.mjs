@@ -6,7 +6,9 @@ import { DOING, DONE, SECTIONS, says } from './words.mjs';
 
 const REASON = 'rayapp-reason';
 
-/** @typedef {(doing: string, act: () => Promise<string|null|undefined>) => void} Run runs one action of the panel at a time */
+/**
+ * @typedef {(doing: string, act: () => Promise<string|null|undefined>) => void} Run runs one action of the panel at a time
+ */
 
 export class Next {
   /** @param {Run} run */

@@ -129,7 +129,13 @@ export const imageOfSeries = series => askJson('GET', path('viewer_image'), { qu
 /** @param {string} id @returns {Promise<Image>} */
 export const image = id => askJson('GET', path('viewer_image'), { query: { image: id } });
 
-/** A saved label on its image's grid. @param {string} id @param {string} tag @returns {Promise<{params: LabelParams, mask: Mask}>} */
+/**
+ * A saved label on its image's grid.
+ *
+ * @param {string} id
+ * @param {string} tag
+ * @returns {Promise<{params: LabelParams, mask: Mask}>}
+ */
 export const label = async (id, tag) => masked(await ask('GET', path('viewer_label'), { query: { image: id, tag } }));
 
 /** @param {string} id @param {string} tag @returns {Promise<LabelInfo>} */
@@ -138,7 +144,11 @@ export const labelInfo = (id, tag) => askJson('GET', path('label_info'), { query
 /** Reach the studies' source. Throws what keeps it from answering. */
 export const studies = () => ask('GET', `${window.config.dataSources[0].configuration.qidoRoot}/studies?limit=1`);
 
-/** @param {string} strategy @param {object} params @returns {Promise<{id: string}>} with numbers that explain the choice */
+/**
+ * @param {string} strategy
+ * @param {object} params
+ * @returns {Promise<{id: string}>} with numbers that explain the choice
+ */
 export const next = (strategy, params) =>
   askJson('POST', path('next', { strategy }), { json: params });
 
@@ -176,7 +186,11 @@ export async function uncertainty(method, id) {
   return new Uint8Array(file, header.getFloat32(108, true));
 }
 
-/** @param {string} method @param {string} id @returns {Promise<{i: number[], j: number[], k: number[]}>} most uncertain first */
+/**
+ * @param {string} method
+ * @param {string} id
+ * @returns {Promise<{i: number[], j: number[], k: number[]}>} most uncertain first
+ */
 export const uncertainSlices = (method, id) =>
   askJson('GET', path('uncertain_slices', { method }), { query: { image: id } });
 
@@ -189,7 +203,13 @@ export const train = model => askJson('POST', path('train_model', { model }), { 
 /** @param {string} job */
 export const stop = job => askJson('DELETE', path('job', { job_id: job }));
 
-/** A job at each change, until it is over. @param {string} job @param {AbortSignal} signal @returns {AsyncGenerator<Job>} */
+/**
+ * A job at each change, until it is over.
+ *
+ * @param {string} job
+ * @param {AbortSignal} signal
+ * @returns {AsyncGenerator<Job>}
+ */
 export async function* changes(job, signal) {
   for await (const { data } of events(await ask('GET', path('job_events', { job_id: job }), { signal }))) {
     yield data;

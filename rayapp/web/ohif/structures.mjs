@@ -14,7 +14,11 @@ export class Structures {
     this.node = element('div', { className: 'labels' });
   }
 
-  /** Offer the structures of these models, ordered by label value. @param {Record<string, import('./server.mjs').Model>} models */
+  /**
+   * Offer the structures of these models, ordered by label value.
+   *
+   * @param {Record<string, import('./server.mjs').Model>} models
+   */
   show(models) {
     const known = Object.values(models).flatMap(model => Object.entries(model.labels));
     const values = new Map(known.sort((a, b) => a[1] - b[1]).filter(([name]) => name !== BACKGROUND));

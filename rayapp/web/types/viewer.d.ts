@@ -77,7 +77,10 @@ interface CornerstoneTools {
   addTool(tool: ToolConstructor): void;
   annotation: {
     config: { style: { setAnnotationStyles(uid: string, style: object): void } };
-    state: { addAnnotation(annotation: Annotation, frameOfReference: string): void; removeAnnotation(uid: string): void };
+    state: {
+      addAnnotation(annotation: Annotation, frameOfReference: string): void;
+      removeAnnotation(uid: string): void;
+    };
   };
   segmentation: { triggerSegmentationEvents: { triggerSegmentationDataModified(segmentationId: string): void } };
   utilities: { segmentation: { setBrushSizeForToolGroup(groupId: string, radius: number, tool: string): void } };
