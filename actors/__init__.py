@@ -3,4 +3,4 @@
 NAMESPACE = "rayapp"
 
 OWNER = {"namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
-"""Options of an actor that owns state: one per cluster, found by its name, back again after any death."""
+"""Options of an actor that owns state: one per cluster, found by its name, restarted whenever it dies."""

@@ -1,4 +1,4 @@
-"""The datastore actor: a thin shell around one datastore, the one writer of a study set."""
+"""The datastore actor: a thin shell around one datastore, the only writer of a study set."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from rayapp.runtime import logs
 
 NAME = "datastore"
 CONCURRENCY = 16
-"""Calls answered at once, each on its own thread; saves that meet share one sync."""
+"""Concurrent calls, each on its own thread; concurrent saves share one fsync."""
 RETRIES = 5
 
 
 class DatastoreActor:
-    """Every method of the datastore that the settings name, or that the app brings, each safe to repeat.
+    """The datastore of the settings, or that of the app, with all its methods; each is safe to repeat.
 
-    Killed, it is restarted by Ray and finds everything acknowledged; the kernel has released the folder's lock.
+    After a kill Ray restarts it; everything acknowledged is on disk, and the kernel has released the folder's lock.
     """
 
     def __init__(self, settings: Settings) -> None:
         logs.configure(settings)
-        made = own_datastore if brings_datastore(settings) else LabelApp.init_datastore
-        self._store = made(settings)
+        open_store = own_datastore if brings_datastore(settings) else LabelApp.init_datastore
+        self._store = open_store(settings)
 
 
 def _passed_on(name: str) -> Callable[..., Any]:
@@ -48,7 +48,7 @@ for _name in STORE:
 
 
 def start_datastore(settings: Settings) -> ActorHandle:
-    """Start (or find) the actor. Calls cut short by its death are made again once it is back."""
+    """Start the actor, or find it. Calls that its death interrupts are repeated once it is back."""
     return (
         ray.remote(DatastoreActor)
         .options(

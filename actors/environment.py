@@ -9,12 +9,10 @@ from rayapp.config import Settings
 
 
 def runtime_env(settings: Settings) -> dict[str, Any]:
-    """The runtime environment in which the app's requirements are installed; empty for an app without any.
-
-    Installs them if that was not done yet.
+    """The runtime environment with the app's requirements; empty for an app without any. Installs them if need be.
 
     Raises:
-        AppBroken: if they cannot be installed.
+        AppBroken: they cannot be installed.
     """
     python = interpreter(settings)
     return {} if python is None else {"py_executable": str(python)}

@@ -22,11 +22,11 @@ from rayapp.runtime import logs
 NAME = "jobs"
 CONCURRENCY = 32
 PUBLISHING_S = 600.0
-"""How long a publication may take: it loads the network, on a machine that may be busy with clicks."""
+"""Time limit of a publication, which loads the network on a machine that may be busy with clicks."""
 
 
 class JobsActor(ServerJobs):
-    """One per cluster. Killed, it takes the running jobs with it; restarted by Ray, it goes on with them."""
+    """One per cluster. Its death ends the running jobs; restarted by Ray, it resumes them."""
 
     def __init__(self, settings: Settings, datastore: ActorHandle, models: ActorHandle) -> None:
         logs.configure(settings)
@@ -41,7 +41,7 @@ class JobsActor(ServerJobs):
 
 
 def start_jobs(settings: Settings, datastore: ActorHandle, models: ActorHandle) -> ActorHandle:
-    """Start (or find) the actor."""
+    """Start the actor, or find it."""
     return (
         ray.remote(JobsActor)
         .options(

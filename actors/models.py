@@ -15,7 +15,7 @@ NAME = "models"
 
 
 class ModelsActor(Catalogue):
-    """One per cluster; restarted by Ray, it reads everything back from disk."""
+    """One per cluster. Restarted by Ray, it reads its state from disk."""
 
     def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle) -> None:
         logs.configure(settings)
@@ -23,7 +23,7 @@ class ModelsActor(Catalogue):
 
 
 def start_models(settings: Settings, datastore: ray.actor.ActorHandle) -> ray.actor.ActorHandle:
-    """Start (or find) the actor."""
+    """Start the actor, or find it."""
     return (
         ray.remote(ModelsActor)
         .options(

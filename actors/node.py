@@ -1,7 +1,7 @@
-"""Node: the Ray that a server lives on, a node of its own or a cluster that it joins.
+"""The Ray node of a server: an embedded one, or a connection to an existing cluster.
 
-A node of its own is watched: without its raylet or its control service (the system kills one when memory runs out)
-Ray's other processes neither end nor answer, so the server must end instead of hanging half dead.
+An embedded node is watched. Without its raylet or its control service, one of which the kernel kills when memory runs
+out, Ray's other processes neither end nor answer: the server must then end instead of hanging.
 """
 
 from __future__ import annotations
@@ -25,24 +25,28 @@ from actors import NAMESPACE
 from rayapp.config import Settings
 
 LOGICAL_CPUS = 4
-"""The least logical CPUs of an embedded node: serving finds a place beside background work on a small machine."""
+"""Fewest logical CPUs of an embedded node, so that serving is placed beside background work on a small machine."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""What ends a server well."""
+"""Signals that end a server gracefully."""
 VITAL = ("raylet", "gcs_server")
-"""Processes without which a node is lost."""
+"""Processes without which a node does not work."""
 MARK = "RAYAPP_NODE"
-"""In the environment of every process of one node."""
+"""Environment variable that marks every process of one node."""
 
 
 class Node:
-    """Ray as this server has it. `vital` are its own processes that nothing goes on without: none of a cluster's."""
+    """A running Ray node.
+
+    Args:
+        vital: processes without which it does not work; empty for an existing cluster, which is not watched.
+    """
 
     def __init__(self, vital: Sequence[psutil.Process]) -> None:
         self._vital = vital
 
     @property
     def lost(self) -> bool:
-        """True once one of them ended."""
+        """True once a vital process has ended."""
         return not all(_runs(process) for process in self._vital)
 
 
@@ -54,8 +58,8 @@ def _runs(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def joined(settings: Settings) -> Iterator[Node]:
-    """An embedded node for this server alone, or a connection to the cluster that `ray_address` names."""
-    # Unix sockets must have short paths, so Ray's session lies in the system's temporary folder.
+    """Start an embedded node, or connect to the cluster `ray_address`; undone when the block ends."""
+    # Unix sockets need short paths, so Ray's session is in the system's temporary folder.
     folder = Path(tempfile.gettempdir()) / f"rayapp-{secrets.token_hex(4)}"
     for name, value in _environment(settings, folder).items():
         os.environ.setdefault(name, value)
@@ -63,12 +67,12 @@ def joined(settings: Settings) -> Iterator[Node]:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def init(**options: Any) -> None:
-        # In the main thread Ray would handle SIGTERM while it starts, and leave half of itself behind.
+        # In the main thread Ray would handle SIGTERM while it starts, and leave some of its processes behind.
         starter.submit(ray.init, **common, **options).result()
-        for number, handler in handlers.items():  # below Python, Ray has taken them in any thread
+        for number, handler in handlers.items():  # Ray replaces the C-level handlers from any thread
             signal.signal(number, handler)
 
-    # The thread lives on, since Ray's processes die with the one that started them.
+    # The thread is kept alive, since Ray's processes die with the thread that started them.
     with ThreadPoolExecutor(1, thread_name_prefix="ray") as starter:
         if settings.ray_address is not None:
             init(address=settings.ray_address)
@@ -96,7 +100,7 @@ def joined(settings: Settings) -> Iterator[Node]:
 
 
 def _kill(mark: str) -> None:
-    """Kill what is left of a lost node: nobody else can end it any more."""
+    """Kill the remaining processes of a lost node, which nothing else would end."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(MARK) == mark:
@@ -104,13 +108,13 @@ def _kill(mark: str) -> None:
 
 
 def _environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """What Ray's processes read from the environment."""
+    """Environment variables for Ray's processes."""
     names = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Every turn of the controller takes processor time from a click that is being answered.
+        # Every iteration of the controller takes processor time from a click that is being answered.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-        # On a busy machine a process may need longer than Ray's five seconds to start, and would be killed for it.
+        # On a busy machine a process may take longer to start than the five seconds after which Ray kills it.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
     if not settings.dashboard:
@@ -120,12 +124,12 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
     proxy = folder / "haproxy"
     return {
         **names,
-        # HAProxy is far cheaper per request, but binds replicas to all interfaces: only behind keys.
+        # HAProxy is far cheaper per request, but binds replicas to all interfaces: only with authentication.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        # Clients that are answered need no half minute to go elsewhere: there is one server.
+        # Clients need no half minute to move to another server: there is one only.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        # Two servers on one machine must not share files and ports.
+        # Two servers on one machine need files and ports of their own.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
@@ -136,7 +140,7 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def free_port(host: str) -> int:
-    """A port of the host that nobody listens on just now."""
+    """A port of the host that is free at the moment."""
     family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
     with socket.socket(family) as probe:
         probe.bind((host, 0))

@@ -30,5 +30,5 @@ def error_in(message: str) -> RayappError | None:
 
     Of an actor or replica whose constructor raised, Ray keeps the text only.
     """
-    found = re.findall(r"^\s*rayapp\.errors\.(\w+): (.+)$", message, re.MULTILINE)
-    return getattr(errors, found[-1][0], RayappError)(found[-1][1]) if found else None
+    matches = re.findall(r"^\s*rayapp\.errors\.(\w+): (.+)$", message, re.MULTILINE)
+    return getattr(errors, matches[-1][0], RayappError)(matches[-1][1]) if matches else None

@@ -1,4 +1,4 @@
-"""One training run as the training actor hands it to its workers, and the files through which they meet."""
+"""A training run as the training actor passes it to its workers, and the files by which they coordinate."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rayapp.config import Settings
 from rayapp.training.train_task import TrainRequest
 
 STOP = ".stop"
-"""A file in the run's folder that asks the workers to stop; they look for it before each iteration."""
+"""File in the run's folder that asks the workers to stop; they check for it before each iteration."""
 LOCK = ".lock"
-"""A file in the run's folder that rank 0 locks while it lives, so that two lives of a run never overlap."""
+"""File in the run's folder that rank 0 locks while it runs, so that two attempts of a run never overlap."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything a worker needs to know; picklable: plain values and an actor's handle."""
+    """Everything that a worker needs: plain values and an actor's handle, so that it can be pickled."""
 
     job_id: str
     settings: Settings

@@ -70,8 +70,8 @@ class RayScoringBackend:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         size = min(len(images), workers or gpus or self._room())
         options = {"num_cpus": 0, "num_gpus": gpu_shares.SCORING if gpus else 0, "scheduling_strategy": "SPREAD"}
-        made = ray.remote(ScoringActor).options(**options, runtime_env=runtime_env(self._settings))
-        crew = [_Remote(lambda: made.remote(self._settings, self._datastore), work) for _ in range(size)]
+        actor_class = ray.remote(ScoringActor).options(**options, runtime_env=runtime_env(self._settings))
+        crew = [_Remote(lambda: actor_class.remote(self._settings, self._datastore), work) for _ in range(size)]
         try:
             Pool(images, stop=stop, done=done).run(crew)
         finally:
@@ -81,8 +81,8 @@ class RayScoringBackend:
     def _room(self) -> int:
         """One for each core, as far as memory goes. In a cluster its logical CPUs are its cores."""
         if self._settings.ray_address is not None:
-            found = ray.cluster_resources()
-            cores, memory = int(found.get("CPU", 1)), int(found.get("memory", MEMORY_EACH))
+            resources = ray.cluster_resources()
+            cores, memory = int(resources.get("CPU", 1)), int(resources.get("memory", MEMORY_EACH))
         else:
             cores, memory = host.cores(), host.memory()
         return max(1, min(cores, memory // MEMORY_EACH))

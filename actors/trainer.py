@@ -150,16 +150,16 @@ class RayHost:
         """Tell, from rank 0, where the run begins."""
         if self.rank != 0:
             return
-        found = ray.train.get_checkpoint()
-        at = found.get_metadata() if found else {}
+        checkpoint = ray.train.get_checkpoint()
+        at = checkpoint.get_metadata() if checkpoint else {}
         where = f"goes on from epoch {at['epoch']}, iteration {at['iteration']}," if at else "begins at the start"
         first = "" if at else "; looks at images, labels and machine first"
         self._tell("note", f"{where} on {self.device.type} with {self.world_size} worker(s){first}")
 
     def resume(self) -> Path | None:
         """See `Host`."""
-        found = ray.train.get_checkpoint()
-        return None if found is None else Path(found.path)
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else Path(checkpoint.path)
 
     def report(self, progress: Progress, *, checkpoint: Path | None = None) -> None:
         """See `Host`."""
@@ -176,9 +176,9 @@ class RayHost:
         """See `Host`. Rank 0 looks and tells the others."""
         if self.world_size == 1:
             return self._stop.exists()
-        said = torch.tensor([self.rank == 0 and self._stop.exists()], dtype=torch.uint8, device=self.device)
-        torch.distributed.broadcast(said, src=0)
-        return bool(said.item())
+        stopping = torch.tensor([self.rank == 0 and self._stop.exists()], dtype=torch.uint8, device=self.device)
+        torch.distributed.broadcast(stopping, src=0)
+        return bool(stopping.item())
 
     def _tell(self, method: str, *args: Any, **kwargs: Any) -> None:
         """Without waiting: a jobs actor that is away misses a line, and this run ends with it anyway."""

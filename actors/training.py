@@ -122,8 +122,8 @@ def _free() -> None:
     """Remove the placement groups of runs that are over. A killed controller leaves its own behind: Ray keeps one for
     as long as the job lives that made it, and all of this server is one job. Nothing else in it makes any."""
     job = ray.get_runtime_context().get_job_id()
-    for group, found in ray.util.placement_group_table().items():
-        if group.endswith(job) and found["state"] != "REMOVED":
+    for group, record in ray.util.placement_group_table().items():
+        if group.endswith(job) and record["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 

@@ -32,10 +32,10 @@ def expected_revision(
         return None
     if if_match is None and if_none_match == "*":
         return 0
-    found = _TAG.fullmatch(if_match or "")
-    if found is None or if_none_match is not None:
+    match = _TAG.fullmatch(if_match or "")
+    if match is None or if_none_match is not None:
         raise BadRequest('send If-Match with the label\'s ETag, such as "3", or If-None-Match with *')
-    return int(found[1])
+    return int(match[1])
 
 
 Expected = Annotated[int | None, Depends(expected_revision)]

@@ -35,8 +35,8 @@ class Description:
         return self._said
 
     async def _whole(self) -> dict[str, Any]:
-        said, _ = await asyncio.gather(self._models.describe(), self._ask_jobs())
-        return {**said, "train_stats": {name: self._stats.get(name, {}) for name in said["trainers"]}}
+        described, _ = await asyncio.gather(self._models.describe(), self._ask_jobs())
+        return {**described, "train_stats": {name: self._stats.get(name, {}) for name in described["trainers"]}}
 
     async def _ask_jobs(self) -> None:
         """Refresh the training statistics; the previous ones stay if the jobs actor does not answer soon."""
@@ -60,8 +60,8 @@ class Description:
 
     async def known(self, section: str, what: str, name: str) -> str:
         """As `spelled`. Raises NotFound for an unknown name, and lists the known ones."""
-        found = await self.spelled(section, name)
+        spelling = await self.spelled(section, name)
         known = (await self.get())[section]
-        if found not in known:
+        if spelling not in known:
             raise NotFound(f"no {what} {name[:200]!r}; there are: {', '.join(known) or 'none'}")
-        return found
+        return spelling

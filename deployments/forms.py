@@ -57,10 +57,10 @@ class Form:
 
     def needed(self, name: str) -> Upload:
         """The field's file. Raises RequestValidationError (422) if none was sent."""
-        found = self.file(name)
-        if found is None:
+        upload = self.file(name)
+        if upload is None:
             raise missing(name)
-        return found
+        return upload
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in a text field, {} if the field was not sent. Raises BadRequest."""

@@ -36,10 +36,10 @@ class OpenedInteractions:
     async def find(self, interaction_id: str) -> Interaction:
         """The interaction with nothing but its opening. Raises NotFound."""
         try:
-            found = Interaction.of(await self._datastore.event(opened_at(interaction_id)))
+            interaction = Interaction.of(await self._datastore.event(opened_at(interaction_id)))
         except NotFound:
             raise no_interaction(interaction_id) from None
-        if found.id != interaction_id:
+        if interaction.id != interaction_id:
             raise no_interaction(interaction_id)
-        self.add(found)
-        return found
+        self.add(interaction)
+        return interaction

@@ -55,13 +55,13 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def explain(app: FastAPI) -> None:
     """Install the exception handlers."""
-    app.add_exception_handler(RayappError, _told)
+    app.add_exception_handler(RayappError, _answer)
     app.add_exception_handler(RayActorError, _restarting)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(StarletteHTTPException, _framework)
 
 
-async def _told(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _answer(request: Request, error: Exception) -> Response:  # noqa: ARG001
     assert isinstance(error, RayappError)
     headers = {}
     if isinstance(error, Busy):
@@ -72,7 +72,7 @@ async def _told(request: Request, error: Exception) -> Response:  # noqa: ARG001
 
 
 async def _restarting(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    return await _told(request, Busy(RESTARTING))
+    return await _answer(request, Busy(RESTARTING))
 
 
 async def _gone(request: Request, error: Exception) -> Response:  # noqa: ARG001

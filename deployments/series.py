@@ -70,10 +70,10 @@ class SeriesStore:
             return []
         async with self._listing:
             if time.monotonic() - self._listed > FRESH_S:
-                found: list[str] = []
-                while page := await self._services.datastore.image_ids(after=found[-1] if found else None, limit=_PAGE):
-                    found += page
-                await asyncio.to_thread(self._learn, found)
+                ids: list[str] = []
+                while page := await self._services.datastore.image_ids(after=ids[-1] if ids else None, limit=_PAGE):
+                    ids += page
+                await asyncio.to_thread(self._learn, ids)
                 self._listed = time.monotonic()
             return self._ids
 
@@ -119,11 +119,11 @@ class SeriesStore:
         if known is not None:
             self._known.move_to_end(folder)
             return known
-        made = self._making.get(folder)
-        if made is None:
-            made = self._making[folder] = asyncio.create_task(self._checks.run(self._series, record, folder))
-            made.add_done_callback(lambda _: self._making.pop(folder, None))
-        series = self._known[folder] = await asyncio.shield(made)
+        conversion = self._making.get(folder)
+        if conversion is None:
+            conversion = self._making[folder] = asyncio.create_task(self._checks.run(self._series, record, folder))
+            conversion.add_done_callback(lambda _: self._making.pop(folder, None))
+        series = self._known[folder] = await asyncio.shield(conversion)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return series
@@ -147,9 +147,9 @@ class SeriesStore:
     def _series(self, record: ImageRecord, folder: Path) -> Series:
         home = folder.parent
         with contextlib.suppress(FileNotFoundError):
-            found = _series_in(folder)
+            series = _series_in(folder)
             os.utime(home)  # opened just now: the last to be swept
-            return found
+            return series
         self._sweep(home)
         volume = read_volume(record.path, max_bytes=self._services.settings.max_volume)
         stack, voxels = dicom_instances.stack_of(volume, record.id)

@@ -97,9 +97,9 @@ def check_label(path: Path, image: Path, max_bytes: int) -> None:
         GridMismatch: it lies on another grid.
     """
     label, ext = read_segmentation(path, max_bytes=max_bytes), split_ext(path.name)[1]
-    whole = on_grid(label, read_grid(image), ext)
-    if whole is not label:
-        path.write_bytes(encode_segmentation(whole, ext))
+    placed = on_grid(label, read_grid(image), ext)
+    if placed is not label:
+        path.write_bytes(encode_segmentation(placed, ext))
 
 
 def label_from_raw(path: Path, image: Path, target: Path) -> None:

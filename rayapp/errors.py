@@ -1,14 +1,14 @@
-"""Every error a caller can meet, named for what to do next.
+"""Errors that callers can meet, each named for what to do next.
 
-The gateway maps each to one HTTP status with the body `{"detail": text}`; inside the house they are plain exceptions
-that cross process borders unchanged (one string argument, so they pickle).
+The gateway maps each to one HTTP status with the body `{"detail": text}`. They take one string argument, so that they
+can be pickled and cross process borders unchanged.
 """
 
 from __future__ import annotations
 
 
 class RayappError(Exception):
-    """Base of all of them. `status` is the HTTP status the gateway answers."""
+    """Base class. `status` is the HTTP status that the gateway answers."""
 
     status = 500
 
@@ -18,25 +18,25 @@ class RayappError(Exception):
 
 
 class BadRequest(RayappError):
-    """The request is malformed: correct it and send it again."""
+    """The request is malformed: correct it."""
 
     status = 400
 
 
 class NotSignedIn(RayappError):
-    """No valid token came with the request: sign in."""
+    """The request has no valid key: sign in."""
 
     status = 401
 
 
 class NotAllowed(RayappError):
-    """The caller's role does not reach so far: ask an administrator."""
+    """The caller's role is too low: ask an administrator."""
 
     status = 403
 
 
 class NotFound(RayappError):
-    """No such image, label, model, strategy, session or job: look at what is listed."""
+    """There is no such image, label, model, strategy, session or job: choose one that is listed."""
 
     status = 404
 
@@ -48,63 +48,63 @@ class Disabled(RayappError):
 
 
 class Conflict(RayappError):
-    """The state forbids it now (already running, already exists)."""
+    """The current state does not allow it, for example because the name is taken: change the state, or the request."""
 
     status = 409
 
 
 class TooLarge(RayappError):
-    """The body or a declared size is over the cap: send less, or raise the flag that the text names."""
+    """The body, or a size that a file declares, is over a cap: send less, or raise the setting that the text names."""
 
     status = 413
 
 
 class Unreadable(RayappError):
-    """An uploaded file is not a whole, sane image, label map or model: nothing was stored."""
+    """An uploaded image, label map or model is damaged or unsupported: nothing was stored."""
 
     status = 422
 
 
 class GridMismatch(Unreadable):
-    """A label map does not lie on its image's voxel grid: nothing was stored."""
+    """A label map is not on its image's voxel grid: nothing was stored."""
 
 
 class Superseded(RayappError):
-    """A newer click of the same user on the same image replaced this one."""
+    """A newer click of the same annotator on the same image superseded this one."""
 
     status = 409
 
 
 class AlreadyRunning(RayappError):
-    """A job of this kind runs already: wait, or stop it."""
+    """A job of this kind is running: wait, or stop it."""
 
     status = 429
 
 
 class ModelBroken(RayappError):
-    """The model's file could not be loaded: the text says which; the other models serve."""
+    """A model could not be loaded or run; the text names it. The other models are served."""
 
     status = 503
 
 
 class ArchiveAway(RayappError):
-    """The DICOM archive does not answer, or wrongly: what was saved is kept here; try again when it is back."""
+    """The DICOM archive is unreachable or its answer is invalid: retry later. Saved labels are kept here meanwhile."""
 
     status = 502
 
 
 class ArchiveSlow(ArchiveAway):
-    """The DICOM archive did not answer in time: try again, or raise `dicomweb.timeout`."""
+    """The DICOM archive did not answer in time: retry, or raise `dicomweb.timeout`."""
 
     status = 504
 
 
 class AppBroken(RayappError):
-    """The app's own code is wrong: the text names the file, the line and what was expected there."""
+    """The app's own code failed: the text names the file, the line and what was expected there."""
 
 
 class Busy(RayappError):
-    """All replicas are full: try again after `retry_after` seconds."""
+    """A component is overloaded or restarting: retry after `retry_after` seconds."""
 
     status = 503
     retry_after = 1

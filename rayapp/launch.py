@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 APPLICATION = "rayapp"
 READY_TIMEOUT = 120.0
 PULSE_S = 1.0
-"""Between two looks at whether Ray's own processes live."""
+"""Seconds between two checks that Ray's own processes are alive."""
 ACTOR_CLOSE_TIMEOUT = 30.0
 LOST = (
     "a process of Ray's own ended, as when the machine runs out of memory, and the server with it; what was "
@@ -45,13 +45,21 @@ LOST = (
 
 
 class _Stopped(Exception):
-    """A signal came while the server was starting."""
+    """A signal arrived while the server was starting."""
 
 
 def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
-    """Serve; call `on_ready` with the address once every route answers; return when SIGINT or SIGTERM came and all
-    is drained and stopped. One that comes while it starts is heeded at the next step of that. Raises RayappError, with
-    nothing left running, if Ray's own processes are lost."""
+    """Run a server until SIGINT or SIGTERM; return once everything is drained and stopped.
+
+    A signal during the start takes effect at the next step.
+
+    Args:
+        settings: of the server.
+        on_ready: called with the server's address once every route answers.
+
+    Raises:
+        RayappError: the server did not start, or a process of Ray's own ended; nothing is left running.
+    """
     stop = threading.Event()
     for number in SIGNALS:
         signal.signal(number, lambda *_: stop.set())
@@ -141,14 +149,22 @@ class Actors:
 
 @contextlib.contextmanager
 def running(settings: Settings, node: Node, *, go_on: Callable[[], None]) -> Iterator[str]:
-    """A running server; yields its address, for example `http://127.0.0.1:8000`. What `go_on`, called between the
-    steps of starting, raises ends it."""
+    """Start a server; it is stopped when the block ends.
+
+    Args:
+        settings: of the server.
+        node: that it runs on.
+        go_on: called between the steps of the start, to interrupt it by raising.
+
+    Yields:
+        The server's address, for example `http://127.0.0.1:8000`.
+    """
     go_on()
     with composed(settings, Actors(node)) as backend:
         try:
             go_on()
             _deploy(settings, backend)
-            # A wrong app or an unreadable folder is told here, before anything answers.
+            # A broken app or an unreadable folder raises here, before anything answers.
             described = backend.models.describe.remote()
             _answer(backend.datastore.status.remote())
             _answer(described)
@@ -159,7 +175,7 @@ def running(settings: Settings, node: Node, *, go_on: Callable[[], None]) -> Ite
 
 
 def _deploy(settings: Settings, backend: Backend) -> None:
-    """Start Serve and let it start the gateway and the replicas; until these run, it answers 404."""
+    """Start Ray Serve with the gateway and the replicas; until these run, it answers 404."""
     serve.start(
         http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
@@ -170,12 +186,12 @@ def _deploy(settings: Settings, backend: Backend) -> None:
 
 
 def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
-    """The server's address, once all replicas run and `GET /info/` answers; 401 counts: keys are asked for."""
+    """The server's address, once all replicas run and `GET /info/` answers; 401 counts as an answer."""
     deadline = time.monotonic() + READY_TIMEOUT
     while (status := serve.status().applications[APPLICATION]).status != "RUNNING":
         go_on()
         account = "\n".join([status.message, *(each.message for each in status.deployments.values())])
-        ours = error_in(account)  # Serve goes on trying for minutes, and what is wrong with an app stays wrong
+        ours = error_in(account)  # Serve retries for minutes, but a broken app stays broken
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline or isinstance(ours, errors.AppBroken):
             last = (account.strip().splitlines() or [status.status])[-1]
             raise ours or RayappError(f"the server did not start: {last}")
@@ -208,7 +224,7 @@ def _answer(reference: Any) -> Any:
 
 
 def _close(datastore: Any) -> None:
-    """Let the datastore write what is due. What was acknowledged is durable already."""
+    """Let the datastore write what is pending. Everything acknowledged is durable already."""
     try:
         ray.get(datastore.close.remote(), timeout=ACTOR_CLOSE_TIMEOUT)
     except ray.exceptions.RayError:

@@ -36,9 +36,9 @@ async def datastore(services: Service, user: AsUser, output: Annotated[View, Que
         View.TRAIN: store.datalist,
         View.ALL: store.document,
     }
-    found = await views[output]()
+    view = await views[output]()
     # Encoding takes long with 100,000 images.
-    return Response(await asyncio.to_thread(json.dumps, found), media_type="application/json")
+    return Response(await asyncio.to_thread(json.dumps, view), media_type="application/json")
 
 
 @router.get(Route.DATASET, response_class=Response, responses={200: {"content": {"application/zip": {}}}})

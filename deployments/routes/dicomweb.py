@@ -78,10 +78,10 @@ def _study(image_id: str) -> dict[str, Any]:
 @router.get(Route.SERIES)
 async def series(study: str, request: Request, store: AllSeries, user: AsUser) -> Response:
     """The study's only series."""
-    found = await _found(store, study)
-    dataset = series_dataset(found.stack)
+    series = await _converted(store, study)
+    dataset = series_dataset(series.stack)
     del dataset.SOPClassUID
-    dataset.NumberOfSeriesRelatedInstances = found.stack.shape[2]
+    dataset.NumberOfSeriesRelatedInstances = series.stack.shape[2]
     asked = request.query_params.get("SeriesInstanceUID", "")
     return _DicomJson([dataset.to_json_dict()] if asked in ("", dataset.SeriesInstanceUID) else [])
 
@@ -89,27 +89,27 @@ async def series(study: str, request: Request, store: AllSeries, user: AsUser) -
 @router.get(Route.STUDY_METADATA)
 async def study_metadata(study: str, store: AllSeries, user: AsUser) -> Response:
     """Attributes of the study's slices, without pixel data."""
-    return await _metadata(await _found(store, study))
+    return await _metadata(await _converted(store, study))
 
 
 @router.get(Route.SERIES_METADATA)
 async def series_metadata(study: str, series: str, store: AllSeries, user: AsUser) -> Response:
     """Attributes of the series' slices, without pixel data."""
-    return await _metadata(await _found(store, study, series))
+    return await _metadata(await _converted(store, study, series))
 
 
 @router.get(Route.INSTANCES)
 async def instances(study: str, series: str, store: AllSeries, user: AsUser) -> Response:
     """Slices of the series."""
-    return await _metadata(await _found(store, study, series))
+    return await _metadata(await _converted(store, study, series))
 
 
 @router.get(Route.INSTANCE_METADATA)
 async def instance_metadata(study: str, series: str, instance: str, store: AllSeries, user: AsUser) -> Response:
     """Attributes of a slice, without pixel data."""
-    found = await _found(store, study, series)
-    number = _number(found, instance)
-    return _DicomJson([instance_datasets(found.stack)[number].to_json_dict()])
+    converted = await _converted(store, study, series)
+    number = _number(converted, instance)
+    return _DicomJson([instance_datasets(converted.stack)[number].to_json_dict()])
 
 
 @router.get(Route.FRAMES, response_class=Response)
@@ -123,11 +123,11 @@ async def frames(study: str, series: str, instance: str, number: int, store: All
     boundary = secrets.token_hex(16)
     part = f"application/octet-stream; transfer-syntax={_EXPLICIT_LITTLE}"
     head = f"--{boundary}\r\nContent-Type: {part}\r\nContent-Length: {len(pixels)}\r\n\r\n".encode()
-    whole = f'multipart/related; type="application/octet-stream"; boundary={boundary}'
-    return Response(b"".join((head, pixels, f"\r\n--{boundary}--\r\n".encode())), media_type=whole)
+    media_type = f'multipart/related; type="application/octet-stream"; boundary={boundary}'
+    return Response(b"".join((head, pixels, f"\r\n--{boundary}--\r\n".encode())), media_type=media_type)
 
 
-async def _found(store: SeriesStore, study: str, series: str | None = None) -> Series:
+async def _converted(store: SeriesStore, study: str, series: str | None = None) -> Series:
     return await store.series(await _record(store, study, series))
 
 
@@ -139,14 +139,14 @@ async def _record(store: SeriesStore, study: str, series: str | None) -> ImageRe
     return record
 
 
-def _number(found: Series, instance: str) -> int:
-    if instance not in found.numbers:
+def _number(series: Series, instance: str) -> int:
+    if instance not in series.numbers:
         raise NotFound("the series has no such instance")
-    return found.numbers[instance]
+    return series.numbers[instance]
 
 
-async def _metadata(found: Series) -> Response:
-    def made() -> list[dict[str, Any]]:
-        return [dataset.to_json_dict() for dataset in instance_datasets(found.stack)]
+async def _metadata(series: Series) -> Response:
+    def encoded() -> list[dict[str, Any]]:
+        return [dataset.to_json_dict() for dataset in instance_datasets(series.stack)]
 
-    return _DicomJson(await asyncio.to_thread(made))
+    return _DicomJson(await asyncio.to_thread(encoded))

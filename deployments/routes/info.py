@@ -19,8 +19,8 @@ router = APIRouter(tags=["info"], responses=problems(503))
 @router.get(Route.INFO, response_model=Info)
 async def info(services: Service, described: Described, user: AsUser) -> JSONResponse:
     """Models, trainers, strategies, scoring methods, labels, and counts of images and labels."""
-    said, status = await asyncio.gather(described.get(), services.datastore.status())
-    return JSONResponse({**said, "datastore": status})
+    description, status = await asyncio.gather(described.get(), services.datastore.status())
+    return JSONResponse({**description, "datastore": status})
 
 
 @router.post(Route.RELOAD)

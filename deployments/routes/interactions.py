@@ -122,8 +122,11 @@ async def of_image(
 @router.get(Route.INTERACTION)
 async def state(interaction_id: str, services: Service, opened: Opened, user: AsAnnotator) -> InteractionState:
     """The interaction's prompts and its log."""
-    found = _checked(await opened.find(interaction_id), user, reading=True)
-    return _state(found, await services.datastore.events(found.image_id, user=found.user, after=found.step))
+    interaction = _checked(await opened.find(interaction_id), user, reading=True)
+    return _state(
+        interaction,
+        await services.datastore.events(interaction.image_id, user=interaction.user, after=interaction.step),
+    )
 
 
 @router.get(Route.INTERACTION_MASK, response_class=Response, responses=_MASK)
@@ -139,21 +142,21 @@ async def mask(
 ) -> Response:
     """The mask now or as of a step of the log, by the interaction's model or another `model`, in the served version or
     in `version`."""
-    found = _checked(await opened.find(interaction_id), user, reading=True)
+    interaction = _checked(await opened.find(interaction_id), user, reading=True)
     call = InferCall(
-        model=checked_name(model or found.model, "model"),
-        key=found.image_id,
+        model=checked_name(model or interaction.model, "model"),
+        key=interaction.image_id,
         output=Output.BOX,
         user=user.name,
         version=checked_name(version, "version") if version else None,
-        turn=Turn(interaction=found, until=step),
+        turn=Turn(interaction=interaction, until=step),
     )
     return await _answer(request, services, call)
 
 
-def _given(said: Prompt) -> Info:
+def _given(body: Prompt) -> Info:
     """The prompt's fields that were sent. Raises BadRequest if there are none."""
-    given: Info = said.model_dump(mode="json", exclude_unset=True, exclude={"request", "onto", "client_id"})
+    given: Info = body.model_dump(mode="json", exclude_unset=True, exclude={"request", "onto", "client_id"})
     if not given:
         raise BadRequest("a prompt needs clicks, curves, extremes, marks, start, roi, label, slice or reset")
     return given
@@ -161,22 +164,22 @@ def _given(said: Prompt) -> Info:
 
 @router.post(Route.INTERACTION_PROMPTS, response_class=Response, responses=_MASK)
 async def prompt(
-    interaction_id: str, said: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
+    interaction_id: str, body: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
     """Add a prompt and get the mask. The prompt is logged durably before the network runs."""
-    return await _answer(request, services, await _turn(interaction_id, PROMPT, said, _given(said), opened, user))
+    return await _answer(request, services, await _turn(interaction_id, PROMPT, body, _given(body), opened, user))
 
 
 @router.post(Route.INTERACTION_STREAM, response_class=Response, responses=_EVENTS)
 async def stream(
-    interaction_id: str, said: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
+    interaction_id: str, body: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
     """Add a prompt and get its masks as server-sent events: a first one soon, then every better one.
 
     `mask` events have `params` and, in base64, the packed changes to the mask before. A `problem` event has `status`
     and `detail` of an error (409: a newer prompt of the interaction arrived). `end` is the last event.
     """
-    return await _streamed(request, services, await _turn(interaction_id, PROMPT, said, _given(said), opened, user))
+    return await _streamed(request, services, await _turn(interaction_id, PROMPT, body, _given(body), opened, user))
 
 
 async def _streamed(request: Request, services: Services, call: InferCall) -> Response:
@@ -192,16 +195,16 @@ async def _streamed(request: Request, services: Services, call: InferCall) -> Re
 
 async def _events(first: InferReply, replies: AsyncGenerator[InferReply, None]) -> AsyncIterator[bytes]:
     async with aclosing(replies):
-        yield server_sent_event(StreamEvent.MASK, _told(first))
+        yield server_sent_event(StreamEvent.MASK, _stage(first))
         try:
             async for reply in replies:
-                yield server_sent_event(StreamEvent.MASK, _told(reply))
+                yield server_sent_event(StreamEvent.MASK, _stage(reply))
         except RayappError as error:
             yield server_sent_event(StreamEvent.PROBLEM, {"status": error.status, "detail": error.detail})
         yield server_sent_event(StreamEvent.END, {})
 
 
-def _told(reply: InferReply) -> dict[str, Any]:
+def _stage(reply: InferReply) -> dict[str, Any]:
     return {"params": dict(reply.params), "mask": base64.b64encode(reply.body or b"").decode()}
 
 
@@ -240,15 +243,15 @@ async def redo_stream(
 async def _turn(
     interaction_id: str, kind: str, asked: Step, given: Info, opened: OpenedInteractions, user: User
 ) -> InferCall:
-    found = _checked(await opened.known(interaction_id), user, reading=False)
-    event = found.event(kind, given, request=asked.request, client_id=asked.client_id, ts=time.time())
+    interaction = _checked(await opened.known(interaction_id), user, reading=False)
+    event = interaction.event(kind, given, request=asked.request, client_id=asked.client_id, ts=time.time())
     return InferCall(
-        model=found.model,
-        key=found.image_id,
+        model=interaction.model,
+        key=interaction.image_id,
         output=Output.BOX,
         user=user.name,
-        client_id=found.id,  # a newer turn of the same interaction replaces one that is not through the network
-        turn=Turn(interaction=found, event=event, onto=asked.onto),
+        client_id=interaction.id,  # a newer turn of the same interaction replaces one that is not through the network
+        turn=Turn(interaction=interaction, event=event, onto=asked.onto),
     )
 
 
@@ -258,11 +261,11 @@ async def _answer(request: Request, services: Services, call: InferCall) -> Resp
     return Response(reply.body, media_type=MASK_MEDIA_TYPE, headers=headers)
 
 
-def _checked(found: Interaction, user: User, *, reading: bool) -> Interaction:
+def _checked(interaction: Interaction, user: User, *, reading: bool) -> Interaction:
     """The interaction, if it is the user's own; reviewers may read those of others. Raises NotAllowed."""
-    if found.user != user.name and not (reading and user.role.reaches(Role.REVIEWER)):
+    if interaction.user != user.name and not (reading and user.role.reaches(Role.REVIEWER)):
         raise _not_yours()
-    return found
+    return interaction
 
 
 def _state(opened: Interaction, events: list[ClickEvent]) -> InteractionState:

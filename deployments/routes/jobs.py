@@ -51,10 +51,10 @@ _PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The picture.", "c
 async def _tasks(services: Services, kind: JobKind, *, every: bool, running: bool) -> OneOrAll:
     """The last job submitted, all, or the running one. Raises NotFound if there is none: "nothing runs" to clients."""
     if running:
-        found = await services.jobs.running(kind)
-        if found is None:
+        job = await services.jobs.running(kind)
+        if job is None:
             raise NotFound(f"No {kind.monai_label} Tasks are currently Running")
-        return found.as_json()
+        return job.as_json()
     jobs = await services.jobs.jobs(kind)
     if every:
         return [job.as_json() for job in jobs]
@@ -226,7 +226,7 @@ async def batch(
 def _saved_by(job: Job, document: dict[str, Any]) -> Stats:
     """Labels that a batch saved, by image, as MONAI Label answers them."""
     tag = str(job.request.get("label_tag") or ORIGINAL)
-    infos = {image: found["labels"].get(tag, {}).get("info", {}) for image, found in document["objects"].items()}
+    infos = {image: entry["labels"].get(tag, {}).get("info", {}) for image, entry in document["objects"].items()}
     return {
         image: {"label": image, "tag": tag, "params": info.get("params", {})}
         for image, info in infos.items()
@@ -243,8 +243,8 @@ async def jobs(services: Service, user: AsUser) -> list[responses.Job]:
 @router.get(Route.JOB)
 async def job(job_id: str, services: Service, user: AsUser) -> responses.Job:
     """One job, with the names of its pictures in `files`."""
-    found = await services.jobs.job(checked_name(job_id, "job"))
-    return {**found.as_json(), "files": await asyncio.to_thread(_pictures, run_folder(services.settings, found.id))}
+    job = await services.jobs.job(checked_name(job_id, "job"))
+    return {**job.as_json(), "files": await asyncio.to_thread(_pictures, run_folder(services.settings, job.id))}
 
 
 def _pictures(folder: Path) -> list[str]:

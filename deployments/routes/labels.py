@@ -103,16 +103,16 @@ async def _label(services: Services, label: str, tag: str) -> LabelRecord:
 @router.head(Route.LABEL, response_class=Response)
 async def exists(services: Service, user: AsUser, image: Name, tag: Name) -> Response:
     """200 if the image has a label under the tag, else 404."""
-    found = await _label(services, image, tag)
-    return Response(headers={"ETag": entity_tag(found.number)})
+    record = await _label(services, image, tag)
+    return Response(headers={"ETag": entity_tag(record.number)})
 
 
 @router.get(Route.LABEL, response_class=Response, responses=FILE)
 async def download(services: Service, user: AsUser, label: Name, tag: Name) -> Response:
     """The file of the newest revision."""
-    found = await _label(services, label, tag)
-    reply = await file_reply(found.path, name=found.id + found.ext)
-    reply.headers["ETag"] = entity_tag(found.number)
+    record = await _label(services, label, tag)
+    reply = await file_reply(record.path, name=record.id + record.ext)
+    reply.headers["ETag"] = entity_tag(record.number)
     return reply
 
 

@@ -54,15 +54,15 @@ async def logs(
 def _tail(path: Path, lines: int) -> str:
     """The last lines, read backwards from the end: a long log costs no more than a short one."""
     blocks: list[bytes] = []
-    found = size = 0
+    newlines = size = 0
     with path.open("rb") as file:
         at = file.seek(0, 2)
-        while at > 0 and found <= lines and size < _LONGEST:
+        while at > 0 and newlines <= lines and size < _LONGEST:
             start = max(0, at - _BLOCK)
             file.seek(start)
             block = file.read(at - start)
             blocks.append(block)
-            found += block.count(b"\n")
+            newlines += block.count(b"\n")
             size += len(block)
             at = start
     return b"\n".join(b"".join(reversed(blocks)).rstrip(b"\n").split(b"\n")[-lines:]).decode(errors="replace") + "\n"

@@ -63,7 +63,7 @@ async def slices(
     """The most uncertain slices across the image's axes `i`, `j` and `k`, most uncertain first."""
     name = await described.known("scoring", "scoring method", method)
     record = await services.datastore.image(checked_name(image, "image"))
-    found: dict[str, Any] | None = record.info.get(f"{name}_slices")
-    if found is None:
+    ranked: dict[str, Any] | None = record.info.get(f"{name}_slices")
+    if ranked is None:
         raise NotFound(f"image {record.id!r} was not scored by {name!r} yet: start with POST /scoring/{name}")
-    return {axis: [int(at) for at in found[axis]] for axis in "ijk"}
+    return {axis: [int(at) for at in ranked[axis]] for axis in "ijk"}

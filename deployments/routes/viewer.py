@@ -62,14 +62,14 @@ async def label(
 ) -> Response:
     """A label on its image's grid. The params in the header have its info and when it was `saved` (Unix seconds)."""
     record = await services.datastore.image(checked_name(image, "image"))
-    found = await services.datastore.label(record.id, checked_name(tag, "tag"))
-    body, names = await checks.run(_packed, record, found, services.settings.max_volume)
-    revisions = await services.datastore.revisions(record.id, found.tag)
-    saved = max((revision.ts for revision in revisions if revision.id == found.revision), default=0.0)
-    params: dict[str, Any] = {"label_names": names, "info": found.info, "revision": found.revision, "saved": saved}
+    label = await services.datastore.label(record.id, checked_name(tag, "tag"))
+    body, names = await checks.run(_packed, record, label, services.settings.max_volume)
+    revisions = await services.datastore.revisions(record.id, label.tag)
+    saved = max((revision.ts for revision in revisions if revision.id == label.revision), default=0.0)
+    params: dict[str, Any] = {"label_names": names, "info": label.info, "revision": label.revision, "saved": saved}
     return Response(body, media_type=MASK_MEDIA_TYPE, headers={PARAMS_HEADER: json.dumps(params)})
 
 
-def _packed(record: ImageRecord, found: LabelRecord, max_bytes: int) -> tuple[bytes, dict[str, int]]:
-    whole = on_grid(read_segmentation(found.path, max_bytes=max_bytes), read_grid(record.path), found.ext)
-    return mask_codec.encode(whole.array), whole.names
+def _packed(record: ImageRecord, label: LabelRecord, max_bytes: int) -> tuple[bytes, dict[str, int]]:
+    placed = on_grid(read_segmentation(label.path, max_bytes=max_bytes), read_grid(record.path), label.ext)
+    return mask_codec.encode(placed.array), placed.names

@@ -1,4 +1,4 @@
-"""A cache bounded in bytes, that makes each value once however many ask for it at the same time."""
+"""An LRU cache bounded in bytes; concurrent requests for a value share one computation (single flight)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """Anything that knows how many bytes it holds."""
+    """A value with a size in bytes."""
 
     @property
     def nbytes(self) -> int:
@@ -20,7 +20,10 @@ T = TypeVar("T", bound=Sized)
 
 
 class ByteCache(Generic[T]):
-    """Least recently used values go when the sum of their bytes passes `capacity`. For one event loop."""
+    """Evicts the least recently used values once all together have more than `capacity` bytes.
+
+    Belongs to one event loop. A single value may be larger than the capacity.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -30,21 +33,21 @@ class ByteCache(Generic[T]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
+        """Bytes of all values."""
         return self._held
 
     def newest(self, count: int) -> list[Any]:
-        """The keys used last, the very last one at the end."""
+        """The `count` most recently used keys, the latest one last."""
         return list(self._values)[-count:]
 
     def kept(self, key: Hashable) -> T | None:
-        """The value of `key` if it is there."""
+        """The value of `key`, None if it is not cached."""
         if key in self._values:
             self._values.move_to_end(key)
         return self._values.get(key)
 
     def put(self, key: Hashable, value: T) -> None:
-        """Hold a new key's value."""
+        """Add the value of a new key."""
         self._values[key] = value
         self._held += value.nbytes
         while self._held > self._capacity and len(self._values) > 1:
@@ -52,10 +55,10 @@ class ByteCache(Generic[T]):
             self._held -= oldest.nbytes
 
     async def get(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
-        """The value of `key`, made by `make` if it is not there.
+        """The value of `key`, computed by `make` if it is not cached.
 
-        A caller that is cancelled does not cancel the making, since others may wait for it; what `make` raises goes
-        to all who wait, and nothing is kept.
+        A cancelled caller does not cancel the computation, for which others may wait. An error of `make` goes to all
+        callers that wait, and nothing is cached.
         """
         if key in self._values:
             self._values.move_to_end(key)

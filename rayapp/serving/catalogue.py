@@ -1,7 +1,7 @@
-"""Catalogue: the app and its model versions as the gateway sees them.
+"""The catalogue: the app and its model versions, for the gateway and for jobs.
 
-It holds the app object, the model store and the datastore, so that app code never runs in the gateway, a strategy
-asks the datastore directly, and one owner publishes versions. Calls may come from several threads.
+It holds the app object, the model store and the datastore, so that app code never runs in the gateway, strategies call
+the datastore directly, and versions are published by one owner. Methods may be called from several threads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Catalogue:
         self.reload()
 
     def reload(self) -> None:
-        """Make the app anew, and check that every model's file loads."""
+        """Load the app anew, and check that the weights of every model load."""
         cls = app_class(self._settings)
         run_hook(cls.app_dir, cls.install, settings=self._settings, models=self._models)
         app = cls.of(self._settings)
@@ -45,23 +45,23 @@ class Catalogue:
         self._app = app
 
     def describe(self) -> dict[str, Any]:
-        """`/info/` without the datastore's and the jobs' part."""
-        said = self._app.info()
-        for trainer in said["trainers"].values():
+        """The response of `/info/` without the parts of the datastore and of the jobs."""
+        description = self._app.info()
+        for trainer in description["trainers"].values():
             trainer["config"] = {**OPTIONS, **trainer["config"]}
-        return said
+        return description
 
     def next_image(self, strategy: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The next image for this request; `{}` when none is left. Raises NotFound for an unknown strategy."""
+        """Let a strategy choose the next image; `{}` if none is left. Raises NotFound for an unknown strategy."""
         return self._app.next_image(strategy, request, self._datastore)
 
     def scoring_plan(self, name: str, request: Mapping[str, Any]) -> ScoringPlan:
-        """What a scoring would do now; see `rayapp.active_learning.scoring_methods.plan_of`."""
+        """Plan a scoring; see `rayapp.active_learning.scoring_methods.plan_of`."""
         app = self._app
         return plan_of(name, request, methods=app.scoring, infers=app.infers, serving=app.serving)
 
     def label_saved(self, image_id: str, tag: str) -> dict[str, Any]:
-        """The app's hook after a save. Raises AppBroken, without the error's text, if that fails."""
+        """Call the app's hook after a save. Raises AppBroken, without the error's text, if it fails."""
         try:
             return dict(self._app.on_save_label(image_id, tag) or {})
         except RayappError:
@@ -72,11 +72,11 @@ class Catalogue:
             raise AppBroken(f"on_save_label failed with {type(error).__name__}") from error
 
     def production(self, name: str) -> ModelVersion:
-        """The version that serves. Raises NotFound if none does."""
-        found = self._models.production(name)
-        if found is None:
+        """The version in production. Raises NotFound if there is none."""
+        version = self._models.production(name)
+        if version is None:
             raise NotFound(f"model {name!r} has no published version")
-        return found
+        return version
 
     def models(self) -> dict[str, Versions]:
         """Versions by model."""
@@ -87,14 +87,18 @@ class Catalogue:
         return Versions(production=self._models.serving(name), versions=versions)
 
     def upload(self, name: str, weights: Path, card: Mapping[str, Any], *, request: str) -> ModelVersion:
-        """Let a user's `weights` serve, with the serving version's settings under `card`; `request` as of `publish`.
+        """Publish weights that a user uploaded, with the settings of the version in production.
 
-        They are safetensors or a torch file; that is turned into safetensors here, since the gateway has no torch.
+        Args:
+            name: the model.
+            weights: safetensors or a torch file, which is converted here, since the gateway has no torch.
+            card: added to the settings.
+            request: as of `publish`.
 
         Raises:
-            NotFound: if no version serves, which could tell how these weights are used.
-            TooLarge: if a torch file unpacks to more than `max_body`.
-            Unreadable: if the file does not fit the model's network; the version before serves on.
+            NotFound: no version is in production, so there are no settings for the weights.
+            TooLarge: a torch file unpacks to more than `max_body` bytes.
+            Unreadable: the weights do not fit the model's network; production stays as it was.
         """
         settings = {key: value for key, value in self.production(name).card.items() if key not in _OF_ONE_VERSION}
         if not is_torch(weights):
@@ -109,13 +113,18 @@ class Catalogue:
     def publish(
         self, name: str, weights: Path, card: Mapping[str, Any], *, request: str, promote: bool = True
     ) -> ModelVersion:
-        """Make `weights` a version of a model that the app knows, and with `promote` the one that serves.
+        """Publish weights as a model's next version.
 
-        The same `request` makes one version, however often it is sent.
+        Args:
+            name: the model.
+            weights: safetensors.
+            card: the version's settings, metrics and so on.
+            request: id of the request; sent again, it publishes one version only.
+            promote: also promote the version to production.
 
         Raises:
-            NotFound: if the app has no such model.
-            Unreadable: if the file does not fit the model's network; the version before serves on.
+            NotFound: the app has no such model.
+            Unreadable: the weights do not fit the model's network; production stays as it was.
         """
         check_weights(weights)
         with self._changing:
@@ -125,7 +134,7 @@ class Catalogue:
             return version
 
     def promote(self, name: str, version: str) -> ModelVersion:
-        """Let a version serve. Raises NotFound, and Unreadable if it does not load; the one before serves on."""
+        """Promote a version to production. Raises NotFound, and Unreadable if its weights do not load."""
         with self._changing:
             chosen = self._models.version(name, version)
             self._try(chosen)
@@ -134,9 +143,12 @@ class Catalogue:
             return chosen
 
     def rollback(self, name: str, *, leaving: str) -> ModelVersion:
-        """Let the version serve that served before `leaving`; nothing changes if `leaving` serves no more.
+        """Return to the version that was in production before `leaving`.
 
-        Raises Conflict if none served before.
+        Nothing changes if `leaving` is not in production any more, so that the call may be repeated.
+
+        Raises:
+            Conflict: no version was in production before.
         """
         with self._changing:
             if self._models.serving(name) == leaving:
@@ -145,7 +157,7 @@ class Catalogue:
             return self.production(name)
 
     def retire(self, name: str) -> None:
-        """Let no version serve. Raises NotFound if none did."""
+        """Remove the model from production; its versions stay. Raises NotFound if none was in production."""
         with self._changing:
             self._models.retire(name)
             self._renew()
@@ -157,14 +169,14 @@ class Catalogue:
             raise Unreadable(error.detail) from error
 
     def _renew(self, *, load: bool = True) -> None:
-        """Take over which versions are served. A version that was tried just now need not be loaded again, since no
-        model runs here."""
+        """Take over the versions in production. A version that was tried just now is not loaded again, since no model
+        runs here."""
         self._app = self._app.renewed(load=load)
 
 
 _SHOWN = ("parent", "created", "metrics", "data", "params", "code", "job", "uploaded_by", "verdict")
 _OF_ONE_VERSION = frozenset({*_SHOWN, "request", "trained"})
-"""What a card says of its own weights, and not of how such weights are used."""
+"""Keys of a card that describe its own weights, and not how such weights are used."""
 
 
 def _version_info(version: ModelVersion) -> dict[str, Any]:

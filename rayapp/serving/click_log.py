@@ -1,7 +1,7 @@
-"""ClickLog: what annotators point at, durably logged from a replica, and the interactions folded from it.
+"""The click log as seen by a replica: prompts are logged durably, and interactions are derived from the log.
 
-The folds and the masks answered last are caches, bounded; another replica reads the log and comes to the same.
-All methods belong to one event loop.
+Interactions and the last masks are cached, within bounds; every replica derives the same from the log. All methods
+belong to one event loop.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from rayapp.serving.messages import InferCall, Turn
 Mask = npt.NDArray[np.uint8]
 
 INTERACTIONS = 1000
-"""Interactions whose fold is remembered."""
+"""Cached interactions."""
 MASK_BYTES = 256 << 20
-"""Of masks answered last, so that the next answer is but what changed."""
+"""Bytes of cached masks, on top of which the next answer is only what changed."""
 
 
 class Log(Protocol):
@@ -205,22 +205,22 @@ class ClickLog:
 
 
 def _check_labels(now: Interaction, event: ClickEvent, info: TaskInfo) -> None:
-    """A click on what the model does not know would count for nothing. Models of whatever is pointed at know what
-    `label` names."""
+    """Raise BadRequest for clicks on a structure that the model does not know: they would have no effect. Models of any
+    structure know the one that `label` names."""
     label = event.payload.get("label", now.params.get("label"))
     known = dict.fromkeys((*structure_names(info, label), FOREGROUND, BACKGROUND))
     for name in (*event.payload.get("clicks", {}), *event.payload.get("extremes", {})):
         if name not in known:
-            raise BadRequest(f"the model knows no {name[:60]!r}; it knows: {', '.join(known)}")
+            raise BadRequest(f"the model has no structure {name[:60]!r}; it has: {', '.join(known)}")
 
 
 def payload_of(prompts: Prompts) -> dict[str, Any]:
-    """What the click log keeps; masks as `mask_codec` packs them, in base64."""
+    """The prompts as the click log stores them; masks are packed by `mask_codec`, in base64."""
     drawings = {
         name: {"marks": _packed(drawing.marks), "curves": [list(points) for points in drawing.curves]}
         for name, drawing in prompts.drawings.items()
     }
-    said = {
+    others = {
         "marks": _packed(prompts.marks),
         "curves": [list(points) for points in prompts.curves],
         "drawings": drawings,
@@ -233,7 +233,7 @@ def payload_of(prompts: Prompts) -> dict[str, Any]:
     return {
         "clicks": clicks,
         "roi": prompts.roi,
-        **{name: value for name, value in said.items() if value not in (None, [], {})},
+        **{name: value for name, value in others.items() if value not in (None, [], {})},
     }
 
 

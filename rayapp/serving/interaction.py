@@ -1,7 +1,6 @@
-"""Interaction: one annotator's prompts on one image with one model, as a fold over the click log.
+"""An interaction: one annotator's prompts on one image with one model, as a fold over the click log.
 
-Undo and redo are events too: the log only grows, and whoever reads it comes to the same prompts. Pure; nothing is
-remembered but in the value itself.
+Undo and redo are events too: the log is append-only, and every reader derives the same prompts from it. Immutable.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from rayapp.errors import Conflict, NotFound
 
 OPEN, PROMPT, UNDO, REDO = "open", "prompt", "undo", "redo"
 WITHDRAW = "withdraw"
-"""Takes back a prompt that the model could not work with."""
+"""Event that removes a prompt which the model rejected."""
 
 _ID = re.compile(r"(\d{1,18})-([0-9a-f]{16})")
 
 
 def opening_event(*, image_id: str, model: str, user: str, client_id: str | None, ts: float) -> ClickEvent:
-    """The event that opens an interaction; its key is random, so that nobody can guess it."""
+    """The event that opens an interaction. Its key is random, so that it cannot be guessed."""
     return ClickEvent(
         image_id=image_id,
         kind=OPEN,
@@ -36,25 +35,30 @@ def opening_event(*, image_id: str, model: str, user: str, client_id: str | None
 
 
 def opened_at(interaction_id: str) -> int:
-    """The log's number of the event that opened it, which its id begins with. Raises NotFound."""
-    found = _ID.fullmatch(interaction_id)
-    if found is None:
+    """Sequence number of the opening event, from the interaction's id. Raises NotFound for a malformed id."""
+    match = _ID.fullmatch(interaction_id)
+    if match is None:
         raise no_interaction(interaction_id)
-    return int(found[1])
+    return int(match[1])
 
 
 def no_interaction(interaction_id: str) -> NotFound:
-    """There is none of this id."""
-    return NotFound(f"there is no interaction {interaction_id[:60]!r}: open one")
+    """The error for an unknown id."""
+    return NotFound(f"no interaction {interaction_id[:60]!r}: open one")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
-    """The interaction after event number `step` of the log.
+    """The state of an interaction after event number `step` of the log.
 
-    `done` are the prompts in force, oldest first, `undone` those that a redo brings back, the last one first. A prompt
-    holds `step` and any of `clicks` (points by label), `curves`, `marks`, `extremes`, `start`, `roi`, `label`, `slice`
-    and `reset`.
+    Attributes:
+        id: `<sequence number of the opening event>-<key>`.
+        image_id, model, user: as it was opened.
+        step: sequence number of its last event.
+        done: prompts in force, oldest first. A prompt has `step` and any of `clicks` (points by label), `curves`,
+            `marks`, `extremes`, `start`, `roi`, `label`, `slice` and `reset`.
+        undone: prompts that a redo restores; the next one to restore is the last.
+        requests: ids of the requests that were logged.
     """
 
     id: str
@@ -68,7 +72,7 @@ class Interaction:
 
     @classmethod
     def of(cls, event: ClickEvent) -> Interaction:
-        """As its opening event, which is in the log, leaves it. Raises NotFound for another kind of event."""
+        """The interaction after its opening event, which has a sequence number. Raises NotFound for other events."""
         key = str(event.payload.get("interaction"))
         if event.kind != OPEN:
             raise no_interaction(f"{event.seq}")
@@ -82,11 +86,11 @@ class Interaction:
 
     @property
     def key(self) -> str:
-        """What its events carry."""
+        """The key by which its events are recognised."""
         return self.id.partition("-")[2]
 
     def event(self, kind: str, prompt: Info, *, request: str, client_id: str | None, ts: float) -> ClickEvent:
-        """The event, not logged yet, that goes on from here. A `request` counts once, however often it is logged."""
+        """The next event, not logged yet. A `request` counts once, however often it is logged."""
         return ClickEvent(
             image_id=self.image_id,
             kind=kind,
@@ -98,11 +102,11 @@ class Interaction:
         )
 
     def own(self, events: Iterable[ClickEvent]) -> list[ClickEvent]:
-        """The events that are of this interaction."""
+        """Those of the events that belong to this interaction."""
         return [event for event in events if event.payload.get("interaction") == self.key and event.user == self.user]
 
     def after(self, event: ClickEvent) -> Interaction:
-        """The interaction after one more of its own events. An undo or redo of nothing changes nothing."""
+        """The interaction after one more of its own events. Undo or redo with nothing to undo or redo has no effect."""
         request = str(event.payload.get("request"))
         if request in self.requests:
             return replace(self, step=event.seq)
@@ -124,8 +128,11 @@ class Interaction:
 
     @property
     def params(self) -> Info:
-        """The prompts in force as a request's `params` (`rayapp.inference.prompts.parse`): clicks, curves and strokes
-        add up, each drawn on the structure that was worked on then; of all else the last one holds."""
+        """The prompts in force as a request's `params`; see `rayapp.inference.prompts.parse`.
+
+        Clicks, curves and strokes accumulate, each on the structure that was active then; of everything else the last
+        prompt counts.
+        """
         last: Info = {}
         clicks: dict[str, list[Any]] = {}
         drawn: dict[str, list[Info]] = {}
@@ -146,6 +153,6 @@ class Interaction:
 
 
 def prompt_of(event: ClickEvent) -> Info:
-    """What the annotator said with an event."""
-    said = {name: value for name, value in event.payload.items() if name not in ("interaction", "request")}
-    return {**said, "step": event.seq}
+    """The prompt of an event, with its `step`."""
+    prompt = {name: value for name, value in event.payload.items() if name not in ("interaction", "request")}
+    return {**prompt, "step": event.seq}

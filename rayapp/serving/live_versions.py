@@ -1,7 +1,7 @@
-"""Serving: which version of each model answers in this replica, and how a newer one takes over.
+"""Hot swap of model versions in a replica.
 
-A newer version is loaded and warmed beside the one that serves, and only then takes its place; calls under way finish
-on the version they began with. All methods belong to one event loop.
+A newer version is loaded and warmed beside the served one, and takes its place only then; calls under way finish on the
+version they began with. All methods belong to one event loop.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from rayapp.serving.executors import Executors
 logger = logging.getLogger(__name__)
 
 WATCH_S = 1.0
-"""Seconds between two looks for newer versions."""
+"""Seconds between two checks for newer versions."""
 
 Warm = Callable[[str, InferTask, InferTask], Awaitable[None]]
 
 
 class Serving:
-    """The app that serves, always the newest."""
+    """The replica's app, kept up to date with the versions in production."""
 
     def __init__(self, *, app: LabelApp, executors: Executors, warm: Warm) -> None:
-        """`warm` is called with a model's name, its task that serves and the one that will, before that does."""
+        """Args:
+        app: loaded.
+        executors: threads that load.
+        warm: called with a model's name, its task that is served and the one that will be, before the swap.
+        """
         self.app = app
         self._executors = executors
         self._warm = warm
@@ -36,11 +40,11 @@ class Serving:
         self._recalling = asyncio.Lock()
 
     async def task(self, model: str, version: str | None = None) -> InferTask:
-        """The task that serves now, or one of a certain version. Raises NotFound."""
+        """The task of the version in production, or of the given version. Raises NotFound."""
         return await (self._recalled(model, version) if version else self._newest(model))
 
     async def _newest(self, model: str) -> InferTask:
-        cold = self._watch is None  # nobody was served yet: nobody holds on to the old version
+        cold = self._watch is None  # no call was answered yet: nothing depends on the old version
         if cold:
             self._watch = asyncio.create_task(self._watching())
         while (published := await self._published(model)) != self.app.serving.get(model):
@@ -51,19 +55,19 @@ class Serving:
         return self.app.task(model)
 
     async def _recalled(self, model: str, version: str) -> InferTask:
-        """A version that need not serve, for a replay. The last one asked for is kept."""
+        """A version that need not be in production, for a replay. The last one is cached."""
         async with self._recalling:
             if self._past is None or self._past[:2] != (model, version):
                 app = self.app
-                made = await self._executors.io(lambda: app.make_task(app.models.version(model, version)))
-                self._past = (model, version, made)
+                task = await self._executors.io(lambda: app.make_task(app.models.version(model, version)))
+                self._past = (model, version, task)
             return self._past[2]
 
     async def _published(self, model: str) -> str | None:
         return await self._executors.io(self.app.models.serving, model)
 
     async def _watching(self) -> None:
-        """Look for newer versions also while nobody asks, so that nobody has to be the first to ask for one."""
+        """Check for newer versions also between calls, so that no call has to wait for the swap."""
         while True:
             await asyncio.sleep(WATCH_S)
             for model in list(self.app.infers):
@@ -71,7 +75,7 @@ class Serving:
                     self._swapping()
 
     def _swapping(self) -> asyncio.Task[None]:
-        """The swap to the app as it is now: the one under way, or a new one."""
+        """The swap to the versions in production: the one under way, or a new one."""
         if self._swap is None or self._swap.done():
             self._swap = asyncio.create_task(self._renew())
             self._swap.add_done_callback(_noticed)
@@ -86,12 +90,12 @@ class Serving:
         self.app = app
 
     def close(self) -> None:
-        """Stop looking for newer versions."""
+        """Stop checking for newer versions."""
         if self._watch is not None:
             self._watch.cancel()
 
 
 def _noticed(swap: asyncio.Task[None]) -> None:
-    """Say it if a swap failed; the old app serves on, and the next look tries again."""
+    """Log a failed swap; the old versions stay, and the next check tries again."""
     if not swap.cancelled() and (error := swap.exception()) is not None:
-        logger.error("the app could not be renewed: %s", type(error).__name__)
+        logger.error("newer model versions could not be loaded: %s", type(error).__name__)

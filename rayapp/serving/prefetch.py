@@ -1,10 +1,10 @@
-"""Ahead: what a replica does with an image before its first click, while nobody waits.
+"""Prefetching: open and prepare an image before its first click, while the replica is idle.
 
-An image that was handed out is decoded, prepared for the models that are in use, and segmented as far as that needs no
-click: the first mask is kept, and whatever a network computes once per image is there. Background work of the lowest
-kind: one image at a time, a few in the queue, before every step (and at each window of a network) it gives way to
-clicks, the same annotator's next image replaces the one before, and what goes wrong is told to nobody but the log.
-All methods belong to one event loop.
+An image that was handed out is decoded, prepared for the models in use, and segmented as far as that needs no click:
+the first mask is cached, and so is whatever a network computes once per image. This is background work of the lowest
+priority: one image at a time and a short queue; it gives way to clicks before every step and at each window of a
+network; an annotator's next image replaces their previous one; errors are only logged. All methods belong to one event
+loop.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from rayapp.serving.volume_cache import OpenImage, OpenImages
 logger = logging.getLogger(__name__)
 
 QUEUE = 8
-"""Images that wait, at most; the one that waits longest goes."""
+"""Images in the queue, at most; the oldest is dropped."""
 MODELS = 2
-"""Models that an image is prepared for, when its annotator did not say which."""
+"""Models that an image is prepared for, if it is not known which one the annotator will use."""
 PATIENCE_S = 1.0
-"""How long each step waits for a quiet moment. Decoding and preparing, which happen beside the network, go on then."""
+"""Longest wait for an idle moment before each step; decoding and preparing, beside the network, then start anyway."""
 TRIES = 5
-"""How often a network is asked while clicks keep coming in between; then the image's first click has to do it."""
+"""Runs of a network that clicks may interrupt before it is left to the image's first click."""
 MASK_BYTES = 128 << 20
-"""Of first masks."""
+"""Bytes of first masks in the cache."""
 WARMED = 16
-"""Images, the last ones used, that a newer version is prepared for before it serves."""
+"""Most recently used images that are prepared for a newer version before it is served."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstMask:
-    """What a model makes of an image without any prompt."""
+    """A model's prediction on an image without any prompt."""
 
     prediction: Prediction
 
@@ -58,7 +58,7 @@ class FirstMask:
 
 
 class Prefetcher:
-    """The images handed out to a replica's annotators, and the first masks."""
+    """Prefetches the images handed out to a replica's annotators, and caches first masks."""
 
     def __init__(self, *, executors: Executors, images: OpenImages, serving: Serving) -> None:
         self._executors = executors
@@ -70,7 +70,7 @@ class Prefetcher:
         self._used: OrderedDict[str, None] = OrderedDict()
 
     def handed_out(self, what: HandedOut) -> None:
-        """Begin with it as soon as nobody waits."""
+        """Queue an image; it takes the place of the annotator's previous one."""
         self._waiting.pop(what.annotator, None)
         self._waiting[what.annotator] = what
         if len(self._waiting) > QUEUE:
@@ -79,21 +79,21 @@ class Prefetcher:
             self._working = asyncio.create_task(self._work())
 
     def used(self, model: str) -> None:
-        """The model is in use."""
+        """Note that a model is in use."""
         self._used[model] = None
         self._used.move_to_end(model)
 
     def first_mask(
         self, model: str, task: InferTask, image: OpenImage, prompts: Prompts, config: Mapping[str, Any]
     ) -> Prediction | None:
-        """The answer to a request without prompts, if it is here already."""
+        """The cached prediction for a request without prompts, None if there is none."""
         if not _bare(task.info, prompts, config):
             return None
-        found = self._masks.kept((image.file, model, task.version))
-        return None if found is None else dataclasses.replace(found.prediction, seconds={})
+        mask = self._masks.kept((image.file, model, task.version))
+        return None if mask is None else dataclasses.replace(mask.prediction, seconds={})
 
     async def warm(self, model: str, old: InferTask, task: InferTask) -> None:
-        """Prepare the images that the old version has prepared for the new one, and run its network once."""
+        """Prepare for a new version the images that are prepared for the old one, and run its network once."""
         try:
             prepared = None
             for image in await self._images.recent(model, old.version, WARMED):
@@ -103,7 +103,7 @@ class Prefetcher:
                 await self._executors.model(
                     task.predict, prepared, opening_prompts(task.info, shape), {}, network=runs_network(task, prepared)
                 )
-        except Exception as error:  # an image that went away, a model that sees nothing: the first click warms it then
+        except Exception as error:  # such as an image that was removed: then the first click warms it
             logger.info("model %s could not be warmed: %s", model, type(error).__name__)
 
     async def _work(self) -> None:
@@ -114,9 +114,9 @@ class Prefetcher:
             except _Replaced:
                 continue
             except (RayappError, OSError) as error:
-                logger.info("an image could not be prepared ahead: %s", type(error).__name__)
+                logger.info("an image could not be prefetched: %s", type(error).__name__)
             except Exception:
-                logger.exception("an image could not be prepared ahead")
+                logger.exception("an image could not be prefetched")
             if self._waiting.get(whose) is what:
                 del self._waiting[whose]
 
@@ -147,29 +147,29 @@ class Prefetcher:
                 return
 
     async def _turn(self, what: HandedOut) -> None:
-        """Wait until it may go on. Raises _Replaced if it need not any more."""
+        """Wait for an idle moment. Raises _Replaced if the image is no longer needed."""
         await self._executors.quiet(PATIENCE_S)
         if self._waiting.get(what.annotator) is not what:
             raise _Replaced
 
     def _likely(self) -> list[str]:
-        """The models used last; before any was, the first ones of the app that need no drawing."""
+        """The most recently used models; before any was used, the app's first ones that need no drawing."""
         infers = self._serving.app.infers
         used = [model for model in reversed(self._used) if model in infers]
         return (used or [model for model, task in infers.items() if task.info.type != "scribbles"])[:MODELS]
 
     def close(self) -> None:
-        """Stop; from the event loop's thread or once it is over."""
+        """Stop. Call it from the event loop's thread, or once the loop has ended."""
         if self._working is not None:
             self._working.cancel()
 
 
 class _Replaced(Exception):
-    """Its annotator went on to another image, or too many wait."""
+    """The annotator moved on to another image, or the queue was full."""
 
 
 def opening_prompts(info: TaskInfo, shape: tuple[int, int, int]) -> Prompts:
-    """What runs a model before anybody pointed at anything: nothing where it knows structures, else a click."""
+    """Prompts that run a model before the first click: none if it knows structures, else a click in the centre."""
     names = list(info.structures)
     if names:
         return Prompts(label=names[0] if info.takes_drawings else None)
@@ -178,13 +178,13 @@ def opening_prompts(info: TaskInfo, shape: tuple[int, int, int]) -> Prompts:
 
 
 def _bare(info: TaskInfo, prompts: Prompts, config: Mapping[str, Any]) -> bool:
-    """True where the answer depends on the image alone."""
+    """True if the prediction depends on the image alone."""
     usual = all(_usual(name, config[name], default) for name, default in info.config.items() if name in config)
     return usual and not info.takes_drawings and prompts.empty and prompts.roi is None and prompts.slice is None
 
 
 def _usual(name: str, value: object, default: object) -> bool:
-    """True for what a request need not say: a choice's first item, or the value itself."""
+    """True if an option has its default value; of a list of choices that is the first."""
     if isinstance(default, bool):
         return parse_flag(value, name) == default
     return value == default or (isinstance(default, list) and value in default[:1])

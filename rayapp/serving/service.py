@@ -97,7 +97,7 @@ class Work:
 
 
 class InferenceService:
-    """Runs an app's tasks on images, with caches and newest-click-first per annotator."""
+    """Runs an app's models on images, with caches; an annotator's newer click on an image supersedes the older one."""
 
     def __init__(self, *, settings: Settings, app: LabelApp, images: Store, threads: int | None = None) -> None:
         """Args:
@@ -248,7 +248,7 @@ class InferenceService:
             self.hung = True
             where = app_traceback.definition(type(work.task), self._app_dir)
             text = f"model {work.call.model!r}, {where}, did not answer within {self._max_answer:g} s"
-            raise AppBroken(f"{text}: its process is replaced") from None
+            raise AppBroken(f"{text}: its process is being replaced") from None
 
     async def _reply(
         self, work: Work, prediction: Prediction, onto: Mask | None, more: Mapping[str, Any]
@@ -301,7 +301,7 @@ class InferenceService:
             await self._executors.io(staged.unlink, True)
 
     async def _record(self, work: Work) -> None:
-        """Log the prompts; sessions and uploads have no image to log to."""
+        """Log the prompts. Images of sessions and uploads have no log."""
         if work.call.path is None and not work.prompts.empty:
             payload = await self._executors.io(payload_of, work.prompts)
             await self._log.record(work.call, work.task.version, work.prompts, payload)
@@ -319,32 +319,32 @@ class InferenceService:
         return replace(prompts, start=parse_start(label_map, call.params, info.labels))
 
     def close(self) -> None:
-        """Stop the threads; calls still queued are dropped. From any thread, once nobody calls any more."""
+        """Stop the threads and drop queued calls. Call it from any thread, once no other method is called any more."""
         self._serving.close()
         self._prefetcher.close()
         self._executors.close()
 
 
 def _best(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
-    """One answer."""
+    """One prediction."""
     yield work.task.predict(prepared, prompts, work.call.params)
 
 
 def _stages(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
-    """All answers."""
+    """All stages."""
     if isinstance(work.task, StagedTask):
         return work.task.stages(prepared, prompts, work.call.params)
     return _best(work, prepared, prompts)
 
 
 def _last(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
-    """The best answer, which does not depend on whether the stages before it were looked at."""
+    """The last stage; it does not depend on whether anybody looked at the stages before it."""
     *_, last = _stages(work, prepared, prompts)
     yield last
 
 
 def _annotator(call: InferCall) -> tuple[str, str, str] | None:
-    """None for callers that cannot be told apart."""
+    """Identifies annotator and image; None for a caller without a client id."""
     return None if call.client_id is None else (call.user, call.client_id, call.key)
 
 

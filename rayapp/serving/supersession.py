@@ -1,6 +1,6 @@
-"""Newest: of one annotator's calls on one image, only the newest is worth a network's time.
+"""Supersession of clicks: of one annotator's calls on one image only the newest is computed.
 
-`place` belongs to one event loop; the check that it gives may be called in any thread.
+`place` belongs to one event loop; the check that it yields may be called in any thread.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ class Supersession:
 
     @contextlib.contextmanager
     def place(self, whose: Hashable | None) -> Iterator[Check]:
-        """Be the newest from now on; the check raises Superseded once another is. None for callers that cannot be told
-        apart, who replace nobody."""
+        """Become the newest call of an annotator on an image.
+
+        Args:
+            whose: identifies annotator and image; None for callers without a client id, who supersede nobody.
+
+        Yields:
+            A check that raises Superseded once there is a newer call.
+        """
         if whose is None:
             yield _never
             return

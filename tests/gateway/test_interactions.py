@@ -221,7 +221,7 @@ def test_prompts_are_in_the_log_with_the_version_that_answered(painted: Served, 
     [
         ({"clicks": {"liver": [[13, 0, 0]]}}, 400, "outside"),
         ({"clicks": {"heart": [[1, 1, 1]]}}, 400, "liver, spleen"),
-        ({"clicks": {"roi": [[1, 1, 1]]}}, 400, "knows no"),
+        ({"clicks": {"roi": [[1, 1, 1]]}}, 400, "has no structure"),
         ({"clicks": {"foreground": [[1, 1, 1]]}}, 400, "foreground of what?"),
         ({"roi": [1, 2]}, 400, "roi"),
         ({"slice": 99}, 400, "slice"),
