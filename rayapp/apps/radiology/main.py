@@ -126,7 +126,7 @@ def pipeline(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
     if not isinstance(flat, DeepGrow2DTask) or not isinstance(solid, DeepGrow3DTask):
         return {}
     description = "DeepGrow: slices by the 2D model, a volume of them by the 3D model"
-    return {"deepgrow_pipeline": DeepGrowPipelineTask(flat=flat, solid=solid, description=description)}
+    return {"deepgrow_pipeline": DeepGrowPipelineTask(model_2d=flat, model_3d=solid, description=description)}
 
 
 def scribbles(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:

@@ -1,8 +1,8 @@
-"""BasicInferTask: a network of one's own between MONAI transforms, as apps of MONAI Label describe it.
+"""BasicInferTask: an app's own network between MONAI transforms, in the style of MONAI Label apps.
 
-Subclass it and give `pre_transforms`, `post_transforms` and, if need be, `inferer`. Steps that read and write files are
-skipped (the server has the image, and sends the mask), and the mask is put back on the image's own grid to the voxel:
-nothing has to restore it. See `rayapp.inference.network.monai_transforms`.
+Subclass it and implement `pre_transforms`, `post_transforms` and, if need be, `inferer`. Transforms that read or write
+files are skipped, since the server has the image and sends the mask; and the mask is restored to exactly the image's
+grid, so that no transform has to do that. See `rayapp.inference.network.monai_transforms`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from rayapp.models.networks import load_weights
 
 
 class BasicInferTask:
-    """One model.
+    """A network between MONAI transforms.
 
     Args:
-        network: takes (1, C, …), gives (1, classes, …).
-        weights: a safetensors file; None leaves the network as it is.
-        labels: structure name to value.
-        type: what clients take it for: segmentation, deepedit or deepgrow.
-        channels: of the image, that it needs.
+        network: Maps (1, C, …) to (1, classes, …).
+        weights: The safetensors file; None leaves the network's weights as they are.
+        labels: Structure name to value.
+        description: One sentence for the annotator.
+        type: The kind of model that clients take it for: segmentation, deepedit or deepgrow.
+        version: The model version's name.
+        channels: Number of image channels that the network needs.
     """
 
     def __init__(
@@ -59,22 +61,28 @@ class BasicInferTask:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def pre_transforms(self, data: Any = None) -> Sequence[Any]:
-        """Dictionary transforms on the key `image`. Clicks are under their labels' names, `foreground` and
-        `background`."""
-        raise NotImplementedError("give pre_transforms")
+        """Dictionary transforms before the network, on the key `image`.
+
+        Clicks are under the names of their labels, `foreground` and `background`, as lists of voxels.
+        """
+        raise NotImplementedError("implement pre_transforms")
 
     def inferer(self, data: Any = None) -> Any:  # noqa: ARG002
-        """How the network runs over an image: MONAI's SimpleInferer, or for example its SlidingWindowInferer."""
+        """The inferer that runs the network over an image: by default MONAI's SimpleInferer."""
         from monai.inferers import SimpleInferer
 
         return SimpleInferer()
 
     def post_transforms(self, data: Any = None) -> Sequence[Any]:
-        """Dictionary transforms on the key `pred`, to label values or one channel per structure."""
-        raise NotImplementedError("give post_transforms")
+        """Dictionary transforms after the network, on the key `pred`, to label values or one channel per structure."""
+        raise NotImplementedError("implement post_transforms")
 
     def load(self) -> None:
-        """Load the weights, once. Raises ModelBroken naming the file."""
+        """Load the weights; later calls do nothing.
+
+        Raises:
+            ModelBroken: If they do not fit the network; names the file.
+        """
         with self._loading:
             if self._pipeline is not None:
                 return
@@ -91,14 +99,22 @@ class BasicInferTask:
         return self._pipeline
 
     def prepare(self, volume: Volume) -> PreparedData:
-        """Run the transforms up to those that need prompts. Raises BadRequest for too few channels."""
+        """Run the transforms that need no prompts.
+
+        Raises:
+            BadRequest: If the image has fewer channels than the network needs.
+        """
         if volume.channels < self._channels:
             raise BadRequest(f"this model needs {self._channels} channels; this image has {volume.channels}")
         return self._loaded.prepare(Volume(array=volume.array[: self._channels], affine=volume.affine))
 
     @torch.no_grad()
     def predict(self, prepared: PreparedData, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:  # noqa: ARG002
-        """Run the rest of the transforms and the network."""
+        """Run the remaining transforms and the network.
+
+        Raises:
+            ModelBroken: If the network answers with NaN, or the transforms make no label map.
+        """
         clock, pipeline = StageClock(), self._loaded
         data = self._completed(prepared, prompts)
         clock.stage("pre")
@@ -109,17 +125,19 @@ class BasicInferTask:
         return Prediction(labels=labels, seconds=clock.seconds)
 
     def _completed(self, prepared: PreparedData, prompts: Prompts) -> Data:
+        """The transforms' dictionary before the network."""
         names = dict.fromkeys((*self.info.labels, FOREGROUND, BACKGROUND))
         return self._loaded.complete(prepared, {name: prepared.clicks(prompts.clicks.get(name, ())) for name in names})
 
     def _output(self, images: Tensor) -> Tensor:
+        """The network's output, float32, for images (N, C, …)."""
         output: Tensor = self.inferer()(inputs=images.to(self.device, torch.float32), network=self._network)
         return checked_output(output.float())
 
     # Samples, for `rayapp.active_learning.uncertainty`
 
     def network_input(self, volume: Volume) -> TransformedImage:
-        """The image as the network takes it when nobody has pointed at anything."""
+        """The network's input for an image without prompts."""
         prepared = self.prepare(volume)
         data = self._completed(prepared, Prompts())
         image = data[self._loaded.image].as_tensor().to(self.device, torch.float32)
@@ -128,10 +146,10 @@ class BasicInferTask:
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities (N, 1 + L, *shape), background first, of images (N, C, *shape) as of `network_input`."""
-        answers = torch.cat([self._output(one[None]) for one in images])
-        return probabilities(answers, max(self.info.labels.values()), sigmoid=self._loaded.sigmoid)
+        outputs = torch.cat([self._output(image[None]) for image in images])
+        return probabilities(outputs, max(self.info.labels.values()), sigmoid=self._loaded.sigmoid)
 
     def dropout(self, probability: float) -> AbstractContextManager[None]:
-        """See `rayapp.inference.network.network.dropout`."""
+        """Monte Carlo dropout; see `rayapp.inference.network.network.dropout`."""
         self.load()
         return dropout(self._network, probability, name=self.info.description)

@@ -1,12 +1,13 @@
-"""DeepEditTask: all structures at once, corrected by clicks on any of them (Diaz-Pinto et al., DeepEdit, 2022).
+"""DeepEditTask: segmentation of all structures, corrected by clicks on any of them (Diaz-Pinto et al., DeepEdit, 2022).
 
-The network sees the image and one guidance channel per structure and one for background; without clicks it segments
-by itself. The whole image is scaled into a fixed number of voxels, so that a click costs the same in any image.
+The network's input is the image, one guidance channel per structure and one for background; without clicks it segments
+automatically. The whole image is resampled to a fixed number of voxels, so that a click costs the same in any image.
 
-Networks obey clicks mostly. Three rules, applied to the margins between structures, make it always:
-  - a clicked voxel carries the clicked label, and so does tissue like it within a voxel or two of the network's;
-  - where clicks on structures are closer together than that, the nearest decides;
-  - background clicks can only take away: a structure never reaches beyond where it would be without them.
+A network follows clicks in most cases only. Three rules on the log-odds margins enforce them always:
+
+- a clicked voxel has the clicked label, and so has similar tissue within one or two network voxels of it;
+- where clicks on structures are closer to each other than that, the nearest click decides;
+- background clicks only remove: a structure never extends beyond what it is without them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
-from rayapp.inference.arrays import Floats, Labels
+from rayapp.inference.arrays import Bools, Floats, Labels
 from rayapp.inference.energy import click_refinement
 from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo
@@ -35,49 +35,61 @@ from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 from rayapp.inference.stage_clock import StageClock
 from rayapp.protocol import parse_flag
 
-HOLD = 4.0
-"""Least margin (in logits) that a click gives its label on the network voxels around it."""
-REACH = 1.5
-"""Voxels of the network's grid that a click reaches into tissue like its own."""
-ALIKE = 0.12
-"""Largest difference, in normalised intensity (the body spans 2), of tissue that counts as alike."""
+CLICK_MARGIN = 4.0
+"""Least log-odds margin of a click's label on the network voxels around it."""
+CLICK_RADIUS = 1.5
+"""Distance in network voxels over which a click is enforced in similar tissue."""
+SIMILAR = 0.12
+"""Largest difference in normalised intensity (the body spans 2) of similar tissue."""
 
 REFINE = "refine"
-"""In a request: whether to wait for the second stage."""
+"""Request option: wait for the refined answer."""
 
 Clicks = tuple[tuple[Point, ...], ...]
-"""Points per guidance channel: structures by value, then background."""
+"""Clicked voxels for each guidance channel: structures in order of label values, then background."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedEdit(PreparedImage):
-    """A prepared image, the same with room for clicks, and the margins that the last clicks on structures alone gave
-    (background clicks need them). `hints` are places that may be the structure's, of a model of one: see
-    `rayapp.inference.methods.deepgrow`."""
+    """A prepared image that can be edited by clicks.
+
+    Attributes:
+        structures: Number of structures.
+        guided: The network's input, with guidance channels.
+        cache: Margins of earlier forward passes on this image.
+        scan: The source image, for refinement at full resolution.
+        hints: Voxels that may belong to the structure of a single-structure model; see
+            `rayapp.inference.methods.deepgrow`.
+    """
 
     structures: int
     guided: GuidedImage
-    memo: Memo
+    cache: MarginCache
     scan: Scan
     hints: tuple[Point, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the images and of the margins it will remember."""
+        """Memory of the images, and of the margins that will be cached, in bytes."""
         margins = 2 * self.image[0].nbytes * self.structures
         return self.image.nbytes + self.guided.nbytes + margins + self.scan.nbytes
 
 
 @dataclass
-class Memo:
-    """Remembered results. Each is replaced as a whole, so any thread sees the old or the new."""
+class MarginCache:
+    """Cached log-odds margins of one image. Attributes are replaced, never modified, so reads are thread-safe.
+
+    Attributes:
+        last: The last clicks on structures (without background clicks) and hints, and the margins that they gave.
+        automatic: Margins without clicks.
+    """
 
     last: tuple[tuple[Clicks, tuple[Point, ...]], Floats] | None = None
     automatic: Floats | None = None
 
 
 class DeepEditTask(SegmentationTask):
-    """Interactive segmentation; arguments as of `SegmentationTask`, the image being scaled into `roi_size`."""
+    """Interactive segmentation by clicks. Arguments as of `SegmentationTask`; images are resampled into `roi_size`."""
 
     type = "deepedit"
 
@@ -87,7 +99,7 @@ class DeepEditTask(SegmentationTask):
 
     @property
     def info(self) -> TaskInfo:
-        """What `/info/` shows."""
+        """The model's entry in `/info/`."""
         info = super().info
         return dataclasses.replace(info, config={**info.config, REFINE: False})
 
@@ -96,10 +108,14 @@ class DeepEditTask(SegmentationTask):
         return {BACKGROUND: 0, **self._structures}
 
     def prepare(self, volume: Volume) -> PreparedImage:
-        """Orient, scale into the ROI and normalise."""
+        """Reorient, resample into `roi_size` and normalise an image.
+
+        Raises:
+            BadRequest: If the image has fewer channels than the network needs.
+        """
         prepared = self._prepare(volume, limit=self._roi_size)
-        seen = dataclasses.replace(volume, array=volume.array[: self._channels])
-        return self._editable(prepared, Scan.of(seen))
+        used = dataclasses.replace(volume, array=volume.array[: self._channels])
+        return self._editable(prepared, Scan.of(used))
 
     def _editable(self, prepared: PreparedImage, scan: Scan) -> PreparedEdit:
         return PreparedEdit(
@@ -107,82 +123,95 @@ class DeepEditTask(SegmentationTask):
             image=prepared.image,
             structures=len(self._structures),
             guided=guidance.GuidedImage(prepared.image.cpu().numpy(), self._guidance_channels),
-            memo=Memo(),
+            cache=MarginCache(),
             scan=scan,
         )
 
     def margins(self, prepared: PreparedImage) -> Floats:
-        """Those without clicks."""
-        return self._guided(as_edit(prepared), ((),) * self._guidance_channels, StageClock())
+        """Log-odds margins without clicks, (L, *grid.padded)."""
+        return self._guided_margins(as_edit(prepared), ((),) * self._guidance_channels, StageClock())
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
-        """Segment, guided by the clicks; drawn finely around them only if `refine` asks for it, since that takes longer
-        than the network does.
+        """Segment an image, guided by clicks.
+
+        The answer is refined at full resolution only if the option `refine` is set, since that takes longer than the
+        network.
 
         Raises:
-            BadRequest: for `foreground` clicks when it is not clear which structure they mean.
+            BadRequest: For `foreground` clicks of which the structure is ambiguous.
         """
-        first, *better = itertools.islice(
-            self.stages(prepared, prompts, config), 2 if parse_flag(config.get(REFINE), REFINE) else 1
-        )
-        return better[0] if better else first
+        stages = 2 if parse_flag(config.get(REFINE), REFINE) else 1
+        *_, last = itertools.islice(self.stages(prepared, prompts, config), stages)
+        return last
 
     def stages(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
-        """What the network says to the clicks, and then, where the image has more detail, that drawn finely around
-        them. Raises BadRequest as `predict` does."""
+        """Yield the network's answer and, if the image has more detail, the answer refined around the clicks.
+
+        Raises:
+            BadRequest: As `predict`.
+        """
         prepared = as_edit(prepared)
         clock = StageClock()
-        clicks = self._channelled(prompts)
+        clicks = self._clicks_by_channel(prompts)
         positions = [prepared.grid.positions(points) for points in clicks]
-        added, margins = self._margins(prepared, clicks, clock)
+        additive, margins = self._margins(prepared, clicks, clock)
         if prompts.start is not None:
             labels = self._corrected(prepared, prompts.start, clicks, margins, clock)
-            yield self._answer(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
+            yield self._prediction(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
             return
-        held = hold(margins, positions, _gray(prepared)) if any(clicks) else margins
+        enforced = enforce_clicks(margins, positions, _first_channel(prepared)) if any(clicks) else margins
         clock.stage("post")
-        labels = restoration.restore(held, prepared.grid, roi=prompts.roi)
+        labels = restoration.restore(enforced, prepared.grid, roi=prompts.roi)
         clock.stage("invert")
-        yield self._answer(labels, clicks, config, clock)
+        yield self._prediction(labels, clicks, config, clock)
         if click_refinement.is_worthwhile(prepared.grid) and any(clicks):
             clock.resume()
-            labels = self._drawn(prepared, clicks, positions, added, margins, clock)
-            yield self._answer(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
+            labels = self._refined(prepared, clicks, positions, additive, margins, clock)
+            yield self._prediction(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
 
-    def _drawn(
+    def _refined(
         self,
         prepared: PreparedEdit,
         clicks: Clicks,
         positions: Sequence[Sequence[Position]],
-        added: Floats,
+        additive: Floats,
         margins: Floats,
         clock: StageClock,
     ) -> Labels:
-        """The labels, drawn finely around the clicks; away from them, those that there are without clicks."""
-        automatic, grid, image = self._automatic(prepared, clock), prepared.grid, _gray(prepared)
+        """The answer refined around the clicks; away from them it is the automatic segmentation.
+
+        Args:
+            prepared: The prepared image.
+            clicks: Clicks in source voxels.
+            positions: The same clicks on the network grid.
+            additive: Margins for the clicks on structures alone.
+            margins: Margins for all clicks.
+            clock: Stage times, which are added to.
+        """
+        automatic, grid, image = self._automatic(prepared, clock), prepared.grid, _first_channel(prepared)
         *structures, background = positions
-        held = hold(added, [*structures, ()], image)
-        kept = click_refinement.changed_at_clicks(
-            automatic, held, [position for points in structures for position in points]
-        )
-        left = added = np.where(kept, added, automatic)
-        held = np.where(kept, held, automatic)
+        enforced = enforce_clicks(additive, [*structures, ()], image)
+        on_structures = [position for points in structures for position in points]
+        changed = click_refinement.changed_at_clicks(automatic, enforced, on_structures)
+        remaining = additive = np.where(changed, additive, automatic)
+        enforced = np.where(changed, enforced, automatic)
         if background:
-            fewer = np.minimum(held, hold(margins, positions, image))
-            kept = click_refinement.changed_at_clicks(held, fewer, background)
-            left, held = np.where(kept, np.minimum(added, margins), added), np.where(kept, fewer, held)
+            reduced = np.minimum(enforced, enforce_clicks(margins, positions, image))
+            changed = click_refinement.changed_at_clicks(enforced, reduced, background)
+            remaining = np.where(changed, np.minimum(additive, margins), additive)
+            enforced = np.where(changed, reduced, enforced)
         clock.stage("infer")
-        labels = restoration.restore(held, grid)
+        labels = restoration.restore(enforced, grid)
         clock.stage("invert")
-        click_refinement.grow_at_clicks(labels, prepared.scan, grid, added, clicks[:-1])
-        click_refinement.shrink_at_clicks(labels, prepared.scan, grid, left, clicks)
+        click_refinement.grow_at_clicks(labels, prepared.scan, grid, additive, clicks[:-1])
+        click_refinement.shrink_at_clicks(labels, prepared.scan, grid, remaining, clicks)
         clock.stage("infer")
         return labels
 
     def _corrected(
         self, prepared: PreparedEdit, start: Labels, clicks: Clicks, margins: Floats, clock: StageClock
     ) -> Labels:
-        """A mask that exists already, corrected by the clicks."""
+        """An existing mask (I, J, K), corrected by clicks."""
         structures = len(clicks) - 1
         labels = np.where(start <= structures, start, 0).astype(np.uint8)
         automatic, locked = self._automatic(prepared, clock), start > structures
@@ -190,7 +219,7 @@ class DeepEditTask(SegmentationTask):
         clock.stage("infer")
         return labels
 
-    def _answer(self, labels: Labels, clicks: Clicks, config: Mapping[str, Any], clock: StageClock) -> Prediction:
+    def _prediction(self, labels: Labels, clicks: Clicks, config: Mapping[str, Any], clock: StageClock) -> Prediction:
         if parse_flag(config.get("largest_cc"), "largest_cc"):
             labels = restoration.keep_largest_component(labels)
         for channel, points in enumerate(clicks):
@@ -200,25 +229,29 @@ class DeepEditTask(SegmentationTask):
         return Prediction(labels=labels, seconds=dict(clock.seconds))
 
     def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> tuple[Floats, Floats]:
-        """The network's margins for the clicks on structures alone, and for all, which are never above those."""
-        additive: Clicks = (*clicks[:-1], ())
-        remembered = prepared.memo.last
-        if not any(additive):
-            added = self._automatic(prepared, clock)
-        elif remembered is not None and remembered[0] == (additive, prepared.hints):
-            added = remembered[1]
+        """Margins for the clicks on structures alone, and for all clicks; the latter never exceed the former."""
+        on_structures: Clicks = (*clicks[:-1], ())
+        cached = prepared.cache.last
+        if not any(on_structures):
+            additive = self._automatic(prepared, clock)
+        elif cached is not None and cached[0] == (on_structures, prepared.hints):
+            additive = cached[1]
         else:
-            added = self._guided(prepared, additive, clock)
-            prepared.memo.last = ((additive, prepared.hints), added)
-        return added, np.minimum(added, self._guided(prepared, clicks, clock)) if clicks[-1] else added
+            additive = self._guided_margins(prepared, on_structures, clock)
+            prepared.cache.last = ((on_structures, prepared.hints), additive)
+        if not clicks[-1]:
+            return additive, additive
+        return additive, np.minimum(additive, self._guided_margins(prepared, clicks, clock))
 
     def _automatic(self, prepared: PreparedEdit, clock: StageClock) -> Floats:
-        """Those without clicks."""
-        if prepared.memo.automatic is None:
-            prepared.memo.automatic = self._guided(prepared, ((),) * self._guidance_channels, clock)
-        return prepared.memo.automatic
+        """Margins without clicks, cached."""
+        if prepared.cache.automatic is None:
+            empty: Clicks = ((),) * self._guidance_channels
+            prepared.cache.automatic = self._guided_margins(prepared, empty, clock)
+        return prepared.cache.automatic
 
-    def _guided(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> Floats:
+    def _guided_margins(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> Floats:
+        """Margins that one forward pass gives for these clicks."""
         positions = [prepared.grid.positions(points) for points in clicks]
         images = torch.from_numpy(prepared.guided.show(positions))
         clock.stage("pre")
@@ -226,69 +259,77 @@ class DeepEditTask(SegmentationTask):
         clock.stage("infer")
         return margins
 
-    def _channelled(self, prompts: Prompts) -> Clicks:
-        named = {name: tuple(points) for name, points in prompts.clicks.items()}
-        loose = named.pop(FOREGROUND, ())
-        if loose:
+    def _clicks_by_channel(self, prompts: Prompts) -> Clicks:
+        by_name = {name: tuple(points) for name, points in prompts.clicks.items()}
+        foreground = by_name.pop(FOREGROUND, ())
+        if foreground:
             target = prompts.label if prompts.label in self._structures else None
             if target is None and len(self._structures) == 1:
                 target = next(iter(self._structures))
             if target is None:
                 names = ", ".join(self._structures)
                 raise BadRequest(f"foreground clicks: name their structure in 'label', one of {names}")
-            named[target] = (*named.get(target, ()), *loose)
-        return tuple(named.get(name, ()) for name in (*self._structures, BACKGROUND))
+            by_name[target] = (*by_name.get(target, ()), *foreground)
+        return tuple(by_name.get(name, ()) for name in (*self._structures, BACKGROUND))
 
 
-def _gray(prepared: PreparedEdit) -> Floats:
-    """The first channel as the network sees it."""
+def _first_channel(prepared: PreparedEdit) -> Floats:
+    """The first channel of the normalised image, (R, A, S)."""
     image: Floats = prepared.image[0].cpu().numpy()
     return image
 
 
 def as_edit(prepared: PreparedImage) -> PreparedEdit:
-    """What `prepare` made. Raises TypeError for what another kind of task did."""
+    """Narrow the type of what `DeepEditTask.prepare` returned.
+
+    Raises:
+        TypeError: If another kind of task prepared the image.
+    """
     if not isinstance(prepared, PreparedEdit):
         raise TypeError("prepare the image with this task")
     return prepared
 
 
-def hold(margins: Floats, clicks: Sequence[Sequence[Position]], image: Floats) -> Floats:
-    """Margins in which each click's label leads by at least `HOLD` around the click.
+def enforce_clicks(margins: Floats, clicks: Sequence[Sequence[Position]], image: Floats) -> Floats:
+    """Raise margins so that each click's label wins by at least `CLICK_MARGIN` around the click.
 
-    Around it are the up to eight voxels that surround it, and those within `REACH` voxels that look like the one it is
-    on. Of several structures' clicks the nearest decides; a background click then lowers what it is nearest to.
+    A click applies to the up to eight voxels that surround it, and to those within `CLICK_RADIUS` whose intensity is
+    similar to the clicked one. Among clicks on different structures the nearest decides. A background click lowers all
+    margins where it is nearer than any click on a structure.
 
     Args:
-        margins: (L, R, A, S).
-        clicks: positions per channel, structures by value, then background.
-        image: (R, A, S), normalised.
+        margins: Log-odds margins, (L, R, A, S).
+        clicks: Positions for each guidance channel, structures in order of label values, then background.
+        image: Normalised first channel, (R, A, S).
+
+    Returns:
+        New margins, (L, R, A, S).
     """
-    held = margins.copy()
+    enforced = margins.copy()
     shape = (image.shape[0], image.shape[1], image.shape[2])
     nearest = np.full(shape, np.inf, dtype=np.float32)
     for channel, positions in enumerate(clicks):
         for position in positions:
-            box, distance, around = _surroundings(position, image)
+            box, distance, around = _neighbourhood(position, image)
             around &= distance < nearest[box]
             if channel < len(margins):
                 nearest[box][around] = distance[around]
-            for value, margin in enumerate(held):
-                # As large as what lies around it, so that interpolation carries the click halfway there.
-                lead = max(HOLD, float(np.abs(margins[value][box]).max()))
+            for value, margin in enumerate(enforced):
+                # As large as the margins around it, so that interpolation carries the click halfway to the next voxel.
+                lead = max(CLICK_MARGIN, float(np.abs(margins[value][box]).max()))
                 if value == channel:
                     margin[box][around] = np.maximum(margins[value][box][around], lead)
                 else:
                     margin[box][around] = np.minimum(margin[box][around], -lead)
-    return held
+    return enforced
 
 
-def _surroundings(position: Position, image: Floats) -> tuple[tuple[slice, ...], Floats, npt.NDArray[np.bool_]]:
-    """A box around a click, its voxels' distances to it, and which of them the click speaks for."""
+def _neighbourhood(position: Position, image: Floats) -> tuple[tuple[slice, ...], Floats, Bools]:
+    """A box around a click, the distances of its voxels to the click, and a mask of those the click applies to."""
     shape = (image.shape[0], image.shape[1], image.shape[2])
-    box, distance = guidance.distances(position, shape, REACH)
-    on = tuple(min(n - 1, max(0, round(at))) for at, n in zip(position, shape, strict=True))
-    around = (distance < REACH) & (np.abs(image[box] - image[on]) < ALIKE)
+    box, distance = guidance.distances(position, shape, CLICK_RADIUS)
+    clicked = tuple(min(n - 1, max(0, round(at))) for at, n in zip(position, shape, strict=True))
+    around = (distance < CLICK_RADIUS) & (np.abs(image[box] - image[clicked]) < SIMILAR)
     i, j, k = (np.abs(np.arange(s.start, s.stop) - at) < 1 - 1e-6 for s, at in zip(box, position, strict=True))
     around |= i[:, None, None] & j[None, :, None] & k[None, None, :]
     return box, distance, around

@@ -1,8 +1,8 @@
-"""RefinementTask: what a network proposes for one structure, corrected by scribbles.
+"""RefinementTask: a network's segmentation of one structure, corrected by scribbles.
 
-The network runs once per image. Its log-odds take the place of a learnt appearance; strokes hold where they are drawn
-and speak for the tissue like theirs around them, and the graph cut or random walk draws the border along edges of the
-image itself, at its own resolution. Voxels far from strokes stay as the network sees them.
+The network runs once per image. Its log-odds take the place of a learnt appearance model. Strokes hold where they are
+drawn and add evidence for similar tissue around them; the graph cut or random walk draws the border along edges of the
+image at its own resolution. Far from strokes the network's answer stays.
 """
 
 from __future__ import annotations
@@ -22,41 +22,54 @@ from rayapp.inference.energy.click_refinement import network_log_odds
 from rayapp.inference.energy.likelihood import MAX_LOG_ODDS
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan, extent
-from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
-from rayapp.inference.methods.scribbles import MARGIN_MM, OPTIMISERS, answer, import_libraries, optimiser_of, painted
+from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo, label_params
+from rayapp.inference.methods.scribbles import MARGIN_MM, OPTIMISERS, import_libraries, optimiser_of, restored_labels
 from rayapp.inference.methods.segmentation import PreparedImage, SegmentationTask
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 from rayapp.inference.stage_clock import StageClock
 
-SAY = 2 * MAX_LOG_ODDS
-"""Log-odds that a stroke adds right beside it, where the tissue is the same: enough to turn the network's."""
-STROKE_MM = 20.0
-"""Distance over which that fades to a third."""
-ALIKE = 0.3
-"""Difference in normalised intensity (most of the body spans 2) at which it has faded to 0.6."""
+STROKE_LOG_ODDS = 2 * MAX_LOG_ODDS
+"""Log-odds that a stroke adds next to itself in tissue of its own intensity: enough to overrule the network."""
+STROKE_RANGE_MM = 20.0
+"""Distance over which a stroke's log-odds fade to a third."""
+INTENSITY_SCALE = 0.3
+"""Difference in normalised intensity (most of the body spans 2) at which a stroke's log-odds have faded to 0.6."""
 UNLIKELY = -2.0
-"""Log-odds below which the network is not asked any further."""
+"""Log-odds below which the network's answer does not extend the region."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """A scan, the same image as the network takes it, and what the network said, once it was asked."""
+class PreparedProposal:
+    """An image prepared for refinement.
+
+    Attributes:
+        scan: The source image.
+        image: The image as the network takes it.
+        structures: Number of structures.
+        margins: The network's log-odds margins, (L, *image.grid.padded), once it has run; empty before.
+        lock: Held while the network runs.
+    """
 
     scan: Scan
     image: PreparedImage
     structures: int
-    said: list[Floats]
-    asking: threading.Lock
+    margins: list[Floats]
+    lock: threading.Lock
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the images and of what the network says."""
+        """Memory of the images and the margins in bytes."""
         return self.scan.nbytes + self.image.nbytes + self.image.image[0].nbytes * self.structures
 
 
 class RefinementTask:
-    """Scribbles on a network's proposal; `network` is the task that proposes."""
+    """Scribbles on a network's segmentation.
+
+    Args:
+        network: The task whose segmentation is corrected.
+        description: One sentence for the annotator.
+    """
 
     def __init__(self, *, network: SegmentationTask, description: str) -> None:
         self._network = network
@@ -64,7 +77,7 @@ class RefinementTask:
 
     @property
     def info(self) -> TaskInfo:
-        """What `/info/` shows: the network's structures, one of which a request names."""
+        """The method's entry in `/info/`, with the network's structures, one of which a request names."""
         labels = {name: value for name, value in self._network.info.labels.items() if value}
         config = {"optimiser": list(OPTIMISERS)}
         return TaskInfo(
@@ -78,86 +91,87 @@ class RefinementTask:
 
     @property
     def version(self) -> str:
-        """The network's."""
+        """The network's version."""
         return self._network.version
 
     def load(self) -> None:
-        """Load the network, and import what takes long."""
+        """Load the network's weights and import slow libraries."""
         import_libraries()
         self._network.load()
 
-    def needs_network(self, prepared: Proposal) -> bool:
-        """Once per image."""
-        return not prepared.said
+    def needs_network(self, prepared: PreparedProposal) -> bool:
+        """True until the network has run on the image."""
+        return not prepared.margins
 
-    def prepare(self, volume: Volume) -> Proposal:
-        """Prepare the image for the network. Raises BadRequest if it has too few channels."""
-        return Proposal(
+    def prepare(self, volume: Volume) -> PreparedProposal:
+        """Prepare an image for the network.
+
+        Raises:
+            BadRequest: If the image has fewer channels than the network needs.
+        """
+        return PreparedProposal(
             scan=Scan.of(volume),
             image=self._network.prepare(volume),
             structures=len(self.info.labels),
-            said=[],
-            asking=threading.Lock(),
+            margins=[],
+            lock=threading.Lock(),
         )
 
-    def predict(self, prepared: Proposal, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
-        """The structure that `prompts.label` names, as label 1.
+    def predict(self, prepared: PreparedProposal, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
+        """Segment the structure that `prompts.label` names, as label 1.
 
         Raises:
-            BadRequest: if the network does not know the structure, or for an optimiser that is not there.
+            BadRequest: For a structure that the network does not know, or an unknown optimiser.
         """
         clock, optimise = StageClock(), optimiser_of(config)
         value = self.info.labels.get(prompts.label or "")
         if value is None:
             raise BadRequest(f"name the structure in selected_label_name: {', '.join(self.info.labels)}")
-        marks = build_marks(prepared.scan.shape, prompts, require_foreground=False)
+        shape = prepared.scan.shape
+        marks = build_marks(shape, prompts, require_foreground=False)
         clock.stage("pre")
-        with prepared.asking:
-            if not prepared.said:
-                prepared.said.append(self._network.margins(prepared.image))
-        margin, grid = prepared.said[0][value - 1], prepared.image.grid
+        with prepared.lock:
+            if not prepared.margins:
+                prepared.margins.append(self._network.margins(prepared.image))
+        margin, grid = prepared.margins[0][value - 1], prepared.image.grid
         region = _region(margin, grid, marks, prompts, prepared.scan)
-        seen, spacing = region.marks(marks), prepared.scan.spacing * region.steps
+        fixed, spacing = region.marks(marks), prepared.scan.spacing * region.steps
         image = prepared.scan.view(region)
-        # Outside the box is background for certain, but that says nothing of what is inside.
-        drawn = (
-            build_marks(prepared.scan.shape, replace(prompts, roi=None), require_foreground=False)
-            if prompts.roi
-            else marks
-        )
+        # Outside the box is background for certain, but that is no evidence of what is inside.
+        drawn = build_marks(shape, replace(prompts, roi=None), require_foreground=False) if prompts.roi else marks
         strokes = region.marks(drawn)
-        logits = np.clip(network_log_odds(margin, grid, region), -MAX_LOG_ODDS, MAX_LOG_ODDS) + _nearby(
-            strokes, image, spacing
-        )
-        mask = optimise(logits, image, seen, spacing)
+        logits = np.clip(network_log_odds(margin, grid, region), -MAX_LOG_ODDS, MAX_LOG_ODDS)
+        mask = optimise(logits + _stroke_evidence(strokes, image, spacing), image, fixed, spacing)
         clock.stage("infer")
-        labels = painted(mask, region, marks)
+        labels = restored_labels(mask, region, marks)
         clock.stage("invert")
-        return answer(labels, prompts, clock)
+        return Prediction(labels=labels, params=label_params(prompts), seconds=clock.seconds)
 
 
 def _region(margin: Floats, grid: NetworkGrid, marks: Marks, prompts: Prompts, scan: Scan) -> Region:
-    """A box around the network's structure and the marks, or the annotator's."""
-    grown = np.ceil(MARGIN_MM / scan.spacing)
+    """The region around the annotator's box, or else around the marks and the structure that the network found."""
+    margin_voxels = np.ceil(MARGIN_MM / scan.spacing)
     if prompts.roi is not None:
         low, high = np.array(prompts.roi)
-        return Region.around(low - grown, high + grown, scan.shape, scan.spacing)
+        return Region.around(low - margin_voxels, high + margin_voxels, scan.shape, scan.spacing)
     corners = [np.array(extent(marks))] if marks.any() else []
     likely = grid.to_source_axes(margin).transpose(2, 1, 0) > UNLIKELY
     if likely.any():
         corners.append(np.array(extent(likely)) * (np.array(grid.source) / grid.resampled))
     if not corners:
-        raise BadRequest("the network sees nothing of this structure here: scribble on it")
+        raise BadRequest("the network finds nothing of this structure in the image: scribble on it")
     low, high = np.min([low for low, _ in corners], axis=0), np.max([high for _, high in corners], axis=0)
-    return Region.around(np.floor(low - grown), np.ceil(high + grown), scan.shape, scan.spacing)
+    return Region.around(np.floor(low - margin_voxels), np.ceil(high + margin_voxels), scan.shape, scan.spacing)
 
 
-def _nearby(marks: Marks, image: Floats, spacing: Spacing) -> Floats:
-    """What strokes say of the voxels around them, in log-odds: the more, the nearer and the more alike they are."""
-    total = np.zeros(marks.shape, dtype=np.float32)
+def _stroke_evidence(marks: Marks, image: Floats, spacing: Spacing) -> Floats:
+    """Log-odds that strokes add to the voxels around them, fading with distance and difference in intensity."""
+    evidence = np.zeros(marks.shape, dtype=np.float32)
     for mark, sign in ((FOREGROUND, 1), (BACKGROUND, -1)):
         if (marks == mark).any():
             distance, nearest = ndimage.distance_transform_edt(marks != mark, sampling=spacing, return_indices=True)
-            apart = np.square(image - image[(slice(None), *nearest)]).sum(axis=0) / (2 * ALIKE * ALIKE)
-            total += np.float32(sign * SAY) * np.exp(-distance / STROKE_MM - apart).astype(np.float32)
-    return total
+            squared = np.square(image - image[(slice(None), *nearest)]).sum(axis=0)
+            difference = squared / (2 * INTENSITY_SCALE * INTENSITY_SCALE)
+            fading = np.exp(-distance / STROKE_RANGE_MM - difference).astype(np.float32)
+            evidence += np.float32(sign * STROKE_LOG_ODDS) * fading
+    return evidence

@@ -1,13 +1,13 @@
-"""RemoteTask: a model that another server runs, asked over the Open Inference Protocol (Triton, KServe, …).
+"""RemoteTask: a model on another server, called over the Open Inference Protocol (Triton, KServe, …).
 
-What is sent, on a grid turned to canonical RAS axes, with voxels of `spacing` or the image's own:
+Inputs, on a grid with canonical RAS axes and voxels of `spacing` or of the image's own size:
 
-    image          FP32  (1, C, R, A, S)   the file's values; 0 outside the image
-    points         INT32 (1, N, 3)         only with `prompts`: voxels of that grid that were clicked
-    point_labels   INT32 (1, N)            only with `prompts`: the label value of each; 0 for background
+    image          FP32  (1, C, R, A, S)   the file's intensities; 0 outside the image
+    points         INT32 (1, N, 3)         with `prompts` only: clicked voxels of that grid
+    point_labels   INT32 (1, N)            with `prompts` only: each click's label value; 0 for background
 
-What is expected back is one output on the same grid: label values (1, R, A, S) or (1, 1, R, A, S), of whole numbers, or
-logits (1, 1 + L, R, A, S), background first. It is put on the source's grid as an own network's answer is.
+The output is on the same grid: label values (1, R, A, S) or (1, 1, R, A, S) as whole numbers, or logits
+(1, 1 + L, R, A, S), background first. It is restored to the source grid like that of a local network.
 """
 
 from __future__ import annotations
@@ -31,28 +31,36 @@ from rayapp.inference.stage_clock import StageClock
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sendable:
-    """An image as it is sent, (1, C, R, A, S) float32, and its grid."""
+class RemoteInput:
+    """An image as it is sent.
+
+    Attributes:
+        image: Shape (1, C, R, A, S), float32.
+        grid: Mapping from the source grid to that of `image`.
+    """
 
     image: Floats
     grid: NetworkGrid
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image."""
+        """Memory of the image in bytes."""
         return self.image.nbytes
 
 
 class RemoteTask:
-    """A model behind an address.
+    """A model on another server.
 
     Args:
-        server: where it is.
-        labels: structure name to value, contiguous from 1.
-        prompts: whether it takes clicks.
-        channels: of the image, that it needs.
-        spacing: mm of the voxels it is sent; 0 for each image's own.
-        inputs: other names of `image`, `points` and `point_labels`; `output` is the one that is read.
+        server: The server.
+        labels: Structure name to value, contiguous from 1.
+        description: One sentence for the annotator.
+        prompts: Whether the model takes clicks.
+        channels: Number of image channels that the model needs.
+        spacing: Spacing in mm of the image that is sent; 0 for the image's own voxels.
+        inputs: Names of the inputs `image`, `points` and `point_labels` on the server, where they differ.
+        output: Name of the output.
+        version: Version that clients are shown.
     """
 
     def __init__(
@@ -81,7 +89,7 @@ class RemoteTask:
 
     @property
     def info(self) -> TaskInfo:
-        """What `/info/` shows."""
+        """The model's entry in `/info/`."""
         return TaskInfo(
             type="deepedit" if self._prompts else "segmentation",
             labels={BACKGROUND: 0, **self._labels} if self._prompts else self._labels,
@@ -91,61 +99,76 @@ class RemoteTask:
         )
 
     def load(self) -> None:
-        """Look whether the server has the model and these inputs and outputs, once. Raises ModelBroken."""
+        """Check that the server has the model with these inputs and this output; later calls do nothing.
+
+        Raises:
+            ModelBroken: If it does not, or does not answer.
+        """
         if self._loaded:
             return
-        said = self._server.metadata()
-        wanted = {"inputs": list(self._inputs.values()) if self._prompts else [self._inputs["image"]]}
-        for side, names in {**wanted, "outputs": [self._output]}.items():
-            there = [str(tensor.get("name")) for tensor in said.get(side, [])]
-            missing = [name for name in names if name not in there]
+        metadata = self._server.metadata()
+        needed = {"inputs": list(self._inputs.values()) if self._prompts else [self._inputs["image"]]}
+        for side, names in {**needed, "outputs": [self._output]}.items():
+            available = [str(tensor.get("name")) for tensor in metadata.get(side, [])]
+            missing = [name for name in names if name not in available]
             if missing:
-                raise ModelBroken(f"the remote model has no {side[:-1]} {missing[0]!r}; there are: {', '.join(there)}")
+                listed = ", ".join(available)
+                raise ModelBroken(f"the remote model has no {side[:-1]} {missing[0]!r}; there are: {listed}")
         self._loaded = True
 
-    def prepare(self, volume: Volume) -> Sendable:
-        """Turn and resample. Raises BadRequest if the model needs more channels than there are."""
+    def prepare(self, volume: Volume) -> RemoteInput:
+        """Reorient and resample an image.
+
+        Raises:
+            BadRequest: If the image has fewer channels than the model needs.
+        """
         if volume.channels < self._channels:
             raise BadRequest(f"this model needs {self._channels} channels; this image has {volume.channels}")
         grid = NetworkGrid.fit(volume.shape, volume.affine, spacing_mm=self._spacing, limit=None, divisor=1)
         channels = [np.nan_to_num(grid.from_source(channel), nan=0.0) for channel in volume.array[: self._channels]]
-        return Sendable(image=np.stack(channels)[None].astype(np.float32), grid=grid)
+        return RemoteInput(image=np.stack(channels)[None].astype(np.float32), grid=grid)
 
-    def predict(self, prepared: Sendable, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:  # noqa: ARG002
-        """Ask. Raises ModelBroken if the server does not answer as it should."""
+    def predict(self, prepared: RemoteInput, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:  # noqa: ARG002
+        """Call the server and restore its answer to the source grid.
+
+        Raises:
+            ModelBroken: If the server does not answer, or with something else than expected.
+            BadRequest: For `foreground` clicks of which the structure is ambiguous.
+        """
         clock = StageClock()
         inputs: dict[str, Array] = {self._inputs["image"]: prepared.image}
         if self._prompts:
-            points, values = self._clicked(prepared, prompts)
+            points, values = self._points(prepared, prompts)
             inputs |= {self._inputs["points"]: points, self._inputs["point_labels"]: values}
-        answer = self._server.infer(inputs, [self._output])[self._output]
+        output = self._server.infer(inputs, [self._output])[self._output]
         clock.stage("infer")
-        labels = restoration.restore(self._margins(answer, prepared), prepared.grid, roi=prompts.roi)
+        labels = restoration.restore(self._margins(output, prepared), prepared.grid, roi=prompts.roi)
         clock.stage("invert")
         return Prediction(labels=labels, seconds=clock.seconds)
 
-    def _clicked(self, prepared: Sendable, prompts: Prompts) -> tuple[Array, Array]:
+    def _points(self, prepared: RemoteInput, prompts: Prompts) -> tuple[Array, Array]:
+        """Clicks as the inputs `points` and `point_labels`."""
         values = {BACKGROUND: 0, **self._labels}
         only = next(iter(self._labels)) if len(self._labels) == 1 else None
-        meant = prompts.label if prompts.label in self._labels else only
+        foreground = prompts.label if prompts.label in self._labels else only
         clicks: list[tuple[Point, int]] = []
         for name, points in prompts.clicks.items():
-            named = meant if name == FOREGROUND else name
-            if named is None:
+            structure = foreground if name == FOREGROUND else name
+            if structure is None:
                 names = ", ".join(self._labels)
                 raise BadRequest(f"foreground clicks: name their structure in 'label', one of {names}")
-            clicks += [(point, values[named]) for point in points]
-        places = prepared.grid.positions([point for point, _ in clicks])
-        whole = np.rint(np.array(places, dtype=np.float64).reshape(1, -1, 3)).astype(np.int32)
-        return whole, np.array([[value for _, value in clicks]], dtype=np.int32)
+            clicks += [(point, values[structure]) for point in points]
+        positions = prepared.grid.positions([point for point, _ in clicks])
+        voxels = np.rint(np.array(positions, dtype=np.float64).reshape(1, -1, 3)).astype(np.int32)
+        return voxels, np.array([[value for _, value in clicks]], dtype=np.int32)
 
-    def _margins(self, answer: Array, prepared: Sendable) -> Floats:
-        """(L, R, A, S), positive where a structure is."""
+    def _margins(self, output: Array, prepared: RemoteInput) -> Floats:
+        """Margins (L, R, A, S), positive inside each structure."""
         shape, count = prepared.grid.padded, len(self._labels)
-        if answer.shape == (1, 1 + count, *shape) and answer.dtype.kind == "f":
-            return restoration.log_odds_margins(torch.from_numpy(answer[0].astype(np.float32)))
-        if answer.shape in ((1, *shape), (1, 1, *shape)):
-            found = answer.reshape(shape)
-            margins = [np.where(found == value, 1.0, -1.0) for value in range(1, count + 1)]
+        if output.shape == (1, 1 + count, *shape) and output.dtype.kind == "f":
+            return restoration.log_odds_margins(torch.from_numpy(output[0].astype(np.float32)))
+        if output.shape in ((1, *shape), (1, 1, *shape)):
+            labels = output.reshape(shape)
+            margins = [np.where(labels == value, 1.0, -1.0) for value in range(1, count + 1)]
             return np.stack(margins).astype(np.float32)
-        raise ModelBroken(f"the remote model answers with shape {answer.shape}, not with labels or logits on {shape}")
+        raise ModelBroken(f"the remote model answers with shape {output.shape}, not with labels or logits on {shape}")

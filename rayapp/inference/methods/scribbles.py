@@ -1,16 +1,19 @@
-"""ScribblesTask: one structure of any kind, from strokes on it and around it. No network, nothing trained beforehand.
+"""ScribblesTask: segmentation of any structure from strokes on it and around it, without a network or training.
 
-How foreground looks is learnt online from the marked voxels (`likelihood`), where it can be from their places, and a
-graph cut or random walk (`graph_cut`, `random_walk`) draws the border. In four steps:
-  1. the slices with strokes are segmented by themselves: there the strokes and the appearance say most;
-  2. the likelihood is fitted again, to all of these slices;
-  3. their outlines are interpolated to a depth in the structure for the slices between and beyond (`sparse_slices`);
-  4. likelihood and depth together are segmented in the volume; what hangs on no stroke is dropped.
+The appearance of foreground is learnt online from the marked voxels (`rayapp.inference.energy.likelihood`), and a graph
+cut or random walk draws the border. Four steps:
 
-A box alone, and one around extreme points, is taken to fit the structure (`boxed`), which takes the place of 1 and 3.
+1. The slices with strokes are segmented by themselves: there the strokes and the appearance are most informative.
+2. The appearance model is fitted again, to all of these slices.
+3. Their outlines are interpolated to a depth inside the structure, for the slices between and beyond
+   (`rayapp.inference.energy.sparse_slices`).
+4. Appearance and depth together are segmented in the volume; components without a stroke are dropped.
 
-Only a box around the strokes is worked on (`region`), so a stroke costs what its structure is large. Marked voxels
-always keep their mark. A task holds nothing of a request; calls may come from any thread.
+A box without strokes, or one around extreme points, is taken to enclose the structure tightly
+(`rayapp.inference.energy.box_fit`); the structure found in it takes the place of steps 1 and 3.
+
+Only a region around the strokes is processed (`rayapp.inference.energy.region`), so that cost follows from the
+structure's size. Marked voxels always keep their mark. Stateless and thread-safe.
 """
 
 from __future__ import annotations
@@ -21,12 +24,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
-from rayapp.inference.arrays import Bools, Floats, Spacing
+from rayapp.inference.arrays import Bools, Floats, Labels, Spacing
 from rayapp.inference.energy import box_fit, likelihood, sparse_slices
 from rayapp.inference.energy.extreme_points import mark_paths
 from rayapp.inference.energy.graph_cut import graph_cut
@@ -39,28 +41,34 @@ from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks,
 from rayapp.inference.stage_clock import StageClock
 
 Optimiser = Callable[[Floats, Floats, Marks, Spacing], Bools]
+"""Segments log-odds along image edges; arguments and result as of `graph_cut`."""
 OPTIMISERS: Mapping[str, Optimiser] = {"graph cut": graph_cut, "random walk": random_walk}
 
 MARGIN_MM = 15.0
-"""How far the box reaches beyond the marks, at least; it grows where an outline touches its border."""
+"""Least distance from the marks to the region's faces; the region grows where an outline touches a face."""
 GROWTHS = 4
-"""Times that it may grow."""
-ROUNDS = 2
-"""Cuts of what a box was drawn around."""
+"""Number of times the region may grow."""
+BOX_ITERATIONS = 2
+"""Number of cuts of the structure in a box, each with an appearance model of the previous one."""
 NEARNESS = 4.0
-"""Log-odds that a voxel of a slice gains on a foreground stroke and loses on a background one; even in between."""
+"""Log-odds that a slice's voxel gains on a foreground stroke and loses on a background one; 0 halfway between."""
 OUTLINE_MM = 3.0
-"""Depth in the outline that is worth a log-odds of 1."""
-DEEPEST = 3.0
-"""Log-odds that a voxel's place in or out of the outline may give it."""
-FAVOUR = 1.0
-"""Log-odds for foreground: strokes run where a structure looks purest, and its border voxels lie between the two."""
-BESIDE = np.ones((3, 3), dtype=bool)
-"""A voxel and those that touch it in its slice."""
+"""Depth in mm inside the interpolated outline that is worth log-odds of 1."""
+MAX_DEPTH_LOG_ODDS = 3.0
+"""Bound on the log-odds from depth."""
+FOREGROUND_BIAS = 1.0
+"""Log-odds added for foreground: strokes run where a structure is purest, so its border voxels look less like them."""
+NEIGHBOURS = np.ones((3, 3), dtype=bool)
+"""A voxel and its eight neighbours in the slice."""
 
 
 class ScribblesTask:
-    """Strokes to a mask; `fit` is how appearance is learnt."""
+    """Segmentation from strokes.
+
+    Args:
+        fit: Fits the appearance model, e.g. `likelihood.forest`.
+        description: One sentence for the annotator.
+    """
 
     def __init__(self, *, fit: LikelihoodFit, description: str) -> None:
         self._fit = fit
@@ -68,112 +76,119 @@ class ScribblesTask:
 
     @property
     def info(self) -> TaskInfo:
-        """What `/info/` shows. No labels of its own: the mask is of whatever was scribbled on."""
+        """The method's entry in `/info/`; it has no labels, since it segments whatever structure the strokes are on."""
         config = {"optimiser": list(OPTIMISERS)}
         return TaskInfo(type="scribbles", labels={}, dimension=3, description=self._description, config=config)
 
     @property
     def version(self) -> str:
-        """Without weights there is none."""
+        """Empty, since there are no weights."""
         return ""
 
     def needs_network(self, prepared: Scan) -> bool:  # noqa: ARG002
-        """There is none."""
+        """False: there is no network."""
         return False
 
     def load(self) -> None:
-        """Import what takes long, so that no request waits for it."""
+        """Import slow libraries, so that no request waits for them."""
         import_libraries()
 
     def prepare(self, volume: Volume) -> Scan:
-        """Find the range of intensities."""
+        """Estimate the image's intensity range."""
         return Scan.of(volume)
 
     def predict(self, prepared: Scan, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
-        """The scribbled structure as label 1.
+        """Segment the marked structure as label 1.
 
         Raises:
-            BadRequest: without any foreground, or for an optimiser that is not there.
+            BadRequest: Without any foreground, or for an unknown optimiser.
         """
         clock, optimise = StageClock(), optimiser_of(config)
         marks = build_marks(prepared.shape, prompts, require_foreground=False)
         for points in prompts.extremes.values():
             mark_paths(marks, prepared, points)
-        part = _boxed(marks, prepared, prompts)
+        in_box = _mark_structure_in_box(marks, prepared, prompts)
         marks = build_marks(prepared.shape, replace(prompts, marks=marks))
         clock.stage("pre")
-        work = SlicedRegion.of(prepared, marks, *_first_region(prepared, marks, prompts))
-        if part is None:
-            work, mask = self._stroked(work, prepared, marks, optimise, grow=prompts.roi is None)
+        sliced = SlicedRegion.of(prepared, marks, *_first_region(prepared, marks, prompts))
+        if in_box is None:
+            sliced, mask = self._segment_strokes(sliced, prepared, marks, optimise, grow=prompts.roi is None)
         else:
-            mask = self._fitted(work, part, optimise)
+            mask = self._segment_box(sliced, in_box, optimise)
         clock.stage("infer")
-        labels = painted(work.to_region_axes(mask), work.region, marks)
+        labels = restored_labels(sliced.to_region_axes(mask), sliced.region, marks)
         clock.stage("invert")
-        return answer(labels, prompts, clock)
+        return Prediction(labels=labels, params=label_params(prompts), seconds=clock.seconds)
 
-    def _stroked(
-        self, work: SlicedRegion, scan: Scan, marks: Marks, optimise: Optimiser, *, grow: bool
+    def _segment_strokes(
+        self, sliced: SlicedRegion, scan: Scan, marks: Marks, optimise: Optimiser, *, grow: bool
     ) -> tuple[SlicedRegion, Bools]:
-        """The structure from strokes, and the region, which may have grown with it."""
-        outlines, model = self._outlines(work, optimise)
+        """Segment from strokes, in a region that may grow; returns the final region and the mask."""
+        outlines, model = self._segment_slices(sliced, optimise)
         for _ in range(GROWTHS if grow else 0):
-            wider = _wider(work, outlines, scan)
+            wider = _widened(sliced, outlines, scan)
             if wider is None:
                 break
-            work = SlicedRegion.of(scan, marks, wider, work.axis)
-            outlines, model = self._outlines(work, optimise)
-        return work, _volume(work, outlines, self._refitted(work, outlines) or model, optimise)
+            sliced = SlicedRegion.of(scan, marks, wider, sliced.axis)
+            outlines, model = self._segment_slices(sliced, optimise)
+        return sliced, _segment_volume(sliced, outlines, self._refit(sliced, outlines) or model, optimise)
 
-    def _fitted(self, work: SlicedRegion, part: Marks, optimise: Optimiser) -> Bools:
-        """The structure in the region, from what its box seems to be drawn around: cut by what that looks like, and
-        again by what the cut looks like (GrabCut, Rother et al., 2004)."""
-        mask: Bools = np.moveaxis(work.region.marks(part), work.axis, -1) == FOREGROUND
-        for _ in range(ROUNDS):
+    def _segment_box(self, sliced: SlicedRegion, structure: Marks, optimise: Optimiser) -> Bools:
+        """Segment from the structure found in a box: cut by its appearance, then by the appearance of the cut.
+
+        The iteration is that of GrabCut (Rother et al., 2004).
+        """
+        mask: Bools = np.moveaxis(sliced.region.marks(structure), sliced.axis, -1) == FOREGROUND
+        for _ in range(BOX_ITERATIONS):
             outlines = {int(k): mask[..., k] for k in np.flatnonzero(mask.any(axis=(0, 1)))}
-            model = self._refitted(work, outlines)
+            model = self._refit(sliced, outlines)
             if model is None:
                 break
-            mask = _volume(work, outlines, model, optimise)
+            mask = _segment_volume(sliced, outlines, model, optimise)
         return mask
 
-    def _outlines(self, work: SlicedRegion, optimise: Optimiser) -> tuple[dict[int, Bools], Likelihood]:
-        """The structure on each stroked slice, by the strokes and by the appearance that they show."""
-        known = work.marks if (work.marks == BACKGROUND).any() else _framed(work.marks)
-        shown = _thickened(known)
-        model = self._fit(*likelihood.subsample(work.features[shown > 0], shown[shown > 0] == FOREGROUND))
-        anywhere = (known == BACKGROUND).any(axis=-1)
+    def _segment_slices(self, sliced: SlicedRegion, optimise: Optimiser) -> tuple[dict[int, Bools], Likelihood]:
+        """Segment each stroked slice by itself; returns the masks by slice, and the appearance model of the strokes."""
+        marks = sliced.marks if (sliced.marks == BACKGROUND).any() else _with_background_frame(sliced.marks)
+        samples = _thickened(marks)
+        model = self._fit(*likelihood.subsample(sliced.features[samples > 0], samples[samples > 0] == FOREGROUND))
+        background_anywhere = (marks == BACKGROUND).any(axis=-1)
         outlines = {}
-        for k in work.drawn_slices():
-            marks = known[..., k]
-            on, off = marks == FOREGROUND, marks == BACKGROUND
-            to_on = ndimage.distance_transform_edt(~on, sampling=work.spacing[:2])
-            to_off = ndimage.distance_transform_edt(~(off if off.any() else anywhere & ~on), sampling=work.spacing[:2])
-            nearness = NEARNESS * (to_off - to_on) / np.maximum(to_off + to_on, 1e-3)
-            looks = model(work.features[..., k, :].reshape(on.size, -1)).reshape(on.shape)
-            logits = (looks + nearness + FAVOUR).astype(np.float32)
-            mask = optimise(logits, work.image[..., k], marks, work.spacing[:2])
-            outlines[k] = ndimage.binary_fill_holes(_hanging(mask, on)) & ~off
+        for k in sliced.drawn_slices():
+            in_slice = marks[..., k]
+            on, off = in_slice == FOREGROUND, in_slice == BACKGROUND
+            background = off if off.any() else background_anywhere & ~on
+            to_foreground = ndimage.distance_transform_edt(~on, sampling=sliced.spacing[:2])
+            to_background = ndimage.distance_transform_edt(~background, sampling=sliced.spacing[:2])
+            nearness = NEARNESS * (to_background - to_foreground) / np.maximum(to_background + to_foreground, 1e-3)
+            appearance = model(sliced.features[..., k, :].reshape(on.size, -1)).reshape(on.shape)
+            logits = (appearance + nearness + FOREGROUND_BIAS).astype(np.float32)
+            mask = optimise(logits, sliced.image[..., k], in_slice, sliced.spacing[:2])
+            outlines[k] = ndimage.binary_fill_holes(_connected_to(mask, on)) & ~off
         return outlines, model
 
-    def _refitted(self, work: SlicedRegion, outlines: Mapping[int, Bools]) -> Likelihood | None:
-        """The appearance of the stroked slices, now that they are segmented; None where nothing else is on them."""
-        at = sorted(outlines)
-        inside = np.stack([outlines[k] for k in at], axis=-1)
+    def _refit(self, sliced: SlicedRegion, outlines: Mapping[int, Bools]) -> Likelihood | None:
+        """An appearance model of the segmented slices; None if they contain nothing but the structure."""
+        indices = sorted(outlines)
+        inside = np.stack([outlines[k] for k in indices], axis=-1)
         if inside.all():
             return None
-        values = work.features[:, :, at]
+        values = sliced.features[:, :, indices]
         return self._fit(*likelihood.subsample(values.reshape(inside.size, -1), inside.ravel()))
 
 
 def import_libraries() -> None:
-    """They take a second or two; each is imported where it is used, so that nothing else waits for it."""
+    """Import libraries that take a second or two; modules import them where they use them, to start quickly."""
     for name in ("maxflow", "skimage.segmentation", "sklearn.ensemble", "sklearn.mixture"):
         importlib.import_module(name)
 
 
 def optimiser_of(config: Mapping[str, Any]) -> Optimiser:
-    """The one that a request asks for, by default the graph cut. Raises BadRequest naming what there is."""
+    """The optimiser that a request's options name; the graph cut by default.
+
+    Raises:
+        BadRequest: For an unknown name; lists the known ones.
+    """
     name = config.get("optimiser") or next(iter(OPTIMISERS))
     name = name[0] if isinstance(name, list) else name
     if not isinstance(name, str) or name not in OPTIMISERS:
@@ -181,35 +196,44 @@ def optimiser_of(config: Mapping[str, Any]) -> Optimiser:
     return OPTIMISERS[name]
 
 
-def painted(mask: Bools, region: Region, marks: Marks) -> npt.NDArray[np.uint8]:
-    """Labels on the image's grid: the mask, and over it the marks."""
+def restored_labels(mask: Bools, region: Region, marks: Marks) -> Labels:
+    """A label map on the source grid, in which marked voxels keep their mark.
+
+    Args:
+        mask: Mask of the region's blocks.
+        region: The region.
+        marks: Scribble map of the source, (I, J, K).
+    """
     labels = np.zeros(marks.shape, dtype=np.uint8, order="F")
     region.restore(mask, labels)
-    part, drawn = labels[region.box], marks[region.box]
-    part[drawn == FOREGROUND] = 1
-    part[drawn == BACKGROUND] = 0
+    part, marks_within = labels[region.box], marks[region.box]
+    part[marks_within == FOREGROUND] = 1
+    part[marks_within == BACKGROUND] = 0
     return labels
 
 
-def answer(labels: npt.NDArray[np.uint8], prompts: Prompts, clock: StageClock) -> Prediction:
-    """The prediction, named as the segment that the annotator works on."""
-    return Prediction(labels=labels, params=label_params(prompts), seconds=clock.seconds)
+def _mark_structure_in_box(marks: Marks, scan: Scan, prompts: Prompts) -> Marks | None:
+    """Find the structure that a box without strokes, or with extreme points, was drawn around.
 
+    Args:
+        marks: Scribble map; the structure's core is marked in it.
+        scan: The image.
+        prompts: The request's prompts.
 
-def _boxed(marks: Marks, scan: Scan, prompts: Prompts) -> Marks | None:
-    """What a box alone, or extreme points, seem to be drawn around; its inner voxels are marked. None if strokes say
-    more, or nothing fits."""
+    Returns:
+        The structure as a scribble map; None if there is no box, if strokes tell more, or if nothing fits the box.
+    """
     if prompts.roi is None or ((marks == FOREGROUND).any() and not prompts.extremes):
         return None
-    part, inner = box_fit.fit_box(scan, prompts.roi)
-    if not part.any():
+    structure, core = box_fit.fit_box(scan, prompts.roi)
+    if not structure.any():
         return None
-    marks[inner & (marks == 0)] = FOREGROUND
-    return part * np.uint8(FOREGROUND)
+    marks[core & (marks == 0)] = FOREGROUND
+    return structure * np.uint8(FOREGROUND)
 
 
 def _first_region(scan: Scan, marks: Marks, prompts: Prompts) -> tuple[Region, int]:
-    """The box around the marks, or around the annotator's own, and the axis across which was drawn."""
+    """The region around the annotator's box, or else around the marks; and the axis across the drawn slices."""
     axis = drawing_axis(marks, scan.spacing)
     margin = np.full(3, MARGIN_MM)
     if prompts.roi is not None:
@@ -218,61 +242,66 @@ def _first_region(scan: Scan, marks: Marks, prompts: Prompts) -> tuple[Region, i
         low, high = np.array(extent(marks))
         planes = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(other_axes(axis))))
         gap = int(np.diff(planes).max()) if len(planes) > 1 else 0
-        wide = ((high - low) * scan.spacing)[other_axes(axis)].max()
-        margin[axis] = max(MARGIN_MM, 1.5 * gap * scan.spacing[axis] if gap > 1 else wide * 0.75)
-    grown = np.ceil(margin / scan.spacing)
-    return Region.around(low - grown, high + grown, scan.shape, scan.spacing), axis
+        width = ((high - low) * scan.spacing)[other_axes(axis)].max()
+        margin[axis] = max(MARGIN_MM, 1.5 * gap * scan.spacing[axis] if gap > 1 else width * 0.75)
+    margin_voxels = np.ceil(margin / scan.spacing)
+    return Region.around(low - margin_voxels, high + margin_voxels, scan.shape, scan.spacing), axis
 
 
-def _wider(work: SlicedRegion, outlines: Mapping[int, Bools], scan: Scan) -> Region | None:
-    """A wider region if an outline touches a side that is not the image's, else None."""
-    low, high = np.array(work.region.lower), np.array(work.region.upper)
-    more = np.zeros((2, 3), dtype=int)
-    for along, axis in enumerate(other_axes(work.axis)):
-        sides = [any(np.take(mask, end, axis=along).any() for mask in outlines.values()) for end in (0, -1)]
-        grown = int(np.ceil(max(MARGIN_MM / scan.spacing[axis], 0.5 * (high - low)[axis])))
-        more[0, axis] = grown if sides[0] and low[axis] > 0 else 0
-        more[1, axis] = grown if sides[1] and high[axis] < scan.shape[axis] else 0
-    return Region.around(low - more[0], high + more[1], scan.shape, scan.spacing) if more.any() else None
+def _widened(sliced: SlicedRegion, outlines: Mapping[int, Bools], scan: Scan) -> Region | None:
+    """A wider region if an outline touches a face of the region inside the image, else None."""
+    low, high = np.array(sliced.region.lower), np.array(sliced.region.upper)
+    growth = np.zeros((2, 3), dtype=int)
+    for along, axis in enumerate(other_axes(sliced.axis)):
+        touched = [any(np.take(mask, end, axis=along).any() for mask in outlines.values()) for end in (0, -1)]
+        voxels = int(np.ceil(max(MARGIN_MM / scan.spacing[axis], 0.5 * (high - low)[axis])))
+        growth[0, axis] = voxels if touched[0] and low[axis] > 0 else 0
+        growth[1, axis] = voxels if touched[1] and high[axis] < scan.shape[axis] else 0
+    return Region.around(low - growth[0], high + growth[1], scan.shape, scan.spacing) if growth.any() else None
 
 
-def _volume(work: SlicedRegion, outlines: Mapping[int, Bools], model: Likelihood, optimise: Optimiser) -> Bools:
-    """The structure in the whole region: appearance and depth in the interpolated outlines, marks as they are."""
-    depth = sparse_slices.interpolated_depth(outlines, work.marks.shape[2], work.spacing)
-    place = np.clip(depth / np.float32(OUTLINE_MM), -DEEPEST, DEEPEST)
-    possible = (place > -DEEPEST) | (work.marks == FOREGROUND)
+def _segment_volume(
+    sliced: SlicedRegion, outlines: Mapping[int, Bools], model: Likelihood, optimise: Optimiser
+) -> Bools:
+    """Segment the whole region by appearance and by depth inside the interpolated outlines; marks are kept."""
+    depth = sparse_slices.interpolated_depth(outlines, sliced.marks.shape[2], sliced.spacing)
+    depth_log_odds = np.clip(depth / np.float32(OUTLINE_MM), -MAX_DEPTH_LOG_ODDS, MAX_DEPTH_LOG_ODDS)
+    possible = (depth_log_odds > -MAX_DEPTH_LOG_ODDS) | (sliced.marks == FOREGROUND)
     low, high = extent(possible)
     box = tuple(slice(max(0, a - 1), b + 1) for a, b in zip(low, high, strict=True))
     possible = possible[box]
     logits = np.full(possible.shape, -np.inf, dtype=np.float32)
-    logits[possible] = model(work.features[box][possible]) + place[box][possible] + FAVOUR
-    mask = np.zeros(work.marks.shape, dtype=bool)
-    seeds = work.marks[box]
-    found = optimise(logits, work.image[(slice(None), *box)], seeds, work.spacing)
-    mask[box] = _hanging(found, seeds == FOREGROUND)
+    logits[possible] = model(sliced.features[box][possible]) + depth_log_odds[box][possible] + FOREGROUND_BIAS
+    mask = np.zeros(sliced.marks.shape, dtype=bool)
+    marks = sliced.marks[box]
+    segmented = optimise(logits, sliced.image[(slice(None), *box)], marks, sliced.spacing)
+    mask[box] = _connected_to(segmented, marks == FOREGROUND)
     return mask
 
 
-def _hanging(mask: Bools, seeds: Bools) -> Bools:
-    """The connected parts of a mask that hold a seed."""
-    parts, count = ndimage.label(mask)
+def _connected_to(mask: Bools, seeds: Bools) -> Bools:
+    """The connected components of a mask that contain a seed."""
+    components, count = ndimage.label(mask)
     kept = np.zeros(count + 1, dtype=bool)
-    kept[parts[seeds]] = True
+    kept[components[seeds]] = True
     kept[0] = False
-    return np.asarray(kept[parts], dtype=np.bool_)
+    return np.asarray(kept[components], dtype=np.bool_)
 
 
 def _thickened(marks: Marks) -> Marks:
-    """Marks with the voxels beside them in their slices, where they agree: thin strokes have little to learn from."""
+    """Marks dilated by one voxel within their slices, except where foreground and background would overlap.
+
+    Thin strokes alone are few samples for the appearance model.
+    """
     thick = np.zeros_like(marks)
     for k in np.flatnonzero(marks.any(axis=(0, 1))):
-        near = [ndimage.binary_dilation(marks[..., k] == mark, BESIDE) for mark in (BACKGROUND, FOREGROUND)]
+        near = [ndimage.binary_dilation(marks[..., k] == mark, NEIGHBOURS) for mark in (BACKGROUND, FOREGROUND)]
         thick[..., k] = np.where(near[0] & near[1], 0, near[0] * BACKGROUND + near[1] * FOREGROUND)
     return np.where(marks > 0, marks, thick).astype(np.uint8)
 
 
-def _framed(marks: Marks) -> Marks:
-    """Marks whose box's border, in the slices, counts as background: for strokes on the structure alone."""
+def _with_background_frame(marks: Marks) -> Marks:
+    """Marks with the region's in-slice border as background, for strokes on the structure alone."""
     framed = marks.copy()
     for side in (framed[0], framed[-1], framed[:, 0], framed[:, -1]):
         side[side == 0] = BACKGROUND

@@ -1,4 +1,4 @@
-"""SegmentationTask: every structure of an image at once, by any MONAI network."""
+"""SegmentationTask: automatic segmentation of all structures by any MONAI network."""
 
 from __future__ import annotations
 
@@ -28,51 +28,63 @@ from rayapp.models.store import ModelVersion
 from rayapp.protocol import parse_flag
 
 MAX_STRUCTURES = 254
-"""Label values that fit uint8 without 255, which viewers read as "leave this voxel"."""
+"""Largest number of structures: their values fit uint8 without 255, which viewers read as "keep this voxel"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedImage:
-    """A normalised image, (C, *grid.padded), float32, on the network's device."""
+    """A normalised image on the network grid.
+
+    Attributes:
+        grid: Mapping from the source grid to the network grid.
+        image: Shape (C, *grid.padded), float32, on the network's device.
+        body: Midpoint and half-width of the range in which most intensities lie after normalisation.
+    """
 
     grid: NetworkGrid
     image: Tensor
     body: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    """The middle and half the range of most intensities, as `normalise` makes them."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes the image holds."""
+        """Memory of the image in bytes."""
         return self.image.nbytes
 
     @property
     def extent(self) -> Shape:
-        """Voxels along R, A, S that show the image; behind these is padding."""
+        """Voxels along R, A, S that show the image; the rest is padding."""
         return self.grid.canonical
 
     def levels(self, field: Floats) -> Labels:
-        """See `pipeline.restore_levels`."""
+        """A field of values from 0 to 1 on the source grid; see `restoration.restore_levels`."""
         return restoration.restore_levels(field, self.grid)
 
     def millilitres(self, volume: Volume) -> float:
-        """Of one voxel of the grid, which covers `volume`."""
-        whole = abs(float(np.linalg.det(volume.affine[:3, :3]))) * float(np.prod(volume.shape))
-        return whole / float(np.prod(self.grid.resampled)) / 1000
+        """Volume in ml of one voxel of the network grid.
+
+        Args:
+            volume: The source image.
+        """
+        total = abs(float(np.linalg.det(volume.affine[:3, :3]))) * float(np.prod(volume.shape))
+        return total / float(np.prod(self.grid.resampled)) / 1000
 
 
 class SegmentationTask:
-    """Automatic segmentation, with a sliding window where the image's grid exceeds the window.
+    """Automatic segmentation, with a sliding window if the image exceeds the network's window.
 
     Args:
-        name: the model's name, for messages.
-        weights: the safetensors file.
-        labels: structure name to value, contiguous from 1; the network's channels in this order, background first.
-        network: as `rayapp.models.networks.build` takes it.
-        spacing: mm of the network's voxels, one number or one along each of R, A, S; 0 keeps each image's own.
-        roi_size: voxels along R, A, S that the network sees at once.
-        overlap, windows: of neighbouring windows, and how many the network takes together.
-        precision: "float32" where bfloat16 is not wanted even if the hardware has it.
-        version: the model version's name.
+        name: The model's name, for error messages.
+        weights: The safetensors file.
+        labels: Structure name to value, contiguous from 1. The network's output channels are background, then the
+            structures in this order.
+        network: The network's class and arguments, as `rayapp.models.networks.build` takes them.
+        spacing: Network spacing in mm, one number or one along each of R, A, S; 0 keeps the image's own voxels.
+        roi_size: The network's window in voxels along R, A, S.
+        overlap: Overlap of neighbouring windows, as a share of the window's size.
+        windows: Number of windows in one forward pass.
+        precision: "float32" to compute in float32 even if the hardware supports bfloat16.
+        description: One sentence for the annotator.
+        version: The model version's name.
     """
 
     type = "segmentation"
@@ -111,7 +123,11 @@ class SegmentationTask:
 
     @classmethod
     def from_version(cls, version: ModelVersion) -> Self:
-        """The task as a model version's card describes it. Raises ModelBroken if the card lacks something."""
+        """Create the task that a model version's card describes.
+
+        Raises:
+            ModelBroken: If the card lacks something.
+        """
         card = version.card
         try:
             windows = Windows.of(card)
@@ -137,7 +153,7 @@ class SegmentationTask:
 
     @property
     def info(self) -> TaskInfo:
-        """What `/info/` shows."""
+        """The model's entry in `/info/`."""
         return TaskInfo(
             type=self.type,
             labels=self._labels,
@@ -157,11 +173,19 @@ class SegmentationTask:
         return self._version
 
     def load(self) -> None:
-        """Load the weights, once. Raises ModelBroken naming the file."""
+        """Load the weights; later calls do nothing.
+
+        Raises:
+            ModelBroken: If they do not fit the network; names the file.
+        """
         self._network.load()
 
     def prepare(self, volume: Volume) -> PreparedImage:
-        """Orient, resample and normalise. Raises BadRequest if the network needs more channels than there are."""
+        """Reorient, resample and normalise an image.
+
+        Raises:
+            BadRequest: If the image has fewer channels than the network needs.
+        """
         return self._prepare(volume, limit=None)
 
     def _prepare(self, volume: Volume, limit: Sequence[int] | None) -> PreparedImage:
@@ -171,61 +195,58 @@ class SegmentationTask:
         image = torch.from_numpy(self._normalised(volume, grid.from_source))
         return PreparedImage(grid=grid, image=image.to(self._network.device))
 
-    def _normalised(self, volume: Volume, sample: Callable[[npt.NDArray[Any]], Floats]) -> Floats:
-        """The channels that the network sees, each brought to its grid by `sample`."""
+    def _normalised(self, volume: Volume, resample: Callable[[npt.NDArray[Any]], Floats]) -> Floats:
+        """The network's input channels, each resampled by `resample` and normalised."""
         if volume.channels < self._channels:
             raise BadRequest(f"model {self._name!r} needs {self._channels} channels; this image has {volume.channels}")
-        return np.stack([normalise(sample(channel)) for channel in volume.array[: self._channels]])
+        return np.stack([normalise(resample(channel)) for channel in volume.array[: self._channels]])
 
     def margins(self, prepared: PreparedImage) -> Floats:
-        """By how much each structure leads its best rival, (L, *grid.padded), in log-odds."""
+        """Log-odds margin of each structure over the runner-up class, (L, *grid.padded)."""
         return restoration.log_odds_margins(self._infer(prepared.image[None])[0])
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
-        """Segment; of the prompts only `roi` matters: outside it all is background."""
+        """Segment an image. Of the prompts only `roi` is used: everything outside it is background."""
         clock = StageClock()
         margins = self.margins(prepared)
         clock.stage("infer")
-        return self._finish(margins, prepared.grid, prompts, config, clock)
-
-    # Samples, for `rayapp.active_learning.uncertainty`
-
-    def network_input(self, volume: Volume) -> PreparedImage:
-        """The image as the network takes it when nobody has pointed at anything."""
-        return self.prepare(volume)
-
-    @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Of background and each structure by value, (N, 1 + L, *shape), in normalised images (N, C, *shape)."""
-        return torch.softmax(self._infer(self._unprompted(images)), dim=1)
-
-    def dropout(self, probability: float) -> AbstractContextManager[None]:
-        """See `Network.dropout`."""
-        return self._network.dropout(probability)
-
-    def _unprompted(self, images: Tensor) -> Tensor:
-        """As the network takes them when nobody clicked."""
-        return functional.pad(images, (0, 0) * 3 + (0, self._guidance_channels))
-
-    @torch.inference_mode()
-    def _infer(self, images: Tensor) -> Tensor:
-        """Logits of whole images."""
-        return self._windows.run(self._network, images)
-
-    def _finish(
-        self, margins: Floats, grid: NetworkGrid, prompts: Prompts, config: Mapping[str, Any], clock: StageClock
-    ) -> Prediction:
-        labels = restoration.restore(margins, grid, roi=prompts.roi)
+        labels = restoration.restore(margins, prepared.grid, roi=prompts.roi)
         clock.stage("invert")
         if parse_flag(config.get("largest_cc"), "largest_cc"):
             labels = restoration.keep_largest_component(labels)
         clock.stage("post")
         return Prediction(labels=labels, seconds=clock.seconds)
 
+    # Samples, for `rayapp.active_learning.uncertainty`
+
+    def network_input(self, volume: Volume) -> PreparedImage:
+        """The network's input for an image without prompts."""
+        return self.prepare(volume)
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities (N, 1 + L, *shape), background first, of normalised images (N, C, *shape)."""
+        return torch.softmax(self._infer(self._with_empty_guidance(images)), dim=1)
+
+    def dropout(self, probability: float) -> AbstractContextManager[None]:
+        """Monte Carlo dropout; see `rayapp.inference.network.network.dropout`."""
+        return self._network.dropout(probability)
+
+    def _with_empty_guidance(self, images: Tensor) -> Tensor:
+        """Images with guidance channels that show no clicks."""
+        return functional.pad(images, (0, 0) * 3 + (0, self._guidance_channels))
+
+    @torch.inference_mode()
+    def _infer(self, images: Tensor) -> Tensor:
+        """Logits (N, 1 + L, *shape) of whole images (N, C, *shape)."""
+        return self._windows.run(self._network, images)
+
 
 def _structures(name: str, labels: Mapping[str, int]) -> dict[str, int]:
-    """`labels` without background, by value. Raises ModelBroken unless values run from 1 without a gap."""
+    """`labels` without background, sorted by value, which must be contiguous from 1."""
     structures = {label: int(value) for label, value in sorted(labels.items(), key=lambda item: item[1]) if value}
     if list(structures.values()) != list(range(1, len(structures) + 1)) or not 0 < len(structures) <= MAX_STRUCTURES:
-        raise ModelBroken(f"model {name!r}: label values must run from 1 to at most {MAX_STRUCTURES}: {dict(labels)}")
+        raise ModelBroken(
+            f"model {name!r}: label values must be contiguous from 1 to at most {MAX_STRUCTURES}: {dict(labels)}"
+        )
     return structures

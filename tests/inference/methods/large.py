@@ -49,7 +49,7 @@ def task_of(method: str, folder: Path) -> Any:
     if not method.startswith("deepgrow"):
         return scribbles({})[method]
     flat, solid = DeepGrow2DTask.from_version(version(folder, 2)), DeepGrow3DTask.from_version(version(folder, 3))
-    both = DeepGrowPipelineTask(flat=flat, solid=solid, description="both")
+    both = DeepGrowPipelineTask(model_2d=flat, model_3d=solid, description="both")
     return {"deepgrow_2d": flat, "deepgrow_3d": solid, "deepgrow_pipeline": both}[method]
 
 

@@ -206,7 +206,7 @@ def test_hints_have_half_a_say_and_beside_background_clicks_none(tmp_path):
     bright[tuple(np.transpose([click, hint, beside, beyond]))] = True
     task = DeepGrow3DTask.from_version(version(tmp_path, 3, eager=2))
     prepared = task.prepare(image(bright, np.eye(4)))
-    hinted = task.hinted(prepared, [hint])
+    hinted = task.with_hints(prepared, [hint])
     alone = mask(task, prepared, foreground=[click])
     found = mask(task, hinted, foreground=[click])
     np.testing.assert_array_equal(found, answer(bright, [click, hint]) | alone)

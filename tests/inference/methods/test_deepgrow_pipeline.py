@@ -26,8 +26,8 @@ def rod():
 
 def task_of(folder, *, contrary=False):
     return DeepGrowPipelineTask(
-        flat=DeepGrow2DTask.from_version(version(folder, 2)),
-        solid=DeepGrow3DTask.from_version(version(folder, 3, contrary=contrary, eager=2)),
+        model_2d=DeepGrow2DTask.from_version(version(folder, 2)),
+        model_3d=DeepGrow3DTask.from_version(version(folder, 3, contrary=contrary, eager=2)),
         description="both",
     )
 
@@ -73,8 +73,8 @@ def test_the_model_of_volumes_alone_does_not_get_that_far(task, volume, tmp_path
 
 def test_where_the_slices_lead_astray_the_model_of_volumes_overrules_them(tmp_path, volume):
     task = DeepGrowPipelineTask(
-        flat=DeepGrow2DTask.from_version(version(tmp_path, 2)),
-        solid=DeepGrow3DTask.from_version(version(tmp_path, 3)),  # sure that there is nothing far from clicks
+        model_2d=DeepGrow2DTask.from_version(version(tmp_path, 2)),
+        model_3d=DeepGrow3DTask.from_version(version(tmp_path, 3)),  # sure that there is nothing far from clicks
         description="both",
     )
     alone = DeepGrow3DTask.from_version(version(tmp_path, 3))
@@ -125,8 +125,8 @@ def test_it_is_listed_as_a_model_of_volumes_with_both_versions(task):
 def test_a_slice_is_outlined_once_for_the_same_clicks_on_it(tmp_path, volume, monkeypatch):
     task = task_of(tmp_path)
     prepared, asked = task.prepare(volume), []
-    predict = task._flat.predict
-    monkeypatch.setattr(task._flat, "predict", lambda *said: asked.append(said[1].clicks) or predict(*said))
+    predict = task._model_2d.predict
+    monkeypatch.setattr(task._model_2d, "predict", lambda *said: asked.append(said[1].clicks) or predict(*said))
     before = mask(task, prepared, foreground=[CLICK])
     outlined = len(asked)
     assert outlined > 5

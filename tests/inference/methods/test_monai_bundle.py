@@ -158,7 +158,7 @@ def test_networks_and_forms_of_weights_give_what_the_network_itself_gives(tmp_pa
     labels = ask(task, Volume(array=array, affine=np.eye(4))).labels
     image = torch.from_numpy((array - array.mean()) / array.std())[None]
     with torch.no_grad():
-        wanted = task.parts.network(image)[0].argmax(0).numpy()
+        wanted = task.components.network(image)[0].argmax(0).numpy()
     assert 0 < wanted.mean() < 1
     assert (labels != wanted).mean() < 0.001
 
@@ -185,7 +185,7 @@ def test_four_channels_go_in_and_channels_without_background_are_labels_from_one
         (array[:4] - array[:4].mean((1, 2, 3), keepdims=True)) / array[:4].std((1, 2, 3), keepdims=True)
     )
     with torch.no_grad():
-        on = task.parts.network(inputs[None])[0].numpy() > 0
+        on = task.components.network(inputs[None])[0].numpy() > 0
     wanted = np.zeros(on.shape[1:], np.uint8)
     for channel in sorted(range(3), key=lambda channel: -on[channel].sum()):
         wanted[on[channel]] = channel + 1

@@ -64,7 +64,7 @@ def flat(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(flat, deepgrow):
-    return DeepGrowPipelineTask(flat=flat, solid=deepgrow, description="")
+    return DeepGrowPipelineTask(model_2d=flat, model_3d=deepgrow, description="")
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_the_server_sees_canonical_axes_and_the_spacing_that_was_asked_for(serve
         ("status", "answers with status 500"),
         ("nothing", "no JSON"),
         ("shape", "not with labels or logits"),
-        ("short", "not one of the protocol's"),
+        ("short", "does not follow the protocol"),
     ],
 )
 def test_a_wrong_answer_breaks_the_request_and_says_nothing_of_what_the_server_said(server, url, answers, said):
