@@ -53,7 +53,10 @@ class Workload:
     training: bool = False
 
     def prepare(self, device: str = "cpu") -> Callable[[], Tensor]:
-        """Create network, input and optimiser. Each call of the returned function runs the workload once."""
+        """Create network, input, optimiser and what a step leaves behind: gradients and the optimiser's state.
+
+        Each call of the returned function runs the workload once.
+        """
         if len(self.roi) == 3:
             last, convert = torch.channels_last_3d, nn.utils.convert_conv3d_weight_memory_format
         else:
@@ -65,6 +68,9 @@ class Workload:
         if self.training:
             labels = torch.zeros(self.batch, 1, *self.roi, device=device)
             optimiser = torch.optim.AdamW(network.parameters(), fused=True)
+            for weight in network.parameters():
+                weight.grad = torch.zeros_like(weight)
+            optimiser.step()
             return lambda: self._step(network, images, labels, optimiser)
         network.requires_grad_(False).eval()
         return lambda: self._logits(network, images)
@@ -119,8 +125,6 @@ def _trace(description: str, threads: int) -> Footprint:
     with tracker:
         with fake:
             run = workload.prepare()
-        if workload.training:
-            run()  # creates the gradients and the optimiser state that later steps hold
         tracker.traffic = 0
         with FlopCounterMode(display=False) as counter:
             run()
