@@ -42,6 +42,8 @@ def test_the_documentation_is_built_without_a_warning(tmp_path):
     reference = (tmp_path / "api" / "index.html").read_text()
     for name in ("LabelApp.init_infers", "BasicTrainTask.loss", "Datastore.unlabeled", "RemoteTask", "ModelBroken"):
         assert name in reference
+    for member in ("Client.infer", "AsyncClient.infer", "Interaction.prompt", "AsyncInteraction.stream", "Job"):
+        assert f'id="rayapp.client.{member}"' in reference
 
 
 LINK = re.compile(r"\]\(([^)#:]+)\)")

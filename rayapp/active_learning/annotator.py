@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rayapp.client import AsyncClient
-from rayapp.client.prompting import AsyncInteraction, Mask, Points, Said
+from rayapp.client import AsyncClient, AsyncInteraction, Mask, Points, PromptFields
 from rayapp.errors import BadRequest, GridMismatch
 from rayapp.imaging.reader import read_segmentation
 from rayapp.imaging.volume import Segmentation
@@ -33,7 +32,7 @@ MAX_BYTES = 4 << 30
 """Bytes that a reference may have in memory."""
 
 
-class Correction(Said, total=False):
+class Correction(PromptFields, total=False):
     """One prompt."""
 
     clicks: Mapping[str, Points]

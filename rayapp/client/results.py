@@ -1,4 +1,4 @@
-"""InferResult: a model's answer. JSON answers are typed in `rayapp.responses`."""
+"""InferResult: the response of a model. JSON responses are typed in `rayapp.responses`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from rayapp.errors import Unreadable
 from rayapp.protocol import MASK_MEDIA_TYPE
 
 MAX_LABELS = 4 << 30
-"""Bytes that a decoded label map may have."""
+"""Largest decoded label map, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferResult:
-    """A model's answer.
+    """A model's response. The mask is in `body` or in the file `path`; both are None for a model that returns none.
 
-    `params` holds `label_names`, `latencies` and more. The mask is in `body`, or in the file `path` if one was asked
-    for; both are None for a model that answers JSON alone. `filename` carries the mask's extension.
+    Attributes:
+        params: `label_names`, `latencies` (seconds by stage) and more.
+        filename: The mask's file name, which tells its format by the extension.
+        media_type: The mask's media type.
+        body: The encoded mask, unless it was streamed to a file.
+        path: The file that the mask was streamed to.
     """
 
     params: dict[str, Any]
@@ -32,16 +36,17 @@ class InferResult:
     path: Path | None = None
 
     def labels(self) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """The mask's voxels, shape (I, J, K), on the image's grid as its file lays it out.
+        """Decode the mask: a label map, (I, J, K), on the image's voxel grid as its file stores it.
 
-        Raises Unreadable if there is no mask or it is damaged.
+        Raises:
+            Unreadable: If there is no mask or it is damaged.
         """
         from rayapp.imaging import mask_codec, reader  # sending needs none of the packages that reading needs
 
         if self.path is not None:
             return reader.read_segmentation(self.path, max_bytes=MAX_LABELS).array
         if self.body is None:
-            raise Unreadable("the model answered no mask")
+            raise Unreadable("the response has no mask: the model makes none, or output=json was asked for")
         if self.media_type == MASK_MEDIA_TYPE:
             return mask_codec.decode(self.body)
         _, extension = reader.split_ext(self.filename or "")

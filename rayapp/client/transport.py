@@ -1,6 +1,6 @@
-"""Transport: one HTTP call to the server, with its errors, retries and streamed bodies.
+"""Transport: one HTTP call to the server, with error mapping, retries and streamed bodies.
 
-Belongs to one event loop; calls may run side by side. Nothing here knows a route.
+Belongs to one event loop, on which calls may run concurrently. Knows no routes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from rayapp.errors import RayappError
 T = TypeVar("T")
 
 ATTEMPTS = 5
-"""How often a call that may be repeated is tried."""
+"""Attempts of a call that may be retried."""
 
 LONGEST_WAIT = 30.0
-"""Seconds: the most that is waited before the next try, whatever the server says."""
+"""Upper bound of the wait before the next attempt, in seconds, whatever `Retry-After` says."""
 
 CHUNK = 1 << 20
+"""Bytes of a streamed chunk."""
 
 _BY_STATUS: dict[int, type[RayappError]] = {
     400: errors.BadRequest,
@@ -48,15 +49,22 @@ _BY_STATUS: dict[int, type[RayappError]] = {
 
 
 class Unreachable(RayappError):
-    """No server answers there, or the connection broke off: start the server, or correct the address."""
+    """No server answers at this address, or the connection broke: start the server, or correct the address."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One request. `json`, or `form` (urlencoded), or `form` and `files` (multipart; files are streamed from disk).
+    """One request: with JSON, with a form (urlencoded), or with a form and files (multipart).
 
-    `replayable` says that the server may meet the call twice when it turned it away the first time, `known` that the
-    call carries an id by which the server knows it again.
+    Attributes:
+        method: The HTTP method.
+        path: The path, percent-encoded.
+        query: The query's parameters.
+        json: The body as JSON.
+        form: The body's form fields.
+        files: Field name and file of each upload; files are streamed from disk.
+        retry_if_refused: Send the call again after the server refused it as busy.
+        deduplicated: The call carries a request id by which the server recognises it when it is sent again.
     """
 
     method: str
@@ -65,13 +73,13 @@ class Call:
     json: Any = None
     form: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[tuple[str, Path]] | None = None
-    replayable: bool = False
-    known: bool = False
+    retry_if_refused: bool = False
+    deduplicated: bool = False
 
     @property
-    def safe(self) -> bool:
-        """True when the call, repeated, changes nothing: it may be, whatever became of it."""
-        return self.known or self.method in ("GET", "HEAD")
+    def idempotent(self) -> bool:
+        """True when sending the call twice has the effect of sending it once."""
+        return self.deduplicated or self.method in ("GET", "HEAD")
 
 
 class Transport:
@@ -87,7 +95,7 @@ class Transport:
 
     async def __aenter__(self) -> Transport:
         self._session = aiohttp.ClientSession(
-            headers=self._headers, timeout=self._timeout, read_bufsize=CHUNK, middlewares=(_once,)
+            headers=self._headers, timeout=self._timeout, read_bufsize=CHUNK, middlewares=(_without_resending,)
         )
         return self
 
@@ -96,9 +104,15 @@ class Transport:
             await self._session.close()
 
     async def send(self, call: Call, read: Callable[[aiohttp.ClientResponse], Awaitable[T]]) -> T:
-        """Send `call` and let `read` consume the answer; both anew for every try.
+        """Send a call and read the response.
 
-        Raises the class of `rayapp.errors` that belongs to the status, with the server's words; Unreachable.
+        Args:
+            call: The request.
+            read: Consumes the response; called again for each attempt.
+
+        Raises:
+            RayappError: The class of `rayapp.errors` that belongs to the status, with the server's text.
+            Unreachable: If no attempt reached the server, or the connection broke.
         """
         attempt = 0
         while True:
@@ -109,34 +123,34 @@ class Transport:
                     response = await self._open(call, stack)
                     if response.status < 400:
                         return await read(response)
-                    error = await _error(response)
+                    error = await _error_from(response)
                     after = _retry_after(response)
             except (aiohttp.ClientError, TimeoutError) as broken:
-                if not call.safe or attempt == ATTEMPTS:
+                if not call.idempotent or attempt == ATTEMPTS:
                     reason = str(broken) or type(broken).__name__
                     raise Unreachable(f"no answer from {self._url}: {reason}") from broken
             else:
-                turned_away = after is not None and (call.safe or call.replayable)
-                if attempt == ATTEMPTS or not turned_away:
+                retry = after is not None and (call.idempotent or call.retry_if_refused)
+                if attempt == ATTEMPTS or not retry:
                     raise error
                 wait = min(LONGEST_WAIT, after or wait)
             await asyncio.sleep(wait)
 
     @contextlib.asynccontextmanager
     async def opened(self, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer, to be read as it comes; sent once. Raises as `send`."""
+        """Send a call once and yield the response, to be read as it arrives. Raises what `send` raises."""
         try:
             async with contextlib.AsyncExitStack() as stack:
                 response = await self._open(call, stack)
                 if response.status >= 400:
-                    raise await _error(response)
+                    raise await _error_from(response)
                 yield response
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Unreachable(f"no answer from {self._url}: {str(error) or type(error).__name__}") from error
 
     async def _open(self, call: Call, stack: contextlib.AsyncExitStack) -> aiohttp.ClientResponse:
         if self._session is None:
-            raise RuntimeError("use the client in `async with`")
+            raise RuntimeError("the client is not connected: use it in `async with`")
         url = URL(self._url + call.path, encoded=True)
         body: dict[str, Any] = {}
         if call.json is not None:
@@ -149,8 +163,8 @@ class Transport:
         return await stack.enter_async_context(request)
 
 
-async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending PUT and DELETE a second time by itself: it does so on the errors caught here."""
+async def _without_resending(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending PUT and DELETE a second time on its own, which it does on the errors caught here."""
     try:
         return await send(request)
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
@@ -168,62 +182,63 @@ async def _multipart(call: Call, stack: contextlib.AsyncExitStack) -> aiohttp.Fo
 
 
 async def read_json(response: aiohttp.ClientResponse) -> Any:
-    """The answer's JSON."""
+    """The response's JSON."""
     return await response.json(content_type=None)
 
 
 async def read_text(response: aiohttp.ClientResponse) -> str:
-    """The answer's text."""
+    """The response's text."""
     return await response.text()
 
 
-async def read_nothing(response: aiohttp.ClientResponse) -> None:
-    """Drop the answer."""
+async def discard(response: aiohttp.ClientResponse) -> None:
+    """Read the response and ignore it."""
     await response.read()
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str, Any], None]:
-    """Server-Sent Events as their kind and their data, which is JSON; comments are left out."""
+    """Server-Sent Events of a response: event type and parsed JSON data. Comments are skipped."""
     rest = b""
     async for chunk in response.content.iter_any():
-        *whole, rest = (rest + chunk).split(b"\n\n")
-        for event in whole:
+        *blocks, rest = (rest + chunk).split(b"\n\n")
+        for event in blocks:
             fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if not line.startswith(b":"))
             if b"data" in fields:
                 yield fields.get(b"event", b"message").decode(), json.loads(fields[b"data"])
 
 
-def problem(status: int, detail: str) -> RayappError:
-    """The error that a status stands for."""
+def error_of(status: int, detail: str) -> RayappError:
+    """The error of `rayapp.errors` that belongs to an HTTP status."""
     error = _BY_STATUS.get(status, RayappError)(detail)
     error.status = status
     return error
 
 
-def read_file(to: Path) -> Callable[[aiohttp.ClientResponse], Awaitable[Path]]:
-    """A reader that streams the answer to the file `to`, or into the folder `to` under the name the server gives."""
+def file_reader(to: Path) -> Callable[[aiohttp.ClientResponse], Awaitable[Path]]:
+    """A reader for `Transport.send` that streams the response to the file `to`, or into the folder `to` under the
+    server's file name."""
 
     async def read(response: aiohttp.ClientResponse) -> Path:
         disposition = response.content_disposition
-        target = target_of(to, disposition.filename if disposition else None)
-        await save(response.content.iter_chunked(CHUNK).__anext__, target)
+        target = target_path(to, disposition.filename if disposition else None)
+        await save_chunks(response.content.iter_chunked(CHUNK).__anext__, target)
         return target
 
     return read
 
 
-def target_of(to: Path, name: str | None) -> Path:
-    """Where to write: `to` itself, or the file `name` in it if it is a folder. A name can never lead out of it."""
+def target_path(to: Path, name: str | None) -> Path:
+    """The file to write: `to` itself or, if it is a folder, the file `name` in it, never outside."""
     if not to.is_dir():
         return to
     last = (name or "").replace("\\", "/").rpartition("/")[2]
     if last in ("", ".", ".."):
-        raise Unreachable(f"the server gave the file no usable name ({name!r}); say which file to write")
+        raise Unreachable(f"the server gave the file no usable name ({name!r}): pass a file, not a folder, to write to")
     return to / last
 
 
-async def save(next_chunk: Callable[[], Awaitable[bytes]], target: Path) -> None:
-    """Write chunks, until none comes, beside `target` and move the whole file there: no half file ever has its name."""
+async def save_chunks(next_chunk: Callable[[], Awaitable[bytes]], target: Path) -> None:
+    """Write chunks to a temporary file beside `target` and rename it when it is complete."""
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with await asyncio.to_thread(part.open, "wb") as file, contextlib.suppress(StopAsyncIteration):
@@ -235,7 +250,7 @@ async def save(next_chunk: Callable[[], Awaitable[bytes]], target: Path) -> None
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds after which a turned-away caller may come back; None if the answer is final."""
+    """Seconds to wait before the next attempt; None if the response is final."""
     if response.status not in (502, 503, 504):
         return None
     try:
@@ -244,19 +259,19 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
         return 0.0 if response.status in (502, 504) else None
 
 
-async def _error(response: aiohttp.ClientResponse) -> RayappError:
+async def _error_from(response: aiohttp.ClientResponse) -> RayappError:
     text = await response.text(errors="replace")
     try:
         detail = json.loads(text)["detail"]
     except (ValueError, KeyError, TypeError):
         detail = text.strip()[:500] or response.reason or "no reason given"
     if isinstance(detail, list):
-        detail = "; ".join(_problem(item) for item in detail)
-    return problem(response.status, str(detail))
+        detail = "; ".join(_validation_message(item) for item in detail)
+    return error_of(response.status, str(detail))
 
 
-def _problem(item: Any) -> str:
-    """One entry of a validation error as a line."""
+def _validation_message(item: Any) -> str:
+    """One entry of a FastAPI validation error as a line."""
     if not isinstance(item, Mapping):
         return str(item)
     where = ".".join(str(part) for part in item.get("loc", ()))

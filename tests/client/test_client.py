@@ -284,14 +284,7 @@ async def test_idle_background_work_is_no_error():
         assert await client.running(JobKind.BATCH) is False
 
 
-async def test_the_waiting_client_has_every_method_of_the_other():
-    def methods(cls: type) -> set[str]:
-        return {name for name in vars(cls) if not name.startswith("_")}
-
-    assert methods(Client) - {"close"} == methods(AsyncClient)
-
-
-async def test_the_waiting_client_works_beside_a_running_loop():
+async def test_the_blocking_client_works_beside_a_running_loop():
     handler, _ = answers(200)
     app = web.Application()
     app.router.add_get("/info/", handler)
