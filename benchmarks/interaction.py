@@ -201,14 +201,14 @@ class Annotator:
         return labels
 
     def _first(self) -> tuple[int, int, int]:
-        part = click_simulation.structure(self._seen(self.truth), 1)
+        part = click_simulation.largest_component(self._seen(self.truth), 1)
         assert part is not None
         return part.click(self.rng)
 
     def _correct(self, found: np.ndarray) -> None:
         truth, guess = self._seen(self.truth), self._seen(found)
         for label, place in click_simulation.corrections(
-            truth, guess, len(self.names), count=1, rng=self.rng, deep=1.0
+            truth, guess, len(self.names), count=1, rng=self.rng, min_depth=1.0
         ):
             self._click(label, place)
 

@@ -38,7 +38,7 @@ from rayapp.geometry import spacing
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prompts
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
-from rayapp.training.click_simulation import middle_line
+from rayapp.training.click_simulation import centreline
 
 PLACES = {1: (0.5,), 3: (0.2, 0.5, 0.8), 5: (0.1, 0.3, 0.5, 0.7, 0.9)}
 """Number of slices to their positions, relative to the structure's extent along the last axis."""
@@ -106,7 +106,7 @@ def draw(drawn: npt.NDArray[np.uint8], mask: Mask, step: npt.NDArray[np.float64]
     away = max(2 * step.max(), rng.uniform(0.12, 0.24) * np.sqrt(mask.sum() * step.prod()))
     outside = ndimage.distance_transform_edt(~mask, sampling=step)
     drawn[np.abs(outside - away) < 0.6 * step.max()] = BACKGROUND
-    drawn[tuple(middle_line(mask, step).T)] = FOREGROUND
+    drawn[tuple(centreline(mask, step).T)] = FOREGROUND
 
 
 def in_process(method: str) -> Callable[[Case], Ask]:

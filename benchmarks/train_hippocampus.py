@@ -101,7 +101,7 @@ def train(name: str, epochs: int, folder: Path) -> dict[str, Any]:
 
     params = {"val_interval": VAL_INTERVAL, "max_epochs": epochs}
     request = TrainRequest(model=name, pairs=pairs, folder=folder / "run", params=params)
-    result = task.train(request, LocalHost(folder / "host", told=told))
+    result = task.train(request, LocalHost(folder / "host", on_progress=told))
     assert result is not None
     spent = {"wall_s": time.monotonic() - began, "cpu_s": time.process_time() - busy}
     version = ModelVersion(name=name, version="v1", weights=result.weights, card=result.card)

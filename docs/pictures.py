@@ -119,7 +119,9 @@ def clicked(to: Path) -> None:
     clicks: dict[str, list[Point]] = {}
     found, rng, columns = task.predict(prepared, Prompts(), {}).labels, np.random.default_rng(0), []
     for _ in range(CLICKS):
-        ((label, place),) = click_simulation.corrections(torso.labels, found, len(names), count=1, rng=rng, deep=1.0)
+        ((label, place),) = click_simulation.corrections(
+            torso.labels, found, len(names), count=1, rng=rng, min_depth=1.0
+        )
         i, j, k = (int(n) for n in place)
         clicks.setdefault(names[label], []).append((i, j, k))
         before, found = found, task.predict(prepared, Prompts(clicks=clicks), {"refine": True}).labels

@@ -15,7 +15,7 @@ from rayapp.models.store import ModelVersion
 from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.cases import Cases
 from rayapp.training.design import Design
-from rayapp.training.metrics import figure
+from rayapp.training.metrics import key_metric
 from rayapp.training.options import Options
 from rayapp.training.train_task import Pair, TrainRequest, TrainResult
 
@@ -73,8 +73,8 @@ def result_of(
     save_weights(network, weights)
     card: Mapping[str, Any] = {"description": task.description, **design.card()}
     candidate = ModelVersion(name=request.model, version="candidate", weights=weights, card=card)
-    figures = task.tally(task.answers(candidate, pairs, task.options)).means()
-    metric = figure(figures)
+    metrics = task.tally(task.evaluate(candidate, pairs, task.options)).means()
+    metric = key_metric(metrics)
     summary = {"metrics": {}, "key_metric_name": "dice", "best_metric": metric, "best_metric_epoch": epochs}
     stats = {
         "total_epochs": epochs,
@@ -86,4 +86,4 @@ def result_of(
         "train": summary,
         "eval": summary,
     }
-    return TrainResult(weights=weights, metric=metric, baseline=None, card={**card, "metrics": figures}, stats=stats)
+    return TrainResult(weights=weights, metric=metric, baseline=None, card={**card, "metrics": metrics}, stats=stats)

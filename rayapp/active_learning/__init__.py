@@ -1,1 +1,1 @@
-
+"""Active learning: strategies, scoring methods and simulated annotators."""

@@ -25,7 +25,7 @@ from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.inference.prompts import scribble_map as marking
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
-from rayapp.training.click_simulation import placed_on, regions
+from rayapp.training.click_simulation import clamped, error_regions
 from rayapp.training.metrics import dice
 
 MAX_BYTES = 4 << 30
@@ -157,10 +157,10 @@ class Annotator:
     def _correction(self, truth: Mask, found: Mask, names: Mapping[int, str]) -> Correction:
         if found.shape != truth.shape:
             raise GridMismatch(f"the reference has shape {truth.shape}, the model's mask {found.shape}")
-        (worst,) = regions(truth, found, 1 + max(names), count=1)
+        (worst,) = error_regions(truth, found, 1 + max(names), count=1)
         noise = self._habits.click_noise
         if not self._habits.strokes:
-            at = placed_on(worst.click(self._rng, noise=noise), truth.shape)
+            at = clamped(worst.click(self._rng, noise=noise), truth.shape)
             return {"clicks": {names[worst.label]: [[int(n) for n in at]]}}
         line = np.minimum(worst.stroke(self._rng, noise=noise), np.array(truth.shape) - 1)
         marks = np.zeros(truth.shape, np.uint8)

@@ -240,10 +240,10 @@ class TestTime(_Sampling):
     ) -> Iterator[Tensor]:
         from rayapp.active_learning.uncertainty import augmented
         from rayapp.active_learning.views import Spatial, views
-        from rayapp.training.augmentation import sided
+        from rayapp.training.augmentation import has_sides
 
         spatial = Spatial(options["spatial"])
-        if spatial is Spatial.MIRROR and sided(task.info.labels):
+        if spatial is Spatial.MIRROR and has_sides(task.info.labels):
             spatial = Spatial.NONE
         shown = views(
             options["samples"], network_input.image.shape[1:], spatial=spatial, seed=seed, body=network_input.body

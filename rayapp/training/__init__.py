@@ -1,1 +1,1 @@
-
+"""Training: the `TrainTask` protocol, recipes and the training loop."""

@@ -1,7 +1,7 @@
-"""Augmentation: other patients and scanners than those at hand, by MONAI's random transforms.
+"""Augmentation of training images by MONAI's random transforms, simulating variation of patients and scanners.
 
-Transforms take and give `{"image": (C, …), "labels": (1, …)}`, normalised as
-`rayapp.inference.network.normalisation.normalise` does. One thread runs a transform at a time.
+Transforms take and return `{"image": (C, …), "labels": (1, …)}`, with intensities normalised by
+`rayapp.inference.network.normalisation.normalise`. A transform may be used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -18,26 +18,30 @@ KEYS = ("image", "labels")
 _SIDES = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt)($|[^a-z])", re.IGNORECASE)
 
 
-def sided(names: Iterable[str]) -> bool:
-    """Whether a structure's name tells left from right: then mirrored images are wrong."""
+def has_sides(names: Iterable[str]) -> bool:
+    """True if a structure's name distinguishes left from right, so that images must not be mirrored."""
     return any(_SIDES.search(name) for name in names)
 
 
 def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequence[float] = 1.0) -> Any:
-    """Random affine, flips, contrast, brightness, smoothing and noise, as a MONAI `Compose`.
+    """Random flip, affine, smoothing, contrast, brightness and noise, as a MONAI `Compose`.
 
-    Left and right are exchanged only where no structure's name tells them apart. Nothing else is flipped: no patient
-    has the front at the back. What turning brings in from beyond the image is `PADDING`. `spacing` (mm, of the images'
-    voxels) is needed where axes differ in it: images are turned and moved as voxels, and less along coarse axes.
+    Images are flipped along the left-right axis only, and only if no structure's name distinguishes the sides. Voxels
+    that a rotation brings in from outside the image become `PADDING`.
+
+    Args:
+        names: Names of the structures.
+        dimensions: 2 or 3 spatial axes.
+        spacing: Voxel spacing in mm. Rotations and translations act on voxel indices and are smaller along coarse axes.
     """
     from monai import transforms as t  # takes seconds to import
 
     edges = np.broadcast_to(np.array(spacing, dtype=float), dimensions)
     edges = np.where(edges > 0, edges, 1)
-    turn, shift = 0.26, 4 * edges.min() / edges  # radians, voxels
+    angle, shift = 0.26, 4 * edges.min() / edges  # radians, voxels
     planes = [(1, 2), (0, 2), (0, 1)] if dimensions == 3 else [(0, 1)]
-    turns = [turn * float(edges[[*plane]].min() / edges[[*plane]].max()) for plane in planes]
-    flips = [] if sided(names) else [t.RandFlipd(KEYS, prob=0.5, spatial_axis=0)]
+    angles = [angle * float(edges[[*plane]].min() / edges[[*plane]].max()) for plane in planes]
+    flips = [] if has_sides(names) else [t.RandFlipd(KEYS, prob=0.5, spatial_axis=0)]
     return t.Compose(
         [
             *flips,
@@ -45,7 +49,7 @@ def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequ
             t.RandAffined(
                 KEYS,
                 prob=0.6,
-                rotate_range=turns,
+                rotate_range=angles,
                 translate_range=[float(by) for by in shift],
                 scale_range=((-0.15, 0.2),) * dimensions,
                 mode=("bilinear", "nearest"),
@@ -64,7 +68,12 @@ def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequ
 
 
 def window(roi_size: Sequence[int], classes: int) -> Any:
-    """Pads to `roi_size`, or cuts as much out of a larger image: around each label, background too, as often."""
+    """A random crop of size `roi_size`, centred on a voxel of a random class; smaller images are padded at the end.
+
+    Args:
+        roi_size: Size of the crop in voxels.
+        classes: Number of classes, including background; all have equal probability.
+    """
     from monai import transforms as t
 
     return t.Compose(

@@ -1,4 +1,4 @@
-"""BasicTrainTask: what app developers extend to train a model their way."""
+"""BasicTrainTask: the base class for trainers of one's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rayapp.training.train_task import Host, TrainerInfo, TrainRequest, TrainRes
 
 
 class BasicTrainTask(Recipe[Opts]):
-    """A `TrainTask` that trains by its own recipe; see `Recipe` for its arguments and for what may be overridden."""
+    """A `TrainTask` that executes its own recipe. See `Recipe` for its arguments; override any of its methods."""
 
     @property
     def info(self) -> TrainerInfo:
@@ -16,5 +16,5 @@ class BasicTrainTask(Recipe[Opts]):
         return TrainerInfo(description=self.description, labels=self.labels, config=self.options.config())
 
     def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
-        """See `TrainTask`."""
-        return Run(self, request, host).go()
+        """See `TrainTask.train`."""
+        return Run(self, request, host).train()

@@ -1,11 +1,11 @@
-"""BundleTrainTask: a MONAI bundle trained by its own `train.json`, on the images that were labelled here.
+"""BundleTrainTask: trains a MONAI bundle by its own `train.json`, on the images labelled here.
 
-The bundle's networks, transforms, losses, engines and metrics are used as they are. Only where the data comes from and
-goes to is ours: pairs take the place of its datasets' `data`, its handlers that write files are left out, and handlers
-of ours speak with the host. One worker trains; the bundle's evaluator says how well it does.
+The bundle's networks, transforms, losses, engines and metrics are used unchanged. Only data and outputs differ: the
+pairs replace the `data` of its datasets, its handlers that write files are disabled, and handlers added here report to
+the host. One worker trains; the bundle's evaluator measures the result.
 
-Labels are saved here with the values that the bundle's masks have, 1, 2, 3, ... The BraTS challenges called the third
-of them, the enhancing tumour, 4 until 2022: a step that reads such labels is shown 4 where ours say 3.
+Labels are saved here with the values of the bundle's masks: 1, 2, 3, and so on. The BraTS challenges gave the third
+class, the enhancing tumour, the value 4 until 2022. For a transform that expects such labels, 3 is mapped to 4.
 """
 
 from __future__ import annotations
@@ -30,24 +30,32 @@ from rayapp.training.cases import split
 from rayapp.training.train_task import Host, Pair, Progress, TrainerInfo, TrainRequest, TrainResult
 
 WRITERS = ("CheckpointSaver", "CheckpointLoader", "TensorBoardStatsHandler", "TensorBoardImageHandler", "StatsHandler")
-"""Handlers that write or read files of the bundle's own choice, or only talk."""
-STATE, AT = "state.pt", "at.json"
+"""Handlers that read or write files at places that the bundle chooses, or that only log."""
+STATE, PROGRESS = "state.pt", "at.json"
 BRATS = "ConvertToMultiChannelBasedOnBratsClassesd"
-ENHANCING = 3
-"""The value of the enhancing tumour in labels that are saved here: it is the third channel of what that step makes."""
-REFERENCES = 8
-"""How often a config may send its reader elsewhere for one value."""
+ENHANCING_TUMOUR = 3
+"""Value of the enhancing tumour in labels saved here: the third output channel of that transform."""
+MAX_REFERENCES = 8
+"""Largest number of references (`@key`) followed to find one value in a config."""
 
 
 class BundleTrainTask:
-    """Trains one bundle. Raises ModelBroken if it has no readable train config or is not made as the zoo's are."""
+    """The trainer of one MONAI bundle."""
 
     def __init__(self, folder: BundleFolder) -> None:
+        """Read the bundle's train config.
+
+        Args:
+            folder: The bundle.
+
+        Raises:
+            ModelBroken: If there is no readable train config, or it is not structured as those of MONAI's model zoo.
+        """
         self._folder = folder
         served = BundleTask(folder)
         config = folder.read(TRAIN)
         try:
-            self._epochs, epochs = _epochs(config)
+            self._epochs_key, epochs = _epochs(config)
             config["validate"]["evaluator"]["_target_"]
         except (KeyError, TypeError, ValueError):
             text = "configs/train.json has no train#trainer with max_epochs, or no validate#evaluator"
@@ -59,50 +67,54 @@ class BundleTrainTask:
         )
 
     def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
-        """As the protocol says."""
+        """See `TrainTask.train`."""
         if host.world_size > 1:
             raise BadRequest("a bundle is trained by one worker: set workers to 1")
         if len(request.pairs) < 2:
-            raise BadRequest("a bundle is trained with at least two labelled images: one is for validation")
+            raise BadRequest(
+                f"a bundle needs at least two labelled images, one of them for validation, but there are "
+                f"{len(request.pairs)}: label more images"
+            )
         request.folder.mkdir(parents=True, exist_ok=True)
         params = {**self.info.config, **request.params}
         try:
             epochs, share = int(params["max_epochs"]), float(params["val_split"])
         except (TypeError, ValueError) as error:
-            raise BadRequest("max_epochs is a whole number, val_split a share") from error
+            raise BadRequest("max_epochs must be a whole number and val_split a number between 0 and 1") from error
         if epochs < 1:
             raise BadRequest(f"max_epochs must be at least 1, not {epochs}")
         train, val = split(request.pairs, share)
-        over = {**_settings(request.folder, host.device, train, val), self._epochs: epochs}
-        with self._folder.parser(TRAIN, over) as parser:
-            _without_writers(parser.config)
-            _as_brats(parser.config)
+        overrides = {**_overrides(request.folder, host.device, train, val), self._epochs_key: epochs}
+        with self._folder.parser(TRAIN, overrides) as parser:
+            _disable_writers(parser.config)
+            _map_labels_for_brats(parser.config)
             if "initialize" in parser:
                 parser.get_parsed_content("initialize")
             trainer = parser.get_parsed_content("train#trainer")
             evaluator = parser.get_parsed_content("validate#evaluator")
-        run = _Run(self._folder, request, host, trainer=trainer, evaluator=evaluator)
-        return run.go(epochs, self.info)
+        run = _BundleRun(self._folder, request, host, trainer=trainer, evaluator=evaluator)
+        return run.train(epochs, self.info)
 
 
 def _epochs(config: Mapping[str, Any]) -> tuple[str, int]:
-    """Where a config says how many epochs are trained, and how many: other parts of it may look there too.
+    """The key under which a config sets the number of epochs, and that number; other parts may refer to the same key.
 
-    Raises KeyError, TypeError or ValueError if it does not.
+    Raises:
+        KeyError, TypeError, ValueError: If the config does not set it.
     """
-    at = "train#trainer#max_epochs"
-    for _ in range(REFERENCES):
+    key = "train#trainer#max_epochs"
+    for _ in range(MAX_REFERENCES):
         value: Any = config
-        for key in at.split("#"):
-            value = value[key]
+        for part in key.split("#"):
+            value = value[part]
         if not (isinstance(value, str) and value.startswith("@")):
-            return at, int(value)
-        at = value.removeprefix("@").replace("::", "#")
-    raise ValueError(at)
+            return key, int(value)
+        key = value.removeprefix("@").replace("::", "#")
+    raise ValueError(key)
 
 
-def _settings(folder: Path, device: torch.device, train: list[Pair], val: list[Pair]) -> dict[str, Any]:
-    """What takes the place of the config's own values."""
+def _overrides(folder: Path, device: torch.device, train: list[Pair], val: list[Pair]) -> dict[str, Any]:
+    """The values that replace the config's own, by key."""
     return {
         "device": device,
         "ckpt_dir": str(folder),
@@ -120,7 +132,7 @@ def _settings(folder: Path, device: torch.device, train: list[Pair], val: list[P
     }
 
 
-def _without_writers(config: Any) -> None:
+def _disable_writers(config: Any) -> None:
     for part in ("train", "validate"):
         handlers = config.get(part, {}).get("handlers")
         if isinstance(handlers, list):
@@ -129,17 +141,17 @@ def _without_writers(config: Any) -> None:
                     handler["_disabled_"] = True
 
 
-def _as_brats(config: Any) -> None:
-    """Show steps that read labels as BraTS writes them what they look for: see this module's docstring."""
+def _map_labels_for_brats(config: Any) -> None:
+    """Map the enhancing tumour's value before each BraTS transform: see this module's docstring."""
     for part in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
-        _as_brats(part)
+        _map_labels_for_brats(part)
     if isinstance(config, dict) and str(config.get("_target_", "")).rsplit(".", 1)[-1] == BRATS:
-        step, enhancing = dict(config), config.get("et_label", 4)
-        renamed = {"orig_labels": [ENHANCING], "target_labels": [enhancing]}
+        transform, value = dict(config), config.get("et_label", 4)
+        mapping = {"orig_labels": [ENHANCING_TUMOUR], "target_labels": [value]}
         config.clear()
         config |= {
             "_target_": "Compose",
-            "transforms": [{"_target_": "MapLabelValued", "keys": step["keys"], **renamed}, step],
+            "transforms": [{"_target_": "MapLabelValued", "keys": transform["keys"], **mapping}, transform],
         }
 
 
@@ -150,8 +162,8 @@ class _Best:
     weights: Mapping[str, Tensor] | None = None
 
 
-class _Run:
-    """One run: the bundle's engines, with handlers that speak with the host."""
+class _BundleRun:
+    """One run: the bundle's engines, with handlers that report to the host."""
 
     def __init__(
         self, folder: BundleFolder, request: TrainRequest, host: Host, *, trainer: Any, evaluator: Any
@@ -162,28 +174,28 @@ class _Run:
         self._began = time.time()
         self._stopped = False
 
-    def go(self, epochs: int, info: TrainerInfo) -> TrainResult | None:
-        """Measure what serves, train, and give what did best."""
+    def train(self, epochs: int, info: TrainerInfo) -> TrainResult | None:
+        """Evaluate the baseline, train, and return the best weights; None when stopped."""
         from ignite.engine import Events
 
         baseline = None
         if self._request.baseline is not None:
             self._load(self._request.baseline.weights)
-            baseline = self._measured()
-        begun = self._resumed()
-        self._best = self._best if begun else _Best()
-        if not begun and self._request.params.get("pretrained", True):
+            baseline = self._evaluate()
+        resumed = self._resume()
+        self._best = self._best if resumed else _Best()
+        if not resumed and self._request.params.get("pretrained", True):
             self._load(self._request.parent.weights if self._request.parent else self._folder.weights())
-        self._trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: self._heed())
-        self._trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self._tell(epochs))
-        self._trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: self._keep(epochs))
-        self._evaluator.add_event_handler(Events.COMPLETED, lambda _: self._judge())
-        if not begun or self._trainer.state.epoch < epochs:
+        self._trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: self._check_stopped())
+        self._trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self._report(epochs))
+        self._trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: self._save_checkpoint(epochs))
+        self._evaluator.add_event_handler(Events.COMPLETED, lambda _: self._keep_if_best())
+        if not resumed or self._trainer.state.epoch < epochs:
             self._trainer.run()
         if self._stopped:
             return None
         if self._best.weights is None:
-            self._evaluator.run()  # the bundle validates more rarely than this run was long
+            self._evaluator.run()  # the bundle's validation interval is longer than this run
         return self._result(epochs, info, baseline)
 
     def _load(self, weights: Path) -> None:
@@ -192,16 +204,16 @@ class _Run:
         except RuntimeError as error:
             raise self._folder.broken(f"{weights.name} does not fit the network of its train config") from error
 
-    def _measured(self) -> float | None:
+    def _evaluate(self) -> float | None:
         self._evaluator.run()
-        return self._figure()
+        return self._key_metric()
 
-    def _figure(self) -> float | None:
+    def _key_metric(self) -> float | None:
         name = self._evaluator.state.key_metric_name
         value = self._evaluator.state.metrics.get(name) if name else None
         return None if value is None else float(value)
 
-    def _heed(self) -> None:
+    def _check_stopped(self) -> None:
         if self._host.stopped():
             self._stopped = True
             self._trainer.terminate()
@@ -221,19 +233,19 @@ class _Run:
             best=best,
         )
 
-    def _tell(self, epochs: int) -> None:
+    def _report(self, epochs: int) -> None:
         if not self._stopped:
             self._host.report(self._progress(epochs))
 
-    def _judge(self) -> None:
-        figure = self._figure()
-        if figure is not None and figure > self._best.metric:
+    def _keep_if_best(self) -> None:
+        metric = self._key_metric()
+        if metric is not None and metric > self._best.metric:
             state = self._trainer.network.state_dict()
             weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-            self._best = _Best(figure, self._trainer.state.epoch, weights)
+            self._best = _Best(metric, self._trainer.state.epoch, weights)
 
-    def _keep(self, epochs: int) -> None:
-        """Hand over a checkpoint after each epoch."""
+    def _save_checkpoint(self, epochs: int) -> None:
+        """Report progress with a checkpoint after each epoch."""
         if self._stopped:
             return
         with tempfile.TemporaryDirectory(dir=self._request.folder) as folder:
@@ -243,24 +255,24 @@ class _Run:
                 "best": dict(self._best.weights or {}),
             }
             torch.save(state, Path(folder) / STATE)
-            at = {"epoch": self._trainer.state.epoch, "metric": self._best.metric, "best": self._best.epoch}
-            (Path(folder) / AT).write_text(json.dumps(at))
+            progress = {"epoch": self._trainer.state.epoch, "metric": self._best.metric, "best": self._best.epoch}
+            (Path(folder) / PROGRESS).write_text(json.dumps(progress))
             self._host.report(self._progress(epochs), checkpoint=Path(folder))
 
-    def _resumed(self) -> bool:
-        """Go on from the host's checkpoint, if it has one."""
-        kept = self._host.resume()
-        if kept is None:
+    def _resume(self) -> bool:
+        """Resume from the host's newest checkpoint; False if there is none."""
+        checkpoint = self._host.resume()
+        if checkpoint is None:
             return False
-        state = torch.load(kept / STATE, map_location=self._host.device, weights_only=True)
-        at = json.loads((kept / AT).read_text())
+        state = torch.load(checkpoint / STATE, map_location=self._host.device, weights_only=True)
+        progress = json.loads((checkpoint / PROGRESS).read_text())
         self._trainer.network.load_state_dict(state["network"])
         self._trainer.optimizer.load_state_dict(state["optimizer"])
-        self._best = _Best(at["metric"], at["best"], state["best"] or None)
+        self._best = _Best(progress["metric"], progress["best"], state["best"] or None)
         length = len(self._trainer.data_loader)
         self._trainer.state.epoch_length = length
-        self._trainer.state.epoch = at["epoch"]
-        self._trainer.state.iteration = at["epoch"] * length
+        self._trainer.state.epoch = progress["epoch"]
+        self._trainer.state.iteration = progress["epoch"] * length
         return True
 
     def _result(self, epochs: int, info: TrainerInfo, baseline: float | None) -> TrainResult:
@@ -271,7 +283,7 @@ class _Run:
         save_weights(self._trainer.network, weights)
         metric = None if best.weights is None else best.metric
         name = str(self._evaluator.state.key_metric_name)
-        side = {"key_metric_name": name, "best_metric": metric, "best_metric_epoch": best.epoch}
+        validation = {"key_metric_name": name, "best_metric": metric, "best_metric_epoch": best.epoch}
         return TrainResult(
             weights=weights,
             metric=metric,
@@ -284,6 +296,6 @@ class _Run:
                 "start_ts": int(self._began),
                 "total_time": f"{time.time() - self._began:.0f} s",
                 "best_metric": metric,
-                "eval": side,
+                "eval": validation,
             },
         )

@@ -1,7 +1,7 @@
-"""Cases: training examples on the network's grid, read when they are needed and kept while there is room.
+"""Cases: labelled images on the network's grid, read on demand and cached up to a capacity.
 
-Images and labels come through the same `NetworkGrid` and `normalise` as inference's, so that a network meets in
-training exactly what it will be shown. One thread reads at a time.
+Images and labels are resampled by the same `NetworkGrid` and normalised by the same `normalise` as in inference, so
+that training and inference see identical inputs. One thread reads at a time.
 """
 
 from __future__ import annotations
@@ -23,130 +23,163 @@ from rayapp.imaging.volume import Grid, Segmentation, Volume
 from rayapp.training.train_task import Pair
 
 MAX_BYTES = 4096 << 20
-"""Bytes that one decoded image or label map may have."""
+"""Largest decoded image or label map, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An image, (C, …) float16, and its labels, (…) uint8, on the network's grid."""
+    """An image and its labels on the network's grid.
+
+    Attributes:
+        image: Normalised channels, (C, …), float16.
+        labels: Label map, (…), uint8.
+    """
 
     image: Tensor
     labels: Tensor
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Size in memory, in bytes."""
         return self.image.nbytes + self.labels.nbytes
 
 
 class Cases:
-    """A sequence of cases.
+    """A sequence of cases with a cache.
 
-    The first to be read stay, up to `capacity` bytes; the others are read again each time. (In epochs that visit each
-    case once in random order this serves more from memory than dropping the least recently used.)
+    The cache keeps the cases that were read first, up to its capacity, and never evicts: for epochs that visit each
+    case once in random order this yields more hits than evicting the least recently used.
     """
 
     def __init__(self, pairs: Sequence[Pair], read: Callable[[Pair], Case], *, capacity: int) -> None:
+        """A sequence over `pairs`; nothing is read yet.
+
+        Args:
+            pairs: The labelled images.
+            read: Reads a pair onto the network's grid.
+            capacity: Size of the cache in bytes.
+        """
         self._pairs = pairs
         self._read = read
         self._capacity = capacity
-        self._held = 0
-        self._kept: dict[int, Case] = {}
+        self._cached_bytes = 0
+        self._cache: dict[int, Case] = {}
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
-        return self._held
+        """Present size of the cache in bytes."""
+        return self._cached_bytes
 
     def __getitem__(self, index: int) -> Case:
-        """Raises BadRequest naming the image if its files cannot be trained with."""
-        case = self._kept.get(index)
+        """The case at `index`.
+
+        Raises:
+            BadRequest: Naming the image, if its files cannot be trained with.
+        """
+        case = self._cache.get(index)
         if case is None:
             case = self._read(self._pairs[index])
-            if self._held + case.nbytes <= self._capacity:
-                self._kept[index] = case
-                self._held += case.nbytes
+            if self._cached_bytes + case.nbytes <= self._capacity:
+                self._cache[index] = case
+                self._cached_bytes += case.nbytes
         return case
 
 
 def case_of(image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> Case:
-    """Arrays as a case, in memory of its own."""
+    """A case with a copy of these arrays: image (C, …), labels (…)."""
     return Case(
         image=torch.from_numpy(image).half(), labels=torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8))
     )
 
 
 def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> tuple[Volume, npt.NDArray[np.uint8]]:
-    """An image and its label map on the image's grid, with the values of `labels` (as they are, if None).
+    """Read an image, and its label map on the image's voxel grid.
 
-    A label file that names its segments (`.seg.nrrd`) is read by name, and other segments are background; the values
-    of one that does not must be those of `labels`.
+    A label file that names its segments (`.seg.nrrd`) is mapped by name, and segments of other names become background.
+    One that does not must have the values of `labels`.
+
+    Args:
+        pair: The labelled image.
+        labels: Value by structure name; None keeps the label file's values.
+
+    Returns:
+        The image, and its labels of shape (I, J, K).
 
     Raises:
-        BadRequest: naming the image, if a file is damaged, too large, on another grid or labelled otherwise.
+        BadRequest: Naming the image, if a file is damaged, too large, on another grid or has other labels.
     """
     try:
         volume = read_volume(pair.image, max_bytes=MAX_BYTES)
-        found = read_segmentation(pair.label, max_bytes=MAX_BYTES)
-        segmentation = pad_to_grid(found, Grid(shape=volume.shape, affine=volume.affine))
-        return volume, _valued(segmentation, labels)
+        segmentation = read_segmentation(pair.label, max_bytes=MAX_BYTES)
+        segmentation = pad_to_grid(segmentation, Grid(shape=volume.shape, affine=volume.affine))
+        return volume, _mapped(segmentation, labels)
     except (RayappError, OSError) as error:
         raise BadRequest(f"image {name_of(pair)!r} cannot be trained with: {error}") from error
 
 
-def _valued(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt.NDArray[np.uint8]:
+def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt.NDArray[np.uint8]:
+    """The label map with the values of `labels`, where it names its segments."""
     array = segmentation.array
-    top = int(array.max(initial=0))
+    highest = int(array.max(initial=0))
     if labels is None:
-        if top > 255:
-            raise BadRequest(f"its label map has a value {top}; 255 is the largest")
+        if highest > 255:
+            raise BadRequest(f"its label map has the value {highest}, but 255 is the largest allowed")
         return array.astype(np.uint8)
     values = {name: value for name, value in labels.items() if value}
     if values.keys() & segmentation.names.keys():
-        table = np.zeros(top + 1, dtype=np.uint8)
+        table = np.zeros(highest + 1, dtype=np.uint8)
         for name, value in segmentation.names.items():
-            if value <= top:
+            if value <= highest:
                 table[value] = values.get(name, 0)
-        named: npt.NDArray[np.uint8] = table[array]
-        return named
-    if top > max(values.values()):
-        raise BadRequest(f"its label map has a value {top} that is none of {values}: start the server with --labels")
+        by_name: npt.NDArray[np.uint8] = table[array]
+        return by_name
+    if highest > max(values.values()):
+        raise BadRequest(
+            f"its label map has the value {highest}, which is none of {values}: name all structures with --labels"
+        )
     return array.astype(np.uint8)
 
 
 def name_of(pair: Pair) -> str:
-    """The image's id: its file's name without the extension, or its folder's."""
+    """The image's id: its file name without the extension, or its folder's name."""
     return pair.image.name if pair.image.is_dir() else split_ext(pair.image.name)[0]
 
 
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train with and, about `share` of them, to validate with; at least one each.
+    """Split pairs into training and validation pairs, at least one each.
 
-    An image's side follows from its name, so that it stays there as others join: what validates a model was not
-    trained on by the model that it started from.
+    An image's side depends on its name alone, so that it stays there as more images are labelled: the images that
+    validate a model were not trained on by its parent either.
+
+    Args:
+        pairs: At least two labelled images.
+        share: Share of validation pairs, between 0 and 1; approximate for few pairs.
+
+    Returns:
+        Training and validation pairs, each sorted by name.
     """
-    ranked = sorted(pairs, key=_draw)
-    held = sum(_draw(pair) < share for pair in ranked)
-    held = min(max(held, 1), len(ranked) - 1)
-    return sorted(ranked[held:], key=name_of), sorted(ranked[:held], key=name_of)
+    ranked = sorted(pairs, key=_fraction)
+    count = sum(_fraction(pair) < share for pair in ranked)
+    count = min(max(count, 1), len(ranked) - 1)
+    return sorted(ranked[count:], key=name_of), sorted(ranked[:count], key=name_of)
 
 
-def _draw(pair: Pair) -> float:
-    """A number from 0 to 1 that only the image's name decides."""
+def _fraction(pair: Pair) -> float:
+    """A pseudo-random number from 0 to 1 that depends on the image's name alone."""
     digest = hashlib.sha256(name_of(pair).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def digest_of(pairs: Sequence[Pair]) -> str:
-    """What a set of pairs is: the images' names and sizes in bytes, and the label files' contents."""
-    whole = hashlib.sha256()
+    """Digest of a training set: over the images' names and sizes in bytes, and the label files' contents."""
+    digest = hashlib.sha256()
     for pair in sorted(pairs, key=name_of):
         label = hashlib.sha256(pair.label.read_bytes()).hexdigest()
-        whole.update(f"{name_of(pair)}\0{_size(pair.image)}\0{label}\n".encode())
-    return f"SHA256:{whole.hexdigest()}"
+        digest.update(f"{name_of(pair)}\0{_size(pair.image)}\0{label}\n".encode())
+    return f"SHA256:{digest.hexdigest()}"
 
 
 def _size(path: Path) -> int:

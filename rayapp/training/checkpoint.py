@@ -1,8 +1,8 @@
-"""Checkpoint: everything a run needs to go on as if it had never stopped.
+"""Checkpoint: everything that a run needs to resume as if it had never stopped.
 
-A folder with `tensors.pt` (network, optimiser, scheduler and the best weights so far; read with `weights_only`, which
-loads tensors and plain values and runs no code) and `state.json`, written last. No generator's state is kept: all
-randomness follows from the seed and the step (see `feed` and `loop`).
+A checkpoint is a folder with `tensors.pt` (network, optimiser, scheduler and the best weights so far; loaded with
+`weights_only`, which runs no code) and `state.json`, which is written last. No random generator's state is saved: all
+randomness depends on the seed and the step (see `feed` and `learner`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,22 @@ STATE, TENSORS = "state.json", "tensors.pt"
 
 @dataclass(kw_only=True)
 class State:
-    """How far a run is. Changes as it goes; belongs to the loop.
+    """The progress of a run. Mutable; changed by `loop.Run` alone.
 
-    `epoch` counts those completed, `consumed` the cases of the next that were trained with, by all workers; `rows` are
-    the validated epochs' figures, as `rayapp.training.run_report` shows them; `seconds` is the time spent training,
-    `kept` the iteration of the last checkpoint and `resumed` how often the run went on from one; `design` is
-    a card's part.
+    Attributes:
+        epoch: Number of completed epochs.
+        consumed: Cases of the next epoch that all workers together have trained on.
+        iteration: Number of completed steps of the optimiser.
+        iterations: Number of steps of the whole run, as estimated when it was last started.
+        best: The best validation metric; None before the first validation.
+        best_epoch: The epoch of the best validation metric.
+        validations_since: Validations since the best one.
+        seconds: Time spent on training, in seconds, over all starts of the run.
+        started: When the run first started, in seconds since the epoch.
+        kept: The iteration of the last checkpoint.
+        resumed: How many times the run resumed from a checkpoint.
+        rows: The metrics of validated epochs, as `rayapp.training.run_report` shows them.
+        design: The run's `Design`, as part of a card.
     """
 
     epoch: int = 0
@@ -49,7 +59,7 @@ class State:
 
 
 def save(folder: Path, state: State, tensors: Mapping[str, Any]) -> None:
-    """Write a checkpoint into an empty or missing `folder`."""
+    """Write a checkpoint to `folder`, in place of whatever is there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     torch.save(dict(tensors), folder / TENSORS)
@@ -57,10 +67,19 @@ def save(folder: Path, state: State, tensors: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path) -> tuple[State, dict[str, Any]]:
-    """Read a checkpoint, tensors on the CPU. Raises Unreadable if it is not whole."""
+    """Read a checkpoint.
+
+    Returns:
+        The run's progress, and the tensors on the CPU.
+
+    Raises:
+        Unreadable: If the checkpoint is incomplete or damaged.
+    """
     try:
         state = State(**json.loads((folder / STATE).read_text()))
         tensors = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
     except (OSError, ValueError, TypeError, RuntimeError, EOFError) as error:
-        raise Unreadable(f"the checkpoint is not whole: {type(error).__name__}") from error
+        raise Unreadable(
+            f"the run's checkpoint is incomplete or damaged ({type(error).__name__}): start the training again"
+        ) from error
     return state, dict(tensors)

@@ -1,9 +1,9 @@
-"""A simulated annotator: clicks, or draws, where a prediction is most wrong.
+"""Simulation of an annotator's clicks and strokes, placed where a prediction is most wrong.
 
-A region is a connected part of what one label should be and the prediction says otherwise; that covers false negatives
-of a structure (the click is of the structure) and false positives where there is none (the click is of background).
-Clicks lie deep inside their region, as annotators place them (Sakinis et al., 2019). Arrays are (X, Y, Z); slices have
-one voxel along Z. Pure functions; randomness comes from the generator that is passed in.
+An error region is a connected component of the voxels that should have one label but were predicted otherwise. This
+covers false negatives of a structure, where the click is of the structure, and false positives on background, where the
+click is of background. Clicks lie deep inside their region, as annotators place them (Sakinis et al., 2019). Arrays are
+(X, Y, Z); slices have one voxel along Z. Pure functions; randomness comes from the generator passed in.
 """
 
 from __future__ import annotations
@@ -20,49 +20,79 @@ from skimage.graph import route_through_array
 from rayapp.inference.prompts.guidance import Position
 
 Array = npt.NDArray[Any]
-DEEP = 0.6
-"""A click of training lies at least this share of the largest depth inside its region."""
+MIN_DEPTH = 0.6
+"""Least depth of a training click inside its region, as a share of the region's largest depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Voxels that should all be `label`: `mask` within the box `box`, `size` voxels."""
+    """A connected region of voxels that should all have one label.
+
+    Attributes:
+        label: The label; 0 for background.
+        box: Bounding box of the region.
+        mask: The region within its box.
+        size: Number of voxels.
+    """
 
     label: int
     box: tuple[slice, ...]
     mask: npt.NDArray[np.bool_]
     size: int
 
-    def click(self, rng: np.random.Generator, *, noise: float = 0.0, deep: float = DEEP) -> tuple[int, int, int]:
-        """A voxel inside, at least the share `deep` of the largest depth, `noise` (standard deviation, voxels) beside
-        where it was meant; never off the mask's box by more than the noise, and never below 0."""
+    def click(
+        self, rng: np.random.Generator, *, noise: float = 0.0, min_depth: float = MIN_DEPTH
+    ) -> tuple[int, int, int]:
+        """A random voxel deep inside the region.
+
+        Args:
+            rng: Source of randomness.
+            noise: Standard deviation of the click's offset from that voxel, in voxels; none across a region of one
+                slice. With noise the click may leave the region, but indices never become negative.
+            min_depth: Least depth of the voxel, as a share of the region's largest depth.
+        """
         border = [int(n > 1) for n in self.mask.shape]
         depth = ndimage.distance_transform_edt(np.pad(self.mask, [(n, n) for n in border]))
-        places = np.argwhere(depth >= deep * depth.max()) - border
-        place = places[int(rng.integers(len(places)))] + [part.start for part in self.box]
-        x, y, z = (int(at) for at in place)
+        candidates = np.argwhere(depth >= min_depth * depth.max()) - border
+        voxel = candidates[int(rng.integers(len(candidates)))] + [part.start for part in self.box]
+        x, y, z = (int(index) for index in voxel)
         if noise:
             flat = [n == 1 for n in self.mask.shape]
-            missed = np.where(flat, 0, np.rint(rng.normal(0, noise, 3)))
-            x, y, z = (max(0, int(at + by)) for at, by in zip((x, y, z), missed, strict=True))
+            offset = np.where(flat, 0, np.rint(rng.normal(0, noise, 3)))
+            x, y, z = (max(0, int(index + by)) for index, by in zip((x, y, z), offset, strict=True))
         return x, y, z
 
     def stroke(self, rng: np.random.Generator, *, noise: float = 0.0) -> Array:
-        """Voxels (N, 3) of a line along the middle, on the slice of the last axis where most of the region is; all of
-        it `noise` (standard deviation, voxels) beside where it was meant, and never below 0."""
+        """A stroke along the region's centreline, on the slice of the last axis that has most of its voxels.
+
+        Args:
+            rng: Source of randomness.
+            noise: Standard deviation of the whole stroke's offset within the slice, in voxels. Indices never become
+                negative.
+
+        Returns:
+            Voxel indices, (N, 3).
+        """
         k = int(self.mask.sum((0, 1)).argmax())
-        line = np.insert(middle_line(self.mask[:, :, k]), 2, k, axis=1) + np.array([part.start for part in self.box])
-        missed = np.append(np.rint(rng.normal(0, noise, 2)), 0).astype(int)
-        drawn: Array = np.maximum(line + missed, 0)
-        return drawn
+        line = np.insert(centreline(self.mask[:, :, k]), 2, k, axis=1) + np.array([part.start for part in self.box])
+        offset = np.append(np.rint(rng.normal(0, noise, 2)), 0).astype(int)
+        stroke: Array = np.maximum(line + offset, 0)
+        return stroke
 
 
-def middle_line(mask: npt.NDArray[np.bool_], spacing: Array | None = None) -> Array:
-    """Pixels (N, 2) of a line through the middle of a mask's largest part, from end to end of its depth; `spacing` of
-    the pixels in mm."""
+def centreline(mask: npt.NDArray[np.bool_], spacing: Array | None = None) -> Array:
+    """A line through the middle of a mask's largest component, along its principal axis.
+
+    Args:
+        mask: Mask of a slice, (X, Y).
+        spacing: Pixel spacing in mm, (2,); isotropic by default.
+
+    Returns:
+        Pixel indices, (N, 2).
+    """
     step = np.ones(2) if spacing is None else spacing
-    parts, sizes = _parts(mask)
-    mask = parts == 1 + int(sizes.argmax())
+    components, sizes = _components(mask)
+    mask = components == 1 + int(sizes.argmax())
     depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=step)[1:-1, 1:-1]
     core = np.argwhere(mask & (depth >= depth.max() / 2))
     off = core - core.mean(0)
@@ -72,48 +102,68 @@ def middle_line(mask: npt.NDArray[np.bool_], spacing: Array | None = None) -> Ar
     return np.array(path)
 
 
-def regions(truth: Array, guess: Array, labels: int, *, count: int) -> list[Region]:
-    """The `count` largest errors of the guess, largest first; `labels` is how many there are, background included."""
-    wrong = truth != guess
-    parts = [_parts(wrong & (truth == label)) for label in range(labels)]
-    sizes = [(int(size), label, part) for label, (_, found) in enumerate(parts) for part, size in enumerate(found, 1)]
+def error_regions(truth: Array, predicted: Array, labels: int, *, count: int) -> list[Region]:
+    """The largest error regions of a prediction, largest first.
+
+    Args:
+        truth: Reference label map, (X, Y, Z).
+        predicted: Predicted label map, (X, Y, Z).
+        labels: Number of labels, including background.
+        count: Number of regions at most.
+    """
+    wrong = truth != predicted
+    by_label = [_components(wrong & (truth == label)) for label in range(labels)]
+    sizes = [(int(size), label, part) for label, (_, all_) in enumerate(by_label) for part, size in enumerate(all_, 1)]
     largest = sorted(sizes, key=lambda item: -item[0])[:count]
-    return [_region(parts[label][0] == part, label, size) for size, label, part in largest]
+    return [_region(by_label[label][0] == part, label, size) for size, label, part in largest]
 
 
-def structure(truth: Array, label: int) -> Region | None:
-    """The largest connected part of a structure."""
-    parts, sizes = _parts(truth == label)
+def largest_component(truth: Array, label: int) -> Region | None:
+    """The largest connected component of a label; None if the label map does not have it."""
+    components, sizes = _components(truth == label)
     if not len(sizes):
         return None
-    return _region(parts == 1 + int(sizes.argmax()), label, int(sizes.max()))
+    return _region(components == 1 + int(sizes.argmax()), label, int(sizes.max()))
 
 
-def placed_on(position: tuple[int, int, int], shape: tuple[int, ...]) -> Position:
-    """A click as a position on a grid of this shape, moved onto it if noise took it beyond."""
-    x, y, z = (float(min(at, n - 1)) for at, n in zip(position, shape, strict=True))
+def clamped(voxel: tuple[int, int, int], shape: tuple[int, ...]) -> Position:
+    """A click's voxel as a position, moved onto the grid of this shape where noise took it beyond."""
+    x, y, z = (float(min(index, n - 1)) for index, n in zip(voxel, shape, strict=True))
     return x, y, z
 
 
 def corrections(
     truth: Array,
-    guess: Array,
+    predicted: Array,
     labels: int,
     *,
     count: int,
     rng: np.random.Generator,
     noise: float = 0.0,
-    deep: float = DEEP,
+    min_depth: float = MIN_DEPTH,
 ) -> Iterator[tuple[int, Position]]:
-    """Labels and places of clicks into the `count` largest wrong regions."""
-    for region in regions(truth, guess, labels, count=count):
-        yield region.label, placed_on(region.click(rng, noise=noise, deep=deep), truth.shape)
+    """Corrective clicks, one into each of the largest error regions.
+
+    Args:
+        truth: Reference label map, (X, Y, Z).
+        predicted: Predicted label map, (X, Y, Z).
+        labels: Number of labels, including background.
+        count: Number of clicks at most.
+        rng: Source of randomness.
+        noise: Standard deviation of the clicks' positions, in voxels.
+        min_depth: Least depth inside the region, as a share of its largest depth.
+
+    Yields:
+        The label of each click, and its position.
+    """
+    for region in error_regions(truth, predicted, labels, count=count):
+        yield region.label, clamped(region.click(rng, noise=noise, min_depth=min_depth), truth.shape)
 
 
-def _parts(mask: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Connected parts, numbered from 1, and their sizes in voxels."""
-    parts, _ = ndimage.label(mask)
-    return parts, np.bincount(parts.ravel())[1:]
+def _components(mask: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Connected components, numbered from 1, and their sizes in voxels."""
+    components, _ = ndimage.label(mask)
+    return components, np.bincount(components.ravel())[1:]
 
 
 def _region(mask: npt.NDArray[np.bool_], label: int, size: int) -> Region:

@@ -1,7 +1,7 @@
-"""ClickTrainTask: what tasks that learn from simulated clicks share.
+"""ClickTrainTask: the base class of trainers that learn from simulated clicks.
 
-Their networks see an image and one guidance channel for each structure and one for background, as
-`rayapp.inference.prompts.guidance.GuidedImage` makes them for training and inference alike.
+Their networks take an image, one guidance channel for each structure, and one for background, as
+`rayapp.inference.prompts.guidance.GuidedImage` draws them for training and inference alike.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rayapp.training.options import ClickOptions
 from rayapp.training.recipe import Labels, Predict, labels_of
 
 Clicks = list[list[Position]]
-"""Positions by guidance channel: structures by value, then background."""
-AT_ONCE = 4
-"""Clicks of one round into one image, at most."""
+"""Positions of clicks for each guidance channel: structures by value, then background."""
+MAX_CLICKS_PER_ROUND = 4
+"""Largest number of clicks into one image in one round."""
 
 
 class ClickTrainTask(BasicTrainTask[ClickOptions]):
-    """Arguments as of `BasicTrainTask`."""
+    """A trainer with guidance channels; see `Recipe` for its arguments."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class ClickTrainTask(BasicTrainTask[ClickOptions]):
         self.guidance_channels = len(self.labels) + 1
 
     def no_clicks(self) -> Clicks:
-        """An empty list for each channel."""
+        """An empty list for each guidance channel."""
         return [[] for _ in range(self.guidance_channels)]
 
-    def rounds(
+    def simulate_rounds(
         self,
         batch: Batch,
         clicks: list[Clicks],
@@ -55,42 +55,66 @@ class ClickTrainTask(BasicTrainTask[ClickOptions]):
         *,
         count: int,
     ) -> None:
-        """Let the network answer and the annotator correct it, `count` times: each time up to `AT_ONCE` clicks into the
-        largest errors of each image are added to `clicks`."""
-        for _ in range(count):
-            guesses = predict(guided_batch(batch.images, clicks)).argmax(1).to(torch.uint8).cpu().numpy()
-            for mine, truth, guess in zip(clicks, batch.labels.numpy(), guesses, strict=True):
-                add_corrections(
-                    mine, truth, guess, count=int(rng.integers(1, AT_ONCE + 1)), noise=options.click_noise, rng=rng
-                )
+        """Simulate rounds of prediction and correction.
 
-    def corrected(self, image: Tensor, truth: Labels, clicks: Clicks, predict: Predict, *, count: int) -> Labels:
-        """What the network finds after `count` more clicks, each into what is then the largest error."""
+        Each round the network predicts every image, and up to `MAX_CLICKS_PER_ROUND` clicks into its largest errors are
+        added to `clicks`.
+
+        Args:
+            batch: Images and reference labels.
+            clicks: The clicks on each image; extended in place.
+            predict: The network as it is now.
+            options: The run's options.
+            rng: Source of randomness.
+            count: Number of rounds.
+        """
+        for _ in range(count):
+            predictions = predict(with_guidance_batch(batch.images, clicks)).argmax(1).to(torch.uint8).cpu().numpy()
+            for own, truth, predicted in zip(clicks, batch.labels.numpy(), predictions, strict=True):
+                number = int(rng.integers(1, MAX_CLICKS_PER_ROUND + 1))
+                add_corrections(own, truth, predicted, count=number, noise=options.click_noise, rng=rng)
+
+    def predict_with_corrections(
+        self, image: Tensor, truth: Labels, clicks: Clicks, predict: Predict, *, count: int
+    ) -> Labels:
+        """The prediction after corrective clicks, each into the largest error at that time.
+
+        Args:
+            image: The image, (C, …).
+            truth: The reference label map, (…).
+            clicks: The clicks so far; extended in place.
+            predict: The network as it is now.
+            count: Number of corrective clicks.
+
+        Returns:
+            The label map, (…).
+        """
         rng = np.random.default_rng(0)
-        found = labels_of(predict(guided(image, clicks)[None]))
+        predicted = labels_of(predict(with_guidance(image, clicks)[None]))
         for _ in range(count):
-            add_corrections(clicks, truth, found, count=1, noise=0.0, rng=rng)
-            found = labels_of(predict(guided(image, clicks)[None]))
-        return found
+            add_corrections(clicks, truth, predicted, count=1, noise=0.0, rng=rng)
+            predicted = labels_of(predict(with_guidance(image, clicks)[None]))
+        return predicted
 
 
-def guided(image: Tensor, clicks: Clicks) -> Tensor:
-    """What the network is shown of one image, (C, X, Y, Z) or (C, X, Y), and the clicks on it."""
+def with_guidance(image: Tensor, clicks: Clicks) -> Tensor:
+    """The network's input for an image, (C, X, Y, Z) or (C, X, Y), and clicks: its channels, then the guidance."""
     flat = image.ndim == 3
-    whole = (image[..., None] if flat else image).numpy()
-    shown = torch.from_numpy(guidance.GuidedImage(whole, len(clicks)).show(clicks))
-    return shown[..., 0] if flat else shown
+    volume = (image[..., None] if flat else image).numpy()
+    channels = torch.from_numpy(guidance.GuidedImage(volume, len(clicks)).show(clicks))
+    return channels[..., 0] if flat else channels
 
 
-def guided_batch(images: Tensor, clicks: Sequence[Clicks]) -> Tensor:
-    """The same of several."""
-    return torch.stack([guided(image, mine) for image, mine in zip(images, clicks, strict=True)])
+def with_guidance_batch(images: Tensor, clicks: Sequence[Clicks]) -> Tensor:
+    """The network's input for images (N, C, …) and the clicks on each."""
+    return torch.stack([with_guidance(image, own) for image, own in zip(images, clicks, strict=True)])
 
 
 def add_corrections(
-    clicks: Clicks, truth: Labels, guess: Labels, *, count: int, noise: float, rng: np.random.Generator
+    clicks: Clicks, truth: Labels, predicted: Labels, *, count: int, noise: float, rng: np.random.Generator
 ) -> None:
-    """Add a click into each of the `count` largest errors."""
-    truth, guess = np.atleast_3d(truth), np.atleast_3d(guess)
-    for label, position in click_simulation.corrections(truth, guess, len(clicks), count=count, rng=rng, noise=noise):
+    """Add corrective clicks to `clicks`, in place: one into each of the `count` largest error regions."""
+    truth, predicted = np.atleast_3d(truth), np.atleast_3d(predicted)
+    corrections = click_simulation.corrections(truth, predicted, len(clicks), count=count, rng=rng, noise=noise)
+    for label, position in corrections:
         clicks[(label - 1) % len(clicks)].append(position)

@@ -1,17 +1,18 @@
-"""DeepGrow: one structure, any structure, outlined by clicks in and around it (Sakinis et al., 2019).
+"""Training of DeepGrow: segmentation of any single structure from clicks inside and outside it.
 
-Whatever a label map's value, each of its structures in turn is "the" structure; the network sees the image, the clicks
-in it (foreground) and those beside it (background), and answers background and foreground, two channels of logits.
-Training always shows clicks: one deep inside the structure and, up to `rounds` times, corrections of the network's own
-prediction.
+Sakinis et al., "Interactive segmentation of medical images through fully convolutional neural networks" (2019).
 
-    deepgrow_3d   image (C, X, Y, Z) scaled whole into the ROI, as DeepEdit's
-    deepgrow_2d   slices (C, X, Y) as `rayapp.inference.network.slices` makes them, intensities normalised over the
+Each structure of a label map is the foreground in turn, whatever its value. The network's input is the image with
+foreground and background clicks, its output two channels of logits. Every training step has clicks: one deep inside the
+structure and, for up to `rounds` rounds, corrections of the network's own prediction.
+
+    deepgrow_3d   images (C, X, Y, Z) resampled whole into the ROI, as for DeepEdit
+    deepgrow_2d   slices (C, X, Y) as `rayapp.inference.network.slices` makes them, with intensities normalised over the
                   whole stack
 
-The network's channels are the image's C, foreground guidance, background guidance, in this order; for slices guidance
-is drawn as in a volume of one slice. The card's labels are `{"foreground": 1}`.
-`rayapp.inference.methods.deepgrow` serves what is made here.
+The network's channels are the image's C, foreground guidance and background guidance, in this order; for slices the
+guidance is drawn as in a volume of one slice. The card's labels are `{"foreground": 1}`.
+`rayapp.inference.methods.deepgrow` serves these models.
 """
 
 from __future__ import annotations
@@ -31,25 +32,29 @@ from rayapp.models.store import ModelVersion
 from rayapp.training import click_simulation
 from rayapp.training.augmentation import augmentation
 from rayapp.training.cases import Case, case_of, read_pair
-from rayapp.training.clicks import Clicks, ClickTrainTask, guided_batch
+from rayapp.training.clicks import Clicks, ClickTrainTask, with_guidance_batch
 from rayapp.training.design import Design
 from rayapp.training.feed import Batch, Example
 from rayapp.training.options import ClickOptions
-from rayapp.training.recipe import Answer, Labels, Predict, answer_of, example
+from rayapp.training.recipe import Evaluation, Labels, Predict, evaluation_of, example
 from rayapp.training.train_task import Pair
 
 
 class DeepGrowTrainTask(ClickTrainTask):
-    """DeepGrow 3D; arguments as of `BasicTrainTask`."""
+    """Trainer of DeepGrow 3D; see `Recipe` for its arguments."""
 
     measurements = ("dice_after_one_click", "dice_after_clicks")
-    whole = True
+    whole_image = True
 
     def __init__(self, *, description: str, options: ClickOptions, conf: Mapping[str, Any] | None = None) -> None:
         super().__init__(labels={FOREGROUND: 1}, description=description, options=options, conf=conf)
 
     def read(self, pair: Pair, design: Design) -> Case:
-        """A pair on the network's grid, with the label file's own values. Raises BadRequest."""
+        """Read a pair onto the network's grid, with the label file's own values.
+
+        Raises:
+            BadRequest: If its files cannot be trained with.
+        """
         volume, labels = read_pair(pair, None)
         grid = NetworkGrid.fit(
             volume.shape,
@@ -63,16 +68,16 @@ class DeepGrowTrainTask(ClickTrainTask):
     def examples(
         self, design: Design, options: ClickOptions
     ) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
-        """One of a case's structures (of each of some slices), augmented."""
-        change = [augmentation((), dimensions=self.dimensions, spacing=design.spacing)] if options.augment else []
+        """A function from a case to training examples with one structure each, augmented."""
+        augment = [augmentation((), dimensions=self.dimensions, spacing=design.spacing)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
-            return [example(image, truth, change, rng) for image, truth in self.chosen(case, rng)]
+            return [example(image, truth, augment, rng) for image, truth in self.sample_structures(case, rng)]
 
         return make
 
-    def chosen(self, case: Case, rng: np.random.Generator) -> Iterator[Example]:
-        """The image with one of its structures, drawn evenly, as 1."""
+    def sample_structures(self, case: Case, rng: np.random.Generator) -> Iterator[Example]:
+        """The image with one of its structures as foreground, all structures with equal probability."""
         values = structures(case.labels)
         if values:
             yield case.image, (case.labels == values[int(rng.integers(len(values)))]).to(torch.uint8)
@@ -80,35 +85,40 @@ class DeepGrowTrainTask(ClickTrainTask):
             yield case.image, case.labels
 
     def inputs(self, batch: Batch, predict: Predict, options: ClickOptions, rng: np.random.Generator) -> Tensor:
-        """The images and the guidance of a first click and of up to `rounds` rounds of corrections."""
-        clicks = [self.first(truth, rng, noise=options.click_noise) for truth in batch.labels.numpy()]
-        self.rounds(batch, clicks, predict, options, rng, count=int(rng.integers(0, options.rounds + 1)))
-        return guided_batch(batch.images, clicks)
+        """The images with guidance of a first click, and of up to `rounds` rounds of corrective clicks."""
+        clicks = [self.first_click(truth, rng, noise=options.click_noise) for truth in batch.labels.numpy()]
+        self.simulate_rounds(batch, clicks, predict, options, rng, count=int(rng.integers(0, options.rounds + 1)))
+        return with_guidance_batch(batch.images, clicks)
 
-    def first(self, truth: Labels, rng: np.random.Generator, *, noise: float) -> Clicks:
+    def first_click(self, truth: Labels, rng: np.random.Generator, *, noise: float) -> Clicks:
         """A click deep inside the structure, if there is one."""
         clicks, truth = self.no_clicks(), np.atleast_3d(truth)
-        part = click_simulation.structure(truth, 1)
+        part = click_simulation.largest_component(truth, 1)
         if part is not None:
-            clicks[0].append(click_simulation.placed_on(part.click(rng, noise=noise), truth.shape))
+            clicks[0].append(click_simulation.clamped(part.click(rng, noise=noise), truth.shape))
         return clicks
 
-    def validate(self, case: Case, predict: Predict, options: ClickOptions) -> Iterator[Answer]:
-        """Each structure, after its first click and after `val_clicks`."""
-        for image, labels in self.each(case):
-            truth, found = labels.numpy(), {}
+    def validate(self, case: Case, predict: Predict, options: ClickOptions) -> Iterator[Evaluation]:
+        """Evaluate the network in training on each structure, after the first click and after `val_clicks`."""
+        for image, labels in self.each_structure(case):
+            truth, predictions = labels.numpy(), {}
             for name, more in zip(self.measurements, (0, options.val_clicks - 1), strict=True):
-                clicks = self.first(truth, np.random.default_rng(0), noise=0)
-                found[name] = self.corrected(image, truth, clicks, predict, count=more)
-            yield answer_of(image, labels, found)
+                clicks = self.first_click(truth, np.random.default_rng(0), noise=0)
+                predictions[name] = self.predict_with_corrections(image, truth, clicks, predict, count=more)
+            yield evaluation_of(image, labels, predictions)
 
-    def each(self, case: Case) -> Iterator[Example]:
-        """The image with each of its structures as 1."""
+    def each_structure(self, case: Case) -> Iterator[Example]:
+        """The image with each of its structures as foreground in turn."""
         for value in structures(case.labels):
             yield case.image.float(), (case.labels == value).to(torch.uint8)
 
-    def answers(self, version: ModelVersion, pairs: Sequence[Pair], options: ClickOptions) -> Iterator[Answer]:
-        """What a version's network answers, on its own grid. Raises ModelBroken, BadRequest."""
+    def evaluate(self, version: ModelVersion, pairs: Sequence[Pair], options: ClickOptions) -> Iterator[Evaluation]:
+        """Evaluate a version's network on its own grid.
+
+        Raises:
+            ModelBroken: If the version cannot be loaded.
+            BadRequest: If a pair cannot be read.
+        """
         design = Design.of(version.card, guidance=self.guidance_channels)
         channels = (design.channels + self.guidance_channels, 2)
         network = Network(name=version.name, config=design.network, weights=version.weights, channels=channels)
@@ -117,13 +127,17 @@ class DeepGrowTrainTask(ClickTrainTask):
 
 
 class DeepGrow2dTrainTask(DeepGrowTrainTask):
-    """DeepGrow 2D, of slices as they were acquired."""
+    """Trainer of DeepGrow 2D, which segments slices in the plane of their acquisition."""
 
     dimensions = 2
-    at_a_visit = 4
+    examples_per_case = 4
 
     def read(self, pair: Pair, design: Design) -> Case:
-        """A pair as a stack: image (C, K, X, Y), labels (K, X, Y). Raises BadRequest."""
+        """Read a pair as a stack of slices: image (C, K, X, Y), labels (K, X, Y).
+
+        Raises:
+            BadRequest: If its files cannot be trained with.
+        """
         volume, labels = read_pair(pair, None)
         affine = volume.affine
         grid = slices.slice_grid(
@@ -132,14 +146,15 @@ class DeepGrow2dTrainTask(DeepGrowTrainTask):
         image = self.normalised(volume, pair, design, lambda channel: slices.stack(grid, affine, channel))
         return case_of(image, slices.label_stack(grid, affine, labels))
 
-    def chosen(self, case: Case, rng: np.random.Generator) -> Iterator[Example]:
-        """Some slices that show a structure, each with one of its own as 1."""
-        shown = np.flatnonzero(case.labels.flatten(1).any(1).numpy())
-        for k in rng.choice(shown, self.at_a_visit) if len(shown) else [0] * self.at_a_visit:
-            yield from super().chosen(Case(image=case.image[:, int(k)], labels=case.labels[int(k)]), rng)
+    def sample_structures(self, case: Case, rng: np.random.Generator) -> Iterator[Example]:
+        """Random slices that contain a structure, each with one of its structures as foreground."""
+        labelled = np.flatnonzero(case.labels.flatten(1).any(1).numpy())
+        count = self.examples_per_case
+        for k in rng.choice(labelled, count) if len(labelled) else [0] * count:
+            yield from super().sample_structures(Case(image=case.image[:, int(k)], labels=case.labels[int(k)]), rng)
 
-    def each(self, case: Case) -> Iterator[Example]:
-        """Each structure, on the slice that shows most of it."""
+    def each_structure(self, case: Case) -> Iterator[Example]:
+        """Each structure as foreground, on the slice that contains most of its voxels."""
         for value in structures(case.labels):
             mask = (case.labels == value).to(torch.uint8)
             k = int(mask.flatten(1).sum(1, dtype=torch.int64).argmax())
@@ -147,5 +162,5 @@ class DeepGrow2dTrainTask(DeepGrowTrainTask):
 
 
 def structures(labels: Tensor) -> list[int]:
-    """The values of a label map, without background."""
+    """The values of a label map, except background."""
     return [int(value) for value in np.unique(labels.numpy()) if value]

@@ -1,4 +1,4 @@
-"""Design: what a network sees and is, and how a training goes about it. Pure, but for what workers tell each other."""
+"""Design: a network's architecture, its grid, and the plan of its training. Pure, except for `broadcast_design`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,26 @@ from rayapp.planner import Proposal, Survey
 from rayapp.training.train_task import Host
 
 GRID = ("spacing", "roi_size", "network")
-"""What weights are bound to, in a card and in a request."""
-FAR = 2.0
-"""Times as coarse or as fine as the data's voxels, beyond which a version's are given up."""
+"""The fields of a card that weights depend on; a request may set them too."""
+MAX_SPACING_RATIO = 2.0
+"""Largest ratio between a version's voxel spacing and the data's at which the version is still fine-tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """The part of a card that must stand before training: as `SegmentationTask` takes it.
+    """The part of a version's card that is fixed before training, as `SegmentationTask` reads it.
 
-    `spacing` in mm and `roi_size` in voxels, along R, A, S; along the plane's two axes for networks of slices. One
-    number for the spacing is the same along all. `channels` are those of an image, without guidance. `plan` is how the
-    training goes about it (`train_batch_size`, and `cache` in MiB, where the options leave them open) and why the
-    design is as it is: plain JSON, for the record.
+    Attributes:
+        labels: Value by structure name.
+        spacing: Voxel spacing of the network's grid in mm, along R, A, S; along the two in-plane axes for networks of
+            slices. One number stands for all axes.
+        roi_size: Size of the network's input in voxels, along the same axes.
+        network: The network's description, as `rayapp.models.networks.build` takes it.
+        channels: Image channels, without guidance channels.
+        overlap: Overlap of sliding windows, as a share of their size.
+        windows: Windows per batch.
+        precision: `bfloat16` or `float32`.
+        plan: Plan of the training, as plain JSON: `train_batch_size`, `cache` in MiB, and the reasons for the design.
     """
 
     labels: Mapping[str, int]
@@ -45,7 +52,12 @@ class Design:
 
     @classmethod
     def of(cls, card: Mapping[str, Any], *, guidance: int) -> Self:
-        """As a card states it; `guidance` is how many of the network's channels are no image's."""
+        """The design that a card states.
+
+        Args:
+            card: A version's card.
+            guidance: Number of guidance channels among the network's input channels.
+        """
         return cls(
             labels=card["labels"],
             spacing=spacing_of(card["spacing"]),
@@ -60,8 +72,8 @@ class Design:
 
     @classmethod
     def proposed(cls, proposal: Proposal, survey: Survey, *, labels: Mapping[str, int]) -> Self:
-        """As the planner proposes."""
-        spent = ("forward_memory", "step_memory", "forward_seconds", "step_seconds")
+        """The design that the planner proposes for surveyed images."""
+        costs = ("forward_memory", "step_memory", "forward_seconds", "step_seconds")
         return cls(
             labels=labels,
             spacing=proposal.spacing,
@@ -75,18 +87,18 @@ class Design:
                 "train_batch_size": proposal.train_batch_size,
                 "cache": -(-proposal.cache >> 20),
                 "why": dict(proposal.why),
-                "foretold": {name: getattr(proposal, name) for name in spent},
+                "foretold": {name: getattr(proposal, name) for name in costs},
                 "survey": json.loads(json.dumps(asdict(survey))),
             },
         )
 
     @property
     def divisor(self) -> tuple[int, ...]:
-        """What the network's grids are multiples of."""
+        """The number that the network's input sizes must be multiples of, along each axis."""
         return divisor_of(self.network)
 
     def card(self) -> dict[str, Any]:
-        """Its part of a card."""
+        """The design as part of a version's card; plain JSON."""
         return {
             "labels": dict(self.labels),
             "network": dict(self.network),
@@ -99,51 +111,69 @@ class Design:
         }
 
     def objection(self, card: Mapping[str, Any], *, fixed: Iterable[str]) -> str | None:
-        """Why a version with this card is not trained on where this design suits the data; None if it may be.
+        """The reason not to fine-tune a version on data that this design suits.
 
-        `fixed` names what somebody asked for and so has to be as it is here.
+        Args:
+            card: The version's card.
+            fixed: Fields of `GRID` that the request or the app set, and in which the version must agree.
+
+        Returns:
+            The reason, or None if the version can be fine-tuned.
         """
-        mine, its = self.card(), card
+        own = self.card()
         for name, what in (("in_channels", "channels"), ("spatial_dims", "dimensions")):
-            if its["network"].get(name) != self.network.get(name):
+            if card["network"].get(name) != self.network.get(name):
                 return f"the images have another number of {what}"
         for name in fixed:
-            if not _alike(mine[name], its[name]):
+            if not _equal(own[name], card[name]):
                 return f"another {name} was asked for"
-        own = np.array(its["spacing"], dtype=float)
-        if not (own > 0).all() or np.abs(np.log(own / np.array(self.spacing))).max() > np.log(FAR):
-            return f"its voxels of {its['spacing']} mm are far from the data's, {mine['spacing']} mm"
+        spacing = np.array(card["spacing"], dtype=float)
+        limit = np.log(MAX_SPACING_RATIO)
+        if not (spacing > 0).all() or np.abs(np.log(spacing / np.array(self.spacing))).max() > limit:
+            return f"its voxels of {card['spacing']} mm are far from the data's, {own['spacing']} mm"
         return None
 
 
-def spacing_of(stated: Any) -> float | tuple[float, ...]:
-    """A number, or a list of them as tuple. Raises TypeError, ValueError."""
-    return tuple(float(mm) for mm in stated) if isinstance(stated, (list, tuple)) else float(stated)
+def spacing_of(value: Any) -> float | tuple[float, ...]:
+    """A spacing in mm as a card or a request states it: a number, or a list that becomes a tuple.
+
+    Raises:
+        TypeError, ValueError: If it is neither.
+    """
+    return tuple(float(mm) for mm in value) if isinstance(value, (list, tuple)) else float(value)
 
 
-def agreed(host: Host, decide: Callable[[], Design], *, guidance: int) -> Design:
-    """What rank 0 decides, in every worker: machines and clocks differ. Raises in all of them the BadRequest that
-    `decide` raises in one."""
+def broadcast_design(host: Host, decide: Callable[[], Design], *, guidance: int) -> Design:
+    """The design that rank 0 decides on, in every worker: the workers' machines may differ, and so would their designs.
+
+    Args:
+        host: The worker's environment.
+        decide: Makes the design; called on rank 0 alone.
+        guidance: Number of guidance channels among the network's input channels.
+
+    Raises:
+        BadRequest: In every worker, if `decide` raises it.
+    """
     if host.world_size == 1:
         return decide()
-    said = b""
+    message = b""
     if host.rank == 0:
         try:
-            said = json.dumps({"design": decide().card()}).encode()
+            message = json.dumps({"design": decide().card()}).encode()
         except BadRequest as error:
-            said = json.dumps({"refused": error.detail}).encode()
-    size = torch.tensor([len(said)], device=host.device)
+            message = json.dumps({"refused": error.detail}).encode()
+    size = torch.tensor([len(message)], device=host.device)
     distributed.broadcast(size, src=0)
-    text = torch.tensor(list(said) or [0] * int(size), dtype=torch.uint8, device=host.device)
+    text = torch.tensor(list(message) or [0] * int(size), dtype=torch.uint8, device=host.device)
     distributed.broadcast(text, src=0)
-    heard = json.loads(bytes(text.cpu().tolist()))
-    if "refused" in heard:
-        raise BadRequest(heard["refused"])
-    return Design.of(heard["design"], guidance=guidance)
+    received = json.loads(bytes(text.cpu().tolist()))
+    if "refused" in received:
+        raise BadRequest(received["refused"])
+    return Design.of(received["design"], guidance=guidance)
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two cards say the same, numbers to a thousandth."""
+def _equal(one: Any, other: Any) -> bool:
+    """True for equal values of two cards; numbers may differ by a thousandth."""
     if isinstance(one, (int, float, Sequence)) and not isinstance(one, str):
         try:
             return bool(np.allclose(np.array(one, dtype=float), np.array(other, dtype=float), rtol=1e-3))

@@ -1,7 +1,7 @@
-"""Feed: one epoch's batches, made one ahead of the network in a thread of its own.
+"""Feed: the batches of an epoch, prepared ahead of the network in a thread of their own.
 
-What a batch holds follows from the seed, the epoch and the case's place in it alone, so that a run that goes on from a
-checkpoint sees what it would have seen, in whatever number of workers.
+A batch depends only on the seed, the epoch and the cases' positions within the epoch, so that a run resumed from a
+checkpoint sees the batches it would have seen, with any number of workers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ Example = tuple[Tensor, Tensor]
 """An image, (C, …) float32, and its labels, (…) uint8."""
 Indices = npt.NDArray[np.int64]
 AHEAD = 2
-"""Batches made before they are asked for."""
+"""Batches prepared in advance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Images (N, C, …), float32, and labels (N, …), uint8, on the CPU."""
+    """A batch on the CPU.
+
+    Attributes:
+        images: (N, C, …), float32.
+        labels: (N, …), uint8.
+    """
 
     images: Tensor
     labels: Tensor
@@ -36,9 +41,16 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """Batches of one worker's share of the cases.
+    """The batches of one worker.
 
-    `examples` makes what is learnt from a case, with the generator it is given; it runs in the feed's thread.
+    Attributes:
+        cases: All training cases.
+        examples: Makes the training examples of a case, with the random generator it is given; runs in the feed's
+            thread.
+        batch_size: Cases per batch.
+        seed: Seed of order and examples.
+        rank: The worker's rank.
+        world_size: Number of workers.
     """
 
     cases: Cases
@@ -49,43 +61,49 @@ class Feed:
     world_size: int
 
     def batches(self, consumed: int = 0) -> int:
-        """Batches that are left of an epoch when `consumed` of its cases were trained with, by all workers."""
+        """Batches left in an epoch of which all workers together have trained on `consumed` cases."""
         return -(-(len(self.cases) - consumed) // (self.batch_size * self.world_size))
 
     def epoch(self, epoch: int, *, consumed: int = 0) -> Iterator[Batch]:
-        """This worker's batches. Every worker gets as many: some cases come twice where they cannot be shared out.
+        """This worker's batches of an epoch. All workers get the same number; cases repeat if they do not divide
+        evenly.
 
-        Raises BadRequest for a case that cannot be read.
+        Args:
+            epoch: Number of the epoch, from 0.
+            consumed: Cases of the epoch that all workers together have trained on already.
+
+        Raises:
+            BadRequest: For a case that cannot be read.
         """
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.cases))
         count, per_step = self.batches(consumed), self.batch_size * self.world_size
-        places = np.resize(np.arange(consumed, len(order)), count * per_step)
-        mine = places.reshape(count, self.world_size, self.batch_size)[:, self.rank]
+        positions = np.resize(np.arange(consumed, len(order)), count * per_step)
+        own = positions.reshape(count, self.world_size, self.batch_size)[:, self.rank]
         with ThreadPoolExecutor(1, thread_name_prefix="feed") as reader:
-            waiting = [reader.submit(self._batch, epoch, order, places) for places in mine[:AHEAD]]
+            pending = [reader.submit(self._batch, epoch, order, batch) for batch in own[:AHEAD]]
             try:
                 for step in range(count):
-                    batch = waiting.pop(0).result()
+                    batch = pending.pop(0).result()
                     if step + AHEAD < count:
-                        waiting.append(reader.submit(self._batch, epoch, order, mine[step + AHEAD]))
+                        pending.append(reader.submit(self._batch, epoch, order, own[step + AHEAD]))
                     yield batch
             finally:
                 reader.shutdown(cancel_futures=True)
 
-    def _batch(self, epoch: int, order: Indices, places: Indices) -> Batch:
-        made: list[Example] = []
-        for place in places:
-            rng = np.random.default_rng((self.seed, epoch, int(place)))
-            made += self.examples(self.cases[int(order[place])], rng)
-        return batch_of(made)
+    def _batch(self, epoch: int, order: Indices, positions: Indices) -> Batch:
+        examples: list[Example] = []
+        for position in positions:
+            rng = np.random.default_rng((self.seed, epoch, int(position)))
+            examples += self.examples(self.cases[int(order[position])], rng)
+        return batch_of(examples)
 
 
 def batch_of(examples: Sequence[Example]) -> Batch:
-    """Examples as one batch, padded at the ends to as many voxels along each axis as the largest has."""
+    """Stack examples to a batch, each padded at the end of every axis to the largest example's size."""
     largest = np.max([labels.shape for _, labels in examples], axis=0)
     images, maps = [], []
     for image, labels in examples:
-        ends = [int(n) for more in reversed(largest - labels.shape) for n in (0, more)]
-        images.append(pad(image, ends, value=PADDING))
-        maps.append(pad(labels, ends))
+        widths = [int(n) for missing in reversed(largest - labels.shape) for n in (0, missing)]
+        images.append(pad(image, widths, value=PADDING))
+        maps.append(pad(labels, widths))
     return Batch(images=torch.stack(images), labels=torch.stack(maps))

@@ -1,4 +1,4 @@
-"""Learner: a network that learns, on one device; with other workers where there are any. One thread."""
+"""Learner: a network in training with its optimiser and schedule, on one worker's device. Used by one thread."""
 
 from __future__ import annotations
 
@@ -24,16 +24,25 @@ from rayapp.training.recipe import Opts, Recipe
 from rayapp.training.train_task import Host
 
 CLIP = 5.0
-"""Norm to which gradients are clipped."""
+"""Largest norm of the gradient; larger ones are clipped."""
 
 
 class Learner(Generic[Opts]):
-    """The network, its loss, optimiser and schedule, as the task chooses them; `steps` is how many there will be.
+    """The network, and the loss, optimiser and schedule that the recipe chooses.
 
-    All that is random in a step follows from the seed, the step's number and the worker's rank.
+    The randomness of a step depends only on the seed, the step's number and the worker's rank.
     """
 
     def __init__(self, task: Recipe[Opts], design: Design, options: Opts, host: Host, *, steps: int) -> None:
+        """Build the network.
+
+        Args:
+            task: The recipe.
+            design: The network and its grid.
+            options: The run's options.
+            host: The worker's environment.
+            steps: Number of steps of the whole run, which the learning rate schedule spans.
+        """
         self._task = task
         self._options = options
         self._host = host
@@ -55,13 +64,25 @@ class Learner(Generic[Opts]):
         return float(self._optimizer.param_groups[0]["lr"])
 
     def start_from(self, version: ModelVersion) -> None:
-        """Take over a version's weights. Raises ModelBroken."""
+        """Load a version's weights.
+
+        Raises:
+            ModelBroken: If they do not fit the network.
+        """
         load_weights(self.network, version.weights)
 
     def step(self, batches: Sequence[Batch], number: int) -> tuple[float, list[float]]:
-        """One step over the batches; the loss and each structure's Dice.
+        """One step of the optimiser.
 
-        Raises BadRequest when the loss is no longer a number.
+        Args:
+            batches: The batches whose gradients are accumulated.
+            number: Number of the step, from 0.
+
+        Returns:
+            The loss, and the Dice score of each structure.
+
+        Raises:
+            BadRequest: If the loss is no longer finite.
         """
         rank = self._host.rank
         torch.manual_seed((self._options.seed << 32) + (number << 8) + rank)
@@ -69,18 +90,18 @@ class Learner(Generic[Opts]):
         self._optimizer.zero_grad(set_to_none=True)
         losses, scores = [], []
         for index, batch in enumerate(batches):
-            shown = self._task.inputs(batch, self.predict, self._options, rng)
+            inputs = self._task.inputs(batch, self.predict, self._options, rng)
             labels = batch.labels.to(self._host.device)
             self.network.train()
             last = index == len(batches) - 1
             with nullcontext() if self._wrapped is None or last else self._wrapped.no_sync():
-                logits = self._forward(self._wrapped or self.network, shown)
+                logits = self._forward(self._wrapped or self.network, inputs)
                 loss = self._loss(logits, labels[:, None]) / len(batches)
                 torch.autograd.backward(loss)
             losses.append(loss.item())
             with torch.no_grad():
-                found = logits.argmax(1).to(torch.uint8).cpu().numpy()
-            scores.append(dice(found, batch.labels.numpy(), logits.shape[1] - 1))
+                predicted = logits.argmax(1).to(torch.uint8).cpu().numpy()
+            scores.append(dice(predicted, batch.labels.numpy(), logits.shape[1] - 1))
         if not math.isfinite(sum(losses)):
             raise BadRequest(f"the loss is no longer a number at iteration {number + 1}: lower the learning_rate")
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
@@ -89,7 +110,7 @@ class Learner(Generic[Opts]):
         return sum(losses), mean_of(scores)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits as the network stands now, without gradient, float32."""
+        """The network's present logits, float32, without gradient."""
         self.network.eval()
         with torch.no_grad():
             return self._forward(self.network, images)
@@ -105,7 +126,7 @@ class Learner(Generic[Opts]):
         return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The learner's part of a checkpoint."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -114,21 +135,21 @@ class Learner(Generic[Opts]):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint. Where the number of workers and so of steps has changed, the schedule goes on from
-        the same share of its way."""
+        """Resume from a checkpoint. If the number of steps has changed, as with the number of workers, the schedule
+        resumes at the same fraction of its length."""
         self.network.load_state_dict(state["network"])
         if state["steps"] == self._steps:
             self._scheduler.load_state_dict(state["scheduler"])
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the optimiser's own steps were made before
+                warnings.simplefilter("ignore")  # torch warns of schedule steps before the optimiser's, made before
                 for _ in range(round(state["scheduler"]["last_epoch"] / state["steps"] * self._steps)):
                     self._scheduler.step()
         self._optimizer.load_state_dict(state["optimizer"])
 
 
 def mean_of(scores: Sequence[Sequence[float]]) -> list[float]:
-    """Means of Dice by structure, NaN left out where there is another."""
+    """Mean Dice score of each structure over cases, (cases, structures); NaN is ignored."""
     table = np.array(scores, dtype=float)
     counts = (~np.isnan(table)).sum(axis=0)
     return [float(np.nansum(table[:, n]) / count) if count else math.nan for n, count in enumerate(counts)]

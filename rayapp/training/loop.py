@@ -1,9 +1,9 @@
-"""Run: one training from its request to its result, in each worker.
+"""Run: one training from its request to its result; each worker executes one.
 
-An epoch visits every training case once, shared out among the workers; an iteration is one step of the optimiser, by
-all of them together. Validation is shared out too, its sums added up. Rank 0 alone keeps the record, writes the
-checkpoints and measures the outcome. The host is asked whether to stop before each iteration and each validation
-case, as often in every worker.
+An epoch visits every training case once, divided among the workers; an iteration is one step of the optimiser, made by
+all of them together. Validation cases are divided too, and their Dice scores summed over workers. Rank 0 alone writes
+the report and the checkpoints and evaluates the result. `Host.stopped` is called before each iteration and each
+validation case, the same number of times in every worker.
 """
 
 from __future__ import annotations
@@ -26,121 +26,149 @@ from rayapp.models.store import ModelVersion
 from rayapp.training import checkpoint
 from rayapp.training.cases import Case, Cases, digest_of, name_of
 from rayapp.training.checkpoint import State
-from rayapp.training.design import GRID, Design, agreed
+from rayapp.training.design import GRID, Design, broadcast_design
 from rayapp.training.feed import Batch, Feed
 from rayapp.training.learner import Learner, mean_of
-from rayapp.training.metrics import Figures, Tally, figure
+from rayapp.training.metrics import Metrics, Tally, key_metric
 from rayapp.training.options import Options
-from rayapp.training.recipe import Answer, Recipe
-from rayapp.training.run_report import Record
+from rayapp.training.recipe import Evaluation, Recipe
+from rayapp.training.run_report import RunReport
 from rayapp.training.train_task import Host, Pair, Progress, TrainRequest, TrainResult
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-MEASURED = 64
-"""Validation cases, at most, that a finished model and the baseline are asked on their own grids."""
+MAX_EVALUATED = 64
+"""Largest number of validation cases that a finished model and the baseline are evaluated on."""
 
 
 class Run:
-    """One worker of a run. Raises BadRequest for params or data that cannot be trained with."""
+    """One worker of a run."""
 
     def __init__(self, task: Recipe[Any], request: TrainRequest, host: Host) -> None:
+        """Prepare the run: restore its checkpoint or choose a design, split the data, build the network.
+
+        Args:
+            task: The recipe.
+            request: The run.
+            host: The worker's environment.
+
+        Raises:
+            BadRequest: For params or data that cannot be trained with.
+        """
         self._task, self._request, self._host = task, request, host
         self._options: Options = task.options.over(request.params)
         pairs = sorted(request.pairs, key=name_of)
         if len(pairs) < 2:
-            raise BadRequest(f"training needs two labelled images or more, one to validate with; here are {len(pairs)}")
-        kept = self._kept()
+            raise BadRequest(
+                f"training needs at least two labelled images, one of them for validation, but there are {len(pairs)}: "
+                "label more images"
+            )
+        restored = self._restore()
         self._design = (
             Design.of(self._state.design, guidance=task.guidance_channels)
             if self._state.design
-            else agreed(host, lambda: self._designed(pairs), guidance=task.guidance_channels)
+            else broadcast_design(host, lambda: self._choose_design(pairs), guidance=task.guidance_channels)
         )
         self._state.design = self._design.card()
         self._options = self._options.planned(self._design.plan)
         parent = self._parent()
         self._train, self._val = task.partition(pairs, self._options)
         self._feed = Feed(
-            cases=Cases(self._train, self._read, capacity=self._share(len(self._train))),
+            cases=Cases(self._train, self._read, capacity=self._cache_bytes(len(self._train))),
             examples=task.examples(self._design, self._options),
             batch_size=self._options.train_batch_size,
             seed=self._options.seed,
             rank=host.rank,
             world_size=host.world_size,
         )
-        mine = self._val[host.rank :: host.world_size]
-        self._val_cases = Cases(mine, self._read, capacity=self._share(len(self._val)))
+        own = self._val[host.rank :: host.world_size]
+        self._val_cases = Cases(own, self._read, capacity=self._cache_bytes(len(self._val)))
         self._steps = self._steps_left(0)
         try:
             steps = self._options.max_epochs * self._steps
             self._learner = Learner(task, self._design, self._options, host, steps=steps)
-            if parent is not None and kept is None:
+            if parent is not None and restored is None:
                 self._learner.start_from(parent)
         except RayappError as error:
-            raise BadRequest(f"the network cannot be made: {error.detail}") from error
+            raise BadRequest(f"the network cannot be built: {error.detail}") from error
         self._best: dict[str, Any] | None = None
-        if kept is not None:
-            self._learner.restore(kept["learner"])
-            self._best = kept["best"]
+        if restored is not None:
+            self._learner.restore(restored["learner"])
+            self._best = restored["best"]
         later = max(0, self._options.max_epochs - self._state.epoch - 1) * self._steps
         self._state.iterations = self._state.iteration + self._steps_left(self._state.consumed) + later
-        self._record = Record(request.folder, epochs=self._options.max_epochs) if host.rank == 0 else None
-        if self._record is not None:
-            self._record.design(self._state.design)
+        self._report = RunReport(request.folder, epochs=self._options.max_epochs) if host.rank == 0 else None
+        if self._report is not None:
+            self._report.design(self._state.design)
 
-    def go(self) -> TrainResult | None:
-        """Train to the end; the result on rank 0, None on other ranks or when stopped."""
+    def train(self) -> TrainResult | None:
+        """Train to the end.
+
+        Returns:
+            The result on rank 0; None on other ranks, or when the run was stopped.
+        """
         try:
-            while not self._over():
-                if not (self._epoch() and self._validate()):
+            while not self._finished():
+                if not (self._train_epoch() and self._end_epoch()):
                     return None
-            return None if self._record is None else self._result(self._record)
+            return None if self._report is None else self._result(self._report)
         finally:
-            if self._record is not None:
-                self._record.close()
+            if self._report is not None:
+                self._report.close()
 
-    # Before
+    # Preparation
 
-    def _designed(self, pairs: Sequence[Pair]) -> Design:
-        """What suits the data or, where that is not too different, the parent's, with a word on which it is."""
+    def _choose_design(self, pairs: Sequence[Pair]) -> Design:
+        """The parent's design if its version can be fine-tuned on these images, else the one that suits them best.
+
+        The plan's `start` says which it is and why.
+        """
         task, params, parent = self._task, self._request.params, self._request.parent
         device = self._host.device
         design = task.design(pairs, params, device=device)
-        start = "it starts afresh: " + ("there is no version to go on from" if parent is None else "as asked for")
+        start = "from scratch, " + ("as there is no version to fine-tune" if parent is None else "as requested")
         if parent is not None and self._options.pretrained:
             fixed = [name for name in GRID if name in task.overrides(params)]
-            against = design.objection(parent.card, fixed=fixed) if task.continues(parent) else "it has other labels"
-            if against is None:
-                its = task.design(pairs, {**params, **{name: parent.card[name] for name in GRID}}, device=device)
-                if its.network == parent.card["network"]:
-                    plan = {**its.plan, "from": parent.version, "start": f"it goes on from {parent.version}"}
-                    return replace(its, plan=plan)
-                against = "the task designs another network"
-            start = f"it starts afresh and not from {parent.version}: {against}"
+            if task.can_fine_tune(parent):
+                objection = design.objection(parent.card, fixed=fixed)
+            else:
+                objection = "it has other labels"
+            if objection is None:
+                grid = {name: parent.card[name] for name in GRID}
+                inherited = task.design(pairs, {**params, **grid}, device=device)
+                if inherited.network == parent.card["network"]:
+                    plan = {**inherited.plan, "from": parent.version, "start": f"fine-tunes {parent.version}"}
+                    return replace(inherited, plan=plan)
+                objection = "the trainer designs another network"
+            start = f"from scratch and not from {parent.version}: {objection}"
         return replace(design, plan={**design.plan, "start": start})
 
     def _parent(self) -> ModelVersion | None:
-        """The version that the design goes on from."""
+        """The version that the design fine-tunes; None if it trains from scratch."""
         parent = self._request.parent
         return parent if parent is not None and self._design.plan.get("from") == parent.version else None
 
-    def _kept(self) -> dict[str, Any] | None:
-        """The tensors of the checkpoint to go on from; its state becomes the run's."""
+    def _restore(self) -> dict[str, Any] | None:
+        """Restore the run's progress from its newest checkpoint, if it has one.
+
+        Returns:
+            The checkpoint's tensors, or None.
+        """
         folder = self._host.resume()
         if folder is None:
             self._state = State()
             return None
         self._state, tensors = checkpoint.load(folder)
         self._state.resumed += 1
-        logger.info("training goes on from iteration %d", self._state.iteration)
+        logger.info("training resumes at iteration %d", self._state.iteration)
         return tensors
 
     def _read(self, pair: Pair) -> Case:
         return self._task.read(pair, self._design)
 
-    def _share(self, pairs: int) -> int:
-        """Bytes of the cache for so many of this run's pairs."""
+    def _cache_bytes(self, pairs: int) -> int:
+        """Size of the cache for this many of the run's pairs, in bytes."""
         return (self._options.cache << 20) * pairs // (len(self._train) + len(self._val))
 
     def _steps_left(self, consumed: int) -> int:
@@ -148,17 +176,17 @@ class Run:
 
     # Epochs
 
-    def _over(self) -> bool:
+    def _finished(self) -> bool:
         patience = self._options.early_stop_patience
         return self._state.epoch >= self._options.max_epochs or 0 < patience <= self._state.validations_since
 
-    def _due(self) -> bool:
+    def _checkpoint_due(self) -> bool:
         return self._state.iteration - self._state.kept >= self._options.checkpoint_every
 
-    def _epoch(self) -> bool:
-        """Train for one epoch, or for what is left of it; False when stopped."""
+    def _train_epoch(self) -> bool:
+        """Train for one epoch, or for the rest of it after a resumption; False when stopped."""
         state, options = self._state, self._options
-        consumed_at_once = options.train_batch_size * self._host.world_size
+        per_batch = options.train_batch_size * self._host.world_size
         self._losses: list[float] = []
         self._scores: list[list[float]] = []
         began = time.monotonic()
@@ -169,26 +197,26 @@ class Run:
             self._losses.append(loss)
             self._scores.append(scores)
             state.iteration += 1
-            state.consumed = min(state.consumed + consumed_at_once * len(batches), len(self._train))
+            state.consumed = min(state.consumed + per_batch * len(batches), len(self._train))
             state.seconds += time.monotonic() - began
             began = time.monotonic()
-            self._tell(loss, keep=self._due() and state.consumed < len(self._train))
+            self._report_progress(loss, save=self._checkpoint_due() and state.consumed < len(self._train))
         return True
 
-    def _validate(self) -> bool:
-        """Close the epoch: measure, note, keep; False when stopped."""
+    def _end_epoch(self) -> bool:
+        """Validate, report and save a checkpoint, each when it is due; False when stopped."""
         state, options = self._state, self._options
         state.epoch, state.consumed = state.epoch + 1, 0
         loss = sum(self._losses) / max(1, len(self._losses))
         if state.epoch % options.val_interval and state.epoch < options.max_epochs:
-            self._tell(loss, keep=self._due())
+            self._report_progress(loss, save=self._checkpoint_due())
             return True
         began = time.monotonic()
-        figures = self._figures()
+        metrics = self._validate()
         state.seconds += time.monotonic() - began
-        if figures is None:
+        if metrics is None:
             return False
-        metric = figure(figures)
+        metric = key_metric(metrics)
         better = state.best is None or metric > state.best
         if better:
             state.best, state.best_epoch, state.validations_since = metric, state.epoch, 0
@@ -196,15 +224,15 @@ class Run:
         else:
             state.validations_since += 1
         train = _by_name(self._task.labels, mean_of(self._scores))
-        row = {"loss": loss, "rate": self._learner.rate, "train": train, "val": figures, "metric": metric}
+        row = {"loss": loss, "rate": self._learner.rate, "train": train, "val": metrics, "metric": metric}
         state.rows.append({"epoch": state.epoch, "iteration": state.iteration, **row})
-        if self._record is not None:
-            self._record.validated(state)
-        self._tell(loss, keep=better or self._over() or self._due())
+        if self._report is not None:
+            self._report.validated(state)
+        self._report_progress(loss, save=better or self._finished() or self._checkpoint_due())
         return True
 
-    def _figures(self) -> Figures | None:
-        """Validate on the network's grid; None when stopped."""
+    def _validate(self) -> Metrics | None:
+        """Validation metrics on the network's grid; None when stopped."""
         infer = self._task.inferer(self._design)
 
         def predict(images: torch.Tensor) -> torch.Tensor:
@@ -217,11 +245,11 @@ class Run:
             if step < len(self._val_cases):
                 tally.merge(self._task.tally(self._task.validate(self._val_cases[step], predict, self._options)))
         if self._host.world_size > 1:
-            tally.share(self._host.device)
+            tally.all_reduce(self._host.device)
         return tally.means()
 
-    def _tell(self, loss: float, *, keep: bool) -> None:
-        """Report, with a checkpoint if one is to be kept."""
+    def _report_progress(self, loss: float, *, save: bool) -> None:
+        """Report progress to the host, with a checkpoint if one is to be saved."""
         state, host = self._state, self._host
         left = state.seconds / state.iteration * (state.iterations - state.iteration)
         progress = Progress(
@@ -234,7 +262,7 @@ class Run:
             best=state.best,
             seconds_left=left,
         )
-        if not keep:
+        if not save:
             host.report(progress)
             return
         state.kept = state.iteration
@@ -245,45 +273,46 @@ class Run:
         if host.rank == 0:
             shutil.rmtree(folder)
 
-    # After
+    # Result
 
-    def _result(self, record: Record) -> TrainResult:
-        """Write the best weights, measure them and the baseline as they serve, and describe them."""
+    def _result(self, report: RunReport) -> TrainResult:
+        """Write the best weights, and evaluate them and the baseline as they would serve."""
         network = build(self._design.network)
         network.load_state_dict(self._best or self._learner.weights())
         weights = self._request.folder / WEIGHTS
         save_weights(network, weights)
-        made = ModelVersion(name=self._request.model, version="candidate", weights=weights, card=self._card())
-        figures = self._asked(made, picture=True)
+        candidate = ModelVersion(name=self._request.model, version="candidate", weights=weights, card=self._card())
+        metrics = self._evaluate(candidate, draw=True)
         return TrainResult(
             weights=weights,
-            metric=figure(figures),
+            metric=key_metric(metrics),
             baseline=self._baseline(),
-            card={**made.card, "metrics": figures},
-            stats=record.write(self._state, over=True),
+            card={**candidate.card, "metrics": metrics},
+            stats=report.write(self._state, finished=True),
         )
 
     def _baseline(self) -> float | None:
+        """The key metric of the version in production; None if there is none or it cannot be evaluated."""
         version = self._request.baseline
-        if version is None or not self._task.continues(version):
+        if version is None or not self._task.can_fine_tune(version):
             return None
         try:
-            return figure(self._asked(version, picture=False))
+            return key_metric(self._evaluate(version, draw=False))
         except RayappError:
-            logger.exception("the serving version could not be measured")
+            logger.exception("the version in production could not be evaluated")
             return None
 
-    def _asked(self, version: ModelVersion, *, picture: bool) -> Figures:
-        answers = self._task.answers(version, self._val[:MEASURED], self._options)
-        return self._task.tally(self._pictured(answers) if picture else answers).means()
+    def _evaluate(self, version: ModelVersion, *, draw: bool) -> Metrics:
+        evaluations = self._task.evaluate(version, self._val[:MAX_EVALUATED], self._options)
+        return self._task.tally(self._draw_first(evaluations) if draw else evaluations).means()
 
-    def _pictured(self, answers: Iterator[Answer]) -> Iterator[Answer]:
-        """The same answers; the first is drawn."""
-        for number, answer in enumerate(answers):
-            if number == 0 and self._record is not None:
-                found = next(iter(answer.found.values()))
-                self._record.overlay(answer.volume, answer.truth, found, self._task.labels)
-            yield answer
+    def _draw_first(self, evaluations: Iterator[Evaluation]) -> Iterator[Evaluation]:
+        """The same evaluations; the first is drawn into the report."""
+        for number, evaluation in enumerate(evaluations):
+            if number == 0 and self._report is not None:
+                predicted = next(iter(evaluation.predictions.values()))
+                self._report.overlay(evaluation.volume, evaluation.truth, predicted, self._task.labels)
+            yield evaluation
 
     def _card(self) -> dict[str, Any]:
         state, parent = self._state, self._parent()
@@ -310,12 +339,12 @@ class Run:
 
 
 def _chunks(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Lists of `size` batches, the last maybe shorter."""
+    """Lists of `size` batches; the last may be shorter."""
     while chunk := list(islice(batches, size)):
         yield chunk
 
 
 def _by_name(labels: Mapping[str, int], scores: Sequence[float]) -> dict[str, float]:
-    """Dice by structure and on average; those that were not met are left out."""
-    known = {name: score for name, score in zip(labels, scores, strict=False) if not math.isnan(score)}
-    return {"mean": sum(known.values()) / len(known) if known else 0.0, **known}
+    """Dice score by structure, and their mean; structures without a score are left out."""
+    valid = {name: score for name, score in zip(labels, scores, strict=False) if not math.isnan(score)}
+    return {"mean": sum(valid.values()) / len(valid) if valid else 0.0, **valid}

@@ -1,7 +1,7 @@
-"""Dice, and its means over cases and workers.
+"""Dice scores and their means over cases and workers.
 
-MONAI's `compute_dice` either leaves out a structure that is absent from the truth, though the network found one, or
-calls its absence from both a perfect score; here the first is 0 and the second does not count.
+MONAI's `compute_dice` either ignores a structure that is absent from the reference although it was predicted, or scores
+its absence from both as perfect. Here the first scores 0 and the second does not count.
 """
 
 from __future__ import annotations
@@ -14,57 +14,72 @@ import numpy.typing as npt
 import torch
 from torch import distributed
 
-Figures = dict[str, dict[str, float]]
-"""Mean Dice by measurement and structure; "mean" among the structures is that of the foreground."""
+Metrics = dict[str, dict[str, float]]
+"""Mean Dice score by measurement and structure; the key "mean" is the mean over structures."""
 
 
-def dice(found: npt.NDArray[Any], truth: npt.NDArray[Any], labels: int) -> list[float]:
-    """Dice of the structures 1 to `labels`; NaN where neither has it."""
-    mine, theirs, both = (
+def dice(predicted: npt.NDArray[Any], truth: npt.NDArray[Any], labels: int) -> list[float]:
+    """Dice score of each structure.
+
+    Args:
+        predicted: Label map, (…).
+        truth: Reference label map of the same shape.
+        labels: The largest label value; structures have the values 1 to `labels`.
+
+    Returns:
+        Scores in the order of values; NaN for a structure that is in neither label map.
+    """
+    size_predicted, size_truth, overlap = (
         np.bincount(values.ravel(), minlength=labels + 1)[1 : labels + 1].astype(float)
-        for values in (found, truth, np.where(found == truth, truth, 0))
+        for values in (predicted, truth, np.where(predicted == truth, truth, 0))
     )
     with np.errstate(invalid="ignore"):
-        scores: list[float] = (2 * both / (mine + theirs)).tolist()
+        scores: list[float] = (2 * overlap / (size_predicted + size_truth)).tolist()
     return scores
 
 
 class Tally:
-    """Sums of Dice by measurement and structure."""
+    """Running sums of Dice scores by measurement and structure."""
 
     def __init__(self, measurements: Sequence[str], structures: Sequence[str]) -> None:
+        """Empty sums.
+
+        Args:
+            measurements: Names of the measurements.
+            structures: Names of the structures, by value from 1.
+        """
         self._measurements = tuple(measurements)
         self._structures = tuple(structures)
         self._sums = np.zeros((2, len(measurements), len(structures)))
 
     def add(self, measurement: str, scores: Sequence[float]) -> None:
-        """One case's Dice by structure; NaN does not count."""
+        """Add a case's Dice scores, one for each structure; NaN does not count."""
         row = self._measurements.index(measurement)
         counts = ~np.isnan(scores)
         self._sums[0, row] += np.where(counts, scores, 0)
         self._sums[1, row] += counts
 
     def merge(self, other: Tally) -> None:
-        """Add another's sums."""
+        """Add another tally's sums."""
         self._sums += other._sums
 
-    def share(self, device: torch.device) -> None:
-        """Add up over all workers of the run; all call it."""
+    def all_reduce(self, device: torch.device) -> None:
+        """Sum over all workers of the run. A collective operation: every worker calls it."""
         sums = torch.from_numpy(self._sums).to(device)
         distributed.all_reduce(sums)
         self._sums = sums.cpu().numpy()
 
-    def means(self) -> Figures:
-        """Mean Dice; structures that no case has are left out."""
-        figures: Figures = {}
+    def means(self) -> Metrics:
+        """Mean Dice scores; structures that no case has are left out."""
+        metrics: Metrics = {}
         for measurement, total, count in zip(self._measurements, *self._sums, strict=True):
             rows = zip(self._structures, total, count, strict=True)
             by_name = {name: round(float(t / c), 4) for name, t, c in rows if c}
             mean = round(sum(by_name.values()) / len(by_name), 4) if by_name else 0.0
-            figures[measurement] = {"mean": mean, **by_name}
-        return figures
+            metrics[measurement] = {"mean": mean, **by_name}
+        return metrics
 
 
-def figure(figures: Mapping[str, Mapping[str, float]]) -> float:
-    """The one number that runs are compared by: the mean over measurements of the mean foreground Dice."""
-    return round(sum(means["mean"] for means in figures.values()) / len(figures), 4)
+def key_metric(metrics: Mapping[str, Mapping[str, float]]) -> float:
+    """The single number that versions are compared by: the mean foreground Dice, averaged over measurements."""
+    return round(sum(means["mean"] for means in metrics.values()) / len(metrics), 4)

@@ -1,4 +1,4 @@
-"""Options: what a request may set about a run, parsed once."""
+"""Options that a request may set for a run, parsed and checked in one place."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ from rayapp.errors import BadRequest
 from rayapp.protocol import parse_flag
 
 CACHE = 1024
-"""MiB of decoded images, where neither options nor plan say."""
+"""Default size of a worker's cache of decoded images, in MiB, when neither options nor plan set it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The defaults are what `/info/` lists; the names are those of MONAI Label where it has them.
+    """Options of a training run, named as in MONAI Label where it has them. `/info/` lists the defaults.
 
-    `early_stop_patience` is in validations without a better metric (negative: never stop early); `learning_rate` the
-    schedule's peak; `train_batch_size` 0 leaves it to the planner; `accumulate` how many batches make one step;
-    `checkpoint_every` counts steps; `cache` is how many MiB of decoded images a worker keeps (negative: as many as the
-    planner says); `pretrained` starts from the version that the run names as its parent.
+    Attributes:
+        max_epochs: Epochs to train.
+        early_stop_patience: Validations without improvement after which training stops; negative never stops early.
+        val_split: Share of the images that is held out for validation.
+        val_interval: Epochs from one validation to the next.
+        train_batch_size: Images per batch and worker; 0 leaves it to the planner.
+        accumulate: Batches whose gradients are accumulated in one step.
+        learning_rate: Peak of the learning rate schedule.
+        checkpoint_every: Steps from one checkpoint to the next.
+        pretrained: Start from the weights of the run's parent version.
+        augment: Augment training images at random.
+        amp: Compute in bfloat16 where the device benefits from it.
+        cache: MiB of decoded images that a worker keeps in memory; negative leaves it to the planner.
+        seed: Seed of all randomness.
     """
 
     max_epochs: int = 50
@@ -39,9 +49,10 @@ class Options:
     seed: int = 0
 
     def over(self, params: Mapping[str, Any]) -> Self:
-        """These options with a request's values in place of their own; keys that are no options are ignored.
+        """A copy with a request's values; keys that are not options are ignored.
 
-        Raises BadRequest naming the option.
+        Raises:
+            BadRequest: Naming the option whose value is not allowed.
         """
         given: dict[str, Any] = {
             field.name: _parsed(field.name, getattr(self, field.name), params[field.name])
@@ -59,11 +70,11 @@ class Options:
         if not 0 < options.learning_rate < 1:
             raise BadRequest(f"learning_rate must lie between 0 and 1, not {options.learning_rate}")
         if not 0 <= options.seed < 2**31:
-            raise BadRequest("seed must lie from 0 to below 2 to the 31st")
+            raise BadRequest(f"seed must lie between 0 and {2**31 - 1}, not {options.seed}")
         return options
 
     def planned(self, plan: Mapping[str, Any]) -> Self:
-        """These options with a design's plan where they leave something to it."""
+        """A copy in which the values left to the planner are those of a design's `plan`."""
         return dataclasses.replace(
             self,
             train_batch_size=self.train_batch_size or int(plan.get("train_batch_size", 1)),
@@ -71,16 +82,18 @@ class Options:
         )
 
     def config(self) -> dict[str, Any]:
-        """As `/info/` and cards show them."""
+        """The options by name, as `/info/` and version cards show them."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClickOptions(Options):
-    """Options of tasks that learn from simulated clicks.
+    """Options of trainers that learn from simulated clicks, in addition to those of `Options`.
 
-    `rounds` is how often, at most, one step's clicks are answered and corrected; `click_noise` the standard deviation,
-    in the network's voxels, by which a click misses its place; `val_clicks` the clicks a validation case gets.
+    Attributes:
+        rounds: Largest number of rounds of prediction and corrective clicks within one step.
+        click_noise: Standard deviation of a click's position, in voxels of the network's grid.
+        val_clicks: Clicks that each validation case gets.
     """
 
     rounds: int = 6
@@ -88,15 +101,18 @@ class ClickOptions(Options):
     val_clicks: int = 5
 
     def over(self, params: Mapping[str, Any]) -> Self:
-        """As of `Options`."""
+        """See `Options.over`."""
         options = super().over(params)
         if options.rounds < 1 or options.val_clicks < 1 or not 0 <= options.click_noise < 100:
-            raise BadRequest("rounds and val_clicks must be at least 1, click_noise from 0 to 100")
+            raise BadRequest(
+                f"rounds and val_clicks must be at least 1 and click_noise at least 0 and below 100, not "
+                f"{options.rounds}, {options.val_clicks} and {options.click_noise}"
+            )
         return options
 
 
 def _parsed(name: str, default: object, value: object) -> object:
-    """A value of the default's type; clients may send text, or a list whose first item is meant."""
+    """The value in the default's type. Clients may send text, or a list of choices whose first item is the selected."""
     if isinstance(value, (list, tuple)):
         value = value[0] if value else default
     if isinstance(default, bool):

@@ -1,8 +1,8 @@
-"""Recipe: the choices that make up a training, each a method that may be overridden alone.
+"""Recipe: the choices that define a training, each a method that can be overridden on its own.
 
-The network's design, the loss, the optimiser and its schedule, what is learnt from a case, what the network is shown,
-and how well it does. A recipe holds no state of a run, and several runs may use one at once: `loop.Run` does the work
-and asks it. `BasicTrainTask` makes a trainer of a recipe.
+These are the network's design, the loss, the optimiser and its schedule, the training examples of a case, the network's
+input, and the evaluation. A recipe holds no state of a run and may serve several runs at once; `loop.Run` executes it.
+`BasicTrainTask` makes a trainer of a recipe.
 """
 
 from __future__ import annotations
@@ -40,38 +40,48 @@ from rayapp.training.train_task import Pair
 Opts = TypeVar("Opts", bound=Options)
 Labels = npt.NDArray[np.uint8]
 Predict = Callable[[Tensor], Tensor]
-"""Logits (N, 1 + L, …), float32, for what the network is shown, (N, C, …); without gradient."""
+"""The network as a function: logits (N, 1 + L, …), float32, without gradient, of input (N, C, …)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A validation case on the grid it was measured on: `found` by measurement, (I, J, K) like `truth`."""
+class Evaluation:
+    """The predictions for a validation case, on the grid that they are measured on.
+
+    Attributes:
+        volume: The image.
+        truth: The reference label map, (I, J, K).
+        predictions: By measurement the predicted label map, (I, J, K).
+    """
 
     volume: Volume
     truth: Labels
-    found: Mapping[str, Labels]
+    predictions: Mapping[str, Labels]
 
 
 class Recipe(Generic[Opts]):
-    """How a network that labels every voxel of an image is trained: automatic segmentation.
+    """The training of a network for automatic segmentation: every voxel gets a label, without prompts.
 
     Args:
-        labels: structure name to value, contiguous from 1.
-        description: of the trainer and of the models it makes.
-        options: defaults of what a request may set.
-        conf: the app's word in place of the planner's, as `rayapp.planner.overrides` takes it: `spacing`, `roi_size`,
-            `network`, `overlap`, `precision`. A request may set the same, and comes first.
+        labels: Value by structure name, contiguous from 1.
+        description: One line for people, about the trainer and its models.
+        options: Default options, which a request may override.
+        conf: The app's overrides of the planner, see `rayapp.planner.overrides`: `spacing`, `roi_size`, `network`,
+            `overlap`, `precision`. A request may set the same and takes precedence.
     """
 
     kind = "segmentation"
     guidance_channels = 0
+    """Channels of the network's input that hold guidance, after those of the image."""
+
     measurements: tuple[str, ...] = ("dice",)
-    whole = False
-    """Whether the network sees an image whole, scaled into its ROI, or through windows."""
+    """Names of the measurements that `validate` and `evaluate` make."""
+
+    whole_image = False
+    """True for a network whose input is the whole image, resampled into its ROI; False for sliding windows."""
 
     dimensions = 3
-    at_a_visit = 1
-    """Examples that one visit to a case gives."""
+    examples_per_case = 1
+    """Training examples that a case yields each time it is visited."""
 
     def __init__(
         self, *, labels: Mapping[str, int], description: str, options: Opts, conf: Mapping[str, Any] | None = None
@@ -82,16 +92,20 @@ class Recipe(Generic[Opts]):
         self.options = options
         self.conf = dict(conf or {})
 
-    # What is learnt from
+    # Data
 
     def partition(self, pairs: Sequence[Pair], options: Opts) -> tuple[list[Pair], list[Pair]]:
-        """Pairs to train with and to validate with."""
+        """Split pairs into training and validation pairs."""
         return split(pairs, options.val_split)
 
     def read(self, pair: Pair, design: Design) -> Case:
-        """A pair on the network's grid. Raises BadRequest."""
+        """Read a pair onto the network's grid.
+
+        Raises:
+            BadRequest: If its files cannot be trained with.
+        """
         volume, labels = read_pair(pair, self.labels)
-        limit = design.roi_size if self.whole else None
+        limit = design.roi_size if self.whole_image else None
         grid = NetworkGrid.fit(
             volume.shape, volume.affine, spacing_mm=design.spacing, limit=limit, divisor=design.divisor
         )
@@ -100,66 +114,87 @@ class Recipe(Generic[Opts]):
     def normalised(
         self, volume: Volume, pair: Pair, design: Design, sample: Callable[[npt.NDArray[Any]], Floats]
     ) -> Floats:
-        """The channels that the network sees, each brought to its grid by `sample`. Raises BadRequest."""
+        """An image's channels on the network's grid, normalised, (C, …).
+
+        Args:
+            volume: The image.
+            pair: The pair it was read from.
+            design: The network's design.
+            sample: Resamples one channel onto the network's grid.
+
+        Raises:
+            BadRequest: If the image has fewer channels than the network.
+        """
         if volume.channels < design.channels:
-            raise BadRequest(f"image {name_of(pair)!r} has {volume.channels} channels; others have {design.channels}")
+            raise BadRequest(
+                f"image {name_of(pair)!r} has {volume.channels} channels, but the network takes {design.channels}: "
+                "leave it out, or train with images that all have as many"
+            )
         return np.stack([normalise(sample(channel)) for channel in volume.array[: design.channels]])
 
     def examples(self, design: Design, options: Opts) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
-        """What makes, of a case, the examples that one visit to it gives: here one, a window or the whole image,
+        """A function from a case to the training examples of one visit: here one, a random window or the whole image,
         augmented."""
-        cut = [] if self.whole else [window(design.roi_size, len(self.labels) + 1)]
-        change = [augmentation(self.labels, dimensions=3, spacing=design.spacing)] if options.augment else []
+        crop = [] if self.whole_image else [window(design.roi_size, len(self.labels) + 1)]
+        augment = [augmentation(self.labels, dimensions=3, spacing=design.spacing)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
-            return [example(case.image, case.labels, [*cut, *change], rng)]
+            return [example(case.image, case.labels, [*crop, *augment], rng)]
 
         return make
 
-    # What learns
+    # Network and optimisation
 
     def design(self, pairs: Sequence[Pair], params: Mapping[str, Any], *, device: torch.device) -> Design:
-        """The network and its grid for these images, and how to train on this device: what the planner proposes.
+        """The network, its grid and the plan of the training, as the planner proposes them. Called in one worker.
 
-        Of what `params` say, or else the app's `conf`, the rest follows. A run that goes on from a version passes that
-        version's `spacing`, `roi_size` and `network`, and starts afresh if the design does not take them.
-        Called in one worker. Raises BadRequest for images that cannot be read or params that make no network.
+        A run that fine-tunes a version passes that version's `spacing`, `roi_size` and `network` as params, and trains
+        from scratch if the resulting design differs from them.
+
+        Args:
+            pairs: The labelled images.
+            params: The request's values; together with the app's `conf` they override the planner.
+            device: The device to train on.
+
+        Raises:
+            BadRequest: If images cannot be read, or params describe no possible network.
         """
-        found = hardware()
+        machine = hardware()
         if device.type == "cpu":
-            found = replace(found, gpus=())
+            machine = replace(machine, gpus=())
         method = Method(
             structures=len(self.labels),
             guidance=self.guidance_channels,
-            whole=self.whole,
+            whole=self.whole_image,
             axes=self.dimensions,
-            examples=self.at_a_visit,
+            examples=self.examples_per_case,
         )
         try:
             survey = cached_survey({pair.image: pair.label for pair in pairs})
-            proposal = propose(survey, found, method, overrides=self.overrides(params))
+            proposal = propose(survey, machine, method, overrides=self.overrides(params))
         except RayappError as error:
-            raise BadRequest(f"no design for these images: {error}") from error
+            raise BadRequest(f"no network can be designed for these images: {error}") from error
         return Design.proposed(proposal, survey, labels=self.labels)
 
     def overrides(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What is not left to the planner, by name: the app's `conf`, and a request's params before that.
+        """The values that replace the planner's, by name: the app's `conf`, and with precedence the request's params.
 
-        Raises BadRequest.
+        Raises:
+            BadRequest: Naming the value that is not allowed.
         """
-        given = {**self.conf, **{key: value for key, value in params.items() if value is not None}}
-        wanted = Overrides.of(given, axes=self.dimensions)
+        values = {**self.conf, **{key: value for key, value in params.items() if value is not None}}
+        overrides = Overrides.of(values, axes=self.dimensions)
         if not self.options.over(params).amp:
-            wanted = replace(wanted, precision="float32")
-        return {key: value for key in FIELDS if (value := getattr(wanted, key)) is not None}
+            overrides = replace(overrides, precision="float32")
+        return {key: value for key in FIELDS if (value := getattr(overrides, key)) is not None}
 
-    def continues(self, parent: ModelVersion) -> bool:
-        """True when a version's weights can be trained on by this task."""
-        labels = {name: value for name, value in parent.card.get("labels", {}).items() if value}
-        return labels == self.labels and set(GRID) <= parent.card.keys()
+    def can_fine_tune(self, version: ModelVersion) -> bool:
+        """True when this trainer can fine-tune a version: one with the same labels and a complete card."""
+        labels = {name: value for name, value in version.card.get("labels", {}).items() if value}
+        return labels == self.labels and set(GRID) <= version.card.keys()
 
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Of logits (N, 1 + L, …) and labels (N, 1, …)."""
+        """The loss, a function of logits (N, 1 + L, …) and labels (N, 1, …)."""
         from monai.losses import DiceCELoss  # takes seconds to import
 
         loss: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(
@@ -168,7 +203,7 @@ class Recipe(Generic[Opts]):
         return loss
 
     def optimizer(self, network: nn.Module, options: Opts) -> torch.optim.Optimizer:
-        """Over the network's parameters."""
+        """The optimiser of the network's parameters."""
         return torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=1e-4, fused=True)
 
     def scheduler(
@@ -177,61 +212,75 @@ class Recipe(Generic[Opts]):
         options: Opts,  # noqa: ARG002
         steps: int,
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Stepped after each of a run's `steps`: a warm-up over a twentieth of them, then half a cosine down to 0."""
-        warm = max(1, steps // 20)
+        """The learning rate schedule over the run's steps: linear warm-up over the first twentieth, cosine decay to
+        0."""
+        warm_up = max(1, steps // 20)
 
-        def share(step: int) -> float:
-            return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def inputs(self, batch: Batch, predict: Predict, options: Opts, rng: np.random.Generator) -> Tensor:  # noqa: ARG002
-        """What the network is shown of a batch."""
+        """The network's input for a batch, (N, C, …).
+
+        Args:
+            batch: Images and labels.
+            predict: The network as it is now.
+            options: The run's options.
+            rng: Source of randomness.
+        """
         return batch.images
 
-    # How well it does
+    # Evaluation
 
     def inferer(self, design: Design) -> Callable[[Tensor, Predict], Tensor]:
-        """Runs the network over whole images, as inference does."""
+        """A function of images and network that predicts whole images as inference does, by sliding windows."""
         windows = Windows.of(design.card())
         return lambda images, predict: windows.run(predict, images)
 
-    def validate(self, case: Case, predict: Predict, options: Opts) -> Iterator[Answer]:  # noqa: ARG002
-        """What the network finds in a case, on the network's grid."""
+    def validate(self, case: Case, predict: Predict, options: Opts) -> Iterator[Evaluation]:  # noqa: ARG002
+        """Evaluate the network in training on a case, on the network's grid."""
         image = case.image.float()
-        yield answer_of(image, case.labels, {"dice": labels_of(predict(image[None]))})
+        yield evaluation_of(image, case.labels, {"dice": labels_of(predict(image[None]))})
 
-    def answers(self, version: ModelVersion, pairs: Sequence[Pair], options: Opts) -> Iterator[Answer]:
-        """What a version answers when it serves, on the images' own grids. Raises ModelBroken, BadRequest."""
+    def evaluate(self, version: ModelVersion, pairs: Sequence[Pair], options: Opts) -> Iterator[Evaluation]:
+        """Evaluate a version as it serves, on the images' own grids.
+
+        Raises:
+            ModelBroken: If the version cannot be loaded.
+            BadRequest: If a pair cannot be read.
+        """
         task = self.serve(version)
         for pair in pairs:
             volume, truth = read_pair(pair, self.labels)
-            yield Answer(volume=volume, truth=truth, found=self.ask(task, volume, truth, options))
+            predictions = self.predict(task, volume, truth, options)
+            yield Evaluation(volume=volume, truth=truth, predictions=predictions)
 
     def serve(self, version: ModelVersion) -> SegmentationTask:
-        """The inference task of this kind of model."""
+        """The inference task that serves a version."""
         return SegmentationTask.from_version(version)
 
-    def ask(self, task: SegmentationTask, volume: Volume, truth: Labels, options: Opts) -> dict[str, Labels]:  # noqa: ARG002
-        """One image's labels, by measurement."""
+    def predict(self, task: SegmentationTask, volume: Volume, truth: Labels, options: Opts) -> dict[str, Labels]:  # noqa: ARG002
+        """The predicted label map of an image, (I, J, K), by measurement."""
         return {"dice": task.predict(task.prepare(volume), Prompts(), {}).labels}
 
-    def tally(self, answers: Iterator[Answer]) -> Tally:
-        """Dice over answers."""
+    def tally(self, evaluations: Iterator[Evaluation]) -> Tally:
+        """The Dice scores of evaluations, summed up."""
         tally = Tally(self.measurements, tuple(self.labels))
-        for answer in answers:
-            for measurement, found in answer.found.items():
-                tally.add(measurement, dice(found, answer.truth, len(self.labels)))
+        for evaluation in evaluations:
+            for measurement, predicted in evaluation.predictions.items():
+                tally.add(measurement, dice(predicted, evaluation.truth, len(self.labels)))
         return tally
 
 
 def seeded(transform: Any, rng: np.random.Generator) -> Any:
-    """A MONAI transform whose next draws follow from `rng`."""
+    """A MONAI transform, seeded from `rng`."""
     return transform.set_random_state(seed=int(rng.integers(2**31)))
 
 
 def example(image: Tensor, labels: Tensor, transforms: Sequence[Any], rng: np.random.Generator) -> Example:
-    """What random transforms make of an image and its labels."""
+    """A training example: image (C, …) and labels (…) after random transforms that are seeded from `rng`."""
     from monai.utils import convert_to_tensor
 
     data: Any = {"image": image.float(), "labels": labels[None]}
@@ -242,16 +291,16 @@ def example(image: Tensor, labels: Tensor, transforms: Sequence[Any], rng: np.ra
     return changed, mask[0].to(torch.uint8)
 
 
-def answer_of(image: Tensor, truth: Tensor, found: Mapping[str, Labels]) -> Answer:
-    """An answer on the network's grid; a slice becomes a volume of one."""
-    return Answer(
+def evaluation_of(image: Tensor, truth: Tensor, predictions: Mapping[str, Labels]) -> Evaluation:
+    """An evaluation on the network's grid: image (C, …), truth and predictions (…). A slice becomes a volume of one."""
+    return Evaluation(
         volume=Volume(array=np.atleast_3d(image.numpy()[0])[None], affine=np.eye(4)),
         truth=np.atleast_3d(truth.numpy()),
-        found={measurement: np.atleast_3d(labels) for measurement, labels in found.items()},
+        predictions={measurement: np.atleast_3d(labels) for measurement, labels in predictions.items()},
     )
 
 
 def labels_of(logits: Tensor) -> Labels:
-    """The labels, (…), of one image's logits, (1, 1 + L, …)."""
+    """The label map, (…), of one image's logits, (1, 1 + L, …)."""
     labels: Labels = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
     return labels

@@ -1,10 +1,10 @@
-"""Record: what a run leaves in its folder for people to look at. Rank 0 only, one thread.
+"""RunReport: the files that a run writes to its folder for people. Rank 0 only, one thread.
 
-design.json      what was chosen before the first step, and why, as the model's card has it
-stats.json       the figures `/info/` shows as `train_stats`, rewritten after each validation
-curves.png       loss, Dice and learning rate by epoch
+design.json      the design and its reasons, as in the model's card; written before the first step
+stats.json       the statistics that `/info/` shows as `train_stats`, rewritten after each validation
+curves.png       loss, Dice score and learning rate by epoch
 events/          the same for TensorBoard
-validation.png   a validation image: the reference above, what the model finds below
+validation.png   a validation image with the reference (top) and the prediction (bottom)
 """
 
 from __future__ import annotations
@@ -28,10 +28,16 @@ Labels = npt.NDArray[np.uint8]
 DESIGN, STATS, CURVES, EVENTS, OVERLAY = "design.json", "stats.json", "curves.png", "events", "validation.png"
 
 
-class Record:
-    """The record of one run."""
+class RunReport:
+    """The report of one run."""
 
     def __init__(self, folder: Path, *, epochs: int) -> None:
+        """Open the report.
+
+        Args:
+            folder: The run's folder.
+            epochs: Number of epochs of the whole run.
+        """
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,56 +46,71 @@ class Record:
         self._events = SummaryWriter(str(folder / EVENTS))
 
     def validated(self, state: State) -> None:
-        """Show the row that was just added to the state's."""
+        """Add the newest row of the state to all files."""
         row = state.rows[-1]
         scalars = {"train/loss": row["loss"], "train/learning_rate": row["rate"]}
-        scalars |= {f"train/{key}": value for key, value in _named("dice", row["train"]).items()}
+        scalars |= {f"train/{key}": value for key, value in _renamed("dice", row["train"]).items()}
         for measurement, means in row["val"].items():
-            scalars |= {f"val/{key}": value for key, value in _named(measurement, means).items()}
+            scalars |= {f"val/{key}": value for key, value in _renamed(measurement, means).items()}
         for name, value in scalars.items():
             self._events.add_scalar(name, value, row["iteration"])
         self._events.flush()
         curves(state.rows, self._folder / CURVES)
         self.write(state)
 
-    def design(self, chosen: Mapping[str, Any]) -> None:
-        """Keep what the run starts from."""
-        (self._folder / DESIGN).write_text(json.dumps(chosen, indent=1))
+    def design(self, card: Mapping[str, Any]) -> None:
+        """Write `design.json`: the design as part of a card."""
+        (self._folder / DESIGN).write_text(json.dumps(card, indent=1))
 
-    def write(self, state: State, *, over: bool = False) -> dict[str, Any]:
-        """Rewrite `stats.json`; the same as a dict."""
-        stats = self._stats(state, over=over)
+    def write(self, state: State, *, finished: bool = False) -> dict[str, Any]:
+        """Rewrite `stats.json`.
+
+        Args:
+            state: The progress of the run.
+            finished: The run is over, so its time is the total time.
+
+        Returns:
+            The statistics.
+        """
+        stats = self._stats(state, finished=finished)
         staged = self._folder / f".{STATS}"
         staged.write_text(json.dumps(stats))
         staged.rename(self._folder / STATS)
         return stats
 
     def close(self) -> None:
-        """No more events."""
+        """Close the TensorBoard events."""
         self._events.close()
 
-    def overlay(self, volume: Volume, truth: Labels, found: Labels, names: Mapping[str, int]) -> None:
-        """Draw the reference and, below it, what a model finds."""
-        above, below = mask_overlay(volume, truth, names), mask_overlay(volume, found, names)
+    def overlay(self, volume: Volume, truth: Labels, predicted: Labels, names: Mapping[str, int]) -> None:
+        """Draw `validation.png`.
+
+        Args:
+            volume: The image.
+            truth: The reference label map, (I, J, K).
+            predicted: The predicted label map, (I, J, K).
+            names: Value by structure name.
+        """
+        above, below = mask_overlay(volume, truth, names), mask_overlay(volume, predicted, names)
         sheet = Image.new("RGB", (max(above.width, below.width), above.height + below.height))
         sheet.paste(above, (0, 0))
         sheet.paste(below, (0, above.height))
         sheet.save(self._folder / OVERLAY)
 
-    def _stats(self, state: State, *, over: bool) -> dict[str, Any]:
+    def _stats(self, state: State, *, finished: bool) -> dict[str, Any]:
         rows = state.rows
         train: dict[str, float] = {}
         val: dict[str, float] = {}
         if rows:
-            train = {"train_loss": rows[-1]["loss"], **_named("train", rows[-1]["train"], "_dice")}
+            train = {"train_loss": rows[-1]["loss"], **_renamed("train", rows[-1]["train"], "_dice")}
             for measurement, means in rows[-1]["val"].items():
-                val |= _named("val", means, f"_{measurement}")
+                val |= _renamed("val", means, f"_{measurement}")
         return {
             "total_epochs": self._epochs,
             "total_iterations": state.iterations,
             "epoch": state.epoch,
             "start_ts": int(state.started),
-            "total_time" if over else "current_time": str(timedelta(seconds=round(state.seconds))),
+            "total_time" if finished else "current_time": str(timedelta(seconds=round(state.seconds))),
             "best_metric": state.best or 0.0,
             "train": {
                 "metrics": train,
@@ -104,8 +125,8 @@ class Record:
         }
 
 
-def _named(before: str, means: Mapping[str, float], after: str = "") -> dict[str, float]:
-    return {f"{before}_{name}{after}": value for name, value in means.items()}
+def _renamed(prefix: str, means: Mapping[str, float], suffix: str = "") -> dict[str, float]:
+    return {f"{prefix}_{name}{suffix}": value for name, value in means.items()}
 
 
 def _best(values: list[tuple[float, int]]) -> dict[str, float | int]:
@@ -114,7 +135,7 @@ def _best(values: list[tuple[float, int]]) -> dict[str, float | int]:
 
 
 def curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw loss, Dice and learning rate by epoch."""
+    """Draw loss, Dice score and learning rate by epoch to a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

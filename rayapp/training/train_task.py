@@ -1,8 +1,9 @@
-"""The TrainTask seam: what can be trained, and the messages between a training run and its host.
+"""The TrainTask protocol, and the messages between a training run and its host.
 
-A *run* trains one model once. Its *host* is whatever runs it: workers of Ray Train on a cluster, or one plain process.
-The same `train` runs in every worker of a run; the host tells it its rank, takes its progress and checkpoints, and
-asks it to stop. A run that is started again with the same request goes on from the host's newest checkpoint.
+A *run* trains one model once. Its *host* executes it: the workers of Ray Train on a cluster, or one plain process.
+Every worker of a run calls the same `train`. The host gives each worker its rank, receives progress and checkpoints,
+and requests the end of the run. A run that is started again with the same request resumes from the host's newest
+checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerInfo:
-    """A trainer as `/info/` lists it; `config` holds the options a request may set, with their defaults."""
+    """A trainer as `/info/` lists it.
+
+    Attributes:
+        description: One line for people.
+        labels: Value by structure name.
+        config: The options that a request may set, with their defaults; plain JSON.
+    """
 
     description: str
     labels: Mapping[str, int]
@@ -30,7 +37,12 @@ class TrainerInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One training example: an image's file (or DICOM folder) and its label map's, on shared storage."""
+    """A labelled image on shared storage.
+
+    Attributes:
+        image: The image's file, or the folder of a DICOM series.
+        label: The label map's file.
+    """
 
     image: Path
     label: Path
@@ -38,12 +50,16 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """One run, the same for each of its workers.
+    """A run, described identically to each of its workers.
 
-    `params` are the request's values over `TrainerInfo.config`. `parent` is the version to start from, if any.
-    `baseline` is the version that serves: it is measured on this run's validation pairs too, so that a worse candidate
-    need not replace it. `folder` is the run's own, on shared storage: curves, events and pictures go there (from
-    rank 0).
+    Attributes:
+        model: Name of the model.
+        pairs: The labelled images, for training and validation.
+        folder: The run's own folder on shared storage, where rank 0 writes curves, TensorBoard events and pictures.
+        params: The request's values, which take precedence over `TrainerInfo.config`.
+        parent: The version to fine-tune; None to train from scratch.
+        baseline: The version in production. It is measured on this run's validation pairs, so that a worse candidate is
+            not promoted over it.
     """
 
     model: str
@@ -56,11 +72,15 @@ class TrainRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run made: a whole safetensors file in the run's folder, the card that describes it (as
-    `rayapp.models.store` keeps it, `metrics` among it) and the statistics that `/info/` shows as `train_stats`.
+    """The outcome of a run.
 
-    `metric` is the validation figure (greater is better) of these weights, `baseline` that of the request's baseline
-    on the same pairs; None for one that could not be measured."""
+    Attributes:
+        weights: A safetensors file in the run's folder.
+        metric: Validation metric of these weights, greater is better; None if it could not be measured.
+        baseline: The same metric of the request's baseline on the same pairs; None if it could not be measured.
+        card: The version's card as `rayapp.models.store` keeps it, including `metrics`.
+        stats: Statistics that `/info/` shows as `train_stats`.
+    """
 
     weights: Path
     metric: float | None
@@ -70,43 +90,53 @@ class TrainResult:
 
 
 class Host(Protocol):
-    """What a worker asks of, and tells, whoever runs it."""
+    """The environment that executes one worker of a run."""
 
     @property
     def rank(self) -> int:
-        """This worker's number, from 0; rank 0 validates, saves and reports."""
+        """This worker's rank, from 0. Rank 0 writes checkpoints and results."""
 
     @property
     def world_size(self) -> int:
-        """Workers in this run; more than one have an initialised `torch.distributed` process group."""
+        """Number of workers. With more than one, the `torch.distributed` process group is initialised."""
 
     @property
     def device(self) -> torch.device:
-        """Where this worker computes."""
+        """The device of this worker."""
 
     def resume(self) -> Path | None:
-        """The folder of the newest whole checkpoint of this run; None when it starts afresh."""
+        """The folder of the run's newest complete checkpoint; None for a run that starts from its beginning."""
 
     def report(self, progress: Progress, *, checkpoint: Path | None = None) -> None:
-        """Tell how far the run is, as often as one likes, and hand over a checkpoint folder to keep.
+        """Report progress, at any rate, and optionally persist a checkpoint.
 
-        With a checkpoint every worker calls it, at the same iteration and each with a path; the folder of rank 0 is
-        copied before this returns, the others' are not looked at.
+        Args:
+            progress: How far the run is.
+            checkpoint: Folder to persist. Every worker passes one, at the same iteration; that of rank 0 is copied
+                before this returns, the others are ignored.
         """
 
     def stopped(self) -> bool:
-        """True when the run is to end now; asked before each iteration, with the same answer in every worker."""
+        """True once the run shall end. Called before each iteration; all workers get the same answer."""
 
 
 class TrainTask(Protocol):
-    """Something an app can train."""
+    """A trainer of one model."""
 
     @property
     def info(self) -> TrainerInfo:
-        """What `/info/` shows; cheap."""
+        """The trainer as `/info/` lists it. Called often, so it must be cheap."""
 
     def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
-        """Train; the result on rank 0, None on other ranks or when stopped.
+        """Train in one worker.
 
-        Raises BadRequest for params or data that cannot be trained with.
+        Args:
+            request: The run.
+            host: The worker's environment.
+
+        Returns:
+            The result on rank 0; None on other ranks, or when the run was stopped.
+
+        Raises:
+            BadRequest: For params or data that cannot be trained with.
         """

@@ -31,7 +31,7 @@ class PlainTrainingBackend:
     def __call__(self, job, request, checkpoints, desk):
         app = app_class(self._settings).of(self._settings)
         task = app.trainers[request.model]
-        host = LocalHost(checkpoints, device=torch.device("cpu"), told=desk.progress, stop=desk.stop.is_set)
+        host = LocalHost(checkpoints, device=torch.device("cpu"), on_progress=desk.progress, stop=desk.stop.is_set)
         return task.train(replace(request, params={**task.info.config, **request.params}), host)
 
 

@@ -154,7 +154,7 @@ def run(folder, pairs, tmp_path, *, epochs, baseline=None, **host):
         parent=baseline,
         baseline=baseline,
     )
-    host = LocalHost(tmp_path / "host", device=torch.device("cpu"), told=told.append, **host)
+    host = LocalHost(tmp_path / "host", device=torch.device("cpu"), on_progress=told.append, **host)
     return BundleTrainTask(folder).train(asked, host), told
 
 

@@ -11,7 +11,7 @@ from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.models.networks import build, save_weights
 from rayapp.training import click_simulation
-from rayapp.training.clicks import guided, guided_batch
+from rayapp.training.clicks import with_guidance, with_guidance_batch
 from rayapp.training.deepedit_train import DeepEditTrainTask, annotate
 from rayapp.training.deepgrow_train import DeepGrow2dTrainTask, DeepGrowTrainTask
 from rayapp.training.feed import Batch
@@ -31,34 +31,34 @@ def scene():
 
 def test_the_largest_errors_come_first_each_with_the_label_it_should_have():
     truth, guess = scene()
-    found = click_simulation.regions(truth, guess, 3, count=9)
+    found = click_simulation.error_regions(truth, guess, 3, count=9)
     assert [(region.label, region.size) for region in found] == [(1, 7 * 10 * 7), (0, 6 * 5 * 4)]
-    assert click_simulation.regions(truth, truth, 3, count=9) == []
+    assert click_simulation.error_regions(truth, truth, 3, count=9) == []
 
 
 def test_an_error_between_structures_asks_for_the_right_one():
     truth, guess = scene()
     guess = np.where(truth == 2, 1, truth)
-    assert [region.label for region in click_simulation.regions(truth, guess, 3, count=9)] == [2]
+    assert [region.label for region in click_simulation.error_regions(truth, guess, 3, count=9)] == [2]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_click_lies_deep_inside_its_region(seed):
     truth, guess = scene()
-    regions = click_simulation.regions(truth, guess, 3, count=9)
+    regions = click_simulation.error_regions(truth, guess, 3, count=9)
     assert regions
     for region in regions:
         place = region.click(np.random.default_rng(seed))
         wrong = (truth != guess) & (truth == region.label)
         depth = ndimage.distance_transform_edt(wrong)
-        assert depth[place] >= click_simulation.DEEP * depth.max()
+        assert depth[place] >= click_simulation.MIN_DEPTH * depth.max()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_annotator_clicks_into_the_middle(seed):
     truth, guess = scene()
     rng = np.random.default_rng(seed)
-    (_, (x, y, z)), *_ = click_simulation.corrections(truth, guess, 3, count=1, rng=rng, deep=1.0)
+    (_, (x, y, z)), *_ = click_simulation.corrections(truth, guess, 3, count=1, rng=rng, min_depth=1.0)
     depth = ndimage.distance_transform_edt((truth == 1) & (guess != 1))
     assert depth[int(x), int(y), int(z)] == depth.max()
 
@@ -66,9 +66,9 @@ def test_an_annotator_clicks_into_the_middle(seed):
 def test_a_noisy_click_misses_and_stays_on_the_grid():
     truth, guess = scene()
     rng = np.random.default_rng(0)
-    (region, *_) = click_simulation.regions(truth, guess, 3, count=9)
+    (region, *_) = click_simulation.error_regions(truth, guess, 3, count=9)
     exact = {region.click(rng) for _ in range(200)}
-    noisy = [click_simulation.placed_on(region.click(rng, noise=6), truth.shape) for _ in range(200)]
+    noisy = [click_simulation.clamped(region.click(rng, noise=6), truth.shape) for _ in range(200)]
     assert len(set(noisy) - exact) > 100
     assert all(0 <= at < n for place in noisy for at, n in zip(place, truth.shape, strict=True))
 
@@ -107,7 +107,7 @@ def test_training_and_inference_show_the_network_the_same_channels_for_the_same_
     task._network._network.register_forward_pre_hook(lambda _, images: seen.append(images[0].clone()))
     task.predict(prepared, Prompts(clicks=points), {})
     clicks = [prepared.grid.positions(points[name]) for name in ("ball", "rod", "background")]
-    shown = guided(prepared.image, clicks)
+    shown = with_guidance(prepared.image, clicks)
     assert shown.shape[0] == 4
     assert all(channel.any() for channel in shown[1:])
     assert any(np.array_equal(images[0], shown) for images in seen)
@@ -172,8 +172,8 @@ def everywhere(images):
 def test_a_slices_guidance_is_that_of_a_volume_of_one_slice():
     image = torch.rand(1, 20, 15)
     clicks = [[(4.0, 5.0, 0.0)], [(10.0, 2.0, 0.0)]]
-    flat = guided_batch(image[None], [clicks])[0]
-    np.testing.assert_array_equal(flat, guided(image[..., None], clicks)[..., 0])
+    flat = with_guidance_batch(image[None], [clicks])[0]
+    np.testing.assert_array_equal(flat, with_guidance(image[..., None], clicks)[..., 0])
     assert flat.shape == (3, 20, 15)
 
 
@@ -189,7 +189,9 @@ def test_an_annotator_of_a_served_model_clicks_on_the_source_grid_and_is_obeyed(
     task = deepedit(tmp_path, 1.0)
     answers = list(annotate(task, task.prepare(volume), labels, clicks=3))
     assert len(answers) == 4
-    (first, *_) = click_simulation.corrections(labels, answers[0], 3, count=1, rng=np.random.default_rng(0), deep=1.0)
+    (first, *_) = click_simulation.corrections(
+        labels, answers[0], 3, count=1, rng=np.random.default_rng(0), min_depth=1.0
+    )
     value, place = first
     assert answers[1][tuple(int(at) for at in place)] == value
 
@@ -206,7 +208,7 @@ def test_a_stroke_runs_along_its_region_on_the_slice_that_shows_most_of_it(seed)
     truth = np.zeros((30, 24, 17), np.uint8)
     truth[3:25, 4:9, 6] = 1
     truth[3:6, 4:9, 7:9] = 1
-    (region,) = click_simulation.regions(truth, np.zeros_like(truth), 2, count=1)
+    (region,) = click_simulation.error_regions(truth, np.zeros_like(truth), 2, count=1)
     line = region.stroke(np.random.default_rng(seed))
     assert set(line[:, 2]) == {6}
     assert truth[tuple(line.T)].all()

@@ -29,7 +29,7 @@ def run(kind, pairs, folder, *, epochs=3, **host):
     asked = TrainRequest(
         model="segmentation", pairs=pairs, folder=folder / "run", params={**SMALL, "max_epochs": epochs}
     )
-    return task.train(asked, LocalHost(folder / "host", device=CPU, told=told.append, **host)), told
+    return task.train(asked, LocalHost(folder / "host", device=CPU, on_progress=told.append, **host)), told
 
 
 @pytest.mark.parametrize("kind", TASKS)

@@ -41,7 +41,7 @@ def request(pairs, folder, **params):
 
 def run(task, asked, folder, **host):
     told = []
-    result = task.train(asked, LocalHost(folder, device=CPU, told=told.append, **host))
+    result = task.train(asked, LocalHost(folder, device=CPU, on_progress=told.append, **host))
     return result, told
 
 
@@ -200,7 +200,7 @@ def test_a_run_starts_from_its_parent_and_measures_the_baseline(trained, pairs, 
     again, _ = run(segmentation(), asked, tmp_path / "host")
     assert again.card["network"] == dict(parent.card["network"])
     assert again.card["trained"]["from"] == again.card["plan"]["from"] == "v1"
-    assert "goes on from v1" in again.card["plan"]["start"]
+    assert "fine-tunes v1" in again.card["plan"]["start"]
     assert again.baseline == result.metric
     assert again.metric == pytest.approx(result.metric, abs=0.02)
 

@@ -29,7 +29,7 @@ def peak(pairs, folder):
     request = TrainRequest(
         model="segmentation", pairs=pairs, folder=folder / "run", params={**params, "train_batch_size": 4}
     )
-    assert task.train(request, LocalHost(folder / "host", device=torch.device("cpu"), told=told)) is not None
+    assert task.train(request, LocalHost(folder / "host", device=torch.device("cpu"), on_progress=told)) is not None
     return most / 2**20
 
 

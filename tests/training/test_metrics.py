@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rayapp.training.metrics import Tally, dice, figure
+from rayapp.training.metrics import Tally, dice, key_metric
 
 
 def test_dice_is_twice_the_overlap_by_the_sum():
@@ -31,4 +31,4 @@ def test_means_are_over_the_cases_that_have_a_structure():
     tally.merge(other)
     means = tally.means()
     assert means["dice"] == {"mean": pytest.approx(0.8), "a": pytest.approx(0.6), "b": 1.0}
-    assert figure(means) == pytest.approx((0.8 + 2 / 3) / 2, abs=1e-4)
+    assert key_metric(means) == pytest.approx((0.8 + 2 / 3) / 2, abs=1e-4)

@@ -53,7 +53,7 @@ def main(rank, world_size, folder):
         params={**SMALL, "spacing": None, "max_epochs": 4, "val_split": 0.4},
     )
     run = Run(task, request, host)
-    result = run.go()
+    result = run.train()
     sums = {name: float(tensor.double().sum()) for name, tensor in run._learner.network.state_dict().items()}
     told = {"sums": sums, "metrics": [row["metric"] for row in run._state.rows], "checkpoints": host.checkpoints}
     told |= {"iterations": run._state.iteration, "result": None if result is None else result.metric}

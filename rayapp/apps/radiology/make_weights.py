@@ -94,11 +94,11 @@ def make(name: str, pairs: list[Pair], held: list[Pair], folder: Path, options: 
             bars.update(bar, completed=progress.iteration, total=progress.iterations, description=shown)
 
         request = TrainRequest(model=name, pairs=pairs, folder=folder / "run", params=params)
-        result = task.train(request, LocalHost(folder / "host", told=told))
+        result = task.train(request, LocalHost(folder / "host", on_progress=told))
     if result is None:
         return
     version = ModelVersion(name=name, version=VERSION, weights=result.weights, card=result.card)
-    metrics = task.tally(task.answers(version, held, task.options)).means()
+    metrics = task.tally(task.evaluate(version, held, task.options)).means()
     card = {**result.card, "version": VERSION, "metrics": metrics}
     shutil.copyfile(result.weights, options.out / f"{name}.safetensors")
     (options.out / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")

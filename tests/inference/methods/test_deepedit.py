@@ -60,7 +60,7 @@ def test_many_clicks_close_together_are_all_obeyed(deepedit, prepared):
 
 def test_a_click_changes_more_than_its_voxel(deepedit, prepared, automatic):
     rng = np.random.default_rng(1)
-    regions = [click_simulation.structure(automatic, value) for value in (0, *ORGANS.values())]
+    regions = [click_simulation.largest_component(automatic, value) for value in (0, *ORGANS.values())]
     for point in [region.click(rng) for region in regions if region is not None and region.size > 100]:
         labels = edit(deepedit, prepared, spleen=[point])
         around = tuple(slice(at - 1, at + 2) for at in point)
@@ -110,7 +110,7 @@ def test_corrections_do_not_make_it_worse(deepedit, cases):
         image = deepedit.prepare(volume)
         before = edit(deepedit, image)
         names, clicks = ["background", *ORGANS], {}
-        for region in click_simulation.regions(truth.array, before, len(names), count=5):
+        for region in click_simulation.error_regions(truth.array, before, len(names), count=5):
             clicks.setdefault(names[region.label], []).append(region.click(rng))
         after = edit(deepedit, image, **clicks)
         assert np.nanmean(dice(after, truth.array, 5)) >= np.nanmean(dice(before, truth.array, 5)) - 0.005

@@ -118,7 +118,7 @@ def test_a_mask_that_exists_is_refined_and_never_made_worse(deepedit, held):
 def corrected(task, prepared, one, rng):
     """One structure, clicked and corrected; each answer obeys all clicks, and background clicks took away only. The
     clicks, and the mask after four of them."""
-    clicks = {"foreground": [click_simulation.structure(one, 1).click(rng)]}
+    clicks = {"foreground": [click_simulation.largest_component(one, 1).click(rng)]}
     for _ in range(4):
         labels = task.predict(prepared, Prompts(clicks=clicks), {}).labels
         assert all(labels[at] == 1 for at in clicks["foreground"])
