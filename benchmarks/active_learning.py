@@ -38,8 +38,8 @@ from rich.table import Table
 from benchmarks.server import server
 from benchmarks.train_hippocampus import HIPPOCAMPUS, LABELS, halves, hippocampi
 from rayapp.active_learning.annotator import AnnotationTimes
-from rayapp.active_learning.outcome import ENOUGH, Round, advice, draw, rounds_in, standings, summary
-from rayapp.active_learning.simulation import Protocol, Simulation
+from rayapp.active_learning.outcome import TARGET_SHARE, Round, advice, draw, read_rounds, standings, summary
+from rayapp.active_learning.simulation import Simulation, SimulationProtocol
 from rayapp.client import AsyncClient
 
 POOL = 100
@@ -72,12 +72,12 @@ def run(strategy: str, seed: int, budgets: tuple[int, ...], iterations: int, out
         with server(Path(name), *flags) as url:
             simulation = Simulation(
                 connect=lambda name: AsyncClient(url, client_id=name),
-                protocol=Protocol(
+                protocol=SimulationProtocol(
                     model=MODEL,
                     strategy=strategy,
                     budgets=budgets,
                     seed=seed,
-                    habits=AnnotationTimes(good_enough=1.0, max_clicks=0),
+                    times=AnnotationTimes(good_enough=1.0, max_clicks=0),
                     training={"spacing": SPACING_MM, "guard": False, "val_interval": 1000},
                     iterations=iterations,
                     scoring=SCORING[strategy],
@@ -124,14 +124,14 @@ async def run_all(todo: Sequence[tuple[str, int]], out: Path, together: int) -> 
 
 def missing(strategies: Sequence[str], seeds: int, out: Path) -> list[tuple[str, int]]:
     """Runs (strategy, seed) whose results are not in the folder yet."""
-    found = {(one.strategy, one.seed) for one in rounds_in(out)}
+    found = {(one.strategy, one.seed) for one in read_rounds(out)}
     return [(strategy, seed) for seed in range(seeds) for strategy in strategies if (strategy, seed) not in found]
 
 
 def rows_of(rounds: list[Round], full: float) -> list[dict[str, Any]]:
     """A row for each strategy, best first."""
     rows = []
-    for one in standings(rounds, ENOUGH * full):
+    for one in standings(rounds, TARGET_SHARE * full):
         rows.append(
             {
                 "strategy": one.strategy,
@@ -168,11 +168,11 @@ def main() -> None:
         if options.only:
             run(options.only[0], int(options.only[1]), budgets, iterations, out)
             return
-        if not rounds_in(out / FULL):
+        if not read_rounds(out / FULL):
             run("random", 0, (POOL,), iterations * len(budgets), out / FULL)
         asyncio.run(run_all(missing(strategies, seeds, out), out, options.together))
         if options.json:
-            (full,), rounds = rounds_in(out / FULL), rounds_in(out)
+            (full,), rounds = read_rounds(out / FULL), read_rounds(out)
             print(json.dumps({"full": full.dice, "iterations": iterations, "rows": rows_of(rounds, full.dice)}))
         else:
             print(tell(out))
@@ -190,7 +190,7 @@ def begin(out: Path, settings: dict[str, Any]) -> None:
 
 def tell(out: Path) -> str:
     """Write the plot and the table of a folder's runs; returns the table."""
-    (full,), rounds = rounds_in(out / FULL), rounds_in(out)
+    (full,), rounds = read_rounds(out / FULL), read_rounds(out)
     draw(rounds, out / "curves.png")
     rows = rows_of(rounds, full.dice)
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -200,7 +200,7 @@ def tell(out: Path) -> str:
     console = Console(width=170)
     with console.capture() as captured:
         console.print(shown)
-        console.print(advice(rounds, ENOUGH * full.dice))
+        console.print(advice(rounds, TARGET_SHARE * full.dice))
     (out / "table.txt").write_text(captured.get())
     return captured.get()
 

@@ -16,7 +16,7 @@ class Contrast:
     description = "Range of the image's intensities"
     config = {"percent": 95.0}
     images = "unlabeled"
-    asks_model = False
+    needs_model = False
 
     def score(self, case, options, task):
         """The difference between an upper and a lower percentile of the intensities."""

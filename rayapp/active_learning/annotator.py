@@ -1,10 +1,9 @@
-"""Annotator: works through a server as a person would, and says how long a person would have taken.
+"""Annotator: a simulated annotator who labels images through a server, with a model of the time that a person needs.
 
-Everything goes through the server's own routes: the next image, the model's proposal, one click or stroke at a time
-into what is then the largest error, the label saved. What a person sees and judges is replaced by a reference label
-map.
+All work goes through the server's routes: request the next image, receive the model's proposal, correct its largest
+error by one click or stroke at a time, save the label. A reference label map takes the place of the person's judgement.
 
-Each annotator belongs to one event loop; reading and comparing masks runs in threads beside it.
+An annotator belongs to one event loop; masks are read and compared in threads.
 """
 
 from __future__ import annotations
@@ -23,30 +22,37 @@ from rayapp.errors import BadRequest, GridMismatch
 from rayapp.imaging.reader import read_segmentation
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
-from rayapp.inference.prompts import scribble_map as marking
+from rayapp.inference.prompts import scribble_map
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 from rayapp.training.click_simulation import clamped, error_regions
 from rayapp.training.metrics import dice
 
 MAX_BYTES = 4 << 30
-"""Bytes that a reference may have in memory."""
+"""Largest decoded reference, in bytes."""
 
 
 class Correction(PromptFields, total=False):
-    """One prompt."""
+    """A prompt that corrects one error."""
 
     clicks: Mapping[str, Points]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationTimes:
-    """How an annotator works, and the time model.
+    """The time model of an annotator, and the annotator's way of working.
 
-    A volume outlined by hand takes `manual_s`, the paper's ten minutes. A proposal is looked at (`review_s`) and
-    corrected by clicks (`click_s` each) until its mean foreground Dice is `good_enough`, and then saved as it is; after
-    `max_clicks` the rest is done by hand, for that share of `manual_s` that is still wrong. `click_noise` is the
-    standard deviation, in voxels, by which a click misses its place. With `strokes` all is the same with lines drawn
-    through the middle of what is wrong on one slice, `stroke_s` each.
+    A proposal is reviewed, corrected by clicks until its mean foreground Dice score is good enough, and saved. If it is
+    not after the last click, the rest is outlined by hand, which takes the share 1 - Dice of `manual_s`.
+
+    Attributes:
+        strokes: Correct by strokes along the centreline of the error on one slice, instead of clicks.
+        click_s: Seconds for a click.
+        stroke_s: Seconds for a stroke.
+        review_s: Seconds to review a proposal.
+        manual_s: Seconds to outline a volume by hand; ten minutes in the MONAI Label paper.
+        good_enough: Mean foreground Dice score at which the annotator accepts a mask.
+        max_clicks: Largest number of clicks or strokes on one image.
+        click_noise: Standard deviation of the position of clicks and strokes, in voxels.
     """
 
     strokes: bool = False
@@ -60,8 +66,20 @@ class AnnotationTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """One label as it came about. Dice is the mean over the structures; NaN before there was a proposal."""
+class Annotation:
+    """A label that an annotator saved. Dice scores are means over structures.
+
+    Attributes:
+        image: The image's id.
+        annotator: The annotator's name.
+        strategy: The strategy that handed the image out.
+        version: Version of the model that proposed a mask; empty without a proposal.
+        clicks: Number of clicks or strokes.
+        proposed_dice: Dice score of the proposal; NaN without one.
+        saved_dice: Dice score of the saved label.
+        by_hand: The label was completed by hand.
+        seconds: Time that a person would have needed, by `AnnotationTimes`.
+    """
 
     image: str
     annotator: str
@@ -75,14 +93,7 @@ class Labelled:
 
 
 class Annotator:
-    """One person with one model.
-
-    Args:
-        name: tells annotators apart, for the server and in the results.
-        client: its own, with its own client id.
-        model: what proposes; while the server does not serve it, all is done by hand.
-        references: the label map that each image should get, by image id, values as the model's.
-    """
+    """An annotator who uses one model."""
 
     def __init__(
         self,
@@ -91,48 +102,66 @@ class Annotator:
         client: AsyncClient,
         model: str,
         references: Mapping[str, Path],
-        habits: AnnotationTimes,
+        times: AnnotationTimes,
         rng: np.random.Generator,
     ) -> None:
+        """An annotator who has not started yet.
+
+        Args:
+            name: The annotator's name, for the server and in the results.
+            client: The annotator's own client, with its own client id.
+            model: Name of the model that proposes masks. While the server does not serve it, images are outlined by
+                hand.
+            references: Reference label map of each image by image id, with the model's values.
+            times: The time model.
+            rng: Source of randomness for positions.
+        """
         self.name = name
         self.seconds = 0.0
         self._client = client
         self._model = model
         self._references = references
-        self._habits = habits
+        self._times = times
         self._rng = rng
 
-    async def label_next(self, strategy: str) -> Labelled | None:
-        """Ask for the next image, label it and save the label; None when nothing is left.
+    async def label_next(self, strategy: str) -> Annotation | None:
+        """Request the next image, label it and save the label.
 
-        Raises KeyError for an image without a reference.
+        Args:
+            strategy: The strategy that chooses the image.
+
+        Returns:
+            The annotation, or None when no image is left.
+
+        Raises:
+            KeyError: For an image without a reference.
         """
         sample = await self._client.next_sample(strategy)
         if sample is None:
             return None
         image = sample["id"]
         truth = await asyncio.to_thread(read_segmentation, self._references[image], max_bytes=MAX_BYTES)
-        names, version = await self._served(truth)
+        names, version = await self._served_model(truth)
         proposed, clicks, seconds = float("nan"), 0, 0.0
-        found: Mask = np.zeros_like(truth.array)
+        mask: Mask = np.zeros_like(truth.array)
         if version:
-            work = await self._client.open_interaction(self._model, image)
-            found = await _proposal(work, truth)
-            proposed = score = await self._score(found, truth)
-            seconds += self._habits.review_s
-            while score < self._habits.good_enough and clicks < self._habits.max_clicks:
-                found = await work.prompt(**await asyncio.to_thread(self._correction, truth.array, found, names))
-                score = await self._score(found, truth)
+            interaction = await self._client.open_interaction(self._model, image)
+            mask = await _proposal(interaction, truth)
+            proposed = score = await self._score(mask, truth)
+            seconds += self._times.review_s
+            while score < self._times.good_enough and clicks < self._times.max_clicks:
+                mask = await interaction.prompt(**await asyncio.to_thread(self._correction, truth.array, mask, names))
+                score = await self._score(mask, truth)
                 clicks += 1
-                seconds += self._habits.stroke_s if self._habits.strokes else self._habits.click_s
-        score = 0.0 if np.isnan(proposed) else await self._score(found, truth)
-        by_hand = score < self._habits.good_enough
+                seconds += self._times.stroke_s if self._times.strokes else self._times.click_s
+        score = 0.0 if np.isnan(proposed) else await self._score(mask, truth)
+        by_hand = score < self._times.good_enough
         if by_hand:
-            seconds += self._habits.manual_s * (1 - score)
-            found, score = truth.array, 1.0
-        await self._save(image, found, truth, seconds)
+            seconds += self._times.manual_s * (1 - score)
+            mask, score = truth.array, 1.0
+        await self._save(image, mask, truth, seconds)
         self.seconds += seconds
-        return Labelled(
+        return Annotation(
             image=image,
             annotator=self.name,
             strategy=strategy,
@@ -144,33 +173,33 @@ class Annotator:
             seconds=seconds,
         )
 
-    async def _served(self, truth: Segmentation) -> tuple[dict[int, str], str]:
-        """The model's structures by value, and its version; no version where it does not serve."""
+    async def _served_model(self, truth: Segmentation) -> tuple[dict[int, str], str]:
+        """The model's structures by value, and its version; an empty version if the server does not serve the model."""
         model = (await self._client.info())["models"].get(self._model)
         if model is None:
             return {}, ""
         names = {int(value): name for name, value in model["labels"].items() if value}
-        if not names:  # of no structure in particular: all that the reference shows is one
+        if not names:  # a model of any structure: all values of the reference are one foreground
             names = {int(value): FOREGROUND for value in np.unique(truth.array) if value}
         return {0: BACKGROUND, **names}, str(model.get("version") or "unnamed")
 
-    def _correction(self, truth: Mask, found: Mask, names: Mapping[int, str]) -> Correction:
-        if found.shape != truth.shape:
-            raise GridMismatch(f"the reference has shape {truth.shape}, the model's mask {found.shape}")
-        (worst,) = error_regions(truth, found, 1 + max(names), count=1)
-        noise = self._habits.click_noise
-        if not self._habits.strokes:
-            at = clamped(worst.click(self._rng, noise=noise), truth.shape)
-            return {"clicks": {names[worst.label]: [[int(n) for n in at]]}}
+    def _correction(self, truth: Mask, mask: Mask, names: Mapping[int, str]) -> Correction:
+        if mask.shape != truth.shape:
+            raise GridMismatch(f"the reference has shape {truth.shape}, but the model's mask has {mask.shape}")
+        (worst,) = error_regions(truth, mask, 1 + max(names), count=1)
+        noise = self._times.click_noise
+        if not self._times.strokes:
+            voxel = clamped(worst.click(self._rng, noise=noise), truth.shape)
+            return {"clicks": {names[worst.label]: [[int(n) for n in voxel]]}}
         line = np.minimum(worst.stroke(self._rng, noise=noise), np.array(truth.shape) - 1)
         marks = np.zeros(truth.shape, np.uint8)
-        marks[tuple(line.T)] = marking.FOREGROUND if worst.label else marking.BACKGROUND
-        wrong = worst.label or int(np.bincount(found[worst.box][worst.mask]).argmax())
-        name = names[wrong]
+        marks[tuple(line.T)] = scribble_map.FOREGROUND if worst.label else scribble_map.BACKGROUND
+        structure = worst.label or int(np.bincount(mask[worst.box][worst.mask]).argmax())
+        name = names[structure]
         return {"marks": marks, "label": None if name == FOREGROUND else name}
 
-    async def _score(self, found: Mask, truth: Segmentation) -> float:
-        return await asyncio.to_thread(mean_dice, found, truth.array)
+    async def _score(self, mask: Mask, truth: Segmentation) -> float:
+        return await asyncio.to_thread(mean_dice, mask, truth.array)
 
     async def _save(self, image: str, mask: Mask, truth: Segmentation, seconds: float) -> None:
         with tempfile.TemporaryDirectory(prefix="rayapp-") as folder:
@@ -182,15 +211,15 @@ class Annotator:
             )
 
 
-async def _proposal(work: AsyncInteraction, truth: Segmentation) -> Mask:
-    """What the model finds by itself: nothing, where it waits for a click."""
+async def _proposal(interaction: AsyncInteraction, truth: Segmentation) -> Mask:
+    """The model's mask without prompts; an empty one for a model that needs prompts."""
     try:
-        return await work.mask()
+        return await interaction.mask()
     except BadRequest:
         return np.zeros_like(truth.array)
 
 
-def mean_dice(found: npt.NDArray[np.generic], truth: npt.NDArray[np.generic]) -> float:
-    """Over the structures that either has; 1 where neither has any."""
-    scores = np.array(dice(found, truth, int(max(found.max(), truth.max()))))
+def mean_dice(mask: npt.NDArray[np.generic], truth: npt.NDArray[np.generic]) -> float:
+    """Mean Dice score over the structures that are in either label map, (I, J, K); 1 if both are empty."""
+    scores = np.array(dice(mask, truth, int(max(mask.max(), truth.max()))))
     return 1.0 if np.isnan(scores).all() else float(np.nanmean(scores))

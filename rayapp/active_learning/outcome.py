@@ -1,4 +1,4 @@
-"""Outcome: what simulated runs came to: Dice by labels and by minutes for each strategy, and which of them to use."""
+"""Outcome of simulated runs: the Dice score by labels and by minutes for each strategy, and which strategy to use."""
 
 from __future__ import annotations
 
@@ -12,16 +12,26 @@ from pyarrow import parquet
 
 ROUNDS = "rounds"
 BASELINES = ("random", "foreground_random")
-"""What a strategy must beat to be worth its scoring, and each of them those before it: the first needs none."""
-ENOUGH = 0.95
-"""The share of the best Dice with which a model is as good as done."""
-CHANCE = 0.05
-"""How likely chance alone may make the best of all strategies lead as it does, for it to be called better."""
+"""Strategies that others are compared with. Each must beat those before it to become the baseline."""
+TARGET_SHARE = 0.95
+"""The Dice score to reach, as a share of the best one of all strategies."""
+SIGNIFICANCE = 0.05
+"""Significance level at which a strategy counts as better than the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """The model after a training: `minutes` is what all annotators together have spent by then."""
+    """The model after one training.
+
+    Attributes:
+        strategy: Name of the strategy.
+        seed: Seed of the run.
+        labels: Number of labelled images.
+        minutes: Annotation time of all annotators together so far, in minutes.
+        version: The model's version.
+        dice: Mean Dice score on the validation images.
+        training_s: Duration of the training, in seconds.
+    """
 
     strategy: str
     seed: int
@@ -34,7 +44,15 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
-    """A strategy's rounds of so many labels, over seeds; `error` is the standard deviation of the mean, NaN for one."""
+    """Mean over seeds of a strategy's rounds with the same number of labels.
+
+    Attributes:
+        labels: Number of labels.
+        minutes: Mean annotation time in minutes.
+        dice: Mean Dice score.
+        error: Standard error of the mean Dice score; NaN for a single seed.
+        seeds: Number of seeds.
+    """
 
     labels: int
     minutes: float
@@ -43,14 +61,22 @@ class Mean:
     seeds: int
 
     def __str__(self) -> str:
-        return told(self.dice, self.error)
+        return format_dice(self.dice, self.error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A strategy among others. `dice` is the mean over the numbers of labels that all of them were tested with, `error`
-    its standard deviation over the `seeds`, NaN for a single one; `labels` and `minutes` are those with which the Dice
-    aimed at is reached, between two tests in proportion, None where it is not."""
+    """A strategy in comparison with others.
+
+    Attributes:
+        strategy: Name of the strategy.
+        dice: Mean Dice score over the numbers of labels that all strategies were tested with.
+        error: Standard error of `dice` over seeds; NaN for a single seed.
+        seeds: Number of seeds.
+        labels: Number of labels at which the target Dice score is reached, interpolated between rounds; None if it is
+            not reached.
+        minutes: Annotation time in minutes at which the target is reached; None if it is not reached.
+    """
 
     strategy: str
     dice: float
@@ -61,26 +87,26 @@ class Standing:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the seeds themselves."""
+        """Standard deviation over seeds."""
         return self.error * math.sqrt(self.seeds)
 
     def __str__(self) -> str:
-        return told(self.dice, self.error)
+        return format_dice(self.dice, self.error)
 
 
-def told(dice: float, error: float) -> str:
-    """A Dice as people read it; without an error where a single run tells of none."""
+def format_dice(dice: float, error: float) -> str:
+    """A Dice score with its standard error, if there is one."""
     return f"{dice:.3f}" if math.isnan(error) else f"{dice:.3f} ± {error:.3f}"
 
 
-def rounds_in(folder: Path) -> list[Round]:
-    """Those of all runs whose results are in the folder."""
+def read_rounds(folder: Path) -> list[Round]:
+    """The rounds of all runs with results in a folder."""
     files = sorted(folder.glob(f"*.{ROUNDS}.parquet"))
     return [Round(**row) for file in files for row in parquet.read_table(file).to_pylist()]
 
 
 def summary(rounds: Sequence[Round], strategy: str) -> list[Mean]:
-    """A strategy's means by number of labels."""
+    """A strategy's means over seeds, by number of labels in ascending order."""
     means = []
     for labels in sorted({one.labels for one in rounds if one.strategy == strategy}):
         same = [one for one in rounds if one.strategy == strategy and one.labels == labels]
@@ -90,16 +116,21 @@ def summary(rounds: Sequence[Round], strategy: str) -> list[Mean]:
     return means
 
 
-def aim(rounds: Sequence[Round]) -> float:
-    """The Dice to reach, from the best that any strategy came to."""
-    return ENOUGH * max(mean.dice for strategy in strategies_in(rounds) for mean in summary(rounds, strategy))
+def target_dice(rounds: Sequence[Round]) -> float:
+    """The Dice score to reach: a share of the best mean of any strategy."""
+    return TARGET_SHARE * max(mean.dice for strategy in strategies_in(rounds) for mean in summary(rounds, strategy))
 
 
-def standings(rounds: Sequence[Round], aimed: float) -> list[Standing]:
-    """Every strategy's, the best first."""
+def standings(rounds: Sequence[Round], target: float) -> list[Standing]:
+    """The standings of all strategies, best first.
+
+    Args:
+        rounds: The rounds of all runs.
+        target: The Dice score to reach.
+    """
     names = strategies_in(rounds)
     common = set.intersection(*({one.labels for one in rounds if one.strategy == name} for name in names))
-    found = []
+    all_standings = []
     for name in names:
         runs: dict[int, dict[int, float]] = {}
         for one in rounds:
@@ -107,35 +138,44 @@ def standings(rounds: Sequence[Round], aimed: float) -> list[Standing]:
                 runs.setdefault(one.seed, {})[one.labels] = one.dice
         means = [float(np.mean(list(run.values()))) for run in runs.values() if len(run) == len(common)]
         dice, error = _mean(means)
-        labels, minutes = _reached(summary(rounds, name), aimed)
-        found.append(Standing(strategy=name, dice=dice, error=error, seeds=len(means), labels=labels, minutes=minutes))
-    return sorted(found, key=lambda one: -one.dice)
+        labels, minutes = _cost(summary(rounds, name), target)
+        standing = Standing(strategy=name, dice=dice, error=error, seeds=len(means), labels=labels, minutes=minutes)
+        all_standings.append(standing)
+    return sorted(all_standings, key=lambda standing: -standing.dice)
 
 
-def advice(rounds: Sequence[Round], aimed: float) -> str:
-    """Which strategy to use and what it saves, or why that cannot be said: a sentence or two."""
-    ranked = standings(rounds, aimed)
+def advice(rounds: Sequence[Round], target: float) -> str:
+    """Which strategy to use and what it saves, or why the runs do not tell, in a sentence or two.
+
+    Args:
+        rounds: The rounds of all runs.
+        target: The Dice score to reach.
+    """
+    ranked = standings(rounds, target)
     baselines = [one for name in BASELINES for one in ranked if one.strategy == name]
     if not baselines or len(ranked) == 1:
-        return "What a strategy saves shows beside another: run `random` and others into the same folder."
-    chosen, because = baselines[0], "no other strategy was better."
-    for one in (*baselines[1:], ranked[0]):
-        if one.dice <= chosen.dice:
+        return "A strategy's value shows in comparison with others: run `random` and others into the same folder."
+    chosen, reason = baselines[0], "no other strategy was better."
+    for candidate in (*baselines[1:], ranked[0]):
+        if candidate.dice <= chosen.dice:
             continue
-        gain, error = one.dice - chosen.dice, math.hypot(one.error, chosen.error)
-        ahead = f"{one.strategy} is ahead of {chosen.strategy} by a Dice of {told(gain, error)}"
+        gain, error = candidate.dice - chosen.dice, math.hypot(candidate.error, chosen.error)
+        lead = f"{candidate.strategy} is ahead of {chosen.strategy} by a Dice of {format_dice(gain, error)}"
         if math.isnan(error):
-            because = f"{ahead}, in a single run each: repeat both with other seeds before you rely on it."
-        elif _by_chance(one, chosen, among=len(ranked) - 1) > CHANCE:
-            because = f"{ahead}, which may be chance."
+            reason = f"{lead}, in a single run each: repeat both with other seeds before you rely on it."
+        elif _p_value(candidate, chosen, strategies=len(ranked) - 1) > SIGNIFICANCE:
+            reason = f"{lead}, which may be chance."
         else:
-            chosen, because = one, f"{ahead}.{_saved(one, chosen, aimed)}"
-    return f"Use {chosen.strategy}: {because}"
+            chosen, reason = candidate, f"{lead}.{_savings(candidate, chosen, target)}"
+    return f"Use {chosen.strategy}: {reason}"
 
 
-def _by_chance(best: Standing, baseline: Standing, among: int) -> float:
-    """How likely one of so many strategies would be as far ahead if none were better: Welch's t-test, since few seeds
-    say little about their spread, times the number of strategies the best was picked from (Bonferroni)."""
+def _p_value(best: Standing, baseline: Standing, strategies: int) -> float:
+    """Probability of such a lead over the baseline if no strategy were better.
+
+    Welch's t-test, as few seeds leave the variances uncertain, with Bonferroni's correction for the number of
+    strategies that the best was picked from.
+    """
     from scipy.stats import ttest_ind_from_stats
 
     test = ttest_ind_from_stats(
@@ -144,13 +184,13 @@ def _by_chance(best: Standing, baseline: Standing, among: int) -> float:
         equal_var=False,
         alternative="greater",
     )
-    return float(test.pvalue) * among
+    return float(test.pvalue) * strategies
 
 
-def _saved(best: Standing, baseline: Standing, aimed: float) -> str:
+def _savings(best: Standing, baseline: Standing, target: float) -> str:
     if best.minutes is None or best.labels is None:
         return ""
-    reached = f" It reaches {aimed:.3f} with {best.labels:.0f} labels in {best.minutes:.0f} annotation minutes"
+    reached = f" It reaches {target:.3f} with {best.labels:.0f} labels in {best.minutes:.0f} annotation minutes"
     if baseline.minutes is None or baseline.labels is None:
         return f"{reached}; {baseline.strategy} does not reach it."
     saved = 1 - best.minutes / baseline.minutes
@@ -160,14 +200,14 @@ def _saved(best: Standing, baseline: Standing, aimed: float) -> str:
     )
 
 
-def _reached(means: Sequence[Mean], aimed: float) -> tuple[float | None, float | None]:
-    """Labels and minutes with which the mean Dice first is what is aimed at."""
+def _cost(means: Sequence[Mean], target: float) -> tuple[float | None, float | None]:
+    """Labels and minutes at which the mean Dice score first reaches the target, interpolated between rounds."""
     for before, now in zip([None, *means], means, strict=False):
-        if now.dice < aimed:
+        if now.dice < target:
             continue
         if before is None:
             return now.labels, now.minutes
-        share = (aimed - before.dice) / (now.dice - before.dice)
+        share = (target - before.dice) / (now.dice - before.dice)
         return (
             before.labels + share * (now.labels - before.labels),
             before.minutes + share * (now.minutes - before.minutes),
@@ -176,21 +216,21 @@ def _reached(means: Sequence[Mean], aimed: float) -> tuple[float | None, float |
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard deviation, NaN for a single value."""
+    """Mean and its standard error; the error of a single value is NaN."""
     if not values:
         return float("nan"), float("nan")
-    spread = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    return float(np.mean(values)), spread
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return float(np.mean(values)), error
 
 
 def strategies_in(rounds: Sequence[Round]) -> list[str]:
-    """Those that were run, in the order of their files."""
+    """The strategies that were run, in the order of the rounds."""
     return list(dict.fromkeys(one.strategy for one in rounds))
 
 
 def draw(rounds: Sequence[Round], picture: Path) -> None:
-    """Validation Dice by labels and by minutes, one line a strategy, with a band of one standard deviation of the mean
-    over seeds, as PNG."""
+    """Draw the validation Dice score by labels and by minutes as PNG, with one line per strategy and a band of one
+    standard error over seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,9 +1,9 @@
-"""Results: what scoring found, as files that outlast the server.
+"""Files with the results of scoring jobs.
 
-`<studies>/.rayapp/scores/<job>.parquet` is a table of one row per image, readable with pandas or pyarrow; while the job
-runs it is a folder of parts. `<studies>/.rayapp/uncertainty/<method>/<image><ext>` is the newest uncertainty of an
-image on its own grid, 255 for the most there can be. Files appear whole, by a rename. One process writes the table of
-a job; maps are written by whoever scored the image.
+`<studies>/.rayapp/scores/<job>.parquet` is a table with one row per image, readable with pandas or pyarrow; while the
+job runs it is a folder of parts. `<studies>/.rayapp/uncertainty/<method>/<image>.nii.gz` is the newest uncertainty map
+of an image on its own voxel grid, with 255 for the largest possible entropy. Files are written atomically, by a rename.
+One process writes the table of a job; uncertainty maps are written by whichever worker scored the image.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ SCHEMA = pa.schema(
         *[(f"slices_{axis}", pa.list_(pa.float32())) for axis in "ijk"],
     ]
 )
-"""One row per image: figures as in `rayapp.active_learning.uncertainty.Measures`; `slices_*` hold the entropy in each
-slice across an axis of the image, in voxels of the most there can be."""
+"""One row per image. Measures are those of `rayapp.active_learning.uncertainty.Measures`; `slices_*` hold the entropy
+of each slice across an axis of the image, relative to the largest possible entropy and summed over voxels."""
 
 
-def append(studies: Path, job: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Durably add rows to a running job's table."""
+def append_rows(studies: Path, job: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a running job's table, durably."""
     folder = _table(studies, job)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(
@@ -50,26 +50,26 @@ def append(studies: Path, job: str, rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def seal(studies: Path, job: str) -> None:
-    """Make one file of an ended job's parts; a second time, or without parts, it does nothing."""
-    folder, whole = _table(studies, job), _table(studies, job).with_suffix(".parquet")
+def merge_parts(studies: Path, job: str) -> None:
+    """Merge the parts of an ended job's table into one file. Idempotent."""
+    folder, table = _table(studies, job), _table(studies, job).with_suffix(".parquet")
     if not folder.is_dir():
         return
-    if not whole.exists():
+    if not table.exists():
         parts = [pq.read_table(part, schema=SCHEMA) for part in sorted(folder.glob("part-*.parquet"))]
         if parts:
-            write_table(pa.concat_tables(parts).sort_by("ts"), whole)
+            write_table(pa.concat_tables(parts).sort_by("ts"), table)
     shutil.rmtree(folder)
 
 
 def uncertainty_file(studies: Path, method: str, image_id: str) -> Path:
-    """Where the newest map of an image is, if there is one."""
+    """Path of the newest uncertainty map of an image, whether it exists or not."""
     name = checked_name(image_id, "image") + EXT
     return studies / ".rayapp" / "uncertainty" / checked_name(method, "scoring method") / name
 
 
-def keep_uncertainty(studies: Path, method: str, image_id: str, levels: Segmentation) -> None:
-    """Replace the map of an image."""
+def save_uncertainty(studies: Path, method: str, image_id: str, levels: Segmentation) -> None:
+    """Save an image's uncertainty map, in place of the one before."""
     target = uncertainty_file(studies, method, image_id)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as staged:
@@ -81,6 +81,6 @@ def _table(studies: Path, job: str) -> Path:
 
 
 def write_table(table: pa.Table, target: Path) -> None:
-    """Write a Parquet file, durably."""
+    """Write a table as Parquet, durably and atomically."""
     with replacing(target) as staged:
         pq.write_table(table, staged)

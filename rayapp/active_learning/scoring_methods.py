@@ -1,7 +1,7 @@
-"""The ScoringMethod seam, and the methods that every app has: `tta`, `epistemic`, `dice`, `sum`.
+"""The ScoringMethod protocol, and the methods that every app has: `tta`, `epistemic`, `dice`, `sum`.
 
-A method scores one image at a time, in whichever process the pool runs it; what it answers is small, and recorded by
-the pool's owner. Only the methods that ask a model need torch, and load it when they do.
+A method scores one image at a time, in any worker process; the scoring job records the results. Only methods that need
+a model import torch, and only when they score.
 """
 
 from __future__ import annotations
@@ -26,39 +26,49 @@ from rayapp.protocol import FINAL, ORIGINAL, checked_name, parse_flag
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayapp.active_learning.uncertainty import Measures, NetworkInput, Sampled
+    from rayapp.active_learning.uncertainty import Measures, NetworkInput, SamplableTask
 
 SAMPLED = ("segmentation", "deepedit")
-"""Types of models that say something of an image that nobody has clicked on."""
-WORST = 5
-"""Slices along each axis that the image's info names."""
+"""Types of models that predict without prompts, so that images can be scored by them."""
+LISTED_SLICES = 5
+"""Number of most uncertain slices along each axis that the image's info lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One image with its labels by tag, read when asked for; no file may take more than `max_bytes` in memory."""
+    """An image with its labels, read on demand.
+
+    Attributes:
+        image: Record of the image.
+        labels: Records of the image's labels by tag.
+        max_bytes: Largest decoded file, in bytes.
+    """
 
     image: ImageRecord
     labels: Mapping[str, LabelRecord]
     max_bytes: int
 
     def volume(self) -> Volume:
-        """The image."""
+        """Read the image."""
         return read_volume(self.image.path, max_bytes=self.max_bytes)
 
     def label(self, tag: str) -> npt.NDArray[Any] | None:
-        """The label map under the tag, (I, J, K); None if there is none."""
+        """Read the label map under a tag, (I, J, K); None if there is none."""
         record = self.labels.get(tag)
         return None if record is None else read_segmentation(record.path, max_bytes=self.max_bytes).array
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a method says of an image.
+    """The result of scoring an image.
 
-    `values` are the scores by name that strategies choose by, `feature` what the image looks like; `info` goes into the
-    image's info and `label_infos` into those of its labels, by tag; `columns` are for the table of results
-    (`rayapp.active_learning.score_files`); `uncertainty` is a map on the image's grid.
+    Attributes:
+        values: Scores by name, which strategies choose by.
+        feature: A feature vector of the image, which `diverse` compares images by.
+        info: Fields to merge into the image's info.
+        label_infos: Fields to merge into the info of the image's labels, by tag.
+        columns: The image's row in the table of results, see `rayapp.active_learning.score_files`.
+        uncertainty: Uncertainty map on the image's voxel grid, uint8.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
@@ -70,34 +80,46 @@ class Score:
 
 
 class ScoringMethod(Protocol):
-    """Scores images, one at a time."""
+    """A method that scores images, one at a time."""
 
     @property
     def description(self) -> str:
-        """What `/info/` says of it."""
+        """One line for people, which `/info/` shows."""
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Its options with their defaults; the first of a list is the default."""
+        """The options with their defaults; of a list of choices the first is the default."""
 
     @property
     def images(self) -> Labelled:
-        """Which images it scores unless the request says otherwise."""
+        """The images to score by default: `unlabeled`, `labeled` or `all`."""
 
     @property
-    def asks_model(self) -> bool:
-        """Whether it needs a model: then an image that was scored with a version is not scored again."""
+    def needs_model(self) -> bool:
+        """True for a method that scores with a model. It scores an image once with each version of the model."""
 
     def score(self, case: Case, options: Mapping[str, Any], task: InferTask | None) -> Score | None:
-        """Score an image; None if there is nothing to score. `task` is loaded, and None for a method that asks none.
+        """Score an image.
+
+        Args:
+            case: The image and its labels.
+            options: The values of `config`.
+            task: The model, loaded; None for a method that needs none.
+
+        Returns:
+            The score, or None if there is nothing to score.
 
         Raises:
-            BadRequest: for an image or options that it cannot do anything with.
+            BadRequest: If the image or the options do not suit the method.
         """
 
 
 def options_of(method: ScoringMethod, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's options, those of the request over the defaults. Raises BadRequest for one of another kind."""
+    """The method's options: the request's values, and defaults for the others.
+
+    Raises:
+        BadRequest: Naming the option whose value has another type or is none of the choices.
+    """
     options: dict[str, Any] = {}
     for name, default in method.config.items():
         choices = default if isinstance(default, list) else None
@@ -106,29 +128,41 @@ def options_of(method: ScoringMethod, request: Mapping[str, Any]) -> dict[str, A
         try:
             value = parse_flag(value, name) if isinstance(first, bool) else type(first)(value)
         except (TypeError, ValueError):
-            raise BadRequest(f"option {name!r} must be like {first!r}, not {str(value)[:60]!r}") from None
+            raise BadRequest(f"option {name!r} must be of the type of {first!r}, not {str(value)[:60]!r}") from None
         if choices and value not in choices:
-            raise BadRequest(f"option {name!r} must be one of {', '.join(map(str, choices))}")
+            raise BadRequest(f"option {name!r} must be one of {', '.join(map(str, choices))}, not {str(value)[:60]!r}")
         options[name] = value
     return options
 
 
 def model_of(request: Mapping[str, Any], infers: Mapping[str, InferTask]) -> str:
-    """The model that a request means: the one it names, or the first that can be sampled. Raises BadRequest."""
-    able = sampled_models(infers)
-    named = request.get("model")
-    if named in able:
-        return str(named)
-    if named is not None and named in infers:
-        raise BadRequest(f"model {named!r} says nothing without a click; choose one of {', '.join(able) or 'none'}")
-    if not able:
-        raise BadRequest("no model serves that could be asked: train segmentation or deepedit first")
-    return able[0]
+    """The model to score with: the one that a request names, or else the first that can score images.
+
+    Raises:
+        BadRequest: If the named model cannot score images, or none can.
+    """
+    usable = scoring_models(infers)
+    name = request.get("model")
+    if name in usable:
+        return str(name)
+    if name is not None and name in infers:
+        others = f"use one of {', '.join(usable)}" if usable else "train segmentation or deepedit first"
+        raise BadRequest(f"model {name!r} needs prompts and cannot score images: {others}")
+    if not usable:
+        raise BadRequest("no model that can score images is in production: train segmentation or deepedit first")
+    return usable[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringPlan:
-    """A request as it will be carried out: the method's options, and the model and version that it asks, if any."""
+    """A scoring request, resolved.
+
+    Attributes:
+        options: All options of the method.
+        images: The images that the method scores by default.
+        model: The model to score with; None for a method that needs none.
+        version: Version of that model.
+    """
 
     options: Mapping[str, Any]
     images: Labelled
@@ -144,134 +178,139 @@ def plan_of(
     infers: Mapping[str, InferTask],
     serving: Mapping[str, str | None],
 ) -> ScoringPlan:
-    """What a request comes to with an app's methods, models and the versions that serve.
+    """Resolve a scoring request.
+
+    Args:
+        name: Name of the scoring method.
+        request: The request's options.
+        methods: The app's scoring methods by name.
+        infers: The app's inference tasks by name.
+        serving: The version in production of each model.
 
     Raises:
-        NotFound: for a method that is not there.
-        BadRequest: for options that are of no use, or if no model could be asked.
+        NotFound: If there is no such method.
+        BadRequest: For options that are not allowed, or if no model can score images.
     """
     method = methods.get(name)
     if method is None:
         raise NotFound(f"no scoring method {name!r}; there are: {', '.join(methods) or 'none'}")
     options = options_of(method, request)
-    if not method.asks_model:
+    if not method.needs_model:
         return ScoringPlan(options=options, images=method.images)
-    # Clients put the method's own name under `model`.
-    asked = {key: value for key, value in request.items() if key != "model" or value != name}
-    model = model_of(asked, infers)
+    # MONAI Label's clients send the method's own name as `model`.
+    named = {key: value for key, value in request.items() if key != "model" or value != name}
+    model = model_of(named, infers)
     return ScoringPlan(options=options, images=method.images, model=model, version=serving.get(model))
 
 
-def sampled_models(infers: Mapping[str, InferTask]) -> list[str]:
-    """Names of the models that can be sampled."""
+def scoring_models(infers: Mapping[str, InferTask]) -> list[str]:
+    """Names of the models that can score images."""
     return [name for name, task in infers.items() if task.info.type in SAMPLED and hasattr(task, "network_input")]
 
 
-class _Sampling:
-    """Scores by how much samples of a model's answer differ."""
+class _UncertaintyMethod:
+    """Base of methods that score an image by the uncertainty over samples of a model's predictions."""
 
     name: str
     description: str
     config: Mapping[str, Any]
     images: Labelled = "unlabeled"
-    asks_model = True
+    needs_model = True
 
     def _samples(
-        self, task: Sampled, network_input: NetworkInput, options: Mapping[str, Any], seed: int
+        self, task: SamplableTask, image: NetworkInput, options: Mapping[str, Any], seed: int
     ) -> Iterator[Tensor]:  # pragma: no cover
+        """Samples of the predicted probabilities, each (1 + L, *shape)."""
         raise NotImplementedError
 
     def _value(self, measures: Measures) -> float | None:
         return measures.entropy
 
     def score(self, case: Case, options: Mapping[str, Any], task: InferTask | None) -> Score | None:
-        """See `ScoringMethod`. The samples are the same each time, by the image's id."""
+        """See `ScoringMethod.score`. The samples' seed depends on the image's id alone, so scores are reproducible."""
         from rayapp.active_learning import uncertainty as u
 
         if options["samples"] < 1:
-            raise BadRequest("option 'samples' must be at least 1")
-        sampled: Any = task
+            raise BadRequest(f"option 'samples' must be at least 1, not {options['samples']}")
+        model: Any = task
         volume = case.volume()
-        network_input: NetworkInput = sampled.network_input(volume)
+        image: NetworkInput = model.network_input(volume)
         seed = zlib.crc32(case.image.id.encode())
-        moments = u.measured(self._samples(sampled, network_input, options, seed), network_input)
-        levels = u.uncertain_levels(moments, network_input)
+        moments = u.moments_of(self._samples(model, image, options, seed), image)
+        levels = u.uncertainty_levels(moments, image)
         sums = u.slice_sums(levels)
-        whole = moments.image()
-        names = {name: value for name, value in sampled.info.labels.items() if value}
-        parts = {name: moments.structure(value) for name, value in names.items()}
-        voxel = network_input.millilitres(volume)
-        value = self._value(whole)
-        if value is None:  # nothing was found anywhere
+        overall = moments.image()
+        names = {name: value for name, value in model.info.labels.items() if value}
+        structures = {name: moments.structure(value) for name, value in names.items()}
+        voxel = image.millilitres(volume)
+        value = self._value(overall)
+        if value is None:  # no structure was predicted anywhere
             value = float(moments.entropy.mean())
-        worst = {axis: u.worst_slices(along, WORST) for axis, along in zip("ijk", sums, strict=True)}
-        entropies = {CLASS_ENTROPY + name: part.entropy for name, part in parts.items() if part.entropy is not None}
+        slices = {axis: u.most_uncertain_slices(along, LISTED_SLICES) for axis, along in zip("ijk", sums, strict=True)}
+        entropies = {
+            CLASS_ENTROPY + name: measures.entropy
+            for name, measures in structures.items()
+            if measures.entropy is not None
+        }
         return Score(
-            values={self.name: value, FOREGROUND: whole.voxels * voxel, **entropies},
-            feature=tuple(float(x) for x in u.descriptor(network_input.image)),
+            values={self.name: value, FOREGROUND: overall.voxels * voxel, **entropies},
+            feature=tuple(float(x) for x in u.descriptor(image.image)),
             info={
-                f"{self.name}_entropy": whole.entropy if whole.entropy is not None else value,
-                f"{self.name}_mutual_information": whole.mutual_information,
-                f"{self.name}_slices": worst,
+                f"{self.name}_entropy": overall.entropy if overall.entropy is not None else value,
+                f"{self.name}_mutual_information": overall.mutual_information,
+                f"{self.name}_slices": slices,
                 f"{self.name}_ts": int(time.time()),
             },
             columns={
                 "score": value,
                 "samples": moments.count,
-                **_columns(whole, voxel),
-                "structures": [{"name": name, **_columns(part, voxel)} for name, part in parts.items()],
+                **_columns(overall, voxel),
+                "structures": [{"name": name, **_columns(part, voxel)} for name, part in structures.items()],
                 **{f"slices_{axis}": along for axis, along in zip("ijk", sums, strict=True)},
             },
             uncertainty=Segmentation(array=levels, affine=volume.affine),
         )
 
 
-class TestTime(_Sampling):
-    """Aleatoric: the image in several views."""
+class TestTimeAugmentation(_UncertaintyMethod):
+    """Test-time augmentation: aleatoric uncertainty (Wang et al., 2019)."""
 
-    __test__ = False  # no test class, whatever its name
+    __test__ = False  # keeps pytest from collecting it as a test
 
     name = TTA
-    description = "Uncertainty over views of the same image (test-time augmentation, aleatoric)"
+    description = "Uncertainty by test-time augmentation (aleatoric)"
     config: Mapping[str, Any] = {"samples": 8, "spatial": ["mirror", "none", "flips", "all"], "batch": 1}
 
     def _samples(
-        self, task: Sampled, network_input: NetworkInput, options: Mapping[str, Any], seed: int
+        self, task: SamplableTask, image: NetworkInput, options: Mapping[str, Any], seed: int
     ) -> Iterator[Tensor]:
-        from rayapp.active_learning.uncertainty import augmented
-        from rayapp.active_learning.views import Spatial, views
+        from rayapp.active_learning.uncertainty import sample_views
+        from rayapp.active_learning.views import Spatial, random_views
         from rayapp.training.augmentation import has_sides
 
         spatial = Spatial(options["spatial"])
         if spatial is Spatial.MIRROR and has_sides(task.info.labels):
             spatial = Spatial.NONE
-        shown = views(
-            options["samples"], network_input.image.shape[1:], spatial=spatial, seed=seed, body=network_input.body
-        )
-        return augmented(task, network_input.image, shown, batch=options["batch"])
+        views = random_views(options["samples"], image.image.shape[1:], spatial=spatial, seed=seed, body=image.body)
+        return sample_views(task, image.image, views, batch=options["batch"])
 
 
-class Dropout(_Sampling):
-    """Epistemic: several networks that one is."""
+class MonteCarloDropout(_UncertaintyMethod):
+    """Monte Carlo dropout: epistemic uncertainty (Gal and Ghahramani, 2016)."""
 
     name = EPISTEMIC
-    description = "Uncertainty over networks by dropout (Monte-Carlo dropout, epistemic)"
+    description = "Uncertainty by Monte Carlo dropout (epistemic)"
     config: Mapping[str, Any] = {"samples": 8, "dropout": 0.1, "batch": 1}
 
     def _samples(
-        self, task: Sampled, network_input: NetworkInput, options: Mapping[str, Any], seed: int
+        self, task: SamplableTask, image: NetworkInput, options: Mapping[str, Any], seed: int
     ) -> Iterator[Tensor]:
-        from rayapp.active_learning.uncertainty import dropped
+        from rayapp.active_learning.uncertainty import sample_dropout
 
         if not 0 < options["dropout"] < 1:
-            raise BadRequest("option 'dropout' must lie between 0 and 1")
-        return dropped(
-            task,
-            network_input.image,
-            options["samples"],
-            probability=options["dropout"],
-            seed=seed,
-            batch=options["batch"],
+            raise BadRequest(f"option 'dropout' must lie between 0 and 1, not {options['dropout']}")
+        return sample_dropout(
+            task, image.image, options["samples"], probability=options["dropout"], seed=seed, batch=options["batch"]
         )
 
     def _value(self, measures: Measures) -> float | None:
@@ -279,51 +318,56 @@ class Dropout(_Sampling):
 
 
 class DiceScore:
-    """How far a label is from another: by default what was submitted from what was proposed."""
+    """Dice score between two labels of an image, by default between the saved and the proposed one."""
 
-    description = "Dice of the proposed label against the submitted one, over all structures"
+    description = "Dice score of the proposed label against the saved one, over all structures"
     config: Mapping[str, Any] = {"y": FINAL, "y_pred": ORIGINAL}
     images: Labelled = "all"
-    asks_model = False
+    needs_model = False
 
     def score(self, case: Case, options: Mapping[str, Any], task: InferTask | None) -> Score | None:  # noqa: ARG002
-        """Voxels of the same label, twice, over those labelled in either; 1 where both are empty."""
+        """Twice the number of voxels with the same structure in both labels, over the number of labelled voxels of
+        both; 1 if both are empty."""
         truth, proposed = (case.label(checked_name(options[name], name)) for name in ("y", "y_pred"))
         if truth is None or proposed is None:
             return None
         if truth.shape != proposed.shape:
-            raise BadRequest("the two labels lie on different grids")
+            raise BadRequest(
+                f"labels {options['y']!r} and {options['y_pred']!r} have different shapes, {truth.shape} and "
+                f"{proposed.shape}: save them on the same voxel grid"
+            )
         size = np.count_nonzero(truth) + np.count_nonzero(proposed)
         dice = 2 * np.count_nonzero((truth == proposed) & (truth > 0)) / size if size else 1.0
         return Score(info={"dice": float(dice)}, columns={"score": float(dice)})
 
 
 class Sum:
-    """How much each label holds."""
+    """Size of an image's labels, as MONAI Label's scoring method of this name computes it."""
 
-    description = "Sum of the voxels of each label, and in how many slices it has any"
+    description = "Sum of the voxel values of each label, and its number of labelled slices"
     config: Mapping[str, Any] = {}
     images: Labelled = "all"
-    asks_model = False
+    needs_model = False
 
     def score(self, case: Case, options: Mapping[str, Any], task: InferTask | None) -> Score | None:  # noqa: ARG002
-        """Of the labels that were submitted and proposed; slices across i, as MONAI Label counts them."""
-        found: dict[str, Info] = {}
+        """Sum and slices of the saved and of the proposed label; slices are counted across i, as MONAI Label does."""
+        sizes: dict[str, Info] = {}
         for tag in (FINAL, ORIGINAL):
             label = case.label(tag)
             if label is not None:
                 slices = int(np.count_nonzero(label.any(axis=(1, 2))))
-                found[tag] = {"sum": int(label.sum(dtype=np.int64)), "slices": slices}
-        if not found:
+                sizes[tag] = {"sum": int(label.sum(dtype=np.int64)), "slices": slices}
+        if not sizes:
             return None
-        return Score(label_infos=found, columns={"score": float(next(iter(found.values()))["sum"])})
+        return Score(label_infos=sizes, columns={"score": float(next(iter(sizes.values()))["sum"])})
 
 
 def scoring_methods() -> dict[str, ScoringMethod]:
-    """Those that every app has, by name."""
-    return {TTA: TestTime(), EPISTEMIC: Dropout(), "dice": DiceScore(), "sum": Sum()}
+    """The scoring methods that every app has, by name."""
+    return {TTA: TestTimeAugmentation(), EPISTEMIC: MonteCarloDropout(), "dice": DiceScore(), "sum": Sum()}
 
 
 def _columns(measures: Measures, voxel: float) -> dict[str, Any]:
-    known = asdict(measures)
-    return {**known, "millilitres": known.pop("voxels") * voxel}
+    """Columns of the table of results; `voxel` is the volume of a voxel in millilitres."""
+    columns = asdict(measures)
+    return {**columns, "millilitres": columns.pop("voxels") * voxel}

@@ -1,8 +1,8 @@
-"""Simulation: annotators label, the model learns, and the model is tested on images that nobody labels.
+"""Simulation of active learning: annotators label, the model is trained, and tested on held-out images.
 
-It says what a strategy is worth: validation Dice against the number of labels and against annotation minutes. One run
-is one strategy and one seed on one server whose images are unlabelled at the start; its results are two parquet files,
-and `outcome` says what all runs in a folder come to.
+It measures the value of a strategy as validation Dice score against the number of labels and against annotation
+minutes. A run is one strategy with one seed, on a server whose images are unlabelled at the start. Its results are two
+parquet files; `outcome` compares the runs of a folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayapp.active_learning.annotator import MAX_BYTES, AnnotationTimes, Annotator, Labelled, mean_dice
+from rayapp.active_learning.annotator import MAX_BYTES, Annotation, AnnotationTimes, Annotator, mean_dice
 from rayapp.active_learning.outcome import ROUNDS, Round
 from rayapp.active_learning.score_files import write_table
 from rayapp.client import AsyncClient, Job, JobKind
@@ -26,17 +26,25 @@ from rayapp.errors import RayappError
 from rayapp.imaging.reader import read_segmentation
 
 SESSION_S = 24 * 3600
-"""Seconds that the server keeps a validation image which nobody asks for."""
+"""Seconds without use after which the server removes a validation image."""
 LABELS = "labels"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What a run does. The model is trained, and validated, each time that so many images as one of `budgets` are
-    labelled, and then the unlabelled images are scored if the strategy needs it (`scoring`, a method's name).
+class SimulationProtocol:
+    """The course of a run: rounds of labelling, training, validation and scoring.
 
-    `training` and `scoring_options` are requests; `iterations`, when it is not 0, makes each training that long,
-    whatever number of images there is to learn from.
+    Attributes:
+        model: Name of the model.
+        strategy: Name of the strategy.
+        budgets: Numbers of labelled images after which the model is trained and validated.
+        annotators: Number of annotators who work concurrently.
+        seed: Seed of annotators and training.
+        times: The annotators' time model.
+        training: Options of each training.
+        iterations: Length of each training in iterations, whatever the number of images; 0 leaves it to the options.
+        scoring: Scoring method to run after each training but the last; empty for strategies that need none.
+        scoring_options: Options of the scoring method.
     """
 
     model: str
@@ -44,7 +52,7 @@ class Protocol:
     budgets: Sequence[int] = (2, 4, 8, 16, 32)
     annotators: int = 1
     seed: int = 0
-    habits: AnnotationTimes = field(default_factory=AnnotationTimes)
+    times: AnnotationTimes = field(default_factory=AnnotationTimes)
     training: Mapping[str, Any] = field(default_factory=dict)
     iterations: int = 0
     scoring: str = ""
@@ -52,113 +60,124 @@ class Protocol:
 
 
 class Simulation:
-    """One run.
-
-    Args:
-        connect: makes a client of the server for an annotator's name.
-        references: label maps of the server's images, by image id.
-        validation: pairs of image and label map, which are sent to the server as sessions.
-    """
+    """One run."""
 
     def __init__(
         self,
         *,
         connect: Callable[[str], AsyncClient],
-        protocol: Protocol,
+        protocol: SimulationProtocol,
         references: Mapping[str, Path],
         validation: Sequence[tuple[Path, Path]],
     ) -> None:
+        """A run that has not started yet.
+
+        Args:
+            connect: Makes a client of the server for an annotator's name.
+            protocol: The course of the run.
+            references: Reference label maps of the server's images, by image id.
+            validation: Held-out pairs of image and label map, which are uploaded to the server as sessions.
+        """
         self._connect = connect
         self._protocol = protocol
         self._references = references
         self._validation = validation
-        self.labels: list[Labelled] = []
+        self.labels: list[Annotation] = []
         self.rounds: list[Round] = []
 
-    async def run(self) -> AsyncIterator[Labelled | Round]:
-        """Each label and each round as it is done; ends early when no image is left.
+    async def run(self) -> AsyncIterator[Annotation | Round]:
+        """Execute the run; it ends early when no image is left to label.
 
-        Raises what the server says; RayappError for a training that fails.
+        Yields:
+            Each annotation and each round, when it is complete.
+
+        Raises:
+            RayappError: As the server raises it, or if a job fails.
         """
         protocol = self._protocol
         async with AsyncExitStack() as stack:
-            team = []
+            annotators = []
             for number in range(protocol.annotators):
                 name = f"annotator-{number}"
-                team.append(
+                annotators.append(
                     Annotator(
                         name=name,
                         client=await stack.enter_async_context(self._connect(name)),
                         model=protocol.model,
                         references=self._references,
-                        habits=protocol.habits,
+                        times=protocol.times,
                         rng=np.random.default_rng((protocol.seed, number)),
                     )
                 )
-            overseer = await stack.enter_async_context(self._connect("overseer"))
-            sessions = [(await overseer.create_session(i, expiry=SESSION_S), label) for i, label in self._validation]
+            trainer = await stack.enter_async_context(self._connect("trainer"))
+            sessions = [
+                ((await trainer.create_session(image, expiry=SESSION_S))["session_id"], label)
+                for image, label in self._validation
+            ]
             for budget in sorted(protocol.budgets):
-                tickets = iter(range(budget - len(self.labels)))
-                results: asyncio.Queue[Labelled | None] = asyncio.Queue()
-                working = [asyncio.create_task(self._work(one, tickets, results)) for one in team]
+                quota = iter(range(budget - len(self.labels)))
+                results: asyncio.Queue[Annotation | None] = asyncio.Queue()
+                tasks = [asyncio.create_task(self._annotate(one, quota, results)) for one in annotators]
                 before = len(self.labels)
                 try:
-                    for _ in range(len(team)):
-                        while (done := await results.get()) is not None:
-                            self.labels.append(done)
-                            yield done
+                    for _ in range(len(annotators)):
+                        while (annotation := await results.get()) is not None:
+                            self.labels.append(annotation)
+                            yield annotation
                 finally:
-                    for task in working:
+                    for task in tasks:
                         task.cancel()
-                await asyncio.gather(*working)
+                await asyncio.gather(*tasks)
                 if len(self.labels) > before:
-                    yield await self._round(overseer, [(session["session_id"], label) for session, label in sessions])
+                    yield await self._round(trainer, sessions)
                 if len(self.labels) < budget:
                     return
 
-    async def _work(
-        self, annotator: Annotator, tickets: Iterator[int], results: asyncio.Queue[Labelled | None]
+    async def _annotate(
+        self, annotator: Annotator, quota: Iterator[int], results: asyncio.Queue[Annotation | None]
     ) -> None:
+        """Label images as long as the quota, which all annotators share, is not used up; None ends the results."""
         try:
-            for _ in tickets:
-                done = await annotator.label_next(self._protocol.strategy)
-                if done is None:
+            for _ in quota:
+                annotation = await annotator.label_next(self._protocol.strategy)
+                if annotation is None:
                     return
-                results.put_nowait(done)
+                results.put_nowait(annotation)
         finally:
             results.put_nowait(None)
 
     async def _round(self, client: AsyncClient, sessions: Sequence[tuple[str, Path]]) -> Round:
+        """Train and validate the model, and score the unlabelled images if the protocol asks for it."""
         protocol = self._protocol
         options = {"seed": protocol.seed, **protocol.training}
         if protocol.iterations:
             options["max_epochs"] = max(1, protocol.iterations // len(self.labels))
         began = asyncio.get_running_loop().time()
-        await _ended(client, await client.start_job(JobKind.TRAIN, protocol.model, options, enqueue=True))
-        trained = asyncio.get_running_loop().time() - began
+        await _wait_for(client, await client.start_job(JobKind.TRAIN, protocol.model, options, enqueue=True))
+        training_s = asyncio.get_running_loop().time() - began
         scores, version = [], ""
         for session, label in sessions:
             result = await client.infer_box(protocol.model, session=session)
             truth = await asyncio.to_thread(read_segmentation, label, max_bytes=MAX_BYTES)
             scores.append(await asyncio.to_thread(mean_dice, result.labels(), truth.array))
             version = str(result.params.get("model_version", ""))
-        made = Round(
+        completed = Round(
             strategy=protocol.strategy,
             seed=protocol.seed,
             labels=len(self.labels),
             minutes=sum(label.seconds for label in self.labels) / 60,
             version=version,
             dice=float(np.mean(scores)) if scores else float("nan"),
-            training_s=trained,
+            training_s=training_s,
         )
-        self.rounds.append(made)
-        if protocol.scoring and made.labels < max(protocol.budgets):
-            asked = {"model": protocol.model, **protocol.scoring_options}
-            await _ended(client, await client.start_job(JobKind.SCORING, protocol.scoring, asked, enqueue=True))
-        return made
+        self.rounds.append(completed)
+        if protocol.scoring and completed.labels < max(protocol.budgets):
+            request = {"model": protocol.model, **protocol.scoring_options}
+            await _wait_for(client, await client.start_job(JobKind.SCORING, protocol.scoring, request, enqueue=True))
+        return completed
 
     def write(self, folder: Path) -> None:
-        """Write `<strategy>-<seed>.labels.parquet` and `….rounds.parquet`."""
+        """Write `<strategy>-<seed>.labels.parquet` and `<strategy>-<seed>.rounds.parquet`."""
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{self._protocol.strategy}-{self._protocol.seed}"
         for kind, rows in ((LABELS, self.labels), (ROUNDS, self.rounds)):
@@ -166,8 +185,12 @@ class Simulation:
             write_table(table, folder / f"{name}.{kind}.parquet")
 
 
-async def _ended(client: AsyncClient, job: Job) -> None:
-    """Wait for a job. Raises RayappError if it does not end well."""
-    seen = [now async for now in client.follow(job["id"])][-1]
-    if seen["status"] != "DONE":
-        raise RayappError(f"job {job['id']} ended as {seen['status']}: {'; '.join(seen.get('details', ()))}")
+async def _wait_for(client: AsyncClient, job: Job) -> None:
+    """Wait for a job's end.
+
+    Raises:
+        RayappError: If the job fails or is stopped.
+    """
+    ended = [state async for state in client.follow(job["id"])][-1]
+    if ended["status"] != "DONE":
+        raise RayappError(f"job {job['id']} ended with {ended['status']}: {'; '.join(ended.get('details', ()))}")

@@ -1,7 +1,7 @@
-"""Strategies: which image an annotator gets next.
+"""Active learning strategies: each chooses the image that is labelled next.
 
-They choose among what the datastore offers; that two annotators who ask at once get two images is the datastore's
-business (`LabelApp.next_image`). Stateless: any number of threads may ask at once.
+A strategy chooses among the images that the datastore offers. The datastore leases the chosen image, so that annotators
+who ask at the same moment get different images (`LabelApp.next_image`). Strategies are stateless and thread-safe.
 """
 
 from __future__ import annotations
@@ -15,38 +15,53 @@ from rayapp.datastore.interfaces import Datastore, Order
 from rayapp.protocol import FINAL, checked_name
 
 TTA, EPISTEMIC = "tta", "epistemic"
-"""Scoring methods, and the names of what they score images with."""
+"""Names of scoring methods, and of the scores that they give."""
 FOREGROUND = "foreground"
-"""The score that says how much of anything the model finds, in millilitres."""
+"""Name of the score that is the predicted foreground volume, in millilitres."""
 CLASS_ENTROPY = "entropy:"
-"""Scores of this name with a structure's behind say how uncertain the model is where that structure may be."""
+"""Prefix of scores that are the mean entropy in the region of one structure; the structure's name follows."""
 HOLDER = "holder"
-"""In a request: who asks. Images that others hold are not for them."""
+"""Key of a request: the client that asks. Images leased to other clients are not offered to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pick:
-    """The image chosen, and what the reply should say besides."""
+    """A strategy's choice.
+
+    Attributes:
+        image_id: The chosen image.
+        extras: Fields to add to the reply; plain JSON.
+    """
 
     image_id: str
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Strategy(Protocol):
-    """Chooses among the images that lack a label under the request's `label_tag` (default `final`) and that nobody but
-    the request's `holder` holds: pass both on to the datastore."""
+    """A strategy of active learning."""
 
     @property
     def description(self) -> str:
-        """What `/info/` says of it."""
+        """One line for people, which `/info/` shows."""
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> Pick | None:
-        """The next image; None when nothing is left."""
+        """Choose the next image.
+
+        The candidates are the images without a label under the request's `label_tag` (by default `final`) that are not
+        leased to a client other than the request's `holder`. Pass both to the datastore.
+
+        Args:
+            request: The client's options, with `holder`.
+            datastore: The datastore.
+
+        Returns:
+            The choice, or None when no image is left.
+        """
 
 
 @dataclass(frozen=True)
 class _Ordered:
-    """A strategy that the store answers by itself, so that it costs the same at 100 and at 100,000 images."""
+    """A strategy that is one query of the datastore, so that its cost does not grow with the number of images."""
 
     description: str
     order: Order
@@ -57,33 +72,38 @@ class _Ordered:
 
 
 class First(_Ordered):
-    """The paper's sequence: unlabelled images in the order of their ids."""
+    """Unlabelled images in the order of their ids; the sequential strategy of the MONAI Label paper."""
 
     def __init__(self) -> None:
-        super().__init__("First unlabelled image, in the order of the names", "first")
+        super().__init__("First unlabelled image by name", "first")
 
 
 class Last(_Ordered):
-    """The sequence backwards."""
+    """Unlabelled images in the reverse order of their ids."""
 
     def __init__(self) -> None:
-        super().__init__("Last unlabelled image, in the order of the names", "last")
+        super().__init__("Last unlabelled image by name", "last")
 
 
 class Random(_Ordered):
-    """Unlabelled images at random, the longer ago one was handed out the likelier."""
+    """Unlabelled images at random, with a probability that grows with the time since an image was last handed out."""
 
     def __init__(self) -> None:
-        super().__init__("Random unlabelled image, those not seen for long more often", "age")
+        super().__init__("Random unlabelled image, preferring those not handed out for long", "age")
 
 
 @dataclass(frozen=True)
 class ByScore:
-    """Unlabelled images by the score of one name, the highest or, with `power`, drawn with a chance that goes with
-    score ** power.
+    """Unlabelled images by a score.
 
-    Images without the score come too, at random and as often as there are of them: before anything was scored that is
-    always, and later no new image waits for ever.
+    Images that lack the score are sampled at random, in proportion to their number: always before the first scoring,
+    and later often enough that no new image is neglected.
+
+    Attributes:
+        description: One line for people.
+        score: Name of the score.
+        power: None takes the image with the highest score; a number samples images with a probability proportional to
+            score ** power.
     """
 
     description: str
@@ -99,21 +119,21 @@ class ByScore:
 
 
 class ForegroundRandom(ByScore):
-    """Random among the images in which the model finds anything: the baseline to beat (nnActive, 2025)."""
+    """Random images among those with predicted foreground: a strong baseline (nnActive, 2025)."""
 
     def __init__(self) -> None:
-        super().__init__("Random unlabelled image in which the model finds something", FOREGROUND, power=0.0)
+        super().__init__("Random unlabelled image in which the model predicts a structure", FOREGROUND, power=0.0)
 
 
 @dataclass(frozen=True)
 class ClassEntropy:
-    """A structure by turns of chance, then an image by the entropy where that structure may be, with power noise.
+    """A random structure, then an image by the entropy in that structure's region, with power noise.
 
-    So no structure is forgotten for another that is harder everywhere, and noise keeps one odd image from crowding out
-    the rest (the idea of ClaSP PE, 2026).
+    Sampling by structure keeps a difficult structure from displacing the others, and the noise keeps a few outliers
+    from being chosen each time (after ClaSP PE, 2026).
     """
 
-    description: str = "Entropy where one structure may be, the structures in turn, with noise"
+    description: str = "Entropy in the region of a random structure, with noise"
     power: float = 2.0
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> Pick | None:
@@ -125,33 +145,40 @@ class ClassEntropy:
 
 @dataclass(frozen=True)
 class Diverse:
-    """Of the images that are most uncertain the one that looks least like any that was labelled: a step of the greedy
-    core set (Sener and Savarese 2018) among candidates by uncertainty (Yang et al., Suggestive Annotation, 2017)."""
+    """The image least similar to the labelled ones, among the most uncertain images.
 
-    description: str = "Uncertain, and unlike what was labelled so far"
+    A step of the greedy core set (Sener and Savarese, 2018) on candidates chosen by uncertainty (Yang et al.,
+    "Suggestive Annotation", 2017).
+
+    Attributes:
+        description: One line for people.
+        candidates: Number of most uncertain images to choose from.
+        against: Number of most recently labelled images that candidates are compared with.
+    """
+
+    description: str = "Uncertain, and unlike the images labelled so far"
     candidates: int = 64
     against: int = 1000
-    """Images, the last ones labelled, that candidates are compared with."""
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> Pick | None:
         tag, holder = _tag(request), request.get(HOLDER)
         for score in (EPISTEMIC, TTA):
             ranked = datastore.ranked(score, tag=tag, limit=self.candidates, holder=holder)
             if ranked.ids and random.random() < ranked.known:
-                unlike = datastore.farthest(ranked.ids, against=self.against)
-                return Pick(image_id=unlike or ranked.ids[0], extras={"scored_by": score})
+                farthest = datastore.farthest(ranked.ids, against=self.against)
+                return Pick(image_id=farthest or ranked.ids[0], extras={"scored_by": score})
         return _RANDOM(request, datastore)
 
 
 def strategies() -> dict[str, Strategy]:
-    """Those that every app has, by name."""
+    """The strategies that every app has, by name."""
     return {
         "first": First(),
         "last": Last(),
         "random": _RANDOM,
         "foreground_random": ForegroundRandom(),
-        TTA: ByScore("Most uncertain over views of the same image (aleatoric)", TTA),
-        EPISTEMIC: ByScore("Most uncertain over networks by dropout (epistemic)", EPISTEMIC),
+        TTA: ByScore("Highest uncertainty by test-time augmentation (aleatoric)", TTA),
+        EPISTEMIC: ByScore("Highest uncertainty by Monte Carlo dropout (epistemic)", EPISTEMIC),
         "entropy": ClassEntropy(),
         "diverse": Diverse(),
     }

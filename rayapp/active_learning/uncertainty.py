@@ -1,9 +1,10 @@
-"""Uncertainty: how sure a network is of an image, from several samples of what it makes of it.
+"""Uncertainty of a network's prediction for an image, from several samples of the prediction.
 
-Two kinds of samples: test-time augmentation asks about the image in several views, and measures what the data leave
-open (aleatoric; Wang et al. 2019); Monte-Carlo dropout asks several networks that one is, and measures what the
-training left open (epistemic; Gal and Ghahramani 2016). Samples are folded into running moments as they come, so that
-memory does not grow with their number. All on the network's grid, (R, A, S); pure but for the network's dropout.
+Test-time augmentation samples predictions for several views of the image; it measures aleatoric uncertainty, which is
+inherent in the data (Wang et al., 2019). Monte Carlo dropout samples predictions of several subnetworks; it measures
+epistemic uncertainty, which more training data would reduce (Gal and Ghahramani, 2016). Samples are accumulated in
+running moments, so memory does not grow with their number. All arrays are on the network's grid, (R, A, S). Pure, apart
+from the network's dropout.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from rayapp.inference.arrays import Floats, Labels
 from rayapp.inference.infer_task import TaskInfo
 
 REGION = 0.05
-"""Where a structure has at least this mean probability its uncertainty counts: far from all structures every network
-is sure, and the size of that far part says nothing."""
-POOLED = 4
+"""Least mean probability of a structure in the region over which its uncertainty is averaged. Far from all structures
+every network is certain, and the size of that background must not influence the mean."""
+POOL_SIZE = 4
 """Boxes along each axis that `descriptor` averages in."""
 
 
 class NetworkInput(Protocol):
-    """An image on its network's grid, nobody having pointed at anything."""
+    """An image on its network's grid, without prompts."""
 
     @property
     def image(self) -> Tensor:
@@ -41,44 +42,48 @@ class NetworkInput(Protocol):
 
     @property
     def extent(self) -> tuple[int, int, int]:
-        """Voxels along each axis, from the first, that show the image; what lies behind is padding."""
+        """Size of the image along each axis, in voxels; the voxels beyond are padding."""
 
     @property
     def body(self) -> tuple[float, float]:
-        """The middle and half the range of most intensities, as views take them."""
+        """Middle and half the range of the body's intensities, see `View`."""
 
     def levels(self, field: Floats) -> Labels:
-        """A field from 0 to 1 over `extent`, on the source's grid (I, J, K): 255 for 1."""
+        """A field with values from 0 to 1 over `extent`, on the source image's grid, (I, J, K), scaled to 255."""
 
     def millilitres(self, volume: Volume) -> float:
-        """Of one voxel of the network's grid, given the source."""
+        """Volume of one voxel of the network's grid, given the source image."""
 
 
-class Sampled(Protocol):
-    """A task that can be sampled: the seam to `rayapp.inference`."""
+class SamplableTask(Protocol):
+    """An inference task whose predictions can be sampled."""
 
     @property
     def info(self) -> TaskInfo:
-        """Its labels, by value from 1."""
+        """The task's info; structures have values from 1."""
 
     def network_input(self, volume: Volume) -> NetworkInput:
-        """The image as the network takes it."""
+        """The image on the network's grid."""
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """(N, 1 + L, *shape), background first, for images (N, C, *shape) without prompts."""
+        """Probabilities (N, 1 + L, *shape), background first, for images (N, C, *shape) without prompts."""
 
     def dropout(self, probability: float) -> AbstractContextManager[None]:
-        """Within it, calls of `probabilities` differ by what the network drops."""
+        """A context in which `probabilities` drops random units with this probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Of an image, or of one structure. None where nothing was found to measure.
+    """Measures of uncertainty for all structures of an image together, or for one structure. None if it is nowhere.
 
-    `entropy` (predictive) and `mutual_information` (BALD, Houlsby et al. 2011) are in nats, and, as `variance` of the
-    probability, means over where the structure may be (`REGION`). `volume_variation` is the standard deviation of the
-    samples' volumes over their mean. `dice` is that of all pairs of samples, pooled: twice the sum of their overlaps
-    over the sum of their sizes, which one count of votes per voxel gives exactly, however many samples there are.
+    Attributes:
+        entropy: Predictive entropy in nats, averaged over the region in which the structure may be (`REGION`).
+        mutual_information: Mutual information between class and sample in nats, averaged over the same region (BALD;
+            Houlsby et al., 2011).
+        variance: Variance of the probability, averaged over the same region.
+        volume_variation: Coefficient of variation of the samples' volumes: standard deviation over mean.
+        dice: Dice score of all pairs of samples, pooled: twice the sum of overlaps over the sum of sizes.
+        voxels: Mean of the samples' volumes, in voxels of the network's grid.
     """
 
     entropy: float | None
@@ -87,31 +92,38 @@ class Measures:
     volume_variation: float | None
     dice: float | None
     voxels: float
-    """The mean of the samples' volumes, in voxels of the network's grid."""
 
 
 class Moments:
-    """Samples folded into a running mean and sum of squares (Welford 1962) of the probabilities, the mean of their
-    entropies, votes, and volumes. A sample that equals those before it changes nothing, not even the last bit."""
+    """Running moments of samples.
+
+    Mean and sum of squares of the probabilities (Welford, 1962), the mean of their entropies, votes for each class, and
+    volumes. A sample equal to all before it changes no value, not even in the last bit.
+    """
 
     def __init__(self, classes: int, shape: Sequence[int]) -> None:
-        """`classes` counts background; `shape` is that of the samples' grid."""
+        """Moments of no sample.
+
+        Args:
+            classes: Number of classes, including background.
+            shape: Shape of the samples' grid.
+        """
         self.count = 0
         self._mean = torch.zeros(classes, *shape)
         self._squares = torch.zeros(classes, *shape)
         self._entropy = torch.zeros(*shape)
         self._votes = torch.zeros(classes - 1, *shape, dtype=torch.int16)
         self._volumes = np.zeros(classes), np.zeros(classes)
-        """Mean and sum of squares of the structures' volumes; at 0 of all of them together."""
+        """Mean and sum of squares of the structures' volumes in voxels; index 0 is for all structures together."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes it holds, whatever the count."""
+        """Size in memory in bytes, which does not depend on the number of samples."""
         return sum(t.nbytes for t in (self._mean, self._squares, self._entropy, self._votes))
 
     @torch.inference_mode()
     def add(self, probabilities: Tensor) -> None:
-        """Fold in one sample, (classes, *shape)."""
+        """Add a sample of probabilities, (classes, *shape)."""
         probabilities = probabilities.to("cpu", torch.float32)
         self.count += 1
         delta = probabilities - self._mean
@@ -126,9 +138,9 @@ class Moments:
             volumes[value] = int(won.sum())
         volumes[0] = volumes[1:].sum()
         mean, squares = self._volumes
-        off = volumes - mean
-        mean += off / self.count
-        squares += off * (volumes - mean)
+        deviation = volumes - mean
+        mean += deviation / self.count
+        squares += deviation * (volumes - mean)
 
     @property
     def mean(self) -> Tensor:
@@ -137,26 +149,26 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """Of the probabilities over the samples, (classes, *shape)."""
+        """Variance of the probabilities over samples, (classes, *shape)."""
         return self._squares / max(1, self.count)
 
     @property
     def entropy(self) -> Tensor:
-        """Of the mean probabilities: the predictive entropy, in nats."""
+        """Predictive entropy in nats, (*shape): the entropy of the mean probabilities."""
         return entropy_of(self._mean)
 
     @property
     def mutual_information(self) -> Tensor:
-        """Between a voxel's class and which sample it is, in nats: what is left of the entropy when each sample is sure
-        of something else."""
+        """Mutual information between a voxel's class and the sample in nats, (*shape): the predictive entropy minus the
+        samples' mean entropy."""
         return (self.entropy - self._entropy).clamp_(min=0)
 
     def image(self) -> Measures:
-        """Of all structures together."""
+        """Measures of all structures together."""
         return self._measures(1 - self._mean[0], self.variance.sum(dim=0), self._votes, 0)
 
     def structure(self, value: int) -> Measures:
-        """Of one structure, by its value from 1."""
+        """Measures of one structure, by its value from 1."""
         return self._measures(self._mean[value], self.variance[value], self._votes[value - 1 : value], value)
 
     def _measures(self, probability: Tensor, variance: Tensor, votes: Tensor, volume: int) -> Measures:
@@ -164,9 +176,10 @@ class Moments:
         fields = (self.entropy, self.mutual_information, variance)
         means = [float(field[region].double().mean()) if region.any() else None for field in fields]
         mean, squares = (float(moment[volume]) for moment in self._volumes)
-        pairs = votes.double()
-        size = (self.count - 1) * float(pairs.sum())
-        overlap = float((pairs * (pairs - 1)).sum())
+        # A voxel with v votes lies in the overlap of v (v - 1) ordered pairs: one count gives all pairs exactly.
+        counts = votes.double()
+        size = (self.count - 1) * float(counts.sum())
+        overlap = float((counts * (counts - 1)).sum())
         return Measures(
             entropy=means[0],
             mutual_information=means[1],
@@ -184,31 +197,55 @@ def entropy_of(probabilities: Tensor) -> Tensor:
     return entropy
 
 
-def augmented(task: Sampled, image: Tensor, views: Sequence[View], *, batch: int = 1) -> Iterator[Tensor]:
-    """Probabilities (1 + L, *shape) of an image (C, *shape) as each view has it, on the image's own axes; `batch` of
-    them are in the network at once."""
+def sample_views(task: SamplableTask, image: Tensor, views: Sequence[View], *, batch: int = 1) -> Iterator[Tensor]:
+    """Samples by test-time augmentation.
+
+    Args:
+        task: The inference task.
+        image: The image, (C, *shape).
+        views: One view for each sample.
+        batch: Number of views that the network predicts at once.
+
+    Yields:
+        Probabilities on the image's own axes, (1 + L, *shape).
+    """
     for start in range(0, len(views), batch):
-        some = views[start : start + batch]
-        answers = task.probabilities(torch.stack([view.show(image) for view in some]))
-        for view, answer in zip(some, answers, strict=True):
-            yield view.undo(answer)
+        chunk = views[start : start + batch]
+        predictions = task.probabilities(torch.stack([view.apply(image) for view in chunk]))
+        for view, prediction in zip(chunk, predictions, strict=True):
+            yield view.invert(prediction)
 
 
-def dropped(
-    task: Sampled, image: Tensor, count: int, *, probability: float, seed: int, batch: int = 1
+def sample_dropout(
+    task: SamplableTask, image: Tensor, count: int, *, probability: float, seed: int, batch: int = 1
 ) -> Iterator[Tensor]:
-    """Probabilities (1 + L, *shape) of an image (C, *shape) by `count` networks that drop what chance says; the same
-    for the same `seed`."""
+    """Samples by Monte Carlo dropout; equal seeds give equal samples.
+
+    Args:
+        task: The inference task.
+        image: The image, (C, *shape).
+        count: Number of samples.
+        probability: Probability with which a unit is dropped.
+        seed: Seed of the dropout.
+        batch: Number of samples that the network predicts at once.
+
+    Yields:
+        Probabilities, (1 + L, *shape).
+    """
     devices = [image.device] if image.device.type == "cuda" else []
     with torch.random.fork_rng(devices), task.dropout(probability):
         torch.manual_seed(seed)
         for start in range(0, count, batch):
-            some = min(batch, count - start)
-            yield from task.probabilities(image[None].expand(some, *image.shape))
+            size = min(batch, count - start)
+            yield from task.probabilities(image[None].expand(size, *image.shape))
 
 
-def measured(samples: Iterator[Tensor], image: NetworkInput) -> Moments:
-    """The moments of samples of an image, within the image: padding is left out."""
+def moments_of(samples: Iterator[Tensor], image: NetworkInput) -> Moments:
+    """The moments of samples of an image, without the padding.
+
+    Raises:
+        BadRequest: If there is no sample.
+    """
     within = tuple(slice(n) for n in image.extent)
     moments: Moments | None = None
     for sample in samples:
@@ -216,42 +253,57 @@ def measured(samples: Iterator[Tensor], image: NetworkInput) -> Moments:
         moments = moments or Moments(len(inside), inside.shape[1:])
         moments.add(inside)
     if moments is None:
-        raise BadRequest("an uncertainty needs samples: at least one")
+        raise BadRequest("uncertainty needs at least one sample: raise the option 'samples'")
     return moments
 
 
-def uncertain_levels(moments: Moments, image: NetworkInput) -> Labels:
-    """The predictive entropy on the source image's grid, (I, J, K): 255 where all classes are as likely."""
+def uncertainty_levels(moments: Moments, image: NetworkInput) -> Labels:
+    """The predictive entropy on the source image's grid, (I, J, K), uint8: 255 where all classes are equally likely."""
     field: Floats = (moments.entropy / math.log(len(moments.mean))).numpy()
     return image.levels(field)
 
 
 def slice_sums(levels: Labels) -> tuple[npt.NDArray[np.float32], ...]:
-    """For the source's i, j and k each: the entropy in every slice across it, in voxels of the most there can be."""
+    """The uncertainty of each slice across i, j and k.
+
+    Args:
+        levels: Uncertainty levels from 0 to 255, (I, J, K).
+
+    Returns:
+        Three arrays, of lengths I, J and K: the sum of levels / 255 over each slice's voxels.
+    """
     return tuple(
         (levels.sum(axis=others, dtype=np.uint64) / 255).astype(np.float32) for others in ((1, 2), (0, 2), (0, 1))
     )
 
 
-def worst_slices(sums: npt.NDArray[np.floating], count: int) -> list[int]:
-    """The slices most worth looking at, worst first, none beside another: a twentieth of the axis lies between."""
-    left = np.array(sums, dtype=np.float64)
-    apart = max(1, len(left) // 20)
-    chosen: list[int] = []
-    while len(chosen) < count and left.size and left.max() > 0:
-        worst = int(left.argmax())
-        chosen.append(worst)
-        left[max(0, worst - apart) : worst + apart + 1] = 0
-    return chosen
+def most_uncertain_slices(sums: npt.NDArray[np.floating], count: int) -> list[int]:
+    """The most uncertain slices along an axis, at least a twentieth of the axis apart.
+
+    Args:
+        sums: The uncertainty of each slice, as `slice_sums` gives it.
+        count: Number of slices at most.
+
+    Returns:
+        Slice indices, most uncertain first.
+    """
+    remaining = np.array(sums, dtype=np.float64)
+    distance = max(1, len(remaining) // 20)
+    slices: list[int] = []
+    while len(slices) < count and remaining.size and remaining.max() > 0:
+        index = int(remaining.argmax())
+        slices.append(index)
+        remaining[max(0, index - distance) : index + distance + 1] = 0
+    return slices
 
 
 @torch.inference_mode()
 def descriptor(image: Tensor) -> Floats:
-    """What an image (C, *shape) looks like, coarsely: mean and deviation of its first channel in `POOLED` boxes along
-    each axis. Needs no network, so that images stay comparable whichever version looked at them."""
+    """A coarse feature vector of an image (C, *shape): mean and standard deviation of its first channel in `POOL_SIZE`
+    boxes along each axis. It needs no network, so that it is comparable over images scored by different versions."""
     channel = image[:1].float()
-    mean = torch.nn.functional.adaptive_avg_pool3d(channel, POOLED)
-    square = torch.nn.functional.adaptive_avg_pool3d(channel.square(), POOLED)
+    mean = torch.nn.functional.adaptive_avg_pool3d(channel, POOL_SIZE)
+    square = torch.nn.functional.adaptive_avg_pool3d(channel.square(), POOL_SIZE)
     deviation = (square - mean.square()).clamp_(min=0).sqrt_()
     pooled: Floats = torch.cat([mean.flatten(), deviation.flatten()]).cpu().numpy()
     return pooled

@@ -1,6 +1,6 @@
-"""View: one of many ways to show a network the same image, undone exactly on what it answers. Pure functions.
+"""Views of an image for test-time augmentation, inverted exactly on the network's predictions. Pure functions.
 
-Views are signed permutations of the axes, which move whole voxels, and small changes of intensity. Frame: the
+A view permutes and flips axes, which moves whole voxels, and changes intensities slightly. All arrays are on the
 network's grid, (R, A, S).
 """
 
@@ -18,25 +18,32 @@ from torch import Tensor
 from rayapp.inference.network.normalisation import PADDING
 
 GAIN, SHIFT, NOISE = 0.1, 0.1, 0.05
-"""Largest relative and absolute change of intensities, and the noise's deviation (the body spans 2): less than half of
-what training varies them by, so that a trained network should not care."""
+"""Largest gain and shift of intensities, and the noise's standard deviation, where the body's intensities span 2. They
+are less than half of the augmentation in training, so that a trained network should be robust to them."""
 
 
 class Spatial(StrEnum):
-    """Which axes views may exchange and flip."""
+    """The axes that views may permute and flip."""
 
     NONE = "none"
-    MIRROR = "mirror"  # left and right, as training does
-    FLIPS = "flips"  # each axis
-    ALL = "all"  # and axes along which the grid has as many voxels, so turns by 90 degrees, too
+    MIRROR = "mirror"  # flip left and right, as in training
+    FLIPS = "flips"  # flip every axis
+    ALL = "all"  # flip every axis and permute axes of equal size, which includes rotations by 90 degrees
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Axis n shows axis `order[n]` of the image, backwards where `flips[n]`; then intensities change.
+    """One view of an image: a permutation of axes, flips, and a change of intensities. Padding stays padding.
 
-    `middle` and `half` say where the body's intensities lie: from `middle - half` to `middle + half`, as `normalise`
-    makes it unless they say otherwise. Padding stays padding. The noise is the same each time, by its `seed`.
+    Attributes:
+        order: Axis n of the view is axis `order[n]` of the image.
+        flips: Axis n of the view is reversed where `flips[n]`.
+        gain: Factor of intensities about `middle`.
+        shift: Shift of intensities, in units of `half`.
+        noise: Standard deviation of Gaussian noise, in units of `half`.
+        seed: Seed of the noise.
+        middle: Middle of the body's intensities; by default that of images that `normalise` made.
+        half: Half the range of the body's intensities.
     """
 
     order: tuple[int, int, int] = (0, 1, 2)
@@ -48,20 +55,20 @@ class View:
     middle: float = 0.0
     half: float = 1.0
 
-    def show(self, image: Tensor) -> Tensor:
-        """An image (C, R, A, S) as this view has it."""
-        seen = image.permute(0, *(axis + 1 for axis in self.order)).flip(self._flipped)
+    def apply(self, image: Tensor) -> Tensor:
+        """The view of an image (C, R, A, S)."""
+        oriented = image.permute(0, *(axis + 1 for axis in self.order)).flip(self._flipped)
         if self.gain == 1 and not self.shift and not self.noise:
-            return seen
-        changed = (seen - self.middle) * self.gain + (self.middle + self.shift * self.half)
+            return oriented
+        changed = (oriented - self.middle) * self.gain + (self.middle + self.shift * self.half)
         if self.noise:
             generator = torch.Generator().manual_seed(self.seed)
-            changed += self.noise * self.half * torch.randn(seen.shape, generator=generator).to(seen.device)
+            changed += self.noise * self.half * torch.randn(oriented.shape, generator=generator).to(oriented.device)
         low, high = self.middle + PADDING * self.half, self.middle - PADDING * self.half
-        return torch.where(seen == low, seen, changed.clamp_(low, high))
+        return torch.where(oriented == low, oriented, changed.clamp_(low, high))
 
-    def undo(self, fields: Tensor) -> Tensor:
-        """What was made of the view, (K, …), voxel by voxel on the image's own axes."""
+    def invert(self, fields: Tensor) -> Tensor:
+        """Fields (K, …) on the view's axes, moved voxel by voxel to the image's axes."""
         return fields.flip(self._flipped).permute(0, *(self.order.index(axis) + 1 for axis in range(3)))
 
     @property
@@ -69,7 +76,7 @@ class View:
         return [axis + 1 for axis, flip in enumerate(self.flips) if flip]
 
 
-def views(
+def random_views(
     count: int,
     shape: Sequence[int],
     *,
@@ -78,20 +85,27 @@ def views(
     intensity: float = 1.0,
     body: tuple[float, float] = (0.0, 1.0),
 ) -> list[View]:
-    """`count` views of an image of that shape, the first the image itself.
+    """Random views of an image; the first is the image itself.
 
-    Orientations come in random order, none twice before each came once; they keep the shape. `intensity` scales the
-    changes of intensity; 0 leaves them out. `body` is `middle` and `half` of the views.
+    Orientations come in random order, and none repeats before all have occurred.
+
+    Args:
+        count: Number of views.
+        shape: The image's shape, which all views keep.
+        spatial: The axes that may be permuted and flipped.
+        seed: Seed of the views.
+        intensity: Factor of the changes of intensity; 0 for none.
+        body: Middle and half the range of the body's intensities.
     """
     random = np.random.default_rng(seed)
-    turns = _turns(tuple(shape), spatial)
-    made = [View()]
-    left: list[int] = []
-    while len(made) < count:
-        left = left or list(random.permutation(len(turns)))
-        order, flips = turns[left.pop()]
+    orientations = _orientations(tuple(shape), spatial)
+    views = [View()]
+    remaining: list[int] = []
+    while len(views) < count:
+        remaining = remaining or list(random.permutation(len(orientations)))
+        order, flips = orientations[remaining.pop()]
         gain, shift = 1 + intensity * random.uniform(-GAIN, GAIN), intensity * random.uniform(-SHIFT, SHIFT)
-        made.append(
+        views.append(
             View(
                 order=order,
                 flips=flips,
@@ -103,10 +117,13 @@ def views(
                 half=body[1],
             )
         )
-    return made[:count]
+    return views[:count]
 
 
-def _turns(shape: tuple[int, ...], spatial: Spatial) -> list[tuple[tuple[int, int, int], tuple[bool, bool, bool]]]:
+def _orientations(
+    shape: tuple[int, ...], spatial: Spatial
+) -> list[tuple[tuple[int, int, int], tuple[bool, bool, bool]]]:
+    """All orders and flips that are allowed and keep the shape."""
     orders = [(0, 1, 2)]
     if spatial is Spatial.ALL:
         orders = [p for p in itertools.permutations(range(3)) if tuple(shape[axis] for axis in p) == shape]  # type: ignore[misc]

@@ -25,7 +25,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rayapp.active_learning.scoring_methods import ScoringMethod, sampled_models, scoring_methods
+from rayapp.active_learning.scoring_methods import ScoringMethod, scoring_methods, scoring_models
 from rayapp.active_learning.strategies import HOLDER, Pick, Strategy, strategies
 from rayapp.app import app_traceback, validation
 from rayapp.config import Settings
@@ -212,7 +212,7 @@ class LabelApp:
         }
 
     def _scoring_info(self, method: ScoringMethod) -> dict[str, Any]:
-        models = {"model": sampled_models(self.infers)} if method.asks_model else {}
+        models = {"model": scoring_models(self.infers)} if method.needs_model else {}
         return {"description": method.description, "config": {**models, **method.config}}
 
     def next_image(self, strategy: str, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:

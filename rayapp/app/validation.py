@@ -20,7 +20,7 @@ from rayapp.training.train_task import TrainerInfo
 INFER = ("info", "version", "load()", "prepare(volume)", "predict(prepared, prompts, config)")
 TRAIN = ("info", "train(request, host)")
 CHOOSE = ("description", "__call__(request, datastore)")
-SCORE = ("description", "config", "images", "asks_model", "score(case, options, task)")
+SCORE = ("description", "config", "images", "needs_model", "score(case, options, task)")
 STORE = tuple(
     sorted({name for seam in (Datastore, Ledger) for name in dir(seam) if not name.startswith("_")} | {"close"})
 )

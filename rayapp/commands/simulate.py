@@ -50,20 +50,20 @@ def simulate(
     with all runs in the folder, and says which of their strategies to use.
     """
     from rayapp.active_learning.annotator import AnnotationTimes
-    from rayapp.active_learning.outcome import draw, rounds_in
-    from rayapp.active_learning.simulation import Protocol, Simulation
+    from rayapp.active_learning.outcome import draw, read_rounds
+    from rayapp.active_learning.simulation import Simulation, SimulationProtocol
     from rayapp.client import AsyncClient
 
     when = _numbers(budgets)
     simulation = Simulation(
         connect=lambda name: AsyncClient(server, token=token, client_id=name),
-        protocol=Protocol(
+        protocol=SimulationProtocol(
             model=model,
             strategy=strategy,
             budgets=when,
             annotators=annotators,
             seed=seed,
-            habits=AnnotationTimes(
+            times=AnnotationTimes(
                 strokes=strokes,
                 click_s=click_s,
                 stroke_s=stroke_s,
@@ -85,7 +85,7 @@ def simulate(
     finally:
         if simulation.labels:
             simulation.write(out)
-    rounds = rounds_in(out)
+    rounds = read_rounds(out)
     draw(rounds, out / "curves.png")
     _show(rounds)
 
@@ -121,12 +121,12 @@ async def _watched(simulation: Simulation, total: int) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from rayapp.active_learning.annotator import Labelled
+    from rayapp.active_learning.annotator import Annotation
 
     with Progress(console=Console(stderr=True)) as bars:
         bar = bars.add_task("labels", total=total)
         async for done in simulation.run():
-            if isinstance(done, Labelled):
+            if isinstance(done, Annotation):
                 bars.advance(bar)
             else:
                 bars.console.print(f"{done.labels} labels, {done.minutes:.1f} min: validation Dice {done.dice:.3f}")
@@ -136,7 +136,7 @@ def _show(rounds: list[Round]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rayapp.active_learning.outcome import advice, aim, strategies_in, summary
+    from rayapp.active_learning.outcome import advice, strategies_in, summary, target_dice
 
     table = Table("strategy", "labels", "minutes", "Dice", "seeds")
     for strategy in strategies_in(rounds):
@@ -144,4 +144,4 @@ def _show(rounds: list[Round]) -> None:
             table.add_row(strategy, str(row.labels), f"{row.minutes:.1f}", str(row), str(row.seeds))
     console = Console()
     console.print(table)
-    console.print(advice(rounds, aim(rounds)))
+    console.print(advice(rounds, target_dice(rounds)))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayapp.active_learning.score_files import keep_uncertainty
+from rayapp.active_learning.score_files import save_uncertainty
 from rayapp.active_learning.scoring_methods import Case, Score, options_of
 from rayapp.app import validation
 from rayapp.app.label_app import LabelApp, app_class
@@ -85,7 +85,7 @@ class ImageWorker:
         )
         score = method.score(case, options_of(method, work.request), self._asked(work))
         if score is not None and score.uncertainty is not None:
-            keep_uncertainty(self._settings.studies, work.name, image_id, score.uncertainty)
+            save_uncertainty(self._settings.studies, work.name, image_id, score.uncertainty)
             score = Score(**{**vars(score), "uncertainty": None})
         return score
 

@@ -86,7 +86,7 @@ class _Images:
 
     def clean(self, job: Job) -> None:
         """One file of the rows of a job, also of one that was stopped: its images stay scored."""
-        score_files.seal(self._settings.studies, job.id)
+        score_files.merge_parts(self._settings.studies, job.id)
 
 
 class Scoring(_Images):
@@ -239,7 +239,7 @@ class _Taking:
         rows, scores = self._rows, self._scores
         self._rows, self._scores, self._flushed = [], [], time.monotonic()
         if rows:
-            score_files.append(self._studies, self._job.id, rows)
+            score_files.append_rows(self._studies, self._job.id, rows)
         if scores:
             self._datastore.save_scores(scores)
 

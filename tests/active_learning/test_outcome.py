@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rayapp.active_learning.outcome import Round, advice, aim, draw, standings, summary
+from rayapp.active_learning.outcome import Round, advice, draw, standings, summary, target_dice
 
 
 def run(strategy: str, seed: int, *dice: float, minutes: float = 10.0) -> list[Round]:
@@ -46,7 +46,7 @@ def test_the_picture_of_one_run_has_no_band_and_is_drawn(tmp_path: Path):
 
 def test_what_is_aimed_at_is_reached_between_two_tests_in_proportion():
     rounds = run("random", 0, 0.4, 0.6, 0.8) + run("tta", 0, 0.7, 0.7, 0.75)
-    assert aim(rounds) == pytest.approx(0.76)
+    assert target_dice(rounds) == pytest.approx(0.76)
     first, second = standings(rounds, 0.7)
     assert (first.strategy, first.labels, first.minutes) == ("tta", 2, 20)
     assert (second.strategy, second.labels, second.minutes) == ("random", pytest.approx(6), pytest.approx(60))

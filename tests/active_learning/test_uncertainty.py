@@ -11,15 +11,15 @@ from scipy.stats import entropy as shannon
 from rayapp.active_learning.uncertainty import (
     REGION,
     Moments,
-    augmented,
     descriptor,
-    dropped,
-    measured,
+    moments_of,
+    most_uncertain_slices,
+    sample_dropout,
+    sample_views,
     slice_sums,
-    uncertain_levels,
-    worst_slices,
+    uncertainty_levels,
 )
-from rayapp.active_learning.views import Spatial, views
+from rayapp.active_learning.views import Spatial, random_views
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
 from rayapp.inference.methods.segmentation import PreparedImage
@@ -36,7 +36,7 @@ def samples(count, seed=0, classes=3, shape=SHAPE):
     return torch.from_numpy(random.dirichlet([0.5] * classes, (count, *shape))).float().movedim(-1, 1)
 
 
-def moments_of(found):
+def accumulated(found):
     moments = Moments(found.shape[1], found.shape[2:])
     for sample in found:
         moments.add(sample)
@@ -45,7 +45,7 @@ def moments_of(found):
 
 def test_moments_are_those_of_all_samples_at_once():
     found = samples(9)
-    moments, every = moments_of(found), found.double().numpy()
+    moments, every = accumulated(found), found.double().numpy()
     mean = every.mean(axis=0)
     np.testing.assert_allclose(moments.mean, mean, atol=1e-6)
     np.testing.assert_allclose(moments.variance, every.var(axis=0), atol=1e-6)
@@ -58,7 +58,7 @@ def test_a_structures_measures_are_those_of_its_region_and_its_masks():
     found = samples(7, seed=1)
     every, masks = found.double().numpy(), found.argmax(dim=1).numpy()
     mean = every.mean(axis=0)
-    measures = moments_of(found).structure(2)
+    measures = accumulated(found).structure(2)
     region = mean[2] >= REGION
     assert measures.entropy == pytest.approx(shannon(mean, axis=0)[region].mean(), abs=1e-5)
     assert measures.variance == pytest.approx(every.var(axis=0)[2][region].mean(), abs=1e-5)
@@ -73,14 +73,14 @@ def test_a_structures_measures_are_those_of_its_region_and_its_masks():
 def test_an_images_measures_take_all_structures_together():
     found = samples(5, seed=2)
     masks = found.argmax(dim=1).numpy()
-    measures = moments_of(found).image()
+    measures = accumulated(found).image()
     sizes = (masks > 0).sum(axis=(1, 2, 3))
     assert measures.volume_variation == pytest.approx(sizes.std() / sizes.mean())
-    assert measures.entropy == pytest.approx(float(moments_of(found).entropy.mean()), abs=1e-5)
+    assert measures.entropy == pytest.approx(float(accumulated(found).entropy.mean()), abs=1e-5)
 
 
 def test_samples_that_agree_leave_nothing_open():
-    moments = moments_of(samples(1, seed=3).expand(11, -1, -1, -1, -1))
+    moments = accumulated(samples(1, seed=3).expand(11, -1, -1, -1, -1))
     assert not moments.variance.any()
     assert not moments.mutual_information.any()
     assert moments.entropy.max() > 0.5  # each is unsure by itself
@@ -91,7 +91,7 @@ def test_samples_that_agree_leave_nothing_open():
 def test_sure_samples_that_contradict_each_other_are_all_mutual_information():
     certain = torch.zeros(2, 3, *SHAPE)
     certain[0, 1], certain[1, 2] = 1, 1
-    moments = moments_of(certain)
+    moments = accumulated(certain)
     np.testing.assert_allclose(moments.mutual_information, np.log(2), rtol=1e-6)
     assert moments.structure(1).dice == 0
 
@@ -99,7 +99,7 @@ def test_sure_samples_that_contradict_each_other_are_all_mutual_information():
 def test_what_was_found_nowhere_has_no_measures_but_its_size():
     background = torch.zeros(3, 3, *SHAPE)
     background[:, 0] = 1
-    measures = moments_of(background).structure(1)
+    measures = accumulated(background).structure(1)
     assert measures.voxels == 0
     assert {measures.entropy, measures.dice, measures.volume_variation, measures.variance} == {None}
 
@@ -111,9 +111,9 @@ def prepared(image, grid=None):
 
 def test_a_network_that_commutes_with_the_views_gives_no_variance_at_all():
     image = torch.rand((1, 6, 4, 6), generator=torch.Generator().manual_seed(1)) * 2 - 1
-    found = views(40, image.shape[1:], spatial=Spatial.ALL, seed=4, intensity=0)
+    found = random_views(40, image.shape[1:], spatial=Spatial.ALL, seed=4, intensity=0)
     for batch in (1, 7):
-        moments = measured(augmented(Voxelwise(), image, found, batch=batch), prepared(image))
+        moments = moments_of(sample_views(Voxelwise(), image, found, batch=batch), prepared(image))
         assert moments.count == 40
         assert not moments.variance.any()
         assert not moments.mutual_information.any()
@@ -131,20 +131,20 @@ def test_memory_does_not_grow_with_the_samples():
             yield sample
 
     image = torch.zeros(1, *SHAPE)
-    few, many = (measured(stream(count), prepared(image)) for count in (2, 50))
+    few, many = (moments_of(stream(count), prepared(image)) for count in (2, 50))
     assert few.nbytes == many.nbytes
     assert (few.count, many.count) == (2, 50)
 
 
 def test_no_sample_is_no_measure():
     with pytest.raises(BadRequest, match="at least one"):
-        measured(iter(()), prepared(torch.zeros(1, *SHAPE)))
+        moments_of(iter(()), prepared(torch.zeros(1, *SHAPE)))
 
 
 def test_padding_is_left_out():
     grid = NetworkGrid.fit((5, 4, 3), np.eye(4), spacing_mm=0, limit=None, divisor=4)
     found = samples(4, shape=grid.padded)
-    moments = measured(iter(found), prepared(torch.zeros(1, *grid.padded), grid))
+    moments = moments_of(iter(found), prepared(torch.zeros(1, *grid.padded), grid))
     np.testing.assert_allclose(moments.mean, found[:, :, :5, :4, :3].mean(dim=0), atol=1e-6)
 
 
@@ -165,7 +165,7 @@ def test_the_entropy_lies_on_the_source_grid_where_labels_do(orientation):
         entropy = -(middle * middle.log2() + (1 - middle) * (1 - middle).log2())
         low, high = torch.where(entropy < target, middle, low), torch.where(entropy < target, high, middle)
     half[1], half[0] = low, 1 - low
-    levels = uncertain_levels(moments_of(half[None]), prepared(torch.zeros(1, *grid.padded), grid))
+    levels = uncertainty_levels(accumulated(half[None]), prepared(torch.zeros(1, *grid.padded), grid))
     labels = restore(margins, grid)
     assert levels.shape == shape
     sure = np.abs(levels.astype(int) - 127.5) > 1
@@ -185,9 +185,9 @@ def test_slices_across_each_axis_of_the_source_are_summed():
 def test_the_worst_slices_lie_apart_and_are_no_more_than_there_are():
     sums = np.zeros(60)
     sums[[10, 11, 12, 30, 59]] = 5, 9, 8, 3, 4
-    assert worst_slices(sums, 9) == [11, 59, 30]
-    assert worst_slices(sums, 1) == [11]
-    assert worst_slices(np.zeros(5), 3) == []
+    assert most_uncertain_slices(sums, 9) == [11, 59, 30]
+    assert most_uncertain_slices(sums, 1) == [11]
+    assert most_uncertain_slices(np.zeros(5), 3) == []
 
 
 def test_dropout_samples_differ_and_come_again_with_their_seed(tmp_path):
@@ -196,7 +196,9 @@ def test_dropout_samples_differ_and_come_again_with_their_seed(tmp_path):
         Volume(array=np.random.default_rng(0).normal(size=(1, 22, 18, 14)), affine=affine_of(ORIENTATIONS[13]))
     )
     plain = task.probabilities(ready.image[None])[0]
-    one, again, other = (list(dropped(task, ready.image, 4, probability=0.3, seed=seed, batch=2)) for seed in (1, 1, 2))
+    one, again, other = (
+        list(sample_dropout(task, ready.image, 4, probability=0.3, seed=seed, batch=2)) for seed in (1, 1, 2)
+    )
     assert len(one) == 4
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in itertools.combinations([*one, *other, plain], 2))
@@ -229,7 +231,7 @@ def test_a_network_without_dropout_drops_channels_of_its_deepest_convolutions(tm
 
 def test_samples_of_a_scripted_network_arrive_in_order():
     found = samples(5)
-    arrived = list(dropped(Scripted(found), torch.zeros(1, *SHAPE), 5, probability=0.1, seed=0, batch=2))
+    arrived = list(sample_dropout(Scripted(found), torch.zeros(1, *SHAPE), 5, probability=0.1, seed=0, batch=2))
     assert torch.equal(torch.stack(arrived), found)
 
 

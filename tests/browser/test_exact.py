@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from rayapp.active_learning.score_files import keep_uncertainty
+from rayapp.active_learning.score_files import save_uncertainty
 from rayapp.config import ohif_folder
 from rayapp.geometry import index_to_mm
 from rayapp.imaging.dicom_instances import uid_of
@@ -85,7 +85,7 @@ def test_dicom_files_in_a_folder_are_shown_and_saved_as_they_lie(serve: Serve, v
 
 def test_uncertainty_lies_over_the_very_voxels_and_goes_away(gateway: Served, viewer: Viewer):
     levels = np.random.default_rng(5).integers(0, 256, SHAPE, dtype=np.uint8)
-    keep_uncertainty(gateway.settings.studies, "tta", "left", Segmentation(array=levels, affine=GRIDS["left"]))
+    save_uncertainty(gateway.settings.studies, "tta", "left", Segmentation(array=levels, affine=GRIDS["left"]))
     gateway.store.update_image_info("left", {"tta_slices": {"i": [1], "j": [2], "k": [4, 0]}})
     viewer.open(gateway.url, "left")
     viewer.page.locator(".rayapp select[name=scored]").select_option("tta")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayapp.active_learning.score_files import keep_uncertainty
+from rayapp.active_learning.score_files import save_uncertainty
 from rayapp.client import Client, JobKind
 from rayapp.errors import AlreadyRunning, BadRequest, NotFound
 from rayapp.imaging.reader import read_segmentation
@@ -48,7 +48,7 @@ def test_a_scoring_runs_as_the_clients_know_tasks(served: Served, tmp_path: Path
 def test_all_methods_are_queued_and_those_that_cannot_run_say_why(served: Served):
     answers = served.post("/scoring/", json={"sum": {"workers": 1}}).json()
     assert set(answers) == {"tta", "epistemic", "dice", "sum"}
-    assert "no model serves that could be asked" in answers["tta"]["detail"]
+    assert "no model that can score images is in production" in answers["tta"]["detail"]
     assert answers["sum"]["result"]["request"]["workers"] == 1
     for name in ("dice", "sum"):
         assert ended(served, answers[name]["result"])["status"] == "DONE"
@@ -101,7 +101,7 @@ def test_one_job_of_a_kind_at_a_time_unless_it_may_wait(served: Served):
 
 def test_where_a_model_is_unsure_is_fetched_on_the_images_grid(served: Served, tmp_path: Path):
     levels = np.random.default_rng(0).integers(0, 255, SHAPE, dtype=np.uint8)
-    keep_uncertainty(served.settings.studies, "tta", "ct_b", Segmentation(array=levels, affine=AFFINE))
+    save_uncertainty(served.settings.studies, "tta", "ct_b", Segmentation(array=levels, affine=AFFINE))
     served.store.update_image_info("ct_b", {"tta_slices": {"i": [3, 1], "j": [2], "k": []}})
     with Client(served.url) as client:
         for ext in (".nii.gz", ".nrrd"):

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from rayapp.active_learning.annotator import AnnotationTimes, Annotator, Labelled, mean_dice
-from rayapp.active_learning.outcome import Round, rounds_in
-from rayapp.active_learning.simulation import Protocol, Simulation
+from rayapp.active_learning.annotator import Annotation, AnnotationTimes, Annotator, mean_dice
+from rayapp.active_learning.outcome import Round, read_rounds
+from rayapp.active_learning.simulation import Simulation, SimulationProtocol
 from rayapp.cli import app as rayapp
 from rayapp.client import AsyncClient
 from rayapp.errors import RayappError
@@ -40,12 +40,12 @@ def reference(folder: Path, voxels: dict[tuple[int, int, int], int]) -> Path:
     return write_image(folder / "reference.nii.gz", array, AFFINE)
 
 
-def label(served: Served, truth: Path, *, model: str = "painter", habits: AnnotationTimes = HABITS) -> Labelled:
-    async def work() -> Labelled | None:
+def label(served: Served, truth: Path, *, model: str = "painter", times: AnnotationTimes = HABITS) -> Annotation:
+    async def work() -> Annotation | None:
         async with AsyncClient(served.url, client_id="ann") as client:
             every = dict.fromkeys(served.store.image_ids(), truth)
             annotator = Annotator(
-                name="ann", client=client, model=model, references=every, habits=habits, rng=np.random.default_rng(0)
+                name="ann", client=client, model=model, references=every, times=times, rng=np.random.default_rng(0)
             )
             done = await annotator.label_next("first")
             assert done is not None
@@ -73,7 +73,7 @@ def test_an_annotator_clicks_until_the_mask_is_good_enough_and_saves_what_is_the
 
 def test_what_clicks_cannot_mend_is_done_by_hand_for_its_share_of_the_time(painted: Served, tmp_path: Path):
     truth = reference(tmp_path, {(i, 2 * (i % 2), 3): 1 for i in range(6)})
-    done = label(painted, truth, habits=AnnotationTimes(good_enough=0.9, max_clicks=3))
+    done = label(painted, truth, times=AnnotationTimes(good_enough=0.9, max_clicks=3))
     assert (done.clicks, done.by_hand, done.saved_dice) == (3, True, 1.0)
     assert done.seconds == pytest.approx(30 + 3 * 5 + 600 * (1 - 2 * 3 / (3 + 6)))
     assert np.array_equal(saved(painted, done.image), np.asarray(nibabel.load(truth).dataobj))
@@ -81,7 +81,7 @@ def test_what_clicks_cannot_mend_is_done_by_hand_for_its_share_of_the_time(paint
 
 def test_an_annotator_may_draw_lines_instead(painted: Served, tmp_path: Path):
     truth = reference(tmp_path, {(i, 3, 5): 1 for i in range(2, 9)} | {(12, j, 0): 2 for j in range(4, 9)})
-    done = label(painted, truth, habits=AnnotationTimes(strokes=True, stroke_s=8, good_enough=1.0, max_clicks=4))
+    done = label(painted, truth, times=AnnotationTimes(strokes=True, stroke_s=8, good_enough=1.0, max_clicks=4))
     assert (done.clicks, done.by_hand, done.seconds) == (2, False, 30 + 2 * 8)
     assert np.array_equal(saved(painted, done.image), np.asarray(nibabel.load(truth).dataobj))
 
@@ -94,7 +94,7 @@ def test_a_stroke_takes_away_what_is_too_much(serve: Serve, tmp_path: Path):
     done = label(
         served,
         write_image(tmp_path / "reference.nii.gz", truth, AFFINE),
-        habits=AnnotationTimes(strokes=True, good_enough=1.0, max_clicks=2),
+        times=AnnotationTimes(strokes=True, good_enough=1.0, max_clicks=2),
     )
     assert (done.clicks, done.by_hand, done.saved_dice) == (1, False, 1.0)
     assert np.array_equal(saved(served, done.image), truth)
@@ -108,7 +108,7 @@ def test_without_a_model_all_is_done_by_hand(painted: Served, tmp_path: Path):
 
 def test_clicks_that_miss_are_still_clicks_in_the_image(painted: Served, tmp_path: Path):
     truth = reference(tmp_path, {(12, 10, 6): 1})
-    done = label(painted, truth, habits=AnnotationTimes(good_enough=1.0, max_clicks=4, click_noise=5.0))
+    done = label(painted, truth, times=AnnotationTimes(good_enough=1.0, max_clicks=4, click_noise=5.0))
     assert 0 < done.clicks <= 4
 
 
@@ -143,7 +143,7 @@ def test_a_run_labels_trains_and_tests_and_its_results_are_tables_and_a_picture(
         ],
     )
     assert told.exit_code == 0, (told.output, told.exception)
-    rounds = rounds_in(tmp_path / "out")
+    rounds = read_rounds(tmp_path / "out")
     assert [(one.labels, one.strategy, one.seed) for one in rounds] == [(2, "random", 0), (5, "random", 0)]
     assert 0 < rounds[0].minutes < rounds[1].minutes
     assert rounds[1].dice > 0.9
@@ -159,16 +159,18 @@ def test_several_annotators_share_the_images_and_a_run_ends_when_none_is_left(po
     references = {file.name.removesuffix(".nii.gz"): file for file in (tmp_path / "references").iterdir()}
     simulation = Simulation(
         connect=lambda name: AsyncClient(pool.url, client_id=name),
-        protocol=Protocol(model="bright", strategy="first", budgets=(100,), annotators=3, training={"max_epochs": 1}),
+        protocol=SimulationProtocol(
+            model="bright", strategy="first", budgets=(100,), annotators=3, training={"max_epochs": 1}
+        ),
         references=references,
         validation=[],
     )
 
-    async def run() -> list[Labelled | Round]:
+    async def run() -> list[Annotation | Round]:
         return [done async for done in simulation.run()]
 
     done = asyncio.run(run())
-    labels = [one for one in done if isinstance(one, Labelled)]
+    labels = [one for one in done if isinstance(one, Annotation)]
     assert sorted(one.image for one in labels) == sorted(references)
     assert len({one.annotator for one in labels}) > 1
     assert isinstance(done[-1], Round)
@@ -179,7 +181,7 @@ def test_a_training_that_does_not_end_well_ends_the_run(pool: Served, tmp_path: 
     slow = {"max_epochs": 100, "pause": 0.05}
     simulation = Simulation(
         connect=lambda name: AsyncClient(pool.url, client_id=name),
-        protocol=Protocol(model="bright", strategy="first", budgets=(1,), training=slow),
+        protocol=SimulationProtocol(model="bright", strategy="first", budgets=(1,), training=slow),
         references={file.name.removesuffix(".nii.gz"): file for file in (tmp_path / "references").iterdir()},
         validation=[],
     )

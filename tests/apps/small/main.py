@@ -39,7 +39,7 @@ def publish(settings, models, seed):
 class Slow:
     """Takes its time, leaves a trace, and on one image ends its process."""
 
-    description, images, asks_model = "for tests", "all", False
+    description, images, needs_model = "for tests", "all", False
     config: ClassVar[dict] = {"pause": 0.2, "poison": "", "trace": ""}
 
     def score(self, case, options, task):

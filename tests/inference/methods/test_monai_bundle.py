@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from rayapp.active_learning.scoring_methods import Case, Dropout, TestTime, options_of, sampled_models
+from rayapp.active_learning.scoring_methods import (
+    Case,
+    MonteCarloDropout,
+    TestTimeAugmentation,
+    options_of,
+    scoring_models,
+)
 from rayapp.datastore.interfaces import ImageRecord
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
@@ -256,7 +262,9 @@ def test_what_a_bundle_is_unsure_of_lies_on_the_voxels_it_is_unsure_of(tmp_path)
     task = task_of(root)
     for volume in volumes():
         volume.array[:, :2], volume.array[:, :, -3:] = -9, -9  # cropped off
-        levels = TestTime().score(case_of(volume, tmp_path), {"samples": 1, "spatial": "mirror", "batch": 1}, task)
+        levels = TestTimeAugmentation().score(
+            case_of(volume, tmp_path), {"samples": 1, "spatial": "mirror", "batch": 1}, task
+        )
         p = 1 / (1 + np.exp(-(volume.array[0].astype(float) - AT)))
         entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) * (volume.array[0] > -9)
         assert np.abs(levels.uncertainty.array - 255 * entropy).max() <= 1
@@ -264,7 +272,7 @@ def test_what_a_bundle_is_unsure_of_lies_on_the_voxels_it_is_unsure_of(tmp_path)
         assert levels.values["foreground"] == pytest.approx((volume.array[0] > AT).sum() * ml, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", [TestTime(), Dropout()], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [TestTimeAugmentation(), MonteCarloDropout()], ids=lambda method: method.name)
 @pytest.mark.parametrize("made", ["unet", "brats", "deepedit"])
 def test_bundles_are_scored(tmp_path, made, method):
     if made == "unet":
@@ -285,7 +293,7 @@ def test_bundles_are_scored(tmp_path, made, method):
     assert once.values[method.name] > 0
     assert once.uncertainty.array.shape == (19, 24, 14)
     assert [part["name"] for part in once.columns["structures"]] == list(task.labels)
-    assert sampled_models({made: task}) == [made]
+    assert scoring_models({made: task}) == [made]
 
 
 TURNED = """
