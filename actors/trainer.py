@@ -170,7 +170,7 @@ class RayHost:
             ray.train.report(asdict(progress), checkpoint=own)
         if self.rank == 0 and (checkpoint is not None or time.monotonic() - self._told > TOLD_S):
             self._told = time.monotonic()
-            self._tell("progress", progress, kept=checkpoint is not None)
+            self._tell("progress", progress, durable=checkpoint is not None)
 
     def stopped(self) -> bool:
         """See `Host`. Rank 0 looks and tells the others."""

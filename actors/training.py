@@ -49,34 +49,34 @@ class RayTrainingBackend:
         self._settings = settings
         self._jobs = jobs
 
-    def __call__(self, job: Job, request: TrainRequest, checkpoints: Path, desk: JobContext) -> TrainResult | None:
+    def __call__(self, job: Job, request: TrainRequest, checkpoints: Path, context: JobContext) -> TrainResult | None:
         """See `TrainingBackend`."""
         run = Run(job_id=job.id, settings=self._settings, request=request, checkpoints=checkpoints, jobs=self._jobs)
         stop = request.folder / STOP
         stop.unlink(missing_ok=True)
         _free()
-        desk.note(f"starts processes for a training on {len(request.pairs)} labelled images")
+        context.note(f"starts processes for a training on {len(request.pairs)} labelled images")
         for _ in range(LIVES):
             actor = ray.remote(TrainingActor).options(num_cpus=0, runtime_env=runtime_env(self._settings)).remote()
             try:
-                return self._answer(actor.fit.remote(run), stop, desk)
+                return self._answer(actor.fit.remote(run), stop, context)
             except (RayActorError, _WorkersDied):
-                if desk.stop.is_set():
+                if context.stop.is_set():
                     return None
-                desk.note("the training's process died")
+                context.note("the training's process died")
             finally:
                 ray.kill(actor)
                 _gone(request.folder)  # before the folder is removed, or another life begins
                 _free()
         raise RayappError(f"the training's process died {LIVES} times")
 
-    def _answer(self, answer: Any, stop: Path, desk: JobContext) -> TrainResult | None:
+    def _answer(self, answer: Any, stop: Path, context: JobContext) -> TrainResult | None:
         """Wait for it; once asked to stop, for no longer than rank 0 takes to its next iteration."""
         look = time.monotonic() + PLACING_S
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if look and time.monotonic() > look:
-                look = 0.0 if _begun_or_noted(stop.parent, desk) else time.monotonic() + PLACING_S
-            if desk.stop.is_set():
+                look = 0.0 if _begun_or_noted(stop.parent, context) else time.monotonic() + PLACING_S
+            if context.stop.is_set():
                 stop.touch()
                 _gone(stop.parent)
                 ray.wait([answer], timeout=ENDING_S)
@@ -95,7 +95,7 @@ class RayTrainingBackend:
         return result
 
 
-def _begun_or_noted(folder: Path, desk: JobContext) -> bool:
+def _begun_or_noted(folder: Path, context: JobContext) -> bool:
     """True once rank 0 is at work, or the job's details say what the workers wait for."""
     try:
         with FileLock(folder / LOCK, timeout=0):
@@ -103,7 +103,7 @@ def _begun_or_noted(folder: Path, desk: JobContext) -> bool:
     except Timeout:
         return True
     if lacks is not None:
-        desk.note(lacks)
+        context.note(lacks)
     return lacks is not None
 
 

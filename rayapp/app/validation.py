@@ -79,7 +79,7 @@ def store_complaint(hook: Any, made: Any, folder: Path) -> str | None:
     return f"{app_traceback.definition(type(made), folder)} is no whole datastore: it has no {', '.join(absent)}"
 
 
-def checked_answer(prediction: Any, task: InferTask, shape: tuple[int, int, int], folder: Path) -> Prediction:
+def checked_prediction(prediction: Any, task: InferTask, shape: tuple[int, int, int], folder: Path) -> Prediction:
     """The prediction. Raises AppBroken if it is none, or its labels are no mask of an image of that shape."""
     found: Any = getattr(prediction, "labels", None)
     whole = isinstance(found, np.ndarray) and found.shape == shape and found.dtype == np.uint8

@@ -1,8 +1,8 @@
-"""JobQueue: background work, durable, first come first served within each kind, the kinds side by side.
+"""JobQueue: a durable queue of background jobs, first in first out within each kind, the kinds concurrent.
 
-Owns every job's record: a change is in the ledger before anybody is told of it, but for progress between two
-checkpoints. One thread a kind runs its jobs, one at a time. Any number of threads may call; readers never wait for the
-ledger. A queue made anew over the same ledger goes on with what was submitted or running.
+The queue owns every job's record. A change is written to the ledger before it becomes visible, except for progress
+between two checkpoints. Each kind has one thread, which runs its jobs one at a time. All methods are thread-safe, and
+readers never wait for the ledger. A new queue over the same ledger resumes submitted and running jobs.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ from rayapp.protocol import JobKind
 
 logger = logging.getLogger(__name__)
 
-KEPT = 200
-"""Jobs of each kind that are remembered."""
-AGAIN_S = 1.0
+MAX_RECORDS = 200
+"""Records of ended jobs that are kept, for each kind."""
+RETRY_S = 1.0
+"""Seconds before a job or a write to the ledger is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job went that was not stopped: `text` in words, `stats` and `result` for its record."""
+    """The outcome of a job that was not stopped.
+
+    Attributes:
+        text: A line for people, added to the job's details.
+        stats: Statistics of a training, which `/info/` shows.
+        result: Results for the job's record; plain JSON.
+    """
 
     text: str
     stats: Mapping[str, Any] = field(default_factory=dict)
@@ -36,108 +43,139 @@ class Outcome:
 
 
 class Runner(Protocol):
-    """Does the work of one kind. Its methods are called by one thread at a time, `check` by any."""
+    """Runs the jobs of one kind. `run` and `clean` are called by one thread at a time, `check` by any thread."""
 
     def check(self, name: str, request: Mapping[str, Any]) -> None:
-        """Raise what is wrong with a request, before it becomes a job."""
+        """Check a request before it becomes a job.
 
-    def run(self, job: Job, desk: JobContext) -> Outcome | None:
-        """Do the work, from where an earlier run of the same job left off; None when it was asked to stop.
+        Raises:
+            RayappError: Describing what is wrong with the request.
+        """
 
-        Raises Busy if it should be run again in a while.
+    def run(self, job: Job, context: JobContext) -> Outcome | None:
+        """Run a job, or resume it where an earlier call was interrupted.
+
+        Args:
+            job: The job's record.
+            context: Receives notes and progress, and signals the stop.
+
+        Returns:
+            The outcome, or None when the job was stopped.
+
+        Raises:
+            Busy: If the job shall be run again after a second.
+            RayappError: If the job fails.
         """
 
     def clean(self, job: Job) -> None:
-        """Remove what the ended job needs no more, all of it if it was stopped; safe to repeat."""
+        """Remove files that an ended job does not need any more, or all its files if it was stopped. Idempotent."""
 
 
 class JobContext:
-    """What a runner tells of one job, and where it learns that it shall stop."""
+    """A running job's connection to the queue: notes, progress and the stop signal."""
 
     def __init__(self, queue: JobQueue, job_id: str) -> None:
         self._queue = queue
         self._job_id = job_id
         self.stop = threading.Event()
-        """Set when the job shall stop, or the server does."""
+        """Set when the job is cancelled or the server stops."""
 
     def note(self, text: str) -> None:
         """Add a line to the job's details."""
         self._queue.note(self._job_id, text)
 
-    def progress(self, progress: Progress, *, kept: bool = False) -> None:
-        """Tell how far it is; `kept` once it would go on from there."""
-        self._queue.progress(self._job_id, progress, kept=kept)
+    def progress(self, progress: Progress, *, durable: bool = False) -> None:
+        """Report the job's progress; `durable` when it can resume from there."""
+        self._queue.progress(self._job_id, progress, durable=durable)
 
 
 class JobQueue:
     """The jobs of one server."""
 
     def __init__(self, ledger: Ledger, runners: Mapping[JobKind, Runner]) -> None:
+        """Start the queue, with the jobs that the ledger has.
+
+        Args:
+            ledger: Stores the jobs' records.
+            runners: The runner of each kind.
+        """
         self._ledger = ledger
         self._runners = runners
         self._jobs = {job.id: job for job in ledger.jobs()}
-        self._desks: dict[str, JobContext] = {}
+        self._contexts: dict[str, JobContext] = {}
         self._ending: set[str] = set()
-        """Jobs whose end is being recorded: as good as over, though readers still see them running."""
+        """Jobs whose end is being recorded: they accept no more changes, though readers still see them running."""
         self._changed = threading.Condition(threading.RLock())
         self._closing = False
         self._threads = [
             threading.Thread(target=self._work, args=(kind,), name=f"jobs {kind}", daemon=True) for kind in runners
         ]
-        self._tidy()
+        self._clean_last()
         for thread in self._threads:
             thread.start()
 
-    def _tidy(self) -> None:
-        """Clean up after the last job of each kind, which may have ended as the process did."""
+    def _clean_last(self) -> None:
+        """Clean up after the last job of each kind, in case the process died between its end and its clean-up."""
         for kind, runner in self._runners.items():
             over = [job for job in self.jobs(kind) if job.over]
             if over:
                 _clean(runner, max(over, key=lambda job: job.ended or 0.0))
 
     def close(self) -> None:
-        """Stop running jobs, which go on when the queue is made again, and end the threads."""
+        """Interrupt running jobs, which the next queue resumes, and end the threads."""
         with self._changed:
             self._closing = True
-            for desk in self._desks.values():
-                desk.stop.set()
+            for context in self._contexts.values():
+                context.stop.set()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
 
-    # What there is
+    # Reading
 
     def jobs(self, kind: JobKind | None = None) -> list[Job]:
-        """All of that kind, or all, in the order they were submitted."""
+        """The jobs of a kind, or of all kinds, in the order of their submission."""
         return [job for job in list(self._jobs.values()) if kind is None or job.kind is kind]
 
     def job(self, job_id: str) -> Job:
-        """One job. Raises NotFound."""
+        """A job by its id.
+
+        Raises:
+            NotFound: If there is no such job.
+        """
         try:
             return self._jobs[job_id]
         except KeyError:
-            raise NotFound(f"there is no job {job_id[:60]!r}: GET /jobs lists them") from None
+            raise NotFound(f"there is no job {job_id[:60]!r}: GET /jobs lists the jobs") from None
 
     def running(self, kind: JobKind) -> Job | None:
-        """The job of that kind that runs."""
+        """The running job of a kind, if there is one."""
         return next((job for job in self.jobs(kind) if job.state is State.RUNNING), None)
 
     def train_stats(self) -> dict[str, dict[str, Any]]:
-        """By trainer, the statistics of its newest training that got somewhere."""
-        stats = {job.name: job.train_stats() for job in self.jobs(JobKind.TRAIN) if job.progress is not None}
-        return {name: found for name, found in stats.items() if found}
+        """Statistics of each trainer's newest training that made progress, by trainer."""
+        by_trainer = {job.name: job.train_stats() for job in self.jobs(JobKind.TRAIN) if job.progress is not None}
+        return {name: stats for name, stats in by_trainer.items() if stats}
 
-    # What may be asked
+    # Changing
 
     def submit(
         self, kind: JobKind, name: str, request: Mapping[str, Any], *, job_id: str, user: str, enqueue: bool = True
     ) -> Job:
-        """Durably take a job on; it runs when those of its kind before it are over. The same `job_id` is taken once.
+        """Submit a job, durably. It runs after the jobs of its kind before it.
+
+        Args:
+            kind: The job's kind.
+            name: The model, or the scoring method.
+            request: Options; plain JSON.
+            job_id: The job's id; submitting the same id again has no effect.
+            user: The user who submits it.
+            enqueue: Wait for earlier jobs of the kind rather than fail.
 
         Raises:
-            AlreadyRunning: without `enqueue`, if a job of the kind runs or waits.
-            Disabled: if no such job runs on this server.
-            Exception: what the kind's runner says against the request.
+            AlreadyRunning: Without `enqueue`, if a job of the kind is running or waiting.
+            Disabled: If this server runs no jobs of the kind.
+            RayappError: If the kind's runner rejects the request.
         """
         if kind not in self._runners:
             raise Disabled(f"{kind.monai_label} jobs are not available on this server")
@@ -154,40 +192,50 @@ class JobQueue:
         return job
 
     def cancel(self, job_id: str) -> Job:
-        """Ask a job to stop: at once if it waits still, else soon; no effect on one that is over. Raises NotFound."""
+        """Cancel a job: at once if it is waiting, else as soon as it notices. An ended job stays unchanged.
+
+        Raises:
+            NotFound: If there is no such job.
+        """
         with self._changed:
             job = self.job(job_id)
             if self._is_over(job) or job.stopping:
                 return job
             if job.state is State.SUBMITTED:
-                return self._put(_ended(job, State.STOPPED, "stopped before it began"))
-            job = self._put(replace(_noted(job, "asked to stop"), stopping=True))
-            if job_id in self._desks:
-                self._desks[job_id].stop.set()
+                return self._put(_ended(job, State.STOPPED, "cancelled before it started"))
+            job = self._put(replace(_noted(job, "cancellation requested"), stopping=True))
+            if job_id in self._contexts:
+                self._contexts[job_id].stop.set()
             return job
 
     def note(self, job_id: str, text: str) -> None:
-        """Add a line to a running job's details. Of jobs that are over nothing more is heard."""
+        """Add a line to a running job's details; ignored once the job has ended."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is not None and not self._is_over(job):
                 self._put(_noted(job, text))
 
-    def progress(self, job_id: str, progress: Progress, *, kept: bool = False) -> None:
-        """Note how far a running job is; durably if it is `kept`, that is at a checkpoint."""
+    def progress(self, job_id: str, progress: Progress, *, durable: bool = False) -> None:
+        """Record a running job's progress; ignored once the job has ended.
+
+        Args:
+            job_id: The job's id.
+            progress: How far it is.
+            durable: Write it to the ledger, as at a checkpoint.
+        """
         with self._changed:
             job = self._jobs.get(job_id)
             if job is not None and not self._is_over(job):
                 job = replace(job, progress=finite(progress))
-                if kept:
+                if durable:
                     self._put(job)
                 else:
                     self._jobs[job_id] = job
 
-    # The work
+    # Running
 
     def _is_over(self, job: Job) -> bool:
-        """True for a job whose record changes no more. Call under the lock."""
+        """True for a job whose record accepts no more changes. Call under the lock."""
         return job.over or job.id in self._ending
 
     def _put(self, job: Job) -> Job:
@@ -196,10 +244,10 @@ class JobQueue:
         return job
 
     def _forget(self, kind: JobKind) -> None:
-        """Drop the oldest, so that the records do not grow with the years."""
+        """Delete the oldest records beyond `MAX_RECORDS`, so that they do not accumulate."""
         with self._changed:
             over = [job for job in self.jobs(kind) if job.over]
-            old = over[: max(0, len(over) - KEPT)]
+            old = over[: max(0, len(over) - MAX_RECORDS)]
             if not old:
                 return
             self._ledger.forget_jobs([job.id for job in old])
@@ -213,12 +261,12 @@ class JobQueue:
             try:
                 self._run(job)
             except Exception as error:
-                # The ledger does not answer: the record is as it was, so the job is taken up again.
+                # The ledger is unavailable: the record is unchanged, so the job is run again.
                 logger.error("job %s could not be recorded: %s", job.id, type(error).__name__)
-                time.sleep(AGAIN_S)
+                time.sleep(RETRY_S)
 
     def _next(self, kind: JobKind) -> Job | None:
-        """Wait for the next job of the kind; None when the queue closes. One that was cut short comes first."""
+        """Wait for the next job of a kind, an interrupted one first; None when the queue closes."""
         with self._changed:
             while not self._closing:
                 waiting = [job for job in self.jobs(kind) if not job.over]
@@ -229,29 +277,29 @@ class JobQueue:
             return None
 
     def _run(self, job: Job) -> None:
-        runner, desk = self._runners[job.kind], JobContext(self, job.id)
+        runner, context = self._runners[job.kind], JobContext(self, job.id)
         with self._changed:
             job = self.job(job.id)
             if job.over:
                 return
             if job.state is State.RUNNING:
-                text = "cut short by a restart: goes on from where it was last saved"
+                text = "interrupted by a restart: resumes where it was last saved"
             else:
-                text = "began"
+                text = "started"
                 job = replace(job, state=State.RUNNING, started=time.time(), request={**job.request, "gpus": "all"})
             job = self._put(_noted(job, text))
-            self._desks[job.id] = desk
+            self._contexts[job.id] = context
             if job.stopping or self._closing:
-                desk.stop.set()
+                context.stop.set()
         try:
-            state, outcome = self._outcome(runner, job, desk)
+            state, outcome = self._outcome(runner, job, context)
         finally:
             with self._changed:
-                del self._desks[job.id]
+                del self._contexts[job.id]
         with self._changed:
             job = self.job(job.id)
             if state is State.STOPPED and not job.stopping:
-                return  # the server stops; the job goes on when it is back
+                return  # the server stops; the next queue resumes the job
             ended = replace(
                 _ended(job, state, outcome.text), stats=finite(outcome.stats), result=finite(outcome.result)
             )
@@ -259,8 +307,8 @@ class JobQueue:
             self._ending.add(job.id)
         try:
             if not self._saved(ended):
-                return  # the server stops with the end unrecorded; the job goes on when it is back
-            # What is left over is removed before anybody learns of the end.
+                return  # the server stops with the end unrecorded; the next queue resumes the job
+            # Files are removed before the end becomes visible.
             _clean(runner, ended)
             with self._changed:
                 self._jobs[job.id] = ended
@@ -270,8 +318,11 @@ class JobQueue:
                 self._changed.notify_all()
 
     def _saved(self, ended: Job) -> bool:
-        """Record an end, however long the ledger is away, so that finished work is not done again; False if the queue
-        closes first."""
+        """Record an end, however long the ledger is unavailable, so that finished work is not repeated.
+
+        Returns:
+            False if the queue closes first.
+        """
         while True:
             try:
                 self._ledger.save_job(ended)
@@ -279,15 +330,15 @@ class JobQueue:
             except Exception as error:
                 logger.error("the end of job %s could not be recorded: %s", ended.id, type(error).__name__)
             with self._changed:
-                if self._closing or self._changed.wait_for(lambda: self._closing, AGAIN_S):
+                if self._closing or self._changed.wait_for(lambda: self._closing, RETRY_S):
                     return False
 
-    def _outcome(self, runner: Runner, job: Job, desk: JobContext) -> tuple[State, Outcome]:
-        while not desk.stop.is_set():
+    def _outcome(self, runner: Runner, job: Job, context: JobContext) -> tuple[State, Outcome]:
+        while not context.stop.is_set():
             try:
-                outcome = runner.run(job, desk)
+                outcome = runner.run(job, context)
             except Busy:
-                if not desk.stop.wait(AGAIN_S):
+                if not context.stop.wait(RETRY_S):
                     continue
                 break
             except RayappError as error:
@@ -295,7 +346,7 @@ class JobQueue:
             except (Exception, SystemExit) as error:  # an app's code may call exit()
                 places = "".join(traceback.format_tb(error.__traceback__))
                 logger.error("job %s failed with %s\n%s", job.id, type(error).__name__, places)
-                text = f"failed with {type(error).__name__}: the server's log tells more under job {job.id}"
+                text = f"failed with {type(error).__name__}: see the traceback of job {job.id} in the server's log"
                 return State.ERROR, Outcome(text=text)
             if outcome is not None:
                 return State.DONE, outcome
@@ -304,11 +355,11 @@ class JobQueue:
 
 
 def _clean(runner: Runner, job: Job) -> None:
-    """Remove what the job left behind. A failure (a busy network folder, a damaged file) holds up no other job."""
+    """Remove a job's files. A failure, as of a busy network folder, does not block other jobs."""
     try:
         runner.clean(job)
     except Exception as error:
-        logger.error("what job %s left behind could not be removed: %s", job.id, type(error).__name__)
+        logger.error("the files of job %s could not be removed: %s", job.id, type(error).__name__)
 
 
 def _noted(job: Job, text: str) -> Job:

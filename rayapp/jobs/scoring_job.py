@@ -1,7 +1,8 @@
-"""Scoring and batch inference: jobs over many images, gone on with after a crash where they were.
+"""Scoring and batch inference jobs, which work on many images and are resumable after a crash.
 
-What an image's run is called, method, model version and options, says whether it was scored before; in other jobs the
-run is the job. `Scoring` and `BatchInference` are called by one thread each; their results come from the pool's.
+The results of images are recorded under the name of a run, and images with a result are skipped. A scoring run with a
+model is named after method, version and options, so that no image is scored twice by the same; any other run is named
+after its job. `Scoring` and `BatchInference` are called by one thread each; results arrive from the pool's threads.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ from rayapp.models.store import ModelStore
 from rayapp.protocol import ORIGINAL, JobKind, checked_name, parse_flag
 
 FLUSH_S, FLUSH_ROWS = 5.0, 64
-"""Results that are recorded together: what a crash may make the pool do again."""
-SHOWN = 100
-"""Images that failed, as a job's result lists them."""
+"""Age in seconds and number at which results are recorded together. A crash loses at most these."""
+MAX_LISTED = 100
+"""Failed images that a job's result lists."""
 AUTO = "auto_score"
-"""In `--conf`: methods, separated by commas, or "true" for all that ask a model, that score whatever is new."""
+"""Key in `--conf`: scoring methods, separated by commas, that run whenever images are new; "true" for all methods that
+need a model."""
 AUTO_S = 10.0
-"""Seconds between two looks for what is new."""
+"""Seconds between two checks for new images."""
 
 
 class ScoringBackend(Protocol):
-    """Gets images worked on somewhere, by as many workers as there is room for, or `workers`."""
+    """Works on images with a pool of workers."""
 
     def __call__(
         self,
@@ -47,11 +49,22 @@ class ScoringBackend(Protocol):
         stop: threading.Event,
         done: Callable[[ImageDone], None],
     ) -> None:
-        """As of `rayapp.jobs.pool.Pool.run`."""
+        """Work on images; returns when all are done or the work was stopped.
+
+        Args:
+            work: The work.
+            images: The images' ids.
+            workers: Number of workers; 0 for as many as the cluster has room for.
+            stop: Ends the work early when it is set.
+            done: Called with the outcome of each image, one call at a time.
+
+        Raises:
+            AppBroken, ModelBroken: If no image can be worked on.
+        """
 
 
 class Planner(Protocol):
-    """What scoring needs of the models' owner, which alone runs the app's code here."""
+    """Resolves scoring requests. It lives in the process that owns the models, which alone runs the app's code."""
 
     def scoring_plan(self, name: str, request: Mapping[str, Any]) -> ScoringPlan:
         """See `rayapp.serving.catalogue.Catalogue.scoring_plan`."""
@@ -60,51 +73,73 @@ class Planner(Protocol):
         """See `rayapp.serving.catalogue.Catalogue.describe`."""
 
 
-class _Images:
-    """What both kinds of jobs are: a run over images."""
+class _ImageJobs:
+    """Base of the runners of jobs over many images."""
 
-    def __init__(self, *, settings: Settings, datastore: Datastore, crew: ScoringBackend) -> None:
+    def __init__(self, *, settings: Settings, datastore: Datastore, backend: ScoringBackend) -> None:
+        """A runner.
+
+        Args:
+            settings: The server's settings.
+            datastore: The datastore.
+            backend: Works on the images.
+        """
         self._settings = settings
         self._datastore = datastore
-        self._crew = crew
+        self._backend = backend
 
-    def _run(self, job: Job, desk: JobContext, work: ImageWork, run: str, images: Labelled) -> Outcome | None:
+    def _run(self, job: Job, context: JobContext, work: ImageWork, run: str, images: Labelled) -> Outcome | None:
         request = job.request
-        waiting = self._datastore.unscored(run, images=images, failed=not request.get("auto"))
-        most = _whole(request, "max_batch_size")
-        waiting = waiting[:most] if most else waiting
-        took = _Taking(self._settings, self._datastore, desk, job, work, run, total=len(waiting))
-        desk.note(f"{len(waiting)} images to do" + (f" with {work.model} {work.version or ''}" if work.model else ""))
+        pending = self._datastore.unscored(run, images=images, failed=not request.get("auto"))
+        limit = _count(request, "max_batch_size")
+        pending = pending[:limit] if limit else pending
+        results = _Results(self._settings, self._datastore, context, job, work, run, total=len(pending))
+        model = f" with {work.model} {work.version or ''}" if work.model else ""
+        context.note(f"{len(pending)} images to process{model}")
         try:
-            if waiting:
-                self._crew(work, waiting, workers=_whole(request, "workers"), stop=desk.stop, done=took)
+            if pending:
+                workers = _count(request, "workers")
+                self._backend(work, pending, workers=workers, stop=context.stop, done=results)
         finally:
-            took.flush()
-        if desk.stop.is_set():
+            results.flush()
+        if context.stop.is_set():
             return None
-        return took.outcome()
+        return results.outcome()
 
     def clean(self, job: Job) -> None:
-        """One file of the rows of a job, also of one that was stopped: its images stay scored."""
+        """Merge the job's table of results into one file, also for a stopped job, whose images stay scored."""
         score_files.merge_parts(self._settings.studies, job.id)
 
 
-class Scoring(_Images):
-    """Runs the jobs of kind `scoring`."""
+class Scoring(_ImageJobs):
+    """The runner of scoring jobs."""
 
-    def __init__(self, *, settings: Settings, datastore: Datastore, crew: ScoringBackend, models: Planner) -> None:
-        super().__init__(settings=settings, datastore=datastore, crew=crew)
+    def __init__(self, *, settings: Settings, datastore: Datastore, backend: ScoringBackend, models: Planner) -> None:
+        """A runner.
+
+        Args:
+            settings: The server's settings.
+            datastore: The datastore.
+            backend: Works on the images.
+            models: Resolves requests.
+        """
+        super().__init__(settings=settings, datastore=datastore, backend=backend)
         self._models = models
 
     def check(self, name: str, request: Mapping[str, Any]) -> None:
-        """Raises NotFound for a method that the app lacks, and BadRequest for options that are of no use."""
+        """See `Runner.check`.
+
+        Raises:
+            NotFound: If the app has no such scoring method.
+            BadRequest: If an option has a value that is not allowed, or no model can score images.
+        """
         plan = self._models.scoring_plan(checked_name(name, "scoring method"), request)
         images_of(request, plan.images)
         for number in ("workers", "max_batch_size"):
-            _whole(request, number)
+            _count(request, number)
 
-    def run(self, job: Job, desk: JobContext) -> Outcome | None:
-        """See `rayapp.jobs.queue.Runner`."""
+    def run(self, job: Job, context: JobContext) -> Outcome | None:
+        """See `Runner.run`."""
         plan = self._models.scoring_plan(job.name, job.request)
         work = ImageWork(
             job_id=job.id,
@@ -116,42 +151,46 @@ class Scoring(_Images):
             request=plan.options,
         )
         run = f"{job.name}:{job.id}" if plan.model is None else _run_name(job.name, plan)
-        return self._run(job, desk, work, run, images_of(job.request, plan.images))
+        return self._run(job, context, work, run, images_of(job.request, plan.images))
 
     def due(self, name: str) -> bool:
-        """Whether some image was never tried with the method and the version that serves now."""
+        """True if there are images that the method has not tried with the version in production."""
         try:
             plan = self._models.scoring_plan(name, {})
-        except (BadRequest, NotFound):  # no model serves yet
+        except (BadRequest, NotFound):  # no model is in production yet
             return False
         return bool(self._datastore.unscored(_run_name(name, plan), images=plan.images, failed=False))
 
     def automatic(self) -> list[str]:
-        """The methods that `AUTO` names."""
-        names = self._settings.conf.get(AUTO, "")
-        if not names:
+        """The scoring methods that the setting `auto_score` names."""
+        setting = self._settings.conf.get(AUTO, "")
+        if not setting:
             return []
         methods = self._models.describe()["scoring"]
         try:
-            every = parse_flag(names, AUTO)
+            every = parse_flag(setting, AUTO)
         except BadRequest:
-            return [name.strip() for name in names.split(",") if name.strip() in methods]
+            return [name.strip() for name in setting.split(",") if name.strip() in methods]
         return [name for name, method in methods.items() if every and "model" in method["config"]]
 
 
-class BatchInference(_Images):
-    """Runs the jobs of kind `batch_infer`."""
+class BatchInference(_ImageJobs):
+    """The runner of batch inference jobs."""
 
     def check(self, name: str, request: Mapping[str, Any]) -> None:
-        """Raises BadRequest for options that are of no use."""
+        """See `Runner.check`.
+
+        Raises:
+            BadRequest: If an option has a value that is not allowed.
+        """
         checked_name(name, "model")
         images_of(request, "all")
         checked_name(str(request.get("label_tag") or ORIGINAL), "label_tag")
         for number in ("workers", "max_batch_size"):
-            _whole(request, number)
+            _count(request, number)
 
-    def run(self, job: Job, desk: JobContext) -> Outcome | None:
-        """See `rayapp.jobs.queue.Runner`."""
+    def run(self, job: Job, context: JobContext) -> Outcome | None:
+        """See `Runner.run`."""
         work = ImageWork(
             job_id=job.id,
             kind=JobKind.BATCH,
@@ -161,24 +200,24 @@ class BatchInference(_Images):
             user=job.user,
             request={**job.request, "label_tag": str(job.request.get("label_tag") or ORIGINAL)},
         )
-        return self._run(job, desk, work, f"{job.name}:{job.id}", images_of(job.request, "all"))
+        return self._run(job, context, work, f"{job.name}:{job.id}", images_of(job.request, "all"))
 
 
-class _Taking:
-    """Takes what workers answer: into the table, the index and the job's progress."""
+class _Results:
+    """Collects the results of a job's images, and writes them to the table, the datastore and the job's progress."""
 
     def __init__(
         self,
         settings: Settings,
         datastore: Datastore,
-        desk: JobContext,
+        context: JobContext,
         job: Job,
         work: ImageWork,
         run: str,
         *,
         total: int,
     ) -> None:
-        self._studies, self._datastore, self._desk, self._job = settings.studies, datastore, desk, job
+        self._studies, self._datastore, self._context, self._job = settings.studies, datastore, context, job
         self._work, self._run, self._total = work, run, total
         self._began = self._flushed = time.monotonic()
         self._done = self._skipped = 0
@@ -188,26 +227,26 @@ class _Taking:
         self._scores: list[ImageScore] = []
 
     def __call__(self, done: ImageDone) -> None:
-        """One image."""
+        """Take the outcome of an image."""
         self._done += 1
         now = time.time()
         if done.failure is not None:
             self._failures += 1
-            if len(self._failed) < SHOWN:
+            if len(self._failed) < MAX_LISTED:
                 self._failed[done.image_id] = done.failure
-            self._desk.note(f"{done.image_id}: {done.failure}")
+            self._context.note(f"{done.image_id}: {done.failure}")
             self._scores.append(ImageScore(image_id=done.image_id, run=self._run, ts=now, failed=True))
         else:
-            self._took(done.image_id, done.answer, now)
+            self._add(done.image_id, done.answer, now)
         seconds = time.monotonic() - self._began
         left = seconds / self._done * (self._total - self._done)
-        self._desk.progress(
+        self._context.progress(
             Progress(epoch=1, epochs=1, iteration=self._done, iterations=self._total, seconds_left=left)
         )
         if len(self._scores) >= FLUSH_ROWS or time.monotonic() - self._flushed > FLUSH_S:
             self.flush()
 
-    def _took(self, image_id: str, answer: ImageAnswer, now: float) -> None:
+    def _add(self, image_id: str, answer: ImageAnswer, now: float) -> None:
         score = answer.score
         if score is None:
             self._skipped += self._work.kind is JobKind.SCORING
@@ -235,7 +274,7 @@ class _Taking:
         )
 
     def flush(self) -> None:
-        """Record what came: the table first, so that whatever the index knows is in it."""
+        """Write the collected results: to the table first, so that it has every image that the datastore knows."""
         rows, scores = self._rows, self._scores
         self._rows, self._scores, self._flushed = [], [], time.monotonic()
         if rows:
@@ -244,9 +283,9 @@ class _Taking:
             self._datastore.save_scores(scores)
 
     def outcome(self) -> Outcome:
-        """The job's end."""
+        """The job's outcome."""
         executed = self._done - self._failures - self._skipped
-        text = f"{executed} of {self._total} images done"
+        text = f"{executed} of {self._total} images processed"
         text += f", {self._failures} failed" if self._failures else ""
         latency = round(time.monotonic() - self._began, 3)
         return Outcome(
@@ -262,9 +301,16 @@ class _Taking:
 
 
 class AutoScore:
-    """A thread that submits a scoring whenever there is something that it would score."""
+    """A thread that submits scoring jobs whenever there are images to score."""
 
     def __init__(self, jobs: JobQueue, scoring: Scoring, *, every: float = AUTO_S) -> None:
+        """Start the thread.
+
+        Args:
+            jobs: The queue.
+            scoring: The runner of scoring jobs.
+            every: Seconds between two checks.
+        """
         self._jobs, self._scoring, self._every = jobs, scoring, every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="auto score", daemon=True)
@@ -278,11 +324,11 @@ class AutoScore:
     def _watch(self) -> None:
         while not self._stop.wait(self._every):
             try:
-                self._look()
+                self._submit_due()
             except RayappError:
-                continue  # a part of the server is away, or the app is broken, which is told elsewhere
+                continue  # a server component is unavailable, or the app is broken, which is reported elsewhere
 
-    def _look(self) -> None:
+    def _submit_due(self) -> None:
         for name in self._scoring.automatic():
             pending = any(job.name == name and not job.over for job in self._jobs.jobs(JobKind.SCORING))
             if not pending and self._scoring.due(name):
@@ -295,11 +341,14 @@ def _run_name(name: str, plan: ScoringPlan) -> str:
     return f"{name}:{plan.model}/{plan.version}:{digest}"
 
 
-def _whole(request: Mapping[str, Any], name: str) -> int:
+def _count(request: Mapping[str, Any], name: str) -> int:
+    """A count in a request; 0 if it is absent."""
     try:
         number = int(request.get(name) or 0)
     except (TypeError, ValueError):
         number = -1
     if number < 0:
-        raise BadRequest(f"{name} must be a whole number, 0 for no bound of yours")
+        raise BadRequest(
+            f"{name} must be a whole number of at least 0, where 0 sets no limit, not {str(request.get(name))[:60]!r}"
+        )
     return number

@@ -14,19 +14,11 @@ from rayapp.protocol import JobKind
 
 
 class Store(Datastore, Ledger, Protocol):
-    """The study set, and the records of its jobs."""
+    """The datastore, which also stores the jobs' records."""
 
 
 class ServerJobs(JobQueue):
-    """Training, scoring and batch inference; scoring also starts by itself where the settings ask for it.
-
-    Args:
-        datastore: images, labels, scores and the job records.
-        publisher: takes the versions that trainings make.
-        planner: says which model a scoring method asks, and with which options.
-        training: runs trainers.
-        scoring: runs models and scoring methods over images.
-    """
+    """Training, scoring and batch inference; with the setting `auto_score`, scoring also starts by itself."""
 
     def __init__(
         self,
@@ -38,19 +30,29 @@ class ServerJobs(JobQueue):
         training: TrainingBackend,
         scoring: ScoringBackend,
     ) -> None:
-        scores = Scoring(settings=settings, datastore=datastore, crew=scoring, models=planner)
+        """Start the queue.
+
+        Args:
+            settings: The server's settings.
+            datastore: Images, labels, scores and the jobs' records.
+            publisher: Publishes the results of trainings.
+            planner: Resolves scoring requests.
+            training: Executes trainings.
+            scoring: Works on images, for scoring and batch inference.
+        """
+        scores = Scoring(settings=settings, datastore=datastore, backend=scoring, models=planner)
         super().__init__(
             datastore,
             {
-                JobKind.TRAIN: Training(settings=settings, datastore=datastore, models=publisher, fit=training),
+                JobKind.TRAIN: Training(settings=settings, datastore=datastore, models=publisher, backend=training),
                 JobKind.SCORING: scores,
-                JobKind.BATCH: BatchInference(settings=settings, datastore=datastore, crew=scoring),
+                JobKind.BATCH: BatchInference(settings=settings, datastore=datastore, backend=scoring),
             },
         )
         self._automatic = AutoScore(self, scores) if settings.conf.get(AUTO) else None
 
     def close(self) -> None:
-        """End the queue; runs under way are cut short, and the next queue goes on with them."""
+        """Interrupt running jobs, which the next queue resumes, and end the threads."""
         if self._automatic is not None:
             self._automatic.close()
         super().close()

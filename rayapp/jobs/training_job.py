@@ -1,8 +1,8 @@
-"""Training: what a training job does around the run itself: its data, its folders, and what becomes of the result.
+"""Training jobs: select the data, run the trainer, publish the result, and decide on its promotion.
 
-The run's folder, `<workspace>/runs/<job>/`, keeps curves and pictures for as long as the job is remembered; checkpoints
-lie in `<workspace>/checkpoints/<job>/` until it ends. `request.json` in the run's folder fixes images, labels and the
-version to start from at the beginning, so that a run that goes on after a fault goes on with the same.
+Curves and pictures are kept in `<workspace>/runs/<job>/` as long as the job's record; checkpoints are kept in
+`<workspace>/checkpoints/<job>/` until the job ends. `request.json` in the run's folder fixes the images, labels and
+parent version when the job starts, so that a resumed run uses the same.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from rayapp.training.train_task import Pair, TrainRequest, TrainResult
 logger = logging.getLogger(__name__)
 
 OPTIONS: Mapping[str, Any] = {"pretrained": True, "guard": True, "workers": 0}
-"""Options of every training, beside its trainer's own: start from the version that serves; keep a worse result from
-serving; how many workers at most (0: one for each GPU, or one without)."""
+"""Options of every training, in addition to the trainer's own: `pretrained` fine-tunes the version in production,
+`guard` does not promote a worse result, `workers` limits the number of workers (0: one for each GPU, or one on the
+CPU)."""
 REQUEST = "request.json"
 
 
 class Publisher(Protocol):
-    """What a training needs of the models' owner."""
+    """Publishes model versions."""
 
     def publish(
         self, name: str, weights: Path, card: Mapping[str, Any], *, request: str, promote: bool = True
@@ -44,24 +45,48 @@ class Publisher(Protocol):
 
 
 class TrainingBackend(Protocol):
-    """Runs a trainer's `train` somewhere, from the newest checkpoint in `checkpoints` if there is one."""
+    """Executes trainings."""
 
-    def __call__(self, job: Job, request: TrainRequest, checkpoints: Path, desk: JobContext) -> TrainResult | None:
-        """The result; None once the desk said stop."""
+    def __call__(self, job: Job, request: TrainRequest, checkpoints: Path, context: JobContext) -> TrainResult | None:
+        """Train, from the newest checkpoint if there is one.
+
+        Args:
+            job: The job's record.
+            request: The run.
+            checkpoints: Folder of the run's checkpoints.
+            context: Receives notes and progress, and signals the stop.
+
+        Returns:
+            The result, or None when the job was stopped.
+        """
 
 
 class Training:
-    """Runs the jobs of kind `train`."""
+    """The runner of training jobs."""
 
-    def __init__(self, *, settings: Settings, datastore: Datastore, models: Publisher, fit: TrainingBackend) -> None:
+    def __init__(
+        self, *, settings: Settings, datastore: Datastore, models: Publisher, backend: TrainingBackend
+    ) -> None:
+        """A runner.
+
+        Args:
+            settings: The server's settings.
+            datastore: The datastore.
+            models: Publishes the results.
+            backend: Executes the trainings.
+        """
         self._settings = settings
         self._store = ModelStore.of(settings)
         self._datastore = datastore
         self._models = models
-        self._fit = fit
+        self._backend = backend
 
     def check(self, name: str, request: Mapping[str, Any]) -> None:
-        """Raises BadRequest if there is nothing to train on, or an option is of no use."""
+        """See `Runner.check`.
+
+        Raises:
+            BadRequest: If no image has a final label, or an option has a value that is not allowed.
+        """
         checked_name(name, "model")
         _workers(request)
         for name in ("pretrained", "guard"):
@@ -69,27 +94,27 @@ class Training:
         if not self._datastore.status()["completed"]:
             raise BadRequest("no image has a final label yet: save one, then train")
 
-    def run(self, job: Job, desk: JobContext) -> Outcome | None:
-        """See `rayapp.jobs.queue.Runner`."""
+    def run(self, job: Job, context: JobContext) -> Outcome | None:
+        """See `Runner.run`."""
         request = self._request(job)
-        made = self._store.published(job.name, job.id)
-        if made is not None:  # before a crash that came before the record
-            weights, card = made.weights, made.card
+        published = self._store.published(job.name, job.id)
+        if published is not None:  # a crash came between the publication and the job's record
+            weights, card = published.weights, published.card
         else:
-            result = self._fit(job, request, self._checkpoints(job), desk)
+            result = self._backend(job, request, self._checkpoints(job), context)
             if result is None:
                 return None
             weights, card = result.weights, self._card(job, request, result)
         verdict = card["verdict"]
         version = self._models.publish(job.name, weights, card, request=job.id, promote=verdict["promoted"])
         return Outcome(
-            text=f"made version {version.version}, {verdict['why']}",
+            text=f"published version {version.version}, {verdict['why']}",
             stats=verdict["stats"],
             result={"version": version.version, **{key: verdict[key] for key in ("promoted", "metric", "baseline")}},
         )
 
     def _card(self, job: Job, request: TrainRequest, result: TrainResult) -> dict[str, Any]:
-        """What the version says of itself, the verdict on it included."""
+        """The version's card, with the verdict on its promotion."""
         promoted, why = self._verdict(job, request, result)
         return {
             "parent": request.parent.version if request.parent else None,
@@ -108,14 +133,14 @@ class Training:
         }
 
     def clean(self, job: Job) -> None:
-        """Drop the checkpoints and weights, which live on as a version; of a stopped job everything."""
+        """Remove checkpoints and weights, which are published as a version; of a stopped job remove everything."""
         shutil.rmtree(self._checkpoints(job), ignore_errors=True)
         folder = run_folder(self._settings, job.id)
         if job.state is State.STOPPED:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        for spent in (*folder.rglob("*.safetensors"), *folder.glob(".*")):
-            spent.unlink(missing_ok=True)
+        for file in (*folder.rglob("*.safetensors"), *folder.glob(".*")):
+            file.unlink(missing_ok=True)
 
     def _checkpoints(self, job: Job) -> Path:
         return self._settings.workspace / "checkpoints" / job.id
@@ -127,7 +152,7 @@ class Training:
             folder.mkdir(parents=True, exist_ok=True)
             pairs = self._datastore.datalist(immutable=True)
             if not pairs:
-                raise BadRequest("no image has a final label any more: save one, then train")
+                raise BadRequest("no image has a final label any more: save one, then train again")
             fixed = {"pairs": pairs, "data": _digest(pairs), "production": self._store.serving(job.name)}
             with replacing(file) as staged:
                 staged.write_text(json.dumps(fixed))
@@ -144,29 +169,33 @@ class Training:
         )
 
     def _verdict(self, job: Job, request: TrainRequest, result: TrainResult) -> tuple[bool, str]:
-        """Whether the result shall serve, and why."""
+        """True if the result shall be promoted to production, and the reason."""
         serving, baseline = self._store.serving(job.name), request.baseline
         if not _option(job.request, "guard"):
-            return True, "which serves now: the guard was off"
+            return True, "promoted to production: the guard was off"
         if serving is None:
-            return True, "which serves now as the model's first"
+            return True, "promoted to production as the model's first version"
         if baseline is None or serving != baseline.version:
-            return False, f"kept and not promoted: {serving} came to serve while this was trained"
+            return False, f"kept and not promoted: {serving} was promoted during this training"
         if result.metric is None or result.baseline is None:
-            return True, f"which serves now: how it compares with {serving} could not be measured"
-        figures = f"{result.metric:.4f} against {result.baseline:.4f} of {serving} on the same validation images"
+            return True, f"promoted to production: it could not be compared with {serving}"
+        comparison = f"{result.metric:.4f} against {result.baseline:.4f} of {serving} on the same validation images"
         if result.metric < result.baseline:
-            return False, f"kept and not promoted: it scores worse, {figures}"
-        return True, f"which serves now: {figures}"
+            return False, f"kept and not promoted: it scores worse, {comparison}"
+        return True, f"promoted to production: {comparison}"
 
 
 def run_folder(settings: Settings, job_id: str) -> Path:
-    """Where a job's curves and pictures lie."""
+    """The folder of a job's curves and pictures."""
     return settings.workspace / "runs" / checked_name(job_id, "job")
 
 
 def _option(request: Mapping[str, Any], name: str) -> bool:
-    """An option of `OPTIONS` that is true or false. Raises BadRequest."""
+    """The value of an option of `OPTIONS` that is true or false.
+
+    Raises:
+        BadRequest: If the request has another value.
+    """
     return parse_flag(request.get(name, OPTIONS[name]), name)
 
 
@@ -176,17 +205,20 @@ def _workers(request: Mapping[str, Any]) -> int:
     except (TypeError, ValueError):
         workers = -1
     if workers < 0:
-        raise BadRequest("workers must be a whole number, 0 for as many as suit this server")
+        raise BadRequest(
+            f"workers must be a whole number of at least 0, where 0 leaves it to the server, not "
+            f"{str(request.get('workers'))[:60]!r}"
+        )
     return workers
 
 
 def _digest(pairs: list[dict[str, str]]) -> dict[str, Any]:
-    """The data as a version's card names them: labels by content, images by name and size.
+    """Digest of the training data for a version's card: over the labels' contents and the images' names and sizes.
 
-    Labels are what changes between two trainings; reading every image again would take minutes.
+    Labels are what changes from one training to the next; reading every image again would take minutes.
     """
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for pair in pairs:
         image, label = Path(pair["image"]), Path(pair["label"])
-        whole.update(f"{image.name} {image.stat().st_size} {sha256_of(label)}\n".encode())
-    return {"sha256": whole.hexdigest(), "pairs": len(pairs)}
+        digest.update(f"{image.name} {image.stat().st_size} {sha256_of(label)}\n".encode())
+    return {"sha256": digest.hexdigest(), "pairs": len(pairs)}

@@ -227,7 +227,7 @@ class InferenceService:
                 answer = next(answers, _ENDED)
             if answer is _ENDED:
                 return None
-            prediction = validation.checked_answer(answer, work.task, shape, self._app_dir)
+            prediction = validation.checked_prediction(answer, work.task, shape, self._app_dir)
             return replace(prediction, labels=enforce_drawings(prediction.labels, work.prompts, info))
 
         network = runs_network(work.task, prepared)

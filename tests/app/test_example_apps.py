@@ -67,7 +67,9 @@ def test_a_scoring_method_and_a_strategy_of_ones_own_choose_the_next_image(studi
     settings = settings_of(studies, "custom")
     catalogue = Catalogue(settings, store)
     assert {"contrast", "tta", "dice"} <= set(catalogue.describe()["scoring"])
-    scoring = Scoring(settings=settings, datastore=store, crew=PlainScoringBackend(settings, store), models=catalogue)
+    scoring = Scoring(
+        settings=settings, datastore=store, backend=PlainScoringBackend(settings, store), models=catalogue
+    )
     job = Job(id="job-1", kind=JobKind.SCORING, name="contrast", request={}, user="ann", created=1e9)
     scoring.check("contrast", {})
     assert scoring.run(job, Notes()).result["executed"] == 3

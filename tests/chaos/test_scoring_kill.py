@@ -107,7 +107,7 @@ def test_a_scoring_goes_on_after_its_jobs_actor_was_killed(scorer: Running, clie
     os.kill(process_of(scorer, "JobsActor").pid, signal.SIGKILL)
     *_, done = client.follow(job)
     assert done["status"] == "DONE", text(done)
-    assert "cut short by a restart" in text(done)
+    assert "interrupted by a restart" in text(done)
     counted = Counter(name for _, name in traced(tmp_path / "trace"))
     assert set(counted) == IMAGES
     assert sum(counted.values()) <= 6  # at most what was not recorded yet is scored again

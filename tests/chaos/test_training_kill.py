@@ -131,7 +131,7 @@ def test_a_restart_of_the_server_in_the_middle_of_a_training(tmp_path: Path):
     last = traced(server, job)[-1]
     with started(tmp_path, *FLAGS) as server, Client(server.url) as client:
         found = reached(client, job, lambda found: iteration(found) > last + 2)
-        assert "cut short by a restart" in text(found)
+        assert "interrupted by a restart" in text(found)
         assert "goes on from epoch" in text(found)
         assert client.job(waiting)["status"] == "SUBMITTED"
         client.cancel_job(job)

@@ -67,8 +67,8 @@ def test_versions_have_a_line_each_and_below_the_reasons_of_those_that_were_kept
     why = "kept and not promoted: it scores worse, 0.7012 against 0.8123 of v12 on the same validation images"
     versions = [
         {"version": "v1", "created": 1.7e9},
-        {"version": "v12", "created": 1.7e9, "parent": "v11", "verdict": {"promoted": True, "why": "which serves now",
-         "metric": 0.8123, "baseline": 0.8}},
+        {"version": "v12", "created": 1.7e9, "parent": "v11", "verdict": {
+         "promoted": True, "why": "promoted to production", "metric": 0.8123, "baseline": 0.8}},
         {"version": "v13", "created": 1.7e9, "parent": "v12", "verdict": {"promoted": False, "why": why,
          "metric": 0.7012, "baseline": 0.8123}},
         {"version": "v14", "created": 1.7e9, "uploaded_by": "anna"},

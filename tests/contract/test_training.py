@@ -42,7 +42,7 @@ def test_the_model_gets_better_while_annotators_work(trainer: Running, tmp_path:
         words = ("train", "bright", "--set", "max_epochs=4", "--set", "pause=0.05", "--server", trainer.url)
         done = rayapp(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "made version v2, which serves now" in done.stderr
+        assert "published version v2, promoted to production" in done.stderr
         assert "goes" not in done.stderr
         job = done.stdout.strip()
         found = client.job(job)

@@ -28,10 +28,12 @@ class PlainTrainingBackend:
     def __init__(self, settings):
         self._settings = settings
 
-    def __call__(self, job, request, checkpoints, desk):
+    def __call__(self, job, request, checkpoints, context):
         app = app_class(self._settings).of(self._settings)
         task = app.trainers[request.model]
-        host = LocalHost(checkpoints, device=torch.device("cpu"), on_progress=desk.progress, stop=desk.stop.is_set)
+        host = LocalHost(
+            checkpoints, device=torch.device("cpu"), on_progress=context.progress, stop=context.stop.is_set
+        )
         return task.train(replace(request, params={**task.info.config, **request.params}), host)
 
 

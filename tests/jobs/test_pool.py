@@ -59,7 +59,7 @@ def test_an_image_that_ends_two_workers_fails_and_the_rest_is_done():
     done = run(workers)
     assert Counter(workers.asked)["im_3"] == 2
     failed = {one.image_id: one.failure for one in done if one.failure}
-    assert failed == {"im_3": "it ended 2 processes that worked on it"}
+    assert failed == {"im_3": "2 worker processes died while working on it"}
     assert len(done) == len(IMAGES)
 
 

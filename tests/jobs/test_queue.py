@@ -31,15 +31,15 @@ class Work:
         if request.get("wrong"):
             raise BadRequest("wrong")
 
-    def run(self, job, desk):
+    def run(self, job, context):
         self.ran.append(job.id)
-        desk.progress(PROGRESS, kept=True)
+        context.progress(PROGRESS, durable=True)
         self.began.release()
         if self.busy:
             self.busy -= 1
             raise Busy("away")
         while not self.go.acquire(timeout=0.01):
-            if desk.stop.is_set():
+            if context.stop.is_set():
                 return None
         if job.request.get("fault"):
             raise job.request["fault"]
@@ -167,7 +167,7 @@ def test_a_request_that_is_wrong_never_becomes_a_job(jobs):
     ("fault", "text"), [(BadRequest("say it better"), "say it better"), (KeyError("/srv/Doe^John"), "KeyError")]
 )
 def test_a_job_that_fails_says_why_and_the_next_one_runs(jobs, work, monkeypatch, fault, text):
-    def broken(job, desk):
+    def broken(job, context):
         raise fault
 
     monkeypatch.setattr(work, "run", broken)
@@ -183,7 +183,7 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(jobs, work, monkeypatch
 
 
 def test_a_runner_whose_server_parts_are_away_is_asked_again(jobs, work, monkeypatch):
-    monkeypatch.setattr(queues, "AGAIN_S", 0.01)
+    monkeypatch.setattr(queues, "RETRY_S", 0.01)
     work.busy = 2
     work.go.release()
     submit(jobs, "a")
@@ -254,7 +254,7 @@ def test_a_job_that_was_being_stopped_when_the_server_died_does_not_go_on(store)
 
 
 def test_records_survive_and_only_the_newest_are_kept(studies, store, work, monkeypatch):
-    monkeypatch.setattr(queues, "KEPT", 3)
+    monkeypatch.setattr(queues, "MAX_RECORDS", 3)
     jobs = JobQueue(store, {JobKind.TRAIN: work})
     work.go.release(6)
     for name in "abcdef":

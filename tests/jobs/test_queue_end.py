@@ -63,9 +63,9 @@ class Script:
     def check(self, name, request) -> None:
         pass
 
-    def run(self, job, desk):
+    def run(self, job, context):
         self.ran.append(job.id)
-        return self.work(job, desk)
+        return self.work(job, context)
 
     def clean(self, job) -> None:
         self.on_clean(job)
@@ -75,7 +75,7 @@ class Jobs:
     """A queue over a scripted runner, and an event for each job's end."""
 
     def __init__(self, monkeypatch) -> None:
-        monkeypatch.setattr(queues, "AGAIN_S", 0.01)
+        monkeypatch.setattr(queues, "RETRY_S", 0.01)
         self.ledger, self.runner = MemoryLedger(), Script()
         self.queue = JobQueue(self.ledger, {JobKind.TRAIN: self.runner})
 
@@ -98,7 +98,7 @@ def jobs(monkeypatch):
 LATE = {
     "a note": lambda queue: queue.note("a", "late"),
     "progress": lambda queue: queue.progress("a", PROGRESS),
-    "progress at a checkpoint": lambda queue: queue.progress("a", PROGRESS, kept=True),
+    "progress at a checkpoint": lambda queue: queue.progress("a", PROGRESS, durable=True),
     "a cancellation": lambda queue: queue.cancel("a"),
 }
 
@@ -125,7 +125,7 @@ def test_what_comes_late_does_not_turn_an_ended_job_back(jobs, late, moment):
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_number_that_json_lacks_is_none_and_the_job_ends(jobs, number, kept):
     def work(job, context):
-        context.progress(replace(PROGRESS, loss=number, seconds_left=number), kept=kept)
+        context.progress(replace(PROGRESS, loss=number, seconds_left=number), durable=kept)
         context.note("still here")
         return Outcome(text="done", stats={"x": [number, 1.5]}, result={"metric": number})
 
@@ -152,7 +152,7 @@ def test_a_clean_that_fails_holds_up_neither_the_job_nor_the_next_nor_a_restart(
 
 
 def test_a_clean_that_fails_does_not_refuse_the_next_submission(jobs, monkeypatch):
-    monkeypatch.setattr(queues, "KEPT", 1)
+    monkeypatch.setattr(queues, "MAX_RECORDS", 1)
 
     def broken(job: Job) -> None:
         raise OSError("Directory not empty")

@@ -48,18 +48,18 @@ def models(settings, store):
 
 
 @pytest.fixture
-def crew(settings, store):
+def backend(settings, store):
     return PlainScoringBackend(settings, store)
 
 
 @pytest.fixture
-def scoring(settings, store, crew, models):
-    return Scoring(settings=settings, datastore=store, crew=crew, models=models)
+def scoring(settings, store, backend, models):
+    return Scoring(settings=settings, datastore=store, backend=backend, models=models)
 
 
 @pytest.fixture
-def batch(settings, store, crew, models):
-    return BatchInference(settings=settings, datastore=store, crew=crew)
+def batch(settings, store, backend, models):
+    return BatchInference(settings=settings, datastore=store, backend=backend)
 
 
 def job(name="tta", kind=JobKind.SCORING, job_id="job-1", **request):
@@ -76,11 +76,11 @@ def label(store, settings, image, tag="final"):
 @pytest.mark.parametrize("method", ["tta", "epistemic"])
 def test_every_unlabelled_image_gets_a_score_an_info_a_row_and_a_map(scoring, store, settings, method):
     label(store, settings, "ct_3")
-    desk = Notes()
-    outcome = scoring.run(job(method, samples=3, workers=2), desk)
+    context = Notes()
+    outcome = scoring.run(job(method, samples=3, workers=2), context)
     scoring.clean(job(method))
     assert (outcome.result["total"], outcome.result["executed"], outcome.result["failed"]) == (3, 3, {})
-    assert [told for told in desk.told if isinstance(told, int)] == [1, 2, 3]
+    assert [told for told in context.told if isinstance(told, int)] == [1, 2, 3]
     table = pd.read_parquet(settings.studies / ".rayapp" / "scores")
     assert sorted(table["image"]) == ["ct_0", "ct_1", "ct_2"]
     assert set(table["samples"]) == {3}
@@ -102,11 +102,13 @@ def test_every_unlabelled_image_gets_a_score_an_info_a_row_and_a_map(scoring, st
     assert "tta_entropy" not in store.image("ct_3").info
 
 
-def test_an_image_is_scored_again_only_with_another_version_method_or_options(scoring, store, settings, crew, models):
+def test_an_image_is_scored_again_only_with_another_version_method_or_options(
+    scoring, store, settings, backend, models
+):
     def scored(name="tta", **request):
-        crew.asked.clear()
+        backend.asked.clear()
         scoring.run(job(name, **request), Notes())
-        return len(crew.asked)
+        return len(backend.asked)
 
     assert scored(samples=2) == 4
     assert scored(samples=2) == 0
@@ -118,26 +120,26 @@ def test_an_image_is_scored_again_only_with_another_version_method_or_options(sc
     assert scored(samples=2) == 4
 
 
-def test_images_that_fail_are_listed_the_rest_is_done_and_a_new_job_tries_them_again(scoring, store, settings, crew):
+def test_images_that_fail_are_listed_the_rest_is_done_and_a_new_job_tries_them_again(scoring, store, settings, backend):
     (settings.studies / "ct_1.nii.gz").write_bytes(b"no image")
-    crew.faults["ct_2"] = [WorkerLost(), WorkerLost()]
+    backend.faults["ct_2"] = [WorkerLost(), WorkerLost()]
     outcome = scoring.run(job(samples=2), Notes())
     assert set(outcome.result["failed"]) == {"ct_1", "ct_2"}
     assert outcome.result["executed"] == 2
     assert "2 failed" in outcome.text
     assert scoring.due("tta"), "the default options are another run"
-    crew.asked.clear()
+    backend.asked.clear()
     outcome = scoring.run(job(samples=2), Notes())
     assert set(outcome.result["failed"]) == {"ct_1"}
-    assert sorted(crew.asked) == ["ct_1", "ct_2"]
+    assert sorted(backend.asked) == ["ct_1", "ct_2"]
 
 
-def test_a_stopped_job_goes_on_where_it_was(scoring, settings, crew):
-    desk = Notes(stop_after=2)
-    assert scoring.run(job(samples=2), desk) is None
+def test_a_stopped_job_goes_on_where_it_was(scoring, settings, backend):
+    context = Notes(stop_after=2)
+    assert scoring.run(job(samples=2), context) is None
     again = Notes()
     assert scoring.run(job(samples=2), again).result["executed"] == 2
-    assert len(crew.asked) == 4
+    assert len(backend.asked) == 4
     scoring.clean(job())
     assert len(pd.read_parquet(settings.studies / ".rayapp" / "scores")) == 4
     scoring.clean(job())  # safe to repeat
@@ -182,36 +184,36 @@ def test_a_batch_labels_the_images_that_are_asked_for(batch, store, settings, im
     assert read_segmentation(record.path, max_bytes=MIB).shape == SHAPE
 
 
-def test_a_batch_that_was_cut_short_saves_no_image_twice(batch, store, crew):
+def test_a_batch_that_was_cut_short_saves_no_image_twice(batch, store, backend):
     assert batch.run(job("small", JobKind.BATCH), Notes(stop_after=2)) is None
     batch.run(job("small", JobKind.BATCH), Notes())
-    assert len(crew.asked) == 4
+    assert len(backend.asked) == 4
     assert all(len(store.revisions(image, "original")) == 1 for image in store.image_ids())
     assert batch.run(job("small", JobKind.BATCH, max_batch_size=1, job_id="b"), Notes()).result["total"] == 1
 
 
-def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, crew, models, monkeypatch):
+def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, backend, models, monkeypatch):
     settings = settings.model_copy(update={"conf": {"auto_score": "tta"}})
-    scoring = Scoring(settings=settings, datastore=store, crew=crew, models=models)
+    scoring = Scoring(settings=settings, datastore=store, backend=backend, models=models)
     monkeypatch.setattr(scorings, "FLUSH_S", 0.0)
     jobs = JobQueue(store, {JobKind.SCORING: scoring})
     looks, automatic = [], scoring.automatic
     monkeypatch.setattr(scoring, "automatic", lambda: looks.append(1) or automatic())
     auto = AutoScore(jobs, scoring, every=0.05)
     try:
-        until(lambda: len(crew.asked) == 4 and not scoring.due("tta"))
+        until(lambda: len(backend.asked) == 4 and not scoring.due("tta"))
         write_images(settings.studies, 5)
         store.refresh()
         until(lambda: "tta_entropy" in store.image("ct_4").info)
         publish(settings, ModelStore.of(settings), 2)
         models.reload()
-        until(lambda: len(crew.asked) == 10)
+        until(lambda: len(backend.asked) == 10)
         (settings.studies / "bad.nii.gz").write_bytes(b"no image")
         store.refresh()
-        until(lambda: "bad" in crew.asked and not scoring.due("tta"))
+        until(lambda: "bad" in backend.asked and not scoring.due("tta"))
         looked = len(looks)
         until(lambda: len(looks) >= looked + 3)
-        assert crew.asked.count("bad") == 1  # what failed is not tried for ever
+        assert backend.asked.count("bad") == 1  # what failed is not tried for ever
     finally:
         auto.close()
         jobs.close()
@@ -219,7 +221,7 @@ def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, c
     assert json.dumps([done.as_json() for done in jobs.jobs()])
 
 
-def test_nothing_is_scored_by_itself_unless_it_is_wanted(settings, store, crew, models):
+def test_nothing_is_scored_by_itself_unless_it_is_wanted(settings, store, backend, models):
     for conf, methods in ({}, []), ({"auto_score": "false"}, []), ({"auto_score": "true"}, ["tta", "epistemic"]):
         wanted = settings.model_copy(update={"conf": conf})
-        assert Scoring(settings=wanted, datastore=store, crew=crew, models=models).automatic() == methods
+        assert Scoring(settings=wanted, datastore=store, backend=backend, models=models).automatic() == methods

@@ -18,7 +18,7 @@ from tests.waiting import until
 
 
 class Notes(JobContext):
-    """A desk without a queue, which may say stop after so many iterations."""
+    """A context without a queue, which may say stop after so many iterations."""
 
     def __init__(self, stop_after=None):
         super().__init__(None, "")
@@ -27,7 +27,7 @@ class Notes(JobContext):
     def note(self, text):
         self.told.append(text)
 
-    def progress(self, progress, *, kept=False):
+    def progress(self, progress, *, durable=False):
         self.told.append(progress.iteration)
         if progress.iteration == self.stop_after:
             self.stop.set()
@@ -35,7 +35,7 @@ class Notes(JobContext):
 
 @pytest.fixture
 def training(settings, datastore, catalogue):
-    return Training(settings=settings, datastore=datastore, models=catalogue, fit=PlainTrainingBackend(settings))
+    return Training(settings=settings, datastore=datastore, models=catalogue, backend=PlainTrainingBackend(settings))
 
 
 def job(name="bright", job_id="job-1", **request):
@@ -102,10 +102,10 @@ def test_a_version_uploaded_meanwhile_is_not_replaced_by_one_that_was_never_comp
             catalogue.upload("bright", weights, {}, request="meanwhile")
             return super().__call__(*given)
 
-    training = Training(settings=settings, datastore=datastore, models=catalogue, fit=Slow(settings))
+    training = Training(settings=settings, datastore=datastore, models=catalogue, backend=Slow(settings))
     outcome = training.run(job(), Notes())
     assert outcome.result["promoted"] is False
-    assert "v2 came to serve" in outcome.text
+    assert "v2 was promoted during" in outcome.text
     assert catalogue.production("bright").version == "v2"
 
 
@@ -126,9 +126,9 @@ def test_pretrained_says_whether_it_starts_from_the_version_that_serves(training
 
 
 def test_a_run_cut_short_goes_on_from_its_checkpoint_to_the_very_same_result(training, catalogue, settings):
-    desk = Notes(stop_after=6)
-    assert training.run(job(), desk) is None
-    assert desk.told[-1] == 6
+    context = Notes(stop_after=6)
+    assert training.run(job(), context) is None
+    assert context.told[-1] == 6
     again = Notes()
     assert training.run(job(), again).result["version"] == "v2"
     assert again.told[0] == 5
@@ -157,11 +157,11 @@ def test_a_result_published_before_a_crash_is_published_once(training, catalogue
     with pytest.raises(Busy):
         training.run(job(), Notes())
     monkeypatch.undo()
-    desk = Notes()
-    outcome = training.run(job(), desk)
+    context = Notes()
+    outcome = training.run(job(), context)
     assert outcome.result["promoted"] is True
-    assert "which serves now" in outcome.text
-    assert desk.told == []
+    assert "promoted to production" in outcome.text
+    assert context.told == []
     assert [found["version"] for found in catalogue.models()["bright"]["versions"]] == ["v1", "v2"]
     assert catalogue.production("bright").version == "v2"
 
