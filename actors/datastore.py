@@ -11,7 +11,8 @@ from ray.actor import ActorHandle
 from actors import OWNER
 from actors.client import BlockingActorClient
 from actors.environment import runtime_env
-from rayapp.app.label_app import LabelApp, brings_datastore, own_datastore
+from rayapp.app.app_loader import brings_datastore, own_datastore
+from rayapp.app.label_app import LabelApp
 from rayapp.app.validation import STORE
 from rayapp.config import Settings
 from rayapp.jobs.server_jobs import Store

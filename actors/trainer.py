@@ -25,7 +25,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from actors.placement import worker_resources
 from actors.run import LOCK, STOP, Run
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.errors import BadRequest, RayappError
 from rayapp.planner import hardware
 from rayapp.runtime import logs

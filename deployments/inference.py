@@ -24,7 +24,7 @@ from actors.environment import runtime_env
 from actors.ray_errors import unwrapped_errors
 from deployments.clients import DatastoreClient
 from rayapp.app import app_traceback
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.config import Settings
 from rayapp.errors import AppBroken, Busy, RayappError
 from rayapp.runtime import gpu_shares, logs
@@ -65,7 +65,7 @@ class InferenceReplica:
         except RayappError:
             raise
         except Exception as error:
-            at = app_traceback.place(error, self._app_dir)
+            at = app_traceback.location(error, self._app_dir)
             if not at:
                 raise
             logger.error("model %s failed at %s with %s", call.model, at, type(error).__name__)

@@ -1,4 +1,4 @@
-"""What an app is: the base class that authors extend, and the checks of what they bring."""
+"""Apps: the base class that app authors extend, and the validation of what their apps bring."""
 
 from rayapp.app.label_app import LabelApp
 

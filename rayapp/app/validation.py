@@ -1,4 +1,4 @@
-"""Seams: whether what an app brings answers to the protocols that the server asks. Pure functions."""
+"""Validation of the objects that an app brings against their protocols. Pure functions."""
 
 from __future__ import annotations
 
@@ -28,34 +28,40 @@ STORE = tuple(
 _INFOS = {INFER: TaskInfo, TRAIN: TrainerInfo}
 
 
-def complaint(name: Any, thing: Any, members: tuple[str, ...], folder: Path) -> str | None:
-    """What keeps `thing` from being served under `name`, in words for who wrote it; None if nothing does.
+def problem_of(name: Any, thing: Any, members: tuple[str, ...], folder: Path) -> str | None:
+    """The reason why an object cannot be served, for the app's author.
 
-    `members` is one of the tuples above; names with parentheses are methods.
+    Args:
+        name: The name that the app gives the object.
+        thing: The object.
+        members: Members of its protocol, one of the tuples above; names with parentheses are methods.
+        folder: The app's folder.
+
+    Returns:
+        The reason, or None if the object is valid.
     """
     try:
         checked_name(name if isinstance(name, str) else repr(name), "name")
-        lack = _lack(thing, members)
-        return None if lack is None else f"{app_traceback.definition(type(thing), folder)}{lack}"
+        problem = _missing_member(thing, members)
+        return None if problem is None else f"{app_traceback.definition(type(thing), folder)}{problem}"
     except RayappError as error:
         return error.detail
     except Exception as error:
-        return app_traceback.told(error, folder)
+        return app_traceback.describe(error, folder)
 
 
-def _lack(thing: Any, members: tuple[str, ...]) -> str | None:
+def _missing_member(thing: Any, members: tuple[str, ...]) -> str | None:
     for member in members:
-        bare = member.partition("(")[0]
-        found = getattr(thing, bare, None)
-        if found is None or ("(" in member and not callable(found)):
+        attribute = getattr(thing, member.partition("(")[0], None)
+        if attribute is None or ("(" in member and not callable(attribute)):
             return f" needs {'a method' if '(' in member else 'an attribute or property'} {member}"
-    wanted = _INFOS.get(members)
-    return None if wanted is None else _lack_of_info(thing.info, wanted)
+    info_class = _INFOS.get(members)
+    return None if info_class is None else _problem_of_info(thing.info, info_class)
 
 
-def _lack_of_info(info: Any, wanted: Any) -> str | None:
-    if not isinstance(info, wanted):
-        return f": its info must be a {wanted.__name__}, not {_kind(info)}"
+def _problem_of_info(info: Any, info_class: Any) -> str | None:
+    if not isinstance(info, info_class):
+        return f": its info must be a {info_class.__name__}, not {_type_name(info)}"
     labels = info.labels
     if not isinstance(labels, Mapping) or not all(
         isinstance(key, str) and isinstance(value, int) and 0 <= value <= 255 for key, value in labels.items()
@@ -68,33 +74,52 @@ def _lack_of_info(info: Any, wanted: Any) -> str | None:
     return None
 
 
-def store_complaint(hook: Any, made: Any, folder: Path) -> str | None:
-    """What keeps that which a hook made from being the datastore; None if nothing does."""
-    absent = [name for name in STORE if not callable(getattr(made, name, None))]
-    if not absent:
+def datastore_problem(hook: Any, returned: Any, folder: Path) -> str | None:
+    """The reason why the object that `init_datastore` returned is no datastore; None if it is one.
+
+    Args:
+        hook: The hook.
+        returned: The object.
+        folder: The app's folder.
+    """
+    missing = [name for name in STORE if not callable(getattr(returned, name, None))]
+    if not missing:
         return None
-    said = f"{app_traceback.definition(hook, folder)} must return a datastore, not {_kind(made)}"
-    if made is None or len(absent) == len(STORE):
-        return said
-    return f"{app_traceback.definition(type(made), folder)} is no whole datastore: it has no {', '.join(absent)}"
+    if returned is None or len(missing) == len(STORE):
+        return f"{app_traceback.definition(hook, folder)} must return a datastore, not {_type_name(returned)}"
+    return (
+        f"{app_traceback.definition(type(returned), folder)} is an incomplete datastore: "
+        f"it lacks the methods {', '.join(missing)}"
+    )
 
 
 def checked_prediction(prediction: Any, task: InferTask, shape: tuple[int, int, int], folder: Path) -> Prediction:
-    """The prediction. Raises AppBroken if it is none, or its labels are no mask of an image of that shape."""
-    found: Any = getattr(prediction, "labels", None)
-    whole = isinstance(found, np.ndarray) and found.shape == shape and found.dtype == np.uint8
-    if whole and isinstance(prediction, Prediction):
+    """The object that a task's `predict` returned, if it is a valid prediction.
+
+    Args:
+        prediction: The object.
+        task: The task.
+        shape: Shape of the image, (I, J, K).
+        folder: The app's folder.
+
+    Raises:
+        AppBroken: If it is no Prediction, or its labels are not uint8 of the image's shape.
+    """
+    labels: Any = getattr(prediction, "labels", None)
+    is_mask = isinstance(labels, np.ndarray) and labels.shape == shape and labels.dtype == np.uint8
+    if is_mask and isinstance(prediction, Prediction):
         return prediction
-    was = f"{found.dtype} of {found.shape}" if isinstance(found, np.ndarray) else _kind(found)
-    what = f"labels that are {was}" if isinstance(prediction, Prediction) else _kind(prediction)
+    actual = f"{labels.dtype} of {labels.shape}" if isinstance(labels, np.ndarray) else _type_name(labels)
+    what = f"labels that are {actual}" if isinstance(prediction, Prediction) else _type_name(prediction)
     where = app_traceback.definition(type(task), folder)
     raise AppBroken(f"{where}: predict must return a Prediction with labels that are uint8 of {shape}, not {what}")
 
 
-def expected(hook: Any, made: Any, what: str, folder: Path) -> str:
-    """The complaint about a hook that returned something else than a dict."""
-    return f"{app_traceback.definition(hook, folder)} must return a dict of {what} by name, not {_kind(made)}"
+def expected_dict(hook: Any, returned: Any, protocol: str, folder: Path) -> str:
+    """The error text for a hook that returned something else than a dict of objects by name."""
+    where = app_traceback.definition(hook, folder)
+    return f"{where} must return a dict of {protocol} by name, not {_type_name(returned)}"
 
 
-def _kind(thing: Any) -> str:
+def _type_name(thing: Any) -> str:
     return "None" if thing is None else f"a {type(thing).__name__}"

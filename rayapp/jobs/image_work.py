@@ -14,7 +14,8 @@ from typing import Any
 from rayapp.active_learning.score_files import save_uncertainty
 from rayapp.active_learning.scoring_methods import Case, Score, options_of
 from rayapp.app import validation
-from rayapp.app.label_app import LabelApp, app_class
+from rayapp.app.app_loader import app_class
+from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Author, Datastore, Labelled
 from rayapp.errors import AppBroken, BadRequest, Conflict

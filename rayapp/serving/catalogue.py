@@ -14,7 +14,8 @@ from typing import Any
 
 from rayapp.active_learning.scoring_methods import ScoringPlan, plan_of
 from rayapp.app import app_traceback
-from rayapp.app.label_app import app_class, run_hook
+from rayapp.app.app_loader import app_class
+from rayapp.app.app_traceback import run_hook
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Datastore
 from rayapp.errors import AppBroken, ModelBroken, NotFound, RayappError, Unreadable
@@ -67,7 +68,7 @@ class Catalogue:
         except RayappError:
             raise
         except Exception as error:
-            at = app_traceback.place(error, self._app.app_dir)
+            at = app_traceback.location(error, self._app.app_dir)
             logger.error("on_save_label failed with %s at %s", type(error).__name__, at or "its call")
             raise AppBroken(f"on_save_label failed with {type(error).__name__}") from error
 

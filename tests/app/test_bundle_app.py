@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.apps.bundle.main import BundleApp
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore

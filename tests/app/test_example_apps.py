@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.config import Settings
 from rayapp.datastore.job_record import Job
 from rayapp.datastore.local import LocalDatastore

@@ -9,7 +9,8 @@ import textwrap
 import pytest
 
 from rayapp.active_learning.strategies import strategies
-from rayapp.app.label_app import LabelApp, app_class
+from rayapp.app.app_loader import app_class
+from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import AppBroken, NotFound

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from deployments.inference import InferenceReplica
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.config import Settings
 from rayapp.errors import AppBroken, ModelBroken
 from rayapp.jobs.image_work import ImageWork, ImageWorker

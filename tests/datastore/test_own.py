@@ -11,7 +11,8 @@ import pytest
 import ray
 
 from actors.datastore import remote_datastore, start_datastore
-from rayapp.app.label_app import LabelApp, brings_datastore, own_datastore
+from rayapp.app.app_loader import brings_datastore, own_datastore
+from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
@@ -96,7 +97,10 @@ def test_apps_without_one_have_the_folder_and_their_code_is_not_run_for_it(tmp_p
 NO_STORES = {
     "nothing": ("return None", r"init_datastore \(main\.py, line \d+\) must return a datastore, not None"),
     "a folder": ("return settings.studies", r"init_datastore .* must return a datastore, not a Pos\w+"),
-    "half of one": ("return Half()", r"Half \(main\.py, line \d+\) is no whole datastore: it has no add_image, append"),
+    "half of one": (
+        "return Half()",
+        r"Half \(main\.py, line \d+\) is an incomplete datastore: it lacks the methods add_image, append",
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from deployments.clients import DatastoreClient
 from deployments.gateway import build_gateway
 from deployments.services import Services
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.config import Settings
 from rayapp.datastore.dicomweb import DicomwebDatastore
 from rayapp.datastore.local import LocalDatastore

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deployments.clients import DatastoreClient
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.client import AsyncClient, Client
 from rayapp.errors import BadRequest, Conflict
 from rayapp.imaging import mask_codec

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import torch
 
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
 from rayapp.jobs.image_work import ImageWorker

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from deployments.clients import DatastoreClient
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import NotFound
