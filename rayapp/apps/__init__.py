@@ -1,1 +1,1 @@
-
+"""The apps that ship."""

@@ -1,1 +1,1 @@
-"""The bundle app: MONAI bundles as they are."""
+"""The bundle app: serves MONAI bundles unchanged."""

@@ -1,12 +1,12 @@
-"""The bundle app: MONAI bundles, from a folder or from the zoo, served as they are.
+"""The bundle app: serves MONAI bundles unchanged, from a folder or from MONAI's model zoo.
 
     rayapp start --app bundle --studies DIR --models spleen_ct_segmentation
     rayapp start --app bundle --studies DIR --conf bundles=/data/bundles
 
-`--models` names bundles: folders in `--conf bundles=DIR` (default: `bundles` in the workspace), fetched from the zoo if
-they are not there, the newest version or `--conf version.NAME=0.5.8`. Without `--models` all bundles of the folder are
-served. `--conf zoo=ADDRESS` is a mirror of the zoo's index; `--conf url.NAME=ADDRESS --conf sha256.NAME=DIGEST` fetches
-one bundle's archive from elsewhere.
+`--models` names bundles, which are folders in `--conf bundles=DIR` (by default `bundles` in the workspace). A bundle
+that is not there is fetched from the zoo, in the newest version or in `--conf version.NAME=0.5.8`. Without `--models`
+all bundles of the folder are served. `--conf zoo=ADDRESS` names a mirror of the zoo's index; `--conf url.NAME=ADDRESS
+--conf sha256.NAME=DIGEST` fetches one bundle's archive from another address.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from rayapp.training.train_task import TrainTask
 logger = logging.getLogger(__name__)
 
 AUTOMATIC = "_seg"
-"""Behind a DeepEdit's name: its automatic segmentation, as a model of its own."""
+"""Suffix of the model that is the automatic segmentation of a DeepEdit bundle."""
 
 
 class BundleApp(LabelApp):
-    """Each bundle is a model; a DeepEdit is two."""
+    """Each bundle is one model; a DeepEdit bundle is two, with and without prompts."""
 
     name = "rayapp bundles"
-    description = "MONAI bundles, as they are"
+    description = "MONAI bundles"
     version = "1"
 
     @classmethod
     def install(cls, settings: Settings, models: ModelStore) -> None:  # noqa: ARG003
-        """Fetch what is named and not there. What cannot be fetched is broken, and the others serve."""
+        """Fetch bundles that are named and missing. One that cannot be fetched is logged and not served."""
         for name in names(settings):
             try:
                 fetch(name, settings)
@@ -50,33 +50,37 @@ class BundleApp(LabelApp):
                 logger.error("%s", error.detail)
 
     def init_infers(self) -> Mapping[str, InferTask]:
-        """One task per bundle, with the weights of its newest published version if it was trained since."""
-        made: dict[str, InferTask] = {}
+        """A task for each bundle, with its version in production, or with its own weights if it has none."""
+        tasks: dict[str, InferTask] = {}
         for name in names(self.settings):
-            task = self.guarded(name, partial(self._served, name))
+            task = self.guarded(name, partial(self._task_of, name))
             if isinstance(task, BundleTask):
-                made[name] = task
+                tasks[name] = task
                 if task.kind == DEEPEDIT:
-                    made[name + AUTOMATIC] = task.automatic()
-        return made
+                    tasks[name + AUTOMATIC] = task.automatic()
+        return tasks
 
-    def _served(self, name: str) -> InferTask:
+    def _task_of(self, name: str) -> InferTask:
         version = self.models.production(name)
-        return BundleTask(fetched(name, self.settings)) if version is None else self.make_task(version)
+        return BundleTask(existing_folder(name, self.settings)) if version is None else self.make_task(version)
 
     def init_trainers(self) -> Mapping[str, TrainTask]:
-        """One per bundle with a train config."""
-        made = {}
+        """A trainer for each bundle with a train config."""
+        trainers = {}
         for name in names(self.settings):
             folder = folder_of(name, self.settings)
             if folder.path(TRAIN) is not None:
                 trainer = self.guarded(name, partial(_trainer, folder))
                 if trainer is not None:
-                    made[name] = trainer
-        return made
+                    trainers[name] = trainer
+        return trainers
 
     def make_task(self, version: ModelVersion) -> InferTask:
-        """The bundle with the weights of a version."""
+        """The bundle's task with the weights of a version.
+
+        Raises:
+            NotFound: If the app has no such bundle.
+        """
         if version.name not in names(self.settings):
             raise NotFound(f"no bundle {version.name!r}; there are: {', '.join(names(self.settings)) or 'none'}")
         folder = folder_of(version.name, self.settings)
@@ -90,30 +94,34 @@ def _trainer(folder: BundleFolder) -> TrainTask:
 
 
 def names(settings: Settings) -> list[str]:
-    """The bundles that are asked for: those of `--models`, else all in the folder."""
+    """Names of the bundles to serve: those of `--models`, or else all in the folder."""
     if settings.models != Settings.model_fields["models"].default:
         return [checked_name(name, "model") for name in settings.models]
-    return sorted(_found(bundles(settings)))
+    return sorted(_bundles_in(bundles(settings)))
 
 
 def bundles(settings: Settings) -> Path:
-    """The folder with the bundles."""
+    """The folder that contains the bundles."""
     return Path(settings.conf.get("bundles") or settings.workspace / "bundles").expanduser()
 
 
-def _found(folder: Path) -> Iterable[str]:
+def _bundles_in(folder: Path) -> Iterable[str]:
     if not folder.is_dir():
         return []
     return [path.name for path in folder.iterdir() if BundleFolder(path, path.name).path(METADATA) is not None]
 
 
 def folder_of(name: str, settings: Settings) -> BundleFolder:
-    """Where a bundle lies, or would."""
+    """A bundle's folder, whether it exists or not."""
     return BundleFolder(bundles(settings) / name, name)
 
 
 def fetch(name: str, settings: Settings) -> None:
-    """Bring a bundle into the folder if it is not there. Raises BadRequest and ModelBroken as `zoo.fetch` does."""
+    """Fetch a bundle into the folder, if it is not there.
+
+    Raises:
+        BadRequest, ModelBroken: See `zoo.fetch`.
+    """
     conf = settings.conf
     zoo.fetch(
         name,
@@ -125,10 +133,14 @@ def fetch(name: str, settings: Settings) -> None:
     )
 
 
-def fetched(name: str, settings: Settings) -> BundleFolder:
-    """The bundle's folder. Raises NotFound, saying what was tried, if it is not there."""
+def existing_folder(name: str, settings: Settings) -> BundleFolder:
+    """A bundle's folder.
+
+    Raises:
+        NotFound: If it does not exist.
+    """
     folder = folder_of(name, settings)
     if not folder.root.is_dir():
         where = "the folder given as `--conf bundles`" if "bundles" in settings.conf else "the workspace's `bundles`"
-        raise NotFound(f"bundle {name!r} is not in {where} and could not be downloaded: the server's log says why")
+        raise NotFound(f"bundle {name!r} is not in {where} and could not be downloaded: see the server's log")
     return folder

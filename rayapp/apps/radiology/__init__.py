@@ -1,1 +1,1 @@
-
+"""The radiology app: automatic segmentation, DeepEdit, DeepGrow and scribbles."""

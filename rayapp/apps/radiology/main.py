@@ -1,5 +1,4 @@
-"""The radiology app: automatic segmentation, DeepEdit and DeepGrow on the published versions, what trains them, and
-scribbles."""
+"""The radiology app: automatic segmentation, DeepEdit, DeepGrow and scribbles, with trainers for the networks."""
 
 from __future__ import annotations
 
@@ -39,9 +38,9 @@ TASKS: Mapping[str, type[SegmentationTask]] = {
     "deepgrow_3d": DeepGrow3DTask,
 }
 ANY_STRUCTURE = ("deepgrow_2d", "deepgrow_3d")
-"""Models of whatever is clicked, so of any labels that are wanted."""
+"""Models that segment any structure from prompts, whatever the labels of the server."""
 SCRIBBLES = "scribbles"
-"""In `--models`: what needs no weights, and a refinement of each network."""
+"""Name in `--models` for the methods without weights and the refinement of each network by scribbles."""
 ONLINE: Mapping[str, tuple[LikelihoodFit, str]] = {
     "Forest+GraphCut": (likelihood.forest, "random trees"),
     "GMM+GraphCut": (likelihood.gaussian_mixture, "Gaussian mixtures"),
@@ -51,13 +50,13 @@ REFINED = {"segmentation": "Segmentation+GraphCut", "deepedit": "DeepEdit+GraphC
 
 
 def shipped_card(name: str) -> dict[str, Any]:
-    """The card of the weights that ship for this model."""
+    """The card of the weights that ship for a model."""
     card: dict[str, Any] = json.loads((SHIPPED / f"{name}.json").read_text())
     return card
 
 
 class RadiologyApp(LabelApp):
-    """What most annotators start with. A model serves once it has a version trained for the wanted labels."""
+    """The app for most annotators. A model is served once it has a version that was trained for the server's labels."""
 
     name = "rayapp radiology"
     description = "Automatic segmentation, DeepEdit and DeepGrow for 3D radiology"
@@ -65,7 +64,7 @@ class RadiologyApp(LabelApp):
 
     @classmethod
     def install(cls, settings: Settings, models: ModelStore) -> None:
-        """Publish the shipped weights as the first version ever, unless other labels are wanted."""
+        """Publish the shipped weights for models without versions, unless the server has other labels."""
         for name in settings.models:
             if name not in TASKS or models.versions(name) or not (SHIPPED / f"{name}.json").exists():
                 continue
@@ -74,25 +73,25 @@ class RadiologyApp(LabelApp):
                 models.publish(name, SHIPPED / f"{name}.safetensors", card)
 
     def init_infers(self) -> Mapping[str, InferTask]:
-        """One task per published model whose labels are the wanted ones."""
-        made: dict[str, InferTask] = {}
+        """A task for each model whose version in production has the server's labels, and the scribble methods."""
+        tasks: dict[str, InferTask] = {}
         for name in self.settings.models:
             if name == SCRIBBLES:
                 continue
             if name not in TASKS:
-                self.broken[name] = f"no such model; there are: {', '.join((*TASKS, SCRIBBLES))}"
+                self.broken[name] = f"the app has no such model; there are: {', '.join((*TASKS, SCRIBBLES))}"
                 continue
             version = self.models.production(name)
             if version is None or not (name in ANY_STRUCTURE or _fits(version.card, self.settings)):
                 continue
             task = self.guarded(name, partial(self.make_task, version))
             if task is not None:
-                made[name] = task
-        made.update(pipeline(made))
-        return {**made, **scribbles(made)} if SCRIBBLES in self.settings.models else made
+                tasks[name] = task
+        tasks.update(pipeline(tasks))
+        return {**tasks, **scribbles(tasks)} if SCRIBBLES in self.settings.models else tasks
 
     def init_trainers(self) -> Mapping[str, TrainTask]:
-        """One for each wanted model, whether or not a version of it serves yet."""
+        """A trainer for each model of `--models` that has a network, whether or not it has a version yet."""
         return {name: self._trainer(name) for name in self.settings.models if name in TASKS}
 
     def _trainer(self, name: str) -> TrainTask:
@@ -103,8 +102,8 @@ class RadiologyApp(LabelApp):
             return DeepGrow2dTrainTask(description=description, options=clicks, conf=conf)
         if name == "deepgrow_3d":
             return DeepGrowTrainTask(description="DeepGrow 3D: any structure", options=clicks, conf=conf)
-        wanted = self.settings.labels
-        labels = {label: value for value, label in enumerate(wanted, start=1)} or shipped_card(name)["labels"]
+        names = self.settings.labels
+        labels = {label: value for value, label in enumerate(names, start=1)} or shipped_card(name)["labels"]
         if name == "deepedit":
             description = "DeepEdit: all structures at once, corrected by clicks"
             return DeepEditTrainTask(labels=labels, description=description, options=clicks, conf=conf)
@@ -112,7 +111,11 @@ class RadiologyApp(LabelApp):
         return BasicTrainTask(labels=labels, description="Automatic segmentation", options=options, conf=conf)
 
     def make_task(self, version: ModelVersion) -> InferTask:
-        """The task of the model's kind, built as the version's card says."""
+        """The task of a version, built from its card.
+
+        Raises:
+            NotFound: If the app has no such model.
+        """
         if version.name not in TASKS:
             raise NotFound(f"no model {version.name!r}; there are: {', '.join(TASKS)}")
         if version.card["network"].get("name") == Promptable.__name__:
@@ -121,30 +124,33 @@ class RadiologyApp(LabelApp):
 
 
 def pipeline(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
-    """DeepGrow of both models together, once both serve."""
+    """The DeepGrow pipeline of the 2D and the 3D model, if both are served."""
     flat, solid = (networks.get(name) for name in ANY_STRUCTURE)
     if not isinstance(flat, DeepGrow2DTask) or not isinstance(solid, DeepGrow3DTask):
         return {}
-    description = "DeepGrow: slices by the 2D model, a volume of them by the 3D model"
+    description = "DeepGrow: the 2D model segments slices, the 3D model the volume"
     return {"deepgrow_pipeline": DeepGrowPipelineTask(model_2d=flat, model_3d=solid, description=description)}
 
 
 def scribbles(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
-    """The scribbles methods, by the names that 3D Slicer's panel shows: those without weights, and one per network."""
-    made: dict[str, InferTask] = {
-        name: ScribblesTask(fit=fit, description=f"Scribbles: appearance learnt by {by}, borders by graph cut")
+    """The scribble methods by name: those without weights, and one for each network. 3D Slicer's panel shows the
+    names."""
+    tasks: dict[str, InferTask] = {
+        name: ScribblesTask(fit=fit, description=f"Scribbles: appearance model by {by}, boundaries by graph cut")
         for name, (fit, by) in ONLINE.items()
     }
-    made["ClosedCurves+GraphCut"] = ClosedCurvesTask(
+    tasks["ClosedCurves+GraphCut"] = ClosedCurvesTask(
         fit=likelihood.forest, description="Closed curves or painted slices, interpolated to a volume"
     )
     for name, network in networks.items():
         if name in REFINED and isinstance(network, SegmentationTask):
-            made[REFINED[name]] = RefinementTask(network=network, description=f"Scribbles on what {name} proposes")
-    return made
+            tasks[REFINED[name]] = RefinementTask(
+                network=network, description=f"Scribbles that refine the mask of {name}"
+            )
+    return tasks
 
 
 def _fits(card: Mapping[str, Any], settings: Settings) -> bool:
-    """True when the card's labels, by value, are the wanted names in the wanted order (or none were wanted)."""
+    """True if the card's labels, in the order of values, are those of `--labels`, or `--labels` is not given."""
     labels = {value: name for name, value in card["labels"].items() if value}
     return not settings.labels or tuple(labels[value] for value in sorted(labels)) == settings.labels
