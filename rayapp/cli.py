@@ -1,7 +1,7 @@
-"""`rayapp …`: the command line.
+"""The command line `rayapp`.
 
-Whatever goes wrong is told in one line on stderr: exit status 2 for a command that cannot be carried out as it was
-typed, 1 for one that failed. Nothing heavy is imported before a command runs.
+Errors are printed as one line on stderr. The exit status is 2 for a wrong argument, 1 for a command that failed, and
+130 after Ctrl-C. Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ app.command()(doctor.doctor)
 app.add_typer(accounts.commands, name="users")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"rayapp {__version__}")
         raise typer.Exit
 
@@ -69,7 +69,7 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run the command line that the process was started with."""
+    """Run the command line with the process's arguments, and exit."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except TyperException as error:

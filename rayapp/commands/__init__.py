@@ -1,9 +1,12 @@
-"""The commands of `rayapp`, one module per noun. Heavy packages are imported within a command, when it runs."""
+"""The commands of the `rayapp` command line, one module per noun.
+
+Heavy packages are imported inside a command's function, so that `rayapp --help` is fast.
+"""
 
 from typer.exceptions import TyperException
 
 
 class WrongUsage(TyperException):
-    """A command that cannot be carried out as it was typed: the text says what to type instead."""
+    """A command with a wrong argument: the text names the argument and what to type instead. Exit status 2."""
 
     exit_code = 2

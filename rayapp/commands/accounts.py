@@ -1,4 +1,4 @@
-"""`rayapp users`: who may come in on a server with `--auth token`."""
+"""`rayapp users`: the accounts of a server with `--auth token`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from rayapp.protocol import Role
 if TYPE_CHECKING:
     from rayapp.users import UserStore
 
-commands = typer.Typer(help="Who may use a server started with --auth token.")
+commands = typer.Typer(help="Manage the accounts of a server started with --auth token.")
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 
 @commands.command()
 def add(
     name: Name,
-    role: Annotated[Role, typer.Option(help="What the user may do; each role holds those before it.")] = Role.ANNOTATOR,
+    role: Annotated[Role, typer.Option(help="The user's role; it includes the roles before it.")] = Role.ANNOTATOR,
     studies: server.Studies = None,
     workspace: server.Workspace = None,
 ) -> None:
-    """Let a user in; prints the token, which is shown only now."""
+    """Add a user and print the user's token, which is shown only once."""
     print(_store(studies, workspace).add(name, role))
 
 
 @commands.command("list")
 def list_users(studies: server.Studies = None, workspace: server.Workspace = None) -> None:
-    """Show the users and their roles."""
+    """List the users and their roles."""
     from rich.console import Console
     from rich.table import Table
 
@@ -42,7 +42,7 @@ def list_users(studies: server.Studies = None, workspace: server.Workspace = Non
 
 @commands.command()
 def revoke(name: Name, studies: server.Studies = None, workspace: server.Workspace = None) -> None:
-    """Make a user's token worthless."""
+    """Remove a user; the user's token becomes invalid."""
     _store(studies, workspace).revoke(name)
 
 

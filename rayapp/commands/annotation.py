@@ -1,4 +1,4 @@
-"""`rayapp infer` and `rayapp next`: an annotator's steps, against a running server."""
+"""`rayapp infer` and `rayapp next`: an annotator's steps, on a running server."""
 
 from __future__ import annotations
 
@@ -18,55 +18,62 @@ if TYPE_CHECKING:
     from rayapp.imaging.volume import Segmentation
 
 MAX_BYTES = 4 << 30
-"""Bytes that an image or a mask may have in memory here."""
+"""Largest decoded image or mask, in bytes."""
 
 Server = Annotated[str, typer.Option(envvar="RAYAPP_SERVER", metavar="URL", help="The server's address.")]
 Token = Annotated[
-    str | None, typer.Option(envvar="RAYAPP_TOKEN", show_envvar=True, help="Your token, on a server with --auth.")
+    str | None, typer.Option(envvar="RAYAPP_TOKEN", show_envvar=True, help="Your token, for a server with --auth.")
 ]
 LOCAL = "http://127.0.0.1:8000"
 
 
 def infer(
     model: Annotated[str, typer.Argument(metavar="MODEL")],
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image's id, or a file, which is sent along.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Id of a stored image, or a file to upload.")],
     server: Server = LOCAL,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The mask: .nii.gz, .nii or .nrrd.  [default: IMAGE.MODEL.nii.gz]"),
+        typer.Option(metavar="FILE", help="Write the mask to .nii.gz, .nii or .nrrd.  [default: IMAGE.MODEL.nii.gz]"),
     ] = None,
-    params: Annotated[str, typer.Option(metavar="JSON", help="More parameters of the request.")] = "{}",
+    params: Annotated[str, typer.Option(metavar="JSON", help="Further parameters of the request.")] = "{}",
     click: Annotated[
-        list[str] | None, typer.Option(metavar="LABEL=i,j,k", help="A click, in voxels; may be repeated.")
+        list[str] | None, typer.Option(metavar="LABEL=i,j,k", help="A click, in voxel indices; may be repeated.")
     ] = None,
-    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the mask over the image.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the mask over the image to this file.")
+    ] = None,
     token: Token = None,
 ) -> None:
-    """Run a model on an image, write the mask and show what is in it."""
+    """Run a model on an image, write the mask and print the volume of each label."""
     from rich.console import Console
 
     from rayapp.client import Client
     from rayapp.imaging.reader import split_ext
 
-    wanted = request_params(params, click or [])
+    request = request_params(params, click or [])
     file = Path(image) if Path(image).is_file() else None
     name = split_ext(file.name)[0] if file else image
     target = output or Path(f"{name}.{model}.nii.gz")
     try:
-        wanted["result_extension"] = split_ext(target.name)[1]
+        request["result_extension"] = split_ext(target.name)[1]
     except Unreadable as error:
         raise WrongUsage(f"--output: {error.detail}") from error
     with Client(server, token=token) as client:
         with Console(stderr=True).status(f"{model} on {name}…"):
-            result = client.infer(model, "" if file else image, file=file, params=wanted, to=target)
+            result = client.infer(model, "" if file else image, file=file, params=request, to=target)
         mask = _show(result, target)
         if picture is not None and mask is not None:
             with Console(stderr=True).status("drawing…"):
-                _draw(client, file, image, mask.array, _names(result), picture)
+                _draw(client, file, image, mask.array, _label_values(result), picture)
 
 
 def request_params(text: str, clicks: list[str]) -> dict[str, Any]:
-    """The request's `params`: the JSON text with the clicks added under their labels' names."""
+    """The request's `params`: a JSON object, with the clicks added under their labels' names.
+
+    Args:
+        text: The JSON object.
+        clicks: Clicks, each as `LABEL=i,j,k`.
+    """
     try:
         params = json.loads(text)
     except json.JSONDecodeError as error:
@@ -74,9 +81,9 @@ def request_params(text: str, clicks: list[str]) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise WrongUsage("--params: must be a JSON object, {…}")
     for click in clicks:
-        label, _, at = click.rpartition("=")
+        label, _, indices = click.rpartition("=")
         try:
-            point = [int(number) for number in at.split(",")]
+            point = [int(number) for number in indices.split(",")]
         except ValueError:
             point = []
         if not label or len(point) != 3:
@@ -86,7 +93,11 @@ def request_params(text: str, clicks: list[str]) -> dict[str, Any]:
 
 
 def _show(result: InferResult, target: Path) -> Segmentation | None:
-    """Print what the mask holds; None if the model answered none."""
+    """Print the volume of each label, the latencies and the file.
+
+    Returns:
+        The mask, or None if the response has none.
+    """
     import numpy as np
     from rich.console import Console
     from rich.table import Table
@@ -101,7 +112,7 @@ def _show(result: InferResult, target: Path) -> Segmentation | None:
     millilitres = abs(float(np.linalg.det(mask.affine[:3, :3]))) / 1000
     counts = np.bincount(mask.array.ravel())
     table = Table("label", "value", "voxels", "ml")
-    for label, value in _names(result).items():
+    for label, value in _label_values(result).items():
         voxels = int(counts[value]) if value < len(counts) else 0
         table.add_row(label, str(value), str(voxels), f"{voxels * millilitres:.1f}")
     console.print(table)
@@ -111,7 +122,7 @@ def _show(result: InferResult, target: Path) -> Segmentation | None:
     return mask
 
 
-def _names(result: InferResult) -> dict[str, int]:
+def _label_values(result: InferResult) -> dict[str, int]:
     return {label: value for label, value in result.params["label_names"].items() if value}
 
 
@@ -128,10 +139,10 @@ def _draw(client: Client, file: Path | None, image: str, labels: Any, names: dic
 def next_image(
     strategy: Annotated[str, typer.Argument(metavar="STRATEGY", help="first, random, …")],
     server: Server = LOCAL,
-    download: Annotated[Path | None, typer.Option(metavar="DIR", help="Fetch the image into this folder.")] = None,
+    download: Annotated[Path | None, typer.Option(metavar="DIR", help="Download the image to this folder.")] = None,
     token: Token = None,
 ) -> None:
-    """Print the id of the image to label next, or its file once it is downloaded; nothing if none is left."""
+    """Print the id of the image to label next, or with --download its file; print nothing if no image is left."""
     from rich.console import Console
 
     from rayapp.client import Client

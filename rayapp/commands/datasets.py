@@ -1,4 +1,4 @@
-"""`rayapp datasets`: what there is to practise on."""
+"""`rayapp datasets`: public data sets to try the server on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ commands = typer.Typer(help="Public data sets: the Medical Segmentation Decathlo
 
 @commands.command("list")
 def list_datasets() -> None:
-    """Show the data sets; images are training + test."""
+    """List the data sets; images are training + test images."""
     from rich.console import Console
     from rich.table import Table
 
@@ -29,10 +29,10 @@ def list_datasets() -> None:
 
 @commands.command()
 def download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `list` shows it, or its last part: spleen.")],
-    folder: Annotated[Path, typer.Option(help="Where to put it.")] = Path("datasets"),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name as `list` shows it, or its last part: spleen.")],
+    folder: Annotated[Path, typer.Option(help="Folder to unpack it to.")] = Path("datasets"),
 ) -> None:
-    """Fetch a data set, check its digest and unpack it; prints the folder of images to give to `rayapp start`."""
+    """Download a data set, verify its digest and unpack it; print the folder of images for `rayapp start`."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -45,7 +45,7 @@ def download(
         source = decathlon.source(dataset)
         path = asyncio.run(
             decathlon.download(
-                dataset.name, source, folder, lambda there, size: progress.update(task, completed=there, total=size)
+                dataset.name, source, folder, lambda done, size: progress.update(task, completed=done, total=size)
             )
         )
     print(path / "imagesTr")

@@ -1,4 +1,4 @@
-"""`rayapp demo`: a server to try, with studies made here."""
+"""`rayapp demo`: a server to try, with generated studies."""
 
 from __future__ import annotations
 
@@ -13,52 +13,56 @@ from rayapp.downloads.ohif import is_prepared
 
 STUDIES = 6
 FIRST_SEED = 7_000_001
-"""The shipped models were trained on seeds below a million."""
+"""Seed of the first study; the shipped models were trained on seeds below a million."""
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the studies and the labels lie.")] = Path(
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="Folder for studies, labels and models.")] = Path(
         "rayapp-demo"
     ),
     port: server.Port = None,
     replicas: server.Replicas = None,
     num_cpus: server.Cpus = None,
 ) -> None:
-    """Make a few studies (or find them again), serve them, and say what to try."""
+    """Generate a few studies (unless they exist already), serve them, and print what to try."""
     studies = folder / "studies"
     images = make_studies(studies)
     click = inside_liver(FIRST_SEED)
-    given = {
+    flags = {
         "studies": studies,
         "workspace": folder / "workspace",
         "port": port,
         "replicas": server.pair("--replicas", replicas, ":") if replicas else None,
         "num_cpus": num_cpus,
     }
-    chosen = server.settings({name: value for name, value in given.items() if value is not None})
-    first = "" if is_prepared(chosen.ohif) else ", after `rayapp ohif install`"
+    settings = server.settings({name: value for name, value in flags.items() if value is not None})
+    precondition = "" if is_prepared(settings.ohif) else ", after `rayapp ohif install`"
 
     def greet(url: str) -> None:
-        print(_greeting(url, studies, images[0], click, first), file=sys.stderr, flush=True)
+        print(_greeting(url, studies, images[0], click, precondition), file=sys.stderr, flush=True)
 
-    server.serve(chosen, greet)
+    server.serve(settings, greet)
 
 
 def make_studies(folder: Path) -> list[str]:
-    """Generated torsos as `.nii.gz` files, those that are missing; the ids of all."""
+    """Generate torso phantoms as `.nii.gz` files, unless they exist already.
+
+    Returns:
+        The ids of all images.
+    """
     from rich.console import Console
     from rich.progress import track
 
     folder.mkdir(parents=True, exist_ok=True)
     ids = [f"torso_{number}" for number in range(1, STUDIES + 1)]
-    seeds = [(name, FIRST_SEED + at) for at, name in enumerate(ids) if not (folder / f"{name}.nii.gz").exists()]
-    if seeds:
-        for name, seed in track(seeds, "making studies", console=Console(stderr=True)):
-            _make(folder / f"{name}.nii.gz", seed)
+    missing = [(name, FIRST_SEED + n) for n, name in enumerate(ids) if not (folder / f"{name}.nii.gz").exists()]
+    if missing:
+        for name, seed in track(missing, "generating studies", console=Console(stderr=True)):
+            _generate(folder / f"{name}.nii.gz", seed)
     return ids
 
 
-def _make(file: Path, seed: int) -> None:
+def _generate(file: Path, seed: int) -> None:
     import nibabel
 
     from rayapp.imaging.phantom import phantom
@@ -70,7 +74,7 @@ def _make(file: Path, seed: int) -> None:
 
 
 def inside_liver(seed: int) -> str:
-    """A click, i,j,k, on the liver of that torso: its voxel nearest to the middle."""
+    """A click on the liver of the phantom with this seed: the voxel nearest to its centre of mass, as `i,j,k`."""
     import numpy as np
 
     from rayapp.imaging.phantom import ORGANS, phantom
@@ -80,17 +84,17 @@ def inside_liver(seed: int) -> str:
     return ",".join(str(index) for index in nearest)
 
 
-def _greeting(url: str, studies: Path, image: str, click: str, first: str) -> str:
+def _greeting(url: str, studies: Path, image: str, click: str, precondition: str) -> str:
     flag = "" if url == "http://127.0.0.1:8000" else f" --server {url}"
     return f"""
 rayapp serves {STUDIES} generated torsos from {studies}. Try, in another terminal:
 
-  what is served      curl {url}/info/
-  an image to label   rayapp next random{flag}
-  a first mask        rayapp infer segmentation {image} --picture torso.png{flag}
-  one with a click    rayapp infer deepedit {image} --click liver={click}{flag}
+  list the models     curl {url}/info/
+  choose an image     rayapp next random{flag}
+  segment it          rayapp infer segmentation {image} --picture torso.png{flag}
+  with a click        rayapp infer deepedit {image} --click liver={click}{flag}
 
-In a browser{first}: {url}/ohif/
+In a browser{precondition}: {url}/ohif/
 In 3D Slicer, with the MONAI Label extension, the server's address is {url}
-Its interface is described at {url}/docs
-Ctrl-C stops it; images and saved labels stay."""
+The HTTP API is described at {url}/docs
+Ctrl-C stops the server; images and saved labels are kept."""

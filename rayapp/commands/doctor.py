@@ -1,4 +1,4 @@
-"""`rayapp doctor`: what is installed, what this machine can do, and what the planner makes of it and of studies."""
+"""`rayapp doctor`: the installation, the machine, and the planner's proposals for the machine and for studies."""
 
 from __future__ import annotations
 
@@ -20,99 +20,105 @@ if TYPE_CHECKING:
     from rayapp.planner import Hardware, Proposal, Survey
 
 GIB = 1 << 30
-LEAST_MEMORY = 4 * GIB
-LEAST_SHARED_MEMORY = 1 * GIB
-LEAST_DISK = 5 * GIB
-SHOWN = 8
-"""Structures listed by size; of more only their number is told."""
+MIN_MEMORY = 4 * GIB
+MIN_SHARED_MEMORY = 1 * GIB
+MIN_DISK = 5 * GIB
+MAX_LISTED = 8
+"""Structures that are listed with their size; of more than these only the number is shown."""
 
 
 def doctor(
     studies: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also look at the images in this folder and plan for them.")
+        Path | None, typer.Option(metavar="DIR", help="Also survey the images in this folder and plan for them.")
     ] = None,
 ) -> None:
-    """Show versions, hardware, shipped models and the flags that suit this machine; exit 1 if something is amiss."""
+    """Show versions, hardware, shipped models and flags for this machine; exit with status 1 if there is a problem."""
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
     if studies is not None and not studies.is_dir():
         raise WrongUsage(f"--studies: there is no folder {studies}")
-    console, aside = Console(), Console(stderr=True)
-    with Progress(console=aside, transient=True, disable=not aside.is_terminal) as progress:
-        looking = progress.add_task("looking at the machine", total=None)
+    console, errors = Console(), Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        inspecting = progress.add_task("inspecting the machine", total=None)
         from rayapp import planner
 
-        found = planner.hardware()
+        machine = planner.hardware()
         models = shipped_models()
-        progress.remove_task(looking)
+        progress.remove_task(inspecting)
         disk = shutil.disk_usage(Path.home()).free
-        tables = [_machine(Table(show_header=False), found, models, disk)]
+        tables = [_machine(Table(show_header=False), machine, models, disk)]
         if studies is not None:
-            survey, proposals = _plan(studies, found, progress)
+            survey, proposals = _plan(studies, machine, progress)
             tables += [_survey(Table(show_header=False), survey), _proposals(Table(), proposals)]
     for table in tables:
         console.print(table)
-    wrong = problems(found.memory, found.shared_memory, disk, models)
-    for problem in wrong:
-        print(f"rayapp: {problem}", file=sys.stderr)
-    if wrong:
+    lines = problems(machine.memory, machine.shared_memory, disk, models)
+    for line in lines:
+        print(f"rayapp: {line}", file=sys.stderr)
+    if lines:
         raise typer.Exit(1)
 
 
 def problems(memory: int, shared_memory: int, disk: int, models: list[str]) -> list[str]:
-    """What would keep the server from working well, a line each. Sizes in bytes."""
-    amiss = []
-    if memory < LEAST_MEMORY:
-        amiss.append(f"{_gib(memory)} of memory is too little: at least {_gib(LEAST_MEMORY)}")
-    if shared_memory < LEAST_SHARED_MEMORY:
-        amiss.append(f"{_gib(shared_memory)} of shared memory slows Ray down: in a container, use --shm-size=2g")
-    if disk < LEAST_DISK:
-        amiss.append(f"{_gib(disk)} of free disk is too little: at least {_gib(LEAST_DISK)}")
+    """Problems of this machine or installation, one line each.
+
+    Args:
+        memory: Memory in bytes.
+        shared_memory: Shared memory in bytes.
+        disk: Free disk space in bytes.
+        models: The shipped models.
+    """
+    lines = []
+    if memory < MIN_MEMORY:
+        lines.append(f"{_gib(memory)} of memory is too little: the server needs at least {_gib(MIN_MEMORY)}")
+    if shared_memory < MIN_SHARED_MEMORY:
+        lines.append(f"{_gib(shared_memory)} of shared memory slows Ray down: in a container, use --shm-size=2g")
+    if disk < MIN_DISK:
+        lines.append(f"{_gib(disk)} of free disk is too little: the server needs at least {_gib(MIN_DISK)}")
     if not models:
-        amiss.append("the shipped models are missing: install rayapp again, or run `make weights`")
-    return amiss
+        lines.append("the shipped models are missing: install rayapp again, or run `make weights`")
+    return lines
 
 
 def shipped_models() -> list[str]:
-    """The models whose weights came with the package."""
+    """The models whose weights are part of the package."""
     folder = Path(__file__).parent.parent / "apps" / "radiology" / "weights"
     return sorted(path.stem for path in folder.glob("*.safetensors") if path.with_suffix(".json").is_file())
 
 
-def _machine(table: Table, found: Hardware, models: list[str], disk: int) -> Table:
+def _machine(table: Table, machine: Hardware, models: list[str], disk: int) -> Table:
     from rayapp import planner
 
-    chosen = planner.plan(found)
+    plan = planner.plan(machine)
     table.add_row("Python", platform.python_version())
     for package in ("rayapp", "ray", "torch", "monai"):
         table.add_row(package, importlib.metadata.version(package))
-    table.add_row("cores", str(found.cores))
-    table.add_row("memory", _gib(found.memory))
-    table.add_row("shared memory", _gib(found.shared_memory))
+    table.add_row("cores", str(machine.cores))
+    table.add_row("memory", _gib(machine.memory))
+    table.add_row("shared memory", _gib(machine.shared_memory))
     table.add_row("free disk", f"{_gib(disk)} in the home folder")
-    table.add_row("GPUs", ", ".join(f"{gpu.name} ({_gib(gpu.memory)})" for gpu in found.gpus) or "none")
+    table.add_row("GPUs", ", ".join(f"{gpu.name} ({_gib(gpu.memory)})" for gpu in machine.gpus) or "none")
     table.add_row("shipped models", ", ".join(models) or "none")
-    table.add_row("networks run on", f"{chosen.device}, {chosen.precision}")
-    gpu = f"{chosen.replica_gpus:g} of a GPU, " if found.gpus else ""
-    each = f"{gpu}{chosen.threads} threads, {_gib(chosen.volume_cache)} of volumes"
-    table.add_row("each replica gets", each)
-    table.add_row("flags that suit", f"--replicas 1:{chosen.replicas} --num-cpus {chosen.cpus}")
+    table.add_row("networks run on", f"{plan.device}, {plan.precision}")
+    gpu = f"{plan.replica_gpus:g} of a GPU, " if machine.gpus else ""
+    table.add_row("each replica gets", f"{gpu}{plan.threads} threads, {_gib(plan.volume_cache)} of volumes")
+    table.add_row("recommended flags", f"--replicas 1:{plan.replicas} --num-cpus {plan.cpus}")
     return table
 
 
-def _plan(studies: Path, found: Hardware, progress: Progress) -> tuple[Survey, dict[str, Proposal]]:
-    """Look at the studies and propose for each method, telling how far it is."""
+def _plan(studies: Path, machine: Hardware, progress: Progress) -> tuple[Survey, dict[str, Proposal]]:
+    """Survey the studies, and propose a network for each method."""
     from rayapp.planner import KINDS, Method, propose
     from rayapp.planner.survey import survey_folder
 
-    looking = progress.add_task("looking at the images", total=None)
-    survey = survey_folder(studies, progress=lambda done, total: progress.update(looking, completed=done, total=total))
+    surveying = progress.add_task("surveying the images", total=None)
+    survey = survey_folder(studies, progress=lambda done, total: progress.update(surveying, completed=done, total=total))
     planning = progress.add_task("planning", total=len(KINDS))
     proposals: dict[str, Proposal] = {}
     for kind in KINDS:
-        proposals[kind] = propose(survey, found, Method.of(kind, len(survey.structures) or 1))
+        proposals[kind] = propose(survey, machine, Method.of(kind, len(survey.structures) or 1))
         progress.advance(planning)
     return survey, proposals
 
@@ -128,7 +134,7 @@ def _survey(table: Table, survey: Survey) -> Table:
     if survey.foreground is not None:
         table.add_row("labels lie within", f"{_by(survey.foreground)} mm")
         sizes = [f"{value}: {structure.volume:.3g} ml" for value, structure in survey.structures.items()]
-        table.add_row("structures", ", ".join(sizes) if len(sizes) <= SHOWN else str(len(sizes)))
+        table.add_row("structures", ", ".join(sizes) if len(sizes) <= MAX_LISTED else str(len(sizes)))
     return table
 
 
@@ -155,7 +161,7 @@ def _proposals(table: Table, proposed: dict[str, Proposal]) -> Table:
 
 
 def _by(numbers: object) -> str:
-    """2 x 2 x 1, to three digits."""
+    """Numbers as `2 x 2 x 1`, with four significant digits."""
     parts = numbers if isinstance(numbers, (list, tuple)) else [numbers]
     return " x ".join(_by(part) if isinstance(part, (list, tuple)) else f"{part:.4g}" for part in parts)
 

@@ -1,4 +1,4 @@
-"""`rayapp train` and `rayapp jobs`: background work of a running server, with live bars."""
+"""`rayapp train` and `rayapp jobs`: background jobs of a running server, with progress bars."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ if TYPE_CHECKING:
 
     from rayapp.client import Job
 
-SHOWN = 8
-"""Characters of an id in a table, at least."""
+MIN_ID = 8
+"""Least number of characters of an id in a table."""
 
 
 def train(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As `/info/` lists it under trainers.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A trainer that `/info/` lists.")],
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the trainer; may be repeated.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--detach", help="Follow it to its end, or print its id only.")] = True,
-    enqueue: Annotated[bool, typer.Option(help="Let it wait while another training runs.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--detach", help="Follow the job to its end, or only print its id.")
+    ] = True,
+    enqueue: Annotated[bool, typer.Option(help="Wait in the queue while another training is running.")] = False,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
-    """Train a model on the images that have a final label; exit 1 if it does not end well.
+    """Train a model on the images that have a final label; exit with status 1 if the training fails or is stopped.
 
-    Ctrl-C ends the watching, not the training.
+    Ctrl-C stops following the training, not the training itself.
     """
     from rayapp.client import Client, JobKind
 
@@ -46,57 +48,57 @@ def train(
 
 def jobs(
     job: Annotated[
-        str | None, typer.Argument(metavar="ID", help="Follow this one to its end; its beginning will do.")
+        str | None, typer.Argument(metavar="ID", help="Follow this job to its end; a unique prefix is enough.")
     ] = None,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
-    """Show all jobs, oldest first, or follow one of them with what happened to it."""
+    """List all jobs, oldest first, or follow one of them with its log."""
     from rich.console import Console
 
     from rayapp.client import Client
 
     with Client(server, token=token) as client:
-        found = client.jobs()
+        all_jobs = client.jobs()
         if job is not None:
-            whole = _meant(job, found)
-            client.job(whole)  # an unknown one is told before a bar appears
-            end(watch(client.follow(whole)))
+            job_id = _full_id(job, all_jobs)
+            client.job(job_id)  # fails for an unknown job before a bar appears
+            end(watch(client.follow(job_id)))
             return
-    Console().print(listed(found))
+    Console().print(table_of(all_jobs))
 
 
-def listed(found: list[Job]) -> Table:
-    """Jobs in a table that a terminal of 80 columns has room for."""
+def table_of(all_jobs: list[Job]) -> Table:
+    """A table of jobs that fits a terminal of 80 columns."""
     from rich.table import Table
 
     table = Table("id", "job", "status", "progress", box=None, pad_edge=False)
     for column in table.columns[:3]:
         column.no_wrap = True
-    shown = _shown([each["id"] for each in found])
-    for each in found:
-        kind = each["kind"].removesuffix("_infer")
-        table.add_row(each["id"][:shown], f"{kind} {each['name']}", each["status"], _words(each, brief=True))
+    length = _unique_length([job["id"] for job in all_jobs])
+    for job in all_jobs:
+        kind = job["kind"].removesuffix("_infer")
+        table.add_row(job["id"][:length], f"{kind} {job['name']}", job["status"], _progress_text(job, brief=True))
     return table
 
 
-def _shown(ids: list[str]) -> int:
-    """How many characters tell these ids apart."""
-    return next((n for n in range(SHOWN, 64) if len({name[:n] for name in ids}) == len(ids)), 64)
+def _unique_length(ids: list[str]) -> int:
+    """The number of leading characters that distinguish these ids."""
+    return next((n for n in range(MIN_ID, 64) if len({name[:n] for name in ids}) == len(ids)), 64)
 
 
-def _meant(job: str, found: list[Job]) -> str:
-    """The id that begins like this, or the text itself if there is none, or more than one."""
-    ids = [each["id"] for each in found if each["id"].startswith(job)]
-    return ids[0] if len(ids) == 1 else job
+def _full_id(prefix: str, all_jobs: list[Job]) -> str:
+    """The only id with this prefix; the prefix itself if there is no such id, or more than one."""
+    ids = [job["id"] for job in all_jobs if job["id"].startswith(prefix)]
+    return ids[0] if len(ids) == 1 else prefix
 
 
 def values(options: Iterable[str]) -> dict[str, Any]:
-    """KEY=VALUE texts as a request: a value that is JSON counts as what it says, any other as text."""
+    """KEY=VALUE texts as a request's options. Values that are JSON are parsed, all others are text."""
     request: dict[str, Any] = {}
     for option in options:
-        key, found, text = option.partition("=")
-        if not (key and found):
+        key, separator, text = option.partition("=")
+        if not (key and separator):
             raise WrongUsage(f"--set: {option!r} is not KEY=VALUE")
         try:
             request[key] = json.loads(text)
@@ -106,20 +108,27 @@ def values(options: Iterable[str]) -> dict[str, Any]:
 
 
 def watch(changes: Iterable[Job]) -> Job | None:
-    """Show a bar and each new line of the details; the job's last state."""
+    """Follow a job with a progress bar and its log.
+
+    Args:
+        changes: The job's states.
+
+    Returns:
+        The last state.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     last: Job | None = None
-    said: list[str] = []
+    printed: list[str] = []
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[words]}")
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[text]}")
     with Progress(*columns, console=console) as bars:
-        bar = bars.add_task("waiting", total=None, words="")
+        bar = bars.add_task("waiting", total=None, text="")
         for last in changes:
             for line in last.get("details", []):
-                if line not in said:
-                    said.append(line)
+                if line not in printed:
+                    printed.append(line)
                     console.print(line, highlight=False, markup=False)
             progress = last["progress"] or {}
             bars.update(
@@ -127,29 +136,29 @@ def watch(changes: Iterable[Job]) -> Job | None:
                 description=f"{last['name']} {last['status'].lower()}",
                 completed=progress.get("iteration", 0),
                 total=progress.get("iterations"),
-                words=_words(last),
+                text=_progress_text(last),
             )
     return last
 
 
-def _words(job: Job, *, brief: bool = False) -> str:
-    """How far it is; `brief` without how well the last step went."""
+def _progress_text(job: Job, *, brief: bool = False) -> str:
+    """A job's progress in words; `brief` leaves out the loss and the newest metric."""
     progress = job["progress"]
     if not progress:
         return ""
     if progress["loss"] is None:
-        words = [f"{progress['iteration']} of {progress['iterations']}{'' if brief else ' images'}"]
+        parts = [f"{progress['iteration']} of {progress['iterations']}{'' if brief else ' images'}"]
     else:
         loss = [] if brief else [f"loss {progress['loss']:.4f}"]
-        words = [f"epoch {progress['epoch']}/{progress['epochs']}", *loss]
-    figures = ("best",) if brief else ("metric", "best")
-    words += [f"{name} {progress[name]:.4f}" for name in figures if progress[name] is not None]
+        parts = [f"epoch {progress['epoch']}/{progress['epochs']}", *loss]
+    metrics = ("best",) if brief else ("metric", "best")
+    parts += [f"{name} {progress[name]:.4f}" for name in metrics if progress[name] is not None]
     if progress["seconds_left"] is not None and "end_ts" not in job:
-        words.append(f"{progress['seconds_left'] / 60:.{0 if brief else 1}f} min left")
-    return ", ".join(words)
+        parts.append(f"{progress['seconds_left'] / 60:.{0 if brief else 1}f} min left")
+    return ", ".join(parts)
 
 
 def end(job: Job | None) -> None:
-    """Exit with 1 unless the job is done."""
+    """Exit with status 1 unless the job is done."""
     if job is None or job["status"] != "DONE":
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`rayapp models`: the versions of every model, and which of them serves."""
+"""`rayapp models`: the versions of each model, and which of them is in production."""
 
 from __future__ import annotations
 
@@ -21,52 +21,52 @@ Model = Annotated[str, typer.Argument(metavar="MODEL")]
 
 @commands.command("list")
 def list_models(server: Server = LOCAL, token: Token = None) -> None:
-    """Show every model's versions, oldest first; * marks the one that serves."""
+    """List the versions of each model, oldest first; * marks the one in production."""
     from rich.console import Console
 
     with _client(server, token) as client:
         models = client.models()
     console = Console()
-    console.print(listed(models))
-    for line in kept(models):
+    console.print(table_of(models))
+    for line in not_promoted(models):
         console.print(line, highlight=False, markup=False)
 
 
-def listed(models: Mapping[str, Any]) -> Table:
-    """Versions in a table that a terminal of 80 columns has room for."""
+def table_of(models: Mapping[str, Any]) -> Table:
+    """A table of versions that fits a terminal of 80 columns."""
     from rich.table import Table
 
-    table = Table("model", "version", "made", "parent", "metric", "before", "note", box=None, pad_edge=False)
+    table = Table("model", "version", "created", "parent", "metric", "baseline", "note", box=None, pad_edge=False)
     for column in table.columns[:-1]:
         column.no_wrap = True
-    for name, found in models.items():
-        for version in found["versions"]:
-            serves = " *" if version["version"] == found["production"] else ""
-            table.add_row(name, version["version"] + serves, *_columns(version))
+    for name, model in models.items():
+        for version in model["versions"]:
+            mark = " *" if version["version"] == model["production"] else ""
+            table.add_row(name, version["version"] + mark, *_columns(version))
     return table
 
 
-def kept(models: Mapping[str, Any]) -> list[str]:
-    """Why versions do not serve that a training made, a line for each."""
+def not_promoted(models: Mapping[str, Any]) -> list[str]:
+    """The reasons why trained versions were not promoted, one line each."""
     return [
         f"{version['version']} of {name}: {version['verdict']['why']}"
-        for name, found in models.items()
-        for version in found["versions"]
+        for name, model in models.items()
+        for version in model["versions"]
         if not (version.get("verdict") or {"promoted": True})["promoted"]
     ]
 
 
 def _columns(version: dict[str, Any]) -> tuple[str, str, str, str, str]:
-    """When it was made, of which version, how it scores and how the one before did, and what else there is to say."""
-    made = version.get("created")
+    """Time of creation, parent, metric, the baseline's metric, and a note."""
+    created = version.get("created")
     verdict = version.get("verdict") or {}
     note = "by " + version["uploaded_by"] if "uploaded_by" in version else ""
-    metric, before = ("" if verdict.get(key) is None else f"{verdict[key]:.4f}" for key in ("metric", "baseline"))
+    metric, baseline = ("" if verdict.get(key) is None else f"{verdict[key]:.4f}" for key in ("metric", "baseline"))
     return (
-        "" if made is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(made)),
+        "" if created is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(created)),
         version.get("parent") or "",
         metric,
-        before,
+        baseline,
         note or ("kept" if verdict and not verdict["promoted"] else ""),
     )
 
@@ -74,18 +74,18 @@ def _columns(version: dict[str, Any]) -> tuple[str, str, str, str, str]:
 @commands.command()
 def promote(
     model: Model,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="As `list` shows it: v3.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A version that `list` shows, such as v3.")],
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
-    """Let a version serve; requests under way finish on the one before."""
+    """Promote a version to production; requests in flight finish on the version before."""
     with _client(server, token) as client:
         print(client.promote(model, version))
 
 
 @commands.command()
 def rollback(model: Model, server: Server = LOCAL, token: Token = None) -> None:
-    """Let the version serve that served before; prints its name."""
+    """Promote the version that was in production before, and print its name."""
     with _client(server, token) as client:
         print(client.rollback(model))
 

@@ -1,4 +1,4 @@
-"""`rayapp replay`: an interaction of the click log, step by step, under any version of any model."""
+"""`rayapp replay`: replays a logged interaction step by step, with any version of any model."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ if TYPE_CHECKING:
 
 
 def replay(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image's id.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Id of a stored image.")],
     server: Server = LOCAL,
-    interaction: Annotated[str, typer.Option(metavar="ID", help="[default: the image's newest]")] = "",
-    user: Annotated[str, typer.Option(metavar="NAME", help="Whose; for reviewers.  [default: your own]")] = "",
-    model: Annotated[str, typer.Option(metavar="MODEL", help="[default: the interaction's]")] = "",
-    version: Annotated[str, typer.Option(metavar="VERSION", help="[default: the one that serves]")] = "",
+    interaction: Annotated[
+        str, typer.Option(metavar="ID", help="Interaction to replay.  [default: the image's newest]")
+    ] = "",
+    user: Annotated[
+        str, typer.Option(metavar="NAME", help="Replay this user's; reviewers only.  [default: your own]")
+    ] = "",
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Model to use.  [default: the interaction's]")] = "",
+    version: Annotated[
+        str, typer.Option(metavar="VERSION", help="Version of the model.  [default: the one in production]")
+    ] = "",
     reference: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A label map.  [default: the image's final label]")
+        Path | None, typer.Option(metavar="FILE", help="Reference label map.  [default: the image's final label]")
     ] = None,
     token: Token = None,
 ) -> None:
-    """Ask a model what it makes of logged clicks, one after another, and print Dice against a reference."""
+    """Replay logged prompts one after another, and print the Dice score against a reference after each."""
     import numpy as np
     from rich.console import Console
     from rich.table import Table
@@ -42,7 +48,8 @@ def replay(
     with Client(server, token=token) as client:
         states = [state for state in client.interactions(image, user=user) if interaction in ("", state["id"])]
         if not states:
-            raise NotFound(f"image {image!r} has no such interaction")
+            which = f"interaction {interaction!r}" if interaction else "interactions"
+            raise NotFound(f"image {image!r} has no {which} of this user: name another with --user or --interaction")
         state = next((state for state in reversed(states) if state["events"]), states[-1])
         names = _structures(client, model or state["model"])
         truth = _reference(client, image, reference)
@@ -50,38 +57,38 @@ def replay(
         table = Table("step", "prompt", *names, "mean")
         status = Console(stderr=True).status("replaying…")
         with status:
-            for step, said in _steps(state):
-                status.update(f"step {step}: {said}")
+            for step, prompt in _steps(state):
+                status.update(f"step {step}: {prompt}")
                 try:
-                    found = logged.mask(step=step, model=model, version=version)
+                    mask = logged.mask(step=step, model=model, version=version)
                 except BadRequest as error:
-                    table.add_row(str(step), said, error.detail)
+                    table.add_row(str(step), prompt, error.detail)
                     continue
-                scores = np.array(dice(found, truth, max(names.values())))[[value - 1 for value in names.values()]]
+                scores = np.array(dice(mask, truth, max(names.values())))[[value - 1 for value in names.values()]]
                 mean = np.nan if np.isnan(scores).all() else np.nanmean(scores)
-                table.add_row(str(step), said, *map(_shown, scores), _shown(mean))
+                table.add_row(str(step), prompt, *map(_score_text, scores), _score_text(mean))
     console = Console()
     if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no edge to fold prompts at
+        console.width = 200  # prompts are not wrapped in a file or a pipe
     console.print(table)
 
 
 def _structures(client: Client, model: str) -> dict[str, int]:
-    """Values by name, as the reference has them too."""
-    try:
-        labels = client.info()["models"][model]["labels"]
-    except KeyError:
-        raise NotFound(f"the server has no model {model!r}") from None
+    """The model's structures, value by name; the reference has the same values."""
+    models = client.info()["models"]
+    if model not in models:
+        raise NotFound(f"the server has no model {model!r}; there are: {', '.join(models) or 'none'}")
+    labels = models[model]["labels"]
     return {name: value for name, value in labels.items() if value} or {"foreground": 1}
 
 
 def _steps(state: InteractionState) -> list[tuple[int, str]]:
-    """The log's numbers to look at, the opening first, and what was said there."""
+    """The events of the click log, the opening first: number, and prompt in words."""
     steps = [(int(state["id"].partition("-")[0]), "none")]
-    return steps + [(event["step"], _said(event)) for event in state["events"]]
+    return steps + [(event["step"], _prompt_text(event)) for event in state["events"]]
 
 
-def _said(event: InteractionEvent) -> str:
+def _prompt_text(event: InteractionEvent) -> str:
     prompt = event["prompt"]
     clicks = prompt.get("clicks", {})
     words = [f"{name} {','.join(map(str, point))}" for name, points in clicks.items() for point in points]
@@ -102,5 +109,5 @@ def _reference(client: Client, image: str, file: Path | None) -> npt.NDArray[Any
         return read_label_map(label, read_grid(source), max_bytes=MAX_BYTES).array
 
 
-def _shown(score: float) -> str:
+def _score_text(score: float) -> str:
     return "" if score != score else f"{score:.3f}"

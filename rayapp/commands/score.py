@@ -1,4 +1,4 @@
-"""`rayapp score`: score images on a running server, with a live bar."""
+"""`rayapp score`: scores images on a running server, with a progress bar."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ if TYPE_CHECKING:
 
 def score(
     method: Annotated[
-        str, typer.Argument(metavar="METHOD", help="As `/info/` lists it under scoring: tta, epistemic, …")
+        str, typer.Argument(metavar="METHOD", help="A scoring method that `/info/` lists: tta, epistemic, …")
     ],
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the method; may be repeated.")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(metavar="WHICH", help="unlabeled, labeled or all.  [default: the method's own]")
+        str | None,
+        typer.Option(metavar="WHICH", help="Images: unlabeled, labeled or all.  [default: the method's own]"),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--detach", help="Follow it to its end, or print its id only.")] = True,
-    enqueue: Annotated[bool, typer.Option(help="Let it wait while another scoring runs.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--detach", help="Follow the job to its end, or only print its id.")
+    ] = True,
+    enqueue: Annotated[bool, typer.Option(help="Wait in the queue while another scoring is running.")] = False,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Then draw where the model is least sure, in the least sure image."),
+        typer.Option(metavar="FILE.png", help="Afterwards draw the uncertainty of the most uncertain image."),
     ] = None,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
-    """Score the images that were not scored yet with these options and the model that serves; exit 1 if it does not end
-    well.
+    """Score images; exit with status 1 if the scoring fails or is stopped.
 
-    Ctrl-C ends the watching, not the scoring.
+    Images that were scored before with these options and the version in production are skipped. Ctrl-C stops following
+    the scoring, not the scoring itself.
     """
     from rayapp.client import Client, JobKind
 
     if picture is not None and not wait:
-        raise WrongUsage("--picture: is drawn at the end, so not with --detach")
+        raise WrongUsage("--picture: cannot be used with --detach, as it is drawn after the scoring")
     with Client(server, token=token) as client:
         job = client.start_job(JobKind.SCORING, method, values(options or []), enqueue=enqueue, images=images)
         print(job["id"], flush=True)
@@ -54,14 +57,18 @@ def score(
 
 
 def _draw(client: Client, method: str, to: Path) -> str:
-    """Draw the image with the highest entropy; its id."""
+    """Draw the uncertainty of the image with the highest entropy.
+
+    Returns:
+        The image's id.
+    """
     from rayapp.imaging.overlay import heatmap
     from rayapp.imaging.reader import read_segmentation, read_volume
 
     infos = {image: found["image"]["info"] for image, found in client.document()["objects"].items()}
     entropies = {image: info[f"{method}_entropy"] for image, info in infos.items() if f"{method}_entropy" in info}
     if not entropies:
-        raise WrongUsage(f"--picture: {method} draws no uncertainty; tta and epistemic do")
+        raise WrongUsage(f"--picture: {method} makes no uncertainty maps; tta and epistemic do")
     image: str = max(entropies, key=lambda name: float(entropies[name]))
     with tempfile.TemporaryDirectory(prefix="rayapp-") as folder:
         volume = read_volume(client.download_image(image, Path(folder)), max_bytes=MAX_BYTES)

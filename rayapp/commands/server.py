@@ -32,48 +32,55 @@ Studies = Annotated[
     str | None,
     typer.Option(
         metavar="DIR|URL",
-        help="The folder with the images; labels go in it too. Or a data list (.json), or a DICOMweb address.",
+        help="Folder of images, to which labels are saved; or a data list (.json), or the URL of a DICOMweb archive.",
     ),
 ]
 Workspace = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Where models, users and logs lie.  [default: ~/.local/share/rayapp/NAME-HASH of the studies]",
+        help="Folder for models, users and logs.  [default: ~/.local/share/rayapp/NAME-HASH of the studies]",
     ),
 ]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8000]")]
-Replicas = Annotated[str | None, typer.Option(metavar="MIN:MAX", help="Inference replicas.  [default: 1:1]")]
+Replicas = Annotated[str | None, typer.Option(metavar="MIN:MAX", help="Number of inference replicas.  [default: 1:1]")]
 Cpus = Annotated[
     int | None,
-    typer.Option("--num-cpus", help="Logical CPUs for Ray.  [default: the cores, at least 4]"),
+    typer.Option("--num-cpus", help="Logical CPUs for Ray.  [default: number of cores, at least 4]"),
 ]
 
 
 def start(
     studies: Studies = None,
     app: Annotated[
-        str | None, typer.Option(help="radiology, bundle, or a folder with main.py.  [default: radiology]")
+        str | None,
+        typer.Option(help="App to serve: radiology, bundle, or a folder with main.py.  [default: radiology]"),
     ] = None,
     models: Annotated[str | None, typer.Option(metavar="a,b,…", help="Models of the app to serve.")] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME,…", help="Structures, values 1..N.  [default: the shipped weights']"),
+        typer.Option(
+            metavar="NAME,NAME,…", help="Structures, with values 1..N.  [default: those of the shipped weights]"
+        ),
     ] = None,
-    conf: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the app; may be repeated.")] = None,
+    conf: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting of the app; may be repeated.")
+    ] = None,
     workspace: Workspace = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Port = None,
-    auth: Annotated[str | None, typer.Option(metavar="none|token", help="Who may come in.  [default: none]")] = None,
+    auth: Annotated[
+        str | None, typer.Option(metavar="none|token", help="Authentication of clients.  [default: none]")
+    ] = None,
     replicas: Replicas = None,
     num_cpus: Cpus = None,
 ) -> None:
     """Serve a folder of studies until Ctrl-C.
 
-    Prints `ready http://HOST:PORT` once every route answers. Each option may also come from the environment
-    (RAYAPP_STUDIES, …) or from the file rayapp.toml in the working directory.
+    Prints `ready http://HOST:PORT` once every route answers. Each option can also be set in the environment
+    (RAYAPP_STUDIES, …) or in the file rayapp.toml in the working directory.
     """
-    given = {
+    flags = {
         "studies": studies,
         "app": app,
         "models": names(models),
@@ -86,50 +93,55 @@ def start(
         "replicas": pair("--replicas", replicas, ":") if replicas else None,
         "num_cpus": num_cpus,
     }
-    serve(settings({name: value for name, value in given.items() if value is not None}))
+    serve(settings({name: value for name, value in flags.items() if value is not None}))
 
 
-def serve(chosen: Settings, greet: Callable[[str], None] = lambda url: None) -> None:  # noqa: ARG005
-    """Serve until SIGINT or SIGTERM; `greet` is told the address once everything answers."""
+def serve(settings: Settings, greet: Callable[[str], None] = lambda url: None) -> None:  # noqa: ARG005
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: The server's settings.
+        greet: Called with the server's address once every route answers.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
-    with _signals_end_it(), _stdout_for_one_line() as say:
+    with _signals_end_block(), _stdout_for_ready_line() as print_line:
         status = console.status("starting Ray and the models…")
 
         def on_ready(url: str) -> None:
             status.stop()
-            say(f"ready {url}")
+            print_line(f"ready {url}")
             greet(url)
 
         with status:
-            _install_requirements(chosen)
+            _install_requirements(settings)
             from rayapp.launch import serve_until_stopped
 
-            serve_until_stopped(chosen, on_ready=on_ready)
+            serve_until_stopped(settings, on_ready=on_ready)
 
 
-def _install_requirements(chosen: Settings) -> None:
-    """What the app needs beyond the server's packages, before anything starts."""
+def _install_requirements(settings: Settings) -> None:
+    """Install the app's requirements, before anything starts."""
     from rayapp.app.requirements import interpreter
     from rayapp.errors import AppBroken
 
     try:
-        interpreter(chosen)
+        interpreter(settings)
     except AppBroken as error:
         raise WrongUsage(f"--app: {error.detail}") from error
 
 
 @contextlib.contextmanager
-def _signals_end_it() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the block well also before the server minds its signals itself."""
+def _signals_end_block() -> Iterator[None]:
+    """End the block silently on SIGINT and SIGTERM, until the server installs its own signal handlers."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         yield
 
 
-class _Logged(io.TextIOBase):
-    """What is written here becomes lines of the log."""
+class _LogStream(io.TextIOBase):
+    """A text stream whose lines are logged."""
 
     def write(self, text: str) -> int:
         """Log each line."""
@@ -139,73 +151,89 @@ class _Logged(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def _stdout_for_one_line() -> Iterator[Callable[[str], None]]:
-    """Keep stdout for what is said here: whatever else prints, also from other processes, goes to stderr; what Ray
-    prints in this one (whole tracebacks of what is told in one line, later) to the log."""
+def _stdout_for_ready_line() -> Iterator[Callable[[str], None]]:
+    """Reserve stdout for lines printed by the function that this yields.
+
+    All other output goes to stderr, also that of child processes. Ray's output in this process, such as tracebacks of
+    errors that are reported in one line later, goes to the log.
+    """
     sys.stdout.flush()
-    kept = os.dup(1)
+    original = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(os.dup(kept), "w", buffering=1) as stdout, contextlib.redirect_stdout(_Logged()):
+        with os.fdopen(os.dup(original), "w", buffering=1) as stdout, contextlib.redirect_stdout(_LogStream()):
             yield lambda line: print(line, file=stdout)
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(original, 1)
+        os.close(original)
 
 
-def settings(given: Mapping[str, Any]) -> Settings:
-    """The settings of these flags, the environment and the file, checked as far as can be before anything starts.
+def settings(flags: Mapping[str, Any]) -> Settings:
+    """The settings from flags, environment and rayapp.toml, checked as far as possible before anything starts.
 
-    Raises WrongUsage, in one line, for whatever is wrong.
+    Args:
+        flags: Values of the flags that were given, by name of the setting.
+
+    Raises:
+        WrongUsage: Naming the flag or setting that is wrong, in one line.
     """
-    chosen = places(given)
-    _check_labels(chosen.labels)
-    _check_address(chosen)
-    return chosen.model_copy(update={"app": _app(chosen.app)})
+    checked = places(flags)
+    _check_labels(checked.labels)
+    _check_address(checked)
+    return checked.model_copy(update={"app": _app(checked.app)})
 
 
-def places(given: Mapping[str, Any]) -> Settings:
-    """As `settings`, for a command that only needs to know where things lie."""
+def places(flags: Mapping[str, Any]) -> Settings:
+    """The settings as `settings` reads them, with only the folders checked, for commands that start no server.
+
+    Args:
+        flags: Values of the flags that were given, by name of the setting.
+
+    Raises:
+        WrongUsage: Naming the flag or setting that is wrong, in one line.
+    """
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
     from rayapp.config import Settings
 
     try:
-        chosen = Settings(**given)
+        loaded = Settings(**flags)
     except ValidationError as error:
         raise WrongUsage(_line(error)) from error
     except SettingsError as error:
-        raise WrongUsage(f"environment: {error} (lists are JSON there)") from error
+        raise WrongUsage(f"environment: {error} (lists must be JSON)") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WrongUsage(f"rayapp.toml: {error}") from error
-    if chosen.dicomweb.url:
-        chosen.studies.mkdir(parents=True, exist_ok=True)
-    if chosen.studies.suffix == ".json" and chosen.studies.is_file():
-        chosen = chosen.model_copy(update={"studies": _list_folder(chosen)})
-    _check_studies(chosen.studies)
-    # Other processes of the server have other working directories.
-    update = {"studies": chosen.studies.resolve(), "workspace": chosen.workspace.expanduser().resolve()}
-    return chosen.model_copy(update=update)
+    if loaded.dicomweb.url:
+        loaded.studies.mkdir(parents=True, exist_ok=True)
+    if loaded.studies.suffix == ".json" and loaded.studies.is_file():
+        loaded = loaded.model_copy(update={"studies": _datalist_folder(loaded)})
+    _check_studies(loaded.studies)
+    # Absolute, because other processes of the server have other working directories.
+    update = {"studies": loaded.studies.resolve(), "workspace": loaded.workspace.expanduser().resolve()}
+    return loaded.model_copy(update=update)
 
 
-def _list_folder(chosen: Settings) -> Path:
+def _datalist_folder(settings: Settings) -> Path:
+    """The folder of images that a data list describes."""
     from rayapp.datastore.datalist import open_datalist
     from rayapp.errors import BadRequest
 
     try:
-        return open_datalist(chosen.studies.resolve(), max_bytes=chosen.max_volume)
+        return open_datalist(settings.studies.resolve(), max_bytes=settings.max_volume)
     except (BadRequest, OSError) as error:
         raise WrongUsage(f"--studies: {error}") from error
 
 
 def _line(error: ValidationError) -> str:
+    """The first problem of a validation error in one line."""
     problem = next(p for p in error.errors() if p["type"] != "default_factory_not_called")
     name = str(problem["loc"][0])
     flag = f"--{name.replace('_', '-')}"
     if problem["type"] == "missing":
-        return f"{flag} is needed"
+        return f"{flag} is required"
     if problem["type"] == "extra_forbidden":
         return f"rayapp.toml: there is no setting {name!r}"
     return f"{flag}: {problem['msg'].removeprefix('Value error, ')}, not {problem['input']!r}"
@@ -226,24 +254,25 @@ def _check_studies(studies: Path) -> None:
 def _check_labels(labels: tuple[str, ...]) -> None:
     for name in labels:
         if name in RESERVED_LABEL_NAMES or name == "background":
-            raise WrongUsage(f"--labels: {name!r} has a meaning of its own in requests; take another name")
+            raise WrongUsage(f"--labels: {name!r} is a reserved name in requests: choose another")
         if labels.count(name) > 1:
-            raise WrongUsage(f"--labels: {name!r} is there twice")
+            raise WrongUsage(f"--labels: {name!r} is given twice")
 
 
-def _check_address(chosen: Settings) -> None:
-    if not chosen.loopback and chosen.auth == "none":
+def _check_address(settings: Settings) -> None:
+    host, port = settings.host, settings.port
+    if not settings.loopback and settings.auth == "none":
         raise WrongUsage(
-            f"--host {chosen.host} without --auth token would let everyone who reaches this machine read and change "
-            "the studies: add --auth token, or stay on 127.0.0.1"
+            f"--host {host} without --auth token would let everyone who can reach this machine read and change "
+            "the studies: add --auth token, or use 127.0.0.1"
         )
     try:
-        family = socket.getaddrinfo(chosen.host, chosen.port, type=socket.SOCK_STREAM)[0][0]
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((chosen.host, chosen.port))
+            probe.bind((host, port))
     except OSError as error:
-        raise WrongUsage(f"--host {chosen.host} --port {chosen.port}: {error.strerror}") from error
+        raise WrongUsage(f"--host {host} --port {port}: {error.strerror}") from error
 
 
 def _app(app: str) -> str:
@@ -252,17 +281,21 @@ def _app(app: str) -> str:
         return str(folder.resolve())
     if app.isidentifier() and importlib.util.find_spec(f"rayapp.apps.{app}") is not None:
         return app
-    raise WrongUsage(f"--app: no app {app!r}: name one that ships (radiology, bundle) or a folder with main.py")
+    raise WrongUsage(f"--app: no app {app!r}: name radiology, bundle or a folder with main.py")
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
-    """The names in a comma list."""
+    """The names in a comma-separated list."""
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def pair(flag: str, text: str, mark: str) -> tuple[str, str]:
-    """The two halves of KEY=VALUE or MIN:MAX."""
-    first, found, second = text.partition(mark)
-    if not (first and found):
-        raise WrongUsage(f"{flag}: {text!r} has no {mark!r} in it")
+def pair(flag: str, text: str, separator: str) -> tuple[str, str]:
+    """The two parts of a flag's value, as of KEY=VALUE or MIN:MAX.
+
+    Raises:
+        WrongUsage: Naming the flag, if there is no separator.
+    """
+    first, present, second = text.partition(separator)
+    if not (first and present):
+        raise WrongUsage(f"{flag}: {text!r} has no {separator!r} in it")
     return first, second

@@ -1,4 +1,4 @@
-"""`rayapp simulate`: what a strategy is worth on studies whose labels are known."""
+"""`rayapp simulate`: measures active learning strategies by simulated annotators, on images with reference labels."""
 
 from __future__ import annotations
 
@@ -18,49 +18,59 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    strategy: Annotated[str, typer.Argument(metavar="STRATEGY", help="As `/info/` lists it.")],
-    references: Annotated[Path, typer.Option(metavar="DIR", help="A label map for each of the server's images.")],
-    validation: Annotated[
-        Path, typer.Option(metavar="DIR", help="`images` and `labels` of the same names, to test the model on.")
+    strategy: Annotated[str, typer.Argument(metavar="STRATEGY", help="A strategy that `/info/` lists.")],
+    references: Annotated[
+        Path, typer.Option(metavar="DIR", help="Reference label maps, named as the server's images.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Results of this and other runs, and their picture.")],
-    model: Annotated[str, typer.Option(metavar="MODEL")] = "deepedit",
-    budgets: Annotated[str, typer.Option(metavar="N,N,…", help="Train when so many images are labelled.")] = "2,4,8",
-    annotators: Annotated[int, typer.Option(min=1, help="So many at once.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    validation: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folders `images` and `labels` with equal names, to test the model on.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results of this and other runs.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Model to train.")] = "deepedit",
+    budgets: Annotated[
+        str, typer.Option(metavar="N,N,…", help="Numbers of labelled images at which the model is trained.")
+    ] = "2,4,8",
+    annotators: Annotated[int, typer.Option(min=1, help="Number of concurrent annotators.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of annotators and training.")] = 0,
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the trainer; may be repeated.")
     ] = None,
-    iterations: Annotated[int, typer.Option(min=0, help="Of each training; 0 leaves it to --set max_epochs.")] = 0,
-    scoring: Annotated[str, typer.Option(metavar="METHOD", help="Score after each training, for the strategy.")] = "",
-    strokes: Annotated[bool, typer.Option("--strokes", help="Draw lines instead of clicking.")] = False,
-    click_s: Annotated[float, typer.Option(min=0, help="Seconds a click takes.")] = 5.0,
-    stroke_s: Annotated[float, typer.Option(min=0, help="Seconds a stroke takes.")] = 10.0,
-    review_s: Annotated[float, typer.Option(min=0, help="Seconds a look at a proposal takes.")] = 30.0,
-    manual_s: Annotated[float, typer.Option(min=0, help="Seconds an image by hand takes.")] = 600.0,
-    good_enough: Annotated[float, typer.Option(min=0, max=1, help="Mean Dice of a mask that is saved.")] = 0.9,
-    max_clicks: Annotated[int, typer.Option(min=0, help="Clicks or strokes before the rest is done by hand.")] = 10,
-    click_noise: Annotated[float, typer.Option(min=0, help="Voxels by which they miss their place.")] = 0.0,
+    iterations: Annotated[
+        int, typer.Option(min=0, help="Iterations of each training; 0 leaves them to --set max_epochs.")
+    ] = 0,
+    scoring: Annotated[
+        str, typer.Option(metavar="METHOD", help="Scoring method to run after each training, if the strategy needs it.")
+    ] = "",
+    strokes: Annotated[bool, typer.Option("--strokes", help="Correct by strokes instead of clicks.")] = False,
+    click_s: Annotated[float, typer.Option(min=0, help="Seconds for a click.")] = 5.0,
+    stroke_s: Annotated[float, typer.Option(min=0, help="Seconds for a stroke.")] = 10.0,
+    review_s: Annotated[float, typer.Option(min=0, help="Seconds to review a proposal.")] = 30.0,
+    manual_s: Annotated[float, typer.Option(min=0, help="Seconds to outline an image by hand.")] = 600.0,
+    good_enough: Annotated[
+        float, typer.Option(min=0, max=1, help="Mean Dice score at which a mask is accepted.")
+    ] = 0.9,
+    max_clicks: Annotated[int, typer.Option(min=0, help="Clicks or strokes before the rest is outlined by hand.")] = 10,
+    click_noise: Annotated[float, typer.Option(min=0, help="Standard deviation of their position, in voxels.")] = 0.0,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
-    """Let simulated annotators label a running server's images, train as labels come, and test the model.
+    """Simulate active learning: annotators label a running server's images, and the model is trained and tested.
 
-    The server's images get labels: give it a copy of the studies, without any. Writes parquet files and `curves.png`
-    with all runs in the folder, and says which of their strategies to use.
+    The server's images get labels, so serve a copy of the studies, without labels. Writes parquet files, and
+    `curves.png` of all runs in the folder, and recommends one of their strategies.
     """
     from rayapp.active_learning.annotator import AnnotationTimes
     from rayapp.active_learning.outcome import draw, read_rounds
     from rayapp.active_learning.simulation import Simulation, SimulationProtocol
     from rayapp.client import AsyncClient
 
-    when = _numbers(budgets)
+    numbers = _numbers(budgets)
     simulation = Simulation(
         connect=lambda name: AsyncClient(server, token=token, client_id=name),
         protocol=SimulationProtocol(
             model=model,
             strategy=strategy,
-            budgets=when,
+            budgets=numbers,
             annotators=annotators,
             seed=seed,
             times=AnnotationTimes(
@@ -81,7 +91,7 @@ def simulate(
         validation=_pairs(validation),
     )
     try:
-        asyncio.run(_watched(simulation, max(when)))
+        asyncio.run(_watch(simulation, max(numbers)))
     finally:
         if simulation.labels:
             simulation.write(out)
@@ -94,7 +104,7 @@ def _numbers(budgets: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in budgets.split(","))
     except ValueError:
-        raise WrongUsage(f"--budgets: numbers with commas between, not {budgets!r}") from None
+        raise WrongUsage(f"--budgets: must be numbers separated by commas, not {budgets!r}") from None
 
 
 def _by_name(folder: Path, flag: str) -> dict[str, Path]:
@@ -103,13 +113,13 @@ def _by_name(folder: Path, flag: str) -> dict[str, Path]:
 
     if not folder.is_dir():
         raise WrongUsage(f"{flag}: there is no folder {folder.name}")
-    found = {}
+    files = {}
     for file in sorted(folder.iterdir()):
         try:
-            found[split_ext(file.name)[0]] = file
+            files[split_ext(file.name)[0]] = file
         except Unreadable:
             continue
-    return found
+    return files
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -117,7 +127,7 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     return [(image, labels[name]) for name, image in images.items() if name in labels]
 
 
-async def _watched(simulation: Simulation, total: int) -> None:
+async def _watch(simulation: Simulation, total: int) -> None:
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""`rayapp ohif`: the viewer for the browser."""
+"""`rayapp ohif`: the OHIF viewer for browsers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def _ohif() -> None:
 @commands.command()
 def install(
     archive: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The package's archive, where there is no network.")
+        Path | None, typer.Option(metavar="FILE", help="The package's archive, for a machine without network.")
     ] = None,
 ) -> None:
-    """Fetch OHIF by npm, check it and prepare it, once for this user; prints the folder it is in."""
+    """Download OHIF by npm, verify it and prepare it, once for this user; print its folder."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
@@ -31,16 +31,15 @@ def install(
     folder = ohif_folder()
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(f"fetching {ohif.PACKAGE} {ohif.VERSION} (50 MB)", total=None)
+        task = shown.add_task(f"downloading {ohif.PACKAGE} {ohif.VERSION} (50 MB)", total=None)
 
-        def progress(there: int, size: int) -> None:
-            shown.update(task, description="unpacking and preparing", completed=there, total=size)
+        def progress(done: int, size: int) -> None:
+            shown.update(task, description="unpacking and preparing", completed=done, total=size)
 
         new = ohif.install(folder, archive=archive, progress=progress)
-    Console(stderr=True).print(
-        f"OHIF {ohif.VERSION} {'is installed' if new else 'was installed already'}; a server "
-        "that runs must be started anew to show it at /ohif/"
-        if new
-        else ""
-    )
+    if new:
+        text = f"OHIF {ohif.VERSION} is installed; restart a running server to serve it at /ohif/"
+    else:
+        text = f"OHIF {ohif.VERSION} was installed already"
+    Console(stderr=True).print(text)
     print(folder)

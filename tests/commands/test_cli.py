@@ -74,7 +74,7 @@ def test_the_version_is_shown():
 
 def test_studies_are_needed(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert "--studies is needed" in refused("start")
+    assert "--studies is required" in refused("start")
 
 
 def test_a_missing_folder_is_told_by_name(refused: Refused, tmp_path: Path):
@@ -113,9 +113,9 @@ def test_a_folder_that_cannot_be_read_or_written_is_refused(mode: int):
         (("--conf", "key"), "--conf: 'key' has no '=' in it"),
         (("--auth", "magic"), "--auth: Input should be 'none' or 'token', not 'magic'"),
         (("--app", "nothing"), "--app: no app 'nothing'"),
-        (("--labels", "liver,roi"), "'roi' has a meaning of its own"),
-        (("--labels", "liver,background"), "'background' has a meaning of its own"),
-        (("--labels", "liver,liver"), "'liver' is there twice"),
+        (("--labels", "liver,roi"), "'roi' is a reserved name"),
+        (("--labels", "liver,background"), "'background' is a reserved name"),
+        (("--labels", "liver,liver"), "'liver' is given twice"),
         (("--host", "0.0.0.0"), "without --auth token would let everyone"),
         (("--nonsense",), "No such option: --nonsense"),
     ],

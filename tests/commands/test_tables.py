@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from rayapp.commands import jobs, models
-from rayapp.commands.jobs import _meant
+from rayapp.commands.jobs import _full_id
 
 PROGRESS = {
     "epoch": 13,
@@ -45,7 +45,7 @@ def test_jobs_have_a_line_each_and_say_how_far_they_are():
         job(3, "batch_infer", "segmentation", IMAGES),
         job(4, "scoring", "epistemic", None, "ERROR"),
     ]
-    lines = printed(jobs.listed(found))
+    lines = printed(jobs.table_of(found))
     assert len(lines) == 1 + len(found)
     assert lines[1].split()[:4] == ["00000001", "train", "deepgrow_3d", "RUNNING"]
     assert lines[1].rstrip().endswith("epoch 13/120, best 0.8345, 72 min left")
@@ -55,12 +55,12 @@ def test_jobs_have_a_line_each_and_say_how_far_they_are():
 def test_ids_are_as_long_as_it_takes_to_tell_them_apart_and_their_beginning_names_them():
     found = [job(1, "train", "a"), job(1, "train", "b")]
     found[1]["id"] = found[0]["id"].replace("6f2c", "6f2d")
-    lines = printed(jobs.listed(found))
+    lines = printed(jobs.table_of(found))
     shown = [line.split()[0] for line in lines[1:]]
     assert shown == ["00000001-6f2c", "00000001-6f2d"]
-    assert [_meant(each, found) for each in shown] == [each["id"] for each in found]
-    assert _meant("00000001", found) == "00000001"
-    assert _meant("nothing", found) == "nothing"
+    assert [_full_id(each, found) for each in shown] == [each["id"] for each in found]
+    assert _full_id("00000001", found) == "00000001"
+    assert _full_id("nothing", found) == "nothing"
 
 
 def test_versions_have_a_line_each_and_below_the_reasons_of_those_that_were_kept():
@@ -75,10 +75,10 @@ def test_versions_have_a_line_each_and_below_the_reasons_of_those_that_were_kept
     ]  # fmt: skip
     found = {"segmentation": {"production": "v12", "versions": versions}, "deepgrow_3d": {"production": None,
              "versions": versions[:1]}}  # fmt: skip
-    lines = printed(models.listed(found))
+    lines = printed(models.table_of(found))
     assert len(lines) == 6
     assert lines[2].split()[:3] == ["segmentation", "v12", "*"]
     assert lines[2].split()[-3:] == ["v11", "0.8123", "0.8000"]
     assert lines[3].split()[-3:] == ["0.7012", "0.8123", "kept"]
     assert lines[4].rstrip().endswith("by anna")
-    assert models.kept(found) == [f"v13 of segmentation: {why}"]
+    assert models.not_promoted(found) == [f"v13 of segmentation: {why}"]
