@@ -114,7 +114,9 @@ def _plan(studies: Path, machine: Hardware, progress: Progress) -> tuple[Survey,
     from rayapp.planner.survey import survey_folder
 
     surveying = progress.add_task("surveying the images", total=None)
-    survey = survey_folder(studies, progress=lambda done, total: progress.update(surveying, completed=done, total=total))
+    survey = survey_folder(
+        studies, progress=lambda done, total: progress.update(surveying, completed=done, total=total)
+    )
     planning = progress.add_task("planning", total=len(KINDS))
     proposals: dict[str, Proposal] = {}
     for kind in KINDS:

@@ -65,7 +65,7 @@ def _draw(client: Client, method: str, to: Path) -> str:
     from rayapp.imaging.overlay import heatmap
     from rayapp.imaging.reader import read_segmentation, read_volume
 
-    infos = {image: found["image"]["info"] for image, found in client.document()["objects"].items()}
+    infos = {image: entry["image"]["info"] for image, entry in client.document()["objects"].items()}
     entropies = {image: info[f"{method}_entropy"] for image, info in infos.items() if f"{method}_entropy" in info}
     if not entropies:
         raise WrongUsage(f"--picture: {method} makes no uncertainty maps; tta and epistemic do")

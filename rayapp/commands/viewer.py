@@ -30,11 +30,11 @@ def install(
 
     folder = ohif_folder()
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(f"downloading {ohif.PACKAGE} {ohif.VERSION} (50 MB)", total=None)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(f"downloading {ohif.PACKAGE} {ohif.VERSION} (50 MB)", total=None)
 
         def progress(done: int, size: int) -> None:
-            shown.update(task, description="unpacking and preparing", completed=done, total=size)
+            bars.update(task, description="unpacking and preparing", completed=done, total=size)
 
         new = ohif.install(folder, archive=archive, progress=progress)
     if new:

@@ -8,7 +8,15 @@ from rayapp.training.train_task import Host, TrainerInfo, TrainRequest, TrainRes
 
 
 class BasicTrainTask(Recipe[Opts]):
-    """A `TrainTask` that executes its own recipe. See `Recipe` for its arguments; override any of its methods."""
+    """A trainer that executes its own recipe. Override any method of `Recipe` to train differently.
+
+    Args:
+        labels: Value by structure name, contiguous from 1.
+        description: One line for people, about the trainer and its models.
+        options: Default options, which a request may override.
+        conf: The app's overrides of the planner, see `rayapp.planner.overrides`: `spacing`, `roi_size`, `network`,
+            `overlap`, `precision`. A request may set the same and takes precedence.
+    """
 
     @property
     def info(self) -> TrainerInfo:

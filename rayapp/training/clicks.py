@@ -28,7 +28,7 @@ MAX_CLICKS_PER_ROUND = 4
 
 
 class ClickTrainTask(BasicTrainTask[ClickOptions]):
-    """A trainer with guidance channels; see `Recipe` for its arguments."""
+    """A trainer with guidance channels; see `BasicTrainTask` for its arguments."""
 
     def __init__(
         self,

@@ -28,7 +28,8 @@ from rayapp.training.recipe import Evaluation, Labels, Predict, evaluation_of
 
 
 class DeepEditTrainTask(ClickTrainTask):
-    """Trainer of DeepEdit; see `Recipe` for its arguments. `rayapp.inference.methods.deepedit` serves its models."""
+    """Trainer of DeepEdit; see `BasicTrainTask` for its arguments. `rayapp.inference.methods.deepedit` serves its
+    models."""
 
     measurements = ("dice", "dice_after_clicks")
     whole_image = True

@@ -41,7 +41,7 @@ from rayapp.training.train_task import Pair
 
 
 class DeepGrowTrainTask(ClickTrainTask):
-    """Trainer of DeepGrow 3D; see `Recipe` for its arguments."""
+    """Trainer of DeepGrow 3D; see `BasicTrainTask` for its arguments."""
 
     measurements = ("dice_after_one_click", "dice_after_clicks")
     whole_image = True

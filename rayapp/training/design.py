@@ -126,7 +126,7 @@ class Design:
                 return f"the images have another number of {what}"
         for name in fixed:
             if not _equal(own[name], card[name]):
-                return f"another {name} was asked for"
+                return f"another {name} was requested"
         spacing = np.array(card["spacing"], dtype=float)
         limit = np.log(MAX_SPACING_RATIO)
         if not (spacing > 0).all() or np.abs(np.log(spacing / np.array(self.spacing))).max() > limit:

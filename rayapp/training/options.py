@@ -54,12 +54,12 @@ class Options:
         Raises:
             BadRequest: Naming the option whose value is not allowed.
         """
-        given: dict[str, Any] = {
+        values: dict[str, Any] = {
             field.name: _parsed(field.name, getattr(self, field.name), params[field.name])
             for field in dataclasses.fields(self)
             if params.get(field.name) is not None
         }
-        options = dataclasses.replace(self, **given)
+        options = dataclasses.replace(self, **values)
         if options.train_batch_size < 0:
             raise BadRequest(f"train_batch_size must be at least 0, not {options.train_batch_size}")
         for name in ("max_epochs", "val_interval", "accumulate", "checkpoint_every"):

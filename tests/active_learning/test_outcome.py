@@ -122,5 +122,5 @@ def test_runs_that_came_to_exactly_the_same_are_compared_too():
 
 
 def test_a_strategy_alone_says_nothing_of_what_it_saves():
-    assert "beside another" in advice(run("tta", 0, 0.5), 0.6)
-    assert "beside another" in advice(run("tta", 0, 0.5) + run("epistemic", 0, 0.6), 0.6)
+    assert "in comparison with others" in advice(run("tta", 0, 0.5), 0.6)
+    assert "in comparison with others" in advice(run("tta", 0, 0.5) + run("epistemic", 0, 0.6), 0.6)

@@ -11,7 +11,7 @@ import pytest
 
 from actors.client import ActorClient
 from deployments.clients import DatastoreClient
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.client import Client
 from rayapp.errors import Conflict
 from rayapp.serving.service import InferenceService

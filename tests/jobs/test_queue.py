@@ -229,7 +229,7 @@ def test_what_was_running_when_the_server_stopped_goes_on_first_and_says_so(stud
     job = again.running(JobKind.TRAIN)
     assert job.id == "a"
     assert job.progress == PROGRESS
-    assert "goes on" in job.details[-1]
+    assert "resumes" in job.details[-1]
     work.go.release(2)
     assert [job.state for job in ended(again, "a", "b")] == [State.DONE, State.DONE]
     assert work.ran == ["a", "a", "b"]
