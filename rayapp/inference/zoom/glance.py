@@ -172,8 +172,8 @@ def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
     if around:
         drawn = max(max(np.array(box.high) - box.low) for box in around)
         flat = all(min((np.array(box.high) - box.low) / source.spacing) <= 1.01 for box in around)
-        sizes = drawn * np.array([1.25, 1.8, 2.7] if flat else [1.35])
-        sizes = np.maximum(sizes, 1.2 * reach)
+        sizes = drawn * np.array([1.25, 1.8, 2.7] if flat else [1.2, 1.5])
+        sizes = np.maximum(sizes, 1.15 * reach)
     else:
         smallest = min(max(12 * float(source.spacing.min()), 1.3 * reach), largest)
         sizes = np.geomspace(smallest, largest, steps)

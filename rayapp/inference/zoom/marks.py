@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.draw import polygon2mask
 
 from rayapp.inference.zoom.view import Floats, View
@@ -17,6 +18,8 @@ Positions = NDArray[np.float64]
 
 POINT = 2.0
 """Radius of a point's ball, in the view's voxels."""
+BINS = 32
+"""Of the histograms that tell a box's inside from its outside."""
 STROKE = 1.0
 """Radius of a stroke, in the view's voxels."""
 
@@ -126,10 +129,11 @@ def channels(view: View, image: Floats, marks: Marks, previous: Floats | None = 
 
 
 def _seen(drawn: Floats) -> Floats:
-    """The image centred on the prompted tissue and scaled by its surroundings: tanh((x - centre) / scale).
+    """The image as seen from the prompts: 0 on tissue like theirs, towards +-1 where it differs.
 
-    The tissue is what points and strokes lie on; without any in the view, the middle of the boxes and lassos, or the
-    mask to start from. The scale is twice the median absolute difference around the tissue.
+    The tissue is what points and strokes lie on, or else the mask to start from: tanh((x - centre) / scale), where the
+    scale is twice the median absolute difference around it. Of boxes and lassos alone it is what is inside rather than
+    around, by the intensities' histograms.
     """
     image, edge = drawn[Channel.IMAGE], drawn.shape[-1]
     tissue = (drawn[Channel.INCLUDE] + drawn[Channel.STROKE]) > 0
@@ -141,30 +145,28 @@ def _seen(drawn: Floats) -> Floats:
     else:
         around = np.maximum(drawn[Channel.BOX], drawn[Channel.LASSO]) > 0
         if around.any():
-            region = _limits(around, 2)
-            tissue = np.zeros_like(tissue)
-            middle = tuple(
-                slice(
-                    s.start + (s.stop - s.start) // 3,
-                    max(s.start + (s.stop - s.start) // 3 + 1, s.stop - (s.stop - s.start) // 3),
-                )
-                for s in _limits(around, 0)
-            )
-            tissue[middle] = True
-        elif (drawn[Channel.PREVIOUS] > 0.5).any():
-            tissue = drawn[Channel.PREVIOUS] > 0.5
+            return _unlike(image, around)
+        tissue = drawn[Channel.PREVIOUS] > 0.5
     centre = float(np.median(image[tissue])) if tissue.any() else 0.0
     scale = max(2 * float(np.median(np.abs(image[region][::2, ::2, ::2] - centre))), 0.03)
     return np.asarray(np.where(image == 0, 0, np.tanh((image - centre) / scale)), np.float32)
 
 
-def _limits(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
-    """The box of a mask that is not empty, wider by `margin` voxels."""
-    sides = []
-    for axis in range(3):
-        marked = np.flatnonzero(mask.any(tuple(b for b in range(3) if b != axis)))
-        sides.append(slice(max(0, int(marked[0]) - margin), int(marked[-1]) + 1 + margin))
-    return tuple(sides)
+def _unlike(image: Floats, around: NDArray[np.bool_]) -> Floats:
+    """How much more each voxel's intensity belongs around a drawn region than in it; negative where it is darker."""
+    shown = image != 0
+    inner, outer = image[around & shown], image[~around & shown]
+    if not len(inner) or not len(outer):
+        return np.zeros_like(image)
+    sides = np.linspace(-1, 1, BINS + 1)
+    shares = [
+        ndimage.gaussian_filter1d(np.histogram(part, sides)[0] / len(part), 1, mode="nearest") + 1e-4
+        for part in (inner, outer)
+    ]
+    outside = np.minimum(1, 2 * shares[1] / (shares[0] + shares[1]))
+    likely = sides[:-1][(shares[0] * (1 - outside)).argmax()]
+    index = np.clip(((image + 1) * (BINS / 2)).astype(int), 0, BINS - 1)
+    return np.asarray(np.where(shown, outside[index] * np.where(image < likely, -1, 1), 0), np.float32)
 
 
 def _balls(channel: Floats, points: Sequence[Positions], radius: float) -> None:

@@ -22,14 +22,14 @@ class Optics:
         steps: views that are compared after a click.
         fine: voxels along the edge of the look at the structure's own size.
         margin: that look's size over the structure's longest side.
-        patches: looks along the border, at most.
+        box_margin: the same where a box says where the structure ends.
     """
 
     coarse: int = 32
     steps: int = 7
     fine: int = 48
     margin: float = 1.35
-    patches: int = 0
+    box_margin: float = 1.2
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,9 @@ def outcomes(
         return
     start = rendered([best], source, marks)
     view = framed(_around(found, marks), optics.fine, optics.margin, smallest)
+    solid = [box for box in marks.boxes if _solid(box, source.spacing)]
+    if len(solid) == 1:
+        view = framed(_around(solid[0], marks), optics.fine, optics.box_margin, smallest)
     closer = glances(ask, source, [view], marks, start)[0]
     layers = [closer] if (closer.logits > 0).any() else [best]
     yield Outcome(rendered(layers, source, marks), closer.quality, *others)

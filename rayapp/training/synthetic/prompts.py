@@ -58,8 +58,6 @@ def first(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Marks:
     elif kind == "lasso":
         axis, at = _slice(random, mask)
         marks.lassos += _lassos(random, mask, spacing, axis, at)
-        if not marks.lassos:
-            marks.include.append(click(random, mask, spacing))
     elif kind == "painted slices":
         axis, _ = _slice(random, mask)
         _paint(random, marks, mask, spacing, axis)
@@ -70,6 +68,8 @@ def first(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Marks:
         rings = random.random() < 0.5
         for number in slices:
             _strokes(random, marks, mask, spacing, axis, int(number), size, rings)
+    if marks.bounds() is None:  # nothing could be drawn on so little
+        marks.include.append(click(random, mask, spacing))
     return marks
 
 

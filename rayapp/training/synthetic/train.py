@@ -230,14 +230,14 @@ def train(options: Options) -> None:
     trials: list[Trial] = load_trials(options.trials) if options.trials else []
     context = multiprocessing.get_context("spawn")
     feed = context.Queue(48)
-    makers = [
-        context.Process(
-            target=_generate, args=(feed, (options.seed, trainer.samples, n), tuple(options.edges)), daemon=True
-        )
-        for n in range(options.generators)
-    ]
-    for maker in makers:
+
+    def started(number: int) -> Any:
+        seed = (options.seed, trainer.samples, number)
+        maker = context.Process(target=_generate, args=(feed, seed, tuple(options.edges)), daemon=True)
         maker.start()
+        return maker
+
+    makers = [started(number) for number in range(options.generators)]
     stopped = threading.Event()
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, lambda *_: stopped.set())
@@ -258,6 +258,10 @@ def train(options: Options) -> None:
         trainer.seconds = before + time.monotonic() - start
         trainer.cpu = used + time.process_time()
         if trainer.steps % 100 == 0:
+            for number, maker in enumerate(makers):
+                if not maker.is_alive():
+                    _log(options, samples=trainer.samples, generator_ended=maker.exitcode)
+                    makers[number] = started(number)
             rate = (trainer.samples - seen) / (time.monotonic() - since)
             _log(
                 options,
