@@ -18,7 +18,7 @@ from rayapp.serving.messages import InferCall
 from rayapp.serving.service import InferenceService
 from tests.inference import near_and_bright
 
-NETWORKS = {"deepedit", "segmentation"}
+NETWORKS = {"deepedit", "segmentation", "deepgrow_3d"}
 SCRIBBLES = {"Histogram+GraphCut", "GMM+GraphCut", "Forest+GraphCut", "ClosedCurves+GraphCut"}
 REFINEMENTS = {"Segmentation+GraphCut", "DeepEdit+GraphCut"}
 WEIGHTS = SHIPPED / "segmentation.safetensors"
@@ -63,11 +63,11 @@ def test_label_values_are_contiguous(catalogue):
 
 def test_models_of_other_labels_do_not_serve(settings, datastore):
     other = Catalogue(settings.model_copy(update={"labels": ("hippocampus",)}), datastore)
-    assert set(other.describe()["models"]) == SCRIBBLES  # which are of any structure
+    assert set(other.describe()["models"]) == {"deepgrow_3d", *SCRIBBLES}  # which are of any structure
 
 
 def test_what_no_version_serves_for_the_wanted_labels_can_still_be_trained(settings, datastore):
-    models = ("segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d")
+    models = ("segmentation", "deepedit", "deepgrow_2d")
     wanted = settings.model_copy(update={"labels": ("tail", "head"), "models": models})
     described = Catalogue(wanted, datastore).describe()
     assert (described["models"], described["broken_models"]) == ({}, {})
@@ -78,12 +78,14 @@ def test_what_no_version_serves_for_the_wanted_labels_can_still_be_trained(setti
     assert described["trainers"]["deepedit"]["config"]["click_noise"] == 0.0
 
 
-def test_deepgrow_serves_once_a_version_is_published_whatever_labels_are_wanted(settings, datastore, tmp_path):
+def test_deepgrow_serves_the_version_published_last_whatever_labels_are_wanted(settings, datastore, tmp_path):
     wanted = settings.model_copy(update={"labels": ("hippocampus",)})
     catalogue = Catalogue(wanted, datastore)
+    before = catalogue.describe()["models"]
+    assert "deepgrow_2d" not in before
+    assert before["deepgrow_3d"]["version"] == "v1"
     for dimensions in (2, 3):
         made = near_and_bright.version(tmp_path, dimensions)
-        assert made.name not in catalogue.describe()["models"]
         catalogue.publish(made.name, made.weights, made.card, request=made.name)
         model = catalogue.describe()["models"][made.name]
         assert (model["type"], model["labels"], model["dimension"]) == ("deepgrow", {}, dimensions)
@@ -139,7 +141,7 @@ def test_a_refinement_needs_its_network_and_scribbles_their_flag(settings, datas
 def test_a_broken_model_is_named_and_the_others_serve(settings, datastore, catalogue):
     catalogue.production("deepedit").weights.write_bytes(b"no tensors")
     described = Catalogue(settings, datastore).describe()
-    assert set(described["models"]) == {"segmentation", "Segmentation+GraphCut", *SCRIBBLES}
+    assert set(described["models"]) == {"segmentation", "deepgrow_3d", "Segmentation+GraphCut", *SCRIBBLES}
     assert set(described["broken_models"]) == {"deepedit", "DeepEdit+GraphCut"}
 
 
