@@ -69,7 +69,7 @@ def test_mypy_sees_the_types_of_the_client_in_an_installed_wheel(wheel: Path, tm
     done = run(sys.executable, "-m", "mypy", *options, "program.py", cwd=tmp_path, PYTHONPATH="", MYPYPATH="")
     assert "py.typed" not in done.stdout, "mypy ignores a package without that marker"
     said = [line.partition(": ")[2] for line in done.stdout.splitlines()[:2]]
-    assert 'Revealed type is "rayapp.client.prompting.Interaction"' in said[0], done.stdout + done.stderr
+    assert 'Revealed type is "rayapp.client.synchronous.Interaction"' in said[0], done.stdout + done.stderr
     assert 'has incompatible type "int"; expected "str"' in said[1]
 
 

@@ -37,6 +37,7 @@ Generated from the asynchronous client by `python -m rayapp.client.make_synchron
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from pathlib import Path
@@ -173,7 +174,8 @@ def _iterate(run: Run, items: AsyncGenerator[T, None]) -> Iterator[T]:
         while (item := run(following())) is not None:
             yield item
     except GeneratorExit:
-        run(items.aclose())
+        with contextlib.suppress(RuntimeError):  # the client was closed before, and its connections with it
+            run(items.aclose())
         raise
 
 

@@ -38,3 +38,15 @@ def test_the_reference_shows_a_signature_and_a_docstring_for_every_method(blocki
     shown = module.members[blocking.__name__].members
     assert shown.keys() >= methods(blocking).keys()
     assert [name for name in methods(blocking) if not (shown[name].is_function and shown[name].docstring)] == []
+
+
+def test_an_iterator_that_is_dropped_after_the_client_was_closed_complains_of_nothing(monkeypatch):
+    async def events(self, job):
+        while True:
+            yield {"id": job}
+
+    monkeypatch.setattr(AsyncClient, "follow", events)
+    with Client("http://127.0.0.1:9") as client:
+        following = client.follow("a")
+        assert next(following) == {"id": "a"}
+    following.close()

@@ -58,7 +58,7 @@ def test_the_model_gets_better_while_annotators_work(trainer: Running, tmp_path:
         assert client.infer_box("bright", "torso_0").params["at"] > 60.0
 
         shown = rayapp("models", "list", "--server", trainer.url, cwd=tmp_path).stdout
-        assert re.findall(r"\b(v\d+)( \*)?", shown) == [("v1", ""), ("v2", " *")]
+        assert re.findall(r"\b(v\d+)( \*)?", shown) == [("v1", ""), ("v2", " *"), ("v1", "")]  # and its parent
         assert rayapp("models", "rollback", "bright", "--server", trainer.url, cwd=tmp_path).stdout == "v1\n"
         until(lambda: client.infer_box("bright", "torso_0").params["model_version"] == "v1")
         assert rayapp("models", "promote", "bright", "v2", "--server", trainer.url, cwd=tmp_path).stdout == "v2\n"

@@ -175,7 +175,7 @@ def test_a_save_made_from_an_older_revision_is_refused_and_says_who_saved_since(
     save(plain, body=b"second")
     staged = plain.stage(".nii.gz")
     staged.write_bytes(b"late")
-    with pytest.raises(Conflict, match=r"revision 2 of label final .* by ann"):
+    with pytest.raises(Conflict, match=r"revision 2 of label 'final' .* by ann"):
         plain.save_label("ct_a", "final", staged, ".nii.gz", info={}, author=Author(user="ben"), expected=expected)
     assert plain.label("ct_a", "final").path.read_bytes() == b"second"
     assert staged.read_bytes() == b"late", "what was refused can still be saved otherwise"

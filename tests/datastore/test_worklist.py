@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from rayapp.datastore import worklist
-from rayapp.datastore.index import Index, salvage
+from rayapp.datastore.index import Index
 from rayapp.datastore.interfaces import Author, ClickEvent, ImageScore, Ranked
 from rayapp.datastore.local import LocalDatastore
+from rayapp.datastore.salvage import salvage
 from rayapp.errors import NotFound
 from tests.datastore.saves import Open, save
 

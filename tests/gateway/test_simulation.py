@@ -196,7 +196,7 @@ def test_a_training_that_does_not_end_well_ends_the_run(pool: Served, tmp_path: 
     async def both() -> None:
         await asyncio.gather(run(), asyncio.to_thread(stop))
 
-    with pytest.raises(RayappError, match="ended as STOPPED"):
+    with pytest.raises(RayappError, match="ended with STOPPED"):
         asyncio.run(both())
 
 

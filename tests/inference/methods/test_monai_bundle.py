@@ -410,7 +410,7 @@ BROKEN = {
     "no inference config": "configs/inference.json is missing",
     "torn config": "inference.json cannot be read",
     "no labels": "no channel_def",
-    "two-dimensional": "images here are volumes",
+    "two-dimensional": "it is two-dimensional, but images are volumes",
     "no weights": "it has no weights: none of models/model.pt",
     "other weights": "model.pt does not match its network",
     "code in the weights": "could run code: not loaded",

@@ -68,7 +68,7 @@ def test_the_server_sees_canonical_axes_and_the_spacing_that_was_asked_for(serve
     ("answers", "said"),
     [
         ("status", "answers with status 500"),
-        ("nothing", "no JSON"),
+        ("nothing", "its answer is not JSON"),
         ("shape", "not with labels or logits"),
         ("short", "does not follow the protocol"),
     ],
