@@ -109,10 +109,10 @@ export const REQUESTS = {
   server: 'the server',
   failed: (/** @type {string} */ source, /** @type {number} */ status) => {
     const known = /** @type {Record<number, string>} */ ({
-      502: 'does not answer, or closed the connection',
+      502: 'does not answer, or the connection broke off',
       504: 'did not answer in time',
     });
-    return `${source} ${known[status] ?? `answered with status ${status}`}`;
+    return `${source} ${known[status] ?? `answers with status ${status}`}`;
   },
 };
 
