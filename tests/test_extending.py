@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayapp.app.label_app import app_class
+from rayapp.app.app_loader import app_class
 from rayapp.config import Settings
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prompts
