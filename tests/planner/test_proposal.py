@@ -43,7 +43,7 @@ def survey(
 
 
 def proposed(
-    data: Survey, machine: Hardware, kind: Kind = "segmentation", structures: int = 1, **overrides: object
+    data: Survey, machine: Hardware, kind: Kind = "segmentation", structures: int = 4, **overrides: object
 ) -> Proposal:
     return propose(data, machine, Method.of(kind, structures), overrides=overrides)
 
@@ -56,7 +56,7 @@ THICK = survey((1.25, 1.25, 7.7), (256, 288, 36))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("data", [CROPS, THICK], ids=["crops", "thick slices"])
 def test_the_network_takes_what_is_proposed(data: Survey, kind: Kind):
-    proposal = proposed(data, SMALL, kind, structures=2)
+    proposal = proposed(data, SMALL, kind)
     with FakeTensorMode():
         logits = build(proposal.network)(torch.zeros(1, proposal.network["in_channels"], *proposal.roi_size))
     assert logits.shape == (1, proposal.network["out_channels"], *proposal.roi_size)
@@ -84,7 +84,7 @@ def test_small_images_are_seen_whole_as_they_are_on_a_gpu_by_a_network_of_full_r
 @pytest.mark.parametrize("data", [TORSOS, THICK], ids=["torsos", "thick slices"])
 @pytest.mark.parametrize("kind", ["segmentation", "deepedit"])
 def test_on_two_cores_a_glance_and_a_step_stay_short(data: Survey, kind: Kind):
-    proposal = proposed(data, SMALL, kind, structures=4)
+    proposal = proposed(data, SMALL, kind)
     assert 0 < proposal.forward_seconds <= SLACK * FORWARD_BUDGET_S
     assert proposal.step_seconds <= STEP_BUDGET_S
 
@@ -97,12 +97,12 @@ def test_clicks_see_the_whole_image_and_windows_a_part_in_finer_voxels():
 
 
 def test_thick_slices_are_neither_thinned_nor_thickened_nor_pooled_first():
-    proposal = proposed(THICK, SMALL, "deepedit", structures=4)
+    proposal = proposed(THICK, SMALL, "deepedit")
     right, anterior, superior = proposal.spacing
     assert superior == 7.7
     assert 1.25 < right == anterior < 7.7
     assert proposal.network["strides"][0] == [2, 2, 1]
-    full = proposed(THICK, WITH_GPU, "segmentation", structures=4)
+    full = proposed(THICK, WITH_GPU, "segmentation")
     assert full.spacing == (1.25, 1.25, 7.7)
     assert full.network["kernel_size"][:2] == [[3, 3, 1], [3, 3, 1]]
     assert full.network["kernel_size"][-1] == 3
