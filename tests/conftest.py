@@ -121,8 +121,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     assert running.survivors() == []
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Iterator[Orthanc]:
-    """An empty DICOMweb archive of its own for the test; mark the test `needs_orthanc`."""
-    with orthanc(tmp_path / "orthanc") as running:
+@pytest.fixture(scope="session")
+def running_archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """One DICOMweb archive for the whole run."""
+    with orthanc(tmp_path_factory.mktemp("archive") / "orthanc") as running:
         yield running
+
+
+@pytest.fixture
+def archive(running_archive: Orthanc) -> Orthanc:
+    """The archive, empty; mark the test `needs_orthanc`."""
+    running_archive.empty()
+    return running_archive

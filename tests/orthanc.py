@@ -25,7 +25,7 @@ from tests.waiting import until
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 MISSING = shutil.which("Orthanc") is None or not PLUGIN.exists()
 needs_orthanc = pytest.mark.skipif(MISSING, reason="no Orthanc: apt-get install orthanc orthanc-dicomweb")
-START_S = 20.0
+START_S = 120.0
 
 
 class Orthanc:
@@ -85,14 +85,22 @@ class Orthanc:
     def find(self, level: str, query: dict[str, str]) -> list[str]:
         """Orthanc's own ids of what the query finds."""
         body = json.dumps({"Level": level, "Query": query}).encode()
-        with urllib.request.urlopen(self.root + "/tools/find", data=body, timeout=10) as answer:
+        with urllib.request.urlopen(self.root + "/tools/find", data=body, timeout=60) as answer:
             found: list[str] = json.load(answer)
         return found
 
     def remove(self, kind: str, own_id: str) -> None:
         """Remove it, as an administrator of the archive would."""
         request = urllib.request.Request(f"{self.root}/{kind}/{own_id}", method="DELETE")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=60).close()
+
+    def empty(self) -> None:
+        """Make it as it was at first: running, and with nothing in it."""
+        if self._process is None:
+            self.start()
+        with urllib.request.urlopen(self.root + "/patients", timeout=60) as answer:
+            for own_id in json.load(answer):
+                self.remove("patients", own_id)
 
     def _answers(self) -> bool:
         try:

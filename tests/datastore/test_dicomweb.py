@@ -59,7 +59,7 @@ def placed(archive: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with front(archive.root) as standing:
 
         def open_it(**fields: Any) -> DicomwebDatastore:
-            known = {"timeout": 2.0, **fields.pop("dicomweb", {})}
+            known = {"timeout": 60.0, **fields.pop("dicomweb", {})}
             settings = Settings(
                 studies=standing.url + "/dicom-web", workspace=tmp_path / "workspace", dicomweb=known, **fields
             )
@@ -201,7 +201,7 @@ def test_every_save_is_a_series_of_its_own_and_other_tags_stay_here(placed: Plac
 
 @pytest.mark.parametrize("way", [BROKEN, SLOW, CUT, DENIED, "stopped"])
 def test_a_label_saved_while_the_archive_is_away_is_kept_and_stored_when_it_is_back(placed: Placed, way: str) -> None:
-    store = placed.open()
+    store = placed.open(dicomweb={"timeout": 2.0} if way == SLOW else {})
     store.image(CT)
     if way == "stopped":
         placed.archive.stop()
@@ -249,7 +249,7 @@ def test_a_label_that_can_be_no_segmentation_is_kept_here_and_says_so(placed: Pl
 def test_a_series_cannot_be_had_from_an_archive_that_misbehaves(
     placed: Placed, way: str, error: type[Exception]
 ) -> None:
-    store = placed.open(dicomweb={"timeout": 0.5})
+    store = placed.open(dicomweb={"timeout": 2.0} if way == SLOW else {})
     placed.front.way = way
     with pytest.raises(error, match="archive"):
         store.image(CT)
