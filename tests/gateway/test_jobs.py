@@ -239,7 +239,7 @@ def test_a_worse_candidate_is_kept_and_not_promoted(trained: Served, tmp_path: P
 
 def test_a_silent_job_is_followed_by_heartbeats(trained: Served, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(routes, "HEARTBEAT_S", 0.1)
-    job = train(trained, pause=0.5)["id"]
+    job = train(trained, pause=2.0)["id"]
     with requests.get(f"{trained.url}/jobs/{job}/events", stream=True, timeout=20) as stream:
         assert any(line == b": keep-alive" for line in stream.iter_lines())
 

