@@ -19,6 +19,7 @@ from rayapp.commands import (
     datasets,
     demo,
     doctor,
+    images,
     jobs,
     models,
     replay,
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.command()(server.start)
 app.command()(demo.demo)
 app.add_typer(datasets.commands, name="datasets")
+app.command()(images.images)
 app.command()(annotation.infer)
 app.command("next")(annotation.next_image)
 app.command()(replay.replay)

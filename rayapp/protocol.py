@@ -204,7 +204,7 @@ def checked_name(value: str, what: str) -> str:
         BadRequest: the name is not valid.
     """
     if (
-        len(value.encode()) <= 200
+        len(value.encode(errors="surrogatepass")) <= 200
         and ".." not in value
         and _NAME.fullmatch(value)
         and value[-1] not in ". "

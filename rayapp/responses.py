@@ -13,11 +13,15 @@ from rayapp.protocol import Role
 
 
 class DatastoreStatus(TypedDict):
-    """Numbers of images, of images with a `final` label, and of labels by tag."""
+    """Numbers of images, of images with a `final` label, and of labels by tag.
+
+    `problems` gives the reason why an entry of the studies folder is left out, by its path there; absent without any.
+    """
 
     total: int
     completed: int
     label_tags: dict[str, int]
+    problems: NotRequired[dict[str, str]]
 
 
 class ModelInfo(TypedDict):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from rayapp.datastore import folder_scan
+from rayapp.datastore.image_names import is_valid_name
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import delete
 
@@ -33,12 +33,15 @@ class DicomTree:
         self._studies = studies
         self._root = studies / ".rayapp" / "series"
         self._series: dict[str, Info | None] = {}
+        self._others: dict[str, str] = {}
+        self.problems: dict[Path, str] = {}
+        """Reason why a file or folder below the studies folder was left out of the last scan, by path."""
 
-    def scan(self, image_folders: Mapping[str, str]) -> dict[str, str]:
+    def scan(self, image_folders: Container[str]) -> dict[str, str]:
         """Find the series now in the folder and update their links.
 
         Args:
-            image_folders: top-level folders that are images themselves, by name; they are skipped.
+            image_folders: names of top-level folders that are images themselves; they are skipped.
 
         Returns:
             `{SeriesInstanceUID: ""}`, the empty extension standing for a folder.
@@ -46,15 +49,34 @@ class DicomTree:
         linked = self._linked()
         series: dict[str, dict[str, Path]] = {}
         infos: dict[str, Info | None] = {}
-        for path in self._files(image_folders):
-            name = _link_name(path)
+        problems: dict[Path, str] = {}
+        others: dict[str, str] = {}
+        for path in self._files(image_folders, problems):
+            try:
+                name = _link_name(path)
+            except FileNotFoundError as error:
+                if path.is_symlink():
+                    problems[path] = folder_scan.why(error)
+                continue
+            except OSError as error:
+                problems[path] = folder_scan.why(error)
+                continue
+            except folder_scan.LeftOut as error:
+                problems[path] = str(error)
+                continue
             uid = linked.get(name)
             if uid is None:
-                uid, info = _series_of(path)
+                reason = self._others.get(name)
+                if reason is None:
+                    uid, info, reason = _series_of(path)
                 if uid is None:
+                    others[name] = reason
+                    if reason:
+                        problems[path] = reason
                     continue
                 infos.setdefault(uid, info)
             series.setdefault(uid, {})[name] = path
+        self._others, self.problems = others, problems
         for uid, links in series.items():
             self._link(uid, links)
         for uid in set(linked.values()) - series.keys():
@@ -86,23 +108,35 @@ class DicomTree:
         """
         linked = self._linked()
         uids: set[str] = set()
-        for path in sorted((self._studies / name).iterdir()):
+        try:
+            paths = sorted((self._studies / name).iterdir())
+        except OSError:
+            return False
+        for path in paths:
             if path.name.startswith("."):
                 continue
-            if path.is_dir():
+            try:
+                if path.is_dir():
+                    return False
+                uid = linked.get(_link_name(path)) or _series_of(path)[0]
+            except (OSError, folder_scan.LeftOut):
                 return False
-            uid = linked.get(_link_name(path)) or _series_of(path)[0]
             if uid is not None:
                 uids.add(uid)
             if len(uids) > 1 or (uid is not None and self.path(uid).exists()):
                 return False
         return True
 
-    def _files(self, image_folders: Mapping[str, str]) -> Iterator[Path]:
+    def _files(self, image_folders: Container[str], problems: dict[Path, str]) -> Iterator[Path]:
         """Candidate DICOM files: not hidden, without the extension of another format, outside the top-level image
-        folders.
+        folders. Folders that cannot be read are added to `problems`.
         """
-        for where, folders, names in os.walk(self._studies):
+
+        def note(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                problems[Path(error.filename)] = folder_scan.why(error)
+
+        for where, folders, names in os.walk(self._studies, onerror=note):
             top = where == str(self._studies)
             folders[:] = sorted(
                 name
@@ -130,25 +164,30 @@ class DicomTree:
 
 
 def _link_name(path: Path) -> str:
-    """A name that is unique to the file and its present state; "" for a file that is gone or a dangling link."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ""
+    """A name that is unique to the file and its present state. Raises OSError, or LeftOut for what is no such file."""
+    status = path.stat()
+    folder_scan.check_file(status, path)
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:24]
     return f"{digest}-{status.st_mtime_ns:x}-{status.st_size:x}.dcm"
 
 
-def _series_of(path: Path) -> tuple[str | None, Info | None]:
-    """SeriesInstanceUID and info of a DICOM image file; (None, None) for any other file."""
+def _series_of(path: Path) -> tuple[str | None, Info | None, str]:
+    """SeriesInstanceUID and info of a DICOM image file, and ""; None twice and the reason for any other file, which is
+    "" for one that is no image.
+    """
     try:
         with path.open("rb") as file:
             if file.read(132)[128:] != b"DICM":
-                return None, None
+                return None, None, ""
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, "Rows"])
-    except (OSError, InvalidDicomError, ValueError, KeyError, AttributeError, EOFError):
-        return None, None
-    uid = str(header.get("SeriesInstanceUID", ""))
-    if "Rows" not in header or header.get("Modality") in _NO_IMAGES or not folder_scan.is_valid_name(uid, "image"):
-        return None, None
-    return uid, {tag: str(header.get(tag) or "UNK") for tag in _TAGS}
+        uid = str(header.get("SeriesInstanceUID") or "")
+        if "Rows" not in header or header.get("Modality") in _NO_IMAGES:
+            return None, None, "" if len(header) else "it is a damaged DICOM file: copy it again"
+        info = {tag: str(header.get(tag) or "UNK") for tag in _TAGS}
+    except OSError as error:
+        return None, None, folder_scan.why(error)
+    except Exception as error:  # damaged files make the parser raise almost anything
+        return None, None, f"it is a damaged DICOM file ({type(error).__name__}): copy it again"
+    if not is_valid_name(uid, "image"):
+        return None, None, "its SeriesInstanceUID is missing or not valid: without it no series can be told"
+    return uid, info, ""

@@ -23,7 +23,7 @@ import pydicom
 from pydicom.uid import UID
 
 from rayapp.config import Settings
-from rayapp.datastore import folder_scan
+from rayapp.datastore.image_names import is_valid_name
 from rayapp.datastore.index import update_label
 from rayapp.datastore.interfaces import SERIES_EXT, Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.local import LocalDatastore
@@ -65,15 +65,16 @@ class ArchiveSource:
         self._filters = dict(filters)
         self._infos: dict[str, Info] = {}
 
-    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], dict[Path, str]]:
         """See `ImageSource`. While the archive is unavailable, the list stays as it was."""
         try:
             infos = self._pacs.series(self._filters)
         except RayappError as error:
             log.warning("the series of the archive could not be listed; keeping the last list: %s", error.detail)
-            return dict(indexed), 0
-        self._infos = {uid: info for uid, info in infos.items() if folder_scan.is_valid_name(uid, "image")}
-        return dict.fromkeys(self._infos, SERIES_EXT), len(infos) - len(self._infos)
+            return dict(indexed), {}
+        self._infos = {uid: info for uid, info in infos.items() if is_valid_name(uid, "image")}
+        refused = {Path(uid): "its SeriesInstanceUID is not valid" for uid in infos.keys() - self._infos.keys()}
+        return dict.fromkeys(self._infos, SERIES_EXT), refused
 
     def has(self, series: str) -> bool:
         """True if the archive lists the series now; False while the archive is unavailable."""

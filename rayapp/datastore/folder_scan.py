@@ -1,103 +1,171 @@
 """Reading a studies folder as other programs fill it: which names are images and labels, and when a file is complete.
 
-Images lie at the top level: files with a known extension, and subfolders that hold DICOM files (id = folder name,
-extension ""). Labels lie under `labels/<tag>/`. Hidden names and everything else are ignored.
+Images lie at the top level: files with a known extension, and subfolders that hold DICOM files (extension ""). Labels
+lie under `labels/<tag>/`. Hidden names and everything else are ignored. An entry that cannot be served is left out with
+its reason; none stops the look at the others, and none is opened that could block (a pipe, a socket, a device).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import psutil  # type: ignore[import-untyped]
 
+from rayapp.datastore.image_names import id_of, is_unicode, is_valid_name, label_name
 from rayapp.datastore.revisions import FileStamp
-from rayapp.errors import BadRequest
-from rayapp.protocol import checked_name
 
 IMAGE_EXTS = (".nii.gz", ".nii", ".nrrd")
 PROBED = 8
 """Files of a subfolder that are inspected before it is ruled out as a DICOM series."""
 LABELS = "labels"
+RESTING_S = 5.0
+"""Seconds without a change after which an empty file counts as a failed copy, not as one that has just begun."""
+EMPTY = "it is empty: copy it again"
+NOT_REGULAR = "it is not a regular file (a pipe, a socket or a device)"
+NOT_UNICODE = "its name is not UTF-8: rename it"
+_REASONS = {
+    errno.ENOENT: "it is a link to a file that is not there",
+    errno.ELOOP: "it is a link to itself",
+    errno.EACCES: "this server may not read it: change its permissions",
+    errno.EPERM: "this server may not read it: change its permissions",
+}
 _REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gpfs", "afs")
 
 K = TypeVar("K", bound=Hashable)
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """(id, extension) of a file name with a known extension; None for any other.
+class LeftOut(Exception):
+    """An entry cannot be served; the text says why."""
 
-    `x.seg.nrrd` is split into id `x.seg` and extension `.nrrd`; only an index entry can say otherwise.
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Result of one look at the top of a folder.
+
+    Attributes:
+        images: extension, in its own case, by image id.
+        stems: file name without extension of each image whose id does not give it back.
+        problems: reason why an entry is left out, by path.
     """
+
+    images: dict[str, str] = field(default_factory=dict)
+    stems: dict[str, str] = field(default_factory=dict)
+    problems: dict[Path, str] = field(default_factory=dict)
+
+
+def why(error: OSError) -> str:
+    """The reason that an error of the file system gives to leave an entry out."""
+    return _REASONS.get(error.errno or 0) or f"it cannot be read: {error.strerror or error}"
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(stem, extension) of a file name with a known extension, in whatever case; None for any other.
+
+    `x.seg.nrrd` is split into stem `x.seg` and extension `.nrrd`; only an index entry can say otherwise.
+    """
+    lower = name.lower()
     for ext in IMAGE_EXTS:
-        if name.endswith(ext) and len(name) > len(ext) and not name.startswith("."):
-            return name[: -len(ext)], ext
+        if lower.endswith(ext) and len(name) > len(ext) and not name.startswith("."):
+            return name[: -len(ext)], name[-len(ext) :]
     return None
 
 
-def is_valid_name(name: str, what: str) -> bool:
-    """True if the name can serve as an id or tag."""
-    try:
-        checked_name(name, what)
-    except BadRequest:
-        return False
-    return True
-
-
-def images(studies: Path, indexed: Mapping[str, str]) -> tuple[dict[str, str], int]:
+def images(studies: Path, indexed: Mapping[str, str]) -> Scan:
     """The images at the top of the folder.
 
     Args:
         studies: the studies folder.
-        indexed: {id: extension} of the images already indexed. Their names are not validated again, nor their folders
-            probed. Of several files with one id the indexed one is chosen, else the first in the order of `IMAGE_EXTS`.
-
-    Returns:
-        ({id: extension}, number of images skipped because their names cannot serve as ids).
+        indexed: {id: extension} of the images already indexed. Their files are not examined again, nor their folders
+            probed. Of several files with one id the indexed one is chosen, else the first in the order of `IMAGE_EXTS`;
+            the others are left out.
     """
-    names = {image_id + ext: image_id for image_id, ext in indexed.items()}
-    extensions: dict[str, str] = {}
-    refused = 0
+    known = {label_name(image_id, ext): (image_id, ext) for image_id, ext in indexed.items()}
+    scan = Scan()
+    names: dict[str, dict[str, str]] = {}
     with os.scandir(studies) as entries:
         for entry in entries:
-            if entry.name in names:
-                extensions[names[entry.name]] = entry.name[len(names[entry.name]) :]
+            if entry.name in known:
+                image_id, ext = known[entry.name]
+            elif entry.name.startswith("."):
                 continue
-            split = _image(entry)
-            if split is None:
-                continue
-            image_id, ext = split
-            if not is_valid_name(image_id, "image"):
-                refused += 1
-            elif image_id not in indexed and _rank(ext) < _rank(extensions.get(image_id)):
-                extensions[image_id] = ext
-            elif image_id in indexed and image_id not in extensions:
-                extensions[image_id] = ext  # another format has replaced the indexed file, unless that one follows
-    return extensions, refused
+            else:
+                try:
+                    split = _image(entry)
+                except FileNotFoundError:
+                    if entry.is_symlink():
+                        scan.problems[Path(entry.path)] = _REASONS[errno.ENOENT]
+                    continue
+                except (OSError, LeftOut) as error:
+                    scan.problems[Path(entry.path)] = why(error) if isinstance(error, OSError) else str(error)
+                    continue
+                if split is None:
+                    continue
+                image_id, ext = id_of(split[0]), split[1]
+            names.setdefault(image_id, {})[ext] = entry.name
+    for image_id, by_ext in names.items():
+        old = indexed.get(image_id)
+        ext = old if old in by_ext and old is not None else min(by_ext, key=_rank)
+        scan.images[image_id] = ext
+        stem = by_ext[ext][: len(by_ext[ext]) - len(ext)]
+        if label_name(image_id, "") != stem:
+            scan.stems[image_id] = stem
+        for other in by_ext.values():
+            if other != by_ext[ext]:
+                scan.problems[studies / other] = f"it would be the same image as {by_ext[ext]}: rename one of them"
+    return scan
 
 
-def _rank(ext: str | None) -> int:
-    order: tuple[str | None, ...] = (*IMAGE_EXTS, "", None)
-    return order.index(ext)
+def _rank(ext: str) -> tuple[int, str]:
+    return (*IMAGE_EXTS, "").index(ext.lower()), ext
 
 
 def _image(entry: os.DirEntry[str]) -> tuple[str, str] | None:
-    if entry.name.startswith("."):
-        return None
+    """(stem, extension) of an entry that is an image; None for anything else. Raises LeftOut, OSError.
+
+    A folder whose name is not Unicode is left to the tree of DICOM series, whose ids are UIDs.
+    """
+    split = split_name(entry.name)
+    if split is None and entry.is_symlink() and not Path(entry.path).exists():
+        return None  # whatever it was to be, it has no name of an image
     if entry.is_dir():
-        return (entry.name, "") if entry.name != LABELS and _holds_dicom(entry.path) else None
-    return split_name(entry.name)
+        if entry.name == LABELS or not is_unicode(entry.name) or not _holds_dicom(entry.path):
+            return None
+        return entry.name, ""
+    if split is None:
+        return None
+    status = os.stat(entry.path)  # noqa: PTH116 -- a DirEntry's path, thousands of times
+    check_file(status, entry.path)
+    if not is_unicode(entry.name):
+        raise LeftOut(NOT_UNICODE)
+    return split
+
+
+def check_file(status: os.stat_result, path: str | Path) -> None:
+    """Check that a file is one that can be read without blocking. Raises LeftOut."""
+    if not stat.S_ISREG(status.st_mode):
+        raise LeftOut(NOT_REGULAR)
+    if not os.access(path, os.R_OK):
+        raise LeftOut(_REASONS[errno.EACCES])
+    if status.st_size == 0 and _is_resting(status):
+        raise LeftOut(EMPTY)
+
+
+def _is_resting(status: os.stat_result) -> bool:
+    return not 0 <= time.time() - status.st_mtime < RESTING_S
 
 
 def _holds_dicom(folder: str) -> bool:
     probed = 0
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or not entry.is_file():
+            if entry.name.startswith(".") or not _is_file(entry):
                 continue
             if entry.name.lower().endswith(".dcm") or _is_dicom(entry.path):
                 return True
@@ -107,29 +175,63 @@ def _holds_dicom(folder: str) -> bool:
     return False
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """True for a regular file or a link to one; False also for what cannot be examined."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def _is_dicom(path: str) -> bool:
-    with open(path, "rb") as file:  # noqa: PTH123 -- a DirEntry's path, thousands of times
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 -- a DirEntry's path, thousands of times
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def tags(labels: Path) -> list[str]:
     """The tags that have a folder, in ascending order."""
     with os.scandir(labels) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and is_valid_name(entry.name, "tag"))
+        return sorted(entry.name for entry in entries if is_valid_name(entry.name, "tag") and _is_dir(entry))
 
 
-def files(folder: Path) -> dict[str, FileStamp]:
-    """The files of a tag's folder with their stamps; empty if the folder does not exist."""
-    stamps = {}
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def files(folder: Path) -> tuple[dict[str, FileStamp], dict[Path, str]]:
+    """The files of a tag's folder with their stamps, and those left out with the reason; none if there is no folder."""
+    stamps: dict[str, FileStamp] = {}
+    problems: dict[Path, str] = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith(".") and entry.is_file():
-                    status = entry.stat()
+                if entry.name.startswith(".") or not (split_name(entry.name) or _is_file(entry)):
+                    continue
+                try:
+                    if not is_unicode(entry.name):
+                        raise LeftOut(NOT_UNICODE)
+                    status = os.stat(entry.path)  # noqa: PTH116 -- a DirEntry's path, thousands of times
+                    check_file(status, entry.path)
                     stamps[entry.name] = FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
+                except (OSError, LeftOut) as error:
+                    problems[Path(entry.path)] = why(error) if isinstance(error, OSError) else str(error)
     except FileNotFoundError:
-        return {}
-    return stamps
+        return {}, {}
+    except OSError as error:
+        problems[folder] = why(error)
+    return stamps, problems
+
+
+def rests(path: Path) -> bool:
+    """True if the file, or the newest one of the folder, has not changed for `RESTING_S` seconds."""
+    signature = _signature(path)
+    return signature is None or not 0 <= time.time() - signature.mtime_ns / 1e9 < RESTING_S
 
 
 def settled(paths: Mapping[K, Path], settle: float) -> set[K]:

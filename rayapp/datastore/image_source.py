@@ -8,20 +8,21 @@ from typing import Protocol
 
 from rayapp.datastore import folder_scan
 from rayapp.datastore.dicom_tree import DicomTree
+from rayapp.datastore.image_names import label_name
 from rayapp.datastore.interfaces import Info
 
 
 class ImageSource(Protocol):
     """A source of images, as the datastore's scans and readers use it. Thread-safe."""
 
-    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], dict[Path, str]]:
         """The images available now.
 
         Args:
             indexed: {id: extension} of the images already indexed.
 
         Returns:
-            ({id: extension}, number of images skipped because their names cannot serve as ids).
+            ({id: extension}, {path: reason} of what is left out).
         """
 
     def complete(self, new: Mapping[str, str], settle: float) -> set[str]:
@@ -45,14 +46,21 @@ class FolderSource:
     def __init__(self, studies: Path) -> None:
         self._studies = studies
         self._tree = DicomTree(studies)
+        self._stems: dict[str, str] = {}
 
-    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], int]:
+    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], dict[Path, str]]:
         """See `ImageSource`."""
         at_top = {image_id: ext for image_id, ext in indexed.items() if ext or not self._tree.holds(image_id)}
-        extensions, refused = folder_scan.images(self._studies, at_top)
-        extensions = {i: ext for i, ext in extensions.items() if ext or i in indexed or self._tree.is_one_series(i)}
-        folders = {image_id: ext for image_id, ext in extensions.items() if not ext}
-        return {**self._tree.scan(folders), **extensions}, refused
+        scan = folder_scan.images(self._studies, at_top)
+        self._stems = scan.stems
+        extensions = {
+            image_id: ext
+            for image_id, ext in scan.images.items()
+            if ext or image_id in indexed or self._tree.is_one_series(self.path(image_id, "").name)
+        }
+        folders = {self.path(image_id, "").name for image_id, ext in extensions.items() if not ext}
+        series = self._tree.scan(folders)
+        return {**series, **extensions}, {**self._tree.problems, **scan.problems}
 
     def complete(self, new: Mapping[str, str], settle: float) -> set[str]:
         """See `ImageSource`."""
@@ -66,7 +74,8 @@ class FolderSource:
         """See `ImageSource`."""
         if not ext and self._tree.holds(image_id):
             return self._tree.path(image_id)
-        return self._studies / (image_id + ext)
+        stem = self._stems.get(image_id)
+        return self._studies / (label_name(image_id, ext) if stem is None else stem + ext)
 
     def info(self, image_id: str) -> Info:
         """See `ImageSource`."""

@@ -15,6 +15,7 @@ from typing import Any
 from rayapp.datastore import folder_scan
 from rayapp.datastore.dataset_zip import write_archive
 from rayapp.datastore.document import pieces
+from rayapp.datastore.image_names import id_of, label_name
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (
     delete_image,
@@ -80,7 +81,13 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             rows = db.execute("SELECT kind, name, n FROM count ORDER BY rowid").fetchall()
         tags = {name: n for kind, name, n in rows if kind == "tag" and n}
         total = next(n for kind, _, n in rows if kind == "image")
-        return {"total": total, "completed": tags.get(FINAL, 0), "label_tags": tags}
+        problems = self._opened.left_out.reasons()
+        return {
+            "total": total,
+            "completed": tags.get(FINAL, 0),
+            "label_tags": tags,
+            **({"problems": problems} if problems else {}),
+        }
 
     def image(self, image_id: str) -> ImageRecord:
         """See `Datastore`."""
@@ -113,7 +120,9 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
         self, image_id: str, staged: Path, ext: str, *, info: Mapping[str, Any], author: Author
     ) -> ImageRecord:
         """See `Datastore`. Idempotent for the same staged file."""
-        target = self._studies / (checked_name(image_id, "image") + checked_ext(ext))
+        target = self._studies / label_name(checked_name(image_id, "image"), checked_ext(ext))
+        if id_of(label_name(image_id, "")) != image_id:
+            raise BadRequest(f"image id {image_id!r} would be that of another name: choose another id")
         if ext not in folder_scan.IMAGE_EXTS or image_id == folder_scan.LABELS:
             raise BadRequest(f"an image file must end in {', '.join(folder_scan.IMAGE_EXTS)}, not {ext!r}")
         self._files.staged(staged)
@@ -205,7 +214,9 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             " WHERE l.tag = ? ORDER BY i.id LIMIT ?",
             (tag, _limit(limit)),
         )
-        return [(self._records.image(row[:3]), row[0] + row[3], self._files.path(row[4], row[3])) for row in rows]
+        return [
+            (self._records.image(row[:3]), label_name(row[0], row[3]), self._files.path(row[4], row[3])) for row in rows
+        ]
 
     def _text(self) -> str:
         with self._index.reader() as db:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rayapp.datastore.commit import GroupCommit, disk_full
 from rayapp.datastore.document import DocumentFile
+from rayapp.datastore.image_names import label_name
 from rayapp.datastore.index import Index, add_revision, put_label, update_label
 from rayapp.datastore.interfaces import Author, Info, LabelRecord, Revision
 from rayapp.datastore.records import LABEL, REVISION, RecordMapper
@@ -84,7 +85,7 @@ class LocalLabels:
             staged.unlink(missing_ok=True)
             return self.label(image_id, tag)
         now = time.time_ns()
-        full_info = {**info, **signed(author), "ts": now // 1_000_000_000, "name": image_id + ext}
+        full_info = {**info, **signed(author), "ts": now // 1_000_000_000, "name": label_name(image_id, ext)}
         try:
             kept = self._files.keep(staged, ext)
             copy, stamp = self._files.copy(kept, now)
@@ -92,7 +93,7 @@ class LocalLabels:
             raise no_staged() from None
         except OSError as error:
             raise disk_full() from error
-        target = self._labels / tag / (image_id + ext)
+        target = self._labels / tag / label_name(image_id, ext)
 
         def apply(db: sqlite3.Connection) -> tuple[int, Path | None]:
             _check_image(db, image_id)
@@ -112,7 +113,7 @@ class LocalLabels:
             )
             put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=full_info)
             renew_lease(db, image_id)
-            return number, target.with_name(image_id + old[0]) if old and old[0] != ext else None
+            return number, target.with_name(label_name(image_id, old[0])) if old and old[0] != ext else None
 
         def publish(saved: tuple[int, Path | None]) -> None:
             _, replaced = saved
@@ -164,7 +165,9 @@ class LocalLabels:
 
         def publish(doomed: list[Doomed]) -> None:
             for image_id, tag, ext in doomed:
-                path = (self._labels / tag if tag else self._studies) / (image_id + ext)
+                path = (
+                    self._labels / tag / label_name(image_id, ext) if tag else self._opened.source.path(image_id, ext)
+                )
                 with suppress(FileNotFoundError):
                     gone.append(self._files.discard(path))
                 sync(path.parent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import shutil
 import sqlite3
 import threading
@@ -21,6 +22,7 @@ from typing import Any
 from rayapp.datastore import folder_scan
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import NAME, Entries, edited, entry
+from rayapp.datastore.image_names import id_of, is_unicode, label_name
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (
     Index,
@@ -34,6 +36,7 @@ from rayapp.datastore.index import (
     update_label,
 )
 from rayapp.datastore.interfaces import SERIES_EXT, Author
+from rayapp.datastore.left_out import LeftOutEntries
 from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore
 from rayapp.errors import Busy
 from rayapp.files.durable import sync
@@ -42,6 +45,8 @@ EXTERNAL = Author(user="folder")
 """Author of labels that another program put into the folder."""
 CHUNK = 5000
 """Images or labels recorded per commit."""
+IMAGES = "images"
+"""The part of the folder whose left-out entries a scan of the images finds."""
 READERS = 4
 """Threads that copy files into the revisions."""
 
@@ -61,6 +66,7 @@ class Reconciler:
         source: ImageSource,
         settle: float,
         session: int,
+        left_out: LeftOutEntries,
         touched: Callable[[], None],
     ) -> None:
         self._studies = studies
@@ -71,6 +77,7 @@ class Reconciler:
         self._source = source
         self._settle = settle
         self._session = session
+        self._left_out = left_out
         self._touched = touched
         self._scanning = threading.Lock()
 
@@ -131,14 +138,20 @@ class Reconciler:
         if path.name.startswith(".") or path.name in (folder_scan.LABELS, NAME):
             return False
         if path.parent == self._studies:
-            image_id, _ = folder_scan.split_name(path.name) or (path.name, "")
+            stem, _ = folder_scan.split_name(path.name) or (path.name, "")
+            if not is_unicode(stem):
+                return True
+            image_id = id_of(stem)
             row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()
-            return (row is not None and image_id + row[0] == path.name) != path.exists()
+            served = row is not None and self._source.path(image_id, row[0]).name == path.name
+            return served != os.path.lexists(path) and not self._left_out.holds(path)
         if path.parent == self._labels:
             return path.is_dir()
+        if not is_unicode(path.name) or self._left_out.holds(path):
+            return False
         stamp = FileStamp.of(path)
         dots = [i for i, letter in enumerate(path.name) if letter == "."]
-        for image_id, ext in ((path.name[:i], path.name[i:]) for i in dots):
+        for image_id, ext in ((id_of(path.name[:i]), path.name[i:]) for i in dots if i):
             row = db.execute(
                 "SELECT size, mtime_ns FROM label WHERE image_id = ? AND tag = ? AND ext = ?",
                 (image_id, path.parent.name, ext),
@@ -150,11 +163,12 @@ class Reconciler:
     def _scan_images(self, hints: Mapping[str, Any]) -> bool:
         with self._index.reader() as db:
             indexed = dict(db.execute("SELECT id, ext FROM image"))
-        extensions, refused = self._source.images(indexed)
-        if refused:
-            log.warning("skipped %d images whose names cannot serve as ids", refused)
+        extensions, problems = self._source.images(indexed)
         new = {i: ext for i, ext in extensions.items() if indexed.get(i) != ext}
         complete = self._source.complete(new, self._settle)
+        unfinished = {self._source.path(i, ext) for i, ext in new.items() if i not in complete}
+        resting = {path for path in unfinished if folder_scan.rests(path)}
+        self._left_out.replace(IMAGES, {**problems, **dict.fromkeys(resting, folder_scan.EMPTY)})
         for chunk in _chunks([i for i in new if i in complete]):
             self._commit.do(lambda db, chunk=chunk: self._add_images(db, chunk, extensions, hints))  # type: ignore[misc]
         gone = [image_id for image_id in indexed if image_id not in extensions]
@@ -163,7 +177,7 @@ class Reconciler:
         if complete or gone:
             log.info("%d images added, %d removed", len(complete), len(gone))
             self._touched()
-        return len(complete) < len(new)
+        return unfinished != resting
 
     def _add_images(
         self, db: sqlite3.Connection, ids: Iterable[str], extensions: Mapping[str, str], hints: Mapping[str, Any]
@@ -174,9 +188,15 @@ class Reconciler:
             if self._source.exists(image_id, ext):
                 hint = hints[image_id]["image"]["info"] if image_id in hints else {}
                 info = {**self._source.info(image_id), **hint}
-                insert_image(db, image_id, ext, {"ts": now, **info, "name": image_id + (ext or SERIES_EXT)}, None)
+                insert_image(db, image_id, ext, {"ts": now, **info, "name": self._name(image_id, ext)}, None)
                 if image_id in hints:
                     db.execute("DELETE FROM vanished WHERE id = ?", (image_id,))
+
+    def _name(self, image_id: str, ext: str) -> str:
+        """The image's file name, as people know it."""
+        path = self._source.path(image_id, ext)
+        name = path.name if path.parent == self._studies else image_id + ext
+        return name if ext else name + SERIES_EXT
 
     def _drop_images(self, db: sqlite3.Connection, ids: Iterable[str]) -> None:
         for image_id in ids:
@@ -188,13 +208,13 @@ class Reconciler:
     def _scan_tag(self, tag: str, hints: Mapping[str, Any]) -> bool:
         with self._index.reader() as db:
             rows = {
-                image_id + ext: (image_id, ext, FileStamp(size=size, mtime_ns=mtime_ns))
+                label_name(image_id, ext): (image_id, ext, FileStamp(size=size, mtime_ns=mtime_ns))
                 for image_id, ext, size, mtime_ns in db.execute(
                     "SELECT image_id, ext, size, mtime_ns FROM label WHERE tag = ?", (tag,)
                 )
             }
             numbers: dict[str, int] = dict(db.execute("SELECT image_id, number FROM label WHERE tag = ?", (tag,)))
-            files = folder_scan.files(self._labels / tag)
+            files, problems = folder_scan.files(self._labels / tag)
             labelled = {image_id for image_id, _, _ in rows.values()}
             loose = _unindexed(files.keys() - rows.keys(), tag, hints)
             adopt = {
@@ -206,7 +226,8 @@ class Reconciler:
         missing = [i for name, (i, _, _) in rows.items() if name not in files]
         if missing:
             self._commit.do(lambda db: self._drop_labels(db, tag, missing, numbers))
-        waits = bool(adopt) and self._adopt(tag, adopt, hints, numbers)
+        waits = bool(adopt) and self._adopt(tag, adopt, hints, numbers, problems)
+        self._left_out.replace(f"{folder_scan.LABELS}/{tag}", problems)
         if adopt or missing:
             log.info("%d labels added or edited in the folder, %d removed", len(adopt), len(missing))
             self._touched()
@@ -217,7 +238,7 @@ class Reconciler:
             if _number(db, image_id, tag) != numbers.get(image_id, 0):
                 continue  # saved since the folder was listed; its file may not be published yet
             row = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
-            if row and not (self._labels / tag / (image_id + row[0])).exists():
+            if row and not (self._labels / tag / label_name(image_id, row[0])).exists():
                 db.execute("DELETE FROM label WHERE image_id = ? AND tag = ?", (image_id, tag))
 
     def adopt_unseen(self, db: sqlite3.Connection, tag: str, image_id: str, ext: str | None = None) -> None:
@@ -236,7 +257,7 @@ class Reconciler:
         """
         row = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
         for each in dict.fromkeys(known for known in (row and row[0], ext) if known is not None):
-            path = self._labels / tag / (image_id + each)
+            path = self._labels / tag / label_name(image_id, each)
             stamp = FileStamp.of(path)
             if stamp is None or self._is_ours(db, image_id, tag, each, stamp):
                 continue
@@ -263,21 +284,46 @@ class Reconciler:
         names: Mapping[str, tuple[str, str]],
         hints: Mapping[str, Any],
         numbers: Mapping[str, int],
+        problems: dict[Path, str],
     ) -> bool:
-        """Store the files of a tag's folder as revisions. True if one of them was not complete yet."""
+        """Store the files of a tag's folder as revisions. True if one of them was not complete yet; those that rest in
+        a state that cannot be stored are added to `problems`.
+        """
         home = self._labels / tag
         complete = folder_scan.settled({name: home / name for name in names}, self._settle)
-        adopted = 0
+        waits = False
+        for path in (home / name for name in names if name not in complete):
+            if folder_scan.rests(path):
+                problems[path] = folder_scan.EMPTY
+            else:
+                waits = True
         with ThreadPoolExecutor(READERS) as pool:
             for chunk in _chunks(sorted(complete)):
-                kept = pool.map(lambda name: self._keep(home / name, names[name][1]), chunk)
-                readable = {names[name][0]: pair for name, pair in zip(chunk, kept, strict=True) if pair}
+                kept = pool.map(lambda name: self._keep_or_say(home / name, names[name][1]), chunk)
+                readable = {}
+                for name, pair in zip(chunk, kept, strict=True):
+                    if isinstance(pair, str):
+                        problems[home / name] = pair
+                    elif pair is None:
+                        waits = True
+                    else:
+                        readable[names[name][0]] = pair
                 self._commit.do(
                     lambda db, files=readable: self._record(db, tag, files, hints, numbers),  # type: ignore[misc]
                     folders={pair[0].path.parent for pair in readable.values()},
                 )
-                adopted += len(readable)
-        return adopted < len(names)
+        return waits
+
+    def _keep_or_say(self, path: Path, ext: str) -> tuple[RevisionFile, FileStamp] | str | None:
+        """The file as a revision; None if it changed while it was copied; the reason if it cannot be read."""
+        try:
+            with path.open("rb"):
+                pass
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return folder_scan.why(error)
+        return self._keep(path, ext)
 
     def _keep(self, path: Path, ext: str) -> tuple[RevisionFile, FileStamp] | None:
         """The file as a revision; None if it changed while it was copied."""
@@ -305,7 +351,7 @@ class Reconciler:
             # If it was replaced or edited since it was read, the next scan compares again.
             if (
                 _number(db, image_id, tag) == numbers.get(image_id, 0)
-                and FileStamp.of(self._labels / tag / (image_id + kept.ext)) == stamp
+                and FileStamp.of(self._labels / tag / label_name(image_id, kept.ext)) == stamp
             ):
                 hint = hints.get(image_id, {}).get("labels", {}).get(tag, {})
                 self._record_one(db, image_id, tag, kept, stamp, hint.get("info", {}))
@@ -332,7 +378,7 @@ class Reconciler:
             (image_id, tag, kept.sha, kept.ext),
         ).fetchone()
         same = revision if label is None else label if label[0] == kept.sha else None
-        info = {"ts": stamp.mtime_ns // 1_000_000_000, "name": image_id + kept.ext}
+        info = {"ts": stamp.mtime_ns // 1_000_000_000, "name": label_name(image_id, kept.ext)}
         if label is None:
             info = {**info, **(info_of(same[2]) if same else {}), **hint}
         else:
@@ -355,12 +401,21 @@ def _number(db: sqlite3.Connection, image_id: str, tag: str) -> int:
 def _unindexed(names: Iterable[str], tag: str, hints: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """{file name: (image id, extension)} of the files without an index entry, split by the hints or else by name."""
     hinted = {
-        image_id + hint["labels"][tag]["ext"]: (image_id, hint["labels"][tag]["ext"])
+        label_name(image_id, hint["labels"][tag]["ext"]): (image_id, hint["labels"][tag]["ext"])
         for image_id, hint in hints.items()
         if tag in hint["labels"]
     }
-    split = ((name, hinted.get(name) or folder_scan.split_name(name)) for name in names)
+    split = ((name, hinted.get(name) or _split(name)) for name in names)
     return {name: parts for name, parts in split if parts}
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """(image id, extension) of a label's file, None for one that no image's label is called."""
+    parts = folder_scan.split_name(name)
+    if parts is None:
+        return None
+    image_id, ext = id_of(parts[0]), parts[1]
+    return (image_id, ext) if label_name(image_id, ext) == name else None
 
 
 def _chunks(items: list[str]) -> Iterable[list[str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.datastore.folder_scan import LABELS
+from rayapp.datastore.image_names import label_name
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import info_of
 from rayapp.datastore.interfaces import ImageRecord, LabelRecord, Revision
@@ -27,12 +28,12 @@ class RecordMapper:
     def image(self, row: tuple[Any, ...]) -> ImageRecord:
         """The record of a row of `IMAGE`."""
         image_id, ext, info = row
-        return ImageRecord(id=image_id, path=self._source.path(image_id, ext), ext=ext, info=info_of(info))
+        return ImageRecord(id=image_id, path=self._source.path(image_id, ext), ext=ext.lower(), info=info_of(info))
 
     def label(self, row: tuple[Any, ...]) -> LabelRecord:
         """The record of a row of `LABEL`."""
         image_id, tag, ext, sha, number, info = row
-        path = self._labels / tag / (image_id + ext)
+        path = self._labels / tag / label_name(image_id, ext)
         return LabelRecord(id=image_id, tag=tag, path=path, ext=ext, revision=sha, number=number, info=info_of(info))
 
     def revision(self, row: tuple[Any, ...]) -> Revision:

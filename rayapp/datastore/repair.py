@@ -9,6 +9,8 @@ from typing import Any
 
 from rayapp.datastore import folder_scan
 from rayapp.datastore.commit import GroupCommit
+from rayapp.datastore.image_names import label_name
+from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import Index
 from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore, delete
 from rayapp.files.durable import sync
@@ -19,12 +21,14 @@ log = logging.getLogger(__name__)
 class Repair:
     """One repair of a studies folder. A label that cannot be repaired is logged and left for an operator."""
 
-    def __init__(self, studies: Path, *, index: Index, commit: GroupCommit, files: RevisionStore) -> None:
-        self._studies = studies
+    def __init__(
+        self, studies: Path, *, index: Index, commit: GroupCommit, files: RevisionStore, source: ImageSource
+    ) -> None:
         self._labels = studies / folder_scan.LABELS
         self._index = index
         self._commit = commit
         self._files = files
+        self._source = source
 
     def run(self, session: int) -> None:
         """Publish committed labels and finish removals.
@@ -55,8 +59,8 @@ class Repair:
             (image_id, tag, number),
         ).fetchall()
         # Earlier revisions that are still published. A file that is neither these nor the label is an edit.
-        outdated = {old for old, *stamp in earlier if self._is_published(tag, image_id + old, *stamp)}
-        path = self._labels / tag / (image_id + ext)
+        outdated = {old for old, *stamp in earlier if self._is_published(tag, label_name(image_id, old), *stamp)}
+        path = self._labels / tag / label_name(image_id, ext)
         if ext in outdated or not path.exists():
             kept = RevisionFile(sha=sha, ext=ext, size=size, path=self._files.path(sha, ext))
             if not self._files.is_intact(kept):
@@ -66,21 +70,21 @@ class Repair:
             path.parent.mkdir(exist_ok=True)
             staged.rename(path)
         for old in outdated - {ext}:
-            (self._labels / tag / (image_id + old)).unlink()
+            (self._labels / tag / label_name(image_id, old)).unlink()
 
     def _finish_removals(self, db: sqlite3.Connection) -> None:
         images = db.execute(
             "SELECT image_id, ext FROM doomed WHERE tag = '' AND image_id NOT IN (SELECT id FROM image)"
         ).fetchall()
         for image_id, ext in images:
-            delete(self._studies / (image_id + ext))
+            delete(self._source.path(image_id, ext))
         published = db.execute(
             "SELECT r.image_id, r.tag, r.ext, r.size, r.mtime_ns FROM revision AS r JOIN doomed USING(image_id, tag)"
             " WHERE (r.image_id, r.tag) NOT IN (SELECT image_id, tag FROM label)"
         ).fetchall()
         for image_id, tag, ext, *stamp in published:
-            if self._is_published(tag, image_id + ext, *stamp):
-                (self._labels / tag / (image_id + ext)).unlink()
+            if self._is_published(tag, label_name(image_id, ext), *stamp):
+                (self._labels / tag / label_name(image_id, ext)).unlink()
 
     def _is_published(self, tag: str, name: str, size: int, mtime_ns: int) -> bool:
         return FileStamp.of(self._labels / tag / name) == FileStamp(size=size, mtime_ns=mtime_ns)

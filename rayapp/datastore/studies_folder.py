@@ -17,6 +17,7 @@ from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile, Entries
 from rayapp.datastore.image_source import FolderSource, ImageSource
 from rayapp.datastore.index import meta, set_meta
+from rayapp.datastore.left_out import LeftOutEntries
 from rayapp.datastore.reconcile import Reconciler
 from rayapp.datastore.recovery import complete, open_index
 from rayapp.datastore.repair import Repair
@@ -79,6 +80,7 @@ class StudiesFolder:
         for tag in (FINAL, ORIGINAL):
             (self.labels / tag).mkdir(parents=True, exist_ok=True)
         self.files = RevisionStore(hidden)
+        self.left_out = LeftOutEntries(self.root)
         self.index, rebuilt = open_index(hidden)
         self._closing.append(self.index.close)
         self.commit = GroupCommit(self.index.writer)
@@ -94,10 +96,11 @@ class StudiesFolder:
             source=self.source,
             settle=settle,
             session=self.session,
+            left_out=self.left_out,
             touched=lambda: self.document.touch(),
         )
         if rebuilt or not clean:
-            repair = Repair(self.root, index=self.index, commit=self.commit, files=self.files)
+            repair = Repair(self.root, index=self.index, commit=self.commit, files=self.files, source=self.source)
             repair.run(0 if rebuilt else last)
         self._mark(clean=False)
         self._closing.append(self._seal)
@@ -130,7 +133,7 @@ class StudiesFolder:
         self._closing.append(watcher.close)
 
     def _concerns(self, paths: Iterable[Path]) -> bool:
-        return self.document.is_foreign() or self.reconciler.concerns(paths)
+        return self.document.is_foreign() or self.reconciler.concerns(paths) or self.left_out.changed()
 
     def _mark(self, *, clean: bool) -> None:
         def apply(db: sqlite3.Connection) -> None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rayapp.datastore import folder_scan
+from rayapp.datastore.image_names import id_of, label_name
 from rayapp.errors import NotFound, RayappError, Unreadable
 from rayapp.geometry import Orientation, spacing
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
@@ -160,15 +161,18 @@ def survey_folder(studies: Path, *, progress: Progress | None = None) -> Survey:
     """
     if not studies.is_dir():
         raise NotFound("the studies folder does not exist: check the path")
-    extensions, _ = folder_scan.images(studies, {})
-    images = {image_id: studies / f"{image_id}{ext}" for image_id, ext in sorted(extensions.items())}
+    scan = folder_scan.images(studies, {})
+    images = {
+        image_id: studies / ((scan.stems.get(image_id) or label_name(image_id, "")) + ext)
+        for image_id, ext in sorted(scan.images.items())
+    }
     labels = {}
     for tag in (ORIGINAL, FINAL):
         folder = studies / folder_scan.LABELS / tag
-        for name in folder_scan.files(folder):
+        for name in folder_scan.files(folder)[0]:
             split = folder_scan.split_name(name)
-            if split is not None and split[0] in images:
-                labels[images[split[0]]] = folder / name
+            if split is not None and (image_id := id_of(split[0])) in images:
+                labels[images[image_id]] = folder / name
     return Survey.of(list(images.values()), labels, progress=progress)
 
 

@@ -52,7 +52,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 def test_help_names_every_command():
     done = rayapp("--help")
     assert done.returncode == 0
-    for command in ("start", "demo", "datasets", "infer", "next", "replay", "doctor", "users"):
+    for command in ("start", "demo", "datasets", "images", "infer", "next", "replay", "doctor", "users"):
         assert f"\n  {command} " in done.stdout
 
 

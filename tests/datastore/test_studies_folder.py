@@ -115,14 +115,16 @@ def test_sub_folders_with_dicom_files_are_images_and_others_are_not(studies: Pat
     assert open_store(studies).label("series", "final").path == studies / "labels/final/series.nrrd"
 
 
-def test_names_that_cannot_be_ids_are_skipped_and_not_logged(
+def test_what_is_left_out_is_logged_once_with_its_reason_and_without_its_name(
     studies: Path, open_store: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (studies / "DOE^JANE;1970.nii.gz").write_bytes(b"x")
+    (studies / "DOE^JANE;1970.nii.gz").symlink_to(studies / "nowhere")
     (studies / ".hidden.nii.gz").write_bytes(b"x")
     with caplog.at_level(logging.WARNING, logger="rayapp"):
-        assert len(open_store(studies).image_ids()) == 3
-    assert "skipped 1 images whose names" in caplog.text
+        store = open_store(studies)
+        store.refresh()
+    assert len(store.image_ids()) == 3
+    assert caplog.text.count("left out of the studies folder: 1 (it is a link to a file that is not there)") == 1
     assert "DOE" not in caplog.text
 
 
