@@ -147,8 +147,8 @@ def curved(truth: Array, _: Array) -> Prompts:
     curves = []
     for k in slices_at(DRAWN, truth):
         for outline in find_contours(np.pad(truth[:, :, k], 1).astype(float), 0.5):
-            corners = np.rint(approximate_polygon(outline - 1, 0.7)[:-1]).astype(int)
-            curves.append(tuple((int(i), int(j), k) for i, j in corners))
+            corners = approximate_polygon(outline - 1, 0.3)[:-1]
+            curves.append(tuple((float(i), float(j), float(k)) for i, j in corners))
     return Prompts(curves=tuple(curves))
 
 

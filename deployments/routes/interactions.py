@@ -44,6 +44,7 @@ from rayapp.users import User
 router = APIRouter(tags=["interactions"], responses=problems(400, 404, 409, 413, 422, 503))
 
 Point = tuple[int, int, int]
+CurvePoint = tuple[float, float, float]
 _MASK: dict[int | str, dict[str, Any]] = {
     200: {"description": "The changes as a packed mask; params in a header.", "content": {MASK_MEDIA_TYPE: {}}}
 }
@@ -73,7 +74,7 @@ class Step(BaseModel):
 
 
 class Prompt(Step):
-    """One more prompt. Points are voxel indices [i, j, k].
+    """One more prompt. Points are voxel indices [i, j, k]; those of closed curves may be fractional, all on one slice.
 
     `roi` is [i0, i1, j0, j1, k0, k1], null to remove it. `extremes` are the six outermost points of a structure by its
     name, or four on one slice. `marks` (scribbles: 1 background, 2 foreground) and `start` (a mask to start from, null
@@ -82,7 +83,7 @@ class Prompt(Step):
     """
 
     clicks: dict[str, list[Point]] = {}
-    curves: list[list[Point]] = []
+    curves: list[list[CurvePoint]] = []
     extremes: dict[str, list[Point]] = {}
     marks: str | None = None
     start: str | None = None

@@ -26,6 +26,8 @@ Mask = npt.NDArray[np.unsignedinteger[Any]]
 """A label map, (I, J, K), on the image's voxel grid as its file stores it."""
 Points = Sequence[Sequence[int]]
 """Voxel indices, each [i, j, k]."""
+Curve = Sequence[Sequence[float]]
+"""A closed polygon on one slice, in fractional voxel indices [i, j, k]; whole numbers are voxel centres."""
 
 
 class PromptFields(TypedDict, total=False):
@@ -33,7 +35,8 @@ class PromptFields(TypedDict, total=False):
     None is the same as leaving a field out.
 
     Attributes:
-        curves: Closed curves, each a list of points on one slice.
+        curves: Closed curves, each a list of points on one slice, between voxel centres too. Several on a slice follow
+            the even-odd rule: an inner curve is the border of a hole.
         extremes: By label name the six extreme points of a structure, or four on one slice.
         marks: Scribbles, (I, J, K): 1 background, 2 foreground, 0 unmarked.
         start: A mask, (I, J, K), to start from.
@@ -43,7 +46,7 @@ class PromptFields(TypedDict, total=False):
         reset: Drop all prompts before this one.
     """
 
-    curves: Sequence[Points]
+    curves: Sequence[Curve]
     extremes: Mapping[str, Points]
     marks: Mask | None
     start: Mask | None

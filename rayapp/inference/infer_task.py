@@ -21,6 +21,8 @@ from rayapp.inference.arrays import Labels
 
 Point = tuple[int, int, int]
 """A voxel index (i, j, k) of the source image."""
+CurvePoint = tuple[float, float, float]
+"""A place in the source image in fractional voxel indices; whole numbers are voxel centres."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Drawing:
     """
 
     marks: Labels | None = None
-    curves: Sequence[Sequence[Point]] = ()
+    curves: Sequence[Sequence[CurvePoint]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Prompts:
         slice: Index k of the slice that a 2D model shall segment.
         reset: True where the client asks to forget earlier prompts.
         marks: Scribbles, shape (I, J, K), values of `rayapp.inference.prompts.scribble_map`.
-        curves: Closed polygons, each in one slice across any axis.
+        curves: Closed polygons, each in one slice across any axis, in fractional voxel indices.
         start: Existing mask to be corrected instead of segmenting anew, shape (I, J, K). Its values are the model's
             labels. For a single-structure model 1 is that structure, and voxels of any other value belong to other
             structures, which the model leaves as they are.
@@ -62,7 +64,7 @@ class Prompts:
     slice: int | None = None
     reset: bool = False
     marks: Labels | None = None
-    curves: Sequence[Sequence[Point]] = ()
+    curves: Sequence[Sequence[CurvePoint]] = ()
     start: Labels | None = None
     extremes: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     drawings: Mapping[str, Drawing] = field(default_factory=dict)

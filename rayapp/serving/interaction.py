@@ -130,26 +130,34 @@ class Interaction:
     def params(self) -> Info:
         """The prompts in force as a request's `params`; see `rayapp.inference.prompts.parse`.
 
-        Clicks, curves and strokes accumulate, each on the structure that was active then; of everything else the last
-        prompt counts.
+        Clicks, curves and strokes accumulate, each on the structure that was active then; of several clicks on a voxel,
+        and of everything else, the last counts. Strokes come with the number of clicks before them.
         """
         last: Info = {}
-        clicks: dict[str, list[Any]] = {}
+        clicks: dict[str, list[tuple[int, Any]]] = {}  # with the number of the prompt that each came with
         drawn: dict[str, list[Info]] = {}
+        drawn_at: list[int] = []
         extremes: dict[str, Any] = {}
-        for prompt in self.done:
+        for number, prompt in enumerate(self.done):
             if prompt.get("reset"):
-                last, clicks, drawn, extremes = {}, {}, {}, {}
+                last, clicks, drawn, drawn_at, extremes = {}, {}, {}, [], {}
             last.update({name: prompt[name] for name in ("roi", "label", "slice", "start") if name in prompt})
             label = last.get("label")
             for name, points in prompt.get("clicks", {}).items():
-                clicks.setdefault(name, []).extend(points)
+                for other in clicks.values():
+                    other[:] = [(at, point) for at, point in other if point not in points]
+                clicks.setdefault(name, []).extend((number, point) for point in points)
             for points in prompt.get("curves", ()):
                 drawn.setdefault("curves", []).append({"label": label, "points": points})
             if prompt.get("marks"):
                 drawn.setdefault("marks", []).append({"label": label, "packed": prompt["marks"]})
+                drawn_at.append(number)
             extremes.update(prompt.get("extremes", {}))
-        return {**last, **clicks, **drawn, **({"extremes": extremes} if extremes else {})}
+        for strokes, number in zip(drawn.get("marks", ()), drawn_at, strict=True):
+            counts = {name: sum(at < number for at, _ in points) for name, points in clicks.items()}
+            strokes.update({"after": counts} if any(counts.values()) else {})
+        points_by_name = {name: [point for _, point in points] for name, points in clicks.items()}
+        return {**last, **points_by_name, **drawn, **({"extremes": extremes} if extremes else {})}
 
 
 def prompt_of(event: ClickEvent) -> Info:

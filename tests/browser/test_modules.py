@@ -26,6 +26,7 @@ def run(script: str, given: Any) -> Any:
     """What the script, a function of the modules and of what is given, returns."""
     program = f"""
         import * as mask from '{(MODULES / "mask.mjs").as_uri()}';
+        import * as curves from '{(MODULES / "curves.mjs").as_uri()}';
         import * as grid from '{(MODULES / "grid.mjs").as_uri()}';
         import * as words from '{(MODULES / "words.mjs").as_uri()}';
         const given = JSON.parse(await new Response(process.stdin).text());
@@ -87,6 +88,35 @@ def test_a_mask_that_is_sent_is_read_as_it_was(most: int):
     script = "given => mask.toText(given.shape, Uint8Array.from(given.labels))"
     said = run(script, {"shape": array.shape, "labels": array.ravel(order="F").tolist()})
     np.testing.assert_array_equal(mask_codec.from_text(said, array.shape), array)
+
+
+_OUTLINE = """({ worlds, image }) => {
+    const back = grid.inverse(image.affine);
+    const labelmap = { indexAt: world => grid.indexInside(back, image.shape, world) };
+    return curves.outline({ data: { contour: { polyline: worlds } } }, labelmap);
+}"""
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_curve_lies_between_voxel_centres_on_one_slice(axis: int):
+    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    flat = np.stack([4.3 + 3 * np.cos(turns), 5.1 + 3.3 * np.sin(turns)], axis=1)
+    drawn = np.insert(flat, axis, 6.02, axis=1)
+    worlds = (np.column_stack([drawn, np.ones(24)]) @ GRID.T)[:, :3] * [-1, -1, 1]
+    image = {"shape": (17, 19, 18), "affine": GRID.tolist()}
+    said = np.array(run(_OUTLINE, {"worlds": [*worlds.tolist(), worlds[-1].tolist()], "image": image}))
+    assert said.shape == (24, 3)
+    assert (said[:, axis] == 6).all()
+    np.testing.assert_allclose(np.delete(said, axis, axis=1), flat, atol=6e-4)
+
+
+def test_a_curve_may_go_to_the_images_border_and_no_further():
+    image = {"shape": (17, 19, 18), "affine": np.eye(4).tolist()}
+    square = np.array([[-0.5, -0.5, 3], [16.5, -0.5, 3], [16.5, 18.5, 3], [-0.5, 18.5, 3]])
+    for curve, inside in ((square, True), (square + np.array([0.02, 0, 0]), False)):
+        worlds = (curve * [-1, -1, 1]).tolist()
+        said = run(_OUTLINE, {"worlds": worlds, "image": image})
+        assert said == (curve.tolist() if inside else None)
 
 
 _PLACE = """({ planes, image }) => {

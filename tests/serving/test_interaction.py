@@ -42,13 +42,29 @@ def test_any_prompts_undos_and_redos_leave_what_a_list_and_its_cursor_would(said
     assert (len(at.done), len(at.undone)) == (cursor, len(timeline) - cursor)
     since = max((n for n in range(cursor) if timeline[n].get("reset")), default=0)
     in_force = timeline[since:cursor]
+    clicked = [(name, tuple(points)) for prompt in in_force for name, points in prompt["clicks"].items()]
     for name in ("liver", "spleen", "background"):
-        clicks = [point for prompt in in_force for point in prompt["clicks"].get(name, [])]
-        assert at.params.get(name, []) == clicks
+        clicks = [
+            point
+            for number, (own, points) in enumerate(clicked)
+            for point in points
+            if own == name and not any(point in later for _, later in clicked[number + 1 :])
+        ]
+        assert at.params.get(name, []) == clicks, "the last of several clicks on a voxel counts"
     for name in ("roi", "label"):
         given_last = [prompt[name] for prompt in in_force if name in prompt]
         assert at.params.get(name, "never") == (given_last[-1] if given_last else "never")
     assert at.step == 7 + len(said)
+
+
+def test_strokes_tell_how_many_clicks_were_there_before_them():
+    click, stroke = {"liver": [[1, 1, 1]]}, {"marks": "packed", "label": "liver"}
+    first = {"clicks": {**click, "spleen": [[3, 3, 3]]}}
+    at = folded([(PROMPT, first), (PROMPT, stroke), (PROMPT, {"clicks": {"background": [[3, 3, 3]]}})])
+    (strokes,) = at.params["marks"]
+    assert strokes == {"label": "liver", "packed": "packed", "after": {"liver": 1, "spleen": 0, "background": 0}}
+    (strokes,) = folded([(PROMPT, stroke), (PROMPT, {"clicks": click})]).params["marks"]
+    assert strokes == {"label": "liver", "packed": "packed"}
 
 
 @given(steps, st.data())

@@ -1,8 +1,9 @@
 """ClosedCurvesTask: from closed curves or painted slices on a few slices to a volume.
 
-Drawn slices are taken as they are, with curves filled. The slices between and beyond them are segmented by interpolated
-shape and by the appearance learnt from the drawn slices, with borders along image edges (the idea of Biomedisa, Lösel
-et al., 2020). Stateless and thread-safe.
+Drawn slices are taken as they are: what curves enclose, and voxels as they are painted, with what is painted as
+background taken out. The slices between and beyond them are segmented by interpolated shape and by the appearance
+learnt from the drawn slices, with borders along image edges (the idea of Biomedisa, Lösel et al., 2020). Stateless and
+thread-safe.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ from rayapp.inference.arrays import Bools
 from rayapp.inference.energy.scan import Scan, drawing_axis, other_axes
 from rayapp.inference.infer_task import Prediction, Prompts
 from rayapp.inference.methods.scribbles import ScribblesTask
+from rayapp.inference.prompts.outlines import NEIGHBOURS, Slice, plane_of, slice_of
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
-
-NEIGHBOURS = np.ones((3, 3), dtype=bool)
-"""A voxel and its eight neighbours in the slice."""
 
 
 class ClosedCurvesTask(ScribblesTask):
@@ -34,28 +33,27 @@ class ClosedCurvesTask(ScribblesTask):
             BadRequest: Without any foreground, or for an unknown optimiser.
         """
         marks = build_marks(prepared.shape, prompts)
-        axis = drawing_axis(marks, prepared.spacing)
-        drawn = _filled_slices(marks, axis)
-        for k, inside in drawn.items():
-            _plane(marks, axis, k)[:] = _outline_marks(_plane(marks, axis, k), inside)
+        drawn = {where: plane_of(marks, where) == FOREGROUND for where in _drawn_slices(prepared, prompts)}
+        for where, inside in drawn.items():
+            _mark_outline(plane_of(marks, where), inside)
         prediction = super().predict(prepared, dataclasses.replace(prompts, marks=marks), config)
-        for k, inside in drawn.items():
-            _plane(prediction.labels, axis, k)[:] = inside
+        for where, inside in drawn.items():
+            plane_of(prediction.labels, where)[:] = inside
         return prediction
 
 
-def _plane(array: Any, axis: int, index: int) -> Any:
-    """A view of one slice."""
-    return np.moveaxis(array, axis, -1)[..., index]
+def _drawn_slices(scan: Scan, prompts: Prompts) -> list[Slice]:
+    """The slices with curves or, without any curve, those that are painted; strokes beside curves are only strokes."""
+    if prompts.curves:
+        return list(dict.fromkeys(slice_of(curve) for curve in prompts.curves))
+    if prompts.marks is None or not (prompts.marks == FOREGROUND).any():
+        return []
+    axis = drawing_axis(prompts.marks, scan.spacing)
+    painted = (prompts.marks == FOREGROUND).any(axis=tuple(other_axes(axis)))
+    return [(axis, int(index)) for index in np.flatnonzero(painted)]
 
 
-def _filled_slices(marks: Marks, axis: int) -> dict[int, Bools]:
-    """Index of each drawn slice to its foreground with holes filled."""
-    drawn = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(other_axes(axis))))
-    return {k: ndimage.binary_fill_holes(_plane(marks, axis, k) == FOREGROUND) for k in map(int, drawn)}
-
-
-def _outline_marks(marks: Marks, inside: Bools) -> Marks:
-    """Marks of one slice that fix the outline: foreground inside it, and a line of background around it."""
+def _mark_outline(marks: Marks, inside: Bools) -> None:
+    """Mark a line of background around what is drawn on a slice, where nothing else is marked."""
     around = ndimage.binary_dilation(inside, NEIGHBOURS) & ~inside
-    return np.where(inside, FOREGROUND, np.where(around, BACKGROUND, marks)).astype(np.uint8)
+    marks[around & (marks == 0)] = BACKGROUND

@@ -143,7 +143,7 @@ class RefinementTask:
         logits = np.clip(network_log_odds(margin, grid, region), -MAX_LOG_ODDS, MAX_LOG_ODDS)
         mask = optimise(logits + _stroke_evidence(strokes, image, spacing), image, fixed, spacing)
         clock.stage("infer")
-        labels = restored_labels(mask, region, marks)
+        labels = restored_labels(mask, region, marks, prompts)
         clock.stage("invert")
         return Prediction(labels=labels, params=label_params(prompts), seconds=clock.seconds)
 

@@ -37,6 +37,7 @@ from rayapp.inference.energy.random_walk import random_walk
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan, SlicedRegion, drawing_axis, extent, other_axes
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo, label_params
+from rayapp.inference.prompts.outlines import enforce_curves
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 from rayapp.inference.stage_clock import StageClock
 
@@ -116,7 +117,7 @@ class ScribblesTask:
         else:
             mask = self._segment_box(sliced, in_box, optimise)
         clock.stage("infer")
-        labels = restored_labels(sliced.to_region_axes(mask), sliced.region, marks)
+        labels = restored_labels(sliced.to_region_axes(mask), sliced.region, marks, prompts)
         clock.stage("invert")
         return Prediction(labels=labels, params=label_params(prompts), seconds=clock.seconds)
 
@@ -196,16 +197,18 @@ def optimiser_of(config: Mapping[str, Any]) -> Optimiser:
     return OPTIMISERS[name]
 
 
-def restored_labels(mask: Bools, region: Region, marks: Marks) -> Labels:
-    """A label map on the source grid, in which marked voxels keep their mark.
+def restored_labels(mask: Bools, region: Region, marks: Marks, prompts: Prompts) -> Labels:
+    """A label map on the source grid, in which slices with curves are as drawn and marked voxels keep their mark.
 
     Args:
         mask: Mask of the region's blocks.
         region: The region.
         marks: Scribble map of the source, (I, J, K).
+        prompts: The annotator's prompts.
     """
     labels = np.zeros(marks.shape, dtype=np.uint8, order="F")
     region.restore(mask, labels)
+    enforce_curves(labels, prompts.curves, 1)
     part, marks_within = labels[region.box], marks[region.box]
     part[marks_within == FOREGROUND] = 1
     part[marks_within == BACKGROUND] = 0

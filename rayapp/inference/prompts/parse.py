@@ -4,15 +4,18 @@ Clicks come under one key per label name, or as `foreground` and `background`; e
 indices of the source image. Labels of other models are ignored, as are unknown keys. A model without labels takes the
 key that `label` names as its foreground. Keys that only our clients and interactions send:
 
-    curves     closed curves: lists of points, or {label, points}
+    curves     closed curves: lists of points, or {label, points}; points may be fractional, and share a whole index
     extremes   label name to the outermost points of the structure: six, or four in one slice
-    marks      strokes: {label, packed}, where `packed` is a mask encoded by `mask_codec`, 1 background and 2 foreground
+    marks      strokes: {label, packed, after}, where `packed` is a mask encoded by `mask_codec`, 1 background and 2
+               foreground, and `after` tells for each name how many of its clicks came before: the strokes hold over
+               these, and later clicks over the strokes
     start      a mask to correct, encoded likewise, with the model's own label values
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,8 @@ import numpy as np
 from rayapp.errors import BadRequest, TooLarge, Unreadable
 from rayapp.imaging import mask_codec
 from rayapp.inference.arrays import Labels, Shape
-from rayapp.inference.infer_task import Drawing, Point, Prompts, TaskInfo
+from rayapp.inference.infer_task import CurvePoint, Drawing, Point, Prompts, TaskInfo
+from rayapp.inference.prompts import scribble_map
 from rayapp.protocol import RESERVED_LABEL_NAMES, parse_flag
 
 BACKGROUND = "background"
@@ -58,15 +62,16 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> Pr
     clicks = {name: points for name, points in clicks.items() if points}
     if sum(len(points) for points in clicks.values()) > MAX_CLICKS:
         raise BadRequest(f"a request may contain at most {MAX_CLICKS} clicks")
+    strokes = _parse_strokes(params.get("marks"), shape)
     return Prompts(
-        clicks=clicks,
+        clicks=_without_overdrawn(clicks, strokes),
         label=label or _parse_selected_segment(params.get("selected_label_name")),
         roi=_parse_roi(params.get("roi"), shape),
         slice=_parse_slice(params.get("slice"), shape),
         reset=parse_flag(params.get("reset_state"), "reset_state"),
         start=_parse_start(params.get("start"), info, shape),
         extremes=_parse_extremes(params.get("extremes"), (*info.structures, *active, FOREGROUND), shape),
-        **_parse_drawings(params, info, shape),
+        **_parse_drawings(strokes, params, info, shape),
     )
 
 
@@ -83,17 +88,62 @@ def structure_names(info: TaskInfo, label: str | None) -> tuple[str, ...]:
     return (label,) if label and label not in RESERVED_LABEL_NAMES else ()
 
 
-def _parse_drawings(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Strokes:
+    """Strokes of one prompt: the structure's label if given, the scribble map, and by name the clicks before them."""
+
+    label: str | None
+    marks: Labels
+    after: Mapping[str, int]
+
+
+def _parse_strokes(value: object, shape: Shape) -> list[_Strokes]:
+    """The items of `marks`, oldest first."""
+    parsed = []
+    for item in _labelled_items("marks", value, "packed"):
+        marks, after = _parse_mask("marks", item["packed"], shape), item.get("after") or {}
+        if marks.max(initial=0) > 2:
+            raise BadRequest("marks must be 1 for background and 2 for foreground")
+        if not isinstance(after, Mapping) or any(_whole_number(count) is None for count in after.values()):
+            raise BadRequest(f"'after' of marks must be numbers of clicks by name, not {_abbreviated(after)}")
+        parsed.append(_Strokes(label=item.get("label"), marks=marks, after=after))
+    return parsed
+
+
+def _without_overdrawn(
+    clicks: Mapping[str, tuple[Point, ...]], strokes: Sequence[_Strokes]
+) -> dict[str, tuple[Point, ...]]:
+    """The clicks without those that later strokes contradict."""
+    kept = {}
+    for name, points in clicks.items():
+        overdrawn = {
+            point
+            for drawn in strokes
+            for point in points[: int(drawn.after.get(name, 0))]
+            if drawn.marks[point] and _structure_at(drawn, point) != (name if name != FOREGROUND else drawn.label)
+        }
+        kept[name] = tuple(point for point in points if point not in overdrawn)
+    return {name: points for name, points in kept.items() if points}
+
+
+def _structure_at(strokes: _Strokes, point: Point) -> str | None:
+    """The label that a stroked voxel is said to have."""
+    return strokes.label if strokes.marks[point] == scribble_map.FOREGROUND else BACKGROUND
+
+
+def _parse_drawings(
+    strokes: Sequence[_Strokes], params: Mapping[str, Any], info: TaskInfo, shape: Shape
+) -> dict[str, Any]:
     """Strokes and curves as arguments for `Prompts`: `marks` and `curves`, or `drawings` by structure."""
-    curves = _labelled_items("curves", params.get("curves"), "points")
-    strokes = _labelled_items("marks", params.get("marks"), "packed")
+    curves = [(item.get("label"), item["points"]) for item in _labelled_items("curves", params.get("curves"), "points")]
     if not info.structures or info.takes_drawings:
         return {
-            "marks": _parse_marks([packed for _, packed in strokes], shape),
+            "marks": _overlaid([drawn.marks for drawn in strokes]),
             "curves": _parse_curves([points for _, points in curves], shape),
         }
     default = next(iter(info.structures)) if len(info.structures) == 1 else params.get("label")
-    structure_of = {name: name or default for name in dict.fromkeys(name for name, _ in (*curves, *strokes))}
+    labels = [*(name for name, _ in curves), *(drawn.label for drawn in strokes)]
+    structure_of = {name: name or default for name in reversed(dict.fromkeys(reversed(labels)))}  # last drawn, last
     for name in structure_of.values():
         if name not in info.structures:
             raise BadRequest(
@@ -102,7 +152,7 @@ def _parse_drawings(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> 
     return {
         "drawings": {
             name: Drawing(
-                marks=_parse_marks([packed for label, packed in strokes if structure_of[label] == name], shape),
+                marks=_overlaid([drawn.marks for drawn in strokes if structure_of[drawn.label] == name]),
                 curves=_parse_curves([points for label, points in curves if structure_of[label] == name], shape),
             )
             for name in dict.fromkeys(structure_of.values())
@@ -110,11 +160,8 @@ def _parse_drawings(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> 
     }
 
 
-def _labelled_items(key: str, value: object, content: str) -> list[tuple[str | None, Any]]:
-    """The items of a list as pairs of label (None if not given) and content.
-
-    Each item is either the content itself or a mapping {"label": …, content: …}.
-    """
+def _labelled_items(key: str, value: object, content: str) -> list[Mapping[str, Any]]:
+    """The items of a list, each either the content itself or a mapping {"label": …, content: …}, as such mappings."""
     if value is None:
         return []
     if not isinstance(value, (list, tuple)):
@@ -123,20 +170,16 @@ def _labelled_items(key: str, value: object, content: str) -> list[tuple[str | N
     for item in items:
         if not isinstance(item.get("label"), str | None) or content not in item:
             raise BadRequest(f"each of {key} must have {content!r} and may have a 'label', unlike {_abbreviated(item)}")
-    return [(item.get("label"), item[content]) for item in items]
+    return items
 
 
-def _parse_marks(packed: Sequence[object], shape: Shape) -> Labels | None:
-    """Packed strokes drawn over each other in order, the last on top."""
-    marks: Labels | None = None
-    for text in packed:
-        strokes = _parse_mask("marks", text, shape)
-        if strokes.max(initial=0) > 2:
-            raise BadRequest("marks must be 1 for background and 2 for foreground")
-        if marks is None:
-            marks = strokes
-        else:
-            np.copyto(marks, strokes, where=strokes > 0)
+def _overlaid(strokes: Sequence[Labels]) -> Labels | None:
+    """Strokes drawn over each other in order, the last on top."""
+    if len(strokes) < 2:
+        return strokes[0] if strokes else None
+    marks = strokes[0].copy(order="K")
+    for later in strokes[1:]:
+        np.copyto(marks, later, where=later > 0)
     return marks
 
 
@@ -182,15 +225,29 @@ def _parse_selected_segment(value: object) -> str | None:
     return value[:200] if isinstance(value, str) and value else None
 
 
-def _parse_curves(value: Sequence[object], shape: Shape) -> tuple[tuple[Point, ...], ...]:
-    """Closed curves, each a list of at least three points that share an i, a j or a k."""
-    curves = tuple(parse_points("curves", item, shape) for item in value)
-    if sum(len(points) for points in curves) > MAX_CLICKS:
+def _parse_curves(value: Sequence[object], shape: Shape) -> tuple[tuple[CurvePoint, ...], ...]:
+    """Closed curves, each a list of at least three points that share a whole i, j or k."""
+    if sum(len(item) for item in value if isinstance(item, (list, tuple))) > MAX_CLICKS:
         raise BadRequest(f"curves may have at most {MAX_CLICKS} points in all")
-    for points in curves:
-        if len(points) < 3 or all(len(set(indices)) > 1 for indices in zip(*points, strict=True)):
-            raise BadRequest("each of curves must have at least three points, all in one slice")
-    return curves
+    return tuple(_parse_curve(item, shape) for item in value)
+
+
+def _parse_curve(value: object, shape: Shape) -> tuple[CurvePoint, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise BadRequest(f"each of curves must be a list of [i, j, k], not {_abbreviated(value)}")
+    points = []
+    for item in value:
+        numbers = _numbers(item, 3)
+        if numbers is None:
+            raise BadRequest(f"point {_abbreviated(item)} of a curve is not three numbers [i, j, k]")
+        i, j, k = numbers
+        if not all(-0.5 <= at <= size - 0.5 for at, size in zip(numbers, shape, strict=True)):  # refuses NaN too
+            size = "x".join(map(str, shape))
+            raise BadRequest(f"point {_abbreviated(item)} of a curve is outside the image of {size} voxels")
+        points.append((i, j, k))
+    if len(points) < 3 or not any(len(set(at)) == 1 and float(at[0]).is_integer() for at in zip(*points, strict=True)):
+        raise BadRequest("each of curves must have at least three points, all in one slice: they share a whole index")
+    return tuple(points)
 
 
 def parse_points(name: str, value: object, shape: Shape) -> tuple[Point, ...]:
@@ -250,6 +307,13 @@ def _whole_numbers(value: object, count: int) -> list[int] | None:
     numbers = [_whole_number(item) for item in value]
     whole = [number for number in numbers if number is not None]
     return whole if len(whole) == count else None
+
+
+def _numbers(value: object, count: int) -> list[float] | None:
+    """A list of `count` numbers, or None if `value` is anything else."""
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        return None
+    return None if any(isinstance(item, bool) or not isinstance(item, (int, float)) for item in value) else list(value)
 
 
 def _whole_number(value: object) -> int | None:

@@ -7,15 +7,17 @@ between requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from rayapp.errors import BadRequest
-from rayapp.inference.arrays import Labels, Shape
-from rayapp.inference.infer_task import Point, Prompts
+from rayapp.inference.arrays import Bools, Labels, Shape
+from rayapp.inference.infer_task import Prompts
+from rayapp.inference.prompts import outlines
 
 Marks = Labels
 """A scribble map, (I, J, K): 0 where unmarked, else `BACKGROUND` or `FOREGROUND`."""
@@ -90,8 +92,9 @@ def parse_start(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: 
 def build_marks(shape: Shape, prompts: Prompts, *, require_foreground: bool = True) -> Marks:
     """Combine a request's scribbles, closed curves, clicks and box in one scribble map.
 
-    Scribbles take precedence over curves, and both over clicks. Outside the box everything is background, including
-    scribbles drawn there.
+    Curves mark what they enclose as foreground and the voxels around that as background. Scribbles take precedence over
+    curves, and clicks over scribbles; of two clicks on a voxel, that on background. Outside the box everything is
+    background, whatever is drawn there.
 
     Args:
         shape: Voxels of the source image along i, j, k.
@@ -103,19 +106,22 @@ def build_marks(shape: Shape, prompts: Prompts, *, require_foreground: bool = Tr
         BadRequest: If foreground is required and there is none.
     """
     marks = np.zeros(shape, dtype=np.uint8, order="F")
-    box = tuple(slice(a, b) for a, b in zip(*(prompts.roi or ((0, 0, 0), shape)), strict=True))
-    if prompts.roi is not None:
-        marks[:] = BACKGROUND
-        marks[box] = 0
-    inside = marks[box]
+    drawn = {where: _with_background_line(mask) for where, mask in outlines.enclosed(prompts.curves, shape).items()}
+    planes = [(outlines.plane_of(marks, where), plane) for where, plane in drawn.items()]
+    for plane, curved in planes:
+        np.copyto(plane, curved, where=(plane == 0) & (curved == BACKGROUND))
+    for plane, curved in planes:
+        np.copyto(plane, curved, where=curved == FOREGROUND)
     if prompts.marks is not None:
-        np.copyto(inside, prompts.marks[box])
-    for curve in prompts.curves:
-        enclosed = voxels_in_curve(curve, shape)
-        marks[enclosed] = np.where(marks[enclosed] > 0, marks[enclosed], FOREGROUND)
-    for name, mark in (("background", BACKGROUND), ("foreground", FOREGROUND)):
+        np.copyto(marks, prompts.marks, where=prompts.marks > 0)
+    for name, mark in (("foreground", FOREGROUND), ("background", BACKGROUND)):
         for point in prompts.clicks.get(name, ()):
-            marks[point] = marks[point] or mark
+            marks[point] = mark
+    low, high = prompts.roi or ((0, 0, 0), shape)
+    for axis, (first, last) in enumerate(zip(low, high, strict=True)):
+        marks.swapaxes(0, axis)[:first] = BACKGROUND
+        marks.swapaxes(0, axis)[last:] = BACKGROUND
+    inside = marks[tuple(slice(first, last) for first, last in zip(low, high, strict=True))]
     if not require_foreground:
         return marks
     if prompts.roi is not None and not (inside == FOREGROUND).any():
@@ -126,28 +132,10 @@ def build_marks(shape: Shape, prompts: Prompts, *, require_foreground: bool = Tr
     return marks
 
 
-def voxels_in_curve(curve: Sequence[Point], shape: Shape) -> tuple[npt.NDArray[np.intp], ...]:
-    """Voxels enclosed by a closed curve in one slice, including those on the curve.
-
-    Args:
-        curve: Vertices of the polygon, all with the same index along one axis.
-        shape: Voxels of the image along i, j, k.
-
-    Returns:
-        Indices along i, j and k, as numpy indexing takes them.
-    """
-    from skimage.draw import polygon, polygon_perimeter  # slow to import
-
-    points = np.array(curve)
-    axis = max(axis for axis in range(3) if np.ptp(points[:, axis]) == 0)
-    a, b = (n for n in range(3) if n != axis)
-    size = (shape[a], shape[b])
-    interior = polygon(points[:, a], points[:, b], size)
-    perimeter = polygon_perimeter(points[:, a], points[:, b], size)
-    indices = [np.empty(0, dtype=np.intp)] * 3
-    indices[a], indices[b] = (np.concatenate(pair) for pair in zip(interior, perimeter, strict=True))
-    indices[axis] = np.full(len(indices[a]), points[0, axis])
-    return tuple(indices)
+def _with_background_line(enclosed: Bools) -> Marks:
+    """Marks of a slice that fix the outline: foreground inside it, and a line of background around it."""
+    around = ndimage.binary_dilation(enclosed, outlines.NEIGHBOURS)
+    return np.where(enclosed, FOREGROUND, around * BACKGROUND).astype(np.uint8)
 
 
 def _values_by_name(label_info: object) -> dict[str, int]:

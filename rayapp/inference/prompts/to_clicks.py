@@ -1,32 +1,34 @@
 """Lower drawings to clicks: extreme points, strokes and closed curves for models that take clicks and boxes only.
 
 Drawings become clicks for the network (a few, spread over the strokes and deep inside the curves), and are then
-enforced in its answer: strokes keep their label; in a curve's slice the inside is the structure and the rest is not;
-and a structure ends at its extreme points (six of them, as in Roth et al., 2021, after DEXTR, Maninis et al., 2018).
-Clicks take precedence over drawings. Pure functions, thread-safe.
+enforced in its answer: in a curve's slice the inside is the structure and the rest is not; strokes keep their label,
+inside curves too; and a structure ends at its extreme points (six of them, as in Roth et al., 2021, after DEXTR,
+Maninis et al., 2018). Clicks hold over strokes, and strokes over curves; those that a later stroke contradicts are no
+longer among the prompts (`rayapp.inference.prompts.parse`). Pure functions, thread-safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from rayapp.inference.arrays import Labels, Shape
+from rayapp.inference.arrays import Bools, Labels, Shape
 from rayapp.inference.infer_task import Drawing, Point, Prompts, TaskInfo
+from rayapp.inference.prompts import outlines
 from rayapp.inference.prompts.parse import BACKGROUND as BACKGROUND_NAME
 from rayapp.inference.prompts.parse import FOREGROUND as FOREGROUND_NAME
-from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, voxels_in_curve
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 
 STROKE_CLICKS = 8
 """Clicks placed on all strokes on a structure together, and as many on its background strokes."""
 CURVE_CLICKS = 3
-"""Clicks placed inside each closed curve."""
+"""Clicks placed in each connected part of what closed curves enclose on a slice."""
 MIN_DEPTH = 0.6
-"""Least depth of those clicks, relative to the largest depth inside the curve."""
+"""Least depth of those clicks, relative to the largest depth in the part."""
 
 
 def lower_drawings(prompts: Prompts, info: TaskInfo, shape: Shape) -> Prompts:
@@ -52,8 +54,9 @@ def lower_drawings(prompts: Prompts, info: TaskInfo, shape: Shape) -> Prompts:
                 _append(clicks, name, farthest_point_sample(strokes, STROKE_CLICKS))
                 strokes = np.argwhere(drawing.marks == BACKGROUND)
                 _append(clicks, BACKGROUND_NAME, farthest_point_sample(strokes, STROKE_CLICKS))
-            for curve in drawing.curves:
-                _append(clicks, name, farthest_point_sample(_deep_voxels(curve, shape), CURVE_CLICKS))
+            for where, inside in outlines.enclosed(drawing.curves, shape).items():
+                for voxels in _deep_voxels(inside, where):
+                    _append(clicks, name, farthest_point_sample(voxels, CURVE_CLICKS))
     roi = prompts.roi
     for name, points in prompts.extremes.items():
         if single and renamed.get(name, name) == FOREGROUND_NAME:
@@ -81,7 +84,11 @@ def enforce_drawings(labels: Labels, prompts: Prompts, info: TaskInfo) -> Labels
         within[_as_slices(bounding_box(points))] = True
         enforced[(enforced == _label_value(name, info)) & ~within] = 0
     for name, drawing in drawings.items():
-        _enforce(enforced, drawing, _label_value(name, info))
+        outlines.enforce_curves(enforced, drawing.curves, _label_value(name, info))
+    for name, drawing in drawings.items():
+        if drawing.marks is not None:
+            enforced[drawing.marks == FOREGROUND] = _label_value(name, info)
+            enforced[drawing.marks == BACKGROUND] = 0
     for name, points in prompts.clicks.items():
         for point in points:
             enforced[point] = 0 if name == BACKGROUND_NAME else _label_value(name, info)
@@ -126,36 +133,15 @@ def _label_value(name: str, info: TaskInfo) -> int:
     return info.structures.get(name, 1)
 
 
-def _enforce(labels: Labels, drawing: Drawing, value: int) -> None:
-    """Write one structure's curves, then its strokes, into `labels`."""
-    curves_by_slice: dict[tuple[int, int], list[tuple[npt.NDArray[np.intp], ...]]] = {}
-    for curve in drawing.curves:
-        curves_by_slice.setdefault(_slice_of(curve), []).append(voxels_in_curve(curve, _shape(labels)))
-    for (axis, index), curves in curves_by_slice.items():
-        plane = np.moveaxis(labels, axis, -1)[..., index]
-        plane[plane == value] = 0
-        for enclosed in curves:
-            labels[enclosed] = value
-    if drawing.marks is not None:
-        labels[drawing.marks == FOREGROUND] = value
-        labels[drawing.marks == BACKGROUND] = 0
-
-
-def _deep_voxels(curve: Sequence[Point], shape: Shape) -> npt.NDArray[np.intp]:
-    """Voxels of at least `MIN_DEPTH` inside a closed curve, shape (N, 3)."""
-    axis, _ = _slice_of(curve)
-    inside = np.transpose(voxels_in_curve(curve, shape))
-    corner = inside.min(axis=0)
-    mask = np.zeros(inside.max(axis=0) - corner + 1, dtype=bool)
-    mask[tuple((inside - corner).T)] = True
-    depth = ndimage.distance_transform_edt(np.pad(mask.squeeze(axis), 1))[1:-1, 1:-1]
-    return np.asarray(np.argwhere(np.expand_dims(depth >= MIN_DEPTH * depth.max(), axis)) + corner)
-
-
-def _slice_of(curve: Sequence[Point]) -> tuple[int, int]:
-    """The axis across a curve's slice (the last possible one if several are) and the slice's index along it."""
-    axis = max(axis for axis in range(3) if len({point[axis] for point in curve}) == 1)
-    return axis, curve[0][axis]
+def _deep_voxels(inside: Bools, where: outlines.Slice) -> Iterator[npt.NDArray[np.intp]]:
+    """For each connected part of a slice's mask, its voxels of at least `MIN_DEPTH`, shape (N, 3)."""
+    axis, index = where
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+    parts, _ = ndimage.label(inside, outlines.NEIGHBOURS)
+    for part, box in enumerate(ndimage.find_objects(parts), start=1):
+        within = np.where(parts[box] == part, depth[box], 0)
+        pixels = np.argwhere(within >= MIN_DEPTH * within.max()) + [side.start for side in box]
+        yield np.insert(pixels, axis, index, axis=1)
 
 
 def _append(clicks: dict[str, list[Point]], name: str, points: Sequence[Point]) -> None:
@@ -173,8 +159,3 @@ def _intersection(first: tuple[Point, Point] | None, second: tuple[Point, Point]
 
 def _as_slices(box: tuple[Point, Point]) -> tuple[slice, ...]:
     return tuple(slice(a, b) for a, b in zip(*box, strict=True))
-
-
-def _shape(labels: Labels) -> Shape:
-    i, j, k = labels.shape
-    return i, j, k

@@ -51,6 +51,19 @@ export function voxelOf(back, shape, world) {
 }
 
 /**
+ * The (fractional) index of a point in LPS millimetres, or null outside the image, which ends half a voxel beyond the
+ * centres of its outermost voxels.
+ *
+ * @param {number[][]} back the inverse of the image's affine
+ * @param {number[]} shape
+ * @param {number[]} world
+ */
+export function indexInside(back, shape, world) {
+  const index = indexOf(back, world);
+  return index.every((value, axis) => value >= -0.5 && value <= shape[axis] - 0.5) ? index : null;
+}
+
+/**
  * The place of each slice in the image.
  *
  * @param {ImagePlane[]} planes

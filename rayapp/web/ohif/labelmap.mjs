@@ -3,7 +3,7 @@
  * Uses `window.cornerstone` and `window.cornerstoneTools` of the OHIF version that it is written for.
  */
 
-import { gather, inverse, placed, scatter, sliceWith, voxelOf } from './grid.mjs';
+import { gather, indexInside, inverse, placed, scatter, sliceWith, voxelOf } from './grid.mjs';
 import { says } from './words.mjs';
 
 /**
@@ -54,6 +54,11 @@ export class Labelmap {
   /** The voxel at a point in LPS millimetres, or null outside the image. @param {Point3} world */
   voxelAt(world) {
     return voxelOf(this.back, this.image.shape, world);
+  }
+
+  /** The (fractional) index of a point in LPS millimetres, or null outside the image. @param {Point3} world */
+  indexAt(world) {
+    return indexInside(this.back, this.image.shape, world);
   }
 
   /**

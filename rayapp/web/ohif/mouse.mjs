@@ -85,7 +85,7 @@ export class Mouse {
    */
   read(mark, labelmap, name) {
     if (mark.metadata.toolName === curves.TOOL) {
-      const curve = curves.voxels(mark, labelmap);
+      const curve = curves.outline(mark, labelmap);
       points.remove(mark);
       if (!curve || curve.length < 3) {
         throw new Error(curve ? PROBLEMS.curveTooSmall : PROBLEMS.curveOutside);

@@ -85,7 +85,7 @@ export const PROBLEMS = {
   noStrokes: 'draw foreground and background strokes first, or set a box',
   pointOutside: 'the point lies outside the image',
   curveOutside: 'the curve leaves the image: draw it inside',
-  curveTooSmall: 'the curve is too small: it must pass through at least three voxels',
+  curveTooSmall: 'the curve is too small: draw around the structure',
   serverAway: 'the server does not answer: is it running?',
   brokenOff: 'the connection was lost before the last mask',
   trainingLost: (/** @type {string} */ reason) => `lost contact with the training: ${reason}`,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage.measure import find_contours
 
 from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Volume
@@ -231,3 +232,13 @@ def test_a_structure_far_larger_than_the_strokes_is_followed_to_its_ends(forest,
     marks[58:63, 55, 3] = FOREGROUND
     marks[4, 50 : 60 if strokes == "a line" else 51, 3] = BACKGROUND
     assert dice(predict(forest, volume, marks), truth) > 0.85
+
+
+def test_a_slice_with_a_curve_is_as_drawn(task):
+    volume, truth = scene()
+    marks = drawn(truth, (6, 14))
+    wrong = np.roll(truth[..., 10], 5, axis=1)
+    curve = [(float(i) - 1, float(j) - 1, 10.0) for i, j in find_contours(np.pad(wrong, 1).astype(float), 0.5)[0][:-1]]
+    labels = predict(task, volume, marks, curves=[curve])
+    np.testing.assert_array_equal(labels[..., 10] == 1, wrong)
+    assert obeyed(labels, marks)

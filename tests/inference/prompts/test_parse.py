@@ -1,10 +1,12 @@
 """Every form in which 3D Slicer and OHIF send prompts is understood; what cannot be meant is refused by value."""
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayapp.errors import BadRequest
+from rayapp.imaging import mask_codec
 from rayapp.inference.infer_task import TaskInfo
 from rayapp.inference.prompts.parse import MAX_CLICKS, parse_prompts
 
@@ -148,6 +150,47 @@ def test_closed_curves_are_lists_of_points_on_one_slice():
     for params in ({"curves": [curve], "label": "spleen"}, {"curves": [{"points": curve, "label": "spleen"}]}):
         drawings = parse(**params).drawings
         assert (list(drawings), drawings["spleen"].curves) == (["spleen"], found)
+
+
+def test_points_of_curves_may_lie_between_voxel_centres():
+    curve = [[1.25, 2.5, 3], [4.75, -0.5, 3], [SHAPE[0] - 0.5, 5.125, 3]]
+    assert parse_prompts({"curves": [curve]}, SCRIBBLES, SHAPE).curves == (tuple(map(tuple, curve)),)
+
+
+@pytest.mark.parametrize("at", [3.5, -0.6, float("nan"), float("inf"), "3", True, None])
+def test_the_slice_of_a_curve_is_a_whole_index_inside_the_image(at):
+    with pytest.raises(BadRequest, match="curve"):
+        parse_prompts({"curves": [[[1.5, 2, at], [4, 2.5, at], [4, 5, at]]]}, SCRIBBLES, SHAPE)
+
+
+def strokes_at(*points):
+    marks = np.zeros(SHAPE, np.uint8)
+    for mark, point in points:
+        marks[point] = mark
+    return mask_codec.to_text(marks)
+
+
+def test_strokes_hold_over_the_clicks_before_them_and_later_clicks_over_strokes():
+    packed = strokes_at((1, (1, 1, 1)), (1, (2, 2, 2)), (2, (3, 3, 3)), (2, (4, 4, 4)))
+    params = {
+        "liver": [[1, 1, 1], [3, 3, 3], [5, 5, 5], [2, 2, 2]],
+        "spleen": [[4, 4, 4], [3, 3, 3]],
+        "background": [[4, 4, 4]],
+        "marks": [{"label": "liver", "packed": packed, "after": {"liver": 3, "spleen": 1}}],
+    }
+    prompts = parse(**params)
+    assert prompts.clicks == {
+        "liver": ((3, 3, 3), (5, 5, 5), (2, 2, 2)),
+        "spleen": ((3, 3, 3),),
+        "background": ((4, 4, 4),),
+    }
+    assert parse(**{**params, "marks": [{"label": "liver", "packed": packed}]}).clicks["liver"][0] == (1, 1, 1)
+
+
+@pytest.mark.parametrize("after", [3, [1], {"liver": "x"}, {"liver": 1.5}])
+def test_numbers_of_clicks_before_strokes_are_whole(after):
+    with pytest.raises(BadRequest, match="after"):
+        parse(marks=[{"label": "liver", "packed": strokes_at((1, (1, 1, 1))), "after": after}])
 
 
 @pytest.mark.parametrize(

@@ -59,14 +59,23 @@ def test_a_label_info_that_is_none_is_refused(info):
         parse_marks(label_map((1,)), {"label_info": info}, {})
 
 
-def test_clicks_count_as_marks_and_scribbles_come_first():
+def test_clicks_count_as_marks_and_hold_over_scribbles():
     drawn = np.zeros(SHAPE, np.uint8)
-    drawn[3, 4, 5] = BACKGROUND
-    clicks = {"foreground": [(3, 4, 5), (16, 22, 28)], "background": [(0, 1, 2)], "liver": [(9, 9, 9)]}
+    drawn[3, 4, 5:7] = BACKGROUND
+    clicks = {"foreground": [(3, 4, 5), (16, 22, 28), (0, 1, 2)], "background": [(0, 1, 2)], "liver": [(9, 9, 9)]}
     marks = build_marks(SHAPE, Prompts(marks=drawn, clicks=clicks))
-    assert np.argwhere(marks == FOREGROUND).tolist() == [[16, 22, 28]]
-    assert np.argwhere(marks == BACKGROUND).tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert np.count_nonzero(drawn) == 1
+    assert np.argwhere(marks == FOREGROUND).tolist() == [[3, 4, 5], [16, 22, 28]]
+    assert np.argwhere(marks == BACKGROUND).tolist() == [[0, 1, 2], [3, 4, 6]]
+    assert np.count_nonzero(drawn) == 2
+
+
+def test_nothing_holds_outside_the_box():
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[1:4, 4, 5] = FOREGROUND
+    curve = [(0, 0, 9), (0, 9, 9), (9, 9, 9), (9, 0, 9)]
+    prompts = Prompts(marks=drawn, curves=[curve], clicks={"foreground": [(1, 1, 1)]}, roi=((2, 3, 4), (9, 9, 10)))
+    on = np.argwhere(build_marks(SHAPE, prompts) == FOREGROUND)
+    assert (on.min(axis=0).tolist(), on.max(axis=0).tolist()) == ([2, 3, 5], [8, 8, 9])
 
 
 def test_outside_the_box_is_background_and_its_centre_is_foreground_when_nothing_else_is():
@@ -110,6 +119,15 @@ def test_a_closed_curve_marks_what_it_encloses_on_its_slice(axis):
     assert len(on) == 7 * 5
     assert (on[:, axis] == 6).all()
     assert np.delete(on, axis, axis=1).min(axis=0).tolist() == [4, 5]
+    off = np.argwhere(marks == BACKGROUND)
+    assert len(off) == 9 * 7 - 7 * 5, "a line around it"
+    assert (off[:, axis] == 6).all()
+
+
+def test_an_inner_curve_leaves_its_inside_out():
+    outer, inner = ([(c, c, 8), (c, 16 - c, 8), (16 - c, 16 - c, 8), (16 - c, c, 8)] for c in (1.5, 5.5))
+    marks = build_marks(SHAPE, Prompts(curves=[outer, inner]))
+    assert (marks == FOREGROUND).sum() == 13 * 13 - 5 * 5
 
 
 def test_background_scribbles_in_a_curve_stay():

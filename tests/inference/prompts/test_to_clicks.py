@@ -92,6 +92,26 @@ def test_two_curves_on_a_slice_are_two_parts_of_the_structure():
     assert np.array_equal(held == 1, inside)
 
 
+def test_an_inner_curve_is_a_hole_without_clicks_in_it():
+    outer, inner = ([(c, c, 6), (c, 16 - c, 6), (16 - c, 16 - c, 6), (16 - c, c, 6)] for c in (1.5, 5.5))
+    prompts = Prompts(curves=[outer, inner])
+    held = enforce_drawings(np.ones(SHAPE, np.uint8, order="F"), prompts, ANYTHING)
+    wall = np.zeros(SHAPE[:2], bool)
+    wall[2:15, 2:15] = True
+    wall[6:11, 6:11] = False
+    assert np.array_equal(held[:, :, 6] == 1, wall)
+    assert all(wall[i, j] for i, j, _ in lower_drawings(prompts, ANYTHING, SHAPE).clicks["foreground"])
+
+
+def test_a_stroke_holds_over_a_curve_of_another_structure():
+    curve, inside = square(2)
+    marks = np.zeros(SHAPE, np.uint8)
+    marks[5:9, 7, 6] = FOREGROUND
+    drawings = {"liver": Drawing(marks=marks), "spleen": Drawing(curves=[curve])}
+    held = enforce_drawings(np.zeros(SHAPE, np.uint8, order="F"), Prompts(drawings=drawings), ORGANS)
+    assert np.array_equal(held, np.where(marks == FOREGROUND, 1, 2 * inside))
+
+
 def test_strokes_hold_over_curves_and_clicks_over_strokes():
     curve, inside = square(2)
     marks = np.zeros(SHAPE, np.uint8)
