@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.inference.infer_task import Point, Prompts
+from rayapp.inference.infer_task import CurvePoint, Point, Prompts
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 from rayapp.inference.prompts.scribble_map import BACKGROUND as OFF
 from rayapp.inference.prompts.scribble_map import FOREGROUND as ON
@@ -42,8 +42,8 @@ def marks_of(prompts: Prompts, spacing: NDArray[np.float64]) -> Marks:
     return marks
 
 
-def lasso_of(curve: Sequence[Point], spacing: NDArray[np.float64]) -> Lasso:
-    """A closed curve on one slice, given by voxels, as a lasso."""
+def lasso_of(curve: Sequence[CurvePoint], spacing: NDArray[np.float64]) -> Lasso:
+    """A closed curve on one slice, in fractional voxels, as a lasso."""
     points = np.array(curve)
     axis = max(axis for axis in range(3) if len(set(points[:, axis].tolist())) == 1)
     others = [other for other in range(3) if other != axis]
