@@ -16,6 +16,7 @@ from deployments.problems import problems
 from deployments.replies import file_reply
 from deployments.services import Services
 from deployments.streams import EVENT_STREAM, KEEP_ALIVE, event_stream, server_sent_event
+from deployments.train_options import check_train_options
 from rayapp import responses
 from rayapp.datastore.job_record import Job, State
 from rayapp.errors import BadRequest, Busy, Conflict, NotFound, RayappError
@@ -127,9 +128,18 @@ async def stop_batch(services: Service, user: AsAdmin) -> responses.Job | None:
 
 @router.post(Route.TRAIN, include_in_schema=False)
 async def train_all(request: Request, services: Service, described: Described, user: AsAdmin) -> Submitted:
-    """Submit a training of every trainer; they run one after another. Returns the outcome by trainer."""
+    """Submit a training of every trainer; they run one after another. Returns the outcome by trainer.
+
+    400, and nothing is submitted, if an option is one that no trainer has, or that the trainer it is for does not have.
+    """
     body = await read_json(request)
-    return await _submit_all(services, user, JobKind.TRAIN, (await described.get())["trainers"], body)
+    trainers = (await described.get())["trainers"]
+    for name, trainer in trainers.items():
+        own = body.get(name)
+        check_train_options(name, own if isinstance(own, dict) else {}, trainer["config"])
+    every = {option for trainer in trainers.values() for option in trainer["config"]}
+    check_train_options(", ".join(trainers), body.keys() - trainers.keys(), sorted(every))
+    return await _submit_all(services, user, JobKind.TRAIN, trainers, body)
 
 
 async def _submit_all(
@@ -158,9 +168,10 @@ async def train(
     enqueue: Flag = False,
 ) -> responses.Job | Stats:
     """Train a model. While another training runs, 429, or with `enqueue` it waits its turn. `run_sync` waits for the
-    end and returns its statistics."""
-    name = await described.known("trainers", "trainer", model)
-    job = await _submit(services, user, JobKind.TRAIN, name, await read_json(request), enqueue=enqueue)
+    end and returns its statistics. An option that the trainer does not have is a 400."""
+    name, options = await described.known("trainers", "trainer", model), await read_json(request)
+    check_train_options(name, options, (await described.get())["trainers"][name]["config"])
+    job = await _submit(services, user, JobKind.TRAIN, name, options, enqueue=enqueue)
     if not run_sync:
         return job.as_json()
     return (await _done(services, job)).train_stats()

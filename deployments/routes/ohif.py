@@ -21,7 +21,7 @@ from deployments.access import Service
 from deployments.services import Services
 from rayapp.downloads.ohif import is_prepared
 from rayapp.errors import NotFound
-from rayapp.protocol import PARAMS_HEADER, Route
+from rayapp.protocol import PARAMS_HEADER, Route, StreamEvent
 
 router = APIRouter(include_in_schema=False)
 
@@ -88,6 +88,7 @@ def _config(services: Services) -> str:
             "archive": bool(services.settings.dicomweb.url),
             "routes": {route.name.lower(): route for route in Route},
             "paramsHeader": PARAMS_HEADER,
+            "streamEvents": {event.name.lower(): event for event in StreamEvent},
         },
     }
     return f"window.config = {json.dumps(config, indent=1)};\n"

@@ -74,24 +74,31 @@ class Archive:
         asked = (*_ASKED, *_SENT) if request.method == "POST" else _ASKED
         headers = {name: request.headers[name] for name in asked if name in request.headers}
         headers.setdefault("accept-encoding", "identity")
+        body = _Body(request) if request.method == "POST" else None
+        answer = await self._answer(request.method, url, headers, body)
+        if answer.status == 401 and self._credentials.drop(headers.get("Authorization", "")) and body is None:
+            answer.close()
+            answer = await self._answer(request.method, url, headers, body)
+        try:
+            return await self._relayed(answer)
+        except BaseException:
+            answer.close()
+            raise
+
+    async def _answer(
+        self, method: str, url: URL, headers: dict[str, str], body: _Body | None
+    ) -> aiohttp.ClientResponse:
+        """The archive's answer to a request, which is signed here."""
         if signature := await self._signature():
             headers["Authorization"] = signature
-        body = _Body(request) if request.method == "POST" else None
         try:
-            answer = await self._connections().request(
-                request.method, url, headers=headers, data=body, allow_redirects=False
-            )
+            return await self._connections().request(method, url, headers=headers, data=body, allow_redirects=False)
         except (aiohttp.ClientError, TimeoutError) as error:
             if body is not None and body.problem is not None:
                 raise body.problem from None
             if isinstance(error, TimeoutError):
                 raise ArchiveSlow("the DICOM archive did not answer in time") from None
             raise ArchiveAway(f"the DICOM archive does not answer ({type(error).__name__})") from None
-        try:
-            return await self._relayed(answer)
-        except BaseException:
-            answer.close()
-            raise
 
     async def _signature(self) -> str:
         """The Authorization header. May fetch a token first, in a thread."""

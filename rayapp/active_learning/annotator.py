@@ -150,7 +150,10 @@ class Annotator:
             proposed = score = await self._score(mask, truth)
             seconds += self._times.review_s
             while score < self._times.good_enough and clicks < self._times.max_clicks:
-                mask = await interaction.prompt(**await asyncio.to_thread(self._correction, truth.array, mask, names))
+                correction = await asyncio.to_thread(self._correction, truth.array, mask, names)
+                if correction is None:
+                    break
+                mask = await interaction.prompt(**correction)
                 score = await self._score(mask, truth)
                 clicks += 1
                 seconds += self._times.stroke_s if self._times.strokes else self._times.click_s
@@ -183,10 +186,18 @@ class Annotator:
             names = {int(value): FOREGROUND for value in np.unique(truth.array) if value}
         return {0: BACKGROUND, **names}, str(model.get("version") or "unnamed")
 
-    def _correction(self, truth: Mask, mask: Mask, names: Mapping[int, str]) -> Correction:
+    def _correction(self, truth: Mask, mask: Mask, names: Mapping[int, str]) -> Correction | None:
+        """A prompt in the largest error that the model can correct; None if there is no such error.
+
+        To the model, structures that it does not have are background.
+        """
         if mask.shape != truth.shape:
             raise GridMismatch(f"the reference has shape {truth.shape}, but the model's mask has {mask.shape}")
-        (worst,) = error_regions(truth, mask, 1 + max(names), count=1)
+        truth, mask = (np.where(np.isin(labels, list(names)), labels, 0) for labels in (truth, mask))
+        regions = error_regions(truth, mask, 1 + max(names), count=1)
+        if not regions:
+            return None
+        worst = regions[0]
         noise = self._times.click_noise
         if not self._times.strokes:
             voxel = clamped(worst.click(self._rng, noise=noise), truth.shape)

@@ -39,7 +39,7 @@ class SimulationProtocol:
         strategy: Name of the strategy.
         budgets: Numbers of labelled images after which the model is trained and validated.
         annotators: Number of annotators who work concurrently.
-        seed: Seed of annotators and training.
+        seed: Seed of annotators and, where the trainer has this option, of training.
         times: The annotators' time model.
         training: Options of each training.
         iterations: Length of each training in iterations, whatever the number of images; 0 leaves it to the options.
@@ -149,7 +149,8 @@ class Simulation:
     async def _round(self, client: AsyncClient, sessions: Sequence[tuple[str, Path]]) -> Round:
         """Train and validate the model, and score the unlabelled images if the protocol asks for it."""
         protocol = self._protocol
-        options = {"seed": protocol.seed, **protocol.training}
+        trainer = (await client.info())["trainers"].get(protocol.model, {})
+        options = {**({"seed": protocol.seed} if "seed" in trainer.get("config", {}) else {}), **protocol.training}
         if protocol.iterations:
             options["max_epochs"] = max(1, protocol.iterations // len(self.labels))
         began = asyncio.get_running_loop().time()

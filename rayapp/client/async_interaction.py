@@ -28,17 +28,20 @@ Points = Sequence[Sequence[int]]
 """Voxel indices, each [i, j, k]."""
 Curve = Sequence[Sequence[float]]
 """A closed polygon on one slice, in fractional voxel indices [i, j, k]; whole numbers are voxel centres."""
+_REMOVABLE = ("start", "roi", "label", "slice")
 
 
 class PromptFields(TypedDict, total=False):
-    """Prompts other than clicks. Coordinates are voxel indices [i, j, k] of the image as its file stores it;
-    None is the same as leaving a field out.
+    """Prompts other than clicks. Coordinates are voxel indices [i, j, k] of the image as its file stores it.
+
+    `start`, `roi`, `label` and `slice` hold until a later prompt replaces them; None removes what an earlier prompt
+    gave, and leaving the field out keeps it.
 
     Attributes:
         curves: Closed curves, each a list of points on one slice, between voxel centres too. Several on a slice follow
             the even-odd rule: an inner curve is the border of a hole.
         extremes: By label name the six extreme points of a structure, or four on one slice.
-        marks: Scribbles, (I, J, K): 1 background, 2 foreground, 0 unmarked.
+        marks: Scribbles, (I, J, K): 1 background, 2 foreground, 0 unmarked; None is the same as leaving them out.
         start: A mask, (I, J, K), to start from.
         roi: A box that the structure lies in, [i0, i1, j0, j1, k0, k1].
         label: Name of the structure that curves and scribbles are drawn on.
@@ -192,10 +195,12 @@ class AsyncInteraction:
 
 
 def _body(clicks: Mapping[str, Points] | None, fields: PromptFields) -> dict[str, Any]:
-    """The request's JSON, masks packed and in base64."""
-    body: dict[str, Any] = {name: value for name, value in {"clicks": clicks, **fields}.items() if value is not None}
+    """The request's JSON, masks packed and in base64; None is sent for what a prompt can remove."""
+    body: dict[str, Any] = {
+        name: value for name, value in {"clicks": clicks, **fields}.items() if value is not None or name in _REMOVABLE
+    }
     for name in ("marks", "start"):
-        if name in body:
+        if body.get(name) is not None:
             from rayapp.imaging import mask_codec  # sending clicks needs none of the packages that masks need
 
             body[name] = mask_codec.to_text(body[name])

@@ -126,11 +126,15 @@ def _plan(studies: Path, machine: Hardware, progress: Progress) -> tuple[Survey,
 
 
 def _survey(table: Table, survey: Survey) -> Table:
-    low, middle, high = survey.intensities
     table.add_row("images", f"{survey.images}, {survey.labelled} with labels; headers of {survey.sampled} read")
     if survey.unreadable:
         table.add_row("not readable", f"{survey.unreadable} of the sample")
-    table.add_row("values", f"{survey.modality}, {survey.channels} channel(s), {low:g} to {high:g}, median {middle:g}")
+    if survey.intensities is None:
+        table.add_row("values", "unknown: none of the sampled images could be decoded")
+    else:
+        low, middle, high = survey.intensities
+        values = f"{low:g} to {high:g}, median {middle:g}"
+        table.add_row("values", f"{survey.modality}, {survey.channels} channel(s), {values}")
     table.add_row("spacing, median", f"{_by(survey.spacing)} mm along R, A, S")
     table.add_row("size, median", f"{_by(survey.size)} voxels, 95 % within {_by(survey.extent)} mm")
     if survey.foreground is not None:

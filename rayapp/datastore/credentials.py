@@ -1,7 +1,7 @@
 """Authentication of this server at the DICOM archive: basic, bearer token, or OAuth 2 client credentials.
 
-An OAuth 2 access token (RFC 6749 section 4.4) is requested on first use and renewed before it expires. Thread-safe; one
-thread requests a token at a time.
+An OAuth 2 access token (RFC 6749 section 4.4) is requested on first use, and renewed before it expires or when the
+archive refuses it, as after a restart of the authorization server. Thread-safe; one thread requests a token at a time.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from base64 import b64encode
+from typing import Any
 
 import requests
 from requests.auth import AuthBase
@@ -30,11 +31,25 @@ class Credentials(AuthBase):
         self._expires = 0.0
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Sign a request. Raises ArchiveAway if no access token can be obtained."""
+        """Sign a request, to be sent again once if its token is refused. Raises ArchiveAway if there is no token."""
         value = self.header()
         if value:
             request.headers["Authorization"] = value
+            request.register_hook("response", self._resend_if_refused)
         return request
+
+    def _resend_if_refused(self, answer: requests.Response, **sending: Any) -> requests.Response:
+        """The answer to the request signed anew, if the answer is a refusal that a new token may mend."""
+        refused = answer.request
+        if answer.status_code != 401 or not self.drop(refused.headers.get("Authorization", "")):
+            return answer
+        if not isinstance(refused.body, (bytes, str, type(None))):
+            return answer  # a stream that was read already; the next request has a new token
+        answer.close()
+        again = refused.copy()
+        again.headers["Authorization"] = self.header()
+        resent: requests.Response = answer.connection.send(again, **sending)  # type: ignore[attr-defined]
+        return resent
 
     def header(self) -> str:
         """The current value of `Authorization`; "" for an archive without authentication.
@@ -49,6 +64,22 @@ class Credentials(AuthBase):
         if archive.user is not None:
             return "Basic " + _basic(archive.user, archive.password.get_secret_value())
         return ""
+
+    def drop(self, header: str) -> bool:
+        """Forget the access token that the archive refused.
+
+        Args:
+            header: The value of `Authorization` that was refused.
+
+        Returns:
+            True if `header` may have another value now, so that asking again makes sense.
+        """
+        if not self._archive.token_url:
+            return False
+        with self._requesting:
+            if header == f"Bearer {self._token}":
+                self._expires = 0.0
+        return True
 
     def _valid_token(self) -> str:
         with self._requesting:

@@ -7,6 +7,7 @@ parsed once, also across restarts. A top-level folder that is an image itself (e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Container, Iterator, Mapping
@@ -93,12 +94,16 @@ class DicomTree:
         return self._root / image_id
 
     def info(self, image_id: str) -> Info:
-        """DICOM attributes that viewers identify a series by (UIDs, modality, description, date, patient ID)."""
+        """DICOM attributes that viewers identify a series by (UIDs, modality, description, date, patient ID).
+
+        Empty if the series is gone or none of its files can be read.
+        """
         info = self._series.get(image_id)
         if info is None:
-            file = next(self.path(image_id).iterdir(), None)
-            info = (_series_of(file)[1] if file else None) or {}
-        return info
+            with contextlib.suppress(FileNotFoundError):
+                infos = (_series_of(file)[1] for file in sorted(self.path(image_id).iterdir()))
+                info = next(filter(None, infos), None)
+        return info or {}
 
     def is_one_series(self, name: str) -> bool:
         """True if a top-level folder is an image itself: it has no subfolders and its DICOM files form one series.

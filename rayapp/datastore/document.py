@@ -28,7 +28,7 @@ from rayapp.datastore.index import Index, meta, set_meta
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import FileStamp, RevisionStore
 from rayapp.errors import BadRequest, Conflict, RayappError, Unreadable
-from rayapp.files.durable import sync
+from rayapp.files.durable import replace
 from rayapp.protocol import checked_name
 
 NAME = "datastore_v2.json"
@@ -200,14 +200,12 @@ class DocumentFile:
             try:
                 with staged.open("wb") as file:
                     digest = self._write(file)
-                sync(staged)
                 shutil.copyfile(staged, copy)
                 self._remember(digest)
                 with self._advisory:
-                    staged.rename(self._path)
+                    replace(staged, self._path)
                 self._seen = FileStamp.of(self._path)
-                copy.rename(self._base)
-                sync(self._path.parent)
+                replace(copy, self._base)
             finally:
                 staged.unlink(missing_ok=True)
                 copy.unlink(missing_ok=True)

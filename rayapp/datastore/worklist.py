@@ -6,6 +6,7 @@ time after the last activity on the image. Thread-safe; every change is committe
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -132,9 +133,12 @@ class Worklist:
 
     def features(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """See `Datastore`."""
-        marks = ", ".join("?" * len(ids))
         with self._index.reader() as db:
-            rows = db.execute(f"SELECT image_id, vector FROM feature WHERE image_id IN ({marks})", tuple(ids))
+            rows = db.execute(
+                # As one variable, since SQLite limits their number.
+                "SELECT image_id, vector FROM feature WHERE image_id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(ids)),),
+            )
             return {image_id: np.frombuffer(vector, np.float32) for image_id, vector in rows}
 
     def farthest(self, ids: Sequence[str], *, against: int) -> str | None:

@@ -149,7 +149,7 @@ async def _download_file(url: str, to: Path, progress: Progress) -> str:
                     digest.update(chunk)
                     received += len(chunk)
                     progress(received, size)
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except (aiohttp.ClientError, OSError) as error:  # of the network or of the disk
         raise DownloadFailed(f"{url}: {str(error) or type(error).__name__}") from error
     return digest.hexdigest()
 

@@ -7,6 +7,7 @@ from `/` to `/ohif/`. The installation is atomic, and two at once do not disturb
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -96,13 +97,17 @@ def install(folder: Path, *, archive: Path | None = None, progress: Progress = l
         build = Path(scratch) / "build"
         unpack(source, build, max_bytes=_MAX_UNPACKED, place=_place, progress=progress)
         prepare(build)
-        if folder.exists():  # another version, or a partial one
-            folder.rename(Path(scratch) / "old")
+        old = Path(scratch) / "old"  # another version, or a partial one
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(old)
         try:
             build.rename(folder)
         except OSError:
-            if not is_prepared(folder):  # else a concurrent installation was faster
-                raise
+            if is_prepared(folder):  # a concurrent installation was faster
+                return True
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
     return True
 
 

@@ -35,11 +35,16 @@ def replacing(path: Path) -> Iterator[Path]:
     staged = path.with_name(f".part-{secrets.token_hex(8)}-{path.name}")
     try:
         yield staged
-        sync(staged)
-        staged.replace(path)
-        sync(path.parent)
+        replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def replace(staged: Path, path: Path) -> None:
+    """Move a complete file to the place of `path` on the same file system, atomically and durably."""
+    sync(staged)
+    staged.replace(path)
+    sync(path.parent)
 
 
 def new_path(folder: Path, ext: str) -> Path:

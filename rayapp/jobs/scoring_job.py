@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ from rayapp.jobs.pool import ImageDone
 from rayapp.jobs.queue import JobContext, JobQueue, Outcome
 from rayapp.models.store import ModelStore
 from rayapp.protocol import ORIGINAL, JobKind, checked_name, parse_flag
+
+logger = logging.getLogger(__name__)
 
 FLUSH_S, FLUSH_ROWS = 5.0, 64
 """Age in seconds and number at which results are recorded together. A crash loses at most these."""
@@ -327,6 +330,8 @@ class AutoScore:
                 self._submit_due()
             except RayappError:
                 continue  # a server component is unavailable, or the app is broken, which is reported elsewhere
+            except Exception:
+                logger.exception("automatic scoring failed; it is tried again in %g s", self._every)
 
     def _submit_due(self) -> None:
         for name in self._scoring.automatic():

@@ -57,6 +57,8 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._requests: dict[tuple[Path, int], str | None] = {}
+        """Request id by card and its modification time: versions never change, so each card is read once."""
 
     @classmethod
     def of(cls, settings: Settings) -> ModelStore:
@@ -117,8 +119,14 @@ class ModelStore:
 
     def published(self, name: str, request: str) -> ModelVersion | None:
         """The version published with this request id; None if there is none."""
-        newest_first = (self.version(name, version) for version in reversed(self.versions(name)))
-        return next((version for version in newest_first if version.card.get("request") == request), None)
+        for version in reversed(self.versions(name)):
+            card = self._root / name / version / CARD
+            key = card, card.stat().st_mtime_ns
+            if key not in self._requests:
+                self._requests[key] = self.version(name, version).card.get("request")
+            if self._requests[key] == request:
+                return self.version(name, version)
+        return None
 
     def _add(self, name: str, weights: Path, card: Mapping[str, Any]) -> ModelVersion:
         folder = self._root / checked_name(name, "model")

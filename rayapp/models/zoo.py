@@ -8,16 +8,15 @@ finish wins.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
+import hashlib
 import json
 import re
 import shutil
-import socket
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -35,11 +34,16 @@ INDEX_BYTES = 16 << 20
 """Maximum size of the index."""
 PATIENCE_S = 30.0
 """Timeout in seconds without receiving any data."""
+PIECE = 1 << 20
 STAGED = ".fetched-"
 STALE_S = 24 * 3600.0
 """Age in seconds after which the remains of an aborted download are deleted."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
+
+
+class WrongDigest(Exception):
+    """The downloaded archive is damaged, or another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,36 +151,37 @@ def _order(version: str) -> tuple[bool, Version]:
 
 
 def _download(name: str, staged: Path, archive: Archive) -> None:
-    from monai.apps.utils import download_url  # slow to import and rarely needed
-    from monai.bundle import download
+    from monai.bundle import download  # slow to import and rarely needed
 
     try:
-        # `download` only unpacks an archive that is there already.
-        file = staged / f"{name}.zip"
-        with _socket_timeout():
-            download_url(
-                url=archive.url, filepath=file, hash_val=archive.digest, hash_type=archive.algorithm, progress=False
-            )
+        # `download` only unpacks an archive that is there already; by itself it would wait for ever.
+        _download_file(archive, staged / f"{name}.zip")
         download(name=name, bundle_dir=str(staged), url=archive.url, progress=False)
     except Exception as error:
         raise ModelBroken(f"bundle {name!r} could not be downloaded: {_reason(error, archive.host)}") from error
 
 
-@contextlib.contextmanager
-def _socket_timeout() -> Iterator[None]:
-    """Set a default timeout for new sockets: MONAI's download functions set none."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def _download_file(archive: Archive, to: Path) -> None:
+    """Download an archive to a file.
+
+    Raises:
+        OSError, HTTPException: If it cannot be downloaded.
+        WrongDigest: If the file does not have the archive's digest.
+    """
+    digest = hashlib.new(archive.algorithm, usedforsecurity=False)
+    with urllib.request.urlopen(archive.url, timeout=PATIENCE_S) as answer, to.open("wb") as file:
+        announced = answer.headers.get("Content-Length")
+        while piece := answer.read(PIECE):
+            file.write(piece)
+            digest.update(piece)
+        if announced is not None and file.tell() < int(announced):
+            raise ContentTooShortError("", (str(to), answer.headers))
+    if digest.hexdigest() != archive.digest:
+        raise WrongDigest
 
 
 def _reason(error: BaseException, host: str) -> str:
     """The cause of a failed download, in one line."""
-    from monai.apps.utils import HashCheckError
-
     host = host or "the file"
     match error:
         case HTTPError():
@@ -187,7 +192,7 @@ def _reason(error: BaseException, host: str) -> str:
             return f"{host} cannot be reached ({error.reason})"
         case TimeoutError():
             return f"{host} sent nothing for {PATIENCE_S:g} s"
-        case HashCheckError():
+        case WrongDigest():
             return f"the archive from {host} does not match its checksum; it was discarded"
         case BadZipFile():
             return f"the file from {host} is not a zip archive"

@@ -64,12 +64,12 @@ class Survey:
         unreadable: number of sampled images whose headers could not be read.
         labelled: number of images with a label map.
         channels: most frequent number of channels.
-        modality: "CT" or "MR", judged by intensities.
+        modality: "CT" or "MR", judged by intensities; None if no image could be decoded.
         spacing: median spacing, mm.
         size: median number of voxels.
         extent: 95th percentile of the images' size, mm.
         slice_axis: axis (0, 1 or 2) along which the slices of most images are stacked.
-        intensities: 0.5th, 50th and 99.5th percentile.
+        intensities: 0.5th, 50th and 99.5th percentile; None if no image could be decoded.
         structures: by label value.
         foreground: median box of all structures together, mm; None without labels.
     """
@@ -79,12 +79,12 @@ class Survey:
     unreadable: int
     labelled: int
     channels: int
-    modality: str
+    modality: str | None
     spacing: Triple
     size: Triple
     extent: Triple
     slice_axis: int
-    intensities: Triple
+    intensities: Triple | None
     structures: Mapping[int, Structure]
     foreground: Triple | None
 
@@ -109,19 +109,19 @@ class Survey:
         volumes, _ = reader.over(decoded, _sample)
         measured, _ = reader.over(maps, _measure)
         spacings, sizes = np.array([_oriented(grid) for grid in grids]).transpose(1, 0, 2)
-        values = np.concatenate([values for _, values in volumes]) if volumes else np.zeros(1)
+        values = np.concatenate([values for _, values in volumes]) if volumes else np.zeros(0)
         return cls(
             images=len(images),
             sampled=len(grids),
             unreadable=failed,
             labelled=len(labels),
             channels=statistics.mode(channels for channels, _ in volumes) if volumes else 1,
-            modality="CT" if np.mean(values < AIR) > AIR_SHARE else "MR",
+            modality=("CT" if np.mean(values < AIR) > AIR_SHARE else "MR") if values.size else None,
             spacing=_triple(np.median(spacings, axis=0)),
             size=_triple(np.median(sizes, axis=0)),
             extent=_triple(np.percentile(spacings * sizes, 95, axis=0)),
             slice_axis=statistics.mode(Orientation.of(grid.affine).axes.index(2) for grid in grids),
-            intensities=_triple(np.percentile(values, (0.5, 50, 99.5))),
+            intensities=_triple(np.percentile(values, (0.5, 50, 99.5))) if values.size else None,
             structures=_medians([structures for structures, _ in measured]),
             foreground=_triple(np.median([box for _, box in measured], axis=0)) if measured else None,
         )

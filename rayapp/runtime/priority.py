@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 LOCK_FILE = Path(tempfile.gettempdir()) / f"rayapp-{os.getuid()}.waited-for"
 """An always empty file shared by all of a user's processes on this machine; its bytes are locked, never written."""
+MAX_OFFSET = 1 << 31
+"""Bytes to choose from: so many that no two processes choose the same, and no more than any file system allows."""
 POLL_S = 0.002
 MAX_PAUSE_S = 1.0
 """Longest pause. After one of this length, work runs for as long without a pause, so that it is never starved."""
@@ -32,15 +35,16 @@ def run_in_idle_time() -> None:
 class ForegroundLoad:
     """Tells whether a request is in progress in any process of this user on this machine.
 
-    Each process locks one byte of the file, at the offset of its process id, while it serves a request; the kernel
-    releases the lock however the process ends. Locks are only tested, never waited for. If the file cannot be opened,
-    no request is ever seen.
+    Each process locks one byte of the file while it serves a request, at a random offset: containers that share the
+    file may have the same process ids. The kernel releases the lock however the process ends. Locks are only tested,
+    never waited for. If the file cannot be opened, no request is ever seen. Not to be used across a fork.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._file: int | None = None
         with contextlib.suppress(OSError):
             self._file = os.open(path or LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._offset = secrets.randbelow(MAX_OFFSET)
         self._no_pause_until = 0.0
 
     def begin(self) -> None:
@@ -53,7 +57,7 @@ class ForegroundLoad:
 
     def _lock(self, how: int) -> None:
         if self._file is not None:
-            os.lseek(self._file, os.getpid(), os.SEEK_SET)
+            os.lseek(self._file, self._offset, os.SEEK_SET)
             with contextlib.suppress(OSError):
                 os.lockf(self._file, how, 1)
 

@@ -27,10 +27,13 @@ from rayapp.inference.methods.monai_bundle import BundleTask
 from rayapp.models.bundle_folder import TRAIN, BundleFolder
 from rayapp.models.networks import save_weights
 from rayapp.training.cases import split
+from rayapp.training.options import Options
 from rayapp.training.train_task import Host, Pair, Progress, TrainerInfo, TrainRequest, TrainResult
 
 WRITERS = ("CheckpointSaver", "CheckpointLoader", "TensorBoardStatsHandler", "TensorBoardImageHandler", "StatsHandler")
 """Handlers that read or write files at places that the bundle chooses, or that only log."""
+OPTIONS = ("max_epochs", "val_split", "pretrained")
+"""The options of `rayapp.training.options` that a bundle's training has; its config decides about all else."""
 STATE, PROGRESS = "state.pt", "at.json"
 BRATS = "ConvertToMultiChannelBasedOnBratsClassesd"
 ENHANCING_TUMOUR = 3
@@ -60,10 +63,11 @@ class BundleTrainTask:
         except (KeyError, TypeError, ValueError):
             text = "configs/train.json has no train#trainer with max_epochs, or no validate#evaluator"
             raise folder.broken(text) from None
+        self._options = Options(max_epochs=epochs)
         self.info = TrainerInfo(
             description=f"By the bundle's own train config: {served.info.description}",
             labels=served.labels,
-            config={"max_epochs": epochs, "val_split": 0.2},
+            config={name: getattr(self._options, name) for name in OPTIONS if name != "pretrained"},
         )
 
     def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
@@ -76,15 +80,9 @@ class BundleTrainTask:
                 f"{len(request.pairs)}: label more images"
             )
         request.folder.mkdir(parents=True, exist_ok=True)
-        params = {**self.info.config, **request.params}
-        try:
-            epochs, share = int(params["max_epochs"]), float(params["val_split"])
-        except (TypeError, ValueError) as error:
-            raise BadRequest("max_epochs must be a whole number and val_split a number between 0 and 1") from error
-        if epochs < 1:
-            raise BadRequest(f"max_epochs must be at least 1, not {epochs}")
-        train, val = split(request.pairs, share)
-        overrides = {**_overrides(request.folder, host.device, train, val), self._epochs_key: epochs}
+        options = self._options.over({name: request.params.get(name) for name in OPTIONS})
+        train, val = split(request.pairs, options.val_split)
+        overrides = {**_overrides(request.folder, host.device, train, val), self._epochs_key: options.max_epochs}
         with self._folder.parser(TRAIN, overrides) as parser:
             _disable_writers(parser.config)
             _map_labels_for_brats(parser.config)
@@ -92,8 +90,8 @@ class BundleTrainTask:
                 parser.get_parsed_content("initialize")
             trainer = parser.get_parsed_content("train#trainer")
             evaluator = parser.get_parsed_content("validate#evaluator")
-        run = _BundleRun(self._folder, request, host, trainer=trainer, evaluator=evaluator)
-        return run.train(epochs, self.info)
+        run = _BundleRun(self._folder, request, host, options, trainer=trainer, evaluator=evaluator)
+        return run.train(self.info)
 
 
 def _epochs(config: Mapping[str, Any]) -> tuple[str, int]:
@@ -166,25 +164,28 @@ class _BundleRun:
     """One run: the bundle's engines, with handlers that report to the host."""
 
     def __init__(
-        self, folder: BundleFolder, request: TrainRequest, host: Host, *, trainer: Any, evaluator: Any
+        self, folder: BundleFolder, request: TrainRequest, host: Host, options: Options, *, trainer: Any, evaluator: Any
     ) -> None:
-        self._folder, self._request, self._host = folder, request, host
+        self._folder, self._request, self._host, self._options = folder, request, host, options
         self._trainer, self._evaluator = trainer, evaluator
         self._best = _Best()
         self._began = time.time()
         self._stopped = False
 
-    def train(self, epochs: int, info: TrainerInfo) -> TrainResult | None:
+    def train(self, info: TrainerInfo) -> TrainResult | None:
         """Evaluate the baseline, train, and return the best weights; None when stopped."""
         from ignite.engine import Events
 
-        baseline = None
+        epochs, baseline = self._options.max_epochs, None
+        self._evaluator.add_event_handler(Events.ITERATION_STARTED, lambda _: self._check_stopped())
         if self._request.baseline is not None:
             self._load(self._request.baseline.weights)
             baseline = self._evaluate()
+            if self._stopped:
+                return None
         resumed = self._resume()
         self._best = self._best if resumed else _Best()
-        if not resumed and self._request.params.get("pretrained", True):
+        if not resumed and self._options.pretrained:
             self._load(self._request.parent.weights if self._request.parent else self._folder.weights())
         self._trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: self._check_stopped())
         self._trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self._report(epochs))
@@ -196,6 +197,8 @@ class _BundleRun:
             return None
         if self._best.weights is None:
             self._evaluator.run()  # the bundle's validation interval is longer than this run
+            if self._stopped:
+                return None
         return self._result(epochs, info, baseline)
 
     def _load(self, weights: Path) -> None:
@@ -217,6 +220,7 @@ class _BundleRun:
         if self._host.stopped():
             self._stopped = True
             self._trainer.terminate()
+            self._evaluator.terminate()
 
     def _progress(self, epochs: int) -> Progress:
         state = self._trainer.state
@@ -238,6 +242,8 @@ class _BundleRun:
             self._host.report(self._progress(epochs))
 
     def _keep_if_best(self) -> None:
+        if self._stopped:
+            return  # the metric is of the images until then
         metric = self._key_metric()
         if metric is not None and metric > self._best.metric:
             state = self._trainer.network.state_dict()

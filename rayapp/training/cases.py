@@ -98,8 +98,8 @@ def case_of(image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> Ca
 def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> tuple[Volume, npt.NDArray[np.uint8]]:
     """Read an image, and its label map on the image's voxel grid.
 
-    A label file that names its segments (`.seg.nrrd`) is mapped by name, and segments of other names become background.
-    One that does not must have the values of `labels`.
+    A label file that names its segments (`.seg.nrrd`) is mapped by name, and segments of other names become background;
+    it must name at least one structure of `labels`. One without names must have the values of `labels`.
 
     Args:
         pair: The labelled image.
@@ -129,7 +129,12 @@ def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt
             raise BadRequest(f"its label map has the value {highest}, but 255 is the largest allowed")
         return array.astype(np.uint8)
     values = {name: value for name, value in labels.items() if value}
-    if values.keys() & segmentation.names.keys():
+    if segmentation.names:
+        if not values.keys() & segmentation.names.keys():
+            raise BadRequest(
+                f"its label map names only {', '.join(map(repr, segmentation.names))}, none of {values}: rename its "
+                "segments, or name all structures with --labels"
+            )
         table = np.zeros(highest + 1, dtype=np.uint8)
         for name, value in segmentation.names.items():
             if value <= highest:

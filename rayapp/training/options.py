@@ -49,7 +49,7 @@ class Options:
     seed: int = 0
 
     def over(self, params: Mapping[str, Any]) -> Self:
-        """A copy with a request's values; keys that are not options are ignored.
+        """A copy with the values of a request, or of an app's `conf`, whose other keys are left to others.
 
         Raises:
             BadRequest: Naming the option whose value is not allowed.

@@ -1,4 +1,4 @@
-"""RunReport: the files that a run writes to its folder for people. Rank 0 only, one thread.
+"""RunReport: the files that a run writes to its folder for people. Each is there whole or not at all; rank 0 only.
 
 design.json      the design and its reasons, as in the model's card; written before the first step
 stats.json       the statistics that `/info/` shows as `train_stats`, rewritten after each validation
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from rayapp.files.durable import replacing
 from rayapp.imaging.overlay import mask_overlay
 from rayapp.imaging.volume import Volume
 from rayapp.training.checkpoint import State
@@ -60,7 +61,8 @@ class RunReport:
 
     def design(self, card: Mapping[str, Any]) -> None:
         """Write `design.json`: the design as part of a card."""
-        (self._folder / DESIGN).write_text(json.dumps(card, indent=1))
+        with replacing(self._folder / DESIGN) as staged:
+            staged.write_text(json.dumps(card, indent=1))
 
     def write(self, state: State, *, finished: bool = False) -> dict[str, Any]:
         """Rewrite `stats.json`.
@@ -73,9 +75,8 @@ class RunReport:
             The statistics.
         """
         stats = self._stats(state, finished=finished)
-        staged = self._folder / f".{STATS}"
-        staged.write_text(json.dumps(stats))
-        staged.rename(self._folder / STATS)
+        with replacing(self._folder / STATS) as staged:
+            staged.write_text(json.dumps(stats))
         return stats
 
     def close(self) -> None:
@@ -95,7 +96,8 @@ class RunReport:
         sheet = Image.new("RGB", (max(above.width, below.width), above.height + below.height))
         sheet.paste(above, (0, 0))
         sheet.paste(below, (0, above.height))
-        sheet.save(self._folder / OVERLAY)
+        with replacing(self._folder / OVERLAY) as staged:
+            sheet.save(staged)
 
     def _stats(self, state: State, *, finished: bool) -> dict[str, Any]:
         rows = state.rows
@@ -152,6 +154,5 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
     score.legend()
     rate.plot(epochs, [row["rate"] for row in rows], marker=".")
     rate.set(title="learning rate", xlabel="epoch")
-    staged = path.with_name(f".{path.name}")
-    sheet.savefig(staged, format="png", dpi=100)
-    staged.rename(path)
+    with replacing(path) as staged:
+        sheet.savefig(staged, format="png", dpi=100)

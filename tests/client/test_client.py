@@ -133,6 +133,27 @@ async def test_a_turn_of_an_interaction_is_tried_again_with_the_same_id_so_that_
     assert len(set(requests)) == 2
 
 
+async def test_none_removes_what_an_earlier_prompt_gave_and_a_field_left_out_keeps_it():
+    bodies: list[dict[str, object]] = []
+
+    async def drop(request: web.Request) -> web.Response:
+        if request.method == "GET":
+            return web.json_response({"id": "7-00", "image": "i", "model": "m"})
+        bodies.append(await request.json())
+        return web.json_response({"detail": "enough"}, status=400)
+
+    async with served(drop) as client:
+        work = await client.interaction("7-00")
+        with pytest.raises(errors.BadRequest):
+            await work.prompt(start=None, roi=None, label=None, slice=None, marks=None)
+        with pytest.raises(errors.BadRequest):
+            await work.prompt({"liver": [[1, 2, 3]]})
+    removed, kept = ({*body} - {"request", "onto", "client_id"} for body in bodies)
+    assert removed == {"start", "roi", "label", "slice"}
+    assert [bodies[0][name] for name in removed] == [None] * 4
+    assert kept == {"clicks"}
+
+
 async def test_a_download_that_breaks_off_is_fetched_whole_the_next_time(tmp_path: Path):
     whole, asked = bytes(range(256)) * 1024, []
 

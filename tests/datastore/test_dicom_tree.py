@@ -125,6 +125,17 @@ def test_files_that_come_go_and_change_are_noticed(
     assert len(list(store.image("1.2.3.6").path.iterdir())) == len(new) - 1
 
 
+def test_a_series_that_vanishes_before_it_is_described_has_no_attributes(tree: Path) -> None:
+    found = dicom_tree.DicomTree(tree)
+    assert found.info("1.2.3.999") == {}
+    found.scan({})
+    again = dicom_tree.DicomTree(tree)
+    again.scan({})
+    shutil.rmtree(again.path(ONE))
+    assert again.info(ONE) == {}
+    assert again.info(TWO)["SeriesInstanceUID"] == TWO
+
+
 def test_a_series_below_the_folder_is_not_removed_from_here(tree: Path, opened: Callable[[], LocalDatastore]) -> None:
     store = opened()
     with pytest.raises(Disabled):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rayapp.datastore import document
+from rayapp.files import durable
 from tests.datastore.saves import Open, save
 from tests.waiting import until
 
@@ -114,3 +115,13 @@ def test_a_deleted_document_comes_back_with_the_next_change(plain: Any, studies:
     path.unlink()
     save(plain)
     until(lambda: path.exists() and written(studies) == plain.document())
+
+
+def test_the_document_and_the_copy_that_edits_are_compared_with_survive_power_loss(
+    plain: Any, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: (studies / document.NAME).exists())
+    synced: list[Path] = []
+    monkeypatch.setattr(durable, "sync", synced.append)
+    plain._document.flush()
+    assert {studies, studies / ".rayapp"} <= {*synced}

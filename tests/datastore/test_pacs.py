@@ -86,6 +86,33 @@ def test_client_credentials_are_exchanged_for_a_token_that_is_renewed_before_it_
     assert _header(asked) == "Bearer t2"
 
 
+def test_a_token_that_the_archive_refuses_before_it_ends_is_replaced_at_once(asked: Front) -> None:
+    valid = "t1"
+
+    def answer(request: Asked) -> web.StreamResponse:
+        if request.path == "/token":
+            return web.json_response({"access_token": valid, "expires_in": 3600})
+        return web.json_response([], status=200 if request.headers["Authorization"] == f"Bearer {valid}" else 401)
+
+    asked.answer = answer
+    pacs = _pacs(asked, token_url=asked.url + "/token", client_id="rayapp", client_secret="s3")
+    pacs.series({"Modality": "CT"})
+    valid = "t2"
+    pacs.series({"Modality": "CT"})
+    assert _header(asked) == "Bearer t2"
+    assert len(asked.paths("/token", "POST")) == 2
+
+
+def test_an_archive_that_refuses_every_token_is_away_after_a_second_one(asked: Front) -> None:
+    def answer(request: Asked) -> web.StreamResponse:
+        return web.json_response({"access_token": "t"}) if request.path == "/token" else web.Response(status=401)
+
+    asked.answer = answer
+    with pytest.raises(ArchiveAway):
+        _pacs(asked, token_url=asked.url + "/token", client_secret="s3").series({"Modality": "CT"})
+    assert len(asked.paths("/token", "POST")) == 2
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -269,6 +269,11 @@ def test_features_are_kept_and_the_farthest_from_the_labelled_found(four: LocalD
     assert four.farthest(["a", "b", "c"], against=1) == "a", "only the last one counts"
 
 
+def test_features_of_more_images_than_sqlite_takes_variables_are_found(four: LocalDatastore) -> None:
+    four.save_scores([scored("c", feature=[1.0, 2.0])])
+    assert set(four.features([f"image {n}" for n in range(300_000)] + ["c"])) == {"c"}
+
+
 def test_features_of_another_length_are_not_compared(four: LocalDatastore) -> None:
     four.save_scores([scored(image, feature=[n, 0.5]) for n, image in enumerate("abc")])
     four.save_scores([scored("d", feature=[9.0, 9.0, 9.0])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import tarfile
@@ -99,6 +100,16 @@ async def test_nothing_is_left_of_a_data_set_that_cannot_be_had(
 async def test_a_missing_server_is_told(tmp_path: Path):
     with pytest.raises(DownloadFailed, match=r"127\.0\.0\.1:9"):
         await download(NAME, Source(url="http://127.0.0.1:9/it.tar", md5=""), tmp_path, lambda *_: None)
+
+
+async def test_a_disk_that_fails_in_mid_download_is_told(tmp_path: Path):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with serving(WHOLE) as there:
+        with pytest.raises(DownloadFailed, match="No space left"):
+            await download(NAME, there, tmp_path, full)
+    assert files(tmp_path) == []
 
 
 def test_every_task_has_an_address_and_a_digest():

@@ -105,3 +105,21 @@ def test_npms_own_words_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ohif.InstallFailed, match="network down"):
         ohif.install(tmp_path / "ohif")
     assert not (tmp_path / "ohif").exists()
+
+
+def test_the_old_build_comes_back_if_the_new_one_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target, rename = tmp_path / "ohif", Path.rename
+    target.mkdir()
+    (target / "old.js").write_text("")
+    package = archive(tmp_path, FILES, monkeypatch)
+
+    def fail(path: Path, to: Path) -> Path:
+        if path.name == "build":
+            raise OSError("no room for the folder's entry")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no room"):
+        ohif.install(target, archive=package)
+    assert [path.name for path in target.iterdir()] == ["old.js"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ohif", "ohif.tgz"]

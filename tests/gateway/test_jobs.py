@@ -143,6 +143,21 @@ def test_what_cannot_be_trained_is_refused_before_it_becomes_a_job(trained: Serv
     assert len(trained.jobs.jobs()) == before
 
 
+def test_an_option_that_the_trainer_does_not_have_is_refused_and_the_nearest_is_named(trained: Served):
+    before = len(trained.get("/train/?all=true").json())
+    refused = trained.post("/train/bright", json={"max_epoch": 1})
+    assert refused.status_code == 400
+    assert refused.json()["detail"] == "trainer 'bright' has no option 'max_epoch'; did you mean 'max_epochs'?"
+    for body in ({"max_epoch": 1}, {"shiny": {"lr": 0.1}}):
+        assert trained.post("/train/", json=body).status_code == 400
+    assert len(trained.get("/train/?all=true").json()) == before
+
+
+def test_what_monai_label_s_clients_and_the_planner_s_users_set_is_accepted(trained: Served):
+    options = {"name": "train_01", "device": ["cuda"], "dataset": "CacheDataset", "multi_gpu": True, "spacing": 1.5}
+    assert train(trained, "?run_sync=true", **options)
+
+
 def test_without_labels_there_is_nothing_to_train_on(serve: Serve, trained: Served):
     bare = serve(app=str(APP), models=("bright",))
     answer = bare.post("/train/bright")

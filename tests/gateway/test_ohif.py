@@ -11,7 +11,7 @@ import pytest
 
 import rayapp.web
 from rayapp.downloads.ohif import MARK, VERSION
-from rayapp.protocol import Route
+from rayapp.protocol import Route, StreamEvent
 from tests.gateway.conftest import Serve, Served
 
 
@@ -93,6 +93,7 @@ def test_the_configuration_is_made_for_this_server(viewer: Served):
     assert config["routerBasename"] == "/ohif/"
     assert config["rayapp"]["keys"] is True
     assert config["rayapp"]["routes"] == {route.name.lower(): route.value for route in Route}
+    assert config["rayapp"]["streamEvents"] == {event.name.lower(): event.value for event in StreamEvent}
     assert config["extensions"] == ["/ohif/rayapp/extension.mjs"]
     (source,) = config["dataSources"]
     assert source["configuration"]["wadoRoot"] == "/dicom-web"
@@ -115,3 +116,9 @@ def test_the_panel_names_routes_that_there_are_and_no_path():
         named = re.findall(r"path\('(\w+)'", text)
         assert {*named} <= {route.name.lower() for route in Route}, module.name
         assert not re.findall(r"""['"`]/[a-z]+[/'"`]""", text), module.name
+
+
+def test_the_panel_takes_the_names_of_events_from_the_server():
+    text = (Path(rayapp.web.__file__).parent / "ohif" / "server.mjs").read_text()
+    named = re.findall(r"(?:kind|event)\b[^\n;]*['\"`](\w+)['\"`]", text)
+    assert not {*named} & {event.value for event in StreamEvent}

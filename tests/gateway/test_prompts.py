@@ -147,6 +147,17 @@ def test_a_prompt_of_any_kind_is_undone_redone_taken_up_elsewhere_and_replayed(
         assert not again.prompt(reset=True).any()
 
 
+@pytest.mark.parametrize("kind", ["a box", "a mask to start from"])
+def test_a_box_and_a_mask_to_start_from_are_removed_by_none(served: Served, client: Client, kind: str):
+    said, expected = KINDS[kind]
+    work = client.open_interaction("organs", "ct_a")
+    before = work.prompt(CLICK)
+    assert np.array_equal(work.prompt(**said), expected(before))
+    removed = work.prompt(**dict.fromkeys(said))
+    assert np.array_equal(removed, before)
+    assert np.array_equal(work.undo(), expected(before))
+
+
 class renewed:  # noqa: N801 - reads as a verb
     """The server with another replica, which knows nothing."""
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from dicomweb_client import DICOMwebClient
 
 from rayapp.protocol import Role
-from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Front, front
+from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Asked, Front, front
 from tests.gateway.conftest import MAX_BODY, Serve, Served
 from tests.imaging.grids import AFFINES, voxels
 from tests.imaging.series import SERIES, STUDY, write_series
@@ -202,6 +202,25 @@ def test_an_archive_that_is_away_is_a_502(serve: Serve):
     answer = serve(dicomweb={"url": f"http://127.0.0.1:{port}"}).get("/proxy/dicom/qido/studies")
     assert answer.status_code == 502
     assert "archive" in answer.json()["detail"]
+
+
+def test_a_token_that_the_archive_refuses_before_it_ends_is_replaced_at_once(serve: Serve, before: Front):
+    valid = "t1"
+
+    def answer(request: Asked) -> web.StreamResponse:
+        if request.path == "/token":
+            return web.json_response({"access_token": valid, "expires_in": 3600})
+        right = request.headers["Authorization"] == f"Bearer {valid}"
+        return web.Response(text="fine", status=200 if right else 401)
+
+    before.answer = answer
+    archive = {"url": before.url, "token_url": before.url + "/token", "client_id": "rayapp", "client_secret": "s3"}
+    signed_in = serve(dicomweb=archive)
+    assert signed_in.get("/proxy/dicom/qido/studies").text == "fine"
+    valid = "t2"
+    assert signed_in.get("/proxy/dicom/qido/studies").text == "fine"
+    assert signed_in.get("/proxy/dicom/qido/studies").text == "fine"
+    assert len(before.paths("/token", "POST")) == 2
 
 
 def test_with_keys_reading_is_for_users_and_storing_for_annotators(serve: Serve, before: Front):

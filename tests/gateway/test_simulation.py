@@ -100,6 +100,16 @@ def test_a_stroke_takes_away_what_is_too_much(serve: Serve, tmp_path: Path):
     assert np.array_equal(saved(served, done.image), truth)
 
 
+@pytest.mark.parametrize("strokes", [False, True])
+def test_structures_that_the_model_lacks_are_left_to_the_annotators_hand(
+    painted: Served, tmp_path: Path, strokes: bool
+):
+    truth = reference(tmp_path, {(1, 2, 3): 1, (4, 0, 6): 9, (5, 0, 6): 9})
+    done = label(painted, truth, times=AnnotationTimes(strokes=strokes, good_enough=1.0, max_clicks=4))
+    assert (done.clicks, done.by_hand, done.saved_dice) == (1, True, 1.0)
+    assert np.array_equal(saved(painted, done.image), np.asarray(nibabel.load(truth).dataobj))
+
+
 def test_without_a_model_all_is_done_by_hand(painted: Served, tmp_path: Path):
     done = label(painted, reference(tmp_path, {(1, 2, 3): 1}), model="none")
     assert (done.clicks, done.by_hand, done.seconds, done.version) == (0, True, 600, "")

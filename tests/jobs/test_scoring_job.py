@@ -1,6 +1,7 @@
 """Scoring and batch inference: recorded, gone on with, not done twice; with a real network, in threads."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,27 @@ def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, b
         jobs.close()
     assert {done.state for done in jobs.jobs()} == {State.DONE}
     assert json.dumps([done.as_json() for done in jobs.jobs()])
+
+
+def test_automatic_scoring_goes_on_after_an_unexpected_error_and_logs_it(
+    settings, store, backend, models, monkeypatch, caplog
+):
+    settings = settings.model_copy(update={"conf": {"auto_score": "tta"}})
+    scoring = Scoring(settings=settings, datastore=store, backend=backend, models=models)
+    due, errors = scoring.due, [sqlite3.OperationalError("disk I/O error"), RuntimeError("a bug")]
+    monkeypatch.setattr(scoring, "due", lambda name: _raise(errors.pop()) if errors else due(name))
+    jobs = JobQueue(store, {JobKind.SCORING: scoring})
+    auto = AutoScore(jobs, scoring, every=0.01)
+    try:
+        until(lambda: len(backend.asked) == 4)
+    finally:
+        auto.close()
+        jobs.close()
+    assert "disk I/O error" in caplog.text
+
+
+def _raise(error):
+    raise error
 
 
 def test_nothing_is_scored_by_itself_unless_it_is_wanted(settings, store, backend, models):

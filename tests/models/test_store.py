@@ -87,6 +87,19 @@ def test_the_same_request_publishes_one_version(store, weights):
     assert store.production("spleen") == second
 
 
+def test_each_card_is_read_once_however_often_something_is_published(store, weights, monkeypatch):
+    for n in range(6):
+        store.publish("spleen", weights(1.0), CARD, request=f"r{n}")
+    read, version = [], store.version
+    monkeypatch.setattr(store, "version", lambda name, which: read.append(which) or version(name, which))
+    assert store.published("spleen", "another") is None
+    read.clear()
+    assert store.published("spleen", "yet another") is None
+    assert read == []
+    assert store.published("spleen", "r3").version == "v4"
+    assert read == ["v4"]
+
+
 def test_a_publication_cut_short_before_it_served_is_finished_by_sending_it_again(store, weights):
     store.publish("spleen", weights(1.0), CARD)
     store.publish("spleen", weights(2.0), CARD, request="a", promote=False)

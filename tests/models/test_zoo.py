@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import socket
 import zipfile
 
 import pytest
@@ -93,6 +94,13 @@ def test_a_bad_download_is_told_and_leaves_nothing_behind(served, tmp_path, faul
     served.faults.clear()
     served.add("liver_ct", "1.0.0", archive_of("liver_ct", "1.0.0"))
     assert version_in(zoo.fetch("liver_ct", tmp_path, index=index_of(served))) == "1.0.0"
+
+
+def test_the_timeout_of_a_download_holds_for_no_other_connection_of_the_process(served, tmp_path, monkeypatch):
+    set_for_all = []
+    monkeypatch.setattr(socket, "setdefaulttimeout", set_for_all.append)
+    zoo.fetch("spleen_ct", tmp_path, index=index_of(served))
+    assert set_for_all == []
 
 
 def test_an_archive_that_is_no_zip_or_holds_another_bundle_is_told(served, tmp_path):

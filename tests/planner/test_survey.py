@@ -7,8 +7,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from rich.table import Table
 
+from rayapp.commands import doctor
 from rayapp.errors import NotFound
+from rayapp.planner import survey
 from rayapp.planner.survey import MAX_DECODED, MAX_HEADERS, Survey, cached_survey, survey_folder
 
 SHAPE = (20, 14, 9)
@@ -97,6 +100,15 @@ def test_what_cannot_be_read_is_counted_and_left_out(studies: Path):
     (studies / "torn.nii.gz").write_bytes(b"not an image")
     found = survey_folder(studies)
     assert (found.images, found.sampled, found.unreadable) == (4, 3, 1)
+
+
+def test_no_modality_is_claimed_where_no_image_could_be_decoded(studies: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(survey, "MAX_BYTES", 8)
+    found = survey_folder(studies)
+    assert (found.sampled, found.modality, found.intensities) == (3, None, None)
+    table = Table("name", "value")
+    doctor._survey(table, found)
+    assert "could be decoded" in " ".join(table.columns[1].cells)
 
 
 def test_the_work_is_bounded_however_many_images_there_are(studies: Path):

@@ -104,6 +104,18 @@ def test_it_is_seen_when_somebody_waits_for_any_of_several_others(place: Path):
         assert not mine.elsewhere()
 
 
+def test_processes_with_the_same_id_in_two_containers_are_told_apart(place: Path):
+    mine = ForegroundLoad(place)
+    contained = "import os; os.getpid = lambda: 7" + ASKED
+    with other(contained, place) as first, other(contained, place) as second:
+        first.told("begin")
+        second.told("begin")
+        first.told("end")
+        assert mine.elsewhere()
+        second.told("end")
+        assert not mine.elsewhere()
+
+
 def test_who_waits_for_this_process_does_not_make_it_rest(place: Path):
     mine = ForegroundLoad(place)
     mine.begin()

@@ -144,13 +144,13 @@ def undetermined():
     set_determinism(None)
 
 
-def run(folder, pairs, tmp_path, *, epochs, baseline=None, **host):
+def run(folder, pairs, tmp_path, *, epochs, baseline=None, params=None, **host):
     told = []
     asked = TrainRequest(
         model="blobs",
         pairs=pairs,
         folder=tmp_path / "run",
-        params={"max_epochs": epochs},
+        params={"max_epochs": epochs, **(params or {})},
         parent=baseline,
         baseline=baseline,
     )
@@ -187,6 +187,21 @@ def test_it_stops_before_the_next_iteration_and_goes_on_from_its_checkpoint(fold
     assert after[0].iteration == 4  # an epoch is three iterations, and the first was kept
     assert after[-1].iteration == after[-1].iterations
     assert result.metric is not None
+
+
+def test_a_stop_during_the_final_evaluation_ends_the_run_without_a_result(folder, pairs, tmp_path):
+    asked = itertools.count()
+    # An epoch is three iterations, and the bundle validates only after every second epoch.
+    result, told = run(folder, pairs, tmp_path, epochs=1, stop=lambda: next(asked) >= 3)
+    assert (result, told[-1].iteration) == (None, 3)
+
+
+@pytest.mark.parametrize(
+    "params", [{"val_split": 1}, {"val_split": -0.5}, {"val_split": "half"}, {"max_epochs": 1.5}, {"pretrained": "no?"}]
+)
+def test_an_option_with_a_value_that_is_not_allowed_is_refused_by_name(folder, pairs, tmp_path, params):
+    with pytest.raises(BadRequest, match=next(iter(params))):
+        run(folder, pairs, tmp_path, epochs=1, params=params)
 
 
 def test_what_it_cannot_train_with_is_told(folder, pairs, tmp_path):

@@ -166,3 +166,15 @@ def test_named_segments_are_read_by_name(tmp_path):
     nrrd.write(str(pair.label), np.where(labels == 2, 5, labels), {**space, **names})
     _, read = read_pair(pair, LABELS)
     np.testing.assert_array_equal(read, np.where(labels == 2, 2, 0))
+
+
+def test_a_label_map_that_names_only_other_structures_is_refused(tmp_path):
+    volume, labels = blob(2)
+    pair = write_pair(tmp_path, "other", volume, labels)
+    names = {"Segment0_Name": "left lung", "Segment0_LabelValue": "1", "Segment0_Layer": "0"}
+    space = {"space directions": volume.affine[:3, :3].T, "space origin": volume.affine[:3, 3]}
+    pair = Pair(image=pair.image, label=tmp_path / "other.seg.nrrd")
+    nrrd.write(str(pair.label), labels, {"space": "right-anterior-superior", **space, **names})
+    with pytest.raises(BadRequest, match=r"'other'.*names only 'left lung', none of .*rename"):
+        read_pair(pair, LABELS)
+    np.testing.assert_array_equal(read_pair(pair, None)[1], labels)

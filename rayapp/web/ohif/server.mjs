@@ -277,11 +277,12 @@ export class Interaction {
    */
   async *stream(prompt, signal) {
     const answer = await ask('POST', this.#path('interaction_stream'), { json: this.#step(prompt), signal });
+    const { end, problem } = window.config.rayapp.streamEvents;
     for await (const { kind, data } of events(answer)) {
-      if (kind === 'end') {
+      if (kind === end) {
         return;
       }
-      if (kind === 'problem') {
+      if (kind === problem) {
         throw new Refused(data.status, data.detail);
       }
       yield this.#taken({ params: data.params, mask: await changed(data.params, fromText(data.mask), this.mask) });

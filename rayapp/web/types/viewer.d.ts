@@ -159,7 +159,14 @@ interface Window {
   config: {
     routerBasename: string;
     dataSources: { configuration: { qidoRoot: string } }[];
-    rayapp: { server: string; keys: boolean; archive: boolean; routes: Record<string, string>; paramsHeader: string };
+    rayapp: {
+      server: string;
+      keys: boolean;
+      archive: boolean;
+      routes: Record<string, string>;
+      paramsHeader: string;
+      streamEvents: Record<string, string>;
+    };
   };
   cornerstone: Cornerstone;
   cornerstoneTools: CornerstoneTools;

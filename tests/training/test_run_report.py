@@ -1,0 +1,66 @@
+"""The files of a run are there whole or not at all."""
+
+import json
+
+import matplotlib.figure
+import numpy as np
+import pytest
+from PIL import Image
+
+from rayapp.imaging.volume import Volume
+from rayapp.training.checkpoint import State
+from rayapp.training.run_report import CURVES, DESIGN, OVERLAY, STATS, RunReport
+
+MEANS = {"mean": 0.5, "rod": 0.5}
+ROW = {
+    "epoch": 1,
+    "iteration": 3,
+    "loss": 0.7,
+    "rate": 1e-3,
+    "train": MEANS,
+    "val": {"dice": MEANS},
+    "metric": 0.5,
+}
+
+
+@pytest.fixture
+def report(tmp_path):
+    opened = RunReport(tmp_path / "run", epochs=2)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "name"),
+    [(matplotlib.figure.Figure, "savefig", CURVES), (Image.Image, "save", OVERLAY)],
+)
+def test_a_picture_that_breaks_off_leaves_the_earlier_one(report, tmp_path, monkeypatch, owner, method, name):
+    labels = np.zeros((4, 5, 6), np.uint8)
+    labels[1, 2, 3] = 1
+
+    def draw():
+        if name == CURVES:
+            report.validated(State(rows=[ROW]))
+        else:
+            report.overlay(Volume(array=labels[None].astype(np.float32), affine=np.eye(4)), labels, labels, {"rod": 1})
+
+    draw()
+    before = (tmp_path / "run" / name).read_bytes()
+
+    def break_off(_, to, **__):
+        to.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(owner, method, break_off)
+    with pytest.raises(OSError, match="no space left"):
+        draw()
+    assert (tmp_path / "run" / name).read_bytes() == before
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_design_and_statistics_are_written_anew(report, tmp_path):
+    for rounds in (1, 2):
+        report.design({"rounds": rounds})
+        report.write(State(rows=[ROW], epoch=rounds))
+        assert json.loads((tmp_path / "run" / DESIGN).read_text()) == {"rounds": rounds}
+        assert json.loads((tmp_path / "run" / STATS).read_text())["epoch"] == rounds
