@@ -2,7 +2,7 @@
 
 design.json      the design and its reasons, as in the model's card; written before the first step
 stats.json       the statistics that `/info/` shows as `train_stats`, rewritten after each validation
-curves.png       loss, Dice score and learning rate by epoch
+curves.png       loss, Dice score and learning rate by epoch, drawn every 20 s at most and at the end
 events/          the same for TensorBoard
 validation.png   a validation image with the reference (top) and the prediction (bottom)
 """
@@ -10,6 +10,8 @@ validation.png   a validation image with the reference (top) and the prediction 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +29,8 @@ from rayapp.training.checkpoint import State
 Labels = npt.NDArray[np.uint8]
 
 DESIGN, STATS, CURVES, EVENTS, OVERLAY = "design.json", "stats.json", "curves.png", "events", "validation.png"
+CURVES_S = 20.0
+"""Least time in seconds between two drawings of the curves, each of which takes most of a second of one core."""
 
 
 class RunReport:
@@ -45,6 +49,7 @@ class RunReport:
         self._folder = folder
         self._epochs = epochs
         self._events = SummaryWriter(str(folder / EVENTS))
+        self._drawn = -math.inf
 
     def validated(self, state: State) -> None:
         """Add the newest row of the state to all files."""
@@ -56,8 +61,13 @@ class RunReport:
         for name, value in scalars.items():
             self._events.add_scalar(name, value, row["iteration"])
         self._events.flush()
-        curves(state.rows, self._folder / CURVES)
+        if time.monotonic() - self._drawn > CURVES_S:
+            self._draw_curves(state)
         self.write(state)
+
+    def _draw_curves(self, state: State) -> None:
+        curves(state.rows, self._folder / CURVES)
+        self._drawn = time.monotonic()
 
     def design(self, card: Mapping[str, Any]) -> None:
         """Write `design.json`: the design as part of a card."""
@@ -69,7 +79,7 @@ class RunReport:
 
         Args:
             state: The progress of the run.
-            finished: The run is over, so its time is the total time.
+            finished: The run is over, so its time is the total time; `curves.png` is drawn a last time.
 
         Returns:
             The statistics.
@@ -77,6 +87,8 @@ class RunReport:
         stats = self._stats(state, finished=finished)
         with replacing(self._folder / STATS) as staged:
             staged.write_text(json.dumps(stats))
+        if finished and state.rows:
+            self._draw_curves(state)
         return stats
 
     def close(self) -> None:
@@ -142,9 +154,10 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in rows]
-    sheet = Figure(figsize=(12, 3.4), layout="constrained")
+    sheet = Figure(figsize=(12, 3.4))
     FigureCanvasAgg(sheet)
     loss, score, rate = sheet.subplots(1, 3)
+    sheet.subplots_adjust(left=0.05, right=0.985, bottom=0.14, top=0.91, wspace=0.22)
     loss.plot(epochs, [row["loss"] for row in rows], marker=".")
     loss.set(title="training loss", xlabel="epoch")
     score.plot(epochs, [row["train"]["mean"] for row in rows], marker=".", linestyle=":", label="train dice")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from rayapp.imaging.volume import Volume
+from rayapp.training import run_report
 from rayapp.training.checkpoint import State
 from rayapp.training.run_report import CURVES, DESIGN, OVERLAY, STATS, RunReport
 
@@ -56,6 +57,20 @@ def test_a_picture_that_breaks_off_leaves_the_earlier_one(report, tmp_path, monk
         draw()
     assert (tmp_path / "run" / name).read_bytes() == before
     assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_curves_are_drawn_at_first_then_now_and_then_and_at_the_end(report, monkeypatch):
+    drawn, now = [], [0.0]
+    monkeypatch.setattr(run_report, "curves", lambda rows, path: drawn.append(len(rows)))
+    monkeypatch.setattr(run_report.time, "monotonic", lambda: now[0])
+    state = State()
+    for _ in range(4):
+        state.rows.append(ROW)
+        report.validated(state)
+        now[0] += run_report.CURVES_S * 0.6
+    state.rows.append(ROW)
+    report.write(state, finished=True)
+    assert drawn == [1, 3, 5]
 
 
 def test_design_and_statistics_are_written_anew(report, tmp_path):

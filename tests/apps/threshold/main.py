@@ -62,6 +62,7 @@ class TrainingBackend:
             "pause": 0.0,
             "fault": "",
             "mode": ["a", "b"],
+            "seed": 0,
         },
     )
 
