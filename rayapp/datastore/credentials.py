@@ -41,14 +41,14 @@ class Credentials(AuthBase):
     def _resend_if_refused(self, answer: requests.Response, **sending: Any) -> requests.Response:
         """The answer to the request signed anew, if the answer is a refusal that a new token may mend."""
         refused = answer.request
-        if answer.status_code != 401 or not self.drop(refused.headers.get("Authorization", "")):
+        if answer.status_code != 401 or not self.drop(str(refused.headers.get("Authorization"))):
             return answer
         if not isinstance(refused.body, (bytes, str, type(None))):
             return answer  # a stream that was read already; the next request has a new token
         answer.close()
         again = refused.copy()
         again.headers["Authorization"] = self.header()
-        resent: requests.Response = answer.connection.send(again, **sending)  # type: ignore[attr-defined]
+        resent: requests.Response = answer.connection.send(again, **sending)
         return resent
 
     def header(self) -> str:

@@ -193,12 +193,10 @@ class _BundleRun:
         self._evaluator.add_event_handler(Events.COMPLETED, lambda _: self._keep_if_best())
         if not resumed or self._trainer.state.epoch < epochs:
             self._trainer.run()
+        if not self._stopped and self._best.weights is None:
+            self._evaluator.run()  # the bundle's validation interval is longer than this run
         if self._stopped:
             return None
-        if self._best.weights is None:
-            self._evaluator.run()  # the bundle's validation interval is longer than this run
-            if self._stopped:
-                return None
         return self._result(epochs, info, baseline)
 
     def _load(self, weights: Path) -> None:

@@ -36,6 +36,7 @@ def report(tmp_path):
     [(matplotlib.figure.Figure, "savefig", CURVES), (Image.Image, "save", OVERLAY)],
 )
 def test_a_picture_that_breaks_off_leaves_the_earlier_one(report, tmp_path, monkeypatch, owner, method, name):
+    monkeypatch.setattr(run_report, "CURVES_S", -1.0)
     labels = np.zeros((4, 5, 6), np.uint8)
     labels[1, 2, 3] = 1
 
@@ -61,7 +62,7 @@ def test_a_picture_that_breaks_off_leaves_the_earlier_one(report, tmp_path, monk
 
 def test_curves_are_drawn_at_first_then_now_and_then_and_at_the_end(report, monkeypatch):
     drawn, now = [], [0.0]
-    monkeypatch.setattr(run_report, "curves", lambda rows, path: drawn.append(len(rows)))
+    monkeypatch.setattr(run_report, "curves", lambda rows, _: drawn.append(len(rows)))
     monkeypatch.setattr(run_report.time, "monotonic", lambda: now[0])
     state = State()
     for _ in range(4):
