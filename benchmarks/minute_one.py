@@ -1,5 +1,7 @@
 """Any structure of any scan from the first click: python -m benchmarks.minute_one [--tuned] [--weights FILE] [--json]
 
+`--trials FOLDER` measures nothing: it writes the tuned structures for a training to validate on.
+
 The protocol of the CVPR 2025 challenge on interactive segmentation: a box (or nothing), then five clicks, each at the
 middle of the largest connected error; Dice after each. Beside it strokes on the three largest slices of each plane, one
 line on the structure and one ring around it, drawn tightly (as `benchmarks.scribbles` does), loosely (25 mm and more
@@ -96,6 +98,15 @@ def subjects(*, tuned: bool, few: int) -> Iterator[Subject]:
         truth = np.asarray(labels.dataobj) == value
         if truth.sum() > 200 and (name in TUNED["ct"]) == tuned:
             yield Subject(f"{name}, CT", volume, truth)
+
+
+def write_trials(folder: Path, chosen: Sequence[Subject]) -> None:
+    """Keep structures as `rayapp.training.synthetic.trials` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, subject in enumerate(chosen):
+        name = f"{number:02} {subject.group}.npz"
+        image, steps = subject.volume.array[0], spacing(subject.volume.affine)
+        np.savez(folder / name, image=image, mask=subject.truth, spacing=steps)
 
 
 def clicked(ask: Ask, subject: Subject, box: Prompts | None) -> Iterator[float]:
@@ -271,9 +282,13 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=SHIPPED / "deepgrow_3d.safetensors")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--trials", type=Path, help="a folder to write the tuned structures to")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     chosen = list(subjects(tuned=options.tuned, few=options.few))
+    if options.trials:
+        write_trials(options.trials, list(subjects(tuned=True, few=options.few)))
+        return
     forest = ScribblesTask(fit=likelihood.forest, description="")
     for name in options.methods:
         task = network(options.weights, None) if name == "network" else forest

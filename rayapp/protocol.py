@@ -177,6 +177,7 @@ RESERVED_LABEL_NAMES = frozenset(
         "save_label",
         "selected_label_name",
         "session",
+        "size",
         "slice",
         "start",
         "timeout",

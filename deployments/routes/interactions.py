@@ -78,8 +78,9 @@ class Prompt(Step):
 
     `roi` is [i0, i1, j0, j1, k0, k1], null to remove it. `extremes` are the six outermost points of a structure by its
     name, or four on one slice. `marks` (scribbles: 1 background, 2 foreground) and `start` (a mask to start from, null
-    to remove it) are packed masks in base64. Scribbles and curves belong to the structure `label`. `reset` drops all
-    earlier prompts.
+    to remove it) are packed masks in base64. Scribbles and curves belong to the structure `label`. `size` asks for a
+    larger (1, 2, …) or smaller (-1, -2, …) answer than the likeliest to the prompts so far; the params `larger` and
+    `smaller` say how many there are. `reset` drops all earlier prompts.
     """
 
     clicks: dict[str, list[Point]] = {}
@@ -90,6 +91,7 @@ class Prompt(Step):
     roi: list[int] | None = None
     label: str | None = Field(None, max_length=200)
     slice: int | None = None
+    size: int = Field(0, ge=-99, le=99)
     reset: bool = False
 
 
@@ -159,7 +161,7 @@ def _given(body: Prompt) -> Info:
     """The prompt's fields that were sent. Raises BadRequest if there are none."""
     given: Info = body.model_dump(mode="json", exclude_unset=True, exclude={"request", "onto", "client_id"})
     if not given:
-        raise BadRequest("a prompt needs clicks, curves, extremes, marks, start, roi, label, slice or reset")
+        raise BadRequest("a prompt needs clicks, curves, extremes, marks, start, roi, label, slice, size or reset")
     return given
 
 

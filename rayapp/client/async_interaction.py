@@ -46,6 +46,7 @@ class PromptFields(TypedDict, total=False):
         roi: A box that the structure lies in, [i0, i1, j0, j1, k0, k1].
         label: Name of the structure that curves and scribbles are drawn on.
         slice: Index of the slice that a model of single slices shall segment.
+        size: How many answers larger (below 0: smaller) than the likeliest is meant; see `larger`.
         reset: Drop all prompts before this one.
     """
 
@@ -56,6 +57,7 @@ class PromptFields(TypedDict, total=False):
     roi: Sequence[int] | None
     label: str | None
     slice: int | None
+    size: int
     reset: bool
 
 
@@ -109,6 +111,17 @@ class AsyncInteraction:
             Conflict: When a newer prompt of the interaction supersedes this one.
         """
         return self._stages(Route.INTERACTION_STREAM, _body(clicks, fields))
+
+    async def larger(self) -> Mask:
+        """Take the next larger answer to the prompts so far, such as an organ in place of its part.
+
+        It is the same answer if there is no larger one. It can be undone.
+        """
+        return await self.prompt(size=self.params.get("size", 0) + 1)
+
+    async def smaller(self) -> Mask:
+        """Take the next smaller answer to the prompts so far, as `larger` does."""
+        return await self.prompt(size=self.params.get("size", 0) - 1)
 
     async def undo(self) -> Mask:
         """Undo the last prompt.

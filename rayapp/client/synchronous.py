@@ -595,6 +595,17 @@ class Interaction:
         """
         return _iterate(self._run, self._interaction.stream(clicks, **fields))
 
+    def larger(self) -> Mask:
+        """Take the next larger answer to the prompts so far, such as an organ in place of its part.
+
+        It is the same answer if there is no larger one. It can be undone.
+        """
+        return self._run(self._interaction.larger())
+
+    def smaller(self) -> Mask:
+        """Take the next smaller answer to the prompts so far, as `larger` does."""
+        return self._run(self._interaction.smaller())
+
     def undo(self) -> Mask:
         """Undo the last prompt.
 

@@ -92,7 +92,7 @@ def _prompt_text(event: InteractionEvent) -> str:
     prompt = event["prompt"]
     clicks = prompt.get("clicks", {})
     words = [f"{name} {','.join(map(str, point))}" for name, points in clicks.items() for point in points]
-    words += [name for name in ("reset", "label", "roi", "slice", "curves") if prompt.get(name) is not None]
+    words += [name for name in ("reset", "label", "roi", "slice", "size", "curves") if prompt.get(name) is not None]
     return "; ".join(words) or str(event["kind"])
 
 

@@ -56,6 +56,8 @@ class Prompts:
             structures, which the model leaves as they are.
         extremes: Structure name to its outermost points along i, j and k.
         drawings: Structure name to its strokes and curves, in place of `marks` and `curves` for multi-structure models.
+        sizes: How many answers larger (below 0: smaller) than the likeliest is meant, by the number of clicks on the
+            structure that had been made when it was chosen.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class Prompts:
     start: Labels | None = None
     extremes: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
+    sizes: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:

@@ -228,6 +228,7 @@ def payload_of(prompts: Prompts) -> dict[str, Any]:
         "start": _packed(prompts.start),
         "label": prompts.label,
         "slice": prompts.slice,
+        "size": dict(prompts.sizes),
     }
     clicks = {name: list(points) for name, points in prompts.clicks.items()}
     return {

@@ -13,6 +13,7 @@ from typing import Any
 
 from rayapp.datastore.interfaces import ClickEvent, Info
 from rayapp.errors import Conflict, NotFound
+from rayapp.inference.prompts.parse import BACKGROUND
 
 OPEN, PROMPT, UNDO, REDO = "open", "prompt", "undo", "redo"
 WITHDRAW = "withdraw"
@@ -56,7 +57,7 @@ class Interaction:
         image_id, model, user: as it was opened.
         step: sequence number of its last event.
         done: prompts in force, oldest first. A prompt has `step` and any of `clicks` (points by label), `curves`,
-            `marks`, `extremes`, `start`, `roi`, `label`, `slice` and `reset`.
+            `marks`, `extremes`, `start`, `roi`, `label`, `slice`, `size` and `reset`.
         undone: prompts that a redo restores; the next one to restore is the last.
         requests: ids of the requests that were logged.
     """
@@ -131,16 +132,17 @@ class Interaction:
         """The prompts in force as a request's `params`; see `rayapp.inference.prompts.parse`.
 
         Clicks, curves and strokes accumulate, each on the structure that was active then; of several clicks on a voxel,
-        and of everything else, the last counts. Strokes come with the number of clicks before them.
+        and of everything else, the last counts. Strokes and sizes come with the number of clicks before them.
         """
         last: Info = {}
         clicks: dict[str, list[tuple[int, Any]]] = {}  # with the number of the prompt that each came with
+        sizes: dict[int, int] = {}  # by the number of the prompt
         drawn: dict[str, list[Info]] = {}
         drawn_at: list[int] = []
         extremes: dict[str, Any] = {}
         for number, prompt in enumerate(self.done):
             if prompt.get("reset"):
-                last, clicks, drawn, drawn_at, extremes = {}, {}, {}, [], {}
+                last, clicks, sizes, drawn, drawn_at, extremes = {}, {}, {}, {}, [], {}
             last.update({name: prompt[name] for name in ("roi", "label", "slice", "start") if name in prompt})
             label = last.get("label")
             for name, points in prompt.get("clicks", {}).items():
@@ -153,11 +155,20 @@ class Interaction:
                 drawn.setdefault("marks", []).append({"label": label, "packed": prompt["marks"]})
                 drawn_at.append(number)
             extremes.update(prompt.get("extremes", {}))
+            if "size" in prompt:
+                sizes[number] = prompt["size"]
+
+        def before(number: int, names: Iterable[str]) -> dict[str, int]:
+            return {name: sum(at < number for at, _ in clicks[name]) for name in names}
+
         for strokes, number in zip(drawn.get("marks", ()), drawn_at, strict=True):
-            counts = {name: sum(at < number for at, _ in points) for name, points in clicks.items()}
+            counts = before(number, clicks)
             strokes.update({"after": counts} if any(counts.values()) else {})
+        structures = [name for name in clicks if name != BACKGROUND]
+        chosen = {str(sum(before(number + 1, structures).values())): size for number, size in sizes.items()}
         points_by_name = {name: [point for _, point in points] for name, points in clicks.items()}
-        return {**last, **points_by_name, **drawn, **({"extremes": extremes} if extremes else {})}
+        others = {name: value for name, value in (("extremes", extremes), ("size", chosen)) if value}
+        return {**last, **points_by_name, **drawn, **others}
 
 
 def prompt_of(event: ClickEvent) -> Info:

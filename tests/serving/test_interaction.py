@@ -107,3 +107,17 @@ def test_what_is_no_id_is_not_found(name: str):
 
 def test_an_id_leads_to_the_event_that_opened_it():
     assert opened_at(Interaction.of(OPENED).id) == 7
+
+
+def test_a_size_counts_for_the_clicks_made_until_it_was_chosen():
+    at = folded(
+        [
+            (PROMPT, {"clicks": {"foreground": [(1, 2, 3)]}}),
+            (PROMPT, {"size": 1}),
+            (PROMPT, {"clicks": {"foreground": [(2, 2, 3)], "background": [(9, 9, 9)]}}),
+            (PROMPT, {"size": -1}),
+            (PROMPT, {"size": -2}),
+        ]
+    )
+    assert at.params["size"] == {"1": 1, "2": -2}
+    assert folded([(PROMPT, {"size": 1}), (PROMPT, {"reset": True, "label": "liver"})]).params == {"label": "liver"}

@@ -34,8 +34,6 @@ from rayapp.models.store import ModelVersion
 
 CHAIN = 6
 """Prompts, at most, that are answered one after the other; those before are answered together."""
-SIZE = "size"
-"""In a request: how many answers larger (or smaller, below 0) than the likeliest is wanted."""
 KEPT = 24
 """Answers kept with an image."""
 
@@ -111,7 +109,7 @@ class PromptableTask:
             dimension=3,
             description=self._description,
             version=self._version,
-            config={SIZE: 0},
+            config={"size": 0},
             drawings=True,
         )
 
@@ -146,7 +144,7 @@ class PromptableTask:
         self,
         prepared: PreparedSource,
         prompts: Prompts,
-        config: Mapping[str, Any],
+        config: Mapping[str, Any],  # noqa: ARG002
     ) -> Iterator[Prediction]:
         """Segment coarsely, then finely. Raises BadRequest without any prompt for a structure."""
         clock = StageClock()
@@ -154,27 +152,29 @@ class PromptableTask:
         marks, start = marks_of(prompts, source.spacing), start_of(prompts)
         if marks.bounds() is None and start is None:
             raise BadRequest(f"model {self._name!r} segments what is pointed at: click on a structure, or draw a box")
-        for outcome in self.answers(prepared, marks, start, _size(config.get(SIZE))):
+        for outcome in self.answers(prepared, marks, start, prompts.sizes):
             labels = outcome.mask.whole(source.array.shape).astype(np.uint8)
             clock.stage("infer")
             names = {"label_names": {prompts.label: 1}} if prompts.label else {}
-            others = {"smaller": outcome.smaller, "larger": outcome.larger, "quality": round(outcome.quality, 3)}
-            yield Prediction(labels=labels, params={**names, **others}, seconds=clock.seconds)
+            others = {"smaller": outcome.smaller, "larger": outcome.larger, "size": outcome.size}
+            params = {**names, **others, "quality": round(outcome.quality, 3)}
+            yield Prediction(labels=labels, params=params, seconds=clock.seconds)
 
-    def answers(self, prepared: PreparedSource, marks: Marks, start: Mask | None, size: int = 0) -> Iterator[Outcome]:
-        """Coarse and fine answers to all prompts, from the kept answers to fewer; `size` decides among those to the
-        first."""
+    def answers(
+        self, prepared: PreparedSource, marks: Marks, start: Mask | None, sizes: Mapping[int, int]
+    ) -> Iterator[Outcome]:
+        """Coarse and fine answers to all prompts, from the kept answers to fewer; `sizes` is as of `Prompts`."""
         source = prepared.source
         count = len(marks.include)
         first = max(1, count - CHAIN + 1)
         state = start
-        for turn, number in enumerate([*range(first, count), count] if count else [0]):
+        for number in [*range(first, count), count] if count else [0]:
             part = marks.copy()
             part.include = marks.include[:number]
             part.exclude, part.erasers = [], []
             last = number == count
-            wanted = 0 if turn else size
-            key = _key(part, start) + str(size).encode()
+            chosen = {clicks: size for clicks, size in sizes.items() if clicks <= number}
+            key = _key(part, start) + repr(sorted(chosen.items())).encode()
             kept = prepared.answers.get(key)
             if kept is not None and not (last and not _denied(marks)):
                 state = kept
@@ -182,7 +182,7 @@ class PromptableTask:
             if part.bounds() is None and state is None:
                 continue
             outcome = None
-            for outcome in outcomes(self._ask, source, part, state, self._optics, wanted):
+            for outcome in outcomes(self._ask, source, part, state, self._optics, chosen.get(number, 0)):
                 if last and not _denied(marks):
                     yield outcome
             assert outcome is not None
@@ -201,14 +201,6 @@ class PromptableTask:
         with torch.inference_mode():
             logits, quality, length = self._network(batch)
         return logits.cpu().numpy(), torch.sigmoid(quality).cpu().numpy(), torch.exp(length).cpu().numpy()
-
-
-def _size(value: object) -> int:
-    """A request's wish for a larger or a smaller answer. Raises BadRequest."""
-    try:
-        return int(str(value or 0))
-    except ValueError:
-        raise BadRequest(f"size {str(value)[:40]!r} is not a whole number") from None
 
 
 def _denied(marks: Marks) -> bool:

@@ -10,6 +10,8 @@ key that `label` names as its foreground. Keys that only our clients and interac
                foreground, and `after` tells for each name how many of its clicks came before: the strokes hold over
                these, and later clicks over the strokes
     start      a mask to correct, encoded likewise, with the model's own label values
+    size       how many answers larger (below 0: smaller) than the likeliest is meant: a whole number for the answer to
+               all prompts, or such numbers by how many clicks on the structure had been made
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> Pr
         reset=parse_flag(params.get("reset_state"), "reset_state"),
         start=_parse_start(params.get("start"), info, shape),
         extremes=_parse_extremes(params.get("extremes"), (*info.structures, *active, FOREGROUND), shape),
+        sizes=_parse_sizes(params.get("size"), sum(len(clicks[name]) for name in clicks if name != BACKGROUND)),
         **_parse_drawings(strokes, params, info, shape),
     )
 
@@ -298,6 +301,28 @@ def _parse_slice(value: object, shape: Shape) -> int | None:
     if index is None or not 0 <= index < shape[2]:
         raise BadRequest(f"slice must be a whole number from 0 to {shape[2] - 1}, not {_abbreviated(value)}")
     return index
+
+
+def _parse_sizes(value: object, clicks: int) -> dict[int, int]:
+    if value is None:
+        return {}
+    given = value if isinstance(value, Mapping) else {clicks: value}
+    sizes = {_number_in(key): _number_in(size) for key, size in given.items()}
+    if None in sizes or None in sizes.values():
+        raise BadRequest(
+            f"size must be a whole number, such as 1 for larger or -1 for smaller, not {_abbreviated(value)}"
+        )
+    return {key: size for key, size in sizes.items() if key is not None and size}
+
+
+def _number_in(value: object) -> int | None:
+    """A whole number, also as text, as forms and the keys of JSON have it."""
+    if isinstance(value, str) and len(value) < 10:
+        try:
+            return int(value)
+        except ValueError:
+            return None
+    return _whole_number(value)
 
 
 def _whole_numbers(value: object, count: int) -> list[int] | None:

@@ -40,12 +40,14 @@ class Outcome:
         mask: the structure.
         quality: the Dice that the network expects of it.
         smaller, larger: how many other answers there are that somebody may have meant.
+        size: how many answers this one is larger than the likeliest.
     """
 
     mask: Mask
     quality: float
     smaller: int = 0
     larger: int = 0
+    size: int = 0
 
 
 def outcomes(
@@ -75,9 +77,9 @@ def outcomes(
         wide = _around(known, marks)
         views = [framed(wide, optics.coarse, margin, smallest) for margin in (optics.margin, 2.2)]
         compared += glances(ask, source, views, marks, previous)
-    meant, at = candidates(compared, believed(compared, marks))
-    at = int(np.clip(at + size, 0, len(meant) - 1))
-    best, others = meant[at], (at, len(meant) - 1 - at)
+    meant, likeliest = candidates(compared, believed(compared, marks))
+    at = int(np.clip(likeliest + size, 0, len(meant) - 1))
+    best, others = meant[at], (at, len(meant) - 1 - at, at - likeliest)
     yield Outcome(rendered([best], source, marks), best.quality, *others)
     found = best.bounds()
     if found is None:

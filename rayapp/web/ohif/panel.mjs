@@ -11,7 +11,7 @@ import * as strokes from './strokes.mjs';
 import { Structures } from './structures.mjs';
 import { Training } from './training.mjs';
 import { Uncertainty } from './uncertainty.mjs';
-import { DOING, DONE, PROBLEMS, SECTIONS, says } from './words.mjs';
+import { BUTTONS, DOING, DONE, PROBLEMS, SECTIONS, says } from './words.mjs';
 import { BACKGROUND, Work } from './work.mjs';
 
 const PROMPTED = ['deepedit', 'deepgrow'];
@@ -91,6 +91,8 @@ export class Panel {
         'div',
         { className: 'actions' },
         button('stop', () => this.#use(null)),
+        button('smaller', () => this.#run(DOING.prompting, () => this.#resize(-1))),
+        button('larger', () => this.#run(DOING.prompting, () => this.#resize(1))),
         button('undo', () => this.#run(DOING.undoing, () => this.#needed().undo())),
         button('save', () => this.#run(DOING.saving, () => this.#save()))
       ),
@@ -244,11 +246,23 @@ export class Panel {
       return read.what;
     }
     const { what } = read;
-    const refining = (/** @type {string} */ text) => {
+    const text = await work.prompt(model, label, read.prompt, read.points, this.#refining(what));
+    return says.marked(what, text);
+  }
+
+  /** Take the next larger (1) or smaller (-1) answer. @param {1|-1} step */
+  async #resize(step) {
+    const what = step > 0 ? BUTTONS.larger.text : BUTTONS.smaller.text;
+    const text = await this.#needed().resize(step, this.structures.active, this.#refining(what));
+    return says.marked(what, text);
+  }
+
+  /** Shows that a first mask is there and a better one on its way. @param {string} what was done */
+  #refining(what) {
+    return (/** @type {string} */ text) => {
       this.#show(says.refining(what, text), 'doing');
       this.#enable(true);
     };
-    return says.marked(what, await work.prompt(model, label, read.prompt, read.points, refining));
   }
 
   async #scribble() {

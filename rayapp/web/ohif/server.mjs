@@ -11,10 +11,11 @@ import { PROBLEMS } from './words.mjs';
  *   scoring: Record<string, object>, trainers: Record<string, object>}} Info
  * @typedef {{archived?: string, archive_problem?: string}} LabelInfo
  * @typedef {{clicks?: Record<string, number[][]>, extremes?: Record<string, number[][]>, curves?: number[][][],
- *   label?: string|null, roi?: number[]|null, start?: string, reset?: boolean}} Prompt clicks and extreme points by
- *   name; all in voxel indices; `start` is a packed mask in base64
+ *   label?: string|null, roi?: number[]|null, start?: string, size?: number, reset?: boolean}} Prompt clicks and
+ *   extreme points by name; all in voxel indices; `start` is a packed mask in base64; `size` asks for an answer larger
+ *   (1, 2, …) or smaller (-1, -2, …) than the likeliest
  * @typedef {{interaction: {onto: string|null, mask: string}, label_names: Record<string, number>,
- *   latencies: {total: number}}} Params
+ *   latencies: {total: number}, size?: number, smaller?: number, larger?: number}} Params
  * @typedef {{info: {label_info?: {name: string, idx?: number}[]}, label_names: Record<string, number>|null,
  *   saved: number}} LabelParams `saved` is Unix time
  * @typedef {{id: string, kind?: string, status: string, details?: string[],

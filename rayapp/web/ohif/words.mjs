@@ -3,7 +3,7 @@
 /**
  * @typedef {{text: string, key?: string, hint?: string}} Button `key` is pressed with Shift
  * @typedef {'again'|'segment'|'foreground'|'background'|'extreme'|'curve'|'corner'|'stroke-on'|'stroke-off'|'scribble'
- *   |'stop'|'undo'|'save'|'next'|'uncertainty'|'train'|'stop-training'} ButtonName
+ *   |'stop'|'smaller'|'larger'|'undo'|'save'|'next'|'uncertainty'|'train'|'stop-training'} ButtonName
  */
 
 /** @type {Record<ButtonName, Button>} */
@@ -19,6 +19,8 @@ export const BUTTONS = {
   'stroke-off': { text: 'Background stroke', key: 'E', hint: 'draw outside the structure' },
   scribble: { text: 'Segment from strokes', key: 'O' },
   stop: { text: 'Window level', key: 'X', hint: 'stop marking: the mouse adjusts brightness and contrast again' },
+  smaller: { text: 'Smaller', key: 'K', hint: 'the next smaller structure that the prompts may mean' },
+  larger: { text: 'Larger', key: 'L', hint: 'the next larger structure that the prompts may mean' },
   undo: { text: 'Undo', key: 'Z' },
   save: { text: 'Save', key: 'S', hint: 'save the label as final' },
   next: { text: 'Next image', key: 'N' },
@@ -82,6 +84,8 @@ export const PROBLEMS = {
   noScribbles: 'this server has no model that takes strokes',
   noScoring: 'this server has no scoring method',
   noTrainer: 'this server has no trainer',
+  noSmaller: 'the model knows no smaller structure that the prompts may mean',
+  noLarger: 'the model knows no larger structure that the prompts may mean',
   noStrokes: 'draw foreground and background strokes first, or set a box',
   pointOutside: 'the point lies outside the image',
   curveOutside: 'the curve leaves the image: draw it inside',
@@ -147,8 +151,11 @@ export const says = {
   curve: name => `closed curve around ${name}`,
   /** @param {number[][]} pairs first and last voxel along each axis */
   box: pairs => `box ${pairs.map(pair => pair.join(' to ')).join(' by ')}: prompts are limited to it`,
-  /** @param {string} model @param {number} seconds */
-  answered: (model, seconds) => `${model}, ${seconds.toFixed(1)} s`,
+  /** @param {string} model @param {number} seconds @param {{smaller?: number, larger?: number}} others answers */
+  answered: (model, seconds, { smaller = 0, larger = 0 }) => {
+    const sizes = [larger && `${larger} larger (Shift+L)`, smaller && `${smaller} smaller (Shift+K)`].filter(Boolean);
+    return [`${model}, ${seconds.toFixed(1)} s`, ...sizes].join('; ');
+  },
   /** @param {string} what @param {string} answer */
   marked: (what, answer) => `${what}; ${answer}`,
   /** @param {string} what @param {string} answer */

@@ -52,6 +52,8 @@ export class Work {
     this.model = ''; // the last one that answered
     /** @type {Own|null} */
     this.own = null; // the labels on the screen while they are one model's alone
+    /** @type {{size?: number, smaller?: number, larger?: number}} */
+    this.others = {}; // answers that the last prompts may mean as well
     /** @type {Step[]} */
     this.done = []; // what can be undone
     /** @type {AbortController|null} */
@@ -101,6 +103,7 @@ export class Work {
       for await (const { params, mask } of interaction.stream(given, finer.signal)) {
         const labels = this.#over(before, mask.labels, this.#meaning(model, label, params, prompt));
         await this.#show(model, label, labels);
+        this.others = params;
         if (!text) {
           this.#remember({ before, own, interaction, dots });
           this.finer = finer;
@@ -120,6 +123,22 @@ export class Work {
       this.finer = null;
     }
     return text;
+  }
+
+  /**
+   * Take the next larger or smaller answer to the prompts so far.
+   *
+   * @param {1|-1} step
+   * @param {string} label the active structure
+   * @param {(text: string) => void} tell is called after each mask
+   */
+  async resize(step, label, tell) {
+    const { size = 0, smaller = 0, larger = 0 } = this.others;
+    const held = this.own && this.own.label === label && equal(this.#current(), this.own.labels);
+    if (!this.interaction || !held || !(step > 0 ? larger : smaller)) {
+      throw new Error(step > 0 ? PROBLEMS.noLarger : PROBLEMS.noSmaller);
+    }
+    return this.prompt(this.interaction.model, label, { size: size + step }, [], tell);
   }
 
   /** Stop waiting for better masks, because another action is next. */
@@ -204,6 +223,7 @@ export class Work {
     if (last.interaction) {
       const { model } = last.interaction;
       const { params, mask } = await last.interaction.undo();
+      this.others = params;
       labels ??= this.#over(this.#current(), mask.labels, this.#meaning(model, last.label ?? null, params));
       last.dots?.forEach(points.remove);
     }
@@ -256,6 +276,7 @@ export class Work {
       if (!prompts[at + 1] || (prompts[at + 1].reset && this.models[model].type === SINGLE)) {
         const { params, mask } = await interaction.at(prompt.step); // also of the structures before
         labels = this.#over(labels, mask.labels, this.#meaning(model, label, params));
+        this.others = params;
       }
     }
     await this.#show(model, label, labels);
@@ -345,7 +366,7 @@ export class Work {
 }
 
 /** @param {string} model @param {server.Params} params */
-const answered = (model, params) => says.answered(model, params.latencies.total);
+const answered = (model, params) => says.answered(model, params.latencies.total, params);
 
 /** @param {Labels} one @param {Labels} other */
 function equal(one, other) {

@@ -1,6 +1,6 @@
 """Any structure by any prompt: the rules hold whatever the network says, here one with random weights."""
 
-import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,15 +92,27 @@ def test_answers_come_coarse_and_then_fine(task, prepared):
 def test_larger_and_smaller_answers_are_offered(task, prepared):
     prompts = Prompts(clicks={"foreground": ((30, 25, 10),)})
     usual = task.predict(prepared, prompts, {}).params
-    volumes = [
-        [np.count_nonzero(stage.labels) for stage in itertools.islice(task.stages(prepared, prompts, {"size": n}), 1)]
-        for n in range(-usual["smaller"], usual["larger"] + 1)
-    ]
+    offered = range(-usual["smaller"], usual["larger"] + 1)
+    assert usual["size"] == 0
+    assert len(offered) > 1
+    volumes = []
+    for size in offered:
+        coarse = next(iter(task.stages(prepared, replace(prompts, sizes={1: size}), {})))
+        assert coarse.params["size"] == size
+        volumes.append(np.count_nonzero(coarse.labels))
     assert volumes == sorted(volumes)
-    last = task.predict(prepared, prompts, {"size": 99}).params
-    assert last["larger"] == 0
-    with pytest.raises(BadRequest, match="size"):
-        task.predict(prepared, prompts, {"size": "huge"})
+    last = task.predict(prepared, replace(prompts, sizes={1: 99}), {}).params
+    assert (last["size"], last["larger"]) == (usual["larger"], 0)
+
+
+def test_a_click_after_another_size_goes_on_from_that_answer(task, prepared):
+    clicks = ((30, 25, 10), (20, 20, 8))
+    usual, smaller = (Prompts(clicks={"foreground": clicks}, sizes=sizes) for sizes in ({}, {1: -99}))
+    fresh = task.prepare(Volume(array=np.array(prepared.source.array[None]), affine=AFFINE))
+    stepped = [task.predict(prepared, Prompts(clicks={"foreground": clicks[:1]}, sizes={1: -99}), {}).labels]
+    stepped.append(task.predict(prepared, smaller, {}).labels)
+    np.testing.assert_array_equal(stepped[-1], task.predict(fresh, smaller, {}).labels)
+    assert (stepped[-1] != task.predict(fresh, usual, {}).labels).any()
 
 
 def test_nothing_pointed_at_is_a_bad_request(task, prepared):

@@ -200,3 +200,13 @@ def test_numbers_of_clicks_before_strokes_are_whole(after):
 def test_curves_that_are_none_are_refused(curves):
     with pytest.raises(BadRequest):
         parse_prompts({"curves": curves}, SCRIBBLES, SHAPE)
+
+
+def test_a_size_is_of_all_clicks_or_by_their_number():
+    clicks = {"liver": [[1, 2, 3], [2, 2, 3]], "background": [[4, 5, 6]]}
+    assert parse(**clicks, size=1).sizes == parse(**clicks, size="1").sizes == {2: 1}
+    assert parse(**clicks, size={"1": -2, "2": 0}).sizes == {1: -2}
+    assert parse(**clicks, size="0").sizes == parse(**clicks).sizes == {}
+    for wrong in ("huge", 1.5, [1], {"x": 1}, True):
+        with pytest.raises(BadRequest, match="size must be a whole number"):
+            parse(**clicks, size=wrong)
