@@ -39,11 +39,11 @@ from benchmarks.real_data import DATA
 from rayapp.geometry import spacing
 from rayapp.imaging.volume import Volume
 from rayapp.inference.energy import likelihood
-from rayapp.inference.infer_task import Prompts
+from rayapp.inference.infer_task import Point, Prompts
 from rayapp.inference.methods.promptable_infer import PromptableTask
 from rayapp.inference.methods.scribbles import ScribblesTask
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
-from rayapp.training.synthetic.prompts import correction, middle
+from rayapp.training.synthetic.trials import corrected
 
 SHIPPED = Path(__file__).parents[1] / "rayapp" / "apps" / "radiology" / "weights"
 CLICKS = 5
@@ -111,25 +111,17 @@ def write_trials(folder: Path, chosen: Sequence[Subject]) -> None:
 
 def clicked(ask: Ask, subject: Subject, box: Prompts | None) -> Iterator[float]:
     """Dice after a box, if there is one, and each of five clicks."""
-    steps = spacing(subject.volume.affine)
-    answer = np.zeros_like(subject.truth)
+    answer = None
     if box is not None:
         answer = ask(box)
         yield dice(answer, subject.truth)
-    clicks: dict[str, list[tuple[int, int, int]]] = {"foreground": [], "background": []}
-    for number in range(CLICKS):
-        if number == 0 and box is None:
-            at, included = middle(subject.truth, steps), True
-        else:
-            found = correction(None, subject.truth, answer, steps)
-            if found is None:
-                yield 1.0
-                continue
-            at, included = found
-        clicks["foreground" if included else "background"].append((int(at[0]), int(at[1]), int(at[2])))
-        given = {name: tuple(points) for name, points in clicks.items() if points}
-        answer = ask(Prompts(clicks=given, roi=box.roi if box is not None else None))
-        yield dice(answer, subject.truth)
+
+    def click(on: Sequence[Point], off: Sequence[Point]) -> Mask:
+        clicks = {name: tuple(points) for name, points in (("foreground", on), ("background", off)) if points}
+        return ask(Prompts(clicks=clicks, roi=box.roi if box is not None else None))
+
+    for after in corrected(click, subject.truth, spacing(subject.volume.affine), CLICKS, answer):
+        yield dice(after, subject.truth)
 
 
 def boxed(truth: Mask) -> Prompts:

@@ -54,12 +54,7 @@ class Options:
         Raises:
             BadRequest: Naming the option whose value is not allowed.
         """
-        values: dict[str, Any] = {
-            field.name: _parsed(field.name, getattr(self, field.name), params[field.name])
-            for field in dataclasses.fields(self)
-            if params.get(field.name) is not None
-        }
-        options = dataclasses.replace(self, **values)
+        options = dataclasses.replace(self, **given(self, params))
         if options.train_batch_size < 0:
             raise BadRequest(f"train_batch_size must be at least 0, not {options.train_batch_size}")
         for name in ("max_epochs", "val_interval", "accumulate", "checkpoint_every"):
@@ -109,6 +104,60 @@ class ClickOptions(Options):
                 f"{options.rounds}, {options.val_clicks} and {options.click_noise}"
             )
         return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptableOptions:
+    """Options of the trainer of any structure by any prompt.
+
+    Attributes:
+        max_epochs: Epochs to train, each of `promptable_train.STEPS` steps.
+        val_split: Share of the images that is held out for validation.
+        learning_rate: Peak of the learning rate schedule.
+        scenes: Share of what is learnt from that is random scenes, so that other structures are not forgotten.
+        pretrained: Start from the version in production, or from the weights that ship. Otherwise the DeepGrow network
+            of the paper is trained on the labels alone.
+        seed: Seed of all randomness.
+    """
+
+    max_epochs: int = 8
+    val_split: float = 0.2
+    learning_rate: float = 5e-4
+    scenes: float = 0.3
+    pretrained: bool = True
+    seed: int = 0
+
+    def over(self, params: Mapping[str, Any]) -> Self:
+        """A copy with a request's values; keys that are not options are ignored.
+
+        Raises:
+            BadRequest: Naming the option whose value is not allowed.
+        """
+        options = dataclasses.replace(self, **given(self, params))
+        if options.max_epochs < 1 or not 0 < options.val_split < 1:
+            raise BadRequest(
+                f"max_epochs must be at least 1 and val_split lie between 0 and 1, not {options.max_epochs} and "
+                f"{options.val_split}"
+            )
+        if not 0 < options.learning_rate < 1 or not 0 <= options.scenes <= 1 or not 0 <= options.seed < 2**31:
+            raise BadRequest(
+                f"learning_rate and scenes must lie between 0 and 1 and seed between 0 and {2**31 - 1}, not "
+                f"{options.learning_rate}, {options.scenes} and {options.seed}"
+            )
+        return options
+
+
+def given(options: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass of options that a request sets, in the types of their present values.
+
+    Raises:
+        BadRequest: Naming the option whose value is of another type.
+    """
+    return {
+        field.name: _parsed(field.name, getattr(options, field.name), params[field.name])
+        for field in dataclasses.fields(options)
+        if params.get(field.name) is not None
+    }
 
 
 def _parsed(name: str, default: object, value: object) -> object:

@@ -28,7 +28,7 @@ LIVER = ORGANS["liver"]
 def torso(serve: Serve) -> Served:
     return serve(
         app="radiology",
-        models=("deepedit", "segmentation", "scribbles"),
+        models=("deepedit", "segmentation", "scribbles", "deepgrow_3d"),
         ohif=ohif_folder(),
         max_body=64 << 20,
         max_volume=64 << 20,
@@ -164,6 +164,33 @@ def test_ends_and_a_curve_are_prompts_too(torso: Served, image: str, viewer: Vie
     assert np.abs(np.hypot(*(np.array(curve)[:, :2] - [i, j]).T) - 6).max() < 1.5
     assert viewer.press("undo") == viewer.press("undo") == "undone"
     assert viewer.dots() == 0
+
+
+def test_a_larger_and_a_smaller_structure_are_one_key_away(torso: Served, image: str, viewer: Viewer):
+    file, organs = torso.settings.studies / f"{image}.nii.gz", phantom(SEED, shape=SHAPE)[1].array
+    middle = np.unravel_index(ndimage.distance_transform_edt(organs == LIVER).argmax(), organs.shape)
+    world = index_to_mm(nibabel.load(file).affine, np.array(middle)) * [-1, -1, 1]
+    viewer.open(torso.url, image)
+    assert viewer.after(lambda: viewer.page.keyboard.press("Shift+L")).startswith("the model knows no larger")
+    viewer.page.locator(".rayapp select[name=prompted]").select_option("deepgrow_3d")
+    viewer.use("foreground")
+    viewer.show(world)
+    said = viewer.click(world)
+    usual, _ = viewer.voxels(file)
+    assert usual[middle] == LIVER
+    away, back, size = ("Shift+L", "Shift+K", 1) if "larger" in said else ("Shift+K", "Shift+L", -1)
+    assert f"({away})" in said
+    viewer.after(lambda: viewer.page.keyboard.press(away))
+    other, _ = viewer.voxels(file)
+    assert other[middle] == LIVER
+    assert (other != usual).any()
+    viewer.picture("10-another-size")
+    viewer.after(lambda: viewer.page.keyboard.press(back))
+    np.testing.assert_array_equal(viewer.voxels(file)[0], usual)
+    assert viewer.press("undo") == "undone"
+    np.testing.assert_array_equal(viewer.voxels(file)[0], other)
+    prompts = torso.get(f"/interactions?image={image}").json()[-1]["prompts"]
+    assert [prompt.get("size", 0) for prompt in prompts] == [0, size]
 
 
 def test_keys_do_what_the_buttons_do_and_what_goes_wrong_is_told(torso: Served, image: str, viewer: Viewer):

@@ -27,7 +27,8 @@ from rayapp.models.store import ModelStore, ModelVersion
 from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.deepedit_train import DeepEditTrainTask
 from rayapp.training.deepgrow_train import DeepGrow2dTrainTask, DeepGrowTrainTask
-from rayapp.training.options import ClickOptions, Options
+from rayapp.training.options import ClickOptions, Options, PromptableOptions
+from rayapp.training.promptable_train import PromptableTrainTask
 from rayapp.training.train_task import TrainTask
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -101,7 +102,12 @@ class RadiologyApp(LabelApp):
             description = "DeepGrow 2D: any structure, slice by slice"
             return DeepGrow2dTrainTask(description=description, options=clicks, conf=conf)
         if name == "deepgrow_3d":
-            return DeepGrowTrainTask(description="DeepGrow 3D: any structure", options=clicks, conf=conf)
+            return PromptableTrainTask(
+                shipped=SHIPPED / f"{name}.safetensors",
+                card=shipped_card(name),
+                scratch=DeepGrowTrainTask(description="DeepGrow 3D: any structure", options=clicks, conf=conf),
+                options=PromptableOptions().over(conf),
+            )
         names = self.settings.labels
         labels = {label: value for value, label in enumerate(names, start=1)} or shipped_card(name)["labels"]
         if name == "deepedit":

@@ -84,7 +84,7 @@ def case(random: Random, source: Source, mask: Bools, edge: int) -> Case:
     length = float((high - low).max())
     prompted, centre = (np.array(bounds.low) + bounds.high) / 2, (low + high) / 2
     reach = float((np.array(bounds.high) - bounds.low).max())
-    truth = Source(mask.astype(np.float32) * 255, spacing)
+    truth = Source(mask.view(np.uint8) * np.uint8(255), spacing)
     smallest, largest = 10 * spacing.min(), 1.3 * float(max(source.extent.max(), 10 * spacing.min()))
 
     def look(at: NDArray[np.float64], size: float, shake: float, use: bool) -> Look:

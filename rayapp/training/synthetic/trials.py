@@ -5,6 +5,7 @@ A trial is a file `NAME.npz` with `image` (i, j, k), `mask` (i, j, k) and `spaci
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rayapp.inference.infer_task import Point
 from rayapp.inference.zoom.marks import Box, Marks, channels
 from rayapp.inference.zoom.view import Source, View, normalised
 from rayapp.models.promptable import Promptable
-from rayapp.training.synthetic.prompts import middle
+from rayapp.training.synthetic.prompts import correction, middle
 
 STEPS = 7
 """Views of a trial after a click, of sizes that grow geometrically to the image's."""
@@ -34,6 +36,39 @@ class Trial:
     name: str
     source: Source
     mask: NDArray[np.bool_]
+
+
+def corrected(
+    ask: Callable[[Sequence[Point], Sequence[Point]], NDArray[np.bool_]],
+    truth: NDArray[np.bool_],
+    spacing: NDArray[np.float64],
+    count: int,
+    answer: NDArray[np.bool_] | None = None,
+) -> Iterator[NDArray[np.bool_]]:
+    """The masks after each of some clicks, each at the middle of the largest error: the protocol of the CVPR 2025
+    challenge on interactive segmentation.
+
+    Args:
+        ask: gives the mask of all clicks on the structure and of all clicks off it.
+        truth: the structure, (i, j, k).
+        spacing: millimetres.
+        count: of clicks; no more are made once the mask is right.
+        answer: the mask before the first click; None: the first click is at the structure's middle.
+    """
+    on: list[Point] = []
+    off: list[Point] = []
+    for _ in range(count):
+        if answer is None:
+            at, included = middle(truth, spacing), True
+        else:
+            found = correction(None, truth, answer, spacing)
+            if found is None:
+                yield answer
+                continue
+            at, included = found
+        (on if included else off).append((int(at[0]), int(at[1]), int(at[2])))
+        answer = ask(on, off)
+        yield answer
 
 
 def load_trials(folder: Path) -> list[Trial]:

@@ -9,7 +9,9 @@ import torch
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prompts
+from rayapp.inference.methods import promptable_infer
 from rayapp.inference.methods.promptable_infer import PromptableTask
+from rayapp.inference.zoom import zoom
 from rayapp.models.networks import save_weights
 from rayapp.models.promptable import Promptable
 
@@ -105,14 +107,18 @@ def test_larger_and_smaller_answers_are_offered(task, prepared):
     assert (last["size"], last["larger"]) == (usual["larger"], 0)
 
 
-def test_a_click_after_another_size_goes_on_from_that_answer(task, prepared):
-    clicks = ((30, 25, 10), (20, 20, 8))
-    usual, smaller = (Prompts(clicks={"foreground": clicks}, sizes=sizes) for sizes in ({}, {1: -99}))
-    fresh = task.prepare(Volume(array=np.array(prepared.source.array[None]), affine=AFFINE))
-    stepped = [task.predict(prepared, Prompts(clicks={"foreground": clicks[:1]}, sizes={1: -99}), {}).labels]
-    stepped.append(task.predict(prepared, smaller, {}).labels)
-    np.testing.assert_array_equal(stepped[-1], task.predict(fresh, smaller, {}).labels)
-    assert (stepped[-1] != task.predict(fresh, usual, {}).labels).any()
+def test_a_click_after_another_size_goes_on_from_that_answer(task, prepared, monkeypatch):
+    clicks, starts = ((30, 25, 10), (20, 20, 8)), []
+
+    def outcomes(ask, source, marks, previous, *others):
+        starts.append(previous)
+        return zoom.outcomes(ask, source, marks, previous, *others)
+
+    monkeypatch.setattr(promptable_infer, "outcomes", outcomes)
+    small = task.predict(prepared, Prompts(clicks={"foreground": clicks[:1]}, sizes={1: -99}), {}).labels
+    for image in (prepared, task.prepare(Volume(array=np.array(prepared.source.array[None]), affine=AFFINE))):
+        answer(task, image, clicks={"foreground": clicks}, sizes={1: -99})
+        np.testing.assert_array_equal(starts[-1].whole(SHAPE), small == 1)
 
 
 def test_nothing_pointed_at_is_a_bad_request(task, prepared):

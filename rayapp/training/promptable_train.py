@@ -1,0 +1,351 @@
+"""PromptableTrainTask: teaches the network for any structure what was labelled here.
+
+It goes on from the version in production, or from the weights that ship, as these were trained (see
+`rayapp.training.synthetic`): simulated prompts and corrections on each labelled structure, in views of all sizes, with
+random scenes among them. A version is measured as it serves, by clicks into the largest error of held-out images.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from rayapp import __version__, geometry
+from rayapp.errors import BadRequest, RayappError
+from rayapp.imaging.volume import Volume
+from rayapp.inference.infer_task import Point, Prompts
+from rayapp.inference.methods.promptable_infer import PromptableTask
+from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.inference.zoom.view import Source
+from rayapp.models.networks import save_weights
+from rayapp.models.promptable import Promptable
+from rayapp.models.store import ModelVersion
+from rayapp.training import checkpoint
+from rayapp.training.cases import digest_of, name_of, read_pair, split
+from rayapp.training.checkpoint import State
+from rayapp.training.metrics import Metrics, key_metric
+from rayapp.training.options import PromptableOptions
+from rayapp.training.run_report import RunReport
+from rayapp.training.synthetic.examples import Case, case, cases
+from rayapp.training.synthetic.student import Score, Student
+from rayapp.training.synthetic.trials import corrected
+from rayapp.training.train_task import Host, Pair, Progress, TrainerInfo, TrainRequest, TrainResult, TrainTask
+
+logger = logging.getLogger(__name__)
+
+STEPS = 100
+"""Steps of an epoch."""
+EDGES = (32, 32, 48)
+"""Voxels along the edges of the views that are learnt from."""
+VISIT = 6
+"""Cases of an image each time it is read."""
+SAMPLES = 5
+"""Samples for each case that is made."""
+CLICKS = 5
+"""Clicks on each structure that a version is measured by."""
+MEASURED = 24
+"""Held-out structures that versions are measured on, at most."""
+MEASUREMENTS = ("dice_after_one_click", "dice_after_clicks")
+SMALLEST = 12
+"""Voxels of a structure, at least."""
+
+Mask = NDArray[np.bool_]
+
+
+class PromptableTrainTask:
+    """The trainer of a network for any structure.
+
+    Args:
+        shipped: the safetensors file of the weights that ship.
+        card: their card.
+        scratch: the trainer for requests that do not want to go on from any weights.
+        options: defaults, which a request may override.
+    """
+
+    def __init__(
+        self, *, shipped: Path, card: Mapping[str, Any], scratch: TrainTask, options: PromptableOptions
+    ) -> None:
+        self._shipped, self._card, self._scratch, self._options = shipped, card, scratch, options
+
+    @property
+    def info(self) -> TrainerInfo:
+        """The trainer as `/info/` lists it."""
+        description = "Any structure by any prompt: goes on from the weights that ship"
+        return TrainerInfo(description=description, labels={FOREGROUND: 1}, config=asdict(self._options))
+
+    def train(self, request: TrainRequest, host: Host) -> TrainResult | None:
+        """See `TrainTask.train`."""
+        options = self._options.over(request.params)
+        if not options.pretrained:
+            return self._scratch.train(request, host)
+        return _Run(request, host, options, self._parent(request)).train()
+
+    def _parent(self, request: TrainRequest) -> ModelVersion:
+        """The version to go on from: that of the request if it has such a network, or else the one that ships."""
+        if request.parent is not None and is_promptable(request.parent):
+            return request.parent
+        return ModelVersion(name=request.model, version="shipped", weights=self._shipped, card=self._card)
+
+
+def is_promptable(version: ModelVersion) -> bool:
+    """Whether a version is a network for any structure by any prompt."""
+    return bool(version.card["network"].get("name") == Promptable.__name__)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image and its labels: `source` as the network sees it, `labels` (i, j, k) with the file's own values."""
+
+    source: Source
+    labels: NDArray[np.uint8]
+    volume: Volume
+
+    @classmethod
+    def read(cls, pair: Pair) -> Labelled:
+        """Read a pair; the image's first channel counts. Raises BadRequest naming the image."""
+        volume, labels = read_pair(pair, None)
+        array = np.nan_to_num(volume.array[0])
+        return cls(Source(array, geometry.spacing(volume.affine)), labels, volume)
+
+    def structures(self) -> list[int]:
+        """Values of the structures."""
+        counts = np.bincount(self.labels.ravel())
+        return [int(value) for value in np.flatnonzero(counts >= SMALLEST) if value]
+
+
+@dataclass
+class Lessons:
+    """Endless cases from labelled images, read in random order, and from random scenes. Raises BadRequest if no image
+    has a structure.
+
+    Attributes:
+        pairs: the images.
+        scenes: the share of cases that are of random scenes.
+        random: what is drawn.
+    """
+
+    pairs: Sequence[Pair]
+    scenes: float
+    random: np.random.Generator
+    _made: Iterator[Case] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._made = cases([int(self.random.integers(2**31))], EDGES)
+
+    def __iter__(self) -> Iterator[Case]:
+        labelled_any = True
+        while labelled_any:
+            labelled_any = False
+            for number in self.random.permutation(len(self.pairs)):
+                labelled = Labelled.read(self.pairs[number])
+                values = labelled.structures()
+                for value in self.random.choice(values, VISIT) if values else []:
+                    labelled_any = True
+                    while self.random.random() < self.scenes:
+                        yield next(self._made)
+                    yield self._of(labelled, int(value))
+        raise BadRequest(f"no image to learn from has a labelled structure of {SMALLEST} voxels or more")
+
+    def _of(self, labelled: Labelled, value: int) -> Case:
+        mask = one_part(self.random, labelled.labels == value)
+        return case(self.random, labelled.source, mask, int(self.random.choice(EDGES)))
+
+
+def one_part(random: np.random.Generator, mask: Mask) -> Mask:
+    """A structure that somebody may point at: all of it if it is mostly in one piece, or else one of its pieces."""
+    parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(parts.ravel())[1:]
+    large = np.flatnonzero(sizes >= SMALLEST)
+    if count < 2 or not len(large) or sizes.max() >= 0.8 * sizes.sum():
+        return mask
+    return np.asarray(parts == 1 + int(random.choice(large)))
+
+
+class _Run:
+    """One worker of a run."""
+
+    def __init__(self, request: TrainRequest, host: Host, options: PromptableOptions, parent: ModelVersion) -> None:
+        if len(request.pairs) < 2:
+            raise BadRequest(
+                f"training needs at least two labelled images, one of them for validation, but there are "
+                f"{len(request.pairs)}: label more images"
+            )
+        self._request, self._host, self._options, self._parent = request, host, options, parent
+        self._train, self._val = split(sorted(request.pairs, key=name_of), options.val_split)
+        self._network = {name: value for name, value in parent.card["network"].items() if name != "name"}
+        self._student = Student(
+            self._network, EDGES, seed=options.seed + host.rank, device=host.device, together=host.world_size > 1
+        )
+        self._state = State(iterations=options.max_epochs * STEPS)
+        self._best: dict[str, Any] = {}
+        kept = host.resume()
+        if kept is None:
+            try:
+                self._student.start_from(parent.weights)
+            except RayappError as error:
+                raise BadRequest(f"{parent.version} cannot be trained further: {error.detail}") from error
+        else:
+            self._state, tensors = checkpoint.load(kept)
+            self._state.resumed += 1
+            self._student.restore(tensors["student"])
+            self._best = tensors["best"]
+        random = np.random.default_rng([options.seed, host.rank, self._state.iteration])
+        self._lessons = iter(Lessons(self._train, options.scenes, random))
+        self._report = RunReport(request.folder, epochs=options.max_epochs) if host.rank == 0 else None
+
+    def train(self) -> TrainResult | None:
+        """Train to the end; gives the result on rank 0, or None when the run was stopped."""
+        try:
+            while self._state.epoch < self._options.max_epochs:
+                if not self._epoch():
+                    return None
+            return self._result() if self._report is not None else None
+        finally:
+            if self._report is not None:
+                self._report.close()
+
+    def _epoch(self) -> bool:
+        """Take `STEPS` steps and measure what came of them; False when stopped."""
+        score, state, begun = Score(), self._state, time.monotonic()
+        owed = 0.0
+        for _ in range(STEPS):
+            if self._host.stopped():
+                return False
+            while owed >= 0 or self._student.short:
+                self._student.admit(next(self._lessons))
+                owed -= 1
+            before = self._student.samples
+            self._student.step(self._rate(), score)
+            owed += (self._student.samples - before) / SAMPLES
+            state.iteration += 1
+            state.seconds += time.monotonic() - begun
+            begun = time.monotonic()
+            self._host.report(self._progress(score.losses[-1]))
+        state.epoch += 1
+        if self._report is not None and not self._validate(score, self._report):
+            return False
+        state.seconds += time.monotonic() - begun
+        self._keep(score.losses[-1])
+        return True
+
+    def _rate(self) -> float:
+        """Linear warm-up over the first twentieth, then cosine decay to 0."""
+        done = self._state.iteration / self._state.iterations
+        return float(self._options.learning_rate * min(1.0, 20 * done + 0.02) * 0.5 * (1 + np.cos(np.pi * done)))
+
+    def _progress(self, loss: float) -> Progress:
+        state = self._state
+        left = state.seconds / max(1, state.iteration) * (state.iterations - state.iteration)
+        return Progress(
+            epoch=min(state.epoch + 1, self._options.max_epochs),
+            epochs=self._options.max_epochs,
+            iteration=max(1, state.iteration),
+            iterations=state.iterations,
+            loss=loss,
+            metric=state.rows[-1]["metric"] if state.rows else None,
+            best=state.best,
+            seconds_left=left,
+        )
+
+    def _validate(self, score: Score, report: RunReport) -> bool:
+        """Measure the average of the weights so far; False when stopped."""
+        state = self._state
+        weights = self._request.folder / ".candidate.safetensors"
+        save_weights(self._student.average, weights)
+        metrics = self._measured(weights)
+        weights.unlink()
+        if metrics is None:
+            return False
+        metric = key_metric(metrics)
+        if state.best is None or metric > state.best:
+            state.best, state.best_epoch = metric, state.epoch
+            self._best = {name: tensor.clone() for name, tensor in self._student.average.state_dict().items()}
+        train = {"mean": float(np.mean(score.first + score.later))}
+        row = {"epoch": state.epoch, "iteration": state.iteration, "loss": float(np.mean(score.losses))}
+        state.rows.append({**row, "rate": self._rate(), "train": train, "val": metrics, "metric": metric})
+        report.validated(state)
+        return True
+
+    def _keep(self, loss: float) -> None:
+        """Report the end of an epoch, with a checkpoint."""
+        folder = self._request.folder / "checkpoint"
+        tensors = {"student": self._student.state(), "best": self._best}
+        if self._host.rank == 0:
+            checkpoint.save(folder, self._state, tensors)
+        self._host.report(self._progress(loss), checkpoint=folder)
+
+    def _measured(self, weights: Path) -> Metrics | None:
+        """Dice after one click and after `CLICKS` on held-out structures, as a version serves; None when stopped."""
+        task = PromptableTask(name=self._request.model, weights=weights, network=self._network)
+        values: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
+        for pair in self._val:
+            labelled = Labelled.read(pair)
+            for value in labelled.structures():
+                if len(values[MEASUREMENTS[0]]) >= MEASURED:
+                    break
+                if self._host.rank == 0 and self._host.world_size == 1 and self._host.stopped():
+                    return None
+                scores = clicked(task, labelled, labelled.labels == value)
+                for name, number in zip(MEASUREMENTS, (0, -1), strict=True):
+                    values[name].append(scores[number])
+        return {name: {"mean": round(float(np.mean(found)), 4) if found else 0.0} for name, found in values.items()}
+
+    def _result(self) -> TrainResult:
+        """Write the best weights, measured as they serve, beside the version in production."""
+        assert self._report is not None
+        trained = Promptable(**self._network)
+        trained.load_state_dict(self._best or self._student.average.state_dict())
+        weights = self._request.folder / "model.safetensors"
+        save_weights(trained, weights)
+        metrics = self._measured(weights) or {}
+        baseline = self._request.baseline
+        before = self._measured(baseline.weights) if baseline is not None and is_promptable(baseline) else None
+        return TrainResult(
+            weights=weights,
+            metric=key_metric(metrics) if metrics else None,
+            baseline=key_metric(before) if before else None,
+            card={**self._version_card(), "metrics": metrics},
+            stats=self._report.write(self._state, finished=True),
+        )
+
+    def _version_card(self) -> dict[str, Any]:
+        state, card = self._state, self._parent.card
+        return {
+            **{name: card[name] for name in ("labels", "network", "description", "license") if name in card},
+            "code": f"rayapp {__version__}, torch {torch.__version__}",
+            "data": {
+                "hash": digest_of([*self._train, *self._val]),
+                "training": len(self._train),
+                "validation": len(self._val),
+            },
+            "config": asdict(self._options),
+            "trained": {
+                "epochs": state.epoch,
+                "best_epoch": state.best_epoch,
+                "iterations": state.iteration,
+                "seconds": round(state.seconds),
+                "resumed": state.resumed,
+                "from": self._parent.version,
+            },
+        }
+
+
+def clicked(task: PromptableTask, labelled: Labelled, truth: Mask) -> list[float]:
+    """Dice after each of `CLICKS` clicks on a structure."""
+    prepared = task.prepare(labelled.volume)
+
+    def ask(on: Sequence[Point], off: Sequence[Point]) -> Mask:
+        clicks = {name: tuple(points) for name, points in ((FOREGROUND, on), (BACKGROUND, off)) if points}
+        return np.asarray(task.predict(prepared, Prompts(clicks=clicks), {}).labels > 0)
+
+    answers = corrected(ask, truth, labelled.source.spacing, CLICKS)
+    return [float(2 * (answer & truth).sum() / (answer.sum() + truth.sum())) for answer in answers]
