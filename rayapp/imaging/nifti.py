@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
+from nibabel.quaternions import quat2mat
 from nibabel.spatialimages import HeaderDataError
 
 from rayapp.errors import Unreadable
-from rayapp.geometry import Affine, is_orthogonal, is_sane
+from rayapp.geometry import Affine, is_orthogonal, is_sane, spacing
 from rayapp.imaging.payload import Payload, check_size, opened
 from rayapp.imaging.raster import raster
 from rayapp.imaging.volume import Grid, Segmentation, Volume
@@ -31,6 +32,8 @@ _SIZES = {348: Nifti1Header, 540: Nifti2Header}
 _MAGIC = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
 _MAX_OFFSET = 1 << 24
 _SCANNER = 1
+_MAX_SHEAR = 1e-4  # ITK's tolerance for the axes' dot products
+_HALF_TURN = 1e-7  # smallest squared real part of a quaternion that the NIfTI library tells from none
 _MILLIMETRES = {1: 1e3, 3: 1e-3}  # units code -> mm; mm and "unknown" are 1
 
 
@@ -143,18 +146,52 @@ def _shape(fields: Any) -> tuple[tuple[int, int, int], int]:
 def _affine(fields: Any) -> Affine:
     """The affine that ITK would choose.
 
-    That is the sform if it is the only one, or is a shear-free scanner transform; else the qform; else the voxel sizes.
+    Directions and origin are those of the sform if it is the only transform, or is a shear-free scanner transform; else
+    of the qform; else the axes run to the left and posterior from the origin. The voxel sizes are always those of
+    `pixdim`, unless the sform is sheared, which ITK does not open: that one is taken as it is.
     """
     sform, qform = int(fields["sform_code"]), int(fields["qform_code"])
     affine: Affine = np.array(fields.get_sform(), np.float64)
-    trusted = qform <= 0 or (sform == _SCANNER and is_sane(affine) and is_orthogonal(affine))
-    if not (sform > 0 and trusted):
-        if qform > 0:
-            affine = np.array(fields.get_qform(), np.float64)
-        else:
-            i, j, k = (float(size) or 1.0 for size in fields["pixdim"][1:4])
-            affine = np.diag([-i, -j, k, 1.0])
+    rotation = is_sane(affine) and _is_rotation(affine)
+    if sform > 0 and (qform <= 0 or (sform == _SCANNER and rotation)):
+        if rotation:
+            affine[:3, :3] *= _pixdim(fields) / spacing(affine)
+    elif qform > 0:
+        affine = _qform(fields)
+    else:
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+        affine[:3, :3] *= _pixdim(fields)
     affine[:3] *= _MILLIMETRES.get(int(fields["xyzt_units"]) & 7, 1.0)
+    return affine
+
+
+def _is_rotation(affine: Affine) -> bool:
+    """True if ITK takes the axes to be at right angles."""
+    cosines = affine[:3, :3] / spacing(affine)
+    return bool(np.abs(cosines @ cosines.T - np.eye(3)).max() <= _MAX_SHEAR)
+
+
+def _pixdim(fields: Any) -> npt.NDArray[np.float64]:
+    """Voxel sizes as the NIfTI library repairs them: 1 for zero and for what is not a finite number."""
+    sizes = np.array(fields["pixdim"][1:4], np.float64)
+    repaired: npt.NDArray[np.float64] = np.where(np.isfinite(sizes) & (sizes != 0), sizes, 1.0)
+    return repaired
+
+
+def _qform(fields: Any) -> Affine:
+    """The qform as the NIfTI library makes it: qfac is -1 if `pixdim[0]` is negative, else 1, numbers that are not finite
+    are 0, and a quaternion that rounding made too long is a rotation by 180 degrees.
+    """
+    vector = np.nan_to_num([float(fields[f"quatern_{letter}"]) for letter in "bcd"], posinf=0.0, neginf=0.0)
+    rest = 1.0 - float(vector @ vector)
+    real = math.sqrt(rest) if rest >= _HALF_TURN else 0.0
+    if real == 0.0:
+        vector = vector / np.linalg.norm(vector)
+    affine = np.eye(4)
+    affine[:3, :3] = quat2mat([real, *vector]) * _pixdim(fields)
+    if float(fields["pixdim"][0]) < 0:
+        affine[:3, 2] *= -1
+    affine[:3, 3] = np.nan_to_num([float(fields[f"qoffset_{axis}"]) for axis in "xyz"], posinf=0.0, neginf=0.0)
     return affine
 
 
