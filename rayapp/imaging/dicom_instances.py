@@ -3,8 +3,8 @@
 A series' voxels are those of its image: columns run along i, rows along j, slices along k. DICOM orders slices along
 row x column, so an image with left-handed axes gets its k reversed (`Stack.flipped`); nothing is resampled. Values are
 stored exactly if they are whole numbers that fit 16 bits, else quantised to 65,536 steps between the image's minimum
-and maximum. UIDs are hashes of the image's id: they are stable and reveal nothing. Pure functions except `write`,
-`read` and `frame`; thread-safe.
+and maximum (or, if outliers would take most of the steps, between the ends of all but these). UIDs are hashes of the
+image's id: they are stable and reveal nothing. Pure functions except `write`, `read` and `frame`; thread-safe.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pydicom.valuerep import DSfloat
 
 from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_orthogonal, ras_to_lps, spacing
+from rayapp.imaging.finite_values import finite_values
 from rayapp.imaging.volume import Grid, Volume
 
 ROOT = PYDICOM_ROOT_UID
@@ -32,6 +33,7 @@ VOXELS, DESCRIPTION = "voxels.nii", "stack.json"
 _HEADER = 352  # bytes before the voxels of a NIfTI-1 file
 _SAMPLED = 200_000  # voxels sampled for the window
 _HOUNSFIELD_AIR = -400
+_STEPS, _MARGIN = 1024, 8.0  # least steps for the central values; how much wider than theirs the range may be
 
 Voxels = npt.NDArray[np.integer[Any]]
 """Shape (I, J, K), int16 or uint16."""
@@ -117,15 +119,31 @@ def _reversed(affine: Affine, slices: int) -> Affine:
 
 def _stored(array: npt.NDArray[Any]) -> tuple[Voxels, float, float]:
     """16-bit stored values, and the slope and intercept that map them to the image's values."""
-    finite = array if array.dtype.kind in "biu" else np.nan_to_num(array, nan=float(np.nanmin(array)))
-    low, high = float(finite.min()), float(finite.max())
-    integral = array.dtype.kind in "biu" or bool((finite == np.rint(finite)).all())
+    array = finite_values(array)
+    low, high = float(array.min()), float(array.max())
+    integral = array.dtype.kind in "biu" or bool((array == np.rint(array)).all())
     for kind in (np.int16, np.uint16):
         if integral and np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return finite.astype(kind, copy=False), 1.0, 0.0
+            return array.astype(kind, copy=False), 1.0, 0.0
+    low, high = _range(array, low, high)
     slope = (high - low) / 65535 or 1.0
-    steps = np.rint((finite.astype(np.float64) - low) / slope)
+    steps = np.clip(np.rint((array.astype(np.float64) - low) / slope), 0, 65535)
     return steps.astype(np.uint16), slope, low
+
+
+def _range(array: npt.NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    """The range to quantise: all values, unless a few are so far off that too few steps would be left for the others.
+
+    Then it is that of the central 99 % of the values, widened; what lies beyond is stored as its ends.
+    """
+    every = tuple(slice(None, None, max(1, round((array.size / _SAMPLED) ** (1 / 3)))) for _ in range(3))
+    sample = array[every].astype(np.float64)
+    central_low = float(np.percentile(sample, 0.5, method="higher"))
+    central_high = float(np.percentile(sample, 99.5, method="lower"))
+    width = central_high - central_low
+    if width <= 0 or (high - low) / 65535 <= width / _STEPS:
+        return low, high
+    return max(low, central_low - _MARGIN * width), min(high, central_high + _MARGIN * width)
 
 
 def write(folder: Path, stack: Stack, voxels: Voxels) -> None:

@@ -179,8 +179,10 @@ def _pixdim(fields: Any) -> npt.NDArray[np.float64]:
 
 
 def _qform(fields: Any) -> Affine:
-    """The qform as the NIfTI library makes it: qfac is -1 if `pixdim[0]` is negative, else 1, numbers that are not finite
-    are 0, and a quaternion that rounding made too long is a rotation by 180 degrees.
+    """The qform as the NIfTI library makes it.
+
+    qfac is -1 if `pixdim[0]` is negative, else 1; numbers that are not finite are 0; a quaternion that rounding made
+    too long is a rotation by 180 degrees.
     """
     vector = np.nan_to_num([float(fields[f"quatern_{letter}"]) for letter in "bcd"], posinf=0.0, neginf=0.0)
     rest = 1.0 - float(vector @ vector)

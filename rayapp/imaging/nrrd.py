@@ -119,11 +119,21 @@ def _header(file: BinaryIO) -> _Header:
         raise Unreadable("not an NRRD file: it has no header that ends in a blank line")
     file.seek(blank.end())
     try:
-        return _checked(_fields(start[: blank.start()].decode()))
+        text = start[: blank.start()]
+        return _checked(_fields(text.decode() if _is_utf8(text) else text.decode("latin-1")))
     except Unreadable:
         raise
     except (nrrd.NRRDError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise Unreadable(f"the NRRD header is damaged: {error}") from error
+
+
+def _is_utf8(text: bytes) -> bool:
+    """False for a header in Latin-1, as programs of older systems write key/value pairs."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _fields(text: str) -> dict[str, Any]:
@@ -191,8 +201,13 @@ def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Aff
     else:
         spatial = [axis for axis in range(dimension) if not kinds or kinds[axis] in _SPATIAL or kinds[axis] == "???"]
         world = len(spatial)
-        sizes = np.array(fields.get("spacings", np.ones(dimension)), float)[spatial[:3]]
+        placed = {"space", "space dimension", "spacedimension"} & fields.keys()
+        if placed and ("spacings" in fields or str(fields.get("space", "")).lower() not in _LPS):
+            raise Unreadable("the NRRD header has a space but no space directions: ITK and 3D Slicer do not open it")
+        sizes = _per_axis(fields, "spacings", dimension)[spatial[:3]]
         lps[range(len(sizes)), range(len(sizes))] = np.where(np.isnan(sizes), 1.0, sizes)
+        if not placed:
+            lps[range(len(sizes)), 3] = _origin(fields, sizes, spatial[:3], dimension)
     lost = [kind for axis, kind in enumerate(kinds) if kind in _SPATIAL and axis not in spatial]
     if len(kinds) not in (0, dimension) or len(spatial) not in (2, 3) or dimension - len(spatial) > 1 or lost:
         raise Unreadable(f"an NRRD image must have two or three spatial axes and at most one other; its kinds: {kinds}")
@@ -206,6 +221,33 @@ def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Aff
     if space in _LPS:
         return tuple(spatial), ras_to_lps(lps)
     raise Unreadable(f"the NRRD space {space!r} is not supported: save it as left-posterior-superior")
+
+
+def _per_axis(fields: dict[str, Any], name: str, dimension: int) -> npt.NDArray[np.float64]:
+    """A number for each axis; NaN where the header has none."""
+    return np.array(fields.get(name, np.full(dimension, np.nan)), np.float64).reshape(dimension)
+
+
+def _origin(
+    fields: dict[str, Any], sizes: npt.NDArray[np.float64], spatial: list[int], dimension: int
+) -> npt.NDArray[np.float64]:
+    """Where the first voxel's centre lies along each spatial axis of an image without a space.
+
+    An axis min is the edge of the first voxel, or its centre if the axis is node-centred. As in Teem, it counts only if
+    each axis has a min and a spacing or max.
+    """
+    mins = _per_axis(fields, "axis mins" if "axis mins" in fields else "axismins", dimension)[spatial]
+    maxs = _per_axis(fields, "axis maxs" if "axis maxs" in fields else "axismaxs", dimension)[spatial]
+    centers = fields.get("centerings") or str(fields.get("centers", "")).split() or ["???"] * dimension
+    nodes = np.array([str(centers[axis]).lower() == "node" for axis in spatial])
+    counts = np.array([int(fields["sizes"][axis]) for axis in spatial])
+    if np.isnan(mins).all() or (np.isnan(maxs) & np.isnan(sizes)).any():
+        return np.zeros(len(spatial))
+    if not np.isfinite(mins).all():
+        raise Unreadable("the NRRD header's axis mins are not given for each axis: save it with space directions")
+    steps = np.where(np.isnan(sizes), (maxs - mins) / np.maximum(counts - nodes, 1), sizes)
+    origin: npt.NDArray[np.float64] = np.where(nodes, mins, mins + steps / 2)
+    return origin
 
 
 def _read(path: Path, max_bytes: int) -> tuple[_Header, npt.NDArray[Any]]:

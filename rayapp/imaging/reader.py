@@ -6,6 +6,7 @@ Thread-safe. Arrays own their memory, with i fastest.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,12 +16,16 @@ import numpy.typing as npt
 
 from rayapp.errors import Unreadable
 from rayapp.imaging import dicom_series, nifti, nrrd
+from rayapp.imaging.finite_values import finite_values
 from rayapp.imaging.volume import Grid, Segmentation, Volume
 
 _MODULES: dict[str, ModuleType] = {".nii.gz": nifti, ".seg.nrrd": nrrd, ".nii": nifti, ".nrrd": nrrd}
 EXTENSIONS = tuple(_MODULES)
 """Longer extensions first, so that the first match is the whole extension."""
 _MAX_LABEL = 65535
+_ROUNDING = 1e-3
+"""Largest deviation of a label value from a whole number, for values below 100; a hundred-thousandth of larger ones.
+It is what scaling to 16 bits leaves: 1 comes back as 1.0000153."""
 
 
 def split_ext(filename: str) -> tuple[str, str]:
@@ -42,14 +47,15 @@ def split_ext(filename: str) -> tuple[str, str]:
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
     """Read the image in a file or in a DICOM folder.
 
-    Values are rescaled where the header says so, and otherwise keep the stored type.
+    Values are rescaled where the header says so, and otherwise keep the stored type. All are finite: NaN and -Inf
+    become the lowest of the image's finite values, Inf the highest.
 
     Raises:
         Unreadable: if the file is damaged, truncated or not an image.
         TooLarge: if its header gives more than `max_bytes` of voxels; nothing is allocated then.
     """
     volume: Volume = _module(path).read_volume(path, max_bytes=max_bytes)
-    return volume
+    return dataclasses.replace(volume, array=finite_values(volume.array))
 
 
 def read_grid(path: Path) -> Grid:
@@ -80,7 +86,10 @@ def read_segmentation(path: Path, *, max_bytes: int, ext: str | None = None) -> 
     else:
         raise Unreadable(f"{ext!r} is not a supported label map format: use {', '.join(EXTENSIONS)}")
     if volume.channels != 1:
-        raise Unreadable(f"a label map must have one channel, not {volume.channels}")
+        raise Unreadable(
+            f"a label map must have one channel, not {volume.channels}: of a one-hot file or of probabilities, save "
+            "the number of the highest channel"
+        )
     return Segmentation(array=_as_labels(volume.array[0]), affine=volume.affine, names=names)
 
 
@@ -89,11 +98,16 @@ def _module(path: Path) -> ModuleType:
 
 
 def _as_labels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same values as uint8 or, where needed, uint16."""
+    """The same values as uint8 or, where needed, uint16; rounded if scaling left them a little off whole numbers."""
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= _MAX_LABEL):  # also rejects NaN
+    if not (low >= -_ROUNDING and high <= _MAX_LABEL):  # also rejects NaN
         raise Unreadable(f"label values must lie between 0 and {_MAX_LABEL}; these range from {low} to {high}")
-    labels = array.astype(np.uint8 if high < 256 else np.uint16, copy=False)
-    if array.dtype.kind == "f" and not np.array_equal(labels, array):
-        raise Unreadable("label values must be whole numbers")
+    if array.dtype.kind != "f":
+        return array.astype(np.uint8 if high < 256 else np.uint16, copy=False)
+    whole = np.rint(array)
+    labels = whole.astype(np.uint8 if whole.max() < 256 else np.uint16)
+    whole -= array
+    if np.abs(whole, out=whole).max() > max(_ROUNDING, 1e-5 * float(high)):
+        what = "these look like probabilities, which are not thresholded unasked" if high <= 1 else f"not up to {high}"
+        raise Unreadable(f"label values must be whole numbers: {what}")
     return labels
