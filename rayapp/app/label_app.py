@@ -241,7 +241,7 @@ class LabelApp:
             "name": self.name,
             "description": self.description,
             "version": self.version,
-            "labels": union_of_labels(infos.values()),
+            "labels": list(dict.fromkeys((*self.settings.labels, *union_of_labels(infos.values())))),
             "models": {name: _model_info(info) for name, info in infos.items()},
             "trainers": {name: _trainer_info(task.info) for name, task in self.trainers.items()},
             "strategies": {name: {"description": s.description} for name, s in self.strategies.items()},

@@ -105,7 +105,7 @@ def _as_labels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.dtype.kind != "f":
         return array.astype(np.uint8 if high < 256 else np.uint16, copy=False)
     whole = np.rint(array)
-    labels = whole.astype(np.uint8 if whole.max() < 256 else np.uint16)
+    labels: npt.NDArray[Any] = whole.astype(np.uint8 if whole.max() < 256 else np.uint16)
     whole -= array
     if np.abs(whole, out=whole).max() > max(_ROUNDING, 1e-5 * float(high)):
         what = "these look like probabilities, which are not thresholded unasked" if high <= 1 else f"not up to {high}"

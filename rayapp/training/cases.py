@@ -7,7 +7,7 @@ that training and inference see identical inputs. One thread reads at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +120,32 @@ def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> tuple[Volume, npt
         raise BadRequest(f"image {name_of(pair)!r} cannot be trained with: {error}") from error
 
 
+def sort_out(
+    pairs: Sequence[Pair], check: Callable[[Pair], object], stopped: Callable[[], bool]
+) -> tuple[list[Pair], dict[str, str]]:
+    """Read all pairs before a training begins, so that all bad ones are known at once.
+
+    Args:
+        pairs: The labelled images.
+        check: Reads a pair; raises BadRequest if it cannot be trained with.
+        stopped: True once the training has been stopped; the rest is then not read.
+
+    Returns:
+        The good pairs, and by the image's name the reason for each bad one.
+    """
+    good: list[Pair] = []
+    bad: dict[str, str] = {}
+    for pair in pairs:
+        if stopped():
+            return [pair for pair in pairs if name_of(pair) not in bad], bad
+        try:
+            check(pair)
+            good.append(pair)
+        except BadRequest as error:
+            bad[name_of(pair)] = error.detail.partition("cannot be trained with: ")[2] or error.detail
+    return good, bad
+
+
 def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt.NDArray[np.uint8]:
     """The label map with the values of `labels`, where it names its segments."""
     array = segmentation.array
@@ -130,7 +156,7 @@ def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt
         return array.astype(np.uint8)
     values = {name: value for name, value in labels.items() if value}
     if segmentation.names:
-        if not values.keys() & segmentation.names.keys():
+        if not {name.casefold() for name in values} & {name.casefold() for name in segmentation.names}:
             raise BadRequest(
                 f"its label map names only {', '.join(map(repr, segmentation.names))}, none of {values}: rename its "
                 "segments, or name all structures with --labels"
@@ -138,7 +164,7 @@ def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt
         table = np.zeros(highest + 1, dtype=np.uint8)
         for name, value in segmentation.names.items():
             if value <= highest:
-                table[value] = values.get(name, 0)
+                table[value] = _value_of(name, values, taken=segmentation.names)
         by_name: npt.NDArray[np.uint8] = table[array]
         return by_name
     if highest > max(values.values()):
@@ -146,6 +172,12 @@ def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt
             f"its label map has the value {highest}, which is none of {values}: name all structures with --labels"
         )
     return array.astype(np.uint8)
+
+
+def _value_of(name: str, values: Mapping[str, int], *, taken: Container[str]) -> int:
+    """The value of the structure of this name, else of the only one, not `taken`, that differs in case alone; else 0."""
+    alike = [value for other, value in values.items() if other.casefold() == name.casefold() and other not in taken]
+    return values.get(name, alike[0] if len(alike) == 1 else 0)
 
 
 def name_of(pair: Pair) -> str:

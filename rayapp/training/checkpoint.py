@@ -41,6 +41,7 @@ class State:
         resumed: How many times the run resumed from a checkpoint.
         rows: The metrics of validated epochs, as `rayapp.training.run_report` shows them.
         design: The run's `Design`, as part of a card.
+        left_out: The reason why an image is not trained with, by its name.
     """
 
     epoch: int = 0
@@ -56,6 +57,7 @@ class State:
     resumed: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     design: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def save(folder: Path, state: State, tensors: Mapping[str, Any]) -> None:

@@ -49,6 +49,10 @@ class DeepGrowTrainTask(ClickTrainTask):
     def __init__(self, *, description: str, options: ClickOptions, conf: Mapping[str, Any] | None = None) -> None:
         super().__init__(labels={FOREGROUND: 1}, description=description, options=options, conf=conf)
 
+    def check(self, pair: Pair) -> None:
+        """Read a pair's files, with the label file's own values. Raises BadRequest if they cannot be trained with."""
+        read_pair(pair, None)
+
     def read(self, pair: Pair, design: Design) -> Case:
         """Read a pair onto the network's grid, with the label file's own values.
 

@@ -24,7 +24,7 @@ from rayapp.errors import BadRequest, RayappError
 from rayapp.models.networks import build, save_weights
 from rayapp.models.store import ModelVersion
 from rayapp.training import checkpoint
-from rayapp.training.cases import Case, Cases, digest_of, name_of
+from rayapp.training.cases import Case, Cases, digest_of, name_of, sort_out
 from rayapp.training.checkpoint import State
 from rayapp.training.design import GRID, Design, broadcast_design
 from rayapp.training.feed import Batch, Feed
@@ -38,6 +38,7 @@ from rayapp.training.train_task import Host, Pair, Progress, TrainRequest, Train
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
+MIN_PAIRS = 2
 MAX_EVALUATED = 64
 """Largest number of validation cases that a finished model and the baseline are evaluated on."""
 
@@ -58,13 +59,8 @@ class Run:
         """
         self._task, self._request, self._host = task, request, host
         self._options: Options = task.options.over(request.params)
-        pairs = sorted(request.pairs, key=name_of)
-        if len(pairs) < 2:
-            raise BadRequest(
-                f"training needs at least two labelled images, one of them for validation, but there are {len(pairs)}: "
-                "label more images"
-            )
         restored = self._restore()
+        pairs = self._usable(sorted(request.pairs, key=name_of), fresh=restored is None)
         self._design = (
             Design.of(self._state.design, guidance=task.guidance_channels)
             if self._state.design
@@ -118,6 +114,33 @@ class Run:
                 self._report.close()
 
     # Preparation
+
+    def _usable(self, pairs: Sequence[Pair], *, fresh: bool) -> list[Pair]:
+        """The pairs to train with.
+
+        Args:
+            pairs: The labelled images.
+            fresh: True for a run that starts: all pairs are read, and the bad ones sorted out if the options allow it.
+
+        Raises:
+            BadRequest: Naming every pair that cannot be trained with, or if fewer than two can.
+        """
+        if fresh and len(pairs) >= MIN_PAIRS:
+            _, bad = sort_out(pairs, self._task.check, self._host.stopped)
+            if bad and not self._options.skip_bad:
+                reasons = "; ".join(f"{name}: {reason}" for name, reason in bad.items())
+                raise BadRequest(
+                    f"{len(bad)} of {len(pairs)} images cannot be trained with (skip_bad leaves them out): {reasons}"
+                )
+            self._state.left_out = bad
+        usable = [pair for pair in pairs if name_of(pair) not in self._state.left_out]
+        if len(usable) < MIN_PAIRS:
+            without = f", without {', '.join(self._state.left_out)}" if self._state.left_out else ""
+            raise BadRequest(
+                f"training needs at least two labelled images, one of them for validation, but there are {len(usable)}"
+                f"{without}: label more images"
+            )
+        return usable
 
     def _choose_design(self, pairs: Sequence[Pair]) -> Design:
         """The parent's design if its version can be fine-tuned on these images, else the one that suits them best.
@@ -323,6 +346,7 @@ class Run:
                 "hash": digest_of([*self._train, *self._val]),
                 "training": len(self._train),
                 "validation": len(self._val),
+                **({"left_out": state.left_out} if state.left_out else {}),
             },
             "config": self._options.config(),
             "seed": self._options.seed,

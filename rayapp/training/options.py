@@ -32,6 +32,7 @@ class Options:
         amp: Compute in bfloat16 where the device benefits from it.
         cache: MiB of decoded images that a worker keeps in memory; negative leaves it to the planner.
         seed: Seed of all randomness.
+        skip_bad: Leave out images that cannot be trained with, rather than refuse the training.
     """
 
     max_epochs: int = 50
@@ -47,6 +48,7 @@ class Options:
     amp: bool = True
     cache: int = -1
     seed: int = 0
+    skip_bad: bool = False
 
     def over(self, params: Mapping[str, Any]) -> Self:
         """A copy with the values of a request, or of an app's `conf`, whose other keys are left to others.

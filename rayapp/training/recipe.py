@@ -98,6 +98,10 @@ class Recipe(Generic[Opts]):
         """Split pairs into training and validation pairs."""
         return split(pairs, options.val_split)
 
+    def check(self, pair: Pair) -> None:
+        """Read a pair's files. Raises BadRequest if they cannot be trained with."""
+        read_pair(pair, self.labels)
+
     def read(self, pair: Pair, design: Design) -> Case:
         """Read a pair onto the network's grid.
 

@@ -178,3 +178,27 @@ def test_a_label_map_that_names_only_other_structures_is_refused(tmp_path):
     with pytest.raises(BadRequest, match=r"'other'.*names only 'left lung', none of .*rename"):
         read_pair(pair, LABELS)
     np.testing.assert_array_equal(read_pair(pair, None)[1], labels)
+
+
+def named_label(path, values, **names):
+    """A `.seg.nrrd` of these values, whose segments have these names."""
+    header = {"space": "right-anterior-superior", "space directions": np.eye(3), "space origin": np.zeros(3)}
+    for number, (name, value) in enumerate(names.items()):
+        header |= {f"Segment{number}_ID": f"s{number}", f"Segment{number}_Name": name}
+        header[f"Segment{number}_LabelValue"] = str(value)
+    nrrd.write(str(path), values, header, custom_field_map=dict.fromkeys(header, "string"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [({"Ball": 7, "ROD": 3}, [2, 1]), ({"ball": 7, "Ball": 3}, [0, 1]), ({"rod": 3, "other": 7}, [2, 0])],
+    ids=["case", "exact-before-case", "others-are-background"],
+)
+def test_segments_are_mapped_by_name_whatever_their_case(names, wanted, tmp_path):
+    values = np.zeros((6, 5, 4), np.uint8)
+    values[0], values[1] = 3, 7
+    nibabel.Nifti1Image(values.astype(np.float32), np.eye(4)).to_filename(tmp_path / "image.nii.gz")
+    label = named_label(tmp_path / "label.seg.nrrd", values, **names)
+    _, found = read_pair(Pair(image=tmp_path / "image.nii.gz", label=label), {"ball": 1, "rod": 2})
+    assert [found[0, 0, 0], found[1, 0, 0], found[2, 0, 0]] == [*wanted, 0]

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -303,3 +304,39 @@ def test_one_image_is_too_few(pairs, tmp_path):
 def test_options_come_as_clients_send_them():
     options = Options().over({"max_epochs": "3", "pretrained": "false", "seed": [7], "device": "cuda", "name": "x"})
     assert (options.max_epochs, options.pretrained, options.seed) == (3, False, 7)
+
+
+def spoilt(pairs, folder):
+    """Copies of the pairs: of the first three, the label is cut, elsewhere, and of a structure that there is not."""
+    copies = []
+    for number, pair in enumerate(pairs):
+        image, label = folder / pair.image.name, folder / pair.label.name
+        image.write_bytes(pair.image.read_bytes())
+        content, found = pair.label.read_bytes(), nibabel.load(pair.label)
+        label.write_bytes(content[:-40] if number == 0 else content)
+        if number == 1:
+            moved = found.affine + np.array([[0, 0, 0, 3]] * 3 + [[0, 0, 0, 0]])
+            nibabel.Nifti1Image(np.asarray(found.dataobj), moved).to_filename(label)
+        if number == 2:
+            nibabel.Nifti1Image(np.asarray(found.dataobj) * np.uint8(4), found.affine).to_filename(label)
+        copies.append(dataclasses.replace(pair, image=image, label=label))
+    return copies
+
+
+def test_all_images_that_cannot_be_trained_with_are_named_at_once(pairs, tmp_path):
+    bad = spoilt(pairs[:6], tmp_path)
+    with pytest.raises(BadRequest) as raised:
+        run(segmentation(), request(bad, tmp_path / "run", max_epochs=1), tmp_path / "host")
+    assert "3 of 6 images cannot be trained with (skip_bad leaves them out): " in raised.value.detail
+    for pair in bad[:3]:
+        assert pair.image.name.split(".")[0] in raised.value.detail
+    for reason in ("truncated", "do not coincide", "has the value 8"):
+        assert reason in raised.value.detail
+
+
+def test_images_that_cannot_be_trained_with_are_left_out_when_told_so(pairs, tmp_path):
+    bad = spoilt(pairs[:6], tmp_path)
+    result, _ = run(segmentation(), request(bad, tmp_path / "run", max_epochs=1, skip_bad=True), tmp_path / "host")
+    data = result.card["data"]
+    assert data["training"] + data["validation"] == 3
+    assert list(data["left_out"]) == [pair.image.name.split(".")[0] for pair in bad[:3]]

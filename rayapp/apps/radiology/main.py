@@ -83,7 +83,10 @@ class RadiologyApp(LabelApp):
                 self.broken[name] = f"the app has no such model; there are: {', '.join((*TASKS, SCRIBBLES))}"
                 continue
             version = self.models.production(name)
-            if version is None or not (name in ANY_STRUCTURE or _fits(version.card, self.settings)):
+            if version is None:
+                continue
+            if name not in ANY_STRUCTURE and not _fits(version.card, self.settings):
+                self.broken[name] = _other_labels(version, self.settings)
                 continue
             task = self.guarded(name, partial(self.make_task, version))
             if task is not None:
@@ -160,3 +163,12 @@ def _fits(card: Mapping[str, Any], settings: Settings) -> bool:
     """True if the card's labels, in the order of values, are those of `--labels`, or `--labels` is not given."""
     labels = {value: name for name, value in card["labels"].items() if value}
     return not settings.labels or tuple(labels[value] for value in sorted(labels)) == settings.labels
+
+
+def _other_labels(version: ModelVersion, settings: Settings) -> str:
+    """The reason why a version does not serve under the server's labels."""
+    own = ", ".join(name for name, value in version.card["labels"].items() if value)
+    return (
+        f"{version.version} in production was trained for {own}, and --labels are {', '.join(settings.labels)}: train "
+        "it again, or start with its labels"
+    )
