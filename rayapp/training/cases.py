@@ -175,7 +175,7 @@ def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt
 
 
 def _value_of(name: str, values: Mapping[str, int], *, taken: Container[str]) -> int:
-    """The value of the structure of this name, else of the only one, not `taken`, that differs in case alone; else 0."""
+    """The value of the structure of this name, or of the only one, not `taken`, that differs in case alone; else 0."""
     alike = [value for other, value in values.items() if other.casefold() == name.casefold() and other not in taken]
     return values.get(name, alike[0] if len(alike) == 1 else 0)
 

@@ -78,6 +78,16 @@ def test_what_no_version_serves_for_the_wanted_labels_can_still_be_trained(setti
     assert described["trainers"]["deepedit"]["config"]["click_noise"] == 0.0
 
 
+def test_wanted_labels_are_published_before_a_version_has_them_and_misfits_are_named(settings, datastore):
+    Catalogue(settings, datastore)  # publishes what ships
+    wanted = settings.model_copy(update={"labels": ("tail", "head")})
+    described = Catalogue(wanted, datastore).describe()
+    assert described["labels"][:2] == ["tail", "head"]
+    assert set(described["broken_models"]) == {"segmentation", "deepedit"}
+    assert "v1 in production was trained for" in described["broken_models"]["deepedit"]
+    assert "--labels are tail, head" in described["broken_models"]["deepedit"]
+
+
 def test_deepgrow_serves_the_version_published_last_whatever_labels_are_wanted(settings, datastore, tmp_path):
     wanted = settings.model_copy(update={"labels": ("hippocampus",)})
     catalogue = Catalogue(wanted, datastore)

@@ -1,7 +1,8 @@
 """Parse prompts from a request's `params`, as 3D Slicer, OHIF and our own client send them.
 
 Clicks come under one key per label name, or as `foreground` and `background`; each value is a list of [i, j, k] voxel
-indices of the source image. Labels of other models are ignored, as are unknown keys. A model without labels takes the
+indices of the source image. Labels of other models are ignored beside the model's own, unless they resemble one of
+these; unknown keys are ignored. A model without labels takes the
 key that `label` names as its foreground. Keys that only our clients and interactions send:
 
     curves     closed curves: lists of points, or {label, points}; points may be fractional, and share a whole index
@@ -16,6 +17,7 @@ key that `label` names as its foreground. Keys that only our clients and interac
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +64,8 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> Pr
         if params.get(name) is not None
     }
     clicks = {name: points for name, points in clicks.items() if points}
+    if info.structures:
+        _check_unknown(params, info, any_known=bool(clicks))
     if sum(len(points) for points in clicks.values()) > MAX_CLICKS:
         raise BadRequest(f"a request may contain at most {MAX_CLICKS} clicks")
     strokes = _parse_strokes(params.get("marks"), shape)
@@ -76,6 +80,33 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> Pr
         sizes=_parse_sizes(params.get("size"), sum(len(clicks[name]) for name in clicks if name != BACKGROUND)),
         **_parse_drawings(strokes, params, info, shape),
     )
+
+
+def _check_unknown(params: Mapping[str, Any], info: TaskInfo, *, any_known: bool) -> None:
+    """Refuse clicks under a name that the model has not, if they are meant for this model.
+
+    3D Slicer sends the clicks of all its segments to each model, so those that resemble none of the model's labels are
+    ignored, but only if other clicks are left.
+
+    Raises:
+        BadRequest: Listing the model's labels, and the one that was probably meant.
+    """
+    known = {*info.labels, *RESERVED_LABEL_NAMES, FOREGROUND, BACKGROUND}
+    for name, value in params.items():
+        if name in known or not _is_points(value):
+            continue
+        folded = {label.casefold(): label for label in info.structures}
+        near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
+        if near or not any_known:
+            meant = f": did you mean {folded[near[0]]!r}?" if near else ""
+            raise BadRequest(
+                f"the model has no label {name[:60]!r}; its labels are {', '.join(info.structures)}{meant}"
+            )
+
+
+def _is_points(value: object) -> bool:
+    """True for a list of voxel indices that is not empty."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(_whole_numbers(item, 3) for item in value)
 
 
 def structure_names(info: TaskInfo, label: str | None) -> tuple[str, ...]:

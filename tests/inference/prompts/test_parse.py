@@ -36,6 +36,18 @@ def test_slicer_sends_one_list_per_label_even_empty_ones_and_those_of_other_mode
     assert prompts.reset
 
 
+@pytest.mark.parametrize(("name", "meant"), [("Liver", "liver"), ("livre", "liver"), ("SPLEEN", "spleen")])
+def test_a_click_under_a_misspelt_label_is_refused_with_the_labels_and_the_one_meant(name, meant):
+    for others in ({}, {"liver": [[1, 2, 3]]}):
+        with pytest.raises(BadRequest, match=f"no label '{name}'.*liver, spleen: did you mean '{meant}'"):
+            parse(**{name: [[8, 18, 6]], **others})
+
+
+def test_clicks_that_would_all_be_dropped_are_refused_with_the_labels():
+    with pytest.raises(BadRequest, match=r"no label 'kidney'; its labels are liver, spleen$"):
+        parse(kidney=[[8, 18, 6]], liver=[])
+
+
 def test_ohif_sends_background_first_and_sometimes_a_key_named_null():
     prompts = parse(background=[], liver=[[0, 0, 0], [9, 19, 29]], null=[[1, 1, 1]], result_compress=False)
     assert prompts.clicks == {"liver": ((0, 0, 0), (9, 19, 29))}
