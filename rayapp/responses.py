@@ -12,16 +12,29 @@ from typing_extensions import TypedDict  # pydantic does not take typing's own b
 from rayapp.protocol import Role
 
 
+class ArchiveStatus(TypedDict):
+    """Numbers of final labels that are still to be stored in the DICOM archive and that it has refused.
+
+    `problem` says what is wrong with the archive, or why the last label could not be stored; absent if nothing is.
+    """
+
+    unsent: int
+    refused: int
+    problem: NotRequired[str]
+
+
 class DatastoreStatus(TypedDict):
     """Numbers of images, of images with a `final` label, and of labels by tag.
 
     `problems` gives the reason why an entry of the studies folder is left out, by its path there; absent without any.
+    `archive` is there if the studies are in a DICOM archive.
     """
 
     total: int
     completed: int
     label_tags: dict[str, int]
     problems: NotRequired[dict[str, str]]
+    archive: NotRequired[ArchiveStatus]
 
 
 class ModelInfo(TypedDict):

@@ -4,34 +4,36 @@ What an archive cannot hold (revisions, clicks, infos, leases, jobs) is kept in 
 whose images are the series that the archive lists; a series is retrieved when it is first needed. A final label is
 durable there before it is acknowledged, and is then sent to the archive as DICOM SEG. The index records which revision
 the archive has. A label that could not be sent (archive unavailable, server killed) is sent later; sending twice is
-harmless, since the UIDs are derived from the revision and stay the same.
+harmless, since the UIDs are derived from the revision and stay the same. By these UIDs our own segmentations are
+recognised in the archive, also those of labels that were deleted since.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import sqlite3
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.uid import UID
+from pydicom.valuerep import DA, TM
 
 from rayapp.config import Settings
-from rayapp.datastore.image_names import is_valid_name
-from rayapp.datastore.index import update_label
+from rayapp.datastore.archive_sender import ARCHIVED, KEYS, LabelSender
+from rayapp.datastore.archive_source import ArchiveSource
+from rayapp.datastore.bounded_wait import PATIENCE_S, BoundedWait
 from rayapp.datastore.interfaces import SERIES_EXT, Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.pacs import PacsClient
-from rayapp.datastore.pacs_labels import ArchivedLabels
+from rayapp.datastore.pacs_labels import CREATED, ArchivedLabel, ArchivedLabels
 from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
-from rayapp.errors import ArchiveAway, Busy, Disabled, NotFound, RayappError
-from rayapp.imaging.dicom_seg import Provenance, encode
+from rayapp.errors import Busy, Conflict, Disabled, NotFound, RayappError
+from rayapp.imaging.dicom_seg import Provenance, encode, series_uid
 from rayapp.imaging.label_names import entries_of, with_names
 from rayapp.imaging.reader import read_grid, read_segmentation
 from rayapp.imaging.writer import encode_segmentation
@@ -39,73 +41,23 @@ from rayapp.protocol import FINAL, ORIGINAL
 
 FILTER = "qido."
 """Prefix of the `--conf` keys that filter the search: `--conf qido.Modality=MR --conf qido.StudyDate=20240101-`."""
-ARCHIVED, PROBLEM = "archived", "archive_problem"
-"""Keys of a label's info: the revision that the archive has or has refused, and the reason of a refusal."""
 RETRIEVED = "retrieved"
 """Folder of the workspace with the retrieved series."""
-LABEL_SEARCH_S = 2.0
-"""Seconds that a request for labels waits for a search of the archive; after that it is answered without the newest."""
-RETRY_S = 10.0
-MAX_RETRY_S = 300.0
-"""Seconds until labels are sent again after a failure: at first, and at most."""
-MAX_FAILURES = 3
-"""Failures after which a round of sending is given up."""
+SEARCHES = 4
+"""Searches for labels, or for one series, at the same time."""
+LABEL_SEARCH_S, FIRST_SEARCH_S = 2.0, 10.0
+"""Seconds that a request for labels, and the first opening of a series, wait for a search of the archive; after that it
+is answered without the newest labels."""
 ARCHIVE = Author(user="archive")
 """Author of labels that were found in the archive."""
 
 log = logging.getLogger(__name__)
 
 
-class ArchiveSource:
-    """The series that the archive lists, as a datastore's images; an `ImageSource`."""
-
-    def __init__(self, pacs: PacsClient, cache: SeriesCache, filters: Mapping[str, str]) -> None:
-        self._pacs = pacs
-        self._cache = cache
-        self._filters = dict(filters)
-        self._infos: dict[str, Info] = {}
-
-    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], dict[Path, str]]:
-        """See `ImageSource`. While the archive is unavailable, the list stays as it was."""
-        try:
-            infos = self._pacs.series(self._filters)
-        except RayappError as error:
-            log.warning("the series of the archive could not be listed; keeping the last list: %s", error.detail)
-            return dict(indexed), {}
-        self._infos = {uid: info for uid, info in infos.items() if is_valid_name(uid, "image")}
-        refused = {Path(uid): "its SeriesInstanceUID is not valid" for uid in infos.keys() - self._infos.keys()}
-        return dict.fromkeys(self._infos, SERIES_EXT), refused
-
-    def has(self, series: str) -> bool:
-        """True if the archive lists the series now; False while the archive is unavailable."""
-        if not UID(series, pydicom.config.IGNORE).is_valid:
-            return False
-        try:
-            return series in self._pacs.series({**self._filters, "SeriesInstanceUID": series})
-        except RayappError:
-            return False
-
-    def complete(self, new: Mapping[str, str], settle: float) -> set[str]:  # noqa: ARG002
-        """See `ImageSource`."""
-        return set(new)
-
-    def exists(self, image_id: str, ext: str) -> bool:  # noqa: ARG002
-        """See `ImageSource`."""
-        return image_id in self._infos
-
-    def path(self, image_id: str, ext: str) -> Path:  # noqa: ARG002
-        """See `ImageSource`."""
-        return self._cache.path(image_id)
-
-    def info(self, image_id: str) -> Info:
-        """See `ImageSource`."""
-        return self._infos.get(image_id, {})
-
-
 class DicomwebDatastore(LocalDatastore):
     """Implements `rayapp.datastore.interfaces.Datastore` on the archive in `settings.dicomweb`."""
 
-    def __init__(self, settings: Settings, *, watch: bool = True, patience: float = 0.0) -> None:
+    def __init__(self, settings: Settings, *, watch: bool = True, settle: float = 1.0, patience: float = 0.0) -> None:
         """Open the local part and list the archive's series; while it is unavailable, those of the last listing.
 
         Other arguments and errors as `LocalDatastore`.
@@ -115,44 +67,83 @@ class DicomwebDatastore(LocalDatastore):
         self._kind = archive.segmentation
         self._max_volume = settings.max_volume
         self._pacs = PacsClient(archive)
+        self._waits = BoundedWait()
         self._series = SeriesCache(
-            settings.workspace / RETRIEVED, self._pacs, max_bytes=archive.cache, max_volume=settings.max_volume
+            settings.workspace / RETRIEVED,
+            self._pacs,
+            max_bytes=archive.cache,
+            max_volume=settings.max_volume,
+            waits=self._waits,
         )
         settings.studies.mkdir(parents=True, exist_ok=True)
         self._listed = ArchiveSource(self._pacs, self._series, filters)
         super().__init__(
-            settings.studies, watch=watch, poll=archive.fresh or 1.0, patience=patience, source=self._listed
+            settings.studies,
+            watch=watch,
+            poll=archive.fresh or 1.0,
+            settle=settle,
+            patience=patience,
+            source=self._listed,
         )
         self._archived = ArchivedLabels(self._pacs, fresh=archive.fresh, max_bytes=settings.max_volume)
-        self._searches = ThreadPoolExecutor(1, thread_name_prefix="datastore-label-search")
-        self._due, self._stop = threading.Event(), threading.Event()
-        self._due.set()  # an earlier server may have left labels unsent
-        self._sender = threading.Thread(target=self._send_all, name="datastore-stow", daemon=True)
+        self._searches = ThreadPoolExecutor(SEARCHES, thread_name_prefix="datastore-archive-search")
+        self._scans = ThreadPoolExecutor(1, thread_name_prefix="datastore-archive-scan")
+        self._lock = threading.Lock()
+        self._searching: dict[str, Future[None]] = {}
+        self._next_scan: Future[None] | None = None
+        self._sender = LabelSender(
+            index=self._index, commit=self._commit, send=self._send, touched=self._document.touch
+        )
         self._sender.start()
 
     def close(self) -> None:
         """See `LocalDatastore`. Labels not sent yet are sent after the next opening."""
-        self._stop.set()
-        self._due.set()
-        self._sender.join()
-        self._searches.shutdown(cancel_futures=True)
+        self._sender.close()
+        for pool in (self._scans, self._searches):
+            pool.shutdown(cancel_futures=True)
         self._series.close()
         super().close()
 
+    def status(self) -> Info:
+        """See `Datastore`. `archive` has the state of sending, and under `problem` what is wrong with the archive."""
+        problem = {"problem": self._listed.problem} if self._listed.problem else {}
+        return {**super().status(), "archive": {**self._sender.status(), **problem}}
+
     def image(self, image_id: str) -> ImageRecord:
         """See `Datastore`. Retrieves the series on first use, and so also raises ArchiveAway, Unreadable and Busy."""
-        try:
-            record = self._image(image_id)
-        except NotFound:
-            if not self._listed.has(image_id):
-                raise
-            self.refresh()  # it arrived after the last listing
-            record = self._image(image_id)
+        record = self._record(image_id)
         first = not record.path.exists()
-        self._series.retrieve(str(record.info.get("StudyInstanceUID")), image_id)
+        self._series.retrieve(_study(record), image_id)
         if first:
-            self._search_labels(record).result()
+            self._waits.briefly(lambda: self._search_labels(record), FIRST_SEARCH_S)
         return record
+
+    def _record(self, image_id: str) -> ImageRecord:
+        """The image's record, also if the series has arrived after the last listing."""
+        try:
+            return self._image(image_id)
+        except NotFound:
+            has = self._waits.result(
+                lambda: self._searches.submit(self._listed.has, image_id), "the series is still being looked for"
+            )
+            if not has:
+                raise
+        self.refresh()
+        try:
+            return self._image(image_id)
+        except NotFound:
+            raise Busy("the series is still arriving in the DICOM archive; try again in a second") from None
+
+    def refresh(self) -> None:
+        """See `Datastore`. Raises Busy while the archive takes long to answer; the listing continues."""
+        self._waits.result(self._scan, "the list of series is still being read")
+
+    def _scan(self) -> Future[None]:
+        """A scan that begins after this call; concurrent callers share it."""
+        with self._lock:
+            if self._next_scan is None or self._next_scan.running() or self._next_scan.done():
+                self._next_scan = self._scans.submit(super().refresh)
+            return self._next_scan
 
     def labels(self, image_id: str) -> dict[str, LabelRecord]:
         """See `Datastore`. Also looks for labels that were stored in the archive since.
@@ -170,34 +161,83 @@ class DicomwebDatastore(LocalDatastore):
     def _search_if_due(self, image_id: str) -> None:
         record = self._image(image_id)
         if record.path.exists() and self._archived.due(image_id):
-            wait([self._search_labels(record)], LABEL_SEARCH_S)
+            self._waits.briefly(lambda: self._search_labels(record), LABEL_SEARCH_S)
 
     def _search_labels(self, image: ImageRecord) -> Future[None]:
-        return self._searches.submit(self._import_labels, image)
+        """The search for the image's labels that is under way, or a new one."""
+        with self._lock:
+            if image.id not in self._searching:
+                search = self._searching[image.id] = self._searches.submit(self._import_labels, image)
+                search.add_done_callback(lambda _: self._searching.pop(image.id, None))
+                return search
+            return self._searching[image.id]
 
     def _import_labels(self, image: ImageRecord) -> None:
-        """Import the archive's labels of the image, except where an annotator's label exists under the tag."""
+        """Import the archive's labels of the image, where there is none or an older one from the archive."""
         if not self._archived.due(image.id):  # another thread has searched since
             return
-        study, current = str(image.info.get("StudyInstanceUID")), super().labels(image.id)
-        tags = [tag for tag in (FINAL, ORIGINAL) if tag not in current]
-        if ORIGINAL in current and current[ORIGINAL].info.get("user") == ARCHIVE.user:
-            tags.append(ORIGINAL)
-        known = {
-            str(revision.info.get("SeriesInstanceUID")) for tag in current for revision in self.revisions(image.id, tag)
-        }
         try:
+            # Read before the archive is asked: a label saved or removed since must not be overwritten or come back.
+            current, known = super().labels(image.id), self._known_segmentations(image.id)
+            if self._listed.count(image.id) is None and self._listed.recheck(_study(image), image.id):
+                return
             grid = read_grid(image.path)
-            for archived in self._archived.new(study, image.id, grid, tags=tags, known=known):
-                staged = self.stage(".nii.gz")
-                staged.write_bytes(encode_segmentation(archived.label, ".nii.gz"))
-                sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the revision's id, which the archive has
-                info = {**archived.info, ARCHIVED: sha}
-                tag = archived.tag
-                seen = current[tag].number if tag in current else 0  # a label saved since must not be overwritten
-                super().save_label(image.id, tag, staged, ".nii.gz", info=info, author=ARCHIVE, expected=seen)
+            found = self._archived.search(_study(image), image.id, known=known)
+            known = self._known_segmentations(image.id)  # some may be of labels that were saved and sent meanwhile
+            found = [seg for seg in found if seg.series not in known]
+            for tag in (FINAL, ORIGINAL):
+                after = self._replaceable_after(current.get(tag), tag)
+                if after is not None and (
+                    label := self._archived.newest(_study(image), found, grid, tag=tag, after=after)
+                ):
+                    self._adopt(image.id, label, current[tag].number if tag in current else 0)
+            self._consider(image.id, self._archived.readable(found))
         except RayappError as error:
             log.warning("the labels in the archive could not be read: %s", error.detail)
+        except Exception as error:
+            log.error("the labels in the archive could not be read: %s", type(error).__name__)
+
+    def _known_segmentations(self, image_id: str) -> set[str]:
+        """SeriesInstanceUIDs of the segmentations that are, were or will be this store's own, or were considered."""
+        with self._index.reader() as db:
+            revisions = db.execute(
+                "SELECT tag, number, sha, json_extract(info, '$.SeriesInstanceUID') FROM revision WHERE image_id = ?",
+                (image_id,),
+            ).fetchall()
+            considered = db.execute("SELECT series FROM segmentation WHERE image_id = ?", (image_id,)).fetchall()
+        own = {series_uid(_identity(image_id, number, sha)) for tag, number, sha, _ in revisions if tag == FINAL}
+        return {*own, *(str(uid) for *_, uid in revisions), *(uid for (uid,) in considered)}
+
+    def _consider(self, image_id: str, series: list[str]) -> None:
+        """Record that these segmentations were considered, so that none of them comes back after a removal."""
+        if series:
+            rows = [(image_id, uid) for uid in series]
+            self._commit.do(lambda db: db.executemany("INSERT OR IGNORE INTO segmentation VALUES(?, ?)", rows).rowcount)
+
+    def _replaceable_after(self, label: LabelRecord | None, tag: str) -> str | None:
+        """Content date and time after which a segmentation of the archive replaces the label; "" for any time.
+
+        None for a label that was made here, which only a save here replaces.
+        """
+        if label is None:
+            return ""
+        revision = next(each for each in self.revisions(label.id, tag) if each.number == label.number)
+        if revision.info.get(ARCHIVED) != revision.id:  # `save_label` accepts this key from nobody
+            return None
+        created = revision.info.get(CREATED)
+        return str(created) if created else None if tag == FINAL else ""
+
+    def _adopt(self, image_id: str, archived: ArchivedLabel, seen: int) -> None:
+        """Save a label from the archive, unless another revision than `seen` is the newest now."""
+        staged = self.stage(".nii.gz")
+        staged.write_bytes(encode_segmentation(archived.label, ".nii.gz"))
+        sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the revision's id, which the archive has
+        info = {**archived.info, ARCHIVED: sha}
+        try:
+            super().save_label(image_id, archived.tag, staged, ".nii.gz", info=info, author=ARCHIVE, expected=seen)
+        except Conflict:
+            staged.unlink(missing_ok=True)
+            log.info("a label from the archive was passed over: the label was changed here meanwhile")
 
     def instances(self, image_id: str) -> Path:
         """See `Datastore`. Raises the errors of `image`."""
@@ -234,72 +274,66 @@ class DicomwebDatastore(LocalDatastore):
         expected: int | None = None,
     ) -> LabelRecord:
         """See `Datastore`. A final label is then sent to the archive in the background."""
-        kept = {key: value for key, value in info.items() if key not in (ARCHIVED, PROBLEM)}
+        kept = {key: value for key, value in info.items() if key not in KEYS}
         saved = super().save_label(
             image_id, tag, staged, ext, info=kept, author=author, model_version=model_version, expected=expected
         )
         if tag == FINAL:
-            self._due.set()
+            self._sender.notify()
         return saved
 
-    def datalist(self, *, tag: str = FINAL, immutable: bool = False) -> list[dict[str, str]]:
+    def datalist(
+        self, *, tag: str = FINAL, immutable: bool = False, images: Path | None = None
+    ) -> list[dict[str, str]]:
         """See `Datastore`. Retrieves the labelled series first; raises Busy while that is under way."""
         pairs = super().datalist(tag=tag, immutable=immutable)
-        absent = [Path(pair["image"]).parent.name for pair in pairs if not Path(pair["image"]).exists()]
-        with ThreadPoolExecutor(RETRIEVALS) as pool:
-            list(pool.map(self.image, absent))
-        return pairs
+        ids = [Path(pair["image"]).parent.name for pair in pairs]
+        if images is None:
+            self._retrieve_all({image_id: self._series.path(image_id) for image_id in ids}, linked=False)
+            return pairs
+        images.mkdir(parents=True, exist_ok=True)
+        links = {image_id: images / (image_id + SERIES_EXT) for image_id in ids}
+        self._retrieve_all(links, linked=True)
+        return [{**pair, "image": str(links[image_id])} for image_id, pair in zip(ids, pairs, strict=True)]
+
+    def _retrieve_all(self, paths: Mapping[str, Path], *, linked: bool) -> None:
+        """Retrieve the series whose path does not exist; raises Busy with what was done so far after `PATIENCE_S`.
+
+        Args:
+            paths: by image id.
+            linked: link the volumes to these paths.
+        """
+
+        def retrieve(image_id: str) -> None:
+            record = self._image(image_id)
+            if linked:
+                self._series.link(_study(record), image_id, paths[image_id])
+            else:
+                self._series.retrieve(_study(record), image_id)
+
+        absent = [image_id for image_id, path in paths.items() if not path.exists()]
+        pool = ThreadPoolExecutor(RETRIEVALS, thread_name_prefix="datastore-datalist")
+        try:
+            done, left = wait([pool.submit(retrieve, image_id) for image_id in absent], PATIENCE_S)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for retrieval in done:
+            retrieval.result()
+        if left:
+            raise Busy(f"{len(left)} series are still to be retrieved from the DICOM archive; try again in a second")
 
     def unsent(self) -> list[tuple[str, str]]:
         """(image id, revision) of the final labels that the archive has neither stored nor refused."""
-        with self._index.reader() as db:
-            rows = db.execute(
-                "SELECT image_id, sha FROM label WHERE tag = ? AND json_extract(info, '$.archived') IS NOT sha"
-                " ORDER BY rowid",
-                (FINAL,),
-            )
-            return [(image_id, sha) for image_id, sha in rows]
+        return self._sender.unsent()
 
-    def _send_all(self) -> None:
-        """Send unsent labels whenever there are any; back off exponentially while sending fails."""
-        wait = 0.0
-        while not self._stop.is_set():
-            self._due.wait(wait or None)
-            self._due.clear()
-            try:
-                failures = self._send_due()
-            except Exception as error:
-                failures = 1
-                log.error("labels could not be sent to the archive and will be sent again: %s", type(error).__name__)
-            wait = min(2 * wait or RETRY_S, MAX_RETRY_S) if failures else 0.0
-
-    def _send_due(self) -> int:
-        """Send the unsent labels; gives up after a few failures. Returns the number of failures."""
-        failures = 0
-        for image_id, sha in self.unsent():
-            if self._stop.is_set() or failures == MAX_FAILURES:
-                break
-            try:
-                self._send(image_id, sha)
-            except (ArchiveAway, Busy) as error:
-                failures += 1
-                log.warning("a label could not be sent to the archive and will be sent again: %s", error.detail)
-        return failures
-
-    def _send(self, image_id: str, sha: str) -> None:
-        """Send one label. Raises ArchiveAway and Busy; a label that cannot be stored at all is recorded as refused."""
-        revision = next(r for r in reversed(self.revisions(image_id, FINAL)) if r.id == sha)
-        try:
-            instance = self._encoded(image_id, revision)
-            self._pacs.store(instance)
-        except (ArchiveAway, Busy):
-            raise
-        except RayappError as error:
-            log.error("the archive refused a label; it is kept on this server only: %s", error.detail)
-            self._note(image_id, sha, {PROBLEM: error.detail})
-            return
+    def _send(self, image_id: str, sha: str) -> Info:
+        """Send one label; see `LabelSender`. Returns what is to be recorded."""
+        revision = next(each for each in reversed(self.revisions(image_id, FINAL)) if each.id == sha)
+        self._listed.recheck(_study(self._image(image_id)), image_id)
+        instance = self._encoded(image_id, revision)
+        self._pacs.store(instance)
         names = ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID", "Modality", "PatientID")
-        self._note(image_id, sha, {name: str(instance.get(name, "")) for name in names})
+        return {name: str(instance.get(name, "")) for name in names}
 
     def _encoded(self, image_id: str, revision: Revision) -> pydicom.Dataset:
         """The revision as a DICOM SEG object on the series' frame of reference."""
@@ -313,17 +347,20 @@ class DicomwebDatastore(LocalDatastore):
             version=revision.model_version or "1",
             corrected=True,
             description=f"{FINAL} {revision.number}" + (f" {model}" if model else ""),
-            identity=f"{image_id} {revision.number} {revision.id}",
+            identity=_identity(image_id, revision.number, revision.id),
             entries=entries_of(revision.info),
         )
-        return pydicom.dcmread(BytesIO(encode(label, instances, kind=self._kind, provenance=provenance)))
+        dataset = pydicom.dcmread(BytesIO(encode(label, instances, kind=self._kind, provenance=provenance)))
+        saved = datetime.fromtimestamp(revision.ts)  # not when it is sent: another server may have sent a newer one
+        dataset.ContentDate, dataset.ContentTime = DA(saved.date()), TM(saved.time())
+        return dataset
 
-    def _note(self, image_id: str, sha: str, info: Info) -> None:
-        """Record the outcome for a revision in the label's info, if it is still the current label."""
 
-        def apply(db: sqlite3.Connection) -> Info | None:
-            row = db.execute("SELECT sha FROM label WHERE image_id = ? AND tag = ?", (image_id, FINAL)).fetchone()
-            return update_label(db, image_id, FINAL, {ARCHIVED: sha, **info}) if row == (sha,) else None
+def _study(image: ImageRecord) -> str:
+    """The StudyInstanceUID."""
+    return str(image.info.get("StudyInstanceUID"))
 
-        if self._commit.do(apply) is not None:
-            self._document.touch()
+
+def _identity(image_id: str, number: int, sha: str) -> str:
+    """What the UIDs of a revision's DICOM SEG are derived from."""
+    return f"{image_id} {number} {sha}"

@@ -28,6 +28,9 @@ class ImageSource(Protocol):
     def complete(self, new: Mapping[str, str], settle: float) -> set[str]:
         """Ids of the `new` images ({id: extension}) that are complete; may sleep `settle` seconds to find out."""
 
+    def why_incomplete(self, image_id: str, ext: str) -> str | None:
+        """The reason why a new image that is not complete is left out; None if it may still be written or sent."""
+
     def exists(self, image_id: str, ext: str) -> bool:
         """True if the image still exists."""
 
@@ -36,6 +39,12 @@ class ImageSource(Protocol):
 
     def info(self, image_id: str) -> Info:
         """Initial info of a new image."""
+
+    def replaced(self) -> set[str]:
+        """Ids of images that were found to have other voxels than before; each is returned once."""
+
+    def keeps_ids(self) -> bool:
+        """True if an id never names another image, so that scores of an image that vanished hold if it comes back."""
 
 
 class FolderSource:
@@ -66,6 +75,10 @@ class FolderSource:
         """See `ImageSource`."""
         return folder_scan.settled({image_id: self.path(image_id, ext) for image_id, ext in new.items()}, settle)
 
+    def why_incomplete(self, image_id: str, ext: str) -> str | None:
+        """See `ImageSource`."""
+        return folder_scan.EMPTY if folder_scan.rests(self.path(image_id, ext)) else None
+
     def exists(self, image_id: str, ext: str) -> bool:
         """See `ImageSource`."""
         return self.path(image_id, ext).exists()
@@ -80,3 +93,11 @@ class FolderSource:
     def info(self, image_id: str) -> Info:
         """See `ImageSource`."""
         return self._tree.info(image_id) if self._tree.holds(image_id) else {}
+
+    def replaced(self) -> set[str]:
+        """See `ImageSource`: files are not compared with what they were."""
+        return set()
+
+    def keeps_ids(self) -> bool:
+        """See `ImageSource`: a file's name may be used again for another image."""
+        return False

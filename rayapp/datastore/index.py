@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import queue
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,12 @@ END;
 
 PRAGMA user_version = 1;
 """
+UNSENT = "tag = 'final' AND CASE WHEN json_valid(info) THEN json_extract(info, '$.archived') END IS NOT sha"
+"""Condition of the final labels that an archive has neither stored nor refused; queries use the index on it."""
+REFUSED = "tag = 'final' AND CASE WHEN json_valid(info) THEN json_extract(info, '$.archive_problem') END IS NOT NULL"
+"""Condition of the final labels that an archive has refused."""
+QUARANTINE = "nobody"
+"""Leaseholder of a quarantined (unreadable) image."""
 CHANGES = (
     """
 CREATE TABLE job(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, record TEXT NOT NULL);
@@ -123,6 +129,20 @@ CREATE TRIGGER label_removed AFTER DELETE ON label BEGIN
   INSERT INTO reopened(image_id) SELECT old.image_id WHERE old.tag = 'final';
 END;
 PRAGMA user_version = 4;
+""",
+    """
+-- The series of an archive keep their scores, features and leases while they are missing from its list.
+DROP TRIGGER image_forgotten;
+
+-- Segmentations of the archive that were considered for an image's labels once, and are not again.
+CREATE TABLE segmentation(
+  image_id TEXT NOT NULL, series TEXT NOT NULL, PRIMARY KEY(image_id, series)) WITHOUT ROWID;
+
+"""
+    + f"""
+CREATE INDEX label_unsent ON label(image_id) WHERE {UNSENT};
+CREATE INDEX label_refused ON label(image_id) WHERE {REFUSED};
+PRAGMA user_version = 5;
 """,
 )
 """Migrations from each version of the schema to the next; a new index runs all of them."""
@@ -294,12 +314,22 @@ def update_image(db: sqlite3.Connection, image_id: str, info: Mapping[str, Any])
     return merged
 
 
-def update_label(db: sqlite3.Connection, image_id: str, tag: str, info: Mapping[str, Any]) -> Info | None:
-    """Merge keys into the label's info. Returns the merged info; None if there is no such label."""
+def reopen(db: sqlite3.Connection, image_id: str) -> None:
+    """Have caches in memory look again whether the image needs a label."""
+    db.execute("INSERT INTO reopened(image_id) VALUES(?)", (image_id,))
+
+
+def update_label(
+    db: sqlite3.Connection, image_id: str, tag: str, info: Mapping[str, Any], *, without: Collection[str] = ()
+) -> Info | None:
+    """Merge keys into the label's info, and remove those in `without` that were there.
+
+    Returns the merged info; None if there is no such label.
+    """
     row = db.execute("SELECT info FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
     if row is None:
         return None
-    merged = {**info_of(row[0]), **info}
+    merged = {**{key: value for key, value in info_of(row[0]).items() if key not in without}, **info}
     db.execute("UPDATE label SET info = ? WHERE image_id = ? AND tag = ?", (json_text(merged), image_id, tag))
     return merged
 
@@ -308,6 +338,19 @@ def delete_image(db: sqlite3.Connection, image_id: str) -> None:
     """Delete the rows of the image and of its labels."""
     db.execute("DELETE FROM label WHERE image_id = ?", (image_id,))
     db.execute("DELETE FROM image WHERE id = ?", (image_id,))
+
+
+def forget_results(db: sqlite3.Connection, image_id: str) -> None:
+    """Delete what was computed from the image's voxels: scores, features, and the quarantine of an unreadable image."""
+    for table in ("scored", "score", "feature"):
+        db.execute(f"DELETE FROM {table} WHERE image_id = ?", (image_id,))
+    db.execute("DELETE FROM lease WHERE image_id = ? AND holder = ?", (image_id, QUARANTINE))
+
+
+def forget_image(db: sqlite3.Connection, image_id: str) -> None:
+    """Delete what is known of an image that was deleted and will not come back: its results, and any lease."""
+    forget_results(db, image_id)
+    db.execute("DELETE FROM lease WHERE image_id = ?", (image_id,))
 
 
 def info_of(text: str) -> Info:

@@ -346,10 +346,20 @@ class Datastore(ImageStore, LabelStore, WorklistStore, ScoreStore, ClickStore, P
     def status(self) -> Info:
         """`{"total", "completed", "label_tags": {tag: n}}`; `completed` counts images with a `final` label."""
 
-    def datalist(self, *, tag: str = "final", immutable: bool = False) -> list[dict[str, str]]:
+    def datalist(
+        self, *, tag: str = "final", immutable: bool = False, images: Path | None = None
+    ) -> list[dict[str, str]]:
         """Labelled images for training, as `[{"image": path, "label": path}]`.
 
-        With `immutable` a label's path is that of its revision file, which later saves and removals leave unchanged.
+        Args:
+            tag: tag of the labels.
+            immutable: a label's path is that of its revision file, which later saves and removals leave unchanged.
+            images: a folder on the same file system, for the images of a datastore that does not keep them all, such
+                as one on an archive: they get a second name there, which stays until the caller deletes it. Images of
+                a studies folder stay where they are.
+
+        Raises:
+            Busy: images are still being retrieved from an archive: ask again.
         """
 
     def document(self) -> Info:

@@ -19,6 +19,7 @@ from rayapp.datastore.image_names import id_of, label_name
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (
     delete_image,
+    forget_image,
     info_of,
     insert_image,
     update_image,
@@ -172,6 +173,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
                 self._opened.reconciler.adopt_unseen(db, tag, image_id)
             labels = db.execute("SELECT tag, ext FROM label WHERE image_id = ?", (image_id,)).fetchall()
             delete_image(db, image_id)
+            forget_image(db, image_id)
             db.execute("DELETE FROM event WHERE image_id = ?", (image_id,))
             return [*((image_id, tag, ext) for tag, ext in labels), (image_id, "", row[0])]
 
@@ -187,7 +189,13 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
 
     # The whole store
 
-    def datalist(self, *, tag: str = FINAL, immutable: bool = False) -> list[dict[str, str]]:
+    def datalist(
+        self,
+        *,
+        tag: str = FINAL,
+        immutable: bool = False,
+        images: Path | None = None,  # noqa: ARG002
+    ) -> list[dict[str, str]]:
         """See `Datastore`."""
         with self._index.reader() as db:
             return [

@@ -7,7 +7,7 @@ does not answer, or not with DICOMweb, is reported as ArchiveAway without a retr
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ from rayapp.errors import ArchiveAway, ArchiveSlow, NotFound, RayappError
 
 PAGE = 500
 """Number of results requested per page."""
+ATTEMPTS = 3
+"""Times that a list is read which changes while it is read."""
 MODALITIES = ("CT", "MR")
 """Modalities searched for if no filter names any."""
 UNKNOWN = "UNK"
@@ -39,6 +41,8 @@ _FIELDS = {
     "RetrieveURL": "00081190",
 }
 """Attributes by which viewers and MONAI Label's clients identify a series."""
+_COUNT = "00201209"  # NumberOfSeriesRelatedInstances
+_CREATED = ("00080023", "00080033")  # ContentDate, ContentTime
 
 logging.getLogger("dicomweb_client").setLevel(logging.ERROR)  # it logs UIDs
 
@@ -50,6 +54,17 @@ class StoreRefused(RayappError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListedSeries:
+    """A series in a list of the archive: the attributes that identify it, and how many instances it has now.
+
+    `instances` is None if the archive does not say.
+    """
+
+    info: Info
+    instances: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegSeries:
     """A series that holds a segmentation.
 
@@ -58,7 +73,7 @@ class SegSeries:
         of: SeriesInstanceUID of the segmented series.
         description: its SeriesDescription.
         manufacturer: its Manufacturer.
-        created: content date and time, as a sortable string.
+        created: content date and time, as a sortable string; "" if the object does not say.
     """
 
     series: str
@@ -88,8 +103,10 @@ class PacsClient:
         )
         self._client.set_http_retry_params(retry=False)
 
-    def series(self, filters: Mapping[str, str]) -> dict[str, Info]:
-        """The series that match the filters, by SeriesInstanceUID, with the attributes that identify each.
+    def series(self, filters: Mapping[str, str]) -> dict[str, ListedSeries]:
+        """The series that match the filters, by SeriesInstanceUID.
+
+        A list that changes while it is read is read again; after `ATTEMPTS` times everything seen in them is returned.
 
         Args:
             filters: attributes and values as in QIDO-RS, with wildcards and ranges; `Modality` may list several,
@@ -99,62 +116,54 @@ class PacsClient:
             ArchiveAway: if the archive does not answer as it should.
         """
         kinds = [kind for kind in filters.get("Modality", ",".join(MODALITIES)).split(",") if kind and kind != "SEG"]
-        return {
-            info["SeriesInstanceUID"]: info for kind in kinds for info in self._pages({**filters, "Modality": kind})
-        }
-
-    def _pages(self, filters: Mapping[str, str]) -> Iterator[Info]:
-        seen: set[str] = set()
-        while True:
-            with _asking():
-                page = self._client.search_for_series(
-                    search_filters=dict(filters), fields=list(_FIELDS), limit=PAGE, offset=len(seen)
-                )
-                infos = [{name: _text(item, tag) for name, tag in _FIELDS.items()} for item in page]
-            if any(info["SeriesInstanceUID"] == UNKNOWN for info in infos):
-                raise ArchiveAway("the DICOM archive lists series without SeriesInstanceUID: check its QIDO-RS service")
-            new = [info for info in infos if info["SeriesInstanceUID"] not in seen]
-            # An archive without support for filters or offsets returns more than was asked for.
-            yield from (info for info in new if info["Modality"] == filters["Modality"])
-            seen.update(info["SeriesInstanceUID"] for info in new)
-            if len(page) < PAGE or not new:
-                return
+        series = {}
+        for kind in kinds:
+            narrowed = {**filters, "Modality": kind}
+            items = _all_pages(
+                _FIELDS["SeriesInstanceUID"],
+                lambda offset, narrowed=narrowed: self._client.search_for_series(  # type: ignore[misc]
+                    search_filters=dict(narrowed), fields=[*_FIELDS, _COUNT], limit=PAGE, offset=offset
+                ),
+            )
+            for uid, item in items.items():
+                info = {name: _text(item, tag) for name, tag in _FIELDS.items()}
+                if info["Modality"] == kind:  # an archive without support for filters returns others too
+                    series[uid] = ListedSeries(info=info, instances=_count(item))
+        return series
 
     def instances(self, study: str, series: str) -> set[str]:
         """SOPInstanceUIDs of the series. Raises NotFound, ArchiveAway."""
-        seen: set[str] = set()
-        while True:
-            with _asking():
-                page = self._client.search_for_instances(study, series, limit=PAGE, offset=len(seen))
-                uids = {_text(item, "00080018") for item in page}
-            if not uids - seen:
-                break
-            seen |= uids
-            if len(page) < PAGE:
-                break
-        if not seen:
+        items = _all_pages(
+            "00080018", lambda offset: self._client.search_for_instances(study, series, limit=PAGE, offset=offset)
+        )
+        if not items:
             raise NotFound("the DICOM archive no longer has this series: refresh the list of images")
-        return seen
+        return set(items)
 
     def segmentations(self, study: str, *, known: Collection[str] = ()) -> list[SegSeries]:
         """The study's series with a segmentation, except those in `known`. Raises ArchiveAway."""
+        items = _all_pages(
+            _FIELDS["SeriesInstanceUID"],
+            lambda offset: self._client.search_for_series(
+                study, search_filters={"Modality": "SEG"}, limit=PAGE, offset=offset
+            ),
+        )
         segmentations = []
-        with _asking():
-            page = self._client.search_for_series(study, search_filters={"Modality": "SEG"})
-            for uid in (_text(item, "0020000E") for item in page if _text(item, "00080060") == "SEG"):
-                if uid in known:
-                    continue
+        for uid in (uid for uid, item in items.items() if _text(item, _FIELDS["Modality"]) == "SEG"):
+            if uid in known:
+                continue
+            with _asking():
                 header = self._client.retrieve_series_metadata(study, uid)[0]
-                referenced = header.get("00081115", {}).get("Value") or [{}]  # ReferencedSeriesSequence
-                segmentations.append(
-                    SegSeries(
-                        series=uid,
-                        of=_text(referenced[0], "0020000E"),
-                        description=_text(header, "0008103E"),
-                        manufacturer=_text(header, "00080070"),
-                        created=_text(header, "00080023") + _text(header, "00080033"),
-                    )
+            referenced = header.get("00081115", {}).get("Value") or [{}]  # ReferencedSeriesSequence
+            segmentations.append(
+                SegSeries(
+                    series=uid,
+                    of=_text(referenced[0], _FIELDS["SeriesInstanceUID"]),
+                    description=_text(header, _FIELDS["SeriesDescription"]),
+                    manufacturer=_text(header, "00080070"),
+                    created="".join(text for text in map(_text, (header, header), _CREATED) if text != UNKNOWN),
                 )
+            )
         return segmentations
 
     def retrieve(self, study: str, series: str) -> Iterator[tuple[FileDataset, bytes]]:
@@ -175,6 +184,50 @@ class PacsClient:
             failed = answer.get("FailedSOPSequence") or []
             reason = f" (reason {int(failed[0].get('FailureReason') or 0):#06x})" if failed else ""
             raise StoreRefused(f"the DICOM archive refused to store the segmentation{reason}: see the archive's log")
+
+
+def _all_pages(tag: str, search: Callable[[int], list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Every result of a search that is answered in pages.
+
+    Args:
+        tag: the attribute that identifies a result.
+        search: called with an offset; returns at most `PAGE` results.
+
+    Returns:
+        The results by that attribute.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for _ in range(ATTEMPTS):
+        if _read_pages(tag, search, results):
+            break
+    return results
+
+
+def _read_pages(tag: str, search: Callable[[int], list[dict[str, Any]]], results: dict[str, dict[str, Any]]) -> bool:
+    """Add all pages to the results; False if the list shifted meanwhile, so that a result may be missing.
+
+    Each page begins with the last result of the one before: if it does not, results in front of it came or went.
+    """
+    seen: set[str] = set()
+    last = None
+    while True:
+        with _asking():
+            page = {_text(item, tag): item for item in search(max(0, len(seen) - 1))}
+        if UNKNOWN in page:
+            raise ArchiveAway("the DICOM archive lists objects without their UIDs: check its QIDO-RS service")
+        new = page.keys() - seen
+        results.update(page)
+        if last is not None and new and next(iter(page)) != last:
+            return False
+        seen |= page.keys()
+        if len(page) < PAGE or not new:  # an archive without support for offsets answers the same again
+            return True
+        *_, last = page
+
+
+def _count(item: Mapping[str, Any]) -> int | None:
+    text = _text(item, _COUNT)
+    return int(text) if text.isdecimal() else None
 
 
 def _text(item: Mapping[str, Any], tag: str) -> str:

@@ -2,8 +2,10 @@
 
 They are searched for when a series is retrieved, and again, at most once per `fresh` seconds, when its labels are
 requested. The newest of ours becomes the `final` label if there is none. The newest made by others becomes the
-`original` label, which 3D Slicer shows as a pre-segmentation; it replaces an earlier one from the archive. A label map
-cannot hold overlapping segments: there the smaller segment covers the larger one, and the archive keeps the original.
+`original` label, which 3D Slicer shows as a pre-segmentation. A label from the archive is replaced by a newer one from
+the archive; a label that was saved here never is. Each segmentation is considered once: what was passed over, replaced
+or deleted does not come back. A label map cannot hold overlapping segments: there the smaller segment covers the larger
+one, and the archive keeps the original.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,9 @@ from rayapp.protocol import FINAL, ORIGINAL
 
 OVERLAPPING = "overlapping"
 """Key in the info of a label whose segments overlap in the archive."""
+
+CREATED = "created"
+"""Key in the info of a label from the archive: its content date and time, as a sortable string."""
 
 log = logging.getLogger(__name__)
 
@@ -39,48 +44,63 @@ class ArchivedLabel:
 
 
 class ArchivedLabels:
-    """Finds new labels in the archive, remembering which were seen. One search at a time."""
+    """Finds new labels in the archive. Thread-safe; one search for each series at a time."""
 
     def __init__(self, pacs: PacsClient, *, fresh: float, max_bytes: int) -> None:
         self._pacs = pacs
         self._fresh = fresh
         self._max_bytes = max_bytes
         self._searched: dict[str, float] = {}
-        self._seen: dict[str, set[str]] = {}
+        self._unreadable: set[str] = set()
 
     def due(self, series: str) -> bool:
         """True if the last search for the series' labels is older than `fresh` seconds."""
         return time.monotonic() - self._searched.get(series, -self._fresh) >= self._fresh
 
-    def new(
-        self, study: str, series: str, grid: Grid, *, tags: Collection[str], known: Collection[str]
-    ) -> Iterator[ArchivedLabel]:
-        """The newest label for each of `tags` that appeared since the last search. Unreadable ones are skipped.
+    def search(self, study: str, series: str, *, known: Collection[str]) -> list[SegSeries]:
+        """The series' segmentations, newest first.
 
         Args:
             study: StudyInstanceUID.
             series: SeriesInstanceUID of the image.
-            grid: the image's voxel grid.
-            tags: tags to search labels for.
             known: SeriesInstanceUIDs of SEG series to ignore.
 
         Raises:
             ArchiveAway, NotFound: from the archive; the next search then starts over.
         """
         self._searched[series] = time.monotonic()  # also if it fails: an unavailable archive is not asked more often
-        seen = self._seen.get(series, set())
-        segmentations = self._pacs.segmentations(study, known={*seen, *known})
-        for tag in tags:
-            candidates = (seg for seg in segmentations if seg.of == series and _tag(seg) == tag)
-            for seg in sorted(candidates, key=_age, reverse=True):
+        segmentations = self._pacs.segmentations(study, known={*self._unreadable, *known})
+        return sorted((seg for seg in segmentations if seg.of == series), key=_age, reverse=True)
+
+    def newest(
+        self, study: str, segmentations: Sequence[SegSeries], grid: Grid, *, tag: str, after: str
+    ) -> ArchivedLabel | None:
+        """The newest segmentation that belongs under the tag, as a label. Unreadable ones are passed over.
+
+        Args:
+            study: StudyInstanceUID.
+            segmentations: the result of `search`.
+            grid: the image's voxel grid.
+            tag: the tag.
+            after: content date and time; only newer ones are considered. "" for all.
+
+        Raises:
+            ArchiveAway, NotFound: from the archive.
+        """
+        for seg in segmentations:
+            if _tag(seg) == tag and (not after or seg.created > after):
                 try:
                     label, overlapping = self._read(study, seg, grid)
                 except Unreadable as error:
                     log.warning("skipped an unreadable segmentation of the archive: %s", error.detail)
+                    self._unreadable.add(seg.series)
                     continue
-                yield ArchivedLabel(tag=tag, label=label, info={**_info(study, seg, label), **overlapping})
-                break
-        self._seen[series] = seen | {seg.series for seg in segmentations}
+                return ArchivedLabel(tag=tag, label=label, info={**_info(study, seg, label), **overlapping})
+        return None
+
+    def readable(self, segmentations: Iterable[SegSeries]) -> list[str]:
+        """SeriesInstanceUIDs of those that were not found unreadable, which may be a fault of this version."""
+        return [seg.series for seg in segmentations if seg.series not in self._unreadable]
 
     def _read(self, study: str, seg: SegSeries, grid: Grid) -> tuple[Segmentation, Info]:
         """The label map, and additions to its info: whether its segments overlap."""
@@ -100,10 +120,10 @@ def _tag(seg: SegSeries) -> str:
     return FINAL if seg.manufacturer == MANUFACTURER and seg.description.startswith(FINAL) else ORIGINAL
 
 
-def _age(seg: SegSeries) -> tuple[int, str]:
-    """Sort key: revision number for our own labels, which their description holds; date and time for the others."""
+def _age(seg: SegSeries) -> tuple[str, int]:
+    """Sort key: content date and time, then the revision's number, which our own labels' description holds."""
     number = re.match(rf"{FINAL} (\d+)", seg.description)
-    return int(number[1]) if number and _tag(seg) == FINAL else 0, seg.created
+    return seg.created, int(number[1]) if number and _tag(seg) == FINAL else 0
 
 
 def _info(study: str, seg: SegSeries, label: Segmentation) -> Info:
@@ -114,4 +134,5 @@ def _info(study: str, seg: SegSeries, label: Segmentation) -> Info:
         "StudyInstanceUID": study,
         "Modality": "SEG",
         "SeriesDescription": seg.description,
+        CREATED: seg.created,
     }

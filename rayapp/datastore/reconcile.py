@@ -28,9 +28,12 @@ from rayapp.datastore.index import (
     Index,
     add_revision,
     delete_image,
+    forget_image,
+    forget_results,
     info_of,
     insert_image,
     put_label,
+    reopen,
     set_meta,
     update_image,
     update_label,
@@ -166,18 +169,21 @@ class Reconciler:
         extensions, problems = self._source.images(indexed)
         new = {i: ext for i, ext in extensions.items() if indexed.get(i) != ext}
         complete = self._source.complete(new, self._settle)
-        unfinished = {self._source.path(i, ext) for i, ext in new.items() if i not in complete}
-        resting = {path for path in unfinished if folder_scan.rests(path)}
-        self._left_out.replace(IMAGES, {**problems, **dict.fromkeys(resting, folder_scan.EMPTY)})
+        unfinished = {i: ext for i, ext in new.items() if i not in complete}
+        stuck = {i: reason for i, ext in unfinished.items() if (reason := self._source.why_incomplete(i, ext))}
+        problems |= {self._source.path(i, unfinished[i]): reason for i, reason in stuck.items()}
+        self._left_out.replace(IMAGES, problems)
         for chunk in _chunks([i for i in new if i in complete]):
             self._commit.do(lambda db, chunk=chunk: self._add_images(db, chunk, extensions, hints))  # type: ignore[misc]
         gone = [image_id for image_id in indexed if image_id not in extensions]
         for chunk in _chunks(gone):
             self._commit.do(lambda db, chunk=chunk: self._drop_images(db, chunk))  # type: ignore[misc]
+        for chunk in _chunks(sorted(self._source.replaced() & indexed.keys())):
+            self._commit.do(lambda db, chunk=chunk: self._forget_results(db, chunk))  # type: ignore[misc]
         if complete or gone:
             log.info("%d images added, %d removed", len(complete), len(gone))
             self._touched()
-        return unfinished != resting
+        return len(stuck) < len(unfinished)
 
     def _add_images(
         self, db: sqlite3.Connection, ids: Iterable[str], extensions: Mapping[str, str], hints: Mapping[str, Any]
@@ -189,8 +195,8 @@ class Reconciler:
                 hint = hints[image_id]["image"]["info"] if image_id in hints else {}
                 info = {**self._source.info(image_id), **hint}
                 insert_image(db, image_id, ext, {"ts": now, **info, "name": self._name(image_id, ext)}, None)
-                if image_id in hints:
-                    db.execute("DELETE FROM vanished WHERE id = ?", (image_id,))
+                if image_id in hints and db.execute("DELETE FROM vanished WHERE id = ?", (image_id,)).rowcount:
+                    reopen(db, image_id)
 
     def _name(self, image_id: str, ext: str) -> str:
         """The image's file name, as people know it."""
@@ -204,6 +210,12 @@ class Reconciler:
             if row and not self._source.exists(image_id, row[0]):
                 db.execute("INSERT OR REPLACE INTO vanished VALUES(?, ?)", (image_id, entry(db, image_id)))
                 delete_image(db, image_id)
+                if not self._source.keeps_ids():
+                    forget_image(db, image_id)
+
+    def _forget_results(self, db: sqlite3.Connection, ids: Iterable[str]) -> None:
+        for image_id in ids:
+            forget_results(db, image_id)
 
     def _scan_tag(self, tag: str, hints: Mapping[str, Any]) -> bool:
         with self._index.reader() as db:

@@ -1,25 +1,29 @@
 """SeriesCache: the archive's series on local disk; retrieved once, complete, and bounded in bytes.
 
 A series is a folder `<SeriesInstanceUID>` with `instances/`, the DICOM files as received, and `volume.nii`, the same
-voxels on the same grid, which every client can read. It appears under its name once all of it is on disk. Thread-safe;
-concurrent requests for a series share one retrieval (single flight).
+voxels on the same grid, which every client can read. It appears under its name once all of it is on disk, and is
+dropped when the archive announces another number of instances, because it is still arriving or was changed there.
+Thread-safe; concurrent requests for a series share one retrieval (single flight).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
+from contextlib import suppress
 from pathlib import Path
 
+from rayapp.datastore.bounded_wait import BoundedWait
 from rayapp.datastore.pacs import PacsClient
-from rayapp.datastore.revisions import delete
-from rayapp.errors import ArchiveAway, Busy, TooLarge
+from rayapp.datastore.revisions import delete, link_or_copy
+from rayapp.errors import ArchiveAway, TooLarge
 from rayapp.files.durable import replacing, sync
 from rayapp.imaging import dicom_series, nifti
 
@@ -29,13 +33,12 @@ SYNCS = 16
 """Instances written or parsed concurrently."""
 AHEAD = 2 * SYNCS
 """Received instances that may wait to be written; a faster archive is not read further until the disk catches up."""
-WAITING = 8
-"""Callers that may wait for retrievals at once, so that a slow archive does not occupy all threads of the datastore."""
-PATIENCE_S = 50.0
 GRACE_S = 600.0
 """Seconds after its last use for which a series is never evicted: someone may still be reading it."""
 VOLUME = "volume.nii"
 INSTANCES = "instances"
+ANNOUNCED = "announced"
+"""File with the number of instances that the archive announces, where it persistently sends another number."""
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +46,29 @@ log = logging.getLogger(__name__)
 class SeriesCache:
     """The series under `root`, up to `max_bytes` bytes."""
 
-    def __init__(self, root: Path, pacs: PacsClient, *, max_bytes: int, max_volume: int) -> None:
+    def __init__(
+        self, root: Path, pacs: PacsClient, *, max_bytes: int, max_volume: int, waits: BoundedWait | None = None
+    ) -> None:
+        """Open the cache.
+
+        Args:
+            root: its folder.
+            pacs: the archive.
+            max_bytes: size up to which series are kept.
+            max_volume: maximum size of one series in bytes.
+            waits: the wait for retrievals, shared with everything else that waits for the archive.
+        """
         self._root = root
         self._pacs = pacs
         self._max_bytes = max_bytes
         self._max_volume = max_volume
+        self._waits = waits or BoundedWait()
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[None]] = {}
-        self._places = threading.Semaphore(WAITING)
+        self._folders = threading.RLock()
+        """Held while a series' folder is removed, and while one is found and marked as used."""
+        self._dropped: dict[str, tuple[int, int]] = {}
+        """Number of instances held and announced of series that were dropped and not retrieved since."""
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(".*"):  # of a crash
             delete(leftover)
@@ -68,31 +86,77 @@ class SeriesCache:
         """Path of the folder with its DICOM files."""
         return self._root / series / INSTANCES
 
-    def retrieve(self, study: str, series: str, *, patience: float = PATIENCE_S) -> Path:
+    def retrieve(self, study: str, series: str) -> Path:
         """Retrieve the series if needed, and return the path of its volume.
 
         Args:
             study: StudyInstanceUID.
             series: SeriesInstanceUID.
-            patience: seconds to wait for the retrieval.
 
         Raises:
             ArchiveAway, NotFound: from the archive; a partial series is discarded.
             Unreadable, TooLarge: if the series is not a volume.
-            Busy: if it takes longer than `patience`, or too many callers wait; the retrieval continues, so try again.
+            Busy: if it takes too long, or too many callers wait; the retrieval continues, so try again.
         """
-        if self.path(series).exists():
-            os.utime(self._root / series)
-            return self.path(series)
-        if not self._places.acquire(blocking=False):
-            raise Busy("too many requests are waiting for the DICOM archive; try again in a second")
-        try:
-            self._retrieval(study, series).result(patience)
-        except Late:
-            raise Busy("the series is still being retrieved from the DICOM archive; try again in a second") from None
-        finally:
-            self._places.release()
+        if not self._use(series):
+            self._waits.result(lambda: self._retrieval(study, series), "the series is still being retrieved")
         return self.path(series)
+
+    def link(self, study: str, series: str, target: Path) -> None:
+        """Give the series' volume a second name, which evictions leave alone; retrieve it if needed.
+
+        Raises the errors of `retrieve`.
+        """
+        while not target.exists():
+            self.retrieve(study, series)
+            with self._folders, suppress(FileNotFoundError, FileExistsError):  # dropped, or linked, at this moment
+                link_or_copy(self.path(series), target)
+
+    def _use(self, series: str) -> bool:
+        """Mark the series as used; False if it must be retrieved."""
+        with self._folders:
+            if not self.path(series).exists():
+                return False
+            os.utime(self._root / series)
+            return True
+
+    def drop_changed(self, announced: Mapping[str, int | None], asked: float) -> set[str]:
+        """Drop the series of which the archive announces another number of instances than are held.
+
+        Args:
+            announced: number of instances by series; None if the archive does not say.
+            asked: when the archive was asked, in Unix seconds; series retrieved since are left for the next look.
+
+        Returns:
+            The series that were dropped.
+        """
+        changed = set()
+        for folder in self._held():
+            count = announced.get(folder.name)
+            with self._folders:
+                held = _instances_in(folder, before=asked)
+                if count is None or held is None or count in (held, _accepted(folder)):
+                    continue
+                log.warning("a series has changed in the archive, from %d to %d instances; dropped", held, count)
+                self._dropped[folder.name] = held, count
+                self._remove(folder)
+            changed.add(folder.name)
+        return changed
+
+    def holds(self, series: str) -> bool:
+        """True if anything of the series has been retrieved."""
+        return (self._root / series).exists()
+
+    def _held(self) -> list[Path]:
+        """Folders of the series that were retrieved."""
+        return [path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+    def _remove(self, folder: Path) -> None:
+        """Delete a series' folder; it disappears from its path at once."""
+        gone = self._root / f".{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):
+            folder.rename(gone)
+        delete(gone)
 
     def _retrieval(self, study: str, series: str) -> Future[None]:
         """The retrieval of the series that is under way, or a new one."""
@@ -116,10 +180,17 @@ class SeriesCache:
                 try:
                     self._convert(dicom_series.sort_slices(piece for one in parsed for piece in one.result()), part)
                 finally:  # also if it is not a volume, so that it is not retrieved again
+                    self._accept_repeated(series, part)
                     part.rename(self._root / series)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
         self._make_room(series)
+
+    def _accept_repeated(self, series: str, part: Path) -> None:
+        """Accept the number of instances if the archive sent as many before, though it announces another number."""
+        held, announced = self._dropped.pop(series, (None, 0))
+        if held is not None and held == _instances_in(part):
+            (part / ANNOUNCED).write_text(str(announced))
 
     def _write(self, study: str, series: str, target: Path) -> list[Future[list[dicom_series.Slice]]]:
         """Write every instance of the series to a file; raises ArchiveAway if any is missing. Returns the slices of
@@ -165,20 +236,45 @@ class SeriesCache:
 
     def _make_room(self, newest: str) -> None:
         """Evict the least recently used series until the cache fits its limit."""
-        folders = [path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        sizes = {path: sum(file.stat().st_size for file in path.rglob("*")) for path in folders}
-        used = {path: path.stat().st_mtime for path in folders}
-        total = sum(sizes.values())
-        for path in sorted(folders, key=used.__getitem__):
-            if total <= self._max_bytes:
-                return
-            if path.name != newest and time.time() - used[path] > GRACE_S:
-                gone = self._root / f".{uuid.uuid4().hex}"
-                path.rename(gone)
-                delete(gone)
-                total -= sizes[path]
+        with self._folders:
+            folders = self._held()
+            sizes = {path: sum(_size(file) for file in path.rglob("*")) for path in folders}
+            used = {path: path.stat().st_mtime for path in folders}
+            total = sum(sizes.values())
+            for path in sorted(folders, key=used.__getitem__):
+                if total <= self._max_bytes:
+                    return
+                if path.name != newest and time.time() - used[path] > GRACE_S:
+                    self._remove(path)
+                    total -= sizes[path]
         if total > self._max_bytes:
             log.warning("the series cache exceeds its %d bytes: all its series were used recently", self._max_bytes)
+
+
+def _instances_in(folder: Path, *, before: float = math.inf) -> int | None:
+    """Number of instances of a series' folder; None if it is gone, or was not retrieved before that time."""
+    try:
+        if (folder / INSTANCES).stat().st_mtime >= before:
+            return None
+        return sum(1 for _ in (folder / INSTANCES).iterdir())
+    except FileNotFoundError:
+        return None
+
+
+def _accepted(folder: Path) -> int | None:
+    """The announced number of instances that was accepted though another number is sent; None if there is none."""
+    try:
+        return int((folder / ANNOUNCED).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _size(file: Path) -> int:
+    """Size in bytes; 0 for a file that is just being replaced by its final name."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _keep(file: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile
-from rayapp.datastore.index import Index, info_of, update_image, update_label
+from rayapp.datastore.index import QUARANTINE, Index, info_of, update_image, update_label
 from rayapp.datastore.interfaces import ImageRecord, ImageScore, Labelled, Order, Ranked
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.protocol import FINAL
@@ -25,8 +25,8 @@ LEASE_S = 1800.0
 """Duration of a lease in seconds, from the last activity on the image."""
 MAX_LEASES = 2
 """Leases per annotator: the image being worked on and the one prefetched."""
-QUARANTINE, QUARANTINE_S = "nobody", 3600.0
-"""Leaseholder of a quarantined (unreadable) image, and the duration of the quarantine in seconds."""
+QUARANTINE_S = 3600.0
+"""Duration of the quarantine of an unreadable image, in seconds."""
 
 _UNLABELED = "NOT EXISTS (SELECT 1 FROM label WHERE image_id = image.id AND tag = :tag)"
 _LEASED_BY_OTHERS = "SELECT image_id FROM lease WHERE until > :now AND holder <> :holder"

@@ -228,6 +228,11 @@ def _segment(number: int, name: str, image: Dataset, provenance: Provenance) -> 
     return segment
 
 
+def series_uid(identity: str) -> str:
+    """SeriesInstanceUID of the DICOM SEG that `encode` makes for a label of this identity."""
+    return _Uids(identity)("series")
+
+
 class _Uids:
     """UIDs derived from an identity, a different one for each purpose (UUID-derived, PS3.5 B.2)."""
 

@@ -134,7 +134,8 @@ class Training:
 
     def clean(self, job: Job) -> None:
         """Remove checkpoints and weights, which are published as a version; of a stopped job remove everything."""
-        shutil.rmtree(self._checkpoints(job), ignore_errors=True)
+        for folder in (self._checkpoints(job), self._images(job)):
+            shutil.rmtree(folder, ignore_errors=True)
         folder = run_folder(self._settings, job.id)
         if job.state is State.STOPPED:
             shutil.rmtree(folder, ignore_errors=True)
@@ -145,12 +146,16 @@ class Training:
     def _checkpoints(self, job: Job) -> Path:
         return self._settings.workspace / "checkpoints" / job.id
 
+    def _images(self, job: Job) -> Path:
+        """Folder that keeps the images of an archive while the job needs them."""
+        return self._settings.workspace / "images" / job.id
+
     def _request(self, job: Job) -> TrainRequest:
         folder = run_folder(self._settings, job.id)
         file = folder / REQUEST
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            pairs = self._datastore.datalist(immutable=True)
+            pairs = self._datastore.datalist(immutable=True, images=self._images(job))
             if not pairs:
                 raise BadRequest("no image has a final label any more: save one, then train again")
             fixed = {"pairs": pairs, "data": _digest(pairs), "production": self._store.serving(job.name)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rayapp.config import ohif_folder
-from rayapp.datastore import dicomweb
+from rayapp.datastore import archive_sender
 from rayapp.geometry import index_to_mm
 from rayapp.imaging.dicom_seg import read_segmentation
 from rayapp.imaging.reader import read_grid
@@ -58,7 +58,7 @@ def before(held: Orthanc) -> Iterator[Front]:
 @pytest.fixture(scope="module")
 def archived(serve: Serve, before: Front) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dicomweb, "RETRY_S", 0.1)
+        patch.setattr(archive_sender, "RETRY_S", 0.1)
         yield serve(archived=True, dicomweb={"url": before.url + "/dicom-web", "timeout": 2.0}, ohif=ohif_folder())
 
 

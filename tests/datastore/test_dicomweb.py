@@ -16,7 +16,7 @@ import pytest
 from pydicom import Dataset
 
 from rayapp.config import Settings
-from rayapp.datastore import dicomweb
+from rayapp.datastore import archive_sender, dicomweb
 from rayapp.datastore.dicomweb import DicomwebDatastore
 from rayapp.datastore.interfaces import Author
 from rayapp.errors import ArchiveAway, ArchiveSlow, Disabled, NotFound, Unreadable
@@ -49,7 +49,7 @@ class Placed:
 
 @pytest.fixture
 def placed(archive: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Placed]:
-    monkeypatch.setattr(dicomweb, "RETRY_S", 0.1)
+    monkeypatch.setattr(archive_sender, "RETRY_S", 0.1)
     for series, modality, affine in ((CT, "CT", "oblique"), (MR, "MR", "left-handed"), (US, "US", "straight")):
         files = write_series(
             tmp_path / series, voxels(), AFFINES[affine], series=series, study=f"{series}.9", modality=modality
@@ -347,6 +347,7 @@ def test_series_not_used_for_longest_make_room(placed: Placed, monkeypatch: pyte
 def test_labelled_series_are_there_for_training(placed: Placed) -> None:
     store = placed.open()
     _save(store)
+    until(lambda: not store.unsent())  # the sender retrieves series too
     (placed.folder / "workspace" / "retrieved").rename(placed.folder / "elsewhere")
     (placed.folder / "workspace" / "retrieved").mkdir()
     (pair,) = store.datalist()

@@ -47,9 +47,10 @@ def test_a_folder_of_version_one_opens_with_all_it_holds(studies: Path, open_sto
     store.close()
     index = studies / ".rayapp" / "index.db"
     with sqlite3.connect(index) as db:
-        for trigger in ("lease_ended", "image_forgotten"):
-            db.execute(f"DROP TRIGGER {trigger}")
-        for table in ("job", "lease", "scored", "score", "feature", "reopened"):
+        db.execute("DROP TRIGGER lease_ended")
+        for index_name in ("label_unsent", "label_refused"):
+            db.execute(f"DROP INDEX {index_name}")
+        for table in ("job", "lease", "scored", "score", "feature", "reopened", "segmentation"):
             db.execute(f"DROP TABLE {table}")
             assert f"TABLE {table}(" not in SCHEMA
         db.execute("PRAGMA user_version = 1")

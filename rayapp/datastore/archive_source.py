@@ -1,0 +1,172 @@
+"""ArchiveSource: the series that a DICOM archive lists, as a datastore's images.
+
+A list is not trusted at once. A new series is taken when two looks see the same number of instances, for it may still
+be arriving; a series that is missing is asked for by itself before it is dropped, and an empty list has to repeat.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pydicom
+from pydicom.uid import UID
+
+from rayapp.datastore.image_names import is_valid_name
+from rayapp.datastore.interfaces import SERIES_EXT, Info
+from rayapp.datastore.pacs import ListedSeries, PacsClient
+from rayapp.datastore.series_cache import SeriesCache
+from rayapp.errors import RayappError
+
+EMPTY_LOOKS = 3
+"""Looks in a row that must find nothing at all before an empty archive is believed."""
+ASKED = 20
+"""Series that are asked for by themselves in one look; more than these are never dropped at once."""
+
+log = logging.getLogger(__name__)
+
+
+class ArchiveSource:
+    """The images of a datastore on an archive; an `ImageSource`. One look at a time; the rest is thread-safe."""
+
+    def __init__(self, pacs: PacsClient, cache: SeriesCache, filters: Mapping[str, str]) -> None:
+        self._pacs = pacs
+        self._cache = cache
+        self._filters = dict(filters)
+        self._listed: dict[str, ListedSeries] = {}
+        self._unsettled: dict[str, int | None] = {}
+        """Numbers of instances that the last look saw of series that are not images yet."""
+        self._empty = 0
+        self.problem: str | None = None
+        """Why the archive could not be listed at the last look."""
+        self._changed: deque[str] = deque()
+
+    def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], dict[Path, str]]:
+        """See `ImageSource`. While the archive is unavailable, the list stays as it was."""
+        asked = time.time()
+        try:
+            found = self._pacs.series(self._filters)
+        except RayappError as error:
+            log.warning("the series of the archive could not be listed; keeping the last list: %s", error.detail)
+            self.problem = error.detail
+            return dict(indexed), {}
+        self.problem = None
+        listed = {uid: series for uid, series in found.items() if is_valid_name(uid, "image")}
+        missing = indexed.keys() - listed.keys()
+        gone = self._gone(missing) if self._is_plausible(listed, indexed) else set()
+        if missing - gone:
+            log.warning("%d series are missing from the archive's list; they stay for now", len(missing - gone))
+        kept = {uid: self._listed[uid] for uid in missing - gone if uid in self._listed}
+        self._listed = {**kept, **listed}
+        self._changed += self._cache.drop_changed({uid: one.instances for uid, one in listed.items()}, asked)
+        refused = {Path(uid): "its SeriesInstanceUID is not valid" for uid in found.keys() - listed.keys()}
+        return dict.fromkeys((*listed, *(missing - gone)), SERIES_EXT), refused
+
+    def _is_plausible(self, listed: Mapping[str, ListedSeries], indexed: Mapping[str, str]) -> bool:
+        """False for an empty list, until it has repeated."""
+        self._empty = self._empty + 1 if indexed and not listed else 0
+        return self._empty == 0 or self._empty >= EMPTY_LOOKS
+
+    def _gone(self, missing: Iterable[str]) -> set[str]:
+        """Those of the missing series that the archive does not have, when it is asked for each."""
+        some = sorted(missing)
+        if len(some) > ASKED:
+            some = random.sample(some, ASKED)  # others in the next look, so that none is passed over for ever
+        return {uid for uid in some if self._is_gone(uid)}
+
+    def _is_gone(self, series: str) -> bool:
+        try:
+            return series not in self._search(series)
+        except RayappError:
+            return False
+
+    def _search(self, series: str) -> dict[str, ListedSeries]:
+        return self._pacs.series({**self._filters, "SeriesInstanceUID": series})
+
+    def has(self, series: str) -> bool:
+        """True if the archive lists the series now; False while the archive is unavailable."""
+        if not UID(series, pydicom.config.IGNORE).is_valid:
+            return False
+        try:
+            return series in self._search(series)
+        except RayappError:
+            return False
+
+    def complete(self, new: Mapping[str, str], settle: float) -> set[str]:
+        """See `ImageSource`: the series of which two looks saw the same number of instances.
+
+        The first look may be that of an earlier scan; otherwise the archive is asked again after `settle` seconds.
+        """
+        counts = {uid: self.count(uid) for uid in new}
+        unsure = {uid for uid in new if self._unsettled.get(uid) != counts[uid]}
+        if unsure:
+            time.sleep(settle)
+            counts |= self._look_again(unsure)
+        settled = {uid for uid in new if uid not in unsure or counts[uid] == self.count(uid)}
+        self._unsettled = {uid: counts[uid] for uid in new.keys() - settled}
+        return settled
+
+    def why_incomplete(self, image_id: str, ext: str) -> str | None:  # noqa: ARG002
+        """See `ImageSource`: it is still arriving."""
+        return None
+
+    def _look_again(self, series: set[str]) -> dict[str, int | None]:
+        """Numbers of instances now; of a series that is not found or not told of, 0."""
+        try:
+            if len(series) > ASKED:
+                found = self._pacs.series(self._filters)
+            else:
+                found = {uid: one for each in series for uid, one in self._search(each).items()}
+        except RayappError:
+            found = {}
+        return {uid: found[uid].instances if uid in found else 0 for uid in series}
+
+    def count(self, series: str) -> int | None:
+        """Number of instances that the last list announces; None if it does not say."""
+        listed = self._listed.get(series)
+        return None if listed is None else listed.instances
+
+    def recheck(self, study: str, series: str) -> bool:
+        """Ask for one series, and drop what was retrieved of it if the archive has another number of instances now.
+
+        An archive that does not announce numbers is asked for the instances themselves.
+
+        Returns:
+            True if the series had changed.
+
+        Raises:
+            ArchiveAway, NotFound: from the archive.
+        """
+        asked = time.time()
+        found = self._search(series).get(series)
+        count = found.instances if found is not None else None
+        if count is None:
+            count = len(self._pacs.instances(study, series))
+        changed = self._cache.drop_changed({series: count}, asked)
+        self._changed += changed
+        return bool(changed)
+
+    def replaced(self) -> set[str]:
+        """See `ImageSource`."""
+        return {self._changed.popleft() for _ in range(len(self._changed))}
+
+    def keeps_ids(self) -> bool:
+        """See `ImageSource`: a UID never names another series."""
+        return True
+
+    def exists(self, image_id: str, ext: str) -> bool:  # noqa: ARG002
+        """See `ImageSource`."""
+        return image_id in self._listed
+
+    def path(self, image_id: str, ext: str) -> Path:  # noqa: ARG002
+        """See `ImageSource`."""
+        return self._cache.path(image_id)
+
+    def info(self, image_id: str) -> Info:
+        """See `ImageSource`."""
+        listed = self._listed.get(image_id)
+        return {} if listed is None else listed.info
