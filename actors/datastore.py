@@ -21,6 +21,12 @@ from rayapp.runtime import logs
 NAME = "datastore"
 CONCURRENCY = 16
 """Concurrent calls, each on its own thread; concurrent saves share one fsync."""
+GROUPS = {
+    "open": (16, ("image", "instances", "label", "labels")),
+    "whole": (4, ("archive", "datalist", "document", "refresh")),
+}
+"""Calls with threads of their own, so that saves and clicks never wait for them: `open` may wait for a DICOM archive,
+and `whole` takes long in a large store."""
 RETRIES = 5
 
 
@@ -44,8 +50,12 @@ def _passed_on(name: str) -> Callable[..., Any]:
     return method
 
 
+_GROUP_OF = {name: group for group, (_, names) in GROUPS.items() for name in names}
 for _name in STORE:
-    setattr(DatastoreActor, _name, _passed_on(_name))
+    _method = _passed_on(_name)
+    if _name in _GROUP_OF:
+        _method = ray.method(concurrency_group=_GROUP_OF[_name])(_method)
+    setattr(DatastoreActor, _name, _method)
 
 
 def start_datastore(settings: Settings) -> ActorHandle:
@@ -57,6 +67,7 @@ def start_datastore(settings: Settings) -> ActorHandle:
             name=NAME,
             max_task_retries=RETRIES,
             max_concurrency=CONCURRENCY,
+            concurrency_groups={group: threads for group, (threads, _) in GROUPS.items()},
             runtime_env=runtime_env(settings) if brings_datastore(settings) else {},
         )
         .remote(settings)

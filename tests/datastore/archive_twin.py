@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ from tests.imaging.series import write_series
 SHAPE = (5, 7, 4)
 AFFINE = AFFINES["straight"]
 _SERIES = ("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription", "PatientID", "StudyDate")
+
+
+@cache
+def _head(file: bytes) -> Dataset:
+    """The header of an instance."""
+    return pydicom.dcmread(BytesIO(file), stop_before_pixels=True)
 
 
 def _item(dataset: Dataset, *keywords: str) -> dict[str, Any]:
@@ -89,19 +96,18 @@ class ArchiveTwin:
 
     def put(self, data: bytes) -> str:
         """Store an instance as another program does. Returns its SeriesInstanceUID."""
-        series = str(pydicom.dcmread(BytesIO(data), stop_before_pixels=True).SeriesInstanceUID)
+        series = str(_head(data).SeriesInstanceUID)
         with self.lock:
             self.held.setdefault(series, []).append(data)
         return series
 
     def segs(self, of: str | None = None) -> list[Dataset]:
         """The segmentations that it holds, in the order in which they came."""
-        found = [pydicom.dcmread(BytesIO(files[0])) for files in self.held.values()]
-        return [
-            seg
-            for seg in found
-            if seg.Modality == "SEG" and of in (None, seg.ReferencedSeriesSequence[0].SeriesInstanceUID)
-        ]
+        with self.lock:
+            found = [
+                pydicom.dcmread(BytesIO(files[0])) for files in self.held.values() if _head(files[0]).Modality == "SEG"
+            ]
+        return [seg for seg in found if of in (None, seg.ReferencedSeriesSequence[0].SeriesInstanceUID)]
 
     def asked(self, method: str) -> int:
         """Number of calls of a method."""
@@ -129,7 +135,7 @@ class ArchiveTwin:
         items = []
         with self.lock:
             for series, files in ({} if self.empty else self.held).items():
-                head = pydicom.dcmread(BytesIO(files[0]), stop_before_pixels=True)
+                head = _head(files[0])
                 if series in self.lost or (wanted is None and study is None and series in self.unlisted):
                     continue
                 if wanted not in (None, series) or study not in (None, head.StudyInstanceUID):
@@ -144,12 +150,12 @@ class ArchiveTwin:
         self, study: str, series: str, *, limit: int | None = None, offset: int = 0
     ) -> list[dict[str, Any]]:
         self._begin("search_for_instances", series, study)
-        heads = [pydicom.dcmread(BytesIO(file), stop_before_pixels=True) for file in self.held.get(series, ())]
+        heads = [_head(file) for file in self.held.get(series, ())]
         return [_item(head, "SOPInstanceUID") for head in heads][offset:][:limit]
 
     def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
         self._begin("retrieve_series_metadata", series, study)
-        head = pydicom.dcmread(BytesIO(self.held[series][0]), stop_before_pixels=True)
+        head = _head(self.held[series][0])
         return [head.to_json_dict()]
 
     def iter_series(self, study: str, series: str, media_types: Any) -> Iterator[Dataset]:

@@ -35,7 +35,7 @@ export class Archive {
     } else if (info.archived) {
       this.#show('there', ARCHIVE.there);
     } else {
-      this.#show('waiting', ARCHIVE.waiting);
+      this.#show('waiting', info.archive_waiting ? ARCHIVE.delayed(info.archive_waiting) : ARCHIVE.waiting);
       this.timer = setTimeout(() => this.#look(image, Math.min(2 * wait, LONGEST_MS)), wait);
     }
   }

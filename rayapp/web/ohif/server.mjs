@@ -9,7 +9,7 @@ import { PROBLEMS } from './words.mjs';
  * @typedef {{type: string, labels: Record<string, number>, dimension: number, description: string}} Model
  * @typedef {{models: Record<string, Model>, strategies: Record<string, {description: string}>,
  *   scoring: Record<string, object>, trainers: Record<string, object>}} Info
- * @typedef {{archived?: string, archive_problem?: string}} LabelInfo
+ * @typedef {{archived?: string, archive_problem?: string, archive_waiting?: string}} LabelInfo
  * @typedef {{clicks?: Record<string, number[][]>, extremes?: Record<string, number[][]>, curves?: number[][][],
  *   label?: string|null, roi?: number[]|null, start?: string, size?: number, reset?: boolean}} Prompt clicks and
  *   extreme points by name; all in voxel indices; `start` is a packed mask in base64; `size` asks for an answer larger

@@ -73,6 +73,7 @@ export const DONE = {
 export const ARCHIVE = {
   there: 'stored in the archive as DICOM SEG',
   waiting: 'saved on this server; waiting for the archive',
+  delayed: (/** @type {string} */ reason) => `saved on this server; the archive will be tried again: ${reason}`,
   refused: (/** @type {string} */ reason) => `saved on this server, but the archive rejected it: ${reason}`,
 };
 

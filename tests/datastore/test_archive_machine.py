@@ -1,0 +1,214 @@
+"""Two servers on one archive, with everything that goes wrong between them in any order (Hypothesis)."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import pytest
+import requests
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from rayapp.datastore import archive_sender, dicomweb
+from rayapp.datastore.interfaces import ImageScore
+from rayapp.errors import NotFound
+from rayapp.imaging.dicom_seg import MANUFACTURER
+from tests.datastore.archive_twin import ArchiveTwin, Twins, http_error, mask, save, slices_of, value_of
+
+LABELLED, ARRIVING = "1.2.3.1", "1.2.3.2"
+SLICES = 6
+SERVERS = st.sampled_from("ab")
+
+
+class ArchiveMachine(RuleBasedStateMachine):
+    """Labels of one series on two servers, and another series that arrives slice by slice.
+
+    Every label has a number of voxels of its own, by which it is recognised. The model knows for each server the value
+    that an annotator saved last (`made`), those that may not come back (`deleted`), and how many slices were scored.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.folder = Path(tempfile.mkdtemp(prefix="twin"))
+        self.archive = ArchiveTwin()
+        self.twins = Twins(self.archive, self.folder)
+        self.patch.setattr("rayapp.datastore.pacs.DICOMwebClient", lambda *_, **__: self.archive)
+        self.patch.setattr(archive_sender.LabelSender, "start", lambda _: None)  # the rules send, one at a time
+        self.patch.setattr(archive_sender, "RETRY_S", 0.0)
+        for name in ("LABEL_SEARCH_S", "FIRST_SEARCH_S"):
+            self.patch.setattr(dicomweb, name, 600.0)
+        self.stores: dict[str, Any] = {}
+        self.values = 0
+        self.made: dict[str, int] = {}
+        self.deleted: dict[str, set[int]] = {"a": set(), "b": set()}
+        self.everywhere: set[int] = set()
+        self.scored: dict[str, int] = {}
+
+    def teardown(self) -> None:
+        try:
+            if self.stores:
+                self.all_is_sent_in_the_end()
+        finally:
+            self.archive.before.clear()
+            for store in self.twins.opened:
+                store.close()
+            self.patch.undo()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @initialize()
+    def open_both(self) -> None:
+        self.archive.add(self.folder / "files", LABELLED)
+        self.archive.add(self.folder / "files", ARRIVING, slices=2, shape=(5, 7, SLICES))
+        for name in "ab":
+            self.stores[name] = self.twins.server(name)
+            self.stores[name].image(LABELLED)
+
+    def new_value(self) -> int:
+        self.values += 1
+        self.everywhere.add(self.values)
+        return self.values
+
+    # Annotators
+
+    @rule(name=SERVERS)
+    def an_annotator_saves(self, name: str) -> None:
+        self.made[name] = self.new_value()
+        save(self.stores[name], LABELLED, self.made[name])
+
+    @rule(name=SERVERS)
+    def an_annotator_saves_while_the_archive_is_searched(self, name: str) -> None:
+        def saves(*_: Any) -> None:
+            self.archive.before.clear()
+            self.an_annotator_saves(name)
+
+        self.archive.before["retrieve_series_metadata"] = saves
+        self.a_label_is_asked_for(name)
+        self.archive.before.clear()
+
+    @rule(name=SERVERS)
+    def an_annotator_deletes(self, name: str) -> None:
+        self.stores[name].remove_label(LABELLED, "final")
+        self.made.pop(name, None)
+        stored = {int(seg.pixel_array.sum()) for seg in self.archive.segs(LABELLED)}
+        # A segmentation that this server has never seen is not its own annotator's to delete.
+        known = self.stores[name]._known_segmentations(LABELLED)
+        unseen = {int(s.pixel_array.sum()) for s in self.archive.segs(LABELLED) if s.SeriesInstanceUID not in known}
+        own = {self._value_of(revision) for revision in self.stores[name].revisions(LABELLED, "final")}
+        self.deleted[name] |= (stored - unseen) | own
+
+    def _value_of(self, revision: Any) -> int:
+        return int((nibabel.load(revision.path).get_fdata() > 0).sum())
+
+    @rule(name=SERVERS)
+    def a_label_is_asked_for(self, name: str) -> None:
+        self.stores[name].labels(LABELLED)
+
+    # The archive
+
+    @rule()
+    def another_program_stores_a_final(self) -> None:
+        self.archive.put(self.twins.seg(LABELLED, mask(self.new_value()), made_by=MANUFACTURER, name="final 1"))
+
+    @rule()
+    def a_slice_arrives(self) -> None:
+        self.archive.arrive(ARRIVING, 1)
+
+    @rule(name=SERVERS, way=st.sampled_from(["stores", "refuses now", "breaks off", "loses the answer"]))
+    def labels_are_sent(self, name: str, way: str) -> None:
+        def store(_: str, dataset: Any) -> None:
+            if way == "refuses now":
+                raise http_error(403)
+            if way == "loses the answer":
+                self.archive.before.clear()
+                self.archive.store_instances([dataset])
+            if way != "stores":
+                raise requests.ConnectionError
+
+        self.archive.before["store_instances"] = store
+        self.stores[name]._sender.send_due()
+        self.archive.before.clear()
+
+    @rule(name=SERVERS, way=st.sampled_from(["empty", "short", "away"]))
+    def a_list_is_wrong(self, name: str, way: str) -> None:
+        def away(*_: Any) -> None:
+            raise requests.ConnectionError
+
+        if way == "away":
+            self.archive.before["search_for_series"] = away
+        self.archive.empty, self.archive.unlisted = way == "empty", {LABELLED} if way == "short" else set()
+        self.stores[name].refresh()
+        assert self.stores[name].image_ids()[:1] == [LABELLED]
+        self.archive.before.clear()
+        self.archive.empty, self.archive.unlisted = False, set()
+        self.stores[name].refresh()
+
+    @rule(name=SERVERS)
+    def the_labelled_series_is_away_for_a_while(self, name: str) -> None:
+        self.archive.lost = {LABELLED}
+        self.stores[name].refresh()
+        assert LABELLED not in self.stores[name].image_ids()
+        self.archive.lost = set()
+        self.stores[name].refresh()
+
+    # Servers
+
+    @rule(name=SERVERS)
+    def the_arriving_series_is_opened_and_scored(self, name: str) -> None:
+        store = self.stores[name]
+        store.refresh()
+        slices = len(self.archive.held[ARRIVING])
+        assert slices_of(store.image(ARRIVING).path) == slices
+        if self.scored.get(name) == slices:
+            assert ARRIVING not in store.unscored("r")
+        elif name in self.scored:
+            assert ARRIVING in store.unscored("r")
+        store.save_scores([ImageScore(image_id=ARRIVING, run="r", ts=1.0, values={"u": 1.0})])
+        self.scored[name] = slices
+
+    @rule(name=SERVERS)
+    def a_server_starts_again(self, name: str) -> None:
+        self.stores[name].close()
+        self.stores[name] = self.twins.server(name)
+
+    # What always holds
+
+    @invariant()
+    def the_last_save_of_an_annotator_stays_and_what_was_deleted_too(self) -> None:
+        for name, store in self.stores.items():
+            try:
+                value = value_of(store, LABELLED)
+            except NotFound:
+                assert name not in self.made
+                continue
+            if name in self.made:
+                assert value == self.made[name]
+            else:
+                assert value in self.everywhere - self.deleted[name]
+                assert store.revisions(LABELLED, "final")[-1].user == "archive"
+
+    def all_is_sent_in_the_end(self) -> None:
+        """Every final label that an annotator saved last gets into the archive."""
+        for name, store in self.stores.items():
+            while store.unsent():
+                store._sender.send_due()
+            if name in self.made:
+                stored = {int(seg.pixel_array.sum()) for seg in self.archive.segs(LABELLED)}
+                assert self.made[name] in stored
+
+
+ODD = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+TestArchive = ArchiveMachine.TestCase
+TestArchive.settings = settings(ODD, max_examples=4, stateful_step_count=15)
+
+
+@pytest.mark.slow
+class TestArchiveAtLength(ArchiveMachine.TestCase):  # type: ignore[misc]
+    """The same for minutes."""
+
+    settings = settings(ODD, max_examples=150, stateful_step_count=40, derandomize=False)
