@@ -91,13 +91,15 @@ class LabelSender:
     def unsent(self) -> list[UnsentLabel]:
         """The final labels that the archive has neither stored nor refused, oldest first."""
         with self._index.reader() as db:
-            return list(db.execute(f"SELECT image_id, sha FROM label WHERE {UNSENT} ORDER BY rowid"))
+            return list(
+                db.execute(f"SELECT image_id, sha FROM label INDEXED BY label_unsent WHERE {UNSENT} ORDER BY rowid")
+            )
 
     def status(self) -> Info:
         """Numbers of labels `unsent` and `refused`, and under `problem` why the last one that failed was not sent."""
         with self._index.reader() as db:
-            (unsent,) = db.execute(f"SELECT count(*) FROM label WHERE {UNSENT}").fetchone()
-            (refused,) = db.execute(f"SELECT count(*) FROM label WHERE {REFUSED}").fetchone()
+            (unsent,) = db.execute(f"SELECT count(*) FROM label INDEXED BY label_unsent WHERE {UNSENT}").fetchone()
+            (refused,) = db.execute(f"SELECT count(*) FROM label INDEXED BY label_refused WHERE {REFUSED}").fetchone()
         return {"unsent": unsent, "refused": refused, **({"problem": self._reason} if unsent and self._reason else {})}
 
     def _run(self) -> None:
