@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,12 +32,17 @@ def doctor(
     studies: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also survey the images in this folder and plan for them.")
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Read every labelled image, and name all that a training would refuse.")
+    ] = False,
 ) -> None:
     """Show versions, hardware, shipped models and flags for this machine; exit with status 1 if there is a problem."""
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
+    if every and studies is None:
+        raise WrongUsage("--all: say which images with --studies")
     if studies is not None and not studies.is_dir():
         raise WrongUsage(f"--studies: there is no folder {studies}")
     console, errors = Console(), Console(stderr=True)
@@ -52,6 +58,9 @@ def doctor(
         if studies is not None:
             survey, proposals = _plan(studies, machine, progress)
             tables += [_survey(Table(show_header=False), survey), _proposals(Table(), proposals)]
+            found = {**survey.problems, **(bad_pairs(studies, progress) if every else {})}
+            if found:
+                tables.append(_problems(Table("in the studies", "problem"), found))
     for table in tables:
         console.print(table)
     lines = problems(machine.memory, machine.shared_memory, disk, models)
@@ -141,6 +150,30 @@ def _survey(table: Table, survey: Survey) -> Table:
         table.add_row("labels lie within", f"{_by(survey.foreground)} mm")
         sizes = [f"{value}: {structure.volume:.3g} ml" for value, structure in survey.structures.items()]
         table.add_row("structures", ", ".join(sizes) if len(sizes) <= MAX_LISTED else str(len(sizes)))
+    return table
+
+
+def bad_pairs(studies: Path, progress: Progress) -> dict[str, str]:
+    """The reason why a training would refuse a labelled image, by the image's name; reads all of them."""
+    from rayapp.planner.survey import labelled_images
+    from rayapp.training.cases import read_pair, sort_out
+    from rayapp.training.train_task import Pair
+
+    pairs = [Pair(image=image, label=label) for image, label in labelled_images(studies).items()]
+    reading = progress.add_task("reading every labelled image", total=len(pairs))
+
+    def check(pair: Pair) -> None:
+        progress.advance(reading)
+        read_pair(pair, None)
+
+    return sort_out(pairs, check, lambda: False)[1]
+
+
+def _problems(table: Table, found: Mapping[str, str]) -> Table:
+    from rich.text import Text
+
+    for name, reason in found.items():
+        table.add_row(Text(name), Text(reason))
     return table
 
 

@@ -19,12 +19,12 @@ from rayapp.datastore import folder_scan
 from rayapp.datastore.image_names import is_valid_name
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import delete
+from rayapp.imaging.dicom_kinds import NO_IMAGES
 
 _TAGS = (
     *("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription"),
     *("StudyDate", "StudyTime", "PatientID"),
 )
-_NO_IMAGES = frozenset({"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "FID"})
 
 
 class DicomTree:
@@ -186,7 +186,7 @@ def _series_of(path: Path) -> tuple[str | None, Info | None, str]:
                 return None, None, ""
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, "Rows"])
         uid = str(header.get("SeriesInstanceUID") or "")
-        if "Rows" not in header or header.get("Modality") in _NO_IMAGES:
+        if "Rows" not in header or header.get("Modality") in NO_IMAGES:
             return None, None, "" if len(header) else "it is a damaged DICOM file: copy it again"
         info = {tag: str(header.get(tag) or "UNK") for tag in _TAGS}
     except OSError as error:

@@ -22,6 +22,8 @@ from rayapp.datastore.image_names import id_of, is_unicode, is_valid_name, label
 from rayapp.datastore.revisions import FileStamp
 
 IMAGE_EXTS = (".nii.gz", ".nii", ".nrrd")
+OTHER_EXTS = (".mha", ".mhd", ".nhdr", ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".nii.bz2", ".nii.zip")
+"""Formats of images that are not read."""
 PROBED = 8
 """Files of a subfolder that are inspected before it is ruled out as a DICOM series."""
 LABELS = "labels"
@@ -29,6 +31,7 @@ RESTING_S = 5.0
 """Seconds without a change after which an empty file counts as a failed copy, not as one that has just begun."""
 EMPTY = "it is empty: copy it again"
 NOT_REGULAR = "it is not a regular file (a pipe, a socket or a device)"
+NOT_READ = "its format is not read: save it as .nii.gz or .nrrd"
 NOT_UNICODE = "its name is not UTF-8: rename it"
 _REASONS = {
     errno.ENOENT: "it is a link to a file that is not there",
@@ -139,6 +142,8 @@ def _image(entry: os.DirEntry[str]) -> tuple[str, str] | None:
             return None
         return entry.name, ""
     if split is None:
+        if entry.name.lower().endswith(OTHER_EXTS):
+            raise LeftOut(NOT_READ)
         return None
     status = os.stat(entry.path)  # noqa: PTH116 -- a DirEntry's path, thousands of times
     check_file(status, entry.path)

@@ -10,6 +10,7 @@ Headers are read first; after all checks, pixels are decoded one file at a time 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from rayapp.errors import Unreadable
+from rayapp.imaging.dicom_kinds import ModalityTable, check_one_slice, is_image, modality_table
 from rayapp.imaging.dicom_plane import Plane, check_parallel, first_value, frame_datasets, read_plane, stack_affine
 from rayapp.imaging.payload import check_size
 from rayapp.imaging.volume import Grid, Volume
@@ -58,6 +60,8 @@ class Slice:
     plane: Plane
     slope: float
     intercept: float
+    table: ModalityTable | None
+    frame_of_reference: str
 
 
 def read_grid(path: Path) -> Grid:
@@ -81,12 +85,15 @@ def volume_from_slices(slices: list[Slice], *, max_bytes: int) -> Volume:
     check_size(int(np.prod(shape)) * max(layout.dtype.itemsize, 4), max_bytes)
     scales = {(piece.slope, piece.intercept) for piece in slices}
     slope, intercept = next(iter(scales))
-    uniform = len(scales) == 1 and slope == 1 and intercept.is_integer()
+    tables = any(piece.table for piece in slices)
+    uniform = len(scales) == 1 and slope == 1 and intercept.is_integer() and not tables
     array: npt.NDArray[Any] = np.empty(0)
     for k, pixels in _pixels(slices):
         if not array.size:  # one slice has been decoded, so the header's sizes are genuine
             array = np.empty(shape, layout.dtype if uniform else np.float32)
-        if not uniform:
+        if (table := slices[k].table) is not None:
+            pixels = table.apply(pixels)
+        elif not uniform:
             pixels = pixels * np.float32(slices[k].slope) + np.float32(slices[k].intercept)
         array[:, k] = pixels
     if uniform and intercept:
@@ -109,6 +116,12 @@ def sort_slices(pieces: Iterable[Slice]) -> list[Slice]:
         raise Unreadable(f"the folder has {len(series)} DICOM series: put each in a folder of its own")
     if len({piece.layout for piece in slices}) != 1:
         raise Unreadable("the slices of the series differ in size or pixel format: split the series")
+    frames = {piece.frame_of_reference for piece in slices}
+    if 1 < len(frames) < len(slices):  # one for each slice comes from careless anonymisers
+        raise Unreadable(
+            f"FrameOfReferenceUID: the slices lie in {len(frames)} frames of reference, between which positions cannot "
+            "be compared: split the series"
+        )
     check_parallel([piece.plane for piece in slices])
     normal = slices[0].plane.normal
     return sorted(slices, key=lambda piece: float(normal @ piece.plane.position))
@@ -136,13 +149,16 @@ def _slices(path: Path) -> list[Slice]:
 
 
 def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
-    """The slices that a parsed file describes; none for a DICOMDIR. Raises Unreadable."""
+    """The slices that a parsed file describes; none for a DICOMDIR and for what is no image. Raises Unreadable."""
     try:
         _check_syntax(dataset.file_meta)
         if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
             return []
+        if not is_image(dataset):
+            return []
         if "Rows" not in dataset:
-            raise Unreadable("a DICOM file of the folder is not an image, or is truncated: keep only images there")
+            raise Unreadable("a DICOM file of the folder has no Rows: it is no image, or is truncated; copy it again")
+        check_one_slice(dataset)
         return [_slice(path, number, dataset, where) for number, where in enumerate(frame_datasets(dataset))]
     except Unreadable:
         raise
@@ -171,13 +187,19 @@ def _slice(path: Path, frame: int, dataset: Dataset, where: Sequence[Dataset]) -
             "samples of 8, 16 or 32 bits"
         )
     slope, intercept = first_value(where, "RescaleSlope"), first_value(where, "RescaleIntercept")
+    slope = 1.0 if slope in (None, "") else float(slope)
+    intercept = 0.0 if intercept in (None, "") else float(intercept)
+    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
+        raise Unreadable(f"RescaleSlope {slope:g} and RescaleIntercept {intercept:g} give a slice no values")
     return Slice(
         path=path,
         frame=frame,
         layout=layout,
         plane=read_plane(where),
-        slope=1.0 if slope in (None, "") else float(slope),
-        intercept=0.0 if intercept in (None, "") else float(intercept),
+        slope=slope,
+        intercept=intercept,
+        table=modality_table(where),
+        frame_of_reference=str(first_value(where, "FrameOfReferenceUID") or ""),
     )
 
 
@@ -189,8 +211,12 @@ def _pixels(slices: list[Slice]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         layout = members[0][1].layout
         try:
             frames = list(zip(members, iter_pixels(path, indices=[piece.frame for _, piece in members]), strict=True))
+        except AttributeError as error:
+            raise Unreadable(f"a slice has no {error.name or 'PixelData'}: export the series again") from error
         except Exception as error:  # decoders raise almost anything on damaged data
-            raise Unreadable(f"a slice's pixels cannot be decoded ({type(error).__name__})") from error
+            raise Unreadable(
+                f"a slice's PixelData is truncated or damaged ({type(error).__name__}): copy it again"
+            ) from error
         for (k, _), pixels in frames:
             plane = np.moveaxis(pixels, -1, 0) if layout.channels > 1 else pixels[np.newaxis]
             if plane.shape != (layout.channels, layout.rows, layout.columns) or plane.dtype != layout.dtype:

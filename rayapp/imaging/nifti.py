@@ -104,6 +104,8 @@ def encode(segmentation: Segmentation, dtype: np.dtype[Any]) -> npt.NDArray[np.u
 def _payload(path: Path) -> Iterator[Payload]:
     with opened(path) as file:
         packed = file.read(2) == b"\x1f\x8b"
+        if packed and path.suffix.lower() == ".nii":
+            raise Unreadable("the content is gzipped: name the file .nii.gz, as viewers go by the extension")
         file.seek(0)
         yield Payload(file, packed=packed)
 

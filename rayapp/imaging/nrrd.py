@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import nrrd
 import numpy as np
@@ -32,6 +32,7 @@ _LAS = {"left-anterior-superior", "las"}
 # ITK, and so Slicer, treats a missing space and spaces unrelated to the patient as LPS.
 _LPS = {"left-posterior-superior", "lps", "", "scanner-xyz", "3d-right-handed", "3d-left-handed"}
 _SPATIAL = {"domain", "space"}
+_MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "???", "none"}
 _MAX_HEADER = 1 << 20
 _BLANK = re.compile(rb"\n\r?\n")
 
@@ -154,6 +155,12 @@ def _checked(fields: dict[str, Any]) -> _Header:
         raise Unreadable("the NRRD header refers to a separate data file: save header and voxels in one file")
     if any(int(fields.get(name, 0)) for name in ("line skip", "lineskip", "byte skip", "byteskip")):
         raise Unreadable("NRRD files with a line or byte skip are not supported: save it again")
+    units = {unit for name in ("space units", "units") for unit in _words(fields.get(name))}
+    if units - _MILLIMETRES:
+        raise Unreadable(
+            f"the NRRD header gives lengths in {', '.join(sorted(units - _MILLIMETRES))}, which ITK and 3D Slicer take "
+            "for millimetres: save it in millimetres"
+        )
     encoding = str(fields["encoding"]).lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise Unreadable(f"the NRRD encoding {encoding!r} is not supported: save it as raw or gzip")
@@ -221,6 +228,12 @@ def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Aff
     if space in _LPS:
         return tuple(spatial), ras_to_lps(lps)
     raise Unreadable(f"the NRRD space {space!r} is not supported: save it as left-posterior-superior")
+
+
+def _words(value: object) -> list[str]:
+    """The words of a list that pynrrd has parsed or left as text."""
+    words = str(value or "").split() if isinstance(value, str | None) else [str(word) for word in cast(Any, value)]
+    return [word.strip('"').lower() for word in words]
 
 
 def _per_axis(fields: dict[str, Any], name: str, dimension: int) -> npt.NDArray[np.float64]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Self, TypeVar
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rayapp.datastore import folder_scan
-from rayapp.datastore.image_names import id_of, label_name
+from rayapp.datastore.image_names import id_of, label_name, shown
 from rayapp.errors import NotFound, RayappError, Unreadable
 from rayapp.geometry import Orientation, spacing
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
@@ -72,6 +72,7 @@ class Survey:
         intensities: 0.5th, 50th and 99.5th percentile; None if no image could be decoded.
         structures: by label value.
         foreground: median box of all structures together, mm; None without labels.
+        problems: the reason why a file cannot be read, or is left out, by its path in the studies folder.
     """
 
     images: int
@@ -87,6 +88,7 @@ class Survey:
     intensities: Triple | None
     structures: Mapping[int, Structure]
     foreground: Triple | None
+    problems: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, images: Sequence[Path], labels: Mapping[Path, Path], *, progress: Progress | None = None) -> Self:
@@ -103,17 +105,19 @@ class Survey:
         headers, decoded = _spread(images, MAX_HEADERS), _spread(images, MAX_DECODED)
         maps = [labels[image] for image in _spread([image for image in images if image in labels], MAX_DECODED)]
         reader = _TimedReader(len(headers) + len(decoded) + len(maps), progress)
-        grids, failed = reader.over(headers, read_grid)
+        grids = reader.over(headers, read_grid)
+        unreadable = len(reader.problems)
         if not grids:
             raise NotFound("none of the sampled images could be read" if images else "no images to survey")
-        volumes, _ = reader.over(decoded, _sample)
-        measured, _ = reader.over(maps, _measure)
+        volumes = reader.over(decoded, _sample)
+        measured = reader.over(maps, _measure)
         spacings, sizes = np.array([_oriented(grid) for grid in grids]).transpose(1, 0, 2)
         values = np.concatenate([values for _, values in volumes]) if volumes else np.zeros(0)
         return cls(
             images=len(images),
             sampled=len(grids),
-            unreadable=failed,
+            unreadable=unreadable,
+            problems={str(path): reason for path, reason in reader.problems.items()},
             labelled=len(labels),
             channels=statistics.mode(channels for channels, _ in volumes) if volumes else 1,
             modality=("CT" if np.mean(values < AIR) > AIR_SHARE else "MR") if values.size else None,
@@ -161,19 +165,38 @@ def survey_folder(studies: Path, *, progress: Progress | None = None) -> Survey:
     """
     if not studies.is_dir():
         raise NotFound("the studies folder does not exist: check the path")
+    images, labels, left_out = _studies(studies)
+    survey = Survey.of(images, labels, progress=progress)
+    problems = {**{str(path): reason for path, reason in left_out.items()}, **survey.problems}
+    return replace(
+        survey,
+        problems={shown(path.removeprefix(f"{studies}/")): reason for path, reason in sorted(problems.items())},
+    )
+
+
+def labelled_images(studies: Path) -> dict[Path, Path]:
+    """The label map of each labelled image of a studies folder. Final labels take precedence over original ones."""
+    return _studies(studies)[1]
+
+
+def _studies(studies: Path) -> tuple[list[Path], dict[Path, Path], dict[Path, str]]:
+    """The images of a studies folder, their label maps, and what is left out with the reason."""
     scan = folder_scan.images(studies, {})
     images = {
         image_id: studies / ((scan.stems.get(image_id) or label_name(image_id, "")) + ext)
         for image_id, ext in sorted(scan.images.items())
     }
     labels = {}
+    left_out = dict(scan.problems)
     for tag in (ORIGINAL, FINAL):
         folder = studies / folder_scan.LABELS / tag
-        for name in folder_scan.files(folder)[0]:
+        files, problems = folder_scan.files(folder)
+        left_out |= problems
+        for name in files:
             split = folder_scan.split_name(name)
             if split is not None and (image_id := id_of(split[0])) in images:
                 labels[images[image_id]] = folder / name
-    return Survey.of(list(images.values()), labels, progress=progress)
+    return list(images.values()), labels, left_out
 
 
 def _spread(paths: Sequence[Path], most: int) -> list[Path]:
@@ -191,21 +214,25 @@ class _TimedReader:
         self._done = 0
         self._progress = progress
         self._deadline = time.monotonic() + TIME_LIMIT_S
+        self.problems: dict[Path, str] = {}
+        """The reason why a file could not be read, by its path."""
 
-    def over(self, paths: Iterable[Path], read: Callable[[Path], Result]) -> tuple[list[Result], int]:
-        """The results for the files read, and the number of files that were damaged, too large or empty."""
-        results, failed = [], 0
+    def over(self, paths: Iterable[Path], read: Callable[[Path], Result]) -> list[Result]:
+        """The results for the files read; those that are damaged, too large or empty are added to the problems."""
+        results = []
         for path in paths:
             if time.monotonic() > self._deadline:
                 break
             try:
                 results.append(read(path))
-            except (RayappError, OSError):
-                failed += 1
+            except RayappError as error:
+                self.problems.setdefault(path, error.detail)
+            except OSError as error:
+                self.problems.setdefault(path, folder_scan.why(error))
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done, self._total)
-        return results, failed
+        return results
 
 
 def _oriented(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -175,3 +175,11 @@ def test_an_entry_that_becomes_good_is_served_and_until_then_nothing_is_scanned(
     (studies / "empty.nii.gz").write_bytes(b"voxels")
     until(lambda: "empty" in store.image_ids())
     assert "problems" not in store.status()
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nhdr", "a.hdr", "a.IMG", "a.mgz"])
+def test_an_image_of_another_format_is_named(name: str, studies: Path, open_store: Open) -> None:
+    (studies / name).write_bytes(b"x")
+    store = open_store(studies)
+    assert store.image_ids() == ["ct_a", "ct_b", "mr_c"]
+    assert store.status()["problems"] == {name: "its format is not read: save it as .nii.gz or .nrrd"}

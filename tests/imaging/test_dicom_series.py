@@ -277,3 +277,58 @@ def test_a_tilted_gantry_is_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "series", voxels(), sheared)
     with pytest.raises(Unreadable, match="tilt"):
         read_volume(tmp_path / "series", max_bytes=MAX)
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind"), [("SR", "88.33"), ("DOC", "104.1"), ("RTSTRUCT", "481.3"), ("SEG", "66.4")]
+)
+def test_reports_and_structures_beside_the_slices_are_passed_over(tmp_path: Path, modality: str, kind: str) -> None:
+    files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+    report = pydicom.dcmread(files[0])
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = f"1.2.840.10008.5.1.4.1.1.{kind}"
+    report.Modality, report.SeriesInstanceUID = modality, "1.2.3.99"
+    if modality != "SEG":
+        for field in ("Rows", "Columns", "PixelData", "ImagePositionPatient"):
+            del report[field]
+    report.save_as(tmp_path / "series" / "report.dcm")
+    np.testing.assert_array_equal(read_volume(tmp_path / "series", max_bytes=MAX).array[0], voxels())
+
+
+@pytest.mark.parametrize("first", [-100, 0, 20])
+def test_values_go_through_the_modality_lut_as_pydicom_sends_them(tmp_path: Path, first: int) -> None:
+    files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "SS", [100, first, 16])
+    item.add_new("LUTData", "US", [int(n) for n in np.random.default_rng(1).integers(0, 4000, 100)])
+    item.ModalityLUTType = "US"
+    for file in files:
+        edit(file, RescaleSlope=None, RescaleIntercept=None, ModalityLUTSequence=[item])
+    datasets = [pydicom.dcmread(file) for file in files]
+    wanted = np.stack([pydicom.pixels.apply_modality_lut(each.pixel_array, each).T for each in datasets], axis=-1)
+    np.testing.assert_array_equal(read_volume(tmp_path / "series", max_bytes=MAX).array[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "ImageType says MOSAIC"),
+        ({"RescaleSlope": 0}, "RescaleSlope 0"),
+        ({"FrameOfReferenceUID": "1.2.3.4"}, "FrameOfReferenceUID"),
+        ({"PixelData": None}, "no PixelData"),
+        ({"PixelData": b"\0\0"}, "PixelData is truncated"),
+        ({"PixelSpacing": None}, "PixelSpacing is missing"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_refusal_names_the_attribute(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
+    files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+    edit(files[1], **fields)
+    with pytest.raises(Unreadable, match=reason):
+        read_volume(tmp_path / "series", max_bytes=MAX)
+
+
+def test_slices_each_in_a_frame_of_reference_of_its_own_are_one_volume(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
+    for number, file in enumerate(files):
+        edit(file, FrameOfReferenceUID=f"1.2.3.{number}")
+    np.testing.assert_array_equal(read_volume(tmp_path / "series", max_bytes=MAX).array[0], voxels())

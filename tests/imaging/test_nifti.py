@@ -234,3 +234,9 @@ def test_a_real_label_map_reads_as_simpleitk_reads_it(parts: tuple[str, ...]) ->
 def test_label_values_in_floats_are_read_when_they_are_whole(tmp_path: Path) -> None:
     path = _write(tmp_path / "label.nii", labels(most=300, dtype=np.uint16).astype(np.float32), sform=SFORM)
     assert read_segmentation(path, max_bytes=MAX).array.dtype == np.uint16
+
+
+def test_gzipped_content_under_the_name_of_plain_content_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path / "image.nii.gz", voxels(), sform=SFORM).rename(tmp_path / "image.nii")
+    with pytest.raises(Unreadable, match=r"name the file \.nii\.gz"):
+        read_grid(path)

@@ -249,3 +249,20 @@ def test_two_segments_of_one_name_keep_their_values(tmp_path: Path) -> None:
     path = tmp_path / "label.seg.nrrd"
     path.write_bytes(_layered(("node", 1, 0), ("node", 2, 0), ("other", 1, 1)))
     assert read_segmentation(path, max_bytes=MAX).names == {"node": 1, "node (2)": 2, "other": 3}
+
+
+@pytest.mark.parametrize("field", ["space_units", "units"])
+@pytest.mark.parametrize("unit", ["um", '"um" "um" "um"', '"m" "mm" "mm"'])
+def test_lengths_that_are_not_in_millimetres_are_refused(tmp_path: Path, field: str, unit: str) -> None:
+    path = tmp_path / "image.nrrd"
+    path.write_bytes(_header(**{field: unit}) + _BODY)
+    with pytest.raises(Unreadable, match="save it in millimetres"):
+        read_grid(path)
+    path.write_bytes(_header(**{field: '"mm" "mm" "mm"'}) + _BODY)
+    assert_same_affine(read_grid(path).affine, AFFINES["oblique"])
+
+
+def test_a_header_in_latin_1_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "image.nrrd"
+    path.write_bytes(_header().removesuffix(b"\n") + "Kommentar:=Größe\n\n".encode("latin-1") + _BODY)
+    np.testing.assert_array_equal(read_volume(path, max_bytes=MAX).array[0], voxels())

@@ -12,7 +12,7 @@ from rich.table import Table
 from rayapp.commands import doctor
 from rayapp.errors import NotFound
 from rayapp.planner import survey
-from rayapp.planner.survey import MAX_DECODED, MAX_HEADERS, Survey, cached_survey, survey_folder
+from rayapp.planner.survey import MAX_DECODED, MAX_HEADERS, Survey, cached_survey, labelled_images, survey_folder
 
 SHAPE = (20, 14, 9)
 EDGES = (0.9, 1.1, 4.0)
@@ -136,3 +136,17 @@ def test_a_survey_is_remembered_until_a_file_changes(studies: Path):
     assert cached_survey(labels) is first
     write(studies / "labels" / "final" / "scan_1.nii.gz", np.roll(marked(), 1, 0) * 2)
     assert set(cached_survey(labels).structures) == {2, 8}
+
+
+def test_what_is_left_out_and_what_cannot_be_read_is_named_with_its_reason(tmp_path: Path) -> None:
+    write(tmp_path / "good.nii.gz", noise(0, 9))
+    (tmp_path / "cut[1].nii.gz").write_bytes((tmp_path / "good.nii.gz").read_bytes()[:40])
+    (tmp_path / "lost.nii.gz").symlink_to("nowhere")
+    final = tmp_path / "labels" / "final"
+    write(final / "good.nii.gz", marked())
+    (final / "loop.nii.gz").symlink_to("loop.nii.gz")
+    problems = survey_folder(tmp_path).problems
+    assert list(problems) == ["cut[1].nii.gz", "labels/final/loop.nii.gz", "lost.nii.gz"]
+    assert "truncated" in problems["cut[1].nii.gz"]
+    assert "link to itself" in problems["labels/final/loop.nii.gz"]
+    assert labelled_images(tmp_path) == {tmp_path / "good.nii.gz": final / "good.nii.gz"}
