@@ -154,11 +154,11 @@ def test_the_entropy_lies_on_the_source_grid_where_labels_do(orientation):
     grid = NetworkGrid.fit(shape, affine, spacing_mm=2.6, limit=None, divisor=4)
     random = np.random.default_rng(6)
     within = tuple(slice(n) for n in grid.canonical)
-    margins = np.full((1, *grid.padded), -0.4, dtype=np.float32)
-    margins[0][within] = random.uniform(-0.4, 0.4, grid.canonical)
+    log_odds = np.full((1, *grid.padded), -0.4, dtype=np.float32)
+    log_odds[0][within] = random.uniform(-0.4, 0.4, grid.canonical)
     half = torch.zeros(2, *grid.canonical)
     # A voxel whose entropy lies above the half is one whose margin is above 0.
-    target = torch.from_numpy(0.5 + margins[0][within])
+    target = torch.from_numpy(0.5 + log_odds[0][within])
     low, high = torch.zeros_like(target), torch.full_like(target, 0.5)
     for _ in range(40):
         middle = (low + high) / 2
@@ -166,7 +166,7 @@ def test_the_entropy_lies_on_the_source_grid_where_labels_do(orientation):
         low, high = torch.where(entropy < target, middle, low), torch.where(entropy < target, high, middle)
     half[1], half[0] = low, 1 - low
     levels = uncertainty_levels(accumulated(half[None]), prepared(torch.zeros(1, *grid.padded), grid))
-    labels = restore(margins, grid)
+    labels = restore(log_odds, grid)
     assert levels.shape == shape
     sure = np.abs(levels.astype(int) - 127.5) > 1
     assert sure.mean() > 0.9

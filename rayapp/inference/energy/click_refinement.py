@@ -15,7 +15,7 @@ the clicks for similar tissue around them, and the edges of the image itself.
 An existing mask is corrected likewise: what counts is the difference that the clicks make to a cut that starts from
 that mask, so that the mask stays as it is, to the voxel, wherever the clicks provide no evidence.
 
-The result depends on the image, the margins and the set of clicks only, so that any replica computes the same mask.
+The result depends on the image, the log-odds and the set of clicks only, so that any replica computes the same mask.
 Time and memory follow from the regions' size, not from the image's. Pure functions, thread-safe.
 """
 
@@ -43,6 +43,7 @@ from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point
 from rayapp.inference.network.network_grid import NetworkGrid
+from rayapp.inference.network.restoration import labels_of
 from rayapp.inference.prompts import guidance
 from rayapp.inference.prompts.guidance import Position
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
@@ -84,8 +85,8 @@ def changed_at_clicks(before: Floats, after: Floats, positions: Sequence[Positio
     """Network voxels that clicks changed: where two answers differ and that is connected to a click.
 
     Args:
-        before: Log-odds margins without the clicks, (L, R, A, S).
-        after: Log-odds margins with them.
+        before: Log-odds over background without the clicks, (L, R, A, S).
+        after: Log-odds with them.
         positions: The clicks on the network grid.
 
     Returns:
@@ -95,34 +96,34 @@ def changed_at_clicks(before: Floats, after: Floats, positions: Sequence[Positio
     for position in positions:
         box, _ = guidance.distances(position, _shape(near), CONNECTED)
         near[box] = True
-    components, count = ndimage.label(near | (_labels_of(before) != _labels_of(after)))
+    components, count = ndimage.label(near | (labels_of(before) != labels_of(after)))
     kept = np.zeros(count + 1, dtype=bool)
     kept[np.unique(components[near])] = True
     return np.asarray(ndimage.binary_dilation(kept[components]), dtype=np.bool_)
 
 
 def grow_at_clicks(
-    labels: Labels, scan: Scan, grid: NetworkGrid, margins: Floats, clicks: Sequence[Sequence[Point]]
+    labels: Labels, scan: Scan, grid: NetworkGrid, fields: Floats, clicks: Sequence[Sequence[Point]]
 ) -> None:
     """Segment each clicked structure anew around the clicks on it.
 
     Args:
-        labels: Label map (I, J, K), as restored from `margins`; modified.
+        labels: Label map (I, J, K), as restored from `fields`; modified.
         scan: The image.
         grid: Mapping from the source grid to the network grid.
-        margins: Log-odds margins (L, *grid.padded) that the network gave for the clicks on structures.
+        fields: Log-odds over background (L, *grid.padded) that the network gave for the clicks on structures.
         clicks: For each structure, in order of label values, the clicks on it.
     """
     for value, on in enumerate(clicks, start=1):
         off = [point for other, points in enumerate(clicks, start=1) if other != value for point in points]
-        for region, mask in _structure_masks(scan, grid, margins[value - 1], on, off, around=on):
+        for region, mask in _structure_masks(scan, grid, fields, value, on, off, around=on):
             part = labels[region.box]
             part[(part == value) & ~mask] = 0
             part[mask] = value
 
 
 def shrink_at_clicks(
-    labels: Labels, scan: Scan, grid: NetworkGrid, margins: Floats, clicks: Sequence[Sequence[Point]]
+    labels: Labels, scan: Scan, grid: NetworkGrid, fields: Floats, clicks: Sequence[Sequence[Point]]
 ) -> None:
     """Remove from the structures, around background clicks, what these say is background.
 
@@ -130,7 +131,7 @@ def shrink_at_clicks(
         labels: Label map (I, J, K), as `grow_at_clicks` left it; modified.
         scan: The image.
         grid: Mapping from the source grid to the network grid.
-        margins: Log-odds margins (L, *grid.padded) that the network gave for all clicks.
+        fields: Log-odds over background (L, *grid.padded) that the network gave for all clicks.
         clicks: For each structure, in order of label values, the clicks on it; last, the background clicks.
     """
     *structures, background = clicks
@@ -138,7 +139,7 @@ def shrink_at_clicks(
     for value, on in enumerate(structures, start=1):
         around = [point for point, label in zip(background, clicked_labels, strict=True) if label == value]
         off = [*background, *(p for other, points in enumerate(structures, start=1) if other != value for p in points)]
-        for region, mask in _structure_masks(scan, grid, margins[value - 1], on, off, around=around):
+        for region, mask in _structure_masks(scan, grid, fields, value, on, off, around=around):
             part = labels[region.box]
             part[(part == value) & ~mask] = 0
 
@@ -159,8 +160,8 @@ def correct_mask(
         labels: Label map (I, J, K) to correct; modified.
         scan: The image.
         grid: Mapping from the source grid to the network grid.
-        before: The network's log-odds margins without clicks, (L, *grid.padded).
-        after: The network's log-odds margins with all clicks.
+        before: The network's log-odds over background without clicks, (L, *grid.padded).
+        after: The network's log-odds with all clicks.
         clicks: For each structure, in order of label values, the clicks on it; last, the background clicks.
         locked: Voxels into which no structure may grow.
     """
@@ -182,28 +183,43 @@ def correct_mask(
             part[differs & (part == value)] = 0
 
 
-def network_log_odds(margin: Floats, grid: NetworkGrid, region: Region) -> Floats:
-    """A network's log-odds margin for one structure, interpolated to a region's blocks.
+def network_log_odds(fields: Floats, value: int, grid: NetworkGrid, region: Region) -> Floats:
+    """A network's log-odds of one structure over the likeliest of all other classes, in a region's blocks.
+
+    As in the restored label map, all structures are interpolated and then compared.
 
     Args:
-        margin: Log-odds margin, shape `grid.padded`.
+        fields: Log-odds over background, (L, *grid.padded).
+        value: The structure's label value.
         grid: Mapping from the source grid to the network grid.
         region: The region.
 
     Returns:
         Shape `region.shape`.
     """
-    scale = np.array(grid.resampled) / grid.source
-    steps = np.array(region.steps)
-    field: Floats = ndimage.affine_transform(
-        np.ascontiguousarray(grid.to_source_axes(margin).transpose(2, 1, 0)),
-        steps * scale,
-        (np.array(region.lower) + 0.5 * steps) * scale - 0.5,
-        output_shape=region.shape,
-        order=1,
-        mode="nearest",
-    )
-    return field
+    scale, steps = np.array(grid.resampled) / grid.source, np.array(region.steps)
+    first = (np.array(region.lower) + 0.5 * steps) * scale - 0.5
+    last = first + (np.array(region.shape) - 1) * steps * scale
+    low, high = np.maximum(0, np.floor(first)).astype(int), np.minimum(grid.resampled, np.ceil(last) + 1).astype(int)
+    box = tuple(slice(a, b) for a, b in zip(np.minimum(low, high - 1), high, strict=True))
+
+    def interpolated(part: Floats) -> Floats:
+        field: Floats = ndimage.affine_transform(
+            part,
+            steps * scale,
+            first - [side.start for side in box],
+            output_shape=region.shape,
+            order=1,
+            mode="nearest",
+        )
+        return field
+
+    parts = [np.ascontiguousarray(grid.to_source_axes(field).transpose(2, 1, 0)[box]) for field in fields]
+    rival = np.zeros(region.shape, dtype=np.float32)
+    for other, part in enumerate(parts, start=1):
+        if other != value and part.max() > 0:
+            np.maximum(rival, interpolated(part), out=rival)
+    return interpolated(parts[value - 1]) - rival
 
 
 def _corrections(
@@ -224,8 +240,8 @@ def _corrections(
         labels: The label map to correct.
         scan: The image.
         grid: Mapping from the source grid to the network grid.
-        before: Margins without clicks.
-        after: Margins with clicks.
+        before: Log-odds over background without clicks.
+        after: Log-odds with clicks.
         value: The structure's label value.
         on: Clicks on the structure.
         off: Clicks off it.
@@ -238,8 +254,8 @@ def _corrections(
         mask, image = labels[region.box] == value, scan.view(region)
         prior = np.where(mask, MASK_LOG_ODDS, -MASK_LOG_ODDS).astype(np.float32)
         logits_before, logits_after = (
-            prior + np.clip(network_log_odds(margins[value - 1], grid, region), -CONFIDENT, CONFIDENT)
-            for margins in (before, after)
+            prior + np.clip(network_log_odds(fields, value, grid, region), -CONFIDENT, CONFIDENT)
+            for fields in (before, after)
         )
         evidence, marks = np.zeros_like(logits_before), np.zeros(logits_before.shape, dtype=np.uint8)
         without_clicks = graph_cut(logits_before, image, marks, scan.spacing)
@@ -255,21 +271,29 @@ def _corrections(
 
 
 def _structure_masks(
-    scan: Scan, grid: NetworkGrid, margin: Floats, on: Sequence[Point], off: Sequence[Point], *, around: Sequence[Point]
+    scan: Scan,
+    grid: NetworkGrid,
+    fields: Floats,
+    value: int,
+    on: Sequence[Point],
+    off: Sequence[Point],
+    *,
+    around: Sequence[Point],
 ) -> Iterator[tuple[Region, Bools]]:
     """One structure's mask, segmented anew in a region around each group of clicks.
 
     Args:
         scan: The image.
         grid: Mapping from the source grid to the network grid.
-        margin: The structure's log-odds margin, shape `grid.padded`.
+        fields: Log-odds over background, (L, *grid.padded).
+        value: The structure's label value.
         on: Clicks on the structure.
         off: Clicks off it.
         around: Clicks around which regions are formed.
     """
     if not around:
         return
-    components, _ = ndimage.label(grid.to_source_axes(margin).transpose(2, 1, 0) > 0)
+    components, _ = ndimage.label(grid.to_source_axes(labels_of(fields)).transpose(2, 1, 0) == value)
     extents = ndimage.find_objects(components)
     scale = np.array(grid.source) / grid.resampled
     context_mm = click_range_mm(scan, grid)
@@ -279,15 +303,22 @@ def _structure_masks(
         for component in {int(components[tuple((np.array(point) / scale).astype(int))]) for point in group} - {0}:
             box = np.array([[s.start - 1.5, s.stop + 1.5] for s in extents[component - 1]]).T
             boxes.append(box * scale)
-        yield _cut_growing(scan, grid, margin, on, off, region=region_between(least, union(boxes), scan))
+        yield _cut_growing(scan, grid, fields, value, on, off, region=region_between(least, union(boxes), scan))
 
 
 def _cut_growing(
-    scan: Scan, grid: NetworkGrid, margin: Floats, on: Sequence[Point], off: Sequence[Point], *, region: Region
+    scan: Scan,
+    grid: NetworkGrid,
+    fields: Floats,
+    value: int,
+    on: Sequence[Point],
+    off: Sequence[Point],
+    *,
+    region: Region,
 ) -> tuple[Region, Bools]:
     """Cut a structure in a region that grows where the structure leaves it; returns the final region and the mask."""
     for growth in range(GROWTHS + 1):
-        image, logits = scan.view(region), network_log_odds(margin, grid, region)
+        image, logits = scan.view(region), network_log_odds(fields, value, grid, region)
         marks = _face_marks(logits > 0, region, scan.shape)
         log_odds = np.clip(logits, -MAX_LOG_ODDS, MAX_LOG_ODDS)
         _add_evidence(log_odds, marks, image, on, off, region, scan.spacing, click_range_mm(scan, grid))
@@ -352,14 +383,6 @@ def _face_growth(overruled: Bools, scan: Scan) -> Corners:
             if layer.any():
                 growth[end, axis] = sign * GROWTH_MM / scan.spacing[axis]
     return growth
-
-
-def _labels_of(margins: Floats) -> Labels:
-    """Label map (R, A, S) of log-odds margins: the structure whose margin is positive, which is at most one, or 0."""
-    labels = np.zeros(margins.shape[1:], dtype=np.uint8)
-    for value, margin in enumerate(margins, start=1):
-        np.maximum(labels, (margin > 0).view(np.uint8) * np.uint8(value), out=labels)
-    return labels
 
 
 def _shape(array: npt.NDArray[np.generic]) -> Shape:

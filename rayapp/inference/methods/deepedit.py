@@ -3,7 +3,7 @@
 The network's input is the image, one guidance channel per structure and one for background; without clicks it segments
 automatically. The whole image is resampled to a fixed number of voxels, so that a click costs the same in any image.
 
-A network follows clicks in most cases only. Three rules on the log-odds margins enforce them always:
+A network follows clicks in most cases only. Three rules on the log-odds enforce them always:
 
 - a clicked voxel has the clicked label, and so has similar tissue within one or two network voxels of it;
 - where clicks on structures are closer to each other than that, the nearest click decides;
@@ -36,7 +36,7 @@ from rayapp.inference.stage_clock import StageClock
 from rayapp.protocol import parse_flag
 
 CLICK_MARGIN = 4.0
-"""Least log-odds margin of a click's label on the network voxels around it."""
+"""Least lead in log-odds of a click's label on the network voxels around it."""
 CLICK_RADIUS = 1.5
 """Distance in network voxels over which a click is enforced in similar tissue."""
 SIMILAR = 0.12
@@ -56,7 +56,7 @@ class PreparedEdit(PreparedImage):
     Attributes:
         structures: Number of structures.
         guided: The network's input, with guidance channels.
-        cache: Margins of earlier forward passes on this image.
+        cache: Log-odds of earlier forward passes on this image.
         scan: The source image, for refinement at full resolution.
         hints: Voxels that may belong to the structure of a single-structure model; see
             `rayapp.inference.methods.deepgrow`.
@@ -64,24 +64,24 @@ class PreparedEdit(PreparedImage):
 
     structures: int
     guided: GuidedImage
-    cache: MarginCache
+    cache: LogOddsCache
     scan: Scan
     hints: tuple[Point, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Memory of the images, and of the margins that will be cached, in bytes."""
-        margins = 2 * self.image[0].nbytes * self.structures
-        return self.image.nbytes + self.guided.nbytes + margins + self.scan.nbytes
+        """Memory of the images, and of the log-odds that will be cached, in bytes."""
+        log_odds = 2 * self.image[0].nbytes * self.structures
+        return self.image.nbytes + self.guided.nbytes + log_odds + self.scan.nbytes
 
 
 @dataclass
-class MarginCache:
-    """Cached log-odds margins of one image. Attributes are replaced, never modified, so reads are thread-safe.
+class LogOddsCache:
+    """Cached log-odds of one image. Attributes are replaced, never modified, so reads are thread-safe.
 
     Attributes:
-        last: The last clicks on structures (without background clicks) and hints, and the margins that they gave.
-        automatic: Margins without clicks.
+        last: The last clicks on structures (without background clicks) and hints, and the log-odds that they gave.
+        automatic: Log-odds without clicks.
     """
 
     last: tuple[tuple[Clicks, tuple[Point, ...]], Floats] | None = None
@@ -123,13 +123,13 @@ class DeepEditTask(SegmentationTask):
             image=prepared.image,
             structures=len(self._structures),
             guided=guidance.GuidedImage(prepared.image.cpu().numpy(), self._guidance_channels),
-            cache=MarginCache(),
+            cache=LogOddsCache(),
             scan=scan,
         )
 
-    def margins(self, prepared: PreparedImage) -> Floats:
-        """Log-odds margins without clicks, (L, *grid.padded)."""
-        return self._guided_margins(as_edit(prepared), ((),) * self._guidance_channels, StageClock())
+    def log_odds(self, prepared: PreparedImage) -> Floats:
+        """Log-odds over background without clicks, (L, *grid.padded)."""
+        return self._guided_log_odds(as_edit(prepared), ((),) * self._guidance_channels, StageClock())
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment an image, guided by clicks.
@@ -154,19 +154,22 @@ class DeepEditTask(SegmentationTask):
         clock = StageClock()
         clicks = self._clicks_by_channel(prompts)
         positions = [prepared.grid.positions(points) for points in clicks]
-        additive, margins = self._margins(prepared, clicks, clock)
+        additive, log_odds = self._log_odds(prepared, clicks, clock)
         if prompts.start is not None:
-            labels = self._corrected(prepared, prompts.start, clicks, margins, clock)
+            labels = self._corrected(prepared, prompts.start, clicks, log_odds, clock)
             yield self._prediction(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
             return
-        enforced = enforce_clicks(margins, positions, _first_channel(prepared)) if any(clicks) else margins
+        enforced = enforce_clicks(log_odds, positions, _first_channel(prepared)) if any(clicks) else log_odds
         clock.stage("post")
         labels = restoration.restore(enforced, prepared.grid, roi=prompts.roi)
+        if clicks[-1] and prepared.structures > 1:
+            without = enforce_clicks(additive, [*positions[:-1], ()], _first_channel(prepared))
+            labels[labels != restoration.restore(without, prepared.grid, roi=prompts.roi)] = 0
         clock.stage("invert")
         yield self._prediction(labels, clicks, config, clock)
         if click_refinement.is_worthwhile(prepared.grid) and any(clicks):
             clock.resume()
-            labels = self._refined(prepared, clicks, positions, additive, margins, clock)
+            labels = self._refined(prepared, clicks, positions, additive, log_odds, clock)
             yield self._prediction(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
 
     def _refined(
@@ -175,7 +178,7 @@ class DeepEditTask(SegmentationTask):
         clicks: Clicks,
         positions: Sequence[Sequence[Position]],
         additive: Floats,
-        margins: Floats,
+        log_odds: Floats,
         clock: StageClock,
     ) -> Labels:
         """The answer refined around the clicks; away from them it is the automatic segmentation.
@@ -184,8 +187,8 @@ class DeepEditTask(SegmentationTask):
             prepared: The prepared image.
             clicks: Clicks in source voxels.
             positions: The same clicks on the network grid.
-            additive: Margins for the clicks on structures alone.
-            margins: Margins for all clicks.
+            additive: Log-odds for the clicks on structures alone.
+            log_odds: Log-odds for all clicks.
             clock: Stage times, which are added to.
         """
         automatic, grid, image = self._automatic(prepared, clock), prepared.grid, _first_channel(prepared)
@@ -195,13 +198,13 @@ class DeepEditTask(SegmentationTask):
         changed = click_refinement.changed_at_clicks(automatic, enforced, on_structures)
         remaining = additive = np.where(changed, additive, automatic)
         enforced = np.where(changed, enforced, automatic)
-        if background:
-            reduced = np.minimum(enforced, enforce_clicks(margins, positions, image))
-            changed = click_refinement.changed_at_clicks(enforced, reduced, background)
-            remaining = np.where(changed, np.minimum(additive, margins), additive)
-            enforced = np.where(changed, reduced, enforced)
         clock.stage("infer")
         labels = restoration.restore(enforced, grid)
+        if background:
+            reduced = _only_reduced(enforced, enforce_clicks(log_odds, positions, image))
+            changed = click_refinement.changed_at_clicks(enforced, reduced, background)
+            remaining = np.where(changed, _only_reduced(additive, log_odds), additive)
+            labels[labels != restoration.restore(np.where(changed, reduced, enforced), grid)] = 0
         clock.stage("invert")
         click_refinement.grow_at_clicks(labels, prepared.scan, grid, additive, clicks[:-1])
         click_refinement.shrink_at_clicks(labels, prepared.scan, grid, remaining, clicks)
@@ -209,13 +212,13 @@ class DeepEditTask(SegmentationTask):
         return labels
 
     def _corrected(
-        self, prepared: PreparedEdit, start: Labels, clicks: Clicks, margins: Floats, clock: StageClock
+        self, prepared: PreparedEdit, start: Labels, clicks: Clicks, log_odds: Floats, clock: StageClock
     ) -> Labels:
         """An existing mask (I, J, K), corrected by clicks."""
         structures = len(clicks) - 1
         labels = np.where(start <= structures, start, 0).astype(np.uint8)
         automatic, locked = self._automatic(prepared, clock), start > structures
-        click_refinement.correct_mask(labels, prepared.scan, prepared.grid, automatic, margins, clicks, locked=locked)
+        click_refinement.correct_mask(labels, prepared.scan, prepared.grid, automatic, log_odds, clicks, locked=locked)
         clock.stage("infer")
         return labels
 
@@ -228,8 +231,8 @@ class DeepEditTask(SegmentationTask):
         clock.stage("post")
         return Prediction(labels=labels, seconds=dict(clock.seconds))
 
-    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> tuple[Floats, Floats]:
-        """Margins for the clicks on structures alone, and for all clicks; the latter never exceed the former."""
+    def _log_odds(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> tuple[Floats, Floats]:
+        """Log-odds for the clicks on structures alone, and for all clicks; the latter never exceed the former."""
         on_structures: Clicks = (*clicks[:-1], ())
         cached = prepared.cache.last
         if not any(on_structures):
@@ -237,27 +240,27 @@ class DeepEditTask(SegmentationTask):
         elif cached is not None and cached[0] == (on_structures, prepared.hints):
             additive = cached[1]
         else:
-            additive = self._guided_margins(prepared, on_structures, clock)
+            additive = self._guided_log_odds(prepared, on_structures, clock)
             prepared.cache.last = ((on_structures, prepared.hints), additive)
         if not clicks[-1]:
             return additive, additive
-        return additive, np.minimum(additive, self._guided_margins(prepared, clicks, clock))
+        return additive, _only_reduced(additive, self._guided_log_odds(prepared, clicks, clock))
 
     def _automatic(self, prepared: PreparedEdit, clock: StageClock) -> Floats:
-        """Margins without clicks, cached."""
+        """Log-odds without clicks, cached."""
         if prepared.cache.automatic is None:
             empty: Clicks = ((),) * self._guidance_channels
-            prepared.cache.automatic = self._guided_margins(prepared, empty, clock)
+            prepared.cache.automatic = self._guided_log_odds(prepared, empty, clock)
         return prepared.cache.automatic
 
-    def _guided_margins(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> Floats:
-        """Margins that one forward pass gives for these clicks."""
+    def _guided_log_odds(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> Floats:
+        """Log-odds that one forward pass gives for these clicks."""
         positions = [prepared.grid.positions(points) for points in clicks]
         images = torch.from_numpy(prepared.guided.show(positions))
         clock.stage("pre")
-        margins = restoration.log_odds_margins(self._infer(images[None])[0])
+        log_odds = restoration.log_odds(self._infer(images[None])[0])
         clock.stage("infer")
-        return margins
+        return log_odds
 
     def _clicks_by_channel(self, prompts: Prompts) -> Clicks:
         by_name = {name: tuple(points) for name, points in prompts.clicks.items()}
@@ -271,6 +274,15 @@ class DeepEditTask(SegmentationTask):
                 raise BadRequest(f"foreground clicks: name their structure in 'label', one of {names}")
             by_name[target] = (*by_name.get(target, ()), *foreground)
         return tuple(by_name.get(name, ()) for name in (*self._structures, BACKGROUND))
+
+
+def _only_reduced(before: Floats, after: Floats) -> Floats:
+    """The lower ones of two answers' log-odds (L, …), with which no voxel passes from one structure to another."""
+    reduced = np.minimum(before, after)
+    if len(reduced) > 1:
+        passed = restoration.labels_of(reduced) != restoration.labels_of(before)
+        np.copyto(reduced, np.minimum(reduced, before - before.max(axis=0)), where=passed)
+    return reduced
 
 
 def _first_channel(prepared: PreparedEdit) -> Floats:
@@ -290,37 +302,37 @@ def as_edit(prepared: PreparedImage) -> PreparedEdit:
     return prepared
 
 
-def enforce_clicks(margins: Floats, clicks: Sequence[Sequence[Position]], image: Floats) -> Floats:
-    """Raise margins so that each click's label wins by at least `CLICK_MARGIN` around the click.
+def enforce_clicks(log_odds: Floats, clicks: Sequence[Sequence[Position]], image: Floats) -> Floats:
+    """Raise log-odds so that each click's label wins by at least `CLICK_MARGIN` around the click.
 
     A click applies to the up to eight voxels that surround it, and to those within `CLICK_RADIUS` whose intensity is
     similar to the clicked one. Among clicks on different structures the nearest decides. A background click lowers all
-    margins where it is nearer than any click on a structure.
+    log-odds where it is nearer than any click on a structure.
 
     Args:
-        margins: Log-odds margins, (L, R, A, S).
+        log_odds: Log-odds over background, (L, R, A, S).
         clicks: Positions for each guidance channel, structures in order of label values, then background.
         image: Normalised first channel, (R, A, S).
 
     Returns:
-        New margins, (L, R, A, S).
+        New log-odds, (L, R, A, S).
     """
-    enforced = margins.copy()
+    enforced = log_odds.copy()
     shape = (image.shape[0], image.shape[1], image.shape[2])
     nearest = np.full(shape, np.inf, dtype=np.float32)
     for channel, positions in enumerate(clicks):
         for position in positions:
             box, distance, around = _neighbourhood(position, image)
             around &= distance < nearest[box]
-            if channel < len(margins):
+            if channel < len(log_odds):
                 nearest[box][around] = distance[around]
-            for value, margin in enumerate(enforced):
-                # As large as the margins around it, so that interpolation carries the click halfway to the next voxel.
-                lead = max(CLICK_MARGIN, float(np.abs(margins[value][box]).max()))
+            for value, field in enumerate(enforced):
+                # As large as those around it, so that interpolation carries the click halfway to the next voxel.
+                lead = max(CLICK_MARGIN, float(np.abs(log_odds[value][box]).max()))
                 if value == channel:
-                    margin[box][around] = np.maximum(margins[value][box][around], lead)
+                    field[box][around] = np.maximum(log_odds[value][box][around], lead)
                 else:
-                    margin[box][around] = np.minimum(margin[box][around], -lead)
+                    field[box][around] = np.minimum(field[box][around], -lead)
     return enforced
 
 

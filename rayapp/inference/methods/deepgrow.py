@@ -6,7 +6,7 @@ the structure the mask is empty.
 
 A prepared image may carry hints: voxels that may belong to the structure, though nobody clicked there. Hints are shown
 to the network as clicks but not enforced. Since the network was not trained on so many clicks, some of which may be
-wrong, it also runs without them, and the margins of both runs are averaged.
+wrong, it also runs without them, and the log-odds of both runs are averaged.
 
 - `DeepGrow3DTask` segments the whole image at once.
 - `DeepGrow2DTask` segments a single slice across the source's k; only clicks on that slice count.
@@ -66,25 +66,25 @@ class DeepGrow3DTask(DeepEditTask):
             raise BadRequest(f"model {self._name!r} segments what is clicked: click on a structure")
         return clicks
 
-    def _margins(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> tuple[Floats, Floats]:
-        """Margins as of `DeepEditTask`; those of an empty mask without clicks on the structure."""
+    def _log_odds(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> tuple[Floats, Floats]:
+        """Log-odds as of `DeepEditTask`; those of an empty mask without clicks on the structure."""
         if not clicks[0]:
             empty = self._automatic(prepared, clock)
             return empty, empty
-        return super()._margins(prepared, clicks, clock)
+        return super()._log_odds(prepared, clicks, clock)
 
     def _automatic(self, prepared: PreparedEdit, clock: StageClock) -> Floats:  # noqa: ARG002
-        """Margins of an empty mask."""
+        """Log-odds of an empty mask."""
         return np.full((1, *prepared.image.shape[1:]), -CLICK_MARGIN, dtype=np.float32)
 
-    def _guided_margins(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> Floats:
-        """Margins for clicks alone, averaged with those for clicks and hints if there are hints."""
-        without_hints = super()._guided_margins(prepared, clicks, clock)
+    def _guided_log_odds(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> Floats:
+        """Log-odds for clicks alone, averaged with those for clicks and hints if there are hints."""
+        without_hints = super()._guided_log_odds(prepared, clicks, clock)
         on, off = clicks
         hints = [hint for hint in prepared.hints if _distance_mm(hint, off, prepared.scan.spacing) > HINT_CLEARANCE_MM]
         if not hints:
             return without_hints
-        mean: Floats = 0.5 * (without_hints + super()._guided_margins(prepared, ((*on, *hints), off), clock))
+        mean: Floats = 0.5 * (without_hints + super()._guided_log_odds(prepared, ((*on, *hints), off), clock))
         return mean
 
 

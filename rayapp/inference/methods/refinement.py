@@ -25,6 +25,7 @@ from rayapp.inference.energy.scan import Scan, extent
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo, label_params
 from rayapp.inference.methods.scribbles import MARGIN_MM, OPTIMISERS, import_libraries, optimiser_of, restored_labels
 from rayapp.inference.methods.segmentation import PreparedImage, SegmentationTask
+from rayapp.inference.network import restoration
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 from rayapp.inference.stage_clock import StageClock
@@ -47,19 +48,19 @@ class PreparedProposal:
         scan: The source image.
         image: The image as the network takes it.
         structures: Number of structures.
-        margins: The network's log-odds margins, (L, *image.grid.padded), once it has run; empty before.
+        log_odds: The network's log-odds over background, (L, *image.grid.padded), once it has run; empty before.
         lock: Held while the network runs.
     """
 
     scan: Scan
     image: PreparedImage
     structures: int
-    margins: list[Floats]
+    log_odds: list[Floats]
     lock: threading.Lock
 
     @property
     def nbytes(self) -> int:
-        """Memory of the images and the margins in bytes."""
+        """Memory of the images and the log-odds in bytes."""
         return self.scan.nbytes + self.image.nbytes + self.image.image[0].nbytes * self.structures
 
 
@@ -101,7 +102,7 @@ class RefinementTask:
 
     def needs_network(self, prepared: PreparedProposal) -> bool:
         """True until the network has run on the image."""
-        return not prepared.margins
+        return not prepared.log_odds
 
     def prepare(self, volume: Volume) -> PreparedProposal:
         """Prepare an image for the network.
@@ -113,7 +114,7 @@ class RefinementTask:
             scan=Scan.of(volume),
             image=self._network.prepare(volume),
             structures=len(self.info.labels),
-            margins=[],
+            log_odds=[],
             lock=threading.Lock(),
         )
 
@@ -131,16 +132,16 @@ class RefinementTask:
         marks = build_marks(shape, prompts, require_foreground=False)
         clock.stage("pre")
         with prepared.lock:
-            if not prepared.margins:
-                prepared.margins.append(self._network.margins(prepared.image))
-        margin, grid = prepared.margins[0][value - 1], prepared.image.grid
-        region = _region(margin, grid, marks, prompts, prepared.scan)
+            if not prepared.log_odds:
+                prepared.log_odds.append(self._network.log_odds(prepared.image))
+        fields, grid = prepared.log_odds[0], prepared.image.grid
+        region = _region(restoration.lead(fields, value), grid, marks, prompts, prepared.scan)
         fixed, spacing = region.marks(marks), prepared.scan.spacing * region.steps
         image = prepared.scan.view(region)
         # Outside the box is background for certain, but that is no evidence of what is inside.
         drawn = build_marks(shape, replace(prompts, roi=None), require_foreground=False) if prompts.roi else marks
         strokes = region.marks(drawn)
-        logits = np.clip(network_log_odds(margin, grid, region), -MAX_LOG_ODDS, MAX_LOG_ODDS)
+        logits = np.clip(network_log_odds(fields, value, grid, region), -MAX_LOG_ODDS, MAX_LOG_ODDS)
         mask = optimise(logits + _stroke_evidence(strokes, image, spacing), image, fixed, spacing)
         clock.stage("infer")
         labels = restored_labels(mask, region, marks, prompts)
@@ -148,14 +149,14 @@ class RefinementTask:
         return Prediction(labels=labels, params=label_params(prompts), seconds=clock.seconds)
 
 
-def _region(margin: Floats, grid: NetworkGrid, marks: Marks, prompts: Prompts, scan: Scan) -> Region:
+def _region(lead: Floats, grid: NetworkGrid, marks: Marks, prompts: Prompts, scan: Scan) -> Region:
     """The region around the annotator's box, or else around the marks and the structure that the network found."""
     margin_voxels = np.ceil(MARGIN_MM / scan.spacing)
     if prompts.roi is not None:
         low, high = np.array(prompts.roi)
         return Region.around(low - margin_voxels, high + margin_voxels, scan.shape, scan.spacing)
     corners = [np.array(extent(marks))] if marks.any() else []
-    likely = grid.to_source_axes(margin).transpose(2, 1, 0) > UNLIKELY
+    likely = grid.to_source_axes(lead).transpose(2, 1, 0) > UNLIKELY
     if likely.any():
         corners.append(np.array(extent(likely)) * (np.array(grid.source) / grid.resampled))
     if not corners:

@@ -21,7 +21,7 @@ import torch
 
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
-from rayapp.inference.arrays import Floats
+from rayapp.inference.arrays import Floats, Labels
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo
 from rayapp.inference.methods.kserve import Array, InferenceServer
 from rayapp.inference.network import restoration
@@ -142,7 +142,7 @@ class RemoteTask:
             inputs |= {self._inputs["points"]: points, self._inputs["point_labels"]: values}
         output = self._server.infer(inputs, [self._output])[self._output]
         clock.stage("infer")
-        labels = restoration.restore(self._margins(output, prepared), prepared.grid, roi=prompts.roi)
+        labels = self._restored(output, prepared, prompts)
         clock.stage("invert")
         return Prediction(labels=labels, seconds=clock.seconds)
 
@@ -162,13 +162,14 @@ class RemoteTask:
         voxels = np.rint(np.array(positions, dtype=np.float64).reshape(1, -1, 3)).astype(np.int32)
         return voxels, np.array([[value for _, value in clicks]], dtype=np.int32)
 
-    def _margins(self, output: Array, prepared: RemoteInput) -> Floats:
-        """Margins (L, R, A, S), positive inside each structure."""
+    def _restored(self, output: Array, prepared: RemoteInput, prompts: Prompts) -> Labels:
+        """The answer, logits or label values, as a label map on the source grid."""
         shape, count = prepared.grid.padded, len(self._labels)
         if output.shape == (1, 1 + count, *shape) and output.dtype.kind == "f":
-            return restoration.log_odds_margins(torch.from_numpy(output[0].astype(np.float32)))
+            log_odds = restoration.log_odds(torch.from_numpy(output[0].astype(np.float32)))
+            return restoration.restore(log_odds, prepared.grid, roi=prompts.roi)
         if output.shape in ((1, *shape), (1, 1, *shape)):
-            labels = output.reshape(shape)
-            margins = [np.where(labels == value, 1.0, -1.0) for value in range(1, count + 1)]
-            return np.stack(margins).astype(np.float32)
+            values = output.reshape(shape)
+            labels = np.where((values > 0) & (values <= count), values, 0).astype(np.uint8)
+            return restoration.restore_labels(labels, prepared.grid, roi=prompts.roi)
         raise ModelBroken(f"the remote model answers with shape {output.shape}, not with labels or logits on {shape}")

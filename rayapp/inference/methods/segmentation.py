@@ -201,16 +201,16 @@ class SegmentationTask:
             raise BadRequest(f"model {self._name!r} needs {self._channels} channels; this image has {volume.channels}")
         return np.stack([normalise(resample(channel)) for channel in volume.array[: self._channels]])
 
-    def margins(self, prepared: PreparedImage) -> Floats:
-        """Log-odds margin of each structure over the runner-up class, (L, *grid.padded)."""
-        return restoration.log_odds_margins(self._infer(prepared.image[None])[0])
+    def log_odds(self, prepared: PreparedImage) -> Floats:
+        """Log-odds of each structure over background, (L, *grid.padded)."""
+        return restoration.log_odds(self._infer(prepared.image[None])[0])
 
     def predict(self, prepared: PreparedImage, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment an image. Of the prompts only `roi` is used: everything outside it is background."""
         clock = StageClock()
-        margins = self.margins(prepared)
+        log_odds = self.log_odds(prepared)
         clock.stage("infer")
-        labels = restoration.restore(margins, prepared.grid, roi=prompts.roi)
+        labels = restoration.restore(log_odds, prepared.grid, roi=prompts.roi)
         clock.stage("invert")
         if parse_flag(config.get("largest_cc"), "largest_cc"):
             labels = restoration.keep_largest_component(labels)

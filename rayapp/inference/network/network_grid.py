@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,10 @@ MAX_AXIS = 384
 """Largest number of network voxels along an axis, whatever spacing a file claims."""
 SLAB = 16
 """Planes processed at a time, so that they stay in the processor's cache."""
+
+
+Voxel = TypeVar("Voxel", bound=np.generic)
+"""Type of an array's values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +133,10 @@ class NetworkGrid:
         padding = [(0, p - n) for p, n in zip(self.padded, canonical.shape, strict=True)]
         return np.pad(canonical, padding).astype(np.uint8)
 
-    def to_source_axes(self, field: Floats) -> Floats:
+    def to_source_axes(self, field: npt.NDArray[Voxel]) -> npt.NDArray[Voxel]:
         """Undo padding and reorientation: a field of shape `padded` as a (k, j, i) view on the resampled grid."""
         a, b, c = self.canonical
-        undone: Floats = self.orientation.undo(field[:a, :b, :c]).transpose(2, 1, 0)
+        undone: npt.NDArray[Voxel] = self.orientation.undo(field[:a, :b, :c]).transpose(2, 1, 0)
         return undone
 
 

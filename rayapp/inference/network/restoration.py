@@ -1,11 +1,16 @@
-"""Restoration: from a network's logits to a label map on exactly the source grid.
+"""Restoration: from a network's answer to a label map on exactly the source grid.
 
-Interpolation multiplies by a small dense matrix along each axis, within the box of one structure at a time. Pure
-functions, thread-safe.
+A voxel of the source gets the class of the largest logit there, interpolated linearly between the network's voxels. So
+structures that touch in the network's answer touch on the source grid, too. What is interpolated is each structure's
+log-odds over background, since subtracting the same field from all logits changes no comparison: that takes one field
+per structure, in the box where it is positive only. Interpolation multiplies by a small dense matrix along each axis,
+for a slab of source planes at a time; beside the label map only one such slab of floats is held. Pure functions,
+thread-safe.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,71 +18,90 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from rayapp.inference.arrays import Floats, Labels
+from rayapp.inference.arrays import Box, Floats, Labels
 from rayapp.inference.infer_task import Point
 from rayapp.inference.network.network_grid import SLAB, NetworkGrid
 
 
 @torch.inference_mode()
-def log_odds_margins(logits: Tensor) -> Floats:
-    """Log-odds margin of each structure over the runner-up class.
-
-    Margins are interpolated instead of logits, since that takes one field per structure, in the structure's box only.
-    Where one structure's margin is positive, the others' are at most its negative; so of interpolated margins at most
-    one is positive.
+def log_odds(logits: Tensor) -> Floats:
+    """Log-odds of each structure over background.
 
     Args:
-        logits: Shape (1 + L, …), background first.
+        logits: Shape (1 + L, …), background first; overwritten.
 
     Returns:
-        Shape (L, …): the logit of each structure minus the largest of all other classes.
+        Shape (L, …): the logit of each structure minus that of background.
     """
-    fields = logits.clone(memory_format=torch.contiguous_format)  # channels first, and a copy to write to
-    best, second, buffer = fields[0].clone(), torch.full_like(fields[0], -torch.inf), torch.empty_like(fields[0])
-    for field in fields[1:]:
-        torch.minimum(best, field, out=buffer)
-        torch.maximum(second, buffer, out=second)
-        torch.maximum(best, field, out=best)
-    for field in fields[1:]:  # the best class is compared with the second best, all others with the best
-        torch.sub(field, second, out=buffer)
-        field.sub_(best).add_(buffer.clamp_(min=0))
-    margins: Floats = fields[1:].cpu().numpy()
-    return margins
+    fields: Floats = logits[1:].sub_(logits[:1]).cpu().contiguous().numpy()
+    return fields
 
 
-def restore(margins: Floats, grid: NetworkGrid, *, roi: tuple[Point, Point] | None = None) -> Labels:
-    """Interpolate margins onto the source grid; a voxel belongs to the structure whose margin is positive there.
+def lead(fields: Floats, value: int) -> Floats:
+    """Log-odds of one structure over the likeliest of all other classes.
 
     Args:
-        margins: Log-odds margins on the network grid, (L, *grid.padded).
+        fields: Log-odds over background, (L, …).
+        value: The structure's label value.
+
+    Returns:
+        Shape (…), positive where the structure is.
+    """
+    rival: Floats = np.zeros_like(fields[0])
+    for other, field in enumerate(fields, start=1):
+        if other != value:
+            np.maximum(rival, field, out=rival)
+    np.subtract(fields[value - 1], rival, out=rival)
+    return rival
+
+
+def labels_of(fields: Floats) -> Labels:
+    """Label map (…) of log-odds over background (L, …): the structure with the largest if that is positive, else 0."""
+    labels = np.zeros(fields.shape[1:], dtype=np.uint8)
+    best = np.zeros(fields.shape[1:], dtype=np.float32)
+    for value, field in enumerate(fields, start=1):
+        labels[field > best] = value
+        np.maximum(best, field, out=best)
+    return labels
+
+
+def restore(fields: Floats, grid: NetworkGrid, *, roi: tuple[Point, Point] | None = None) -> Labels:
+    """The label map of the largest interpolated logits.
+
+    Args:
+        fields: Log-odds over background on the network grid, (L, *grid.padded).
         grid: Mapping from the source grid to the network grid.
         roi: Inclusive lower and exclusive upper corner in source indices, outside which all is background.
 
     Returns:
         Label map (I, J, K), values 0 to L, i fastest in memory.
     """
-    resampled, source = grid.resampled[::-1], grid.source[::-1]
-    low, high = ((0, 0, 0), grid.source) if roi is None else roi
-    labels = np.zeros(source, dtype=np.uint8)
-    for value, (margin, extent) in enumerate(zip(margins, _positive_extents(margins, grid), strict=True), start=1):
-        if extent is None:
-            continue
-        axes = [
-            _interpolation(n, m, ends, (first, last))
-            for n, m, ends, first, last in zip(source, resampled, extent[::-1], low[::-1], high[::-1], strict=True)
-        ]
-        if any(axis.source.start >= axis.source.stop for axis in axes):
-            continue
-        field = grid.to_source_axes(margin)
-        block = torch.from_numpy(np.ascontiguousarray(field[tuple(axis.resampled for axis in axes)]))
-        k, j, i = (torch.from_numpy(axis.weights) for axis in axes)
-        planes = (j @ (block @ i.T)).flatten(1)
-        target = labels[tuple(axis.source for axis in axes)]
-        for start in range(0, len(k), SLAB):
-            slab = target[start : start + SLAB]
-            positive = np.greater((k[start : start + SLAB] @ planes).numpy(), 0).reshape(slab.shape)
-            np.maximum(slab, positive.view(np.uint8) * np.uint8(value), out=slab)
-    return labels.transpose(2, 1, 0)
+    parts = [
+        _Part(value, extent, grid.to_source_axes(field).__getitem__)
+        for value, (field, extent) in enumerate(zip(fields, _positive_extents(fields, grid), strict=True), start=1)
+        if extent is not None
+    ]
+    return _restored(parts, grid, roi)
+
+
+def restore_labels(labels: Labels, grid: NetworkGrid, *, roi: tuple[Point, Point] | None = None) -> Labels:
+    """The label map with the largest interpolated share of each voxel, of a label map on the network grid.
+
+    Args:
+        labels: Label map on the network grid, shape `grid.padded`.
+        grid: Mapping from the source grid to the network grid.
+        roi: As of `restore`.
+
+    Returns:
+        Label map (I, J, K), i fastest in memory.
+    """
+    source = grid.to_source_axes(labels)
+    parts = [
+        _Part(value, [(side.start, side.stop) for side in reversed(box)], _share_over_background(source, value))
+        for value, box in enumerate(ndimage.find_objects(source), start=1)
+        if box is not None
+    ]
+    return _restored(parts, grid, roi)
 
 
 def restore_levels(field: Floats, grid: NetworkGrid) -> Labels:
@@ -135,6 +159,69 @@ def clear_outside(labels: Labels, roi: tuple[Point, Point] | None) -> Labels:
     return labels
 
 
+Extent = Sequence[tuple[int, int]]
+"""First and end (exclusive) along i, j, k."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One structure's field on the resampled grid.
+
+    Attributes:
+        value: The structure's label value.
+        extent: The resampled voxels where the field is positive.
+        block: The field (k, j, i) within a box (k, j, i) of the resampled grid.
+    """
+
+    value: int
+    extent: Extent
+    block: Callable[[Box], Floats]
+
+
+def _share_over_background(labels: Labels, value: int) -> Callable[[Box], Floats]:
+    """The difference of a structure's and the background's one-hot fields, within boxes of a label map."""
+
+    def block(box: Box) -> Floats:
+        part = labels[box]
+        share: Floats = (part == value).astype(np.float32) - (part == 0)
+        return share
+
+    return block
+
+
+def _restored(parts: Iterable[_Part], grid: NetworkGrid, roi: tuple[Point, Point] | None) -> Labels:
+    """The label map (I, J, K) of the structures with the largest interpolated fields, where these are positive."""
+    source, resampled = grid.source[::-1], grid.resampled[::-1]
+    low, high = ((0, 0, 0), grid.source) if roi is None else roi
+    labels = np.zeros(source, dtype=np.uint8)
+    parts = list(parts)
+    for start in range(low[2], high[2], SLAB):
+        limits = [(start, min(start + SLAB, high[2])), (low[1], high[1]), (low[0], high[0])]
+        slab = labels[start : limits[0][1]]
+        best = np.zeros(slab.shape, dtype=np.float32)
+        for part in parts:
+            axes = [
+                _interpolation(n, m, ends, limit)
+                for n, m, ends, limit in zip(source, resampled, part.extent[::-1], limits, strict=True)
+            ]
+            if any(axis.source.start >= axis.source.stop for axis in axes):
+                continue
+            k, j, i = (torch.from_numpy(axis.weights) for axis in axes)
+            block = torch.from_numpy(np.ascontiguousarray(part.block(_box(axis.resampled for axis in axes))))
+            planes = j @ (block @ i.T)
+            field = (k @ planes.flatten(1)).view(len(k), len(j), len(i)).numpy()
+            planes_of, *across = (axis.source for axis in axes)
+            within = (slice(planes_of.start - start, planes_of.stop - start), *across)
+            np.copyto(slab[within], np.uint8(part.value), where=np.greater(field, best[within]))
+            np.maximum(best[within], field, out=best[within])
+    return labels.transpose(2, 1, 0)
+
+
+def _box(sides: Iterable[slice]) -> Box:
+    k, j, i = sides
+    return k, j, i
+
+
 @dataclass(frozen=True)
 class Interpolation:
     """Linear interpolation along one axis.
@@ -168,18 +255,18 @@ def _interpolation(n: int, m: int, extent: tuple[int, int], limits: tuple[int, i
     return Interpolation(slice(start, stop), support, np.maximum(0, 1 - distance).astype(np.float32))
 
 
-def _positive_extents(margins: Floats, grid: NetworkGrid) -> list[list[tuple[int, int]] | None]:
-    """For each structure, first and end along i, j, k of the resampled voxels with positive margins; None if none."""
+def _positive_extents(fields: Floats, grid: NetworkGrid) -> list[Extent | None]:
+    """For each structure, first and end along i, j, k of the resampled voxels with positive fields; None if none."""
     a, b, c = grid.canonical
     # Padding is included, since slicing it off would be slow; its voxels can only widen an extent.
-    positive = margins > 0
+    positive = fields > 0
     collapsed = np.logical_or.reduce(positive, axis=1)
     profiles = (
         np.any(positive, axis=(2, 3))[:, :a],
         np.any(collapsed, axis=2)[:, :b],
         np.any(collapsed, axis=1)[:, :c],
     )
-    extents: list[list[tuple[int, int]] | None] = []
+    extents: list[Extent | None] = []
     for along_axes in zip(*profiles, strict=True):
         if not all(profile.any() for profile in along_axes):
             extents.append(None)

@@ -142,18 +142,18 @@ def test_a_card_whose_network_has_no_room_for_its_clicks_is_refused():
 
 
 def test_of_two_clicks_on_one_voxels_border_the_nearest_decides():
-    margins = np.full((2, 6, 6, 6), -4.0, np.float32)
+    log_odds = np.full((2, 6, 6, 6), -4.0, np.float32)
     image = np.random.default_rng(0).uniform(-2, 2, (6, 6, 6)).astype(np.float32)  # nothing looks like its neighbour
-    held = enforce_clicks(margins, [[(2.4, 2.0, 2.0)], [(2.6, 2.0, 2.0)], []], image)
+    held = enforce_clicks(log_odds, [[(2.4, 2.0, 2.0)], [(2.6, 2.0, 2.0)], []], image)
     assert held[0, 2, 2, 2] > 0 > held[1, 2, 2, 2]
     assert held[1, 3, 2, 2] > 0 > held[0, 3, 2, 2]
 
 
 def test_a_click_reaches_into_tissue_like_its_own_and_no_other():
-    margins = np.full((1, 9, 9, 9), -4.0, np.float32)
+    log_odds = np.full((1, 9, 9, 9), -4.0, np.float32)
     image = np.zeros((9, 9, 9), np.float32)
     image[5:] = 1.0
-    marked = enforce_clicks(margins, [[(4.0, 4.0, 4.0)], []], image)[0] > 0
+    marked = enforce_clicks(log_odds, [[(4.0, 4.0, 4.0)], []], image)[0] > 0
     assert marked[3:5, 4, 4].all()
     assert marked[4, 3:6, 4].all()
     assert not marked[5:].any()

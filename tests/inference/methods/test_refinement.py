@@ -75,8 +75,8 @@ def test_a_line_through_what_the_network_missed_brings_it_in(task, prepared, cas
 
 def test_the_network_runs_once_per_image(task, network, cases, monkeypatch):
     runs = []
-    margins = network.margins
-    monkeypatch.setattr(network, "margins", lambda image: runs.append(1) or margins(image))
+    log_odds = network.log_odds
+    monkeypatch.setattr(network, "log_odds", lambda image: runs.append(1) or log_odds(image))
     image = task.prepare(cases[1][0])
     first = refine(task, image)
     np.testing.assert_array_equal(refine(task, image), first)

@@ -1,9 +1,12 @@
 """What a network marks comes back on the same voxels of the source, on every grid."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch.nn import functional
 
 from rayapp.inference.network import restoration
 from rayapp.inference.network.network_grid import NetworkGrid
@@ -20,8 +23,8 @@ def threshold(image, level=0.5):
 
 def there_and_back(array, affine, *, spacing_mm=0.0, limit=None, divisor=8, roi=None, level=0.5):
     grid = NetworkGrid.fit(array.shape, affine, spacing_mm=spacing_mm, limit=limit, divisor=divisor)
-    margins = restoration.log_odds_margins(threshold(grid.from_source(array), level))
-    return restoration.restore(margins, grid, roi=roi)
+    log_odds = restoration.log_odds(threshold(grid.from_source(array), level))
+    return restoration.restore(log_odds, grid, roi=roi)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -57,10 +60,72 @@ def test_several_structures_keep_their_values_and_never_mix():
     affine = affine_of(ORIENTATIONS[11], (1.0, 1.1, 1.7))
     grid = NetworkGrid.fit((48, 40, 30), affine, spacing_mm=4.0, limit=(16, 16, 16), divisor=16)
     logits = smooth.float() * 10
-    labels = restoration.restore(restoration.log_odds_margins(logits), grid)
+    together = logits[[0, 2, 1, 3]]  # the same, its structures in another order
+    labels = restoration.restore(restoration.log_odds(logits), grid)
     assert set(np.unique(labels)) == {0, 1, 2, 3}
-    full = restoration.restore(restoration.log_odds_margins(logits)[:1], grid)
-    np.testing.assert_array_equal(full == 1, labels == 1)  # where 1 leads, no other does
+    swapped = restoration.restore(restoration.log_odds(together), grid)
+    np.testing.assert_array_equal(np.array([0, 2, 1, 3])[swapped], labels)
+
+
+def canonical_grid(shape, ratio):
+    """A grid along R, A, S whose network voxels are `ratio` times as large as the source's voxels of 1 mm."""
+    return NetworkGrid.fit(shape, np.diag([1.0, 1, 1, 1]), spacing_mm=ratio, limit=None, divisor=1)
+
+
+def largest_logit(logits, grid):
+    """The class of the largest logit by an independent interpolation, and by how much it leads."""
+    fine = functional.interpolate(logits[None], size=grid.source, mode="trilinear", align_corners=False)[0]
+    first, second = fine.topk(2, dim=0).values
+    return fine.argmax(0).numpy(), (first - second).numpy()
+
+
+@pytest.mark.parametrize("ratio", [0.7, 1.5, 2.0, 2.7, 4.0])
+def test_each_voxel_has_the_class_of_its_largest_interpolated_logit(ratio):
+    grid = canonical_grid((41, 38, 43), ratio)
+    noise = np.random.default_rng(2).standard_normal((5, *grid.padded))
+    logits = torch.from_numpy(ndimage.gaussian_filter(noise, (0, 1, 1, 1))).float() * 10
+    expected, certain = largest_logit(logits, grid)
+    labels = restoration.restore(restoration.log_odds(logits.clone()), grid)
+    np.testing.assert_array_equal(labels[certain > 1e-4], expected[certain > 1e-4])
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2.0, 2.5, 3.0, 4.0])
+@pytest.mark.parametrize(("slope", "background"), [(4.0, -1.0), (2.0, 0.0)])
+@pytest.mark.parametrize("border", [23.2, 24.3])
+def test_no_background_lies_between_structures_that_touch(ratio, slope, background, border):
+    grid = canonical_grid((48, 20, 20), ratio)
+    x = torch.from_numpy((np.arange(grid.padded[0]) + 0.5) * 48 / grid.padded[0] - 0.5).float()
+    lead = (slope * (x - border))[:, None, None].expand(grid.padded)
+    logits = torch.stack([torch.full(grid.padded, background), lead, -lead])
+    labels = restoration.restore(restoration.log_odds(logits), grid)
+    assert (labels[:23] == 2).all()
+    assert (labels[25:] == 1).all()
+    assert (labels > 0).all()
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2.0, 2.5, 3.0, 4.0])
+def test_labels_that_meet_leave_no_hole_where_they_do(ratio):
+    grid = canonical_grid((48, 48, 8), ratio)
+    i, j, _ = np.indices(grid.padded)
+    turn = np.arctan2(j - grid.padded[1] / 2 + 0.3, i - grid.padded[0] / 2 + 0.2)
+    sectors = np.digitize(turn, [-np.pi / 3, np.pi / 3]).astype(np.uint8) + 1
+    labels = restoration.restore_labels(sectors, grid)
+    assert set(np.unique(labels)) == {1, 2, 3}
+    one_hot = torch.from_numpy(np.stack([sectors == value for value in range(4)])).float()
+    expected, certain = largest_logit(one_hot, grid)
+    np.testing.assert_array_equal(labels[certain > 1e-4], expected[certain > 1e-4])
+
+
+def test_a_label_map_of_many_structures_needs_little_memory():
+    grid = canonical_grid((64, 64, 64), 1.6)
+    labels = (np.indices(grid.padded).sum(0) // 2 % 105).astype(np.uint8)
+    tracemalloc.start()
+    try:
+        restoration.restore_labels(labels, grid)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * 64**3, "a few floats for each voxel, not one for each structure"
 
 
 def test_labels_are_laid_out_as_files_are():
@@ -114,7 +179,7 @@ def test_a_spacing_for_each_axis_lies_along_the_patients_axes_and_keeps_the_voxe
     assert list(grid.canonical) == along_ras(orientation, SHAPE)
     assert list(grid.padded) == [-(-n // d) * d for n, d in zip(grid.canonical, (8, 4, 2), strict=True)]
     np.testing.assert_array_equal(
-        restoration.restore(restoration.log_odds_margins(threshold(grid.from_source(mask))), grid), mask
+        restoration.restore(restoration.log_odds(threshold(grid.from_source(mask))), grid), mask
     )
 
 
@@ -127,7 +192,7 @@ def test_each_axis_is_resampled_by_its_own_step_and_clicks_go_along(orientation)
     extent = along_ras(orientation, np.multiply(shape, edges))
     assert list(grid.canonical) == [round(mm / s) for mm, s in zip(extent, step, strict=True)]
     field = ellipsoid(shape, (20.3, 34.6, 17.2), (12, 17, 9))
-    back = restoration.restore(restoration.log_odds_margins(threshold(grid.from_source(field), 0.0)), grid)
+    back = restoration.restore(restoration.log_odds(threshold(grid.from_source(field), 0.0)), grid)
     shift = np.argwhere(back).mean(axis=0) - np.argwhere(field > 0).mean(axis=0)
     assert np.abs(shift).max() < 0.15, shift
     labels = np.zeros(shape, np.uint8)
