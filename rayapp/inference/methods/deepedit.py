@@ -223,11 +223,11 @@ class DeepEditTask(SegmentationTask):
         return labels
 
     def _prediction(self, labels: Labels, clicks: Clicks, config: Mapping[str, Any], clock: StageClock) -> Prediction:
-        if parse_flag(config.get("largest_cc"), "largest_cc"):
-            labels = restoration.keep_largest_component(labels)
         for channel, points in enumerate(clicks):
             for i, j, k in points:
                 labels[i, j, k] = (channel + 1) % len(clicks)
+        if parse_flag(config.get("largest_cc"), "largest_cc"):
+            labels = restoration.keep_largest_component(labels, [point for points in clicks[:-1] for point in points])
         clock.stage("post")
         return Prediction(labels=labels, seconds=dict(clock.seconds))
 

@@ -165,7 +165,7 @@ class ScribblesTask:
             appearance = model(sliced.features[..., k, :].reshape(on.size, -1)).reshape(on.shape)
             logits = (appearance + nearness + FOREGROUND_BIAS).astype(np.float32)
             mask = optimise(logits, sliced.image[..., k], in_slice, sliced.spacing[:2])
-            outlines[k] = ndimage.binary_fill_holes(_connected_to(mask, on)) & ~off
+            outlines[k] = _connected_to(mask, on) & ~off
         return outlines, model
 
     def _refit(self, sliced: SlicedRegion, outlines: Mapping[int, Bools]) -> Likelihood | None:

@@ -129,16 +129,28 @@ def restore_levels(field: Floats, grid: NetworkGrid) -> Labels:
     return levels.transpose(2, 1, 0)
 
 
-def keep_largest_component(labels: Labels) -> Labels:
-    """A label map with only the largest connected component (6-connectivity) of each structure."""
+def keep_largest_component(labels: Labels, kept_points: Sequence[Point] = ()) -> Labels:
+    """A label map with only the largest connected component of each structure, and those that hold a point.
+
+    Args:
+        labels: Label map (I, J, K).
+        kept_points: Voxels, such as clicks, whose components stay whatever their size.
+
+    Returns:
+        A new label map. Voxels that share a face, an edge or a corner are connected (26-connectivity).
+    """
     kept = labels.copy(order="K")
     for value, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
-        components, count = ndimage.label(labels[box] == value)
+        components, count = ndimage.label(labels[box] == value, np.ones((3, 3, 3)))
         if count > 1:
-            largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
-            kept[box][(components > 0) & (components != largest)] = 0
+            corner = [side.start for side in box]
+            held = [tuple(np.subtract(point, corner)) for point in kept_points if labels[point] == value]
+            staying = np.zeros(count + 1, dtype=bool)
+            staying[[1 + int(np.argmax(np.bincount(components.ravel())[1:])), *(components[at] for at in held)]] = True
+            staying[0] = True
+            kept[box][~staying[components]] = 0
     return kept
 
 

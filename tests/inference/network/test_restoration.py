@@ -210,3 +210,20 @@ def test_the_largest_part_of_each_structure_stays_and_smaller_ones_go():
     assert (kept[9:11, 9:11, 9:11] == 0).all()
     assert (kept == 1).sum() == 125
     assert (kept == 3).sum() == 8
+
+
+def test_every_part_that_was_clicked_stays():
+    labels = np.zeros((30, 12, 12), np.uint8)
+    labels[1:9, 1:9, 1:9], labels[20:24, 2:6, 2:6], labels[26:28, 2:4, 2:4] = 1, 1, 1
+    labels[12:14, 1:3, 1:3] = labels[16:18, 1:3, 1:3] = 2
+    kept = restoration.keep_largest_component(labels, [(21, 3, 3), (17, 2, 2), (0, 0, 0)])
+    expected = labels.copy()
+    expected[26:28] = 0
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_parts_hang_together_across_edges_and_corners():
+    labels = np.zeros((30, 30, 30), np.uint8)
+    at = np.arange(30)
+    labels[at, at, at] = 1
+    np.testing.assert_array_equal(restoration.keep_largest_component(labels), labels)
