@@ -42,13 +42,46 @@ def test_labels_lie_where_patient_space_says(seed, spacing):
             continue
         canonical = (place + 0.5) * sizes / grid.canonical - 0.5
         source = mm_to_index(volume.affine, index_to_mm(turned, canonical))
-        near = {labels[tuple(np.clip(f, 0, np.array(labels.shape) - 1))] for f in nearest(source)}
-        assert onto[tuple(place)] in near
+        reach = np.maximum(1, np.array(labels.shape) / grid.resampled) - 1e-6
+        low = np.clip(np.ceil(source - reach).astype(int), 0, np.array(labels.shape) - 1)
+        high = np.clip(np.floor(source + reach).astype(int), 0, np.array(labels.shape) - 1) + 1
+        around = labels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        if spacing == 0:
+            around = [labels[tuple(np.rint(source).astype(int))]]
+        assert onto[tuple(place)] in around, "a label that the voxel covers"
 
 
-def nearest(index):
-    """The voxel an index is nearest to; both, where it lies between two."""
-    return {tuple(np.rint(index + by).astype(int)) for by in (-1e-6, 1e-6)}
+@pytest.mark.parametrize("ratio", [1.5, 2.0, 3.0, 4.0])
+def test_targets_are_not_shifted(ratio):
+    shape, rng = (72, 72, 72), np.random.default_rng(5)
+    grid = NetworkGrid.fit(shape, np.eye(4), spacing_mm=ratio, limit=None, divisor=1)
+    shifts = []
+    for centre in rng.uniform(28, 44, (8, 3)):
+        offset = np.moveaxis(np.indices(shape), 0, -1) - centre
+        onto = grid.labels_from_source((np.linalg.norm(offset, axis=-1) < 20).astype(np.uint8))
+        shifts.append((np.argwhere(onto).mean(axis=0) + 0.5) * ratio - 0.5 - centre)
+    assert np.abs(np.mean(shifts, axis=0)).max() < 0.1, shifts
+
+
+@pytest.mark.parametrize("offset", range(4))
+@pytest.mark.parametrize("ratio", [2.0, 3.0, 4.0])
+def test_thin_structures_survive_in_targets(ratio, offset):
+    labels = np.zeros((48, 48, 48), np.uint8)
+    labels[20 + offset] = 1
+    labels[5, 20 + offset, 4:40], labels[30 + offset, 5, 4:40] = 2, 3
+    grid = NetworkGrid.fit(labels.shape, np.eye(4), spacing_mm=ratio, limit=None, divisor=1)
+    onto = grid.labels_from_source(labels)
+    assert (onto == 1).any(axis=0).all(), "the sheet has no gap"
+    for value in (2, 3):
+        assert (onto == value).any(axis=(0, 1)).sum() >= 36 / ratio - 1, "nor have the lines"
+
+
+def test_voxels_that_are_no_numbers_are_as_dark_as_the_darkest():
+    array = np.full((12, 12, 12), -1000, np.float32)
+    array[6:] = 40
+    array[:3] = np.nan
+    grid = NetworkGrid.fit(array.shape, np.eye(4), spacing_mm=0, limit=None, divisor=1)
+    assert (grid.from_source(array)[:3] == -1000).all()
 
 
 @pytest.mark.parametrize(

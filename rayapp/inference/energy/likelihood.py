@@ -55,16 +55,20 @@ def features(image: Floats, spacing: Spacing) -> Floats:
 
 
 def subsample(values: Floats, foreground: Bools) -> tuple[Floats, Bools]:
-    """At most `MAX_SAMPLES` samples of each class, at a constant stride.
+    """At most `MAX_SAMPLES` samples of each class, drawn at random but the same each time.
+
+    A constant stride would see the same few columns of each slice.
 
     Args:
         values: Features, (N, F).
         foreground: Class of each sample, (N,).
     """
-    kept = []
+    kept, random = [], np.random.default_rng(0)
     for kind in (False, True):
         indices = np.flatnonzero(foreground == kind)
-        kept.append(indices[:: max(1, -(-len(indices) // MAX_SAMPLES))])
+        if len(indices) > MAX_SAMPLES:
+            indices = np.sort(random.choice(indices, MAX_SAMPLES, replace=False, shuffle=False))
+        kept.append(indices)
     chosen = np.concatenate(kept)
     return values[chosen], foreground[chosen]
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 from rayapp.inference.arrays import Bools, Box, Floats, Labels, Shape, Spacing
 from rayapp.inference.energy.sparse_slices import signed_distance
 from rayapp.inference.infer_task import Point
+from rayapp.inference.network.network_grid import least_finite
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
 MAX_VOXELS = 300_000
@@ -76,10 +77,10 @@ class Region:
         """Block means of one channel (I, J, K), computed plane by plane without a float copy of the whole box."""
         part = array[self.box]
         if self.steps == (1, 1, 1):
-            return _finite(part)
+            return _finite(part, array)
         means = np.empty(self.shape, dtype=np.float32)
         for k in range(self.shape[2]):
-            slab = _finite(part[:, :, k * self.steps[2] : (k + 1) * self.steps[2]]).mean(axis=2)
+            slab = _finite(part[:, :, k * self.steps[2] : (k + 1) * self.steps[2]], array).mean(axis=2)
             means[:, :, k] = _block_means(_block_means(slab, 0, self.steps[0]), 1, self.steps[1])
         return means
 
@@ -135,9 +136,12 @@ def _block_means(array: Floats, axis: int, step: int) -> Floats:
     return np.asarray(np.add.reduceat(array, starts, axis=axis) / np.expand_dims(sizes, 1 - axis), dtype=np.float32)
 
 
-def _finite(array: npt.NDArray[Any]) -> Floats:
-    values = array.astype(np.float32)
-    return np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0) if array.dtype.kind == "f" else values
+def _finite(part: npt.NDArray[Any], array: npt.NDArray[Any]) -> Floats:
+    """A part of an array as floats; what is no number, such as padding, has the array's least value."""
+    values = part.astype(np.float32)
+    if part.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
+        values[~finite] = least_finite(array)
+    return values
 
 
 def _triple(numbers: Any) -> Point:

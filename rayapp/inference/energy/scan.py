@@ -134,7 +134,8 @@ def drawing_axis(marks: Marks, spacing: Spacing) -> int:
 def _intensity_range(channel: npt.NDArray[Any]) -> tuple[float, float]:
     """The 5th and 95th percentiles of the body, which is brighter than the image's mean."""
     step = max(1, int((channel.size / RANGE_SAMPLES) ** (1 / 3)))
-    values = np.nan_to_num(channel[::step, ::step, ::step].astype(np.float32), nan=0, posinf=0, neginf=0)
-    body = values[values > values.mean()]
+    values = channel[::step, ::step, ::step].astype(np.float32)
+    values = values[np.isfinite(values)]
+    body = values[values > values.mean()] if values.size else values
     low, high = (float(n) for n in np.percentile(body, (5, 95))) if body.size else (0.0, 0.0)
     return low, max(high, low + 1e-6)

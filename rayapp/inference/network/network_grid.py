@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 
 from rayapp.geometry import Orientation, spacing
 from rayapp.imaging.volume import Affine
@@ -32,6 +33,8 @@ from rayapp.inference.prompts.guidance import Position
 
 MAX_AXIS = 384
 """Largest number of network voxels along an axis, whatever spacing a file claims."""
+TIE = 1e-5
+"""Difference below which two shares of a voxel count as equal; of equals, a structure holds over background."""
 SLAB = 16
 """Planes processed at a time, so that they stay in the processor's cache."""
 
@@ -117,7 +120,10 @@ class NetworkGrid:
         )
 
     def labels_from_source(self, labels: npt.NDArray[Any]) -> Labels:
-        """Sample a label map at the centres of the network's voxels (nearest neighbour).
+        """Resample a label map to the network grid: the label of the largest share in each voxel.
+
+        Shares are averages like those of intensities, so that labels lie where the image shows them. Where a structure
+        is too thin to have the largest share anywhere near, the voxels that contain it keep its label.
 
         Args:
             labels: Label map (I, J, K) with values up to 255.
@@ -125,13 +131,36 @@ class NetworkGrid:
         Returns:
             Shape `padded`; padding is 0.
         """
-        nearest = [
-            np.clip(np.rint((np.arange(m) + 0.5) * n / m - 0.5), 0, n - 1).astype(int)
-            for n, m in zip(self.source, self.resampled, strict=True)
-        ]
-        canonical = self.orientation.apply(labels[np.ix_(*nearest)])
+        labels = labels.astype(np.uint8, copy=False)
+        matrices = [_averaging_matrix(n, m) for n, m in zip(self.source, self.resampled, strict=True)]
+        resampled = np.zeros(self.resampled, dtype=np.uint8)
+        best, background = np.full(self.resampled, TIE, dtype=np.float32), np.ones(self.resampled, dtype=np.float32)
+        for value, box in enumerate(ndimage.find_objects(labels), start=1):
+            if box is None:
+                continue
+            reached = tuple(_reached(matrix, side) for matrix, side in zip(matrices, box, strict=True))
+            parts = [matrix[rows, side] for matrix, rows, side in zip(matrices, reached, box, strict=True)]
+            share = _resample((labels[box] == value).view(np.uint8), parts)
+            resampled[reached][share > best[reached]] = value
+            np.maximum(best[reached], share, out=best[reached])
+            background[reached] -= share
+        resampled[background > best + TIE] = 0
+        self._keep_thin(labels, resampled)
+        canonical = self.orientation.apply(resampled)
         padding = [(0, p - n) for p, n in zip(self.padded, canonical.shape, strict=True)]
-        return np.pad(canonical, padding).astype(np.uint8)
+        return np.pad(canonical, padding)
+
+    def _keep_thin(self, labels: Labels, resampled: Labels) -> None:
+        """Put structures back, in place, where no voxel next to the one that contains them has their label."""
+        scale = np.array(self.resampled) / self.source
+        for value, box in enumerate(ndimage.find_objects(labels), start=1):
+            if box is None:
+                continue
+            near = ndimage.binary_dilation(resampled == value, np.ones((3, 3, 3)))
+            voxels = np.argwhere(labels[box] == value) + [side.start for side in box]
+            at = tuple(((voxels + 0.5) * scale).astype(np.intp).T)
+            lost = ~near[at]
+            resampled[tuple(index[lost] for index in at)] = value
 
     def to_source_axes(self, field: npt.NDArray[Voxel]) -> npt.NDArray[Voxel]:
         """Undo padding and reorientation: a field of shape `padded` as a (k, j, i) view on the resampled grid."""
@@ -148,16 +177,34 @@ def _averaging_matrix(n: int, m: int) -> Floats:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
+def least_finite(array: npt.NDArray[Any]) -> float:
+    """The least finite value of an array, which stands in for voxels that are not numbers; 0 if there is none."""
+    if array.dtype.kind != "f":
+        return 0.0
+    least = np.inf
+    for plane in array:
+        lowest = float(plane.min(initial=np.inf))
+        least = min(least, lowest if np.isfinite(lowest) else float(plane[np.isfinite(plane)].min(initial=np.inf)))
+    return least if least < np.inf else 0.0
+
+
+def _reached(matrix: Floats, side: slice) -> slice:
+    """The rows of an averaging matrix on which the samples of a slice have an influence."""
+    rows = np.flatnonzero(matrix[:, side].any(axis=1))
+    return slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0)
+
+
 def _resample(array: npt.NDArray[Any], matrices: Sequence[Floats]) -> Floats:
     """Multiply by one matrix along each axis, slab by slab, so that the image is never copied to float as a whole."""
     order = np.argsort([-abs(stride) for stride in array.strides], kind="stable")
     view = array.transpose(order)
     slow, middle, fast = (torch.from_numpy(matrices[axis]) for axis in order)
+    least = least_finite(view)
     total = torch.zeros(len(slow), len(middle) * len(fast))
     for start in range(0, len(view), SLAB):
         slab = view[start : start + SLAB].astype(np.float32)
         if array.dtype.kind == "f":
-            slab = np.nan_to_num(slab, copy=False, nan=0, posinf=0, neginf=0)
+            slab[~np.isfinite(slab)] = least
         part = middle @ (torch.from_numpy(np.ascontiguousarray(slab)) @ fast.T)
         total += slow[:, start : start + SLAB] @ part.flatten(1)
     result: Floats = total.view(len(slow), len(middle), len(fast)).numpy().transpose(np.argsort(order))
