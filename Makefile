@@ -18,7 +18,7 @@ MINUTES ?= 600
 # Test files run in parallel, one process for each processor.
 TOGETHER := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: docs install orthanc viewer demo test test-slow test-browser lint lint-python lint-web format weights clean
+.PHONY: docs install orthanc viewer demo test test-slow test-browser fuzz lint lint-python lint-web format weights clean
 
 # The type checker of the browser modules is installed too where npm is; without it everything but `lint-web` works.
 install: $(VENV)/.installed
@@ -81,6 +81,13 @@ test-browser: install orthanc viewer
 test-slow: install orthanc
 	@echo "==> running the slow tests"
 	@$(BIN)/pytest -q -m slow
+
+# Each round draws other headers; hypothesis keeps what failed in .hypothesis and shows the smallest example.
+fuzz: install
+	@echo "==> five minutes of random NIfTI, NRRD and DICOM headers, with SimpleITK and nibabel as referees"
+	@end=$$(($$(date +%s) + 300)); while test $$(date +%s) -lt $$end; do \
+		OMP_NUM_THREADS=1 $(BIN)/pytest -q -x tests/imaging/test_viewers_grid.py --hypothesis-seed=$$(date +%s) || exit 1; \
+	done
 
 lint: lint-python lint-web
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,7 @@ from rayapp.imaging.reader import read_grid, read_volume
 from rayapp.imaging.volume import Grid, Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from tests.imaging.grids import MAX, Affine, itk_affine
+from tests.imaging.series import edit, write_series
 
 SHAPE = (3, 4, 5)
 VOXELS = np.arange(60, dtype="<i2")
@@ -191,3 +193,35 @@ def test_an_nrrd_image_lies_where_simpleitk_puts_it(header: bytes) -> None:
         if grid is not None:
             assert itk_grid(path) is not None
             _assert_a_mask_lies_on(grid, path)
+
+
+@given(seeds, sizes, places, st.integers(2, 9), st.sampled_from([None, -2.5, 40]), st.booleans())
+@settings(parent=many, max_examples=12)
+def test_a_dicom_series_lies_where_simpleitk_puts_it(
+    seed: int, edges: list[float], place: list[float], digits: int, between: float | None, thick: bool
+) -> None:
+    """Whatever instance numbers, thickness and SpacingBetweenSlices say, and however positions are rounded."""
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(seed)
+    affine[:3, :3] *= np.sign(np.linalg.det(affine[:3, :3])) * np.array(edges)
+    affine[:3, 3] = place
+    with tempfile.TemporaryDirectory() as folder:
+        series = Path(folder) / "series"
+        for file in write_series(series, VOXELS.reshape(SHAPE, order="F"), affine):
+            position = [round(float(number), digits) for number in pydicom.dcmread(file).ImagePositionPatient]
+            edit(file, ImagePositionPatient=position, SliceThickness=9 if thick else edges[2])
+            if between is not None:
+                edit(file, SpacingBetweenSlices=between)
+        try:
+            volume = read_volume(series, max_bytes=MAX)
+        except Unreadable:
+            assert digits < 4  # only rounding may make a stack look uneven or tilted
+            return
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+        image = reader.Execute()
+        np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image).T)
+        rounding = 10.0**-digits
+        np.testing.assert_allclose(
+            index_to_mm(volume.affine, CORNERS), index_to_mm(itk_affine(image), CORNERS), atol=1e-3 + 4 * rounding
+        )
