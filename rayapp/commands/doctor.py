@@ -58,7 +58,7 @@ def doctor(
         if studies is not None:
             survey, proposals = _plan(studies, machine, progress)
             tables += [_survey(Table(show_header=False), survey), _proposals(Table(), proposals)]
-            found = {**survey.problems, **(bad_pairs(studies, progress) if every else {})}
+            found = {**survey.problems, **(refused_by_training(studies, progress) if every else {})}
             if found:
                 tables.append(_problems(Table("in the studies", "problem"), found))
     for table in tables:
@@ -153,10 +153,10 @@ def _survey(table: Table, survey: Survey) -> Table:
     return table
 
 
-def bad_pairs(studies: Path, progress: Progress) -> dict[str, str]:
+def refused_by_training(studies: Path, progress: Progress) -> dict[str, str]:
     """The reason why a training would refuse a labelled image, by the image's name; reads all of them."""
     from rayapp.planner.survey import labelled_images
-    from rayapp.training.cases import read_pair, sort_out
+    from rayapp.training.cases import bad_pairs, read_pair
     from rayapp.training.train_task import Pair
 
     pairs = [Pair(image=image, label=label) for image, label in labelled_images(studies).items()]
@@ -166,7 +166,7 @@ def bad_pairs(studies: Path, progress: Progress) -> dict[str, str]:
         progress.advance(reading)
         read_pair(pair, None)
 
-    return sort_out(pairs, check, lambda: False)[1]
+    return bad_pairs(pairs, check)
 
 
 def _problems(table: Table, found: Mapping[str, str]) -> Table:

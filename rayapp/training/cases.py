@@ -120,30 +120,23 @@ def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> tuple[Volume, npt
         raise BadRequest(f"image {name_of(pair)!r} cannot be trained with: {error}") from error
 
 
-def sort_out(
-    pairs: Sequence[Pair], check: Callable[[Pair], object], stopped: Callable[[], bool]
-) -> tuple[list[Pair], dict[str, str]]:
+def bad_pairs(pairs: Sequence[Pair], check: Callable[[Pair], object]) -> dict[str, str]:
     """Read all pairs before a training begins, so that all bad ones are known at once.
 
     Args:
         pairs: The labelled images.
         check: Reads a pair; raises BadRequest if it cannot be trained with.
-        stopped: True once the training has been stopped; the rest is then not read.
 
     Returns:
-        The good pairs, and by the image's name the reason for each bad one.
+        By the image's name, the reason for each pair that cannot be trained with.
     """
-    good: list[Pair] = []
     bad: dict[str, str] = {}
     for pair in pairs:
-        if stopped():
-            return [pair for pair in pairs if name_of(pair) not in bad], bad
         try:
             check(pair)
-            good.append(pair)
         except BadRequest as error:
             bad[name_of(pair)] = error.detail.partition("cannot be trained with: ")[2] or error.detail
-    return good, bad
+    return bad
 
 
 def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt.NDArray[np.uint8]:

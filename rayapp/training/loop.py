@@ -24,7 +24,7 @@ from rayapp.errors import BadRequest, RayappError
 from rayapp.models.networks import build, save_weights
 from rayapp.models.store import ModelVersion
 from rayapp.training import checkpoint
-from rayapp.training.cases import Case, Cases, digest_of, name_of, sort_out
+from rayapp.training.cases import Case, Cases, bad_pairs, digest_of, name_of
 from rayapp.training.checkpoint import State
 from rayapp.training.design import GRID, Design, broadcast_design
 from rayapp.training.feed import Batch, Feed
@@ -126,7 +126,7 @@ class Run:
             BadRequest: Naming every pair that cannot be trained with, or if fewer than two can.
         """
         if fresh and len(pairs) >= MIN_PAIRS:
-            _, bad = sort_out(pairs, self._task.check, self._host.stopped)
+            bad = bad_pairs(pairs, self._task.check)
             if bad and not self._options.skip_bad:
                 reasons = "; ".join(f"{name}: {reason}" for name, reason in bad.items())
                 raise BadRequest(
