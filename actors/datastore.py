@@ -61,13 +61,12 @@ for _name in STORE:
 def start_datastore(settings: Settings) -> ActorHandle:
     """Start the actor, or find it. Calls that its death interrupts are repeated once it is back."""
     return (
-        ray.remote(DatastoreActor)
+        ray.remote(concurrency_groups={group: threads for group, (threads, _) in GROUPS.items()})(DatastoreActor)
         .options(
             **OWNER,
             name=NAME,
             max_task_retries=RETRIES,
             max_concurrency=CONCURRENCY,
-            concurrency_groups={group: threads for group, (threads, _) in GROUPS.items()},
             runtime_env=runtime_env(settings) if brings_datastore(settings) else {},
         )
         .remote(settings)
