@@ -22,6 +22,7 @@ from rayapp.commands import (
     images,
     jobs,
     models,
+    nninteractive_models,
     replay,
     score,
     server,
@@ -48,6 +49,7 @@ app.command()(score.score)
 app.command()(jobs.jobs)
 app.command()(simulate.simulate)
 app.add_typer(models.commands, name="models")
+app.add_typer(nninteractive_models.commands, name="nninteractive")
 app.add_typer(viewer.commands, name="ohif")
 app.command()(doctor.doctor)
 app.add_typer(accounts.commands, name="users")

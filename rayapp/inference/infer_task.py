@@ -58,6 +58,8 @@ class Prompts:
         drawings: Structure name to its strokes and curves, in place of `marks` and `curves` for multi-structure models.
         sizes: How many answers larger (below 0: smaller) than the likeliest is meant, by the number of clicks on the
             structure that had been made when it was chosen.
+        turns: Of an interaction and for a model whose `info.ordered` is True: the same prompts one by one, in the order
+            in which they were made, each as it was given. A mask to start from is in `start` only.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class Prompts:
     extremes: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
     sizes: Mapping[int, int] = field(default_factory=dict)
+    turns: Sequence[Prompts] = ()
 
     @property
     def empty(self) -> bool:
@@ -114,6 +117,7 @@ class TaskInfo:
         config: Options that a request may set, by name, with their default or their choices.
         version: The model version's name; empty for methods without weights.
         drawings: True for a model other than scribbles methods that takes strokes and curves as they are.
+        ordered: True for a model whose answer depends on the order of the prompts; it gets `Prompts.turns`.
     """
 
     type: str
@@ -123,6 +127,7 @@ class TaskInfo:
     config: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     drawings: bool = False
+    ordered: bool = False
 
     @property
     def structures(self) -> dict[str, int]:

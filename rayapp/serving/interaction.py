@@ -170,6 +170,25 @@ class Interaction:
         others = {name: value for name, value in (("extremes", extremes), ("size", chosen)) if value}
         return {**last, **points_by_name, **drawn, **others}
 
+    @property
+    def turns(self) -> tuple[Info, ...]:
+        """The prompts in force one by one, in the order in which they were made, each as a request's `params`.
+
+        As in `params`, a reset forgets those before it and only the last box counts. Masks to start from are left out.
+        """
+        since = max((number for number, prompt in enumerate(self.done) if prompt.get("reset")), default=0)
+        prompts = self.done[since:]
+        boxed = max((number for number, prompt in enumerate(prompts) if "roi" in prompt), default=-1)
+        return tuple(
+            replace(self, done=({name: prompt[name] for name in prompt if _in_turn(name, number == boxed)},)).params
+            for number, prompt in enumerate(prompts)
+        )
+
+
+def _in_turn(name: str, boxed: bool) -> bool:
+    """Whether a part of a prompt is a part of its turn; `boxed` is True for the last prompt with a box."""
+    return name != "start" and (name != "roi" or boxed)
+
 
 def prompt_of(event: ClickEvent) -> Info:
     """The prompt of an event, with its `step`."""

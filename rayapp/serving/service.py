@@ -188,6 +188,9 @@ class InferenceService:
 
         at, prompts = await self._log.advance(turn, task.info, task.version, parse)
         call = replace(call, params=at.params)
+        if task.info.ordered:
+            turns = [await parse({**params, "label": at.params.get("label")}) for params in at.turns]
+            prompts = replace(prompts, turns=turns)
         with self._supersession.place(_annotator(call)) as check:
             work = Work(call=call, task=task, image=image, prompts=prompts, check=check, began=began)
             token, onto = turn.onto, self._log.mask(turn.onto)

@@ -84,6 +84,28 @@ def test_a_withdrawn_prompt_is_gone_and_those_around_it_stay():
     assert at.after(replace(event, seq=11)).params == {"label": "a", "slice": 1}
 
 
+def test_its_turns_are_the_prompts_one_by_one_with_the_last_box_and_no_mask_to_start_from():
+    at = folded(
+        [
+            (PROMPT, {"clicks": {"a": [[9, 9, 9]]}, "label": "a"}),
+            (PROMPT, {"clicks": {"background": [[1, 2, 3]]}, "roi": [0, 1, 2, 3, 4, 5], "reset": True, "label": "a"}),
+            (PROMPT, {"clicks": {"a": [[4, 5, 6]]}, "roi": [1, 2, 3, 4, 5, 6], "start": "mask"}),
+            (PROMPT, {"curves": [[[1, 1, 1], [1, 2, 1], [2, 2, 1]]], "marks": "strokes"}),
+            (PROMPT, {"clicks": {"a": [[7, 8, 9]]}}),
+            (UNDO, {}),
+        ]
+    )
+    assert at.turns == (
+        {"label": "a", "background": [[1, 2, 3]]},
+        {"roi": [1, 2, 3, 4, 5, 6], "a": [[4, 5, 6]]},
+        {
+            "curves": [{"label": None, "points": [[1, 1, 1], [1, 2, 1], [2, 2, 1]]}],
+            "marks": [{"label": None, "packed": "strokes"}],
+        },
+    )
+    assert at.params["start"] == "mask"
+
+
 def test_events_of_others_are_not_its_own():
     at = Interaction.of(OPENED)
     mine = at.event(PROMPT, {"label": "a"}, request="1", client_id=None, ts=1.0)

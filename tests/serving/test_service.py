@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -17,7 +18,8 @@ from rayapp.imaging.mask_codec import decode
 from rayapp.inference.infer_task import Prediction, TaskInfo
 from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
-from rayapp.serving.messages import InferCall
+from rayapp.serving.interaction import PROMPT, Interaction, opening_event
+from rayapp.serving.messages import InferCall, Turn
 from rayapp.serving.service import InferenceService
 from tests.serving.places import record_places
 from tests.waiting import until_async
@@ -70,6 +72,24 @@ class Store:
     async def append_events(self, events):
         self.log += events
         return [len(self.log)]
+
+    async def append_turn(self, event, *, opened, after):
+        self.log.append(replace(event, seq=opened + len(self.log) + 1))
+        return [logged for logged in self.log if logged.seq > after]
+
+
+class Ordered(Threshold):
+    """A task that depends on the order of the prompts; `asked` has those of each call."""
+
+    info = TaskInfo(type="deepgrow", labels={}, dimension=3, description="", drawings=True, ordered=True)
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def predict(self, prepared, prompts, config):
+        self.asked.append(prompts)
+        return super().predict(prepared, prompts, config)
 
 
 def write(folder, value):
@@ -124,6 +144,28 @@ async def test_clicks_are_in_the_log_before_the_answer(house):
     (event,) = store.log
     assert (event.user, event.model_version) == ("ann", "v1")
     assert event.payload["clicks"] == {"bright": [(1, 2, 3)]}
+
+
+async def test_a_model_that_depends_on_the_order_of_an_interactions_prompts_gets_them_one_by_one(house):
+    service, _, _ = house
+    task = Ordered()
+    service._serving.app.infers = {"ordered": task}
+    opened = Interaction.of(
+        replace(opening_event(image_id="ct", model="ordered", user="ann", client_id=None, ts=1.0), seq=7)
+    )
+    clicks = [{"background": [[0, 0, 0]], "bright": []}, {"bright": [[1, 2, 3]]}, {"background": [[4, 4, 4]]}]
+    for number, points in enumerate(clicks):
+        prompt = {"clicks": points, "label": "bright"}
+        event = opened.event(PROMPT, prompt, request=str(number), client_id=None, ts=1.0)
+        await service.infer(click(model="ordered", user="ann", turn=Turn(interaction=opened, event=event)))
+    last = task.asked[-1]
+    assert [dict(turn.clicks) for turn in last.turns] == [
+        {"background": ((0, 0, 0),)},
+        {"bright": ((1, 2, 3),)},
+        {"background": ((4, 4, 4),)},
+    ]
+    assert last.clicks["background"] == [(0, 0, 0), (4, 4, 4)]
+    assert all(turn.label == "bright" for turn in last.turns)
 
 
 async def test_a_newer_click_of_the_same_annotator_replaces_one_that_waits(house, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 
 from rayapp.app import LabelApp
 from rayapp.config import Settings
-from rayapp.errors import NotFound
+from rayapp.errors import BadRequest, NotFound
 from rayapp.inference.energy import likelihood
 from rayapp.inference.energy.likelihood import LikelihoodFit
 from rayapp.inference.infer_task import InferTask
@@ -18,10 +18,12 @@ from rayapp.inference.methods.closed_curves import ClosedCurvesTask
 from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.inference.methods.deepgrow import DeepGrow2DTask, DeepGrow3DTask
 from rayapp.inference.methods.deepgrow_pipeline import DeepGrowPipelineTask
+from rayapp.inference.methods.nninteractive_infer import NNInteractiveTask
 from rayapp.inference.methods.promptable_infer import PromptableTask
 from rayapp.inference.methods.refinement import RefinementTask
 from rayapp.inference.methods.scribbles import ScribblesTask
 from rayapp.inference.methods.segmentation import SegmentationTask
+from rayapp.models.nninteractive_folder import NNInteractiveFolder
 from rayapp.models.promptable import Promptable
 from rayapp.models.store import ModelStore, ModelVersion
 from rayapp.training.basic_train import BasicTrainTask
@@ -40,6 +42,8 @@ TASKS: Mapping[str, type[SegmentationTask]] = {
 }
 ANY_STRUCTURE = ("deepgrow_2d", "deepgrow_3d")
 """Models that segment any structure from prompts, whatever the labels of the server."""
+NNINTERACTIVE = "nninteractive"
+"""Name in `--models` for a model folder of nnInteractive, and in `--conf` for its path or its official id."""
 SCRIBBLES = "scribbles"
 """Name in `--models` for the methods without weights and the refinement of each network by scribbles."""
 ONLINE: Mapping[str, tuple[LikelihoodFit, str]] = {
@@ -79,8 +83,13 @@ class RadiologyApp(LabelApp):
         for name in self.settings.models:
             if name == SCRIBBLES:
                 continue
+            if name == NNINTERACTIVE:
+                brought = self.guarded(name, self._nninteractive)
+                tasks |= {} if brought is None else {name: brought}
+                continue
             if name not in TASKS:
-                self.broken[name] = f"the app has no such model; there are: {', '.join((*TASKS, SCRIBBLES))}"
+                names = (*TASKS, NNINTERACTIVE, SCRIBBLES)
+                self.broken[name] = f"the app has no such model; there are: {', '.join(names)}"
                 continue
             version = self.models.production(name)
             if version is None:
@@ -93,6 +102,18 @@ class RadiologyApp(LabelApp):
                 tasks[name] = task
         tasks.update(pipeline(tasks))
         return {**tasks, **scribbles(tasks)} if SCRIBBLES in self.settings.models else tasks
+
+    def _nninteractive(self) -> InferTask:
+        """The task of the model folder that `--conf` names.
+
+        Raises:
+            BadRequest: If it names none.
+            NotFound, ModelBroken: See `NNInteractiveFolder.find`.
+        """
+        named = self.settings.conf.get(NNINTERACTIVE)
+        if not named:
+            raise BadRequest(f"name a model folder, or an official id: --conf {NNINTERACTIVE}=nnInteractive_v1.0")
+        return NNInteractiveTask(NNINTERACTIVE, NNInteractiveFolder.find(named))
 
     def init_trainers(self) -> Mapping[str, TrainTask]:
         """A trainer for each model of `--models` that has a network, whether or not it has a version yet."""

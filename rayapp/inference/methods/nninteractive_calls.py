@@ -1,0 +1,147 @@
+"""Prompts as calls of nnInteractive's inference session, in its order of axes.
+
+The session takes volumes as SimpleITK gives them, with the axes k, j, i of the file, and without any resampling or
+reorientation: an index is reversed and nothing else happens to it. The order of calls matters to the session: each
+prompt is answered on top of those before it, and older ones fade.
+
+    click                 add_point_interaction
+    box                   add_bbox_interaction; for a network that takes flat boxes only, its middle in each plane
+    extreme points        the box that they span
+    closed curves         add_lasso_interaction, what those of a prompt enclose on each slice
+    strokes               add_scribble_interaction, those on the structure and those off it
+    mask to start from    add_initial_seg_interaction, before all others
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from rayapp.errors import BadRequest
+from rayapp.inference.arrays import Bools, Shape
+from rayapp.inference.infer_task import Point, Prompts
+from rayapp.inference.prompts import outlines
+from rayapp.inference.prompts.parse import BACKGROUND as BACKGROUND_NAME
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
+from rayapp.inference.prompts.to_clicks import bounding_box
+from rayapp.inference.zoom.lowering import foreground
+
+POINTS, BBOX_2D, BBOX_3D, LASSO, SCRIBBLE = "points", "bbox2d", "bbox3d", "lasso", "scribble"
+"""Kinds of prompts, as `supported_interactions` of a model folder names them."""
+START = "initial_label"
+"""The same for a mask to start from."""
+
+Abilities = Mapping[str, bool]
+"""Kind of prompt to whether the network was trained for it; absent kinds are not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of a method of the session, by its name, with keyword arguments."""
+
+    method: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def includes(self) -> bool:
+        """True unless the call says what is not the structure."""
+        return bool(self.arguments.get("include_interaction", True))
+
+    def apply(self, session: Any) -> None:
+        """Make the call."""
+        getattr(session, self.method)(**self.arguments)
+
+    def digest(self, before: bytes) -> bytes:
+        """A key of this call after those whose key is `before`; equal only for equal calls in the same order."""
+        hashed = hashlib.blake2b(before, digest_size=16)
+        hashed.update(self.method.encode())
+        for name, value in self.arguments.items():
+            hashed.update(name.encode())
+            hashed.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+        return hashed.digest()
+
+
+def calls_of(prompts: Prompts, shape: Shape, abilities: Abilities) -> list[Call]:
+    """The calls that a request's prompts are.
+
+    In the order in which the prompts were made, if that is known (`Prompts.turns`); otherwise boxes, curves, strokes on
+    the structure, clicks on it, and then what is off it.
+
+    Args:
+        prompts: In voxels of the image, (i, j, k).
+        shape: Voxels of the image along i, j, k.
+        abilities: What the network takes.
+
+    Raises:
+        BadRequest: For a kind of prompt that the network does not take.
+    """
+    calls = []
+    if prompts.start is not None and (prompts.start == 1).any():
+        _require(START, abilities, "a mask to start from")
+        start = np.ascontiguousarray((prompts.start == 1).T.astype(np.uint8))
+        calls.append(Call(method="add_initial_seg_interaction", arguments={"initial_seg": start}))
+    for turn in prompts.turns or (prompts,):
+        calls += _calls_of_turn(turn, shape, abilities)
+    return calls
+
+
+def _calls_of_turn(prompts: Prompts, shape: Shape, abilities: Abilities) -> Iterator[Call]:
+    extremes = {point for points in prompts.extremes.values() for point in points}
+    boxes = [bounding_box(points) for points in prompts.extremes.values() if points]
+    for low, high in dict.fromkeys((prompts.roi, *boxes) if prompts.roi is not None else boxes):
+        yield from _box(low, high, abilities)
+    for where, inside in outlines.enclosed(prompts.curves, shape).items():
+        _require(LASSO, abilities, "closed curves")
+        lassoed = np.zeros(shape, dtype=bool)
+        outlines.plane_of(lassoed, where)[:] = inside
+        yield _drawn("add_lasso_interaction", lassoed, include=True)
+    clicks = {True: foreground(prompts), False: tuple(prompts.clicks.get(BACKGROUND_NAME, ()))}
+    for include, value in ((True, FOREGROUND), (False, BACKGROUND)):
+        if prompts.marks is not None and (prompts.marks == value).any():
+            _require(SCRIBBLE, abilities, "strokes")
+            yield _drawn("add_scribble_interaction", prompts.marks == value, include=include)
+        for point in clicks[include]:
+            if point in extremes:  # which `lower_drawings` adds to the clicks; their box says more
+                continue
+            _require(POINTS, abilities, "clicks")
+            arguments = {"coordinates": tuple(reversed(point)), "include_interaction": include}
+            yield Call(method="add_point_interaction", arguments=arguments)
+
+
+def _box(low: Point, high: Point, abilities: Abilities) -> Iterator[Call]:
+    """A box, upper corner exclusive: in one call, or flat through its middle in each plane, answered with the last."""
+    sides = [[first, last] for first, last in zip(reversed(low), reversed(high), strict=True)]
+    flat = any(last - first == 1 for first, last in sides)
+    if abilities.get(BBOX_3D) or (flat and abilities.get(BBOX_2D)):
+        yield _bbox(sides, predict=True)
+        return
+    _require(BBOX_2D, abilities, "boxes")
+    for axis in (2, 1, 0):
+        middle = sum(sides[axis]) // 2
+        yield _bbox([[middle, middle + 1] if n == axis else side for n, side in enumerate(sides)], predict=axis == 0)
+
+
+def _bbox(sides: list[list[int]], *, predict: bool) -> Call:
+    arguments = {"bbox_coords": sides, "include_interaction": True, "run_prediction": predict}
+    return Call(method="add_bbox_interaction", arguments=arguments)
+
+
+def _drawn(method: str, drawn: Bools, *, include: bool) -> Call:
+    """Voxels (I, J, K) that are drawn on, at least one, as a mask of their bounding box."""
+    (region,) = ndimage.find_objects(drawn.astype(np.uint8))
+    sides = [[int(side.start), int(side.stop)] for side in reversed(region)]
+    image = np.ascontiguousarray(drawn[region].T.astype(np.uint8))
+    name = "lasso_image" if method == "add_lasso_interaction" else "scribble_image"
+    return Call(method=method, arguments={name: image, "include_interaction": include, "interaction_bbox": sides})
+
+
+def _require(kind: str, abilities: Abilities, what: str) -> None:
+    """Raise BadRequest if the network does not take this kind of prompt."""
+    if not abilities.get(kind):
+        names = ", ".join(name for name, able in abilities.items() if able)
+        raise BadRequest(f"this nnInteractive model does not take {what}; it takes: {names}")
