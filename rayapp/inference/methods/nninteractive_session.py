@@ -105,7 +105,7 @@ class ReplayedSession:
             self._kept.move_to_end(key)
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        return self._answer != 0
+        return self._answer.astype(bool)
 
     def _rewind(self, keys: Sequence[bytes]) -> None:
         """Take back prompts until those in the session are the first of the wanted ones."""
