@@ -12,6 +12,8 @@ unless `--tuned` asks for those. Volumes lie in ../shared/data. Reference masks 
 
     network   the promptable network that ships, or the one in `--weights`
     forest    Forest+GraphCut, which needs no weights
+    peer      a model folder of nnInteractive, with `--peer FOLDER` and the extra `rayapp[nninteractive]`; its official
+              weights are licensed CC BY-NC-SA 4.0
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ from rayapp.geometry import spacing
 from rayapp.imaging.volume import Volume
 from rayapp.inference.energy import likelihood
 from rayapp.inference.infer_task import Point, Prompts
+from rayapp.inference.methods.nninteractive_infer import NNInteractiveTask
 from rayapp.inference.methods.promptable_infer import PromptableTask
 from rayapp.inference.methods.scribbles import ScribblesTask
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
+from rayapp.models.nninteractive_folder import NNInteractiveFolder
 from rayapp.training.synthetic.trials import corrected
 
 SHIPPED = Path(__file__).parents[1] / "rayapp" / "apps" / "radiology" / "weights"
@@ -116,9 +120,13 @@ def clicked(ask: Ask, subject: Subject, box: Prompts | None) -> Iterator[float]:
         answer = ask(box)
         yield dice(answer, subject.truth)
 
+    turns, said = [] if box is None else [box], set[Point]()
+
     def click(on: Sequence[Point], off: Sequence[Point]) -> Mask:
         clicks = {name: tuple(points) for name, points in (("foreground", on), ("background", off)) if points}
-        return ask(Prompts(clicks=clicks, roi=box.roi if box is not None else None))
+        turns.append(Prompts(clicks={name: tuple(set(points) - said) for name, points in clicks.items()}))
+        said.update(on, off)
+        return ask(Prompts(clicks=clicks, roi=box.roi if box is not None else None, turns=tuple(turns)))
 
     for after in corrected(click, subject.truth, spacing(subject.volume.affine), CLICKS, answer):
         yield dice(after, subject.truth)
@@ -272,6 +280,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["box", "clicks", "tight", "loose", "shaky", "lasso"])
     parser.add_argument("--few", type=int, default=4, help="volumes of each data set")
     parser.add_argument("--weights", type=Path, default=SHIPPED / "deepgrow_3d.safetensors")
+    parser.add_argument("--peer", metavar="FOLDER", help="a model folder of nnInteractive to measure beside these")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--trials", type=Path, help="a folder to write the tuned structures to")
@@ -282,8 +291,9 @@ def main() -> None:
         write_trials(options.trials, list(subjects(tuned=True, few=options.few)))
         return
     forest = ScribblesTask(fit=likelihood.forest, description="")
-    for name in options.methods:
-        task = network(options.weights, None) if name == "network" else forest
+    peer = NNInteractiveTask("peer", NNInteractiveFolder.find(options.peer)) if options.peer else None
+    for name in options.methods + ["peer"] * bool(options.peer):
+        task = peer if name == "peer" else network(options.weights, None) if name == "network" else forest
         found = measure(task, chosen, options.kinds, name)
         if options.json:
             print(
