@@ -53,20 +53,21 @@ class NNInteractiveTask:
         self._artifacts: dict[str, Any] | None = None
         self._abilities: Abilities = {}
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._info = TaskInfo(
+            type="deepgrow",
+            labels={},
+            dimension=3,
+            description="nnInteractive: any structure by clicks, boxes, strokes, curves or a mask; "
+            f"weights {folder.name}, licence: {folder.licence}",
+            version=folder.name,
+            drawings=True,
+            ordered=True,
+        )
 
     @property
     def info(self) -> TaskInfo:
         """The model's entry in `/info/`; the description names the licence of the weights."""
-        return TaskInfo(
-            type="deepgrow",
-            labels={},
-            dimension=3,
-            description=f"nnInteractive: any structure by clicks, boxes, strokes, curves or a mask; "
-            f"weights {self._folder.name}, licence: {self._folder.licence}",
-            version=self._folder.name,
-            drawings=True,
-            ordered=True,
-        )
+        return self._info
 
     @property
     def version(self) -> str:
