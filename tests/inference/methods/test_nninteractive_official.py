@@ -19,7 +19,7 @@ from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods.nninteractive_infer import NNInteractiveTask
 from rayapp.inference.network.cancellation import interruptible
 from rayapp.models.nninteractive_folder import NNInteractiveFolder, models_root
-from tests.inference.methods.official_session import BRIGHTER, UNET, SessionDouble, official_folder
+from tests.inference.methods.official_session import BRIGHTER, PROMPTED, SessionDouble, official_folder
 
 NEEDED = "needs nnInteractive: pip install 'rayapp[nninteractive]'"
 with warnings.catch_warnings():
@@ -49,7 +49,7 @@ def volume() -> Volume:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return official_folder(tmp_path_factory.mktemp("models") / "tiny_v1", UNET)
+    return official_folder(tmp_path_factory.mktemp("models") / "tiny_v1", PROMPTED)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,16 @@ def test_a_rebuilt_session_answers_the_same_also_after_undo_and_another_structur
     np.testing.assert_array_equal(task.predict(prepared, all_of(TURNS), {}).labels, fresh)
 
 
+def test_a_structure_larger_than_the_networks_patch_is_answered_the_same_again(task):
+    array = np.random.default_rng(3).normal(0, 1, (1, 70, 20, 14))
+    array[0, 5:66, 4:15, 3:11] += 40
+    prompts = Prompts(roi=((5, 4, 3), (66, 15, 11)))
+    first, second = (task.predict(task.prepare(Volume(array=array, affine=AFFINE)), prompts, {}) for _ in range(2))
+    assert first.labels[:20].any()
+    assert first.labels[50:].any()
+    np.testing.assert_array_equal(first.labels, second.labels)
+
+
 def test_strokes_and_a_mask_to_start_from_are_taken(task):
     prepared = task.prepare(volume())
     marks, start = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
@@ -178,7 +188,7 @@ def test_a_superseded_prompt_leaves_no_trace(task):
 
 
 def test_a_box_is_taken_by_a_network_of_flat_boxes_and_an_empty_image_is_refused(tmp_path):
-    folder = official_folder(tmp_path / "flat", UNET, bbox3d=False)
+    folder = official_folder(tmp_path / "flat", PROMPTED, bbox3d=False)
     task = NNInteractiveTask("nninteractive", NNInteractiveFolder.find(str(folder)))
     assert task.predict(task.prepare(volume()), TURNS[2], {}).labels.any()
     empty = task.prepare(Volume(array=np.zeros((1, *SHAPE)), affine=AFFINE))
@@ -189,7 +199,7 @@ def test_a_box_is_taken_by_a_network_of_flat_boxes_and_an_empty_image_is_refused
 def test_licence_and_damage_are_told(task, folder, tmp_path):
     task.load()
     assert task._artifacts["license"] == NNInteractiveFolder(folder).licence
-    damaged = official_folder(tmp_path / "torn", UNET)
+    damaged = official_folder(tmp_path / "torn", PROMPTED)
     (damaged / "fold_0" / "checkpoint_final.pth").write_bytes(b"torn")
     with pytest.raises(ModelBroken, match="torn cannot be loaded"):
         NNInteractiveTask("nninteractive", NNInteractiveFolder.find(str(damaged))).load()
