@@ -39,10 +39,10 @@ def test_a_large_one_is_averaged_along_its_finest_axes_first(coarse):
     assert means[-1, -1, -1] == pytest.approx(part[last[0] :, last[1] :, last[2] :].mean(), rel=1e-5)
 
 
-def test_what_is_no_number_counts_as_nothing():
+def test_what_is_no_number_is_as_dark_as_the_darkest():
     array = np.ones(SHAPE, np.float32)
-    array[5, 6, 7] = np.nan
-    assert Region.around((0, 0, 0), SHAPE, SHAPE, SPACING).image(array)[5, 6, 7] == 0
+    array[5, 6, 7], array[1, 1, 1] = np.nan, -1000
+    assert Region.around((0, 0, 0), SHAPE, SHAPE, SPACING).image(array)[5, 6, 7] == -1000
 
 
 def test_every_stroke_is_seen_in_its_block_and_the_majority_speaks(coarse):
