@@ -15,8 +15,8 @@ TSC := $(VENV)/web/node_modules/.bin/tsc
 PROMPTABLE ?= build/deepgrow_3d
 MINUTES ?= 600
 
-# Test files run in parallel, one process for each processor.
-TOGETHER := -n logical --maxprocesses 4 --dist loadfile
+# Test files run in parallel, one process for each processor; tests/distribution.py says which tests stay together.
+TOGETHER := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: docs install orthanc viewer demo test test-slow test-browser fuzz lint lint-python lint-web format weights clean
 

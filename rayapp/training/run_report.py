@@ -49,7 +49,7 @@ class RunReport:
         self._folder = folder
         self._epochs = epochs
         self._events = SummaryWriter(str(folder / EVENTS))
-        self._drawn = -math.inf
+        self._drawn, self._drawn_rows = -math.inf, 0
 
     def validated(self, state: State) -> None:
         """Add the newest row of the state to all files."""
@@ -67,7 +67,7 @@ class RunReport:
 
     def _draw_curves(self, state: State) -> None:
         curves(state.rows, self._folder / CURVES)
-        self._drawn = time.monotonic()
+        self._drawn, self._drawn_rows = time.monotonic(), len(state.rows)
 
     def design(self, card: Mapping[str, Any]) -> None:
         """Write `design.json`: the design as part of a card."""
@@ -87,7 +87,7 @@ class RunReport:
         stats = self._stats(state, finished=finished)
         with replacing(self._folder / STATS) as staged:
             staged.write_text(json.dumps(stats))
-        if finished and state.rows:
+        if finished and len(state.rows) != self._drawn_rows:
             self._draw_curves(state)
         return stats
 
