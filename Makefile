@@ -13,6 +13,7 @@ TSC := $(VENV)/web/node_modules/.bin/tsc
 
 # The folder from which the training of deepgrow_3d resumes, and its duration in minutes.
 PROMPTABLE ?= build/deepgrow_3d
+POINTING := rayapp/apps/radiology/weights/deepgrow_3d
 MINUTES ?= 600
 
 # Test files run in parallel, one process for each processor; tests/distribution.py says which tests stay together.
@@ -118,8 +119,9 @@ weights: install
 	@echo "==> training the shipped models on generated phantoms (tens of minutes on two cores)"
 	@$(BIN)/python -m rayapp.apps.radiology.make_weights
 	@echo "==> training deepgrow_3d on random scenes for $(MINUTES) minutes more; Ctrl-C keeps what is learnt: $(PROMPTABLE)"
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m rayapp.training.synthetic.train $(PROMPTABLE) --minutes $(MINUTES)
-	@$(BIN)/python -m rayapp.training.synthetic.export $(PROMPTABLE) rayapp/apps/radiology/weights/deepgrow_3d
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m rayapp.training.synthetic.train $(PROMPTABLE) --minutes $(MINUTES) \
+		--start $(POINTING).safetensors
+	@$(BIN)/python -m rayapp.training.synthetic.export $(PROMPTABLE) $(POINTING)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from rayapp import __version__, geometry
+from rayapp import __version__
 from rayapp.errors import BadRequest, RayappError
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Point, Prompts
-from rayapp.inference.methods.promptable_infer import PromptableTask
+from rayapp.inference.methods.promptable_infer import PromptableTask, source_of
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 from rayapp.inference.zoom.view import Source
 from rayapp.models.networks import save_weights
@@ -113,8 +113,7 @@ class Labelled:
     def read(cls, pair: Pair) -> Labelled:
         """Read a pair; the image's first channel counts. Raises BadRequest naming the image."""
         volume, labels = read_pair(pair, None)
-        array = np.nan_to_num(volume.array[0])
-        return cls(Source(array, geometry.spacing(volume.affine)), labels, volume)
+        return cls(source_of(volume), labels, volume)
 
     def structures(self) -> list[int]:
         """Values of the structures."""

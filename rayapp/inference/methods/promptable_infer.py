@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from rayapp import geometry
 from rayapp.errors import BadRequest, ModelBroken
@@ -27,7 +28,7 @@ from rayapp.inference.zoom.glance import Mask
 from rayapp.inference.zoom.lowering import marks_of, start_of
 from rayapp.inference.zoom.marks import Marks
 from rayapp.inference.zoom.view import Floats, Source
-from rayapp.inference.zoom.zoom import Optics, Outcome, outcomes
+from rayapp.inference.zoom.zoom import Optics, Outcome, enforced, outcomes
 from rayapp.models.networks import load_weights
 from rayapp.models.promptable import Promptable, channels_last
 from rayapp.models.store import ModelVersion
@@ -133,7 +134,7 @@ class PromptableTask:
 
     def prepare(self, volume: Volume) -> PreparedSource:
         """The image's first channel."""
-        return PreparedSource(Source(np.nan_to_num(volume.array[0], copy=False), geometry.spacing(volume.affine)))
+        return PreparedSource(source_of(volume))
 
     def predict(self, prepared: PreparedSource, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment what was pointed at. Raises BadRequest without any prompt for a structure."""
@@ -179,7 +180,7 @@ class PromptableTask:
             if kept is not None and not (last and not _denied(marks)):
                 state = kept
                 continue
-            if part.bounds() is None and state is None:
+            if part.bounds() is None and (state is None or _denied(marks)):
                 continue
             outcome = None
             for outcome in outcomes(self._ask, source, part, state, self._optics, chosen.get(number, 0)):
@@ -191,7 +192,7 @@ class PromptableTask:
         if not _denied(marks) or state is None:
             return
         for outcome in outcomes(self._ask, source, marks, state, self._optics):
-            yield Outcome(_less(outcome.mask, state), outcome.quality)
+            yield Outcome(_less(outcome.mask, state, marks, source), outcome.quality)
 
     def _ask(self, inputs: Floats) -> tuple[Floats, Floats, Floats]:
         cancellation.checkpoint()
@@ -203,21 +204,35 @@ class PromptableTask:
         return logits.cpu().numpy(), torch.sigmoid(quality).cpu().numpy(), torch.exp(length).cpu().numpy()
 
 
+def source_of(volume: Volume) -> Source:
+    """An image's first channel to look at, 0 where a voxel is no number."""
+    array = volume.array[0]
+    finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
+    return Source(array if finite else np.nan_to_num(array), geometry.spacing(volume.affine))
+
+
 def _denied(marks: Marks) -> bool:
     """Whether anything is said not to be the structure."""
     return bool(marks.exclude or marks.erasers)
 
 
-def _less(mask: Mask, before: Mask) -> Mask:
-    """A mask without what was not in it before."""
-    inside = before.inside.copy()
+def _less(mask: Mask, before: Mask, marks: Marks, source: Source) -> Mask:
+    """The mask before without the parts that an answer has not and that hold, or touch, what is denied."""
+    kept = np.zeros_like(before.inside)
     overlap = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(mask.region, before.region, strict=True)]
-    kept = np.zeros_like(inside)
     if all(low < high for low, high in overlap):
         target = tuple(slice(lo - r.start, hi - r.start) for (lo, hi), r in zip(overlap, before.region, strict=True))
         origin = tuple(slice(lo - r.start, hi - r.start) for (lo, hi), r in zip(overlap, mask.region, strict=True))
         kept[target] = mask.inside[origin]
-    return Mask(before.region, inside & kept)
+    parts, count = ndimage.label(before.inside & ~kept)
+    denied = np.concatenate([np.reshape(p, (-1, 3)) for p in (*marks.exclude, *marks.erasers)])
+    near = np.zeros_like(kept)
+    near[tuple(before.indices(denied, source.spacing).T)] = True
+    near = ndimage.binary_dilation(near, np.ones((3, 3, 3)))
+    gone = np.zeros(count + 1, bool)
+    gone[parts[near]] = True
+    gone[0] = False
+    return enforced(Mask(before.region, before.inside & ~gone[parts]), source, marks)
 
 
 def _key(marks: Marks, start: Mask | None) -> bytes:

@@ -20,6 +20,8 @@ NOTHING = -20.0
 """Logit where the structure surely is not."""
 WORTH = 0.3
 """Belief in an alternative, as a share of that in the best answer, at least."""
+CHANGED = 0.3
+"""Less belief in an answer that has nothing of the mask before, or is twelve times as large."""
 APART = 0.35
 """Logarithm of the ratio of two alternatives' volumes, at least."""
 LARGE = 0.2
@@ -57,6 +59,11 @@ class Mask:
             sides.append(((marked[0] + start - 0.5) * spacing[axis], (marked[-1] + start + 0.5) * spacing[axis]))
         low, high = np.array(sides).T
         return Box.of(low, high)
+
+    def indices(self, positions: NDArray[np.float64], spacing: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Indices (n, 3) in `inside` of positions in millimetres; those beyond it are left out."""
+        voxels = np.rint(positions / spacing).astype(np.int64) - np.array([side.start for side in self.region])
+        return np.asarray(voxels[((voxels >= 0) & (voxels < self.inside.shape)).all(1)])
 
     def at(self, voxel: Sequence[int]) -> bool:
         """Whether the structure is at a voxel of the image."""
@@ -106,6 +113,15 @@ class Glance:
         values[within] = self.logits[tuple(voxels[within].T)]
         return values
 
+    def changed(self, mask: Mask, spacing: NDArray[np.float64]) -> float:
+        """How much the answer goes against a mask, 0 to 2: the share that it has not, in its view or beyond it, and
+        whether it is so much larger that it means something else, from 0 for three times to 1 for twelve times."""
+        inside, cell = self.logits > 0, self.view.spacing**3
+        before = max(float(mask.inside.sum() * spacing.prod()), 1e-9)
+        kept = float((mask.sample(self.view, spacing) * inside).sum()) * cell
+        grown = np.log(max(float(inside.sum()) * cell / before, 1e-9) / 3) / np.log(4)
+        return max(0.0, 1 - kept / before) + float(np.clip(grown, 0, 1))
+
     def connected(self, seeds: NDArray[np.float64]) -> Glance:
         """The parts of the answer that hold a seed, or else the large ones; what is dropped is surely not it.
 
@@ -127,11 +143,10 @@ class Glance:
         keep[0] = True
         return replace(self, logits=np.where(keep[parts], self.logits, np.minimum(self.logits, NOTHING)))
 
-    def on_image(self, source: Source, *, cropped: bool) -> tuple[Region, Floats]:
-        """Logits on the image's own voxels, and the part of the image that they are for: all that the view shows, or,
-        `cropped`, all that the structure takes."""
+    def on_image(self, source: Source) -> tuple[Region, Floats]:
+        """Logits on the image's own voxels, and the part of the image that they are for: what the structure takes."""
         low, high = self.view.low - self.view.spacing / 2, self.view.low + self.view.size - self.view.spacing / 2
-        bounds = self.bounds() if cropped else None
+        bounds = self.bounds()
         if bounds is not None:
             low = np.maximum(low, np.array(bounds.low) - self.view.spacing)
             high = np.minimum(high, np.array(bounds.high) + self.view.spacing)
@@ -181,8 +196,17 @@ def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
     return [View.around(centre, float(size), edge) for size in sizes]
 
 
-def believed(answers: Sequence[Glance], marks: Marks) -> NDArray[np.float64]:
-    """How much each answer is to be believed: its expected quality, less where it goes against the prompts."""
+def believed(
+    answers: Sequence[Glance], marks: Marks, previous: Mask | None = None, spacing: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """How much each answer is to be believed: its expected quality, less where it goes against the prompts, and less if
+    it gives up what the mask before had, or is many times larger.
+
+    Args:
+        answers: of several views.
+        marks: all prompts.
+        previous: the mask before, of an image of this `spacing`.
+    """
     on = marks.on_structure()
     off = np.concatenate([np.zeros((0, 3)), *(np.reshape(p, (-1, 3)) for p in (*marks.exclude, *marks.erasers))])
     scores = []
@@ -190,7 +214,8 @@ def believed(answers: Sequence[Glance], marks: Marks) -> NDArray[np.float64]:
         missed = float((answer.at(on) <= 0).mean()) if len(on) else 0.0
         taken = float((answer.at(off) > 0).mean()) if len(off) else 0.0
         empty = 0.0 if (answer.logits > 0).any() else 1.0
-        scores.append(answer.quality - 0.3 * missed - 0.3 * taken - empty)
+        changed = answer.changed(previous, spacing) if previous is not None and spacing is not None else 0.0
+        scores.append(answer.quality - 0.3 * missed - 0.3 * taken - CHANGED * changed - empty)
     return np.array(scores)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.inference.zoom.glance import NOTHING, Ask, Glance, Mask, believed, candidates, framed, glances, ladder
+from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, candidates, framed, glances, ladder
 from rayapp.inference.zoom.marks import Box, Marks
 from rayapp.inference.zoom.view import Source
 
@@ -23,6 +23,7 @@ class Optics:
         fine: voxels along the edge of the look at the structure's own size.
         margin: that look's size over the structure's longest side.
         box_margin: the same where a box says where the structure ends.
+        looks: looks at the structure's own size, each from the answer before; one where there was a mask before.
     """
 
     coarse: int = 32
@@ -30,6 +31,7 @@ class Optics:
     fine: int = 48
     margin: float = 1.35
     box_margin: float = 1.2
+    looks: int = 2
 
 
 @dataclass(frozen=True)
@@ -77,39 +79,41 @@ def outcomes(
         wide = _around(known, marks)
         views = [framed(wide, optics.coarse, margin, smallest) for margin in (optics.margin, 2.2)]
         compared += glances(ask, source, views, marks, previous)
-    meant, likeliest = candidates(compared, believed(compared, marks))
+    meant, likeliest = candidates(compared, believed(compared, marks, previous, source.spacing))
     at = int(np.clip(likeliest + size, 0, len(meant) - 1))
     best, others = meant[at], (at, len(meant) - 1 - at, at - likeliest)
-    yield Outcome(rendered([best], source, marks), best.quality, *others)
-    found = best.bounds()
-    if found is None:
-        return
-    start = rendered([best], source, marks)
-    view = framed(_around(found, marks), optics.fine, optics.margin, smallest)
+    mask = rendered(best, source, marks)
+    yield Outcome(mask, best.quality, *others)
     solid = [box for box in marks.boxes if _solid(box, source.spacing)]
-    if len(solid) == 1:
-        view = framed(_around(solid[0], marks), optics.fine, optics.box_margin, smallest)
-    closer = glances(ask, source, [view], marks, start)[0]
-    layers = [closer] if (closer.logits > 0).any() else [best]
-    yield Outcome(rendered(layers, source, marks), closer.quality, *others)
+    margin = optics.box_margin if len(solid) == 1 else optics.margin
+    quality = best.quality
+    for _ in range(1 if previous is not None else optics.looks):
+        found = solid[0] if len(solid) == 1 else mask.bounds(source.spacing)
+        if found is None:
+            break
+        view = framed(_around(found, marks), optics.fine, margin, smallest)
+        closer = glances(ask, source, [view], marks, mask)[0]
+        if not (closer.logits > 0).any():
+            break
+        mask, quality = rendered(closer, source, marks), closer.quality
+    yield Outcome(mask, quality, *others)
 
 
-def rendered(layers: Sequence[Glance], source: Source, marks: Marks) -> Mask:
-    """The mask on the image's voxels that views give, later ones over earlier ones, and on which the prompts hold."""
+def rendered(answer: Glance, source: Source, marks: Marks) -> Mask:
+    """The mask on the image's voxels that a view's answer gives, on which the prompts hold."""
     seeds = marks.on_structure()
-    pieces = [layer.connected(seeds).on_image(source, cropped=number == 0) for number, layer in enumerate(layers)]
-    low = np.min([[side.start for side in region] for region, _ in pieces], 0)
-    high = np.max([[side.stop for side in region] for region, _ in pieces], 0)
+    region, piece = answer.connected(seeds).on_image(source)
+    low, high = np.array([[side.start, side.stop] for side in region]).T
     placed = np.rint(seeds / source.spacing).astype(int)
     if len(placed):
         low, high = np.minimum(low, placed.min(0)), np.maximum(high, placed.max(0) + 1)
     low, high = np.clip(low, 0, None), np.minimum(high, source.array.shape)
-    values = np.full(tuple(high - low), NOTHING, np.float32)
-    for region, piece in pieces:
-        inner = tuple(slice(side.start - int(a), side.stop - int(a)) for side, a in zip(region, low, strict=True))
-        values[inner] = piece
+    inside = np.zeros(tuple(high - low), bool)
+    inside[tuple(slice(side.start - int(a), side.stop - int(a)) for side, a in zip(region, low, strict=True))] = (
+        piece > 0
+    )
     a, b, c = (slice(int(x), int(y)) for x, y in zip(low, high, strict=True))
-    return enforced(Mask((a, b, c), values > 0), source, marks)
+    return enforced(Mask((a, b, c), inside), source, marks)
 
 
 def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
@@ -126,15 +130,8 @@ def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
         inside &= allowed
     for points, value in ((marks.strokes, True), (marks.erasers, False), (marks.include, True), (marks.exclude, False)):
         for group in points:
-            inside[tuple(_voxels(np.reshape(group, (-1, 3)), source, mask).T)] = value
+            inside[tuple(mask.indices(np.reshape(group, (-1, 3)), source.spacing).T)] = value
     return Mask(mask.region, inside)
-
-
-def _voxels(positions: NDArray[np.float64], source: Source, mask: Mask) -> NDArray[np.int64]:
-    """Indices (n, 3) in a mask's region of positions in millimetres; those beyond it are left out."""
-    start = np.array([side.start for side in mask.region])
-    voxels = np.rint(positions / source.spacing).astype(np.int64) - start
-    return np.asarray(voxels[((voxels >= 0) & (voxels < mask.inside.shape)).all(1)])
 
 
 def _solid(box: Box, spacing: NDArray[np.float64]) -> bool:

@@ -29,6 +29,8 @@ from rayapp.training.synthetic.trials import Trial, load_trials, score
 
 REUSE = 5
 """Samples for each case that is made: in two views, inverted, and with corrections."""
+ENDING = 0.35
+"""Share of a training's time in which the learning rate falls to nothing."""
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Options:
         edges: of the views, voxels; one is drawn for each step.
         rate: the learning rate, after a warm-up; it falls with the root of the samples from `settle` samples on.
         seed: of scenes, prompts and weights.
-        minutes: how long; None for until stopped.
+        minutes: how long; None for until stopped. The learning rate falls to nothing in the last `ENDING` of it.
         trials: a folder of real structures to validate on, see `trials`; None without.
         every: samples between validations.
         start: exported weights to go on from while the folder has no checkpoint; the card beside them says what they
@@ -102,11 +104,12 @@ class Training:
         torch.save({**self.student.state(), **costs, **network}, scratch)
         os.replace(scratch, self.checkpoint)  # noqa: PTH105
 
-    def rate(self) -> float:
-        """The learning rate of the next step."""
+    def rate(self, seconds: float) -> float:
+        """The learning rate of the next step, `seconds` after the start."""
+        left = 1.0 if self.options.minutes is None else max(0.0, 1 - seconds / (60 * self.options.minutes))
         warm = min(1.0, (self.student.steps + 1) / 100)
         late = float(np.sqrt(self.options.settle / max(1, self.student.samples)))
-        return self.options.rate * warm * min(1.0, late)
+        return self.options.rate * warm * min(1.0, late) * min(1.0, left / ENDING)
 
 
 def _generate(out: Any, seed: Sequence[int], edges: Sequence[int]) -> None:
@@ -157,7 +160,7 @@ def train(options: Options) -> None:
             fed += 1
         if student.short:
             continue
-        student.step(training.rate(), running)
+        student.step(training.rate(time.monotonic() - start), running)
         training.seconds = before + time.monotonic() - start
         training.cpu = used + time.process_time()
         if student.steps % 100 == 0:

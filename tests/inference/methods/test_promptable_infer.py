@@ -12,6 +12,7 @@ from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods import promptable_infer
 from rayapp.inference.methods.promptable_infer import PromptableTask
 from rayapp.inference.zoom import zoom
+from rayapp.inference.zoom.glance import Mask
 from rayapp.models.networks import save_weights
 from rayapp.models.promptable import Promptable
 
@@ -130,3 +131,26 @@ def test_a_missing_file_is_named(tmp_path):
     broken = PromptableTask(name="deepgrow_3d", weights=tmp_path / "gone.safetensors", network=NETWORK)
     with pytest.raises(ModelBroken, match=r"gone\.safetensors"):
         broken.load()
+
+
+def test_a_denied_point_takes_away_the_part_around_it_alone(task, prepared, monkeypatch):
+    region = (slice(10, 40), slice(10, 40), slice(5, 15))
+    start = np.zeros(SHAPE, np.uint8)
+    start[region] = 1
+    less = np.ones((30, 30, 10), bool)
+    less[:8] = less[20:] = False  # the network would take away both ends
+
+    def outcomes(*_):
+        yield zoom.Outcome(Mask(region, less), 0.9)
+
+    monkeypatch.setattr(promptable_infer, "outcomes", outcomes)
+    labels = answer(task, prepared, start=start, clicks={"background": ((12, 20, 10),)})
+    assert not labels[10:18].any()
+    assert labels[18:40, 10:40, 5:15].all()
+
+
+def test_an_image_with_voxels_that_are_no_numbers_stays_as_it_is(task):
+    array = np.ones((1, *SHAPE), np.float32)
+    array[0, 3, 4, 5] = np.nan
+    assert np.isfinite(task.prepare(Volume(array=array, affine=AFFINE)).source.array).all()
+    assert np.isnan(array[0, 3, 4, 5])

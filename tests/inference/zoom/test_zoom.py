@@ -12,6 +12,7 @@ from rayapp.models.promptable import Channel
 SPACING = np.array([1.0, 1.0, 2.0])
 SHAPE = (100, 90, 40)
 CENTRE = np.array([50.0, 44.0, 40.0])
+WHOLE = (slice(0, 100), slice(0, 90), slice(0, 40))
 
 
 def scene():
@@ -104,5 +105,15 @@ def test_optics_decide_how_many_voxels_are_looked_at():
         edges.append(inputs.shape[-1])
         return threshold(inputs)
 
-    list(outcomes(ask, source, Marks(include=[CENTRE]), optics=Optics(coarse=16, fine=64)))
-    assert edges == [16, 64]
+    list(outcomes(ask, source, Marks(include=[CENTRE]), optics=Optics(coarse=16, fine=64, looks=3)))
+    assert edges == [16, 64, 64, 64]
+
+
+def test_an_answer_that_gives_up_the_mask_before_is_believed_less():
+    source, truth = scene()
+    marks = Marks(include=[CENTRE])
+    answers = glances(threshold, source, ladder(source, marks, 32, 5), marks)
+    kept, lost = Mask(WHOLE, truth), Mask(WHOLE, np.roll(truth, 40, 0))
+    usual = believed(answers, marks)
+    assert believed(answers, marks, kept, SPACING)[2] == pytest.approx(usual[2], abs=0.05)
+    assert (believed(answers, marks, lost, SPACING) < usual - 0.1).all()
