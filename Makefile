@@ -17,7 +17,7 @@ POINTING := rayapp/apps/radiology/weights/deepgrow_3d
 MINUTES ?= 600
 
 # Test files run in parallel, one process for each processor; tests/distribution.py says which tests stay together.
-TOGETHER := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+TOGETHER := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: docs install orthanc viewer demo test test-slow test-browser fuzz lint lint-python lint-web format weights clean
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from rayapp.imaging.phantom import phantom
-from tests.distribution import group_of, rank_of
+from tests.distribution import rank_of
 from tests.orthanc import Orthanc, orthanc
 from tests.real_data import lacked
 
@@ -107,14 +107,8 @@ def _read(running: Running, ready: threading.Event) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group and order the tests as `tests.distribution` says."""
-    ranks: dict[pytest.Item, int] = {}
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        group = group_of(path, getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group(group))
-        ranks[item] = rank_of(path, group)
-    items.sort(key=ranks.__getitem__)
+    """Order the tests as `tests.distribution` says."""
+    items.sort(key=lambda item: rank_of(item.path.relative_to(Path(__file__).parent).as_posix()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -101,7 +101,7 @@ def test_deepgrow_serves_the_version_published_last_whatever_labels_are_wanted(s
         assert (model["type"], model["labels"], model["dimension"]) == ("deepgrow", {}, dimensions)
     described = catalogue.describe()
     assert set(described["models"]) == {"deepgrow_2d", "deepgrow_3d", "deepgrow_pipeline", *SCRIBBLES}
-    assert (described["labels"], described["broken_models"]) == ([], {})
+    assert (described["labels"], described["broken_models"]) == (["hippocampus"], {})
 
 
 def test_a_model_that_is_made_of_others_is_renewed_with_any_of_them(settings, tmp_path):
