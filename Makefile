@@ -16,7 +16,7 @@ PROMPTABLE ?= build/deepgrow_3d
 POINTING := rayapp/apps/radiology/weights/deepgrow_3d
 MINUTES ?= 600
 
-# Test files run in parallel, one process for each processor; tests/distribution.py says which tests stay together.
+# Test files run in parallel, one process for each processor; tests/distribution.py says which come first.
 TOGETHER := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: docs install orthanc viewer demo test test-slow test-browser fuzz lint lint-python lint-web format weights clean
