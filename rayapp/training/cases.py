@@ -22,6 +22,8 @@ from rayapp.imaging.reader import read_segmentation, read_volume, split_ext
 from rayapp.imaging.volume import Grid, Segmentation, Volume
 from rayapp.training.train_task import Pair
 
+MIN_PAIRS = 2
+"""Labelled images of a training, at least: one to learn from and one to validate with."""
 MAX_BYTES = 4096 << 20
 """Largest decoded image or label map, in bytes."""
 
@@ -176,6 +178,14 @@ def _value_of(name: str, values: Mapping[str, int], *, taken: Container[str]) ->
 def name_of(pair: Pair) -> str:
     """The image's id: its file name without the extension, or its folder's name."""
     return pair.image.name if pair.image.is_dir() else split_ext(pair.image.name)[0]
+
+
+def too_few(count: int, without: str = "") -> BadRequest:
+    """The error for fewer than `MIN_PAIRS` labelled images; `without` names those that were left out."""
+    return BadRequest(
+        f"training needs at least two labelled images, one of them for validation, but there are {count}{without}: "
+        "label more images"
+    )
 
 
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:

@@ -59,6 +59,17 @@ class State:
     design: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def trained(self, start: str | None) -> dict[str, Any]:
+        """What a version's card says of its training, which went on from the version `start`."""
+        return {
+            "epochs": self.epoch,
+            "best_epoch": self.best_epoch,
+            "iterations": self.iteration,
+            "seconds": round(self.seconds),
+            "resumed": self.resumed,
+            "from": start,
+        }
+
 
 def save(folder: Path, state: State, tensors: Mapping[str, Any]) -> None:
     """Write a checkpoint to `folder`, in place of whatever is there."""

@@ -24,7 +24,7 @@ from rayapp.errors import BadRequest, RayappError
 from rayapp.models.networks import build, save_weights
 from rayapp.models.store import ModelVersion
 from rayapp.training import checkpoint
-from rayapp.training.cases import Case, Cases, bad_pairs, digest_of, name_of
+from rayapp.training.cases import MIN_PAIRS, Case, Cases, bad_pairs, digest_of, name_of, too_few
 from rayapp.training.checkpoint import State
 from rayapp.training.design import GRID, Design, broadcast_design
 from rayapp.training.feed import Batch, Feed
@@ -38,7 +38,6 @@ from rayapp.training.train_task import Host, Pair, Progress, TrainRequest, Train
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-MIN_PAIRS = 2
 MAX_EVALUATED = 64
 """Largest number of validation cases that a finished model and the baseline are evaluated on."""
 
@@ -136,10 +135,7 @@ class Run:
         usable = [pair for pair in pairs if name_of(pair) not in self._state.left_out]
         if len(usable) < MIN_PAIRS:
             without = f", without {', '.join(self._state.left_out)}" if self._state.left_out else ""
-            raise BadRequest(
-                f"training needs at least two labelled images, one of them for validation, but there are {len(usable)}"
-                f"{without}: label more images"
-            )
+            raise too_few(len(usable), without)
         return usable
 
     def _choose_design(self, pairs: Sequence[Pair]) -> Design:
@@ -351,14 +347,7 @@ class Run:
             "config": self._options.config(),
             "seed": self._options.seed,
             "code": f"rayapp {installed('rayapp')}, torch {torch.__version__}, monai {installed('monai')}",
-            "trained": {
-                "epochs": state.epoch,
-                "best_epoch": state.best_epoch,
-                "iterations": state.iteration,
-                "seconds": round(state.seconds),
-                "resumed": state.resumed,
-                "from": None if parent is None else parent.version,
-            },
+            "trained": state.trained(None if parent is None else parent.version),
         }
 
 

@@ -21,18 +21,17 @@ from scipy import ndimage
 
 from rayapp import __version__
 from rayapp.errors import BadRequest, RayappError
-from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Point, Prompts
-from rayapp.inference.methods.promptable_infer import PromptableTask, source_of
+from rayapp.inference.methods.promptable_infer import PreparedSource, PromptableTask, source_of
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 from rayapp.inference.zoom.view import Source
 from rayapp.models.networks import save_weights
 from rayapp.models.promptable import Promptable
 from rayapp.models.store import ModelVersion
 from rayapp.training import checkpoint
-from rayapp.training.cases import digest_of, name_of, read_pair, split
+from rayapp.training.cases import MIN_PAIRS, digest_of, read_pair, split, too_few
 from rayapp.training.checkpoint import State
-from rayapp.training.metrics import Metrics, key_metric
+from rayapp.training.metrics import Metrics, dice, key_metric
 from rayapp.training.options import PromptableOptions
 from rayapp.training.run_report import RunReport
 from rayapp.training.synthetic.examples import Case, case, cases
@@ -107,13 +106,12 @@ class Labelled:
 
     source: Source
     labels: NDArray[np.uint8]
-    volume: Volume
 
     @classmethod
     def read(cls, pair: Pair) -> Labelled:
         """Read a pair; the image's first channel counts. Raises BadRequest naming the image."""
         volume, labels = read_pair(pair, None)
-        return cls(source_of(volume), labels, volume)
+        return cls(source_of(volume), labels)
 
     def structures(self) -> list[int]:
         """Values of the structures."""
@@ -173,13 +171,10 @@ class _Run:
     """One worker of a run."""
 
     def __init__(self, request: TrainRequest, host: Host, options: PromptableOptions, parent: ModelVersion) -> None:
-        if len(request.pairs) < 2:
-            raise BadRequest(
-                f"training needs at least two labelled images, one of them for validation, but there are "
-                f"{len(request.pairs)}: label more images"
-            )
+        if len(request.pairs) < MIN_PAIRS:
+            raise too_few(len(request.pairs))
         self._request, self._host, self._options, self._parent = request, host, options, parent
-        self._train, self._val = split(sorted(request.pairs, key=name_of), options.val_split)
+        self._train, self._val = split(request.pairs, options.val_split)
         self._network = {name: value for name, value in parent.card["network"].items() if name != "name"}
         self._student = Student(
             self._network, EDGES, seed=options.seed + host.rank, device=host.device, together=host.world_size > 1
@@ -291,7 +286,7 @@ class _Run:
             for value in labelled.structures():
                 if len(values[MEASUREMENTS[0]]) >= MEASURED:
                     break
-                if self._host.rank == 0 and self._host.world_size == 1 and self._host.stopped():
+                if self._host.world_size == 1 and self._host.stopped():
                     return None
                 scores = clicked(task, labelled, labelled.labels == value)
                 for name, number in zip(MEASUREMENTS, (0, -1), strict=True):
@@ -327,24 +322,17 @@ class _Run:
                 "validation": len(self._val),
             },
             "config": asdict(self._options),
-            "trained": {
-                "epochs": state.epoch,
-                "best_epoch": state.best_epoch,
-                "iterations": state.iteration,
-                "seconds": round(state.seconds),
-                "resumed": state.resumed,
-                "from": self._parent.version,
-            },
+            "trained": state.trained(self._parent.version),
         }
 
 
 def clicked(task: PromptableTask, labelled: Labelled, truth: Mask) -> list[float]:
     """Dice after each of `CLICKS` clicks on a structure."""
-    prepared = task.prepare(labelled.volume)
+    prepared = PreparedSource(labelled.source)
 
     def ask(on: Sequence[Point], off: Sequence[Point]) -> Mask:
         clicks = {name: tuple(points) for name, points in ((FOREGROUND, on), (BACKGROUND, off)) if points}
         return np.asarray(task.predict(prepared, Prompts(clicks=clicks), {}).labels > 0)
 
     answers = corrected(ask, truth, labelled.source.spacing, CLICKS)
-    return [float(2 * (answer & truth).sum() / (answer.sum() + truth.sum())) for answer in answers]
+    return [dice(answer, truth, 1)[0] for answer in answers]

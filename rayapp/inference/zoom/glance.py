@@ -65,13 +65,6 @@ class Mask:
         voxels = np.rint(positions / spacing).astype(np.int64) - np.array([side.start for side in self.region])
         return np.asarray(voxels[((voxels >= 0) & (voxels < self.inside.shape)).all(1)])
 
-    def at(self, voxel: Sequence[int]) -> bool:
-        """Whether the structure is at a voxel of the image."""
-        inner = [at - side.start for at, side in zip(voxel, self.region, strict=True)]
-        if any(not 0 <= at < length for at, length in zip(inner, self.inside.shape, strict=True)):
-            return False
-        return bool(self.inside[tuple(inner)])
-
     def whole(self, shape: Sequence[int]) -> Bools:
         """The mask of the whole image."""
         full = np.zeros(tuple(shape), bool, order="F")

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.inference.infer_task import CurvePoint, Point, Prompts
+from rayapp.inference.prompts import outlines
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
 from rayapp.inference.prompts.scribble_map import BACKGROUND as OFF
 from rayapp.inference.prompts.scribble_map import FOREGROUND as ON
@@ -45,7 +46,7 @@ def marks_of(prompts: Prompts, spacing: NDArray[np.float64]) -> Marks:
 def lasso_of(curve: Sequence[CurvePoint], spacing: NDArray[np.float64]) -> Lasso:
     """A closed curve on one slice, in fractional voxels, as a lasso."""
     points = np.array(curve)
-    axis = max(axis for axis in range(3) if len(set(points[:, axis].tolist())) == 1)
+    axis, _ = outlines.slice_of(curve)
     others = [other for other in range(3) if other != axis]
     at = float(points[0, axis] * spacing[axis])
     return Lasso(axis, at, float(spacing[axis]), points[:, others] * spacing[others])
