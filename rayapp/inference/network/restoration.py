@@ -3,9 +3,8 @@
 A voxel of the source gets the class of the largest logit there, interpolated linearly between the network's voxels. So
 structures that touch in the network's answer touch on the source grid, too. What is interpolated is each structure's
 log-odds over background, since subtracting the same field from all logits changes no comparison: that takes one field
-per structure, in the box where it is positive only. Interpolation multiplies by a small dense matrix along each axis,
-for a slab of source planes at a time; beside the label map only one such slab of floats is held. Pure functions,
-thread-safe.
+per structure, in the box where it is positive only. Interpolation takes two samples along each axis in turn, for a slab
+of source planes at a time; beside the label map only a few such slabs of floats are held. Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -114,18 +114,14 @@ def restore_levels(field: Floats, grid: NetworkGrid) -> Labels:
     Returns:
         Shape (I, J, K), 255 for 1, i fastest in memory.
     """
-    axes = [
-        torch.from_numpy(_interpolation(n, m, (0, m), (0, n)).weights)
-        for n, m in zip(grid.source[::-1], grid.resampled[::-1], strict=True)
-    ]
-    k, j, i = axes
-    block = torch.from_numpy(np.ascontiguousarray(grid.to_source_axes(field)))
-    planes = (j @ (block @ i.T)).flatten(1)
-    levels = np.empty(grid.source[::-1], dtype=np.uint8)
-    for start in range(0, len(k), SLAB):
-        slab = levels[start : start + SLAB]
-        values = (k[start : start + SLAB] @ planes).numpy().reshape(slab.shape)
-        slab[...] = np.rint(np.clip(values, 0, 1) * 255)
+    source, resampled = grid.source[::-1], grid.resampled[::-1]
+    block = grid.to_source_axes(field)
+    levels = np.empty(source, dtype=np.uint8)
+    for start in range(0, source[0], SLAB):
+        limits = ((start, min(start + SLAB, source[0])), (0, source[1]), (0, source[2]))
+        axes = [_interpolation(n, m, (0, m), limit) for n, m, limit in zip(source, resampled, limits, strict=True)]
+        values = _interpolated(block[_box(axis.resampled for axis in axes)], axes)
+        levels[start : start + SLAB] = np.rint(np.clip(values, 0, 1) * 255)
     return levels.transpose(2, 1, 0)
 
 
@@ -218,10 +214,7 @@ def _restored(parts: Iterable[_Part], grid: NetworkGrid, roi: tuple[Point, Point
             ]
             if any(axis.source.start >= axis.source.stop for axis in axes):
                 continue
-            k, j, i = (torch.from_numpy(axis.weights) for axis in axes)
-            block = torch.from_numpy(np.ascontiguousarray(part.block(_box(axis.resampled for axis in axes))))
-            planes = j @ (block @ i.T)
-            field = (k @ planes.flatten(1)).view(len(k), len(j), len(i)).numpy()
+            field = _interpolated(part.block(_box(axis.resampled for axis in axes)), axes)
             planes_of, *across = (axis.source for axis in axes)
             within = (slice(planes_of.start - start, planes_of.stop - start), *across)
             np.copyto(slab[within], np.uint8(part.value), where=np.greater(field, best[within]))
@@ -241,12 +234,22 @@ class Interpolation:
     Attributes:
         source: Source voxels to compute.
         resampled: Resampled voxels that they depend on.
-        weights: Matrix of shape (source voxels, resampled voxels).
+        first: For each of the source voxels the first of the two resampled voxels that it lies between, counted from
+            `resampled.start`.
+        share: Weight of the second of these two.
     """
 
     source: slice
     resampled: slice
-    weights: Floats
+    first: npt.NDArray[np.intp]
+    share: Floats
+
+    def apply(self, block: Tensor, axis: int) -> Tensor:
+        """Interpolate a block of the resampled voxels along an axis."""
+        first = torch.from_numpy(self.first)
+        second = torch.clamp(first + 1, max=block.shape[axis] - 1)
+        share = torch.from_numpy(self.share).view(-1, *[1] * (block.ndim - axis - 1))
+        return torch.lerp(block.index_select(axis, first), block.index_select(axis, second), share)
 
 
 def _interpolation(n: int, m: int, extent: tuple[int, int], limits: tuple[int, int]) -> Interpolation:
@@ -262,9 +265,19 @@ def _interpolation(n: int, m: int, extent: tuple[int, int], limits: tuple[int, i
     positions = (np.arange(n) + 0.5) * m / n - 0.5
     start = max(limits[0], int(np.searchsorted(positions, first - 1, side="right")))
     stop = max(start, min(limits[1], int(np.searchsorted(positions, end))))
-    support = slice(max(0, first - 1), min(m, end + 1))
-    distance = np.abs(np.clip(positions[start:stop, None], 0, m - 1) - np.arange(support.start, support.stop))
-    return Interpolation(slice(start, stop), support, np.maximum(0, 1 - distance).astype(np.float32))
+    between = np.clip(positions[start:stop], 0, m - 1)
+    below = np.floor(between).astype(np.intp)
+    support = slice(int(below[0]), min(m, int(below[-1]) + 2)) if stop > start else slice(0)
+    return Interpolation(slice(start, stop), support, below - support.start, (between - below).astype(np.float32))
+
+
+def _interpolated(block: Floats, axes: Sequence[Interpolation]) -> Floats:
+    """A block of the resampled voxels that the interpolations along k, j, i depend on, on the source voxels."""
+    part = torch.from_numpy(np.ascontiguousarray(block))
+    for axis in (2, 1, 0):
+        part = axes[axis].apply(part, axis)
+    field: Floats = part.numpy()
+    return field
 
 
 def _positive_extents(fields: Floats, grid: NetworkGrid) -> list[Extent | None]:
