@@ -22,7 +22,7 @@ from rayapp.imaging.volume import Volume
 from rayapp.inference.arrays import Floats
 from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods.segmentation import SegmentationTask
-from rayapp.inference.network.network_grid import NetworkGrid
+from rayapp.inference.network.network_grid import MAX_LOGITS, NetworkGrid
 from rayapp.inference.network.normalisation import normalise
 from rayapp.inference.network.sliding_window import Windows
 from rayapp.models.store import ModelVersion
@@ -111,7 +111,12 @@ class Recipe(Generic[Opts]):
         volume, labels = read_pair(pair, self.labels)
         limit = design.roi_size if self.whole_image else None
         grid = NetworkGrid.fit(
-            volume.shape, volume.affine, spacing_mm=design.spacing, limit=limit, divisor=design.divisor
+            volume.shape,
+            volume.affine,
+            spacing_mm=design.spacing,
+            limit=limit,
+            divisor=design.divisor,
+            max_voxels=MAX_LOGITS // (len(self.labels) + 1),
         )
         return case_of(self.normalised(volume, pair, design, grid.from_source), grid.labels_from_source(labels))
 

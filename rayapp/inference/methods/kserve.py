@@ -34,8 +34,8 @@ TYPES: Mapping[str, Any] = {
 }
 """The protocol's data types."""
 _NAMES = {np.dtype(dtype): name for name, dtype in TYPES.items()}
-MAX_ANSWER = 4096 << 20
-"""Largest response in bytes."""
+MAX_BODY = 4096 << 20
+"""Largest image in a request, and largest response, in bytes."""
 
 
 class InferenceServer:
@@ -107,14 +107,14 @@ class InferenceServer:
         """Send a request; returns the response's body and the length of its JSON header if binary data follows it."""
         try:
             with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                body: bytes = response.read(MAX_ANSWER + 1)
+                body: bytes = response.read(MAX_BODY + 1)
                 header_length = response.headers.get(HEADER_LENGTH)
         except urllib.error.HTTPError as error:
             raise self._broken(f"it answers with status {error.code}") from error
         except (OSError, ValueError) as error:
             raise self._broken(f"it does not answer ({type(error).__name__})") from error
-        if len(body) > MAX_ANSWER:
-            raise self._broken(f"its answer has more than {MAX_ANSWER} bytes")
+        if len(body) > MAX_BODY:
+            raise self._broken(f"its answer has more than {MAX_BODY} bytes")
         return body, None if header_length is None else int(header_length)
 
     def _tensors(self, body: bytes, header_length: int | None) -> dict[str, Array]:

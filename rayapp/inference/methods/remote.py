@@ -12,6 +12,7 @@ The output is on the same grid: label values (1, R, A, S) or (1, 1, R, A, S) as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.arrays import Floats, Labels
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo
-from rayapp.inference.methods.kserve import Array, InferenceServer
+from rayapp.inference.methods.kserve import MAX_BODY, Array, InferenceServer
 from rayapp.inference.network import restoration
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
@@ -120,11 +121,17 @@ class RemoteTask:
         """Reorient and resample an image.
 
         Raises:
-            BadRequest: If the image has fewer channels than the model needs.
+            BadRequest: If the image has fewer channels than the model needs, or exceeds `MAX_BODY` as it is sent.
         """
         if volume.channels < self._channels:
             raise BadRequest(f"this model needs {self._channels} channels; this image has {volume.channels}")
         grid = NetworkGrid.fit(volume.shape, volume.affine, spacing_mm=self._spacing, limit=None, divisor=1)
+        if (size := 4 * self._channels * math.prod(grid.padded)) > MAX_BODY:
+            voxels = "x".join(map(str, grid.padded))
+            raise BadRequest(
+                f"this model gets the image as {voxels} voxels, {size >> 20} MiB, and at most {MAX_BODY >> 20} MiB can "
+                "be sent: crop the image, or give the model a coarser spacing"
+            )
         channels = [np.nan_to_num(grid.from_source(channel), nan=0.0) for channel in volume.array[: self._channels]]
         return RemoteInput(image=np.stack(channels)[None].astype(np.float32), grid=grid)
 
@@ -144,7 +151,7 @@ class RemoteTask:
         clock.stage("infer")
         labels = self._restored(output, prepared, prompts)
         clock.stage("invert")
-        return Prediction(labels=labels, seconds=clock.seconds)
+        return Prediction(labels=labels, params=prepared.grid.remarks, seconds=clock.seconds)
 
     def _points(self, prepared: RemoteInput, prompts: Prompts) -> tuple[Array, Array]:
         """Clicks as the inputs `points` and `point_labels`."""

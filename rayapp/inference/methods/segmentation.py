@@ -20,7 +20,7 @@ from rayapp.inference.arrays import Floats, Labels, Shape
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.network import restoration
 from rayapp.inference.network.network import Network
-from rayapp.inference.network.network_grid import NetworkGrid
+from rayapp.inference.network.network_grid import MAX_LOGITS, NetworkGrid
 from rayapp.inference.network.normalisation import normalise
 from rayapp.inference.network.sliding_window import OVERLAP, Windows
 from rayapp.inference.stage_clock import StageClock
@@ -190,7 +190,12 @@ class SegmentationTask:
 
     def _prepare(self, volume: Volume, limit: Sequence[int] | None) -> PreparedImage:
         grid = NetworkGrid.fit(
-            volume.shape, volume.affine, spacing_mm=self._spacing, limit=limit, divisor=self._network.divisor
+            volume.shape,
+            volume.affine,
+            spacing_mm=self._spacing,
+            limit=limit,
+            divisor=self._network.divisor,
+            max_voxels=MAX_LOGITS // (len(self._structures) + 1),
         )
         image = torch.from_numpy(self._normalised(volume, grid.from_source))
         return PreparedImage(grid=grid, image=image.to(self._network.device))
@@ -215,7 +220,7 @@ class SegmentationTask:
         if parse_flag(config.get("largest_cc"), "largest_cc"):
             labels = restoration.keep_largest_component(labels)
         clock.stage("post")
-        return Prediction(labels=labels, seconds=clock.seconds)
+        return Prediction(labels=labels, params=prepared.grid.remarks, seconds=clock.seconds)
 
     # Samples, for `rayapp.active_learning.uncertainty`
 

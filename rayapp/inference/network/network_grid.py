@@ -16,6 +16,7 @@ axis. Arrays in the source frame have i fastest in memory, as files do. Pure fun
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,8 +32,12 @@ from rayapp.inference.arrays import Floats, Labels, Shape
 from rayapp.inference.infer_task import Point
 from rayapp.inference.prompts.guidance import Position
 
-MAX_AXIS = 384
-"""Largest number of network voxels along an axis, whatever spacing a file claims."""
+logger = logging.getLogger(__name__)
+
+MAX_AXIS = 4096
+"""Largest number of network voxels along an axis that a spacing in mm may ask for, whatever size a file claims."""
+MAX_LOGITS = 1 << 32
+"""Largest number of logits, all classes together, that a network may give for one image: 16 GiB."""
 TIE = 1e-5
 """Difference below which two shares of a voxel count as equal; of equals, a structure holds over background."""
 SLAB = 16
@@ -52,12 +57,14 @@ class NetworkGrid:
         resampled: Voxels of the resampled grid along i, j, k.
         orientation: Permutation and flips from the source's axes to R, A, S.
         padded: Voxels of the network grid along R, A, S.
+        coarsening: Ratio of the voxels' edges to those that were asked for: above 1 where the image has too many.
     """
 
     source: Shape
     resampled: Shape
     orientation: Orientation
     padded: Shape
+    coarsening: float = 1.0
 
     @classmethod
     def fit(
@@ -68,29 +75,48 @@ class NetworkGrid:
         spacing_mm: float | Sequence[float],
         limit: Sequence[int] | None,
         divisor: int | Sequence[int],
+        max_voxels: int | None = None,
     ) -> NetworkGrid:
         """Fit a network grid to an image; it covers the whole image.
 
-        In an oblique or permuted image, R, A and S each stand for the image axis nearest to them.
+        In an oblique or permuted image, R, A and S each stand for the image axis nearest to them. The spacing is kept
+        unless the image has too many voxels of it: then all axes are coarsened alike, and a warning is logged.
 
         Args:
             shape: Source voxels along i, j, k.
             affine: Source index to RAS mm.
             spacing_mm: Network spacing in mm, one number or one each along R, A, S; 0 keeps the source's voxels along
                 its axis.
-            limit: Largest number of voxels along R, A, S; the spacing grows where it would be exceeded. None for
-                `MAX_AXIS`, which also bounds any limit.
+            limit: Largest number of voxels along R, A, S, for networks that see the whole image at once: the spacing
+                grows along the axes where it would be exceeded.
             divisor: Sizes are padded to multiples of these, one number or one each along R, A, S.
+            max_voxels: Largest number of voxels in all.
         """
         orientation = Orientation.of(affine)
         axes = list(orientation.axes)
         size, edges = np.array(shape)[axes], spacing(affine)[axes]
         step = np.broadcast_to(np.asarray(spacing_mm, dtype=float), 3)
-        unlimited = np.where(step > 0, np.maximum(1, np.rint(size * edges / np.where(step > 0, step, 1))), size)
-        canonical = np.minimum(unlimited, MAX_AXIS if limit is None else np.minimum(limit, MAX_AXIS)).astype(int)
+        wanted = np.where(step > 0, size * edges / np.where(step > 0, step, 1), size)
+        coarsening = _coarsening(wanted, np.where(step > 0, MAX_AXIS, np.inf), max_voxels)
+        canonical = np.maximum(1, np.rint(wanted / coarsening)).astype(int)
+        if limit is not None:
+            canonical = np.minimum(limit, canonical)
         padded = -(-canonical // np.asarray(divisor)) * np.asarray(divisor)
-        resampled = canonical[np.argsort(axes)]
-        return cls(source=shape, resampled=_shape(resampled), orientation=orientation, padded=_shape(padded))
+        resampled = _shape(canonical[np.argsort(axes)])
+        grid = cls(
+            source=shape, resampled=resampled, orientation=orientation, padded=_shape(padded), coarsening=coarsening
+        )
+        if coarsening > 1:
+            logger.warning("voxels are %.2f times as large as asked for: %s", coarsening, grid.remarks["coarsened"])
+        return grid
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """What an answer's `params` say of the grid: `coarsened`, where it is coarser than asked for."""
+        if self.coarsening == 1:
+            return {}
+        sizes = "x".join(map(str, self.canonical))
+        return {"coarsened": f"the image has too many voxels; it was segmented on {sizes} coarser ones"}
 
     @property
     def canonical(self) -> Shape:
@@ -167,6 +193,20 @@ class NetworkGrid:
         a, b, c = self.canonical
         undone: npt.NDArray[Voxel] = self.orientation.undo(field[:a, :b, :c]).transpose(2, 1, 0)
         return undone
+
+
+def _coarsening(wanted: npt.NDArray[np.float64], most: npt.NDArray[np.float64], max_voxels: int | None) -> float:
+    """The factor, at least 1, by which voxels must grow along all axes.
+
+    Args:
+        wanted: Voxels wanted along the axes.
+        most: Largest number along each of them.
+        max_voxels: Largest number in all.
+    """
+    coarsening = max(1.0, float((wanted / most).max()))
+    while max_voxels and (excess := np.maximum(1, np.rint(wanted / coarsening)).prod() / max_voxels) > 1:
+        coarsening *= max(1.001, float(excess ** (1 / 3)))
+    return coarsening
 
 
 def _averaging_matrix(n: int, m: int) -> Floats:

@@ -6,6 +6,7 @@ import pytest
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prompts
+from rayapp.inference.methods import remote
 from rayapp.inference.methods.kserve import InferenceServer
 from rayapp.inference.methods.remote import RemoteTask
 from tests.inference.grids import ORIENTATIONS, affine_of
@@ -100,3 +101,14 @@ def test_prompts_it_cannot_do_with_are_refused(url):
         two.predict(two.prepare(volume), Prompts(clicks={"foreground": [(1, 1, 1)]}), {})
     with pytest.raises(BadRequest, match="needs 4 channels"):
         task_of(url, channels=4).prepare(volume)
+
+
+def test_the_images_own_voxels_are_sent_however_many_or_refused_with_what_to_do(server, url, monkeypatch):
+    server.answers = "labels"
+    task = task_of(url, prompts=False)
+    long = Volume(array=speckled((3, 3, 700)), affine=np.diag([0.5, 0.5, 3.0, 1.0]))
+    task.predict(task.prepare(long), Prompts(), {})
+    assert server.seen[-1]["image"].shape == (1, 1, 3, 3, 700)
+    monkeypatch.setattr(remote, "MAX_BODY", 20_000)
+    with pytest.raises(BadRequest, match=r"3x3x700 voxels.*coarser spacing"):
+        task.prepare(long)

@@ -12,6 +12,7 @@ from scipy import ndimage
 from rayapp.errors import BadRequest, ModelBroken
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prompts
+from rayapp.inference.methods import segmentation as method
 from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.inference.network import network
 from rayapp.models import networks
@@ -87,6 +88,13 @@ def test_nothing_is_marked_outside_the_roi(segmentation, answers, cases):
 def test_what_clients_add_to_a_request_changes_nothing(segmentation, answers, cases):
     extras = {"device": ["Tesla V100"], "restore_label_idx": False, "largest_cc": ["false"], "result_dtype": "uint8"}
     np.testing.assert_array_equal(segment(segmentation, cases[0][0], **extras).labels, answers[0].labels)
+
+
+def test_an_image_of_too_many_voxels_is_segmented_coarser_and_the_answer_says_so(segmentation, cases, monkeypatch):
+    monkeypatch.setattr(method, "MAX_LOGITS", 6 * 20_000)
+    answer = segment(segmentation, cases[0][0])
+    assert "coarser" in answer.params["coarsened"]
+    assert answer.labels.shape == cases[0][0].shape
 
 
 def test_describing_needs_no_weights(tmp_path):
