@@ -47,7 +47,7 @@ def fit_box(scan: Scan, box: tuple[Point, Point]) -> tuple[Bools, Bools]:
         Mask of the structure and mask of its core, both (I, J, K); empty if nothing fits.
     """
     low, high = np.array(box)
-    context = np.ceil(CONTEXT * (high - low)).astype(int)
+    context = np.where(high - low > 1, np.ceil(CONTEXT * (high - low)), 0).astype(int)  # a slice is seen by itself
     region = Region.around(low - context, high + context, scan.shape, scan.spacing, max_voxels=MAX_VOXELS)
     steps, corner = np.array(region.steps), np.array(region.lower)
     i, j, k = (slice(a, b) for a, b in zip((low - corner) // steps, -((corner - high) // steps), strict=True))
@@ -89,7 +89,11 @@ def _best_component(image: Floats, box: Box) -> Bools:
 
 
 def _intensity_ranges(image: Floats, box: Box) -> Iterator[Bools]:
-    """The voxels in each intensity range, after a morphological opening that removes structures one voxel thin."""
+    """The voxels in each intensity range, after a morphological opening that removes structures one voxel thin.
+
+    Beyond the image's ends its outermost voxels go on, so that structures are not thin there, nor in a single slice.
+    """
     for centre in np.quantile(image[box], (np.arange(CENTRES) + 0.5) / CENTRES):
         for width in WIDTHS:
-            yield ndimage.binary_opening(np.abs(image - centre) < width)
+            within = np.pad(np.abs(image - centre) < width, 1, mode="edge")
+            yield ndimage.binary_opening(within)[1:-1, 1:-1, 1:-1]

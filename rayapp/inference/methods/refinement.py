@@ -23,7 +23,14 @@ from rayapp.inference.energy.likelihood import MAX_LOG_ODDS
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan, extent
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo, label_params
-from rayapp.inference.methods.scribbles import MARGIN_MM, OPTIMISERS, import_libraries, optimiser_of, restored_labels
+from rayapp.inference.methods.scribbles import (
+    MARGIN_MM,
+    OPTIMISERS,
+    import_libraries,
+    optimiser_of,
+    region_of_box,
+    restored_labels,
+)
 from rayapp.inference.methods.segmentation import PreparedImage, SegmentationTask
 from rayapp.inference.network import restoration
 from rayapp.inference.network.network_grid import NetworkGrid
@@ -151,10 +158,9 @@ class RefinementTask:
 
 def _region(lead: Floats, grid: NetworkGrid, marks: Marks, prompts: Prompts, scan: Scan) -> Region:
     """The region around the annotator's box, or else around the marks and the structure that the network found."""
-    margin_voxels = np.ceil(MARGIN_MM / scan.spacing)
     if prompts.roi is not None:
-        low, high = np.array(prompts.roi)
-        return Region.around(low - margin_voxels, high + margin_voxels, scan.shape, scan.spacing)
+        return region_of_box(prompts.roi, scan)
+    margin_voxels = np.ceil(MARGIN_MM / scan.spacing)
     corners = [np.array(extent(marks))] if marks.any() else []
     likely = grid.to_source_axes(lead).transpose(2, 1, 0) > UNLIKELY
     if likely.any():

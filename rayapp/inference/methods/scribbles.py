@@ -36,7 +36,7 @@ from rayapp.inference.energy.likelihood import Likelihood, LikelihoodFit
 from rayapp.inference.energy.random_walk import random_walk
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan, SlicedRegion, drawing_axis, extent, other_axes
-from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo, label_params
+from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo, label_params
 from rayapp.inference.prompts.outlines import enforce_curves
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 from rayapp.inference.stage_clock import StageClock
@@ -215,6 +215,16 @@ def restored_labels(mask: Bools, region: Region, marks: Marks, prompts: Prompts)
     return labels
 
 
+def region_of_box(roi: tuple[Point, Point], scan: Scan) -> Region:
+    """The region of a box with a margin around it; a box on one slice is segmented on that slice alone.
+
+    Beside a single slice all is background because of the box, not because the structure ends there.
+    """
+    low, high = np.array(roi)
+    margin = np.where(high - low > 1, np.ceil(MARGIN_MM / scan.spacing), 0)
+    return Region.around(low - margin, high + margin, scan.shape, scan.spacing)
+
+
 def _mark_structure_in_box(marks: Marks, scan: Scan, prompts: Prompts) -> Marks | None:
     """Find the structure that a box without strokes, or with extreme points, was drawn around.
 
@@ -238,15 +248,14 @@ def _mark_structure_in_box(marks: Marks, scan: Scan, prompts: Prompts) -> Marks 
 def _first_region(scan: Scan, marks: Marks, prompts: Prompts) -> tuple[Region, int]:
     """The region around the annotator's box, or else around the marks; and the axis across the drawn slices."""
     axis = drawing_axis(marks, scan.spacing)
-    margin = np.full(3, MARGIN_MM)
     if prompts.roi is not None:
-        low, high = np.array(prompts.roi)
-    else:
-        low, high = np.array(extent(marks))
-        planes = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(other_axes(axis))))
-        gap = int(np.diff(planes).max()) if len(planes) > 1 else 0
-        width = ((high - low) * scan.spacing)[other_axes(axis)].max()
-        margin[axis] = max(MARGIN_MM, 1.5 * gap * scan.spacing[axis] if gap > 1 else width * 0.75)
+        return region_of_box(prompts.roi, scan), axis
+    margin = np.full(3, MARGIN_MM)
+    low, high = np.array(extent(marks))
+    planes = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(other_axes(axis))))
+    gap = int(np.diff(planes).max()) if len(planes) > 1 else 0
+    width = ((high - low) * scan.spacing)[other_axes(axis)].max()
+    margin[axis] = max(MARGIN_MM, 1.5 * gap * scan.spacing[axis] if gap > 1 else width * 0.75)
     margin_voxels = np.ceil(margin / scan.spacing)
     return Region.around(low - margin_voxels, high + margin_voxels, scan.shape, scan.spacing), axis
 

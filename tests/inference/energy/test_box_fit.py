@@ -1,5 +1,7 @@
 """What a box was drawn around is found wherever in the box it lies, on any grid."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -81,6 +83,49 @@ def test_where_there_is_a_stroke_on_the_structure_nothing_is_guessed_from_the_bo
     task = ScribblesTask(fit=likelihood.forest, description="")
     labels = task.predict(task.prepare(volume), Prompts(marks=marks, roi=around(truth)), {}).labels
     assert dice(labels, truth) > 0.7
+
+
+def on_slice(truth, axis):
+    """The structure on the slice across an axis that shows most of it, and that slice's index."""
+    index = int(truth.sum(axis=tuple(other for other in range(3) if other != axis)).argmax())
+    flat = np.zeros_like(truth)
+    flat[(slice(None),) * axis + (index,)] = truth.take(index, axis)
+    return flat, index
+
+
+def four_ends(flat, axis):
+    voxels = np.argwhere(flat)
+    across = [other for other in range(3) if other != axis]
+    return [
+        tuple(int(n) for n in voxels[voxels[:, other].argsort(kind="stable")[e]]) for other in across for e in (0, -1)
+    ]
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("prompt", ["box", "ends"])
+def test_prompts_on_one_slice_give_what_that_slice_alone_as_an_image_gives(axis, prompt):
+    volume, truth = scene()
+    flat, index = on_slice(truth, axis)
+    scan = Scan.of(volume)
+    cut = (slice(None),) * axis + (slice(index, index + 1),)
+    alone = dataclasses.replace(scan, array=scan.array[(slice(None), *cut)])
+    task = ScribblesTask(fit=likelihood.histogram, description="")
+    answers = []
+    for image, shown in ((scan, flat), (alone, flat[cut])):
+        ends = four_ends(shown, axis)
+        extremes = {"extremes": {"x": ends}, "clicks": {"foreground": ends}} if prompt == "ends" else {}
+        answers.append(task.predict(image, Prompts(roi=around(shown, 0), **extremes), {}).labels)
+    np.testing.assert_array_equal(answers[0][cut], answers[1])
+    assert dice(answers[0], flat) > 0.85
+
+
+def test_a_structure_is_found_at_the_images_end_too():
+    volume, truth = scene()
+    k = int(np.argwhere(truth)[:, 2].mean())
+    half = dataclasses.replace(volume, array=volume.array[..., k:])  # it starts on the first slice, and is thin
+    low, high = np.argwhere(truth[..., k:]).min(axis=0), np.argwhere(truth[..., k:]).max(axis=0) + 1
+    part, _ = box_fit.fit_box(Scan.of(half), (tuple(low), tuple(high)))
+    assert dice(part[..., :1], truth[..., k : k + 1]) > 0.85
 
 
 @pytest.mark.parametrize("margin", [0, 1, 3])
