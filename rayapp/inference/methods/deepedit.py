@@ -32,6 +32,7 @@ from rayapp.inference.network import restoration
 from rayapp.inference.prompts import guidance
 from rayapp.inference.prompts.guidance import GuidedImage, Position
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.inference.prompts.to_clicks import clear_outside
 from rayapp.inference.stage_clock import StageClock
 from rayapp.protocol import parse_flag
 
@@ -157,7 +158,7 @@ class DeepEditTask(SegmentationTask):
         additive, log_odds = self._log_odds(prepared, clicks, clock)
         if prompts.start is not None:
             labels = self._corrected(prepared, prompts.start, clicks, log_odds, clock)
-            yield self._prediction(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
+            yield self._prediction(labels, clicks, prompts, config, clock)
             return
         enforced = enforce_clicks(log_odds, positions, _first_channel(prepared)) if any(clicks) else log_odds
         clock.stage("post")
@@ -166,11 +167,11 @@ class DeepEditTask(SegmentationTask):
             without = enforce_clicks(additive, [*positions[:-1], ()], _first_channel(prepared))
             labels[labels != restoration.restore(without, prepared.grid, roi=prompts.roi)] = 0
         clock.stage("invert")
-        yield self._prediction(labels, clicks, config, clock)
+        yield self._prediction(labels, clicks, prompts, config, clock)
         if click_refinement.is_worthwhile(prepared.grid) and any(clicks):
             clock.resume()
             labels = self._refined(prepared, clicks, positions, additive, log_odds, clock)
-            yield self._prediction(restoration.clear_outside(labels, prompts.roi), clicks, config, clock)
+            yield self._prediction(labels, clicks, prompts, config, clock)
 
     def _refined(
         self,
@@ -222,10 +223,22 @@ class DeepEditTask(SegmentationTask):
         clock.stage("infer")
         return labels
 
-    def _prediction(self, labels: Labels, clicks: Clicks, config: Mapping[str, Any], clock: StageClock) -> Prediction:
+    def _prediction(
+        self, labels: Labels, clicks: Clicks, prompts: Prompts, config: Mapping[str, Any], clock: StageClock
+    ) -> Prediction:
+        """The answer on which clicks hold, and outside the box nothing.
+
+        Args:
+            labels: Label map (I, J, K); modified.
+            clicks: Clicks in source voxels.
+            prompts: All prompts.
+            config: The request's options.
+            clock: Stage times.
+        """
         for channel, points in enumerate(clicks):
             for i, j, k in points:
                 labels[i, j, k] = (channel + 1) % len(clicks)
+        clear_outside(labels, prompts.roi)
         if parse_flag(config.get("largest_cc"), "largest_cc"):
             labels = restoration.keep_largest_component(labels, [point for points in clicks[:-1] for point in points])
         clock.stage("post")

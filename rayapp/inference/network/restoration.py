@@ -150,23 +150,6 @@ def keep_largest_component(labels: Labels, kept_points: Sequence[Point] = ()) ->
     return kept
 
 
-def clear_outside(labels: Labels, roi: tuple[Point, Point] | None) -> Labels:
-    """Set voxels outside a box to background, in place.
-
-    Args:
-        labels: Label map (I, J, K); modified.
-        roi: Inclusive lower and exclusive upper corner; None changes nothing.
-
-    Returns:
-        `labels` itself.
-    """
-    if roi is not None:
-        for axis, (first, last) in enumerate(zip(*roi, strict=True)):
-            labels.swapaxes(0, axis)[:first] = 0
-            labels.swapaxes(0, axis)[last:] = 0
-    return labels
-
-
 Extent = Sequence[tuple[int, int]]
 """First and end (exclusive) along i, j, k."""
 

@@ -2,9 +2,10 @@
 
 Drawings become clicks for the network (a few, spread over the strokes and deep inside the curves), and are then
 enforced in its answer: in a curve's slice the inside is the structure and the rest is not; strokes keep their label,
-inside curves too; and a structure ends at its extreme points (six of them, as in Roth et al., 2021, after DEXTR,
-Maninis et al., 2018). Clicks hold over strokes, and strokes over curves; those that a later stroke contradicts are no
-longer among the prompts (`rayapp.inference.prompts.parse`). Pure functions, thread-safe.
+inside curves too; a structure ends at its extreme points (six of them, as in Roth et al., 2021, after DEXTR, Maninis et
+al., 2018), and nothing is outside the box, whatever is clicked or drawn there. Clicks hold over strokes, and strokes
+over curves; those that a later stroke contradicts are no longer among the prompts (`rayapp.inference.prompts.parse`).
+Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -79,10 +80,6 @@ def enforce_drawings(labels: Labels, prompts: Prompts, info: TaskInfo) -> Labels
     if not drawings and not prompts.extremes:
         return labels
     enforced = labels.copy(order="K")
-    for name, points in prompts.extremes.items():
-        within = np.zeros(enforced.shape, dtype=bool)
-        within[_as_slices(bounding_box(points))] = True
-        enforced[(enforced == _label_value(name, info)) & ~within] = 0
     for name, drawing in drawings.items():
         outlines.enforce_curves(enforced, drawing.curves, _label_value(name, info))
     for name, drawing in drawings.items():
@@ -92,7 +89,28 @@ def enforce_drawings(labels: Labels, prompts: Prompts, info: TaskInfo) -> Labels
     for name, points in prompts.clicks.items():
         for point in points:
             enforced[point] = 0 if name == BACKGROUND_NAME else _label_value(name, info)
-    return enforced
+    for name, points in prompts.extremes.items():
+        within = np.zeros(enforced.shape, dtype=bool)
+        within[_as_slices(bounding_box(points))] = True
+        enforced[(enforced == _label_value(name, info)) & ~within] = 0
+    return enforced if info.takes_drawings else clear_outside(enforced, prompts.roi)
+
+
+def clear_outside(labels: Labels, roi: tuple[Point, Point] | None) -> Labels:
+    """Set voxels outside a box to background, in place.
+
+    Args:
+        labels: Label map (I, J, K); modified.
+        roi: Inclusive lower and exclusive upper corner; None changes nothing.
+
+    Returns:
+        `labels` itself.
+    """
+    if roi is not None:
+        for axis, (first, last) in enumerate(zip(*roi, strict=True)):
+            labels.swapaxes(0, axis)[:first] = 0
+            labels.swapaxes(0, axis)[last:] = 0
+    return labels
 
 
 def bounding_box(points: Sequence[Point]) -> tuple[Point, Point]:

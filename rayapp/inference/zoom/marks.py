@@ -92,7 +92,7 @@ class Marks:
 
     def around(self) -> list[Box]:
         """Boxes, and lassos as boxes."""
-        return [*self.boxes, *(_bounds(lasso) for lasso in self.lassos)]
+        return [*self.boxes, *(bounds_of(lasso) for lasso in self.lassos)]
 
     def bounds(self) -> Box | None:
         """The box around all prompts for the structure; None without any."""
@@ -212,7 +212,8 @@ def _fill(channel: Floats, view: View, lasso: Lasso) -> None:
     np.maximum(slab, filled[None], out=slab)
 
 
-def _bounds(lasso: Lasso) -> Box:
+def bounds_of(lasso: Lasso) -> Box:
+    """The box around a lasso, with its slice's thickness."""
     low, high = np.zeros(3), np.zeros(3)
     others = [axis for axis in range(3) if axis != lasso.axis]
     low[others], high[others] = lasso.curve.min(0), lasso.curve.max(0)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rayapp.inference.prompts import outlines
 from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, candidates, framed, glances, ladder
-from rayapp.inference.zoom.marks import Box, Marks
-from rayapp.inference.zoom.view import Source
+from rayapp.inference.zoom.marks import Box, Marks, bounds_of
+from rayapp.inference.zoom.view import Bools, Source
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def rendered(answer: Glance, source: Source, marks: Marks) -> Mask:
     seeds = marks.on_structure()
     region, piece = answer.connected(seeds).on_image(source)
     low, high = np.array([[side.start, side.stop] for side in region]).T
-    placed = np.rint(seeds / source.spacing).astype(int)
+    drawn = [seeds, *(np.array([box.low, box.high]) for box in map(bounds_of, marks.lassos))]
+    placed = np.rint(np.concatenate(drawn) / source.spacing).astype(int)
     if len(placed):
         low, high = np.minimum(low, placed.min(0)), np.maximum(high, placed.max(0) + 1)
     low, high = np.clip(low, 0, None), np.minimum(high, source.array.shape)
@@ -117,9 +119,21 @@ def rendered(answer: Glance, source: Source, marks: Marks) -> Mask:
 
 
 def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
-    """The mask on which prompts hold: within solid boxes, on included voxels and not on excluded ones."""
+    """The mask on which prompts hold.
+
+    A slice with lassos is what they enclose; painted voxels hold over these, points over painted voxels; and nothing is
+    outside solid boxes.
+    """
     inside = mask.inside.copy()
     start = np.array([side.start for side in mask.region])
+    for where, enclosed in _enclosed(marks, source).items():
+        axis, index = where
+        if mask.region[axis].start <= index < mask.region[axis].stop:
+            sides = tuple(side for other, side in enumerate(mask.region) if other != axis)
+            outlines.plane_of(inside, (axis, index - int(start[axis])))[...] = enclosed[sides]
+    for points, value in ((marks.strokes, True), (marks.erasers, False), (marks.include, True), (marks.exclude, False)):
+        for group in points:
+            inside[tuple(mask.indices(np.reshape(group, (-1, 3)), source.spacing).T)] = value
     solid = [box for box in marks.boxes if _solid(box, source.spacing)]
     if solid:
         allowed = np.zeros_like(inside)
@@ -128,10 +142,20 @@ def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
             high = np.floor(np.array(box.high) / source.spacing + 1e-6).astype(int) + 1 - start
             allowed[tuple(slice(max(0, a), max(0, b)) for a, b in zip(low, high, strict=True))] = True
         inside &= allowed
-    for points, value in ((marks.strokes, True), (marks.erasers, False), (marks.include, True), (marks.exclude, False)):
-        for group in points:
-            inside[tuple(mask.indices(np.reshape(group, (-1, 3)), source.spacing).T)] = value
     return Mask(mask.region, inside)
+
+
+def _enclosed(marks: Marks, source: Source) -> dict[outlines.Slice, Bools]:
+    """What lassos enclose on each slice, as with every method (`rayapp.inference.prompts.outlines`)."""
+    curves = []
+    for lasso in marks.lassos:
+        others = [axis for axis in range(3) if axis != lasso.axis]
+        at = np.full(len(lasso.curve), round(lasso.at / source.spacing[lasso.axis]))
+        voxels = np.round(lasso.curve / source.spacing[others], 6)  # millimetres and back may be off by a rounding
+        i, j, k = np.insert(voxels, lasso.axis, at, axis=1).T.tolist()
+        curves.append(list(zip(i, j, k, strict=True)))
+    a, b, c = source.array.shape
+    return outlines.enclosed(curves, (a, b, c))
 
 
 def _solid(box: Box, spacing: NDArray[np.float64]) -> bool:

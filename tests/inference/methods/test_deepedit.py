@@ -47,6 +47,15 @@ def test_a_single_click_anywhere_is_obeyed(deepedit, prepared, name):
         assert edit(deepedit, prepared, **{name: [point]})[point] == deepedit.info.labels[name]
 
 
+def test_nothing_is_outside_the_box_not_even_a_click(deepedit, prepared):
+    low, inside, high = ([int(share * n) for n in prepared.grid.source] for share in (0.3, 0.45, 0.6))
+    clicks = {"liver": [tuple(inside), tuple(high)]}
+    labels = deepedit.predict(prepared, Prompts(clicks=clicks, roi=(tuple(low), tuple(high))), {}).labels
+    assert labels[tuple(inside)] == ORGANS["liver"]
+    labels[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = 0
+    assert not labels.any()
+
+
 def test_many_clicks_close_together_are_all_obeyed(deepedit, prepared):
     rng = np.random.default_rng(0)
     near = np.array(prepared.grid.source) // 2 + rng.integers(-8, 8, (240, 3))

@@ -11,6 +11,7 @@ from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods import promptable_infer
 from rayapp.inference.methods.promptable_infer import PromptableTask
+from rayapp.inference.prompts import outlines
 from rayapp.inference.zoom import zoom
 from rayapp.inference.zoom.glance import Mask
 from rayapp.models.networks import save_weights
@@ -76,6 +77,34 @@ def test_a_lasso_or_a_start_alone_is_enough(task, prepared, axis):
     start = np.zeros(SHAPE, np.uint8)
     start[20:30, 20:30, 8:12] = 1
     assert answer(task, prepared, start=start).shape == SHAPE
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_slice_with_closed_curves_is_what_they_enclose(task, prepared, axis):
+    outer = [tuple(np.insert(place, axis, 9)) for place in ([6.3, 5.2], [6.1, 14.7], [15.6, 15.2], [16.4, 6.1])]
+    inner = [tuple(np.insert(place, axis, 9)) for place in ([9.3, 8.2], [9.1, 11.7], [12.6, 11.2])]
+    click = tuple(int(n) for n in np.insert([2, 3], axis, 9))
+    prompts = {"curves": [outer, inner], "clicks": {"foreground": (click,)}}
+    wanted = outlines.enclosed([outer, inner], SHAPE)[axis, 9]
+    wanted[2, 3] = True
+    for stage in task.stages(prepared, Prompts(**prompts), {}):
+        np.testing.assert_array_equal(stage.labels.take(9, axis), wanted)
+    off = tuple(int(n) for n in np.insert([8, 7], axis, 9))
+    prompts["clicks"]["background"] = (off,)
+    labels = answer(task, prepared, **prompts)
+    wanted[8, 7] = False
+    np.testing.assert_array_equal(labels.take(9, axis), wanted)
+
+
+def test_nothing_is_outside_a_box_whatever_is_clicked_or_drawn_there(task, prepared):
+    marks = np.zeros(SHAPE, np.uint8)
+    marks[50:55, 40, 10] = 2
+    clicks = {"foreground": ((30, 25, 10), (50, 25, 10))}
+    curve = [(15.0, 15.0, 8), (45.0, 15.0, 8), (45.0, 38.0, 8), (15.0, 38.0, 8)]
+    labels = answer(task, prepared, clicks=clicks, marks=marks, curves=[curve], roi=((20, 15, 6), (40, 35, 14)))
+    assert labels[20:40, 15:35, 8].all()
+    labels[20:40, 15:35, 6:14] = 0
+    assert not labels.any()
 
 
 def test_the_same_prompts_have_the_same_answer_on_every_replica(task, prepared):
