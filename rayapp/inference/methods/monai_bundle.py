@@ -30,9 +30,9 @@ from rayapp.inference.methods.vista import VistaPrompts, vista_prompts
 from rayapp.inference.network import detections
 from rayapp.inference.network.monai_transforms import Data, PreparedData, TransformPipeline, checked_output, positions
 from rayapp.inference.network.network import dropout
-from rayapp.inference.network.restoration import clear_outside
 from rayapp.inference.network.sampling import TransformedImage, probabilities
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
+from rayapp.inference.prompts.to_clicks import clear_outside
 from rayapp.inference.stage_clock import StageClock
 from rayapp.models.bundle_folder import INFERENCE, METADATA, BundleFolder, targets
 
