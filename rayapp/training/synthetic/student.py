@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from rayapp.models.networks import load_weights
 from rayapp.models.promptable import Promptable, channels_last
 from rayapp.training.synthetic.examples import Case
+from rayapp.training.synthetic.muon import Muon
 from rayapp.training.synthetic.turns import Turn, following, opening
 
 BATCH = {32: 6, 48: 3, 64: 2}
 """Views in a step, by their edge in voxels."""
 POOL = 240
 """Cases of each edge that are kept to draw from."""
+MUON_RATE = 13.0
+"""Muon's learning rate over AdamW's."""
 ENOUGH = 12
 """Cases of each edge that there must be before the first step."""
 
@@ -68,7 +71,7 @@ class Student:
         self.network = channels_last(Promptable(**network)).to(device)
         self.average = channels_last(Promptable(**network)).to(device)
         self.average.load_state_dict(self.network.state_dict())
-        self._optimiser = torch.optim.AdamW(self.network.parameters(), weight_decay=1e-4, fused=True)
+        self._optimisers = _optimisers(self.network)
         self._edges, self._seed, self._together = list(edges), seed, together
         self._device = device or torch.device("cpu")
         self._random = np.random.default_rng([seed, 0])
@@ -85,7 +88,7 @@ class Student:
         return {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
             "samples": self.samples,
             "steps": self.steps,
         }
@@ -94,7 +97,8 @@ class Student:
         """Go on from a state; what is drawn from now on depends on how far it was."""
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self._optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         self.samples, self.steps = state["samples"], state["steps"]
         self._random = np.random.default_rng([self._seed, self.samples])
 
@@ -111,23 +115,25 @@ class Student:
         """Take one batch of turns and learn from it.
 
         Args:
-            rate: the learning rate.
+            rate: AdamW's learning rate; Muon's is `MUON_RATE` times as large.
             score: what came of it is added to this.
         """
         edge = int(self._random.choice(self._edges))
         turns = [self._next(edge) for _ in range(BATCH[edge])]
         inputs = torch.from_numpy(np.stack([turn.inputs() for turn in turns])).to(self._device)
         truth = torch.from_numpy(np.stack([turn.truth() for turn in turns])).to(self._device)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * (MUON_RATE if isinstance(optimiser, Muon) else 1)
         logits, quality, length = self.network(inputs.contiguous(memory_format=torch.channels_last_3d))
         loss, dice, error = losses(turns, truth, logits, quality, length)
-        self._optimiser.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self._together:
             self._average_gradients()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self._optimiser.step()
+        for optimiser in self._optimisers:
+            optimiser.step()
         self._follow()
         self.steps += 1
         self.samples += len(turns)
@@ -160,6 +166,19 @@ class Student:
         decay = min(0.9985, (1 + self.steps) / (20 + self.steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+
+
+def _optimisers(network: Promptable) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions that do most of the work, AdamW for the first and last ones, norms and the judge.
+
+    From nothing, Muon gives in four minutes (one core, the same 390 cases, 130 others to validate on) a Dice of .503
+    where AdamW alone gives .429.
+    """
+    inner = nn.ModuleList([network.down, network.lift, network.up])
+    matrices = [weights for weights in inner.parameters() if weights.ndim > 1]
+    chosen = {id(weights) for weights in matrices}
+    rest = [weights for weights in network.parameters() if id(weights) not in chosen]
+    return [Muon(matrices), torch.optim.AdamW(rest, weight_decay=1e-4, fused=True)]
 
 
 def losses(

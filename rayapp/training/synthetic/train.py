@@ -27,7 +27,7 @@ from rayapp.training.synthetic.examples import cases
 from rayapp.training.synthetic.student import BATCH, Score, Student
 from rayapp.training.synthetic.trials import Trial, load_trials, score
 
-REUSE = 5
+REUSE = 4
 """Samples for each case that is made: in two views, inverted, and with corrections."""
 ENDING = 0.35
 """Share of a training's time in which the learning rate falls to nothing."""
