@@ -144,7 +144,7 @@ def _structure(random: Random, drawn: Scene, taken: Acquisition) -> Bools | None
             part = ndimage.binary_fill_holes(part)
         if part.sum() < 40 or part.mean() > 0.5 or (part.mean() > 0.1 and random.random() < 0.6):
             continue
-        if random.random() < min(0.8, 0.35 * _sides(part)) or not _visible(random, labels, part, taken):
+        if random.random() < min(0.8, 0.2 * _sides(part)) or not _visible(random, labels, part, taken):
             continue
         share = np.zeros(drawn.labels.shape, bool)
         share[taken.region] = part
