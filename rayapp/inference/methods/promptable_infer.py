@@ -1,16 +1,18 @@
 """PromptableTask: any structure of any image, from the first click, by the network that ships.
 
-The answer to prompts is found by adaptive zoom (`rayapp.inference.zoom`). Prompts for the structure are answered in
-their order, each from the answer before; those for what is not the structure are answered last and only take away. So
-the same prompts have the same answer, whichever replica gives it; answers on the way are kept with the image.
+The answer to prompts is found by adaptive zoom (`rayapp.inference.zoom`). They are answered in their order, each from
+the answer before; where it is not known, those for what is not the structure come last. Prompts that only say what the
+structure is not only take away. So the same prompts have the same answer, whichever replica gives it; answers on the
+way are kept with the image.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +27,7 @@ from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.network import cancellation
 from rayapp.inference.stage_clock import StageClock
 from rayapp.inference.zoom.glance import Mask
-from rayapp.inference.zoom.lowering import marks_of, start_of
+from rayapp.inference.zoom.lowering import start_of, steps_of
 from rayapp.inference.zoom.marks import Marks
 from rayapp.inference.zoom.view import Floats, Source
 from rayapp.inference.zoom.zoom import Optics, Outcome, enforced, outcomes
@@ -112,6 +114,7 @@ class PromptableTask:
             version=self._version,
             config={"size": 0},
             drawings=True,
+            ordered=True,
         )
 
     @property
@@ -150,10 +153,10 @@ class PromptableTask:
         """Segment coarsely, then finely. Raises BadRequest without any prompt for a structure."""
         clock = StageClock()
         source = prepared.source
-        marks, start = marks_of(prompts, source.spacing), start_of(prompts)
-        if marks.bounds() is None and start is None:
+        steps, start = steps_of(prompts, source.spacing), start_of(prompts)
+        if start is None and not any(marks.bounds() for marks in steps):
             raise BadRequest(f"model {self._name!r} segments what is pointed at: click on a structure, or draw a box")
-        for outcome in self.answers(prepared, marks, start, prompts.sizes):
+        for outcome in self.answers(prepared, steps, start, prompts.sizes):
             labels = outcome.mask.whole(source.array.shape).astype(np.uint8)
             clock.stage("infer")
             names = {"label_names": {prompts.label: 1}} if prompts.label else {}
@@ -162,37 +165,34 @@ class PromptableTask:
             yield Prediction(labels=labels, params=params, seconds=clock.seconds)
 
     def answers(
-        self, prepared: PreparedSource, marks: Marks, start: Mask | None, sizes: Mapping[int, int]
+        self, prepared: PreparedSource, steps: Sequence[Marks], start: Mask | None, sizes: Mapping[int, int]
     ) -> Iterator[Outcome]:
-        """Coarse and fine answers to all prompts, from the kept answers to fewer; `sizes` is as of `Prompts`."""
+        """Coarse and fine answers to all prompts, from the kept answers to fewer.
+
+        Args:
+            prepared: the image.
+            steps: the prompts after each step, see `steps_of`.
+            start: the mask to start from.
+            sizes: as of `Prompts`.
+        """
         source = prepared.source
-        count = len(marks.include)
-        first = max(1, count - CHAIN + 1)
-        state = start
-        for number in [*range(first, count), count] if count else [0]:
-            part = marks.copy()
-            part.include = marks.include[:number]
-            part.exclude, part.erasers = [], []
-            last = number == count
-            chosen = {clicks: size for clicks, size in sizes.items() if clicks <= number}
-            key = _key(part, start) + repr(sorted(chosen.items())).encode()
-            kept = prepared.answers.get(key)
-            if kept is not None and not (last and not _denied(marks)):
-                state = kept
-                continue
-            if part.bounds() is None and (state is None or _denied(marks)):
-                continue
-            outcome = None
-            for outcome in outcomes(self._ask, source, part, state, self._optics, chosen.get(number, 0)):
-                if last and not _denied(marks):
-                    yield outcome
-            assert outcome is not None
-            state = outcome.mask
-            prepared.keep(key, state)
-        if not _denied(marks) or state is None:
-            return
-        for outcome in outcomes(self._ask, source, marks, state, self._optics):
-            yield Outcome(_less(outcome.mask, state, marks, source), outcome.quality)
+        answered = [marks for marks in steps if marks.bounds() is not None or (start is not None and marks.denied())]
+        answered = answered[-CHAIN:] or [Marks()]
+        state, before, key = start, Marks(), b"" if start is None else start.inside.tobytes()
+        for marks in answered:
+            lessened = state if _only_denies(marks, before) else None
+            size = 0 if lessened is not None else sizes.get(len(marks.include), 0)
+            key = hashlib.blake2b(key + marks.digest() + bytes([size % 256]), digest_size=16).digest()
+            kept, last = prepared.answers.get(key), marks is answered[-1]
+            if kept is None or last:
+                for outcome in outcomes(self._ask, source, marks, state, self._optics, size):
+                    if lessened is not None:
+                        outcome = replace(outcome, mask=_less(outcome.mask, lessened, marks, source))
+                    if last:
+                        yield outcome
+                kept = outcome.mask
+                prepared.keep(key, kept)
+            state, before = kept, marks
 
     def _ask(self, inputs: Floats) -> tuple[Floats, Floats, Floats]:
         cancellation.checkpoint()
@@ -211,9 +211,13 @@ def source_of(volume: Volume) -> Source:
     return Source(array if finite else np.nan_to_num(array), geometry.spacing(volume.affine))
 
 
-def _denied(marks: Marks) -> bool:
-    """Whether anything is said not to be the structure."""
-    return bool(marks.exclude or marks.erasers)
+def _only_denies(marks: Marks, before: Marks) -> bool:
+    """Whether all that came to the prompts says what the structure is not."""
+
+    def more(*names: str) -> bool:
+        return any(len(getattr(marks, name)) > len(getattr(before, name)) for name in names)
+
+    return more("exclude", "erasers") and not more("include", "strokes", "boxes", "lassos")
 
 
 def _less(mask: Mask, before: Mask, marks: Marks, source: Source) -> Mask:
@@ -233,11 +237,3 @@ def _less(mask: Mask, before: Mask, marks: Marks, source: Source) -> Mask:
     gone[parts[near]] = True
     gone[0] = False
     return enforced(Mask(before.region, before.inside & ~gone[parts]), source, marks)
-
-
-def _key(marks: Marks, start: Mask | None) -> bytes:
-    parts = [repr(marks.boxes).encode(), b"" if start is None else start.inside.tobytes()]
-    for group in (marks.include, marks.strokes):
-        parts += [b"|", *(np.ascontiguousarray(points).tobytes() for points in group)]
-    parts += [repr((lasso.axis, lasso.at)).encode() + lasso.curve.tobytes() for lasso in marks.lassos]
-    return b"/".join(parts)

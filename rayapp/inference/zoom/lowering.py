@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,29 @@ def marks_of(prompts: Prompts, spacing: NDArray[np.float64]) -> Marks:
             if len(painted):
                 strokes.append(painted[:: 1 + len(painted) // STROKE_PLACES] * spacing)
     return marks
+
+
+def steps_of(prompts: Prompts, spacing: NDArray[np.float64]) -> list[Marks]:
+    """The marks after each prompt, in the order in which a request's prompts are answered.
+
+    That is the order of its turns where it has some. Else whatever was drawn and the first click on the structure are
+    one step, each further click one more, and last comes all that the structure is not.
+
+    Args:
+        prompts: in voxels of the image.
+        spacing: of the image, millimetres.
+    """
+    steps: list[Marks] = []
+    for turn in prompts.turns:
+        more = marks_of(turn, spacing)
+        if more.denied() or more.bounds() is not None:
+            steps.append(steps[-1].plus(more) if steps else more)
+    if steps:
+        return steps
+    marks = marks_of(prompts, spacing)
+    for count in range(min(1, len(marks.include)), len(marks.include) + 1):
+        steps.append(replace(marks.copy(), include=marks.include[:count], exclude=[], erasers=[]))
+    return [*steps, marks] if marks.denied() else steps
 
 
 def lasso_of(curve: Sequence[CurvePoint], spacing: NDArray[np.float64]) -> Lasso:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -75,15 +76,27 @@ class Marks:
 
     def copy(self) -> Marks:
         """Other lists with the same prompts, to add to."""
-        return Marks(
-            [*self.include],
-            [*self.exclude],
-            [*self.strokes],
-            [*self.erasers],
-            [*self.boxes],
-            [*self.lassos],
-            self.pitch,
-        )
+        return self.plus(Marks())
+
+    def plus(self, more: Marks) -> Marks:
+        """These prompts and more, of the same pitch."""
+        lists = ("include", "exclude", "strokes", "erasers", "boxes", "lassos")
+        return Marks(**{name: [*getattr(self, name), *getattr(more, name)] for name in lists}, pitch=self.pitch)
+
+    def digest(self) -> bytes:
+        """A digest of the prompts."""
+        found = hashlib.blake2b(repr((self.boxes, self.pitch)).encode(), digest_size=16)
+        for group in (self.include, self.exclude, self.strokes, self.erasers):
+            found.update(b"|")
+            for points in group:
+                found.update(np.ascontiguousarray(points).tobytes() + b",")
+        for lasso in self.lassos:
+            found.update(repr((lasso.axis, lasso.at)).encode() + lasso.curve.tobytes())
+        return found.digest()
+
+    def denied(self) -> bool:
+        """Whether anything is said not to be the structure."""
+        return bool(self.exclude or self.erasers)
 
     def on_structure(self) -> Positions:
         """Positions (n, 3) that are said to be the structure's."""

@@ -62,5 +62,5 @@ def orthogonal(matrix: Tensor) -> Tensor:
         polynomial.diagonal().add_(a)
         factor = polynomial @ factor
         gram = polynomial @ gram @ polynomial
-    found = factor @ wide
+    found: Tensor = factor @ wide
     return found if matrix.shape[0] <= matrix.shape[1] else found.T

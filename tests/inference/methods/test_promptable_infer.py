@@ -54,6 +54,36 @@ def test_background_clicks_only_take_away(task, prepared):
     assert not (after & ~before.astype(bool)).any()
 
 
+def test_prompts_are_answered_in_the_order_in_which_they_were_made(task, prepared, monkeypatch):
+    asked = []
+    outcomes = promptable_infer.outcomes
+
+    def noted(ask, source, marks, *others):
+        asked.append((len(marks.include), len(marks.exclude), len(marks.boxes)))
+        return outcomes(ask, source, marks, *others)
+
+    monkeypatch.setattr(promptable_infer, "outcomes", noted)
+    box, off, on = ((20, 15, 6), (40, 35, 14)), ((33, 29, 11),), ((30, 25, 10),)
+    turns = (Prompts(roi=box), Prompts(), Prompts(clicks={"background": off}), Prompts(clicks={"foreground": on}))
+    clicks = {"background": off, "foreground": on}
+    answer(task, prepared, roi=box, clicks=clicks, turns=turns)
+    assert asked == [(0, 0, 1), (0, 1, 1), (1, 1, 1)]
+    asked.clear()
+    answer(task, prepared, roi=box, clicks=clicks)
+    assert asked == [(1, 0, 1), (1, 1, 1)]
+
+
+def test_only_what_came_last_is_asked_of_the_network_again(task, prepared, monkeypatch):
+    first, second = Prompts(clicks={"foreground": ((30, 25, 10),)}), Prompts(clicks={"background": ((35, 25, 10),)})
+    clicks = {"foreground": ((30, 25, 10),), "background": ((35, 25, 10),)}
+    answer(task, prepared, clicks=first.clicks, turns=(first,))
+    asked = []
+    outcomes = promptable_infer.outcomes
+    monkeypatch.setattr(promptable_infer, "outcomes", lambda *given: (asked.append(given), outcomes(*given))[1])
+    answer(task, prepared, clicks=clicks, turns=(first, second))
+    assert len(asked) == 1
+
+
 def test_a_box_is_respected(task, prepared):
     labels = answer(task, prepared, roi=((20, 15, 6), (40, 35, 14)))
     outside = labels.copy()
