@@ -9,6 +9,7 @@ way are kept with the image.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -175,24 +176,30 @@ class PromptableTask:
             start: the mask to start from.
             sizes: as of `Prompts`.
         """
-        source = prepared.source
+        source, kept = prepared.source, prepared.answers
         answered = [marks for marks in steps if marks.bounds() is not None or (start is not None and marks.denied())]
-        answered = answered[-CHAIN:] or [Marks()]
-        state, before, key = start, Marks(), b"" if start is None else start.inside.tobytes()
-        for marks in answered:
+        answered = answered or [Marks()]
+        chosen = [
+            0 if _only_denies(marks, before) else sizes.get(len(marks.include), 0)
+            for before, marks in itertools.pairwise([Marks(), *answered])
+        ]
+        keys = [b"" if start is None else start.inside.tobytes()]
+        for marks, size in zip(answered, chosen, strict=True):
+            keys.append(hashlib.blake2b(keys[-1] + marks.digest() + repr(size).encode(), digest_size=16).digest())
+        known = [number for number in range(max(1, len(answered) - CHAIN), len(answered)) if keys[number] in kept]
+        state, before, first = start, Marks(), max(0, len(answered) - CHAIN)
+        if known:
+            first = known[-1]
+            state, before = kept[keys[first]], answered[first - 1]
+        for marks, size, key in list(zip(answered, chosen, keys[1:], strict=True))[first:]:
             lessened = state if _only_denies(marks, before) else None
-            size = 0 if lessened is not None else sizes.get(len(marks.include), 0)
-            key = hashlib.blake2b(key + marks.digest() + bytes([size % 256]), digest_size=16).digest()
-            kept, last = prepared.answers.get(key), marks is answered[-1]
-            if kept is None or last:
-                for outcome in outcomes(self._ask, source, marks, state, self._optics, size):
-                    if lessened is not None:
-                        outcome = replace(outcome, mask=_less(outcome.mask, lessened, marks, source))
-                    if last:
-                        yield outcome
-                kept = outcome.mask
-                prepared.keep(key, kept)
-            state, before = kept, marks
+            for outcome in outcomes(self._ask, source, marks, state, self._optics, size):
+                if lessened is not None:
+                    outcome = replace(outcome, mask=_less(outcome.mask, lessened, marks, source))
+                if marks is answered[-1]:
+                    yield outcome
+            state, before = outcome.mask, marks
+            prepared.keep(key, state)
 
     def _ask(self, inputs: Floats) -> tuple[Floats, Floats, Floats]:
         cancellation.checkpoint()

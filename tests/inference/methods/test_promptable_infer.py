@@ -74,14 +74,18 @@ def test_prompts_are_answered_in_the_order_in_which_they_were_made(task, prepare
 
 
 def test_only_what_came_last_is_asked_of_the_network_again(task, prepared, monkeypatch):
-    first, second = Prompts(clicks={"foreground": ((30, 25, 10),)}), Prompts(clicks={"background": ((35, 25, 10),)})
-    clicks = {"foreground": ((30, 25, 10),), "background": ((35, 25, 10),)}
-    answer(task, prepared, clicks=first.clicks, turns=(first,))
     asked = []
     outcomes = promptable_infer.outcomes
     monkeypatch.setattr(promptable_infer, "outcomes", lambda *given: (asked.append(given), outcomes(*given))[1])
-    answer(task, prepared, clicks=clicks, turns=(first, second))
-    assert len(asked) == 1
+    turns = []
+    for count in range(9):
+        turns.append(Prompts(clicks={"background" if count % 3 == 1 else "foreground": ((30 + count, 25, 10),)}))
+        asked.clear()
+        answer(task, prepared, clicks=turns[0].clicks, turns=turns)
+        assert len(asked) == 1
+    prepared.answers.clear()
+    answer(task, prepared, clicks=turns[0].clicks, turns=turns)
+    assert len(asked) == 1 + promptable_infer.CHAIN
 
 
 def test_a_box_is_respected(task, prepared):
