@@ -22,7 +22,9 @@ import psutil  # type: ignore[import-untyped]
 import ray
 
 from actors import NAMESPACE
+from actors.haproxy import narrowed
 from rayapp.config import Settings
+from rayapp.runtime import host
 
 LOGICAL_CPUS = 4
 """Fewest logical CPUs of an embedded node, so that serving is placed beside background work on a small machine."""
@@ -30,6 +32,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that end a server gracefully."""
 VITAL = ("raylet", "gcs_server")
 """Processes without which a node does not work."""
+PATIENCE = 30
+"""Seconds in which a client must send the next piece of its request, with keys."""
 MARK = "RAYAPP_NODE"
 """Environment variable that marks every process of one node."""
 
@@ -61,8 +65,6 @@ def joined(settings: Settings) -> Iterator[Node]:
     """Start an embedded node, or connect to the cluster `ray_address`; undone when the block ends."""
     # Unix sockets need short paths, so Ray's session is in the system's temporary folder.
     folder = Path(tempfile.gettempdir()) / f"rayapp-{secrets.token_hex(4)}"
-    for name, value in _environment(settings, folder).items():
-        os.environ.setdefault(name, value)
     common = {"namespace": NAMESPACE, "logging_level": "error", "log_to_driver": False}
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
@@ -82,13 +84,17 @@ def joined(settings: Settings) -> Iterator[Node]:
                 ray.shutdown()
             return
         os.environ[MARK], node = folder.name, Node(())
+        folder.mkdir(mode=0o700)
+        for name, value in _environment(settings).items():
+            os.environ.setdefault(name, value)
+        os.environ.update(_places(settings, folder))
         try:
             init(
                 address="local",
-                num_cpus=settings.num_cpus or max(LOGICAL_CPUS, os.cpu_count() or 1),
+                num_cpus=settings.num_cpus or max(LOGICAL_CPUS, host.cores()),
                 include_dashboard=settings.dashboard,
                 dashboard_host="127.0.0.1",
-                _temp_dir=str(folder),
+                _temp_dir=str(folder / "ray"),  # Ray opens this one to all users, but not what it lies in
             )
             node = Node([child for child in psutil.Process().children() if child.name() in VITAL])
             yield node
@@ -107,8 +113,8 @@ def _kill(mark: str) -> None:
                 process.kill()
 
 
-def _environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """Environment variables for Ray's processes."""
+def _environment(settings: Settings) -> dict[str, str]:
+    """Environment variables for Ray's processes; those of the user's own are left as they are."""
     names = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -116,12 +122,15 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         # On a busy machine a process may take longer to start than the five seconds after which Ray kills it.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        # A proxy that died is noticed after three of these, 30 s by default.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # A second replica is needed when people wait, not half a minute later.
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     }
     if not settings.dashboard:
         names["RAY_enable_metrics_collection"] = "0"
     if settings.auth == "none":
         return names
-    proxy = folder / "haproxy"
     return {
         **names,
         # HAProxy is far cheaper per request, but binds replicas to all interfaces: only with authentication.
@@ -129,7 +138,18 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Clients need no half minute to move to another server: there is one only.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        # Two servers on one machine need files and ports of their own.
+        # Half-sent requests give their connection back after this, not after an hour.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(PATIENCE),
+    }
+
+
+def _places(settings: Settings, folder: Path) -> dict[str, str]:
+    """Environment variables for files and ports of a server's own: there may be others on the machine."""
+    if settings.auth == "none":
+        return {}
+    proxy = folder / "haproxy"
+    return {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(narrowed(folder)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),

@@ -33,6 +33,10 @@ from rayapp.serving.messages import HandedOut, InferCall, InferReply
 NAME = "inference"
 ONGOING = 8
 """Concurrent requests per replica: one in the network; the others decode, prepare or encode beside it."""
+TARGET = 1
+"""Requests under way per replica, on average, above which another replica is started: a click never queues for long."""
+LOOK_BACK_S = 8.0
+"""Seconds over which that average is taken."""
 ATTEMPTS = 4
 DIED = "the inference replica died, and so did those that took over; retry in 1 s"
 TELLING = 32
@@ -100,7 +104,13 @@ def inference_deployment(settings: Settings) -> serve.Deployment:
         health_check_timeout_s=30,
         ray_actor_options={"num_cpus": 1, "num_gpus": gpu_share(settings), "runtime_env": runtime_env(settings)},
         autoscaling_config=AutoscalingConfig(
-            min_replicas=low, max_replicas=high, initial_replicas=low, target_ongoing_requests=2, upscale_delay_s=3
+            min_replicas=low,
+            max_replicas=high,
+            initial_replicas=low,
+            target_ongoing_requests=TARGET,
+            look_back_period_s=LOOK_BACK_S,
+            metrics_interval_s=LOOK_BACK_S / 4,
+            upscale_delay_s=3,
         ),
         request_router_config=RequestRouterConfig(
             request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"

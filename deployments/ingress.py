@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
+from actors import ON_HEAD
 from deployments.inference import RoutedInference
 from deployments.services import Services
 from rayapp.config import Settings
@@ -32,5 +33,5 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: An
         name=NAME,
         max_ongoing_requests=ONGOING,
         graceful_shutdown_timeout_s=10,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": ON_HEAD},
     )

@@ -171,7 +171,7 @@ def running(settings: Settings, node: Node, *, go_on: Callable[[], None]) -> Ite
             yield _wait_until_answering(settings, go_on)
         finally:
             if not node.lost:
-                serve.shutdown()  # what is being answered is drained
+                _undeploy(settings)  # what is being answered is drained
 
 
 def _deploy(settings: Settings, backend: Backend) -> None:
@@ -183,6 +183,14 @@ def _deploy(settings: Settings, backend: Backend) -> None:
     inference = inference_deployment(settings).bind(settings, backend.datastore, backend.models)
     gateway = gateway_deployment(settings, backend.datastore, backend.models, backend.jobs).bind(inference)
     serve.run_many([serve.RunTarget(gateway, name=APPLICATION, route_prefix="/")], wait_for_applications_running=False)
+
+
+def _undeploy(settings: Settings) -> None:
+    """End our application; on a cluster that others use, theirs go on."""
+    if settings.ray_address is None:
+        serve.shutdown()
+    else:
+        serve.delete(APPLICATION)
 
 
 def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:

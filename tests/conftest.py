@@ -50,6 +50,13 @@ class Running:
         """Processes of this server that run still."""
         return [" ".join(process.cmdline())[:120] for process in psutil.process_iter() if _marked(process, self.mark)]
 
+    def exposed(self, name: str) -> set[int]:
+        """Ports that processes of this server and name hold open to other machines."""
+        processes = [each for each in psutil.process_iter() if _marked(each, self.mark) and each.name() == name]
+        sockets = [each for process in processes for each in process.net_connections("tcp")]
+        listening = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
+        return {address.port for address in listening if address.ip != "127.0.0.1"}
+
 
 def _marked(process: psutil.Process, mark: str) -> bool:
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import stat
 import struct
 import tarfile
@@ -23,6 +24,8 @@ Progress = Callable[[int, int], None]
 """Called with the bytes of the archive that were read, and the archive's size."""
 
 _LONGEST_HEADER = 1 << 16
+_LONGEST_DIRECTORY = MAX_MEMBERS * 300
+"""Bytes of a zip's directory: 46 a member, and its name."""
 _EXTENDED_HEADERS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -117,7 +120,7 @@ def _members(file: BinaryIO) -> Iterator[_Member]:
 
 
 def _zipped(file: BinaryIO) -> Iterator[_Member]:
-    with zipfile.ZipFile(file) as opened:
+    with zipfile.ZipFile(_Bounded(file)) as opened:
         for member in opened.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -126,6 +129,31 @@ def _zipped(file: BinaryIO) -> Iterator[_Member]:
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise Unreadable("the archive is encrypted or compressed by a method other than deflate: pack it anew")
             yield member.filename, member.file_size, None if member.is_dir() else opened.open(member)
+
+
+class _Bounded(io.BufferedIOBase):
+    """A file whose zip directory, which zipfile reads in one piece, has a bound: an entry costs many times its size."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See BufferedIOBase. Raises TooLarge."""
+        if size is not None and size > _LONGEST_DIRECTORY:
+            raise TooLarge(f"the archive has more than {MAX_MEMBERS} members")
+        return self._file.read(-1 if size is None else size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """See BufferedIOBase."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """See BufferedIOBase."""
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        """See BufferedIOBase."""
+        return True
 
 
 class _BoundedHeader(tarfile.TarInfo):

@@ -241,10 +241,22 @@ class InferenceService:
     async def _in_time(
         self, work: Work, following: Callable[[], Prediction | None], *, network: bool
     ) -> Prediction | None:
-        limit = asyncio.timeout(self._max_answer)
+        """The model's next answer, within `max_answer` of its start: waiting for other work is not counted."""
+        loop = asyncio.get_running_loop()
+        limit = asyncio.timeout(None)
+
+        def count() -> None:
+            if not answer.done():
+                limit.reschedule(loop.time() + self._max_answer)
+
+        def begin() -> Prediction | None:
+            loop.call_soon_threadsafe(count)
+            return following()
+
         try:
             async with limit:
-                return await self._executors.model(following, network=network)
+                answer = asyncio.ensure_future(self._executors.model(begin, network=network))
+                return await answer
         except TimeoutError:
             if not limit.expired():  # the model's own
                 raise

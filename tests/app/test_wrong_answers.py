@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -14,6 +15,7 @@ from rayapp.config import Settings
 from rayapp.errors import AppBroken, ModelBroken
 from rayapp.jobs.image_work import ImageWork, ImageWorker
 from rayapp.protocol import JobKind
+from rayapp.serving.executors import STROKE_THREADS
 from rayapp.serving.service import InferenceService
 from tests.app.test_own_app import LIB
 from tests.serving.test_service import Store, click, write
@@ -145,6 +147,19 @@ async def test_a_model_that_never_ends_is_told_and_its_replica_says_that_it_is_t
             replica.check_health()
     finally:
         sys.modules["lib.bright"].GO.set()
+
+
+async def test_waiting_for_other_work_does_not_count_as_hanging(serve):
+    service = serve(APP, LIB, max_answer=2.0)
+    done = threading.Event()
+    lanes = [service._executors.model(done.wait, network=network) for network in (True, *[False] * STROKE_THREADS)]
+    waiting = [asyncio.ensure_future(lane) for lane in lanes]
+    answer = asyncio.ensure_future(service.infer(click()))
+    await asyncio.sleep(2.5)
+    assert not answer.done()
+    done.set()
+    await asyncio.gather(answer, *waiting)
+    assert not service.hung
 
 
 async def test_a_time_out_of_the_models_own_is_no_hang(serve):

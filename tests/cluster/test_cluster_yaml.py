@@ -9,6 +9,9 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from actors.node import _environment
+from rayapp.config import Settings
+
 FILE = Path(__file__).parents[2] / "cluster.yaml"
 
 
@@ -38,3 +41,12 @@ def test_keys_are_asked_for(config):
 
 def test_inference_runs_on_the_workers(config):
     assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+
+
+def test_every_node_has_the_settings_of_ray_that_a_server_of_its_own_would_start_it_with(config):
+    said = " ".join(config["setup_commands"])
+    for name, value in _environment(Settings(studies=Path("/studies"), auth="token", dashboard=True)).items():
+        assert f"{name}={value}" in said
+    for role in ("head", "worker"):
+        (start,) = [line for line in config[f"{role}_start_ray_commands"] if "ray start" in line]
+        assert ". ~/rayapp-ray.env; " in start

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_ctrl_c_ends_the_server_and_leaves_nothing(tmp_path: Path):
 
 @pytest.mark.slow
 def test_with_keys_only_their_holders_come_in_as_far_as_their_role_reaches(tmp_path: Path):
-    with started(tmp_path, "--auth", "token") as running:
+    with started(tmp_path, "--auth", "token", "--host", "0.0.0.0") as running:
         at = ("--studies", running.studies, "--workspace", running.workspace)
         token = rayapp("users", "add", "anna", "--role", "user", *at, cwd=tmp_path).stdout.strip()
         assert "anna" in rayapp("users", "list", *at, cwd=tmp_path).stdout
@@ -99,6 +100,7 @@ def test_with_keys_only_their_holders_come_in_as_far_as_their_role_reaches(tmp_p
         with Client(running.url, token=token) as anna:
             assert anna.whoami()["username"] == "anna"
             assert anna.info()["models"]
+            assert running.exposed("haproxy") == {urlsplit(running.url).port}
             with pytest.raises(errors.NotAllowed):
                 anna.delete_image("torso_0")
             assert rayapp("users", "revoke", "anna", *at, cwd=tmp_path).returncode == 0

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
+import tracemalloc
+import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from rayapp.errors import TooLarge, Unreadable
-from rayapp.files.archives import unpack
+from rayapp.files.archives import _LONGEST_DIRECTORY, unpack
 
 
 def packed(path: Path, members: dict[str, bytes]) -> Path:
@@ -58,3 +61,24 @@ def test_an_archive_with_anything_but_files_is_refused_and_nothing_is_written(tm
     with pytest.raises(Unreadable, match="a link, a device or a sparse file"):
         unpack(tmp_path / "a.tar", tmp_path / "out", max_bytes=1 << 20)
     assert files(tmp_path) == ["a.tar"]
+
+
+def test_a_directory_of_millions_of_entries_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "plain.zip", "w") as archive:
+        archive.writestr("x.nii", b"x" * 400)
+    plain = (tmp_path / "plain.zip").read_bytes()
+    start, end = plain.rfind(b"PK\1\2"), plain.rfind(b"PK\5\6")
+    entries = plain[start:end] * (_LONGEST_DIRECTORY // (end - start) + 1)
+    count = len(entries) // (end - start)
+    end64 = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, len(entries), start)
+    place = struct.pack("<IIQI", 0x07064B50, 0, start + len(entries), 1)
+    last = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    bomb = tmp_path / "bomb.zip"
+    bomb.write_bytes(plain[:start] + entries + end64 + place + last)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="more than 20000 members"):
+            unpack(bomb, tmp_path / "out", max_bytes=10**9)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()

@@ -19,9 +19,28 @@ def test_cores_are_those_that_the_process_may_run_on():
 
 
 def test_memory_is_at_most_the_containers_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
     whole = host.memory()
     assert whole > 1 << 28
-    for said, least in (("max", whole), (str(1 << 60), whole), (str(1 << 28), 1 << 28)):
-        host.LIMIT.write_text(f"{said}\n")
-        assert host.memory() == least
+    for name in ("memory/memory.limit_in_bytes", "memory.max"):
+        limit = tmp_path / name
+        limit.parent.mkdir(exist_ok=True)
+        for said, least in (("max", whole), (str(1 << 60), whole), (str(1 << 28), 1 << 28)):
+            limit.write_text(f"{said}\n")
+            assert host.memory() == least
+        limit.unlink()
+
+
+def test_cores_are_at_most_the_containers_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert host.cores() == 64
+    for said, cores in (("max 100000", 64), ("400000 100000", 4), ("150000 100000", 2), ("10000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(f"{said}\n")
+        assert host.cores() == cores
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    for quota, cores in (("-1", 64), ("800000", 8)):
+        (tmp_path / "cpu/cpu.cfs_quota_us").write_text(f"{quota}\n")
+        assert host.cores() == cores
