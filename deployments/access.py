@@ -14,6 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from deployments.description import Description
 from deployments.interactions import OpenedInteractions
+from deployments.metrics import Metrics
 from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks
@@ -55,6 +56,13 @@ def series_store_of(request: Request) -> SeriesStore:
     return store
 
 
+def metrics_of(request: Request) -> Metrics:
+    """The gateway's figures."""
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+Measures = Annotated[Metrics, Depends(metrics_of)]
 Service = Annotated[Services, Depends(services_of)]
 Described = Annotated[Description, Depends(description_of)]
 Checking = Annotated[Checks, Depends(checks_of)]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -14,6 +15,7 @@ from fastapi.routing import APIRoute
 from deployments.description import Description
 from deployments.guards import BodyCap, LoopbackHosts, Slashes
 from deployments.interactions import OpenedInteractions
+from deployments.metrics import Measured, MeasuredInference, Metrics
 from deployments.origins import OwnFrames, OwnPages
 from deployments.problems import Incidents, explain
 from deployments.routes import (
@@ -21,6 +23,7 @@ from deployments.routes import (
     auth,
     datastore,
     dicomweb,
+    health,
     images,
     infer,
     info,
@@ -47,7 +50,7 @@ logger = logging.getLogger("rayapp.gateway")
 
 SWEEP_S = 300.0
 _MODULES = (
-    *(pages, info, infer, interactions, next_image, images, labels),
+    *(pages, health, info, infer, interactions, next_image, images, labels),
     *(datastore, sessions, models, versions, jobs, uncertainty, logs),
     *(dicomweb, proxy, viewer, ohif, absent),
 )
@@ -55,7 +58,8 @@ _MODULES = (
 
 def build_gateway(services: Services) -> FastAPI:
     """Build the ASGI app over these services."""
-    settings = services.settings
+    settings, metrics = services.settings, Metrics()
+    services = replace(services, inference=MeasuredInference(services.inference, metrics))
     app = FastAPI(
         title="rayapp",
         version=__version__,
@@ -67,6 +71,7 @@ def build_gateway(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.description = Description(services.models, services.jobs)
+    app.state.metrics = metrics
     app.state.checks = Checks()
     app.state.interactions = OpenedInteractions(services.datastore)
     app.state.archive = proxy.Archive(settings)
@@ -92,6 +97,7 @@ def build_gateway(services: Services) -> FastAPI:
         app.add_middleware(OwnPages, allowed=settings.cors_origins)
         app.add_middleware(LoopbackHosts)
     app.add_middleware(OwnFrames)
+    app.add_middleware(Measured, metrics=metrics)
     return app
 
 

@@ -149,6 +149,11 @@ class RoutedInference:
         self._handle = handle
         self._telling: set[asyncio.Task[None]] = set()
 
+    @property
+    def ready(self) -> bool:
+        """True once a replica runs."""
+        return bool(self._handle.running_replicas_populated())
+
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call.
 

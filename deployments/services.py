@@ -19,6 +19,10 @@ from rayapp.users import UserStore
 class Inference(Protocol):
     """Runs models on images."""
 
+    @property
+    def ready(self) -> bool:
+        """True once a replica runs."""
+
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call. Raises errors of `rayapp.errors`; Busy when every replica's queue is full."""
 

@@ -100,6 +100,7 @@ class Network:
     handed_out: list[HandedOut] = field(default_factory=list)
     held: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    ready: bool = True
 
     async def infer(self, call: InferCall) -> InferReply:
         self.calls.append(call)

@@ -14,12 +14,25 @@ from deployments.access import Needs
 from rayapp.protocol import Role
 from tests.gateway.conftest import Served, write_image, write_label
 
-OPEN = {"/", "/docs", "/openapi.json", "/favicon.ico", "/auth/", "/auth/token", "/ohif", "/ohif/", "/ohif/{path:path}"}
+OPEN = {
+    "/healthz",
+    "/readyz",
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/favicon.ico",
+    "/auth/",
+    "/auth/token",
+    "/ohif",
+    "/ohif/",
+    "/ohif/{path:path}",
+}
 USER, ANNOTATOR, ADMIN = Role.USER, Role.ANNOTATOR, Role.ADMIN
 
 TABLE = {
     ("POST", "/reload"): ADMIN,
     ("GET", "/info/"): USER,
+    ("GET", "/metrics"): USER,
     ("POST", "/infer/{model}"): USER,
     ("POST", "/infer/wsi/{model}"): USER,
     ("POST", "/infer/wsi_v2/{model}"): USER,

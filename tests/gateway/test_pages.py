@@ -265,8 +265,11 @@ def test_openapi_tells_what_is_answered(
 def test_every_route_of_the_contract_is_in_openapi_with_its_errors(schema: dict[str, Any]):
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            assert {"401", "403", "503"} <= set(operation["responses"]), (path, method)
             assert "200" in operation["responses"]
+            if path in ("/healthz", "/readyz"):  # for supervisors, which have no key
+                assert "security" not in operation
+                continue
+            assert {"401", "403", "503"} <= set(operation["responses"]), (path, method)
             assert operation["security"] == [{"HTTPBearer": []}]
             if method in ("put", "post") and "requestBody" in operation:
                 assert "413" in operation["responses"], (path, method)

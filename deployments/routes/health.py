@@ -1,0 +1,61 @@
+"""`/healthz`: the process answers. `/readyz`: all that it needs answers too. `/metrics`: figures for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from deployments.access import AsUser, Described, Measures, Service
+from deployments.problems import problems
+from rayapp.protocol import Route
+
+router = APIRouter(tags=["health"])
+
+PATIENCE_S = 5.0
+"""Seconds in which each part must answer."""
+OK = "ok"
+
+
+@router.get(Route.HEALTH)
+async def health() -> dict[str, str]:
+    """The gateway's process answers. No key is asked for."""
+    return {"status": OK}
+
+
+@router.get(Route.READY, responses={503: {"description": "a part does not answer: which, and how it failed"}})
+async def ready(services: Service) -> JSONResponse:
+    """Whether each part answers: datastore, models, jobs and a replica for inference. No key is asked for."""
+    asked = {
+        "datastore": services.datastore.status(),
+        "models": services.models.describe(),
+        "jobs": services.jobs.jobs(),
+    }
+    said = dict(zip(asked, await asyncio.gather(*map(_said, asked.values())), strict=True))
+    said["inference"] = OK if services.inference.ready else "no replica runs"
+    fine = all(word == OK for word in said.values())
+    return JSONResponse({"ready": fine, **said}, status_code=200 if fine else 503)
+
+
+async def _said(answer: Awaitable[Any]) -> str:
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await answer
+    except Exception as error:
+        return f"no answer: {type(error).__name__}"
+    return OK
+
+
+@router.get(
+    Route.METRICS,
+    response_class=Response,
+    responses={200: {"content": {CONTENT_TYPE_LATEST: {}}}, **problems(503)},
+)
+async def metrics(services: Service, described: Described, measures: Measures, user: AsUser) -> Response:
+    """Requests, seconds by route and by stage of each model, jobs, images, labels and versions, for Prometheus."""
+    description, status, jobs = await asyncio.gather(described.get(), services.datastore.status(), services.jobs.jobs())
+    return Response(measures.text(description, status, jobs), media_type=CONTENT_TYPE_LATEST)
