@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from rayapp.errors import Conflict, NotFound, RayappError
-from rayapp.files.durable import replacing
+from rayapp.files.durable import make_folder, replacing
 from rayapp.protocol import Role, checked_name
 
 Entry = dict[str, str | int]
@@ -97,7 +97,7 @@ class UserStore:
         return [_user(name, entry) for name, entry in sorted(self._read().items())]
 
     def _writing(self) -> FileLock:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         return FileLock(f"{self._path}.lock", mode=0o600)
 
     def _read(self) -> Entries:

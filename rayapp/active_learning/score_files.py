@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayapp.files.durable import replacing
+from rayapp.files.durable import make_folder, replacing
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.protocol import checked_name
@@ -44,7 +44,7 @@ of each slice across an axis of the image, relative to the largest possible entr
 def append_rows(studies: Path, job: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Append rows to a running job's table, durably."""
     folder = _table(studies, job)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_table(
         pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), folder / f"part-{secrets.token_hex(8)}.parquet"
     )
@@ -71,7 +71,7 @@ def uncertainty_file(studies: Path, method: str, image_id: str) -> Path:
 def save_uncertainty(studies: Path, method: str, image_id: str, levels: Segmentation) -> None:
     """Save an image's uncertainty map, in place of the one before."""
     target = uncertainty_file(studies, method, image_id)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with replacing(target) as staged:
         staged.write_bytes(encode_segmentation(levels, EXT, dtype=np.dtype(np.uint8)))
 

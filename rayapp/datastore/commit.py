@@ -7,6 +7,8 @@ share one sync, and two saves of one label can never be published in the wrong o
 
 from __future__ import annotations
 
+import errno
+import itertools
 import logging
 import os
 import queue
@@ -19,13 +21,25 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from rayapp.errors import Busy, Conflict
-from rayapp.files.durable import sync
+from rayapp.files.durable import disk_error, sync
 
 T = TypeVar("T")
 BATCH = 256
 """Maximum number of changes per commit."""
+CHUNK = 5000
+"""Maximum number of images or labels that a scan records in one change."""
 EXIT_STATUS = 70
 """Exit status after a failure of the writer thread: EX_SOFTWARE of sysexits.h, an internal error."""
+
+_OF_SQLITE = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+}
+"""The system's error for each result code of SQLite."""
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +59,9 @@ class _Change(Generic[T]):
         try:
             self.result = self.apply(db)
         except Exception as error:
-            self.error = disk_full() if isinstance(error, sqlite3.OperationalError) else error
+            expected = (FileNotFoundError, FileExistsError)
+            failed = isinstance(error, (sqlite3.OperationalError, OSError)) and not isinstance(error, expected)
+            self.error = commit_error(error) if failed else error
             db.execute("ROLLBACK TO change")
         db.execute("RELEASE change")
 
@@ -143,7 +159,7 @@ class GroupCommit:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             for change in batch:
-                change.answer.set_exception(disk_full())
+                change.answer.set_exception(commit_error(error))
             return
         for change in batch:
             change.finish()
@@ -154,6 +170,19 @@ def end_process() -> None:
     os._exit(EXIT_STATUS)
 
 
-def disk_full() -> Busy:
-    """The error to raise when a write to disk fails."""
-    return Busy("the datastore could not write to disk; if the disk is full, free some space, then try again")
+def commit_error(error: Exception) -> Busy:
+    """The error to raise when a commit fails, with the reason that SQLite or the system gives."""
+    if isinstance(error, OSError):
+        return disk_error(error)
+    # The low byte of an extended result code is the result code itself.
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
+    if code in _LOCKED:
+        return Busy("another program has locked .rayapp/index.db: close it, then try again")
+    return disk_error(OSError(_OF_SQLITE.get(int(code), 0), str(error)))
+
+
+def chunks(items: list[str]) -> Iterable[list[str]]:
+    """The items in parts of at most `CHUNK`, each for one commit."""
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        yield chunk

@@ -10,6 +10,7 @@ actual edits are imported.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +29,7 @@ from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.index import Index, meta, set_meta
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import FileStamp, RevisionStore
-from rayapp.errors import BadRequest, Conflict, RayappError, Unreadable
+from rayapp.errors import BadRequest, Busy, Conflict, RayappError, Unreadable
 from rayapp.files.durable import replace
 from rayapp.protocol import checked_name
 
@@ -38,6 +40,8 @@ PATIENCE_S = 10.0
 """The document is written this long after the last change, and at the latest this long after the first."""
 DUTY = 20
 """Under continuous changes the thread spends at most 1 / DUTY of its time writing the document."""
+BASES = 4
+"""Earlier documents that are kept, to tell from which of them another program made its own."""
 _EXT = re.compile(r"(\.\w{1,10}){0,3}", re.ASCII)
 
 Entries = dict[str, dict[str, Any]]
@@ -122,6 +126,11 @@ def edited(old: Mapping[str, Any], new: Mapping[str, Any]) -> Info:
     return {key: value for key, value in new.items() if key not in old or old[key] != value}
 
 
+def _differences(base: Entries, theirs: Entries) -> int:
+    """The number of images whose entries differ."""
+    return sum(base.get(image_id) != entry for image_id, entry in theirs.items())
+
+
 class DocumentFile:
     """The file and the thread that writes it.
 
@@ -147,7 +156,7 @@ class DocumentFile:
             merge: `merge(names, theirs, base)` imports another program's document; `base` is the last one we wrote.
         """
         self._path = studies / NAME
-        self._base = studies / ".rayapp" / NAME
+        self._bases = [studies / ".rayapp" / (NAME + (f".{age}" if age else "")) for age in range(BASES)]
         self._advisory = FileLock(studies / ".lock", timeout=2)
         self._index = index
         self._commit = commit
@@ -193,22 +202,46 @@ class DocumentFile:
             self._import_edits(opening)
 
     def flush(self) -> None:
-        """Write the file now, after importing edits of other programs."""
+        """Write the file now, after importing edits of other programs.
+
+        Raises:
+            Busy: another program is writing the file.
+        """
         with self._busy:
-            self._import_edits(opening=False)
-            staged, copy = self._files.stage(".json"), self._files.stage(".json")
-            try:
-                with staged.open("wb") as file:
-                    digest = self._write(file)
-                shutil.copyfile(staged, copy)
-                self._remember(digest)
-                with self._advisory:
-                    replace(staged, self._path)
-                self._seen = FileStamp.of(self._path)
-                replace(copy, self._base)
-            finally:
-                staged.unlink(missing_ok=True)
-                copy.unlink(missing_ok=True)
+            while not self._flushed():
+                pass
+
+    def _flushed(self) -> bool:
+        """Import edits, then write the file; False if another program has written it meanwhile."""
+        self._import_edits(opening=False)
+        if FileStamp.of(self._path) not in (None, self._seen):
+            raise Busy(f"another program is writing {NAME}; try again in a second")
+        staged, copy = self._files.stage(".json"), self._files.stage(".json")
+        try:
+            with staged.open("wb") as file:
+                digest = self._write(file)
+            shutil.copyfile(staged, copy)
+            self._remember(digest)
+            # MONAI Label writes the file under the same lock, so that nothing is written between the look and the
+            # rename. The stamp is taken before the rename, as a later one may be that of another program's file.
+            with self._advisory:
+                if FileStamp.of(self._path) not in (None, self._seen):
+                    return False
+                seen = FileStamp.of(staged)
+                replace(staged, self._path)
+                self._seen = seen
+            self._keep_base(copy)
+            return True
+        finally:
+            staged.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
+
+    def _keep_base(self, document: Path) -> None:
+        """Keep a document as the newest that another program may have begun with; the oldest is dropped."""
+        for newer, older in reversed(list(itertools.pairwise(self._bases))):
+            if newer.exists():
+                newer.replace(older)
+        replace(document, self._bases[0])
 
     def _write(self, file: BinaryIO) -> str:
         digest = hashlib.sha256()
@@ -244,38 +277,54 @@ class DocumentFile:
                 self._path.rename(self._path.with_name(f"{NAME}.broken-{time.time_ns() // 1_000_000_000}"))
                 self.touch()
                 return
-            self._merge(names, theirs, self._last_written())
+            self._merge(names, theirs, self._base_of(theirs))
             self._remember(digest)
+            copy = self._files.stage(".json")
+            copy.write_bytes(data)
+            self._keep_base(copy)
             self.touch()
         self._seen = stamp
 
-    def _last_written(self) -> Entries:
-        try:
-            return parse(self._base.read_bytes())[1]
-        except (OSError, RayappError):
-            return {}
+    def _base_of(self, theirs: Entries) -> Entries:
+        """The document that theirs was made from: of those that are kept, the newest with the fewest differences."""
+        return min(self._kept_bases(), key=lambda base: _differences(base, theirs), default={})
+
+    def _kept_bases(self) -> Iterator[Entries]:
+        for base in self._bases:
+            with suppress(OSError, RayappError):
+                yield parse(base.read_bytes())[1]
 
     def _run(self) -> None:
-        patience = PATIENCE_S
-        while self._due(patience):
+        patience, earliest = PATIENCE_S, 0.0
+        while self._due(patience, earliest):
             started = time.monotonic()
             try:
                 self.flush()
-            except (OSError, Timeout, RayappError) as error:
+            except (OSError, Timeout, RayappError, sqlite3.Error) as error:
                 log.error("%s could not be written; retrying: %s", NAME, type(error).__name__)
                 if self._closed:
                     return
                 time.sleep(DELAY_S)
                 self.touch()
-            patience = max(PATIENCE_S, DUTY * (time.monotonic() - started))
+            ended = time.monotonic()
+            patience = max(PATIENCE_S, DUTY * (ended - started))
+            earliest = ended + (DUTY - 1) * (ended - started)
 
-    def _due(self, patience: float) -> bool:
-        """Wait until the file should be written; False once there is nothing more to write."""
+    def _due(self, patience: float, earliest: float) -> bool:
+        """Wait until the file should be written; False once there is nothing more to write.
+
+        Args:
+            patience: seconds after the first change at which it is written at the latest.
+            earliest: monotonic time before which it is not written again, unless the store closes.
+        """
         with self._wake:
             while not self._dirty and not self._closed:
                 self._wake.wait()
             latest = time.monotonic() + patience
-            while not self._closed and (rest := min(self._touched + DELAY_S, latest) - time.monotonic()) > 0:
+            while not self._closed:
+                due = max(min(self._touched + DELAY_S, latest), earliest)
+                if (rest := due - time.monotonic()) <= 0:
+                    break
                 self._wake.wait(rest)
-            due, self._dirty = self._dirty, False
-            return due
+            dirty, self._dirty = self._dirty, False
+            return dirty

@@ -49,7 +49,8 @@ CREATE INDEX event_image ON event(image_id, seq);
 -- Document entries of images whose files disappeared: if they reappear (say, after a lost mount), so do their infos.
 CREATE TABLE vanished(id TEXT PRIMARY KEY, entry TEXT NOT NULL) WITHOUT ROWID;
 
--- Removals whose files may still exist; tag '' is the image itself. A crash must not bring them back.
+-- Removals whose files may still exist, and images whose files may not yet; tag '' is the image itself. A crash must
+-- not bring the ones back, nor lose the others.
 CREATE TABLE doomed(image_id TEXT NOT NULL, tag TEXT NOT NULL, ext TEXT NOT NULL);
 
 CREATE TABLE count(kind TEXT NOT NULL, name TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY(kind, name));
@@ -144,9 +145,30 @@ CREATE INDEX label_unsent ON label(image_id) WHERE {UNSENT};
 CREATE INDEX label_refused ON label(image_id) WHERE {REFUSED};
 PRAGMA user_version = 5;
 """,
+    """
+-- An event that is sent again is found by its own time, without the image's other events.
+CREATE INDEX event_ts ON event(image_id, ts);
+CREATE INDEX lease_until ON lease(until);
+CREATE INDEX lease_holder ON lease(holder, until);
+
+-- Bytes of all revisions, each counted once for every image and tag.
+INSERT INTO count SELECT 'revision', '', count(*) FROM revision;
+INSERT INTO count SELECT 'revision_bytes', '', coalesce(sum(size), 0) FROM revision;
+CREATE TRIGGER revision_added AFTER INSERT ON revision BEGIN
+  UPDATE count SET n = n + 1 WHERE kind = 'revision';
+  UPDATE count SET n = n + new.size WHERE kind = 'revision_bytes';
+END;
+CREATE TRIGGER revision_removed AFTER DELETE ON revision BEGIN
+  UPDATE count SET n = n - 1 WHERE kind = 'revision';
+  UPDATE count SET n = n - old.size WHERE kind = 'revision_bytes';
+END;
+PRAGMA user_version = 6;
+""",
 )
 """Migrations from each version of the schema to the next; a new index runs all of them."""
 VERSION = 1 + len(CHANGES)
+MAX_WAL = 64 << 20
+"""Bytes to which the write-ahead log is cut after a reader that was open for long has let it grow."""
 _JSON = json.JSONEncoder(allow_nan=False)
 
 
@@ -166,6 +188,7 @@ class Index:
         try:
             self.writer.execute("PRAGMA journal_mode = WAL")
             self.writer.execute("PRAGMA synchronous = FULL")
+            self.writer.execute(f"PRAGMA journal_size_limit = {MAX_WAL}")
             (version,) = self.writer.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
                 raise Conflict("this studies folder was used by a newer version of rayapp: upgrade rayapp to open it")
@@ -224,6 +247,7 @@ def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
 
 def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[str, Any], staged: str | None) -> None:
     """Insert the image's row; an existing image gets the new extension and keeps its info."""
+    db.execute("DELETE FROM doomed WHERE image_id = ? AND tag = ''", (image_id,))
     db.execute(
         "INSERT INTO image(id, ext, info, added, served, staged) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE"
         " SET ext = excluded.ext, staged = coalesce(excluded.staged, staged),"
@@ -256,6 +280,7 @@ def put_label(
     info: Mapping[str, Any],
 ) -> None:
     """Make a revision the current label under the tag."""
+    db.execute("DELETE FROM doomed WHERE image_id = ? AND tag = ?", (image_id, tag))
     db.execute(
         "INSERT INTO label VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(image_id, tag) DO UPDATE SET"
         " ext = excluded.ext, info = excluded.info, number = excluded.number, sha = excluded.sha,"

@@ -276,8 +276,10 @@ class ScoreStore(Protocol):
     def save_scores(self, scores: Sequence[ImageScore]) -> None:
         """Durably record results; a newer score of a name replaces the image's older one."""
 
-    def unscored(self, run: str, *, images: Labelled = "unlabeled", failed: bool = True) -> list[str]:
-        """Ids, ascending, that the run has not scored; with `failed` also those that it failed on."""
+    def unscored(
+        self, run: str, *, images: Labelled = "unlabeled", failed: bool = True, limit: int | None = None
+    ) -> list[str]:
+        """At most `limit` ids, ascending, that the run has not scored; with `failed` also those that it failed on."""
 
     def score_names(self) -> list[str]:
         """Names under which images have scores, ascending."""

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from rayapp.datastore import leases
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.index import Index, info_of, json_text
 from rayapp.datastore.interfaces import ClickEvent
 from rayapp.datastore.job_record import Job, Progress, State
-from rayapp.datastore.worklist import renew_lease
 from rayapp.errors import NotFound
 from rayapp.protocol import JobKind
 
@@ -38,7 +38,7 @@ class Journal:
 
         def apply(db: sqlite3.Connection) -> list[int]:
             for image_id in {event.image_id for event in events}:
-                renew_lease(db, image_id)
+                leases.renew(db, image_id)
             return [append_event(db, event) for event in events]
 
         return self._commit.do(apply)
@@ -54,7 +54,7 @@ class Journal:
             others = [each for each in newer if each.interaction == event.interaction]
             if others:
                 return others
-            renew_lease(db, event.image_id)
+            leases.renew(db, event.image_id)
             return [replace(event, seq=append_event(db, event))]
 
         return self._commit.do(apply)
@@ -100,8 +100,9 @@ def append_event(db: sqlite3.Connection, event: ClickEvent) -> int:
     if event.ts:
         # A caller that did not receive the answer sends the event again.
         logged = db.execute(
-            f"SELECT seq FROM event WHERE ({_COLUMNS}) IS (?, ?, ?, ?, ?, ?, ?, ?) AND image_id = ?",
-            (*row, event.image_id),
+            f"SELECT seq FROM event INDEXED BY event_ts WHERE image_id = ? AND ts = ?"
+            f" AND ({_COLUMNS}) IS (?, ?, ?, ?, ?, ?, ?, ?)",
+            (event.image_id, event.ts, *row),
         ).fetchone()
         if logged:
             return int(logged[0])

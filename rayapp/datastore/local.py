@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,12 @@ from rayapp.datastore.index import (
 )
 from rayapp.datastore.interfaces import Author, ImageRecord, Info
 from rayapp.datastore.journal import Journal
-from rayapp.datastore.local_labels import Doomed, LocalLabels, no_image, no_staged, signed
-from rayapp.datastore.records import IMAGE, RecordMapper
-from rayapp.datastore.revisions import link_or_copy
+from rayapp.datastore.local_labels import DOOM, UNDOOM, Doomed, LocalLabels, no_image, no_staged, signed
+from rayapp.datastore.records import IMAGE
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.datastore.worklist import Worklist
-from rayapp.errors import BadRequest, Conflict, Disabled, NotFound
-from rayapp.files.durable import checked_ext, sync
+from rayapp.errors import BadRequest, Busy, Conflict, Disabled, NotFound
+from rayapp.files.durable import checked_ext, disk_error, sync
 from rayapp.protocol import FINAL, checked_name
 
 
@@ -68,7 +68,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
         self._opened = opened
         self._studies, self._labels = opened.root, opened.labels
         self._files, self._index, self._commit = opened.files, opened.index, opened.commit
-        self._document, self._records = opened.document, RecordMapper(opened.root, opened.files, opened.source)
+        self._document, self._records = opened.document, opened.records
 
     def close(self) -> None:
         """Write pending changes of `datastore_v2.json` and release the folder. Later saves raise Conflict."""
@@ -133,25 +133,34 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             row = db.execute("SELECT staged FROM image WHERE id = ?", (image_id,)).fetchone()
             if row is not None and row[0] == staged.name:
                 return
-            # Linked before a crash and indexed by the scan that followed: then it is this very file.
-            linked = target.exists() and target.samefile(staged)
-            if not linked:
-                if row is not None:
-                    raise _taken(image_id)
-                link_or_copy(staged, target)
-                sync(self._studies)
+            if row is not None or target.exists():
+                raise _taken(image_id)
+            staged.stat()  # raises FileNotFoundError
             insert_image(db, image_id, ext, full_info, staged.name)
             update_image(db, image_id, full_info)
+            db.execute(DOOM, (image_id, "", ext))  # until the file has its name
+
+        def publish(_: None) -> None:
+            try:
+                if staged.exists():  # else an earlier call has placed it
+                    self._opened.repair.place_image(staged, target)
+            except FileExistsError:
+                raise _taken(image_id) from None
+            except OSError as error:
+                self._opened.repair.postpone(image_id, "", error)
 
         try:
             if staged.exists():
                 sync(staged)
-            self._commit.do(apply)
+            self._commit.do(apply, folders=(self._files.staging,), publish=publish)
         except FileNotFoundError:
             raise no_staged() from None
-        except FileExistsError:
-            raise _taken(image_id) from None
-        staged.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(error) from error
+        if (image_id, "") not in self._opened.repair.late:
+            with suppress(Busy):
+                self._commit.do(lambda db: db.execute(UNDOOM, (image_id, "", ext)).rowcount)
+            self._files.drop(staged)
         self._document.touch()
         return self.image(image_id)
 
@@ -175,7 +184,8 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             delete_image(db, image_id)
             forget_image(db, image_id)
             db.execute("DELETE FROM event WHERE image_id = ?", (image_id,))
-            return [*((image_id, tag, ext) for tag, ext in labels), (image_id, "", row[0])]
+            files = [each for tag, ext in labels for each in self._opened.reconciler.doomed(image_id, tag, ext)]
+            return [*files, (image_id, "", row[0])]
 
         self._remove(apply)
 

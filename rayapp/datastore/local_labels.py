@@ -13,22 +13,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rayapp.datastore.commit import GroupCommit, disk_full
+from rayapp.datastore import leases
+from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.image_names import label_name
-from rayapp.datastore.index import Index, add_revision, put_label, update_label
+from rayapp.datastore.index import Index, add_revision, json_text, put_label, update_label
 from rayapp.datastore.interfaces import Author, Info, LabelRecord, Revision
 from rayapp.datastore.records import LABEL, REVISION, RecordMapper
-from rayapp.datastore.revisions import RevisionStore, delete
+from rayapp.datastore.revisions import RevisionStore
 from rayapp.datastore.studies_folder import StudiesFolder
-from rayapp.datastore.worklist import renew_lease
-from rayapp.errors import BadRequest, Conflict, NotFound
-from rayapp.files.durable import checked_ext, sync
+from rayapp.errors import BadRequest, Busy, Conflict, NotFound
+from rayapp.files.durable import checked_ext, disk_error, sync
 from rayapp.protocol import checked_name
 
 Doomed = tuple[str, str, str]
 """(image id, tag, extension) of a file to be deleted; the tag of an image's own file is ""."""
-_UNDOOM = "DELETE FROM doomed WHERE image_id = ? AND tag = ? AND ext = ?"
+DOOM = "INSERT INTO doomed VALUES(?, ?, ?)"
+UNDOOM = "DELETE FROM doomed WHERE image_id = ? AND tag = ? AND ext = ?"
 
 
 class LocalLabels:
@@ -82,7 +83,7 @@ class LocalLabels:
         with self._index.reader() as db:
             _check_image(db, image_id)
         if self._saved_before(image_id, tag, staged.name):
-            staged.unlink(missing_ok=True)
+            self._files.drop(staged)
             return self.label(image_id, tag)
         now = time.time_ns()
         full_info = {**info, **signed(author), "ts": now // 1_000_000_000, "name": label_name(image_id, ext)}
@@ -92,14 +93,14 @@ class LocalLabels:
         except FileNotFoundError:
             raise no_staged() from None
         except OSError as error:
-            raise disk_full() from error
+            raise disk_error(error) from error
         target = self._labels / tag / label_name(image_id, ext)
 
-        def apply(db: sqlite3.Connection) -> tuple[int, Path | None]:
+        def apply(db: sqlite3.Connection) -> tuple[int, list[Path]]:
             _check_image(db, image_id)
             self._opened.reconciler.adopt_unseen(db, tag, image_id, ext)
             _check_expected(db, image_id, tag, expected)
-            old = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+            others = [path for _, path in self._opened.reconciler.files(tag, image_id, None) if path != target]
             number = add_revision(
                 db,
                 image_id,
@@ -112,23 +113,26 @@ class LocalLabels:
                 staged=staged.name,
             )
             put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=full_info)
-            renew_lease(db, image_id)
-            return number, target.with_name(label_name(image_id, old[0])) if old and old[0] != ext else None
+            leases.renew(db, image_id)
+            return number, others
 
-        def publish(saved: tuple[int, Path | None]) -> None:
-            _, replaced = saved
-            if replaced is not None:
-                replaced.unlink(missing_ok=True)
-            target.parent.mkdir(exist_ok=True)
-            copy.rename(target)
+        def publish(saved: tuple[int, list[Path]]) -> None:
+            _, others = saved
+            try:
+                for other in others:
+                    other.unlink(missing_ok=True)
+                target.parent.mkdir(exist_ok=True)
+                copy.rename(target)
+            except OSError as error:
+                self._opened.repair.postpone(image_id, tag, error)
 
         try:
             number, _ = self._commit.do(apply, folders=(kept.path.parent,), publish=publish)
         finally:
-            copy.unlink(missing_ok=True)
-        staged.unlink(missing_ok=True)
+            self._files.drop(copy)
+        self._files.drop(staged)
         self._document.touch()
-        return LabelRecord(id=image_id, tag=tag, path=target, ext=ext, revision=kept.sha, number=number, info=full_info)
+        return self._records.label((image_id, tag, ext, kept.sha, number, json_text(full_info)))
 
     def _saved_before(self, image_id: str, tag: str, staged: str) -> bool:
         """True if this staged file was saved already by a call whose answer was lost in a crash."""
@@ -146,7 +150,7 @@ class LocalLabels:
                 return []
             _check_expected(db, image_id, tag, expected)
             db.execute("DELETE FROM label WHERE image_id = ? AND tag = ?", (image_id, tag))
-            return [(image_id, tag, row[0])]
+            return self._opened.reconciler.doomed(image_id, tag, row[0])
 
         return self._remove(apply)
 
@@ -160,7 +164,7 @@ class LocalLabels:
 
         def apply(db: sqlite3.Connection) -> list[Doomed]:
             doomed = forget(db)
-            db.executemany("INSERT INTO doomed VALUES(?, ?, ?)", doomed)
+            db.executemany(DOOM, doomed)
             return doomed
 
         def publish(doomed: list[Doomed]) -> None:
@@ -168,15 +172,20 @@ class LocalLabels:
                 path = (
                     self._labels / tag / label_name(image_id, ext) if tag else self._opened.source.path(image_id, ext)
                 )
-                with suppress(FileNotFoundError):
-                    gone.append(self._files.discard(path))
-                sync(path.parent)
+                try:
+                    with suppress(FileNotFoundError):
+                        gone.append(self._files.discard(path))
+                    sync(path.parent)
+                except OSError as error:
+                    self._opened.repair.postpone(image_id, tag, error)
 
         doomed = self._commit.do(apply, publish=publish)
         for path in gone:
-            delete(path)
+            self._files.drop(path)
         if doomed:
-            self._commit.do(lambda db: db.executemany(_UNDOOM, doomed).rowcount)
+            over = [each for each in doomed if each[:2] not in self._opened.repair.late]
+            with suppress(Busy):  # the change itself is durable; the next start finds nothing left to remove
+                self._commit.do(lambda db: db.executemany(UNDOOM, over).rowcount)
             self._document.touch()
         return bool(doomed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ REVISION = "SELECT image_id, tag, number, parent, ts, user, client_id, model_ver
 class RecordMapper:
     """Builds the records of one studies folder."""
 
-    def __init__(self, studies: Path, files: RevisionStore, source: ImageSource) -> None:
+    def __init__(
+        self, studies: Path, files: RevisionStore, source: ImageSource, late: Collection[tuple[str, str]]
+    ) -> None:
+        """Prepare it; `late` are the (image id, tag) of labels that are not published yet."""
         self._source = source
         self._labels = studies / LABELS
         self._files = files
+        self._late = late
 
     def image(self, row: tuple[Any, ...]) -> ImageRecord:
         """The record of a row of `IMAGE`."""
@@ -33,7 +38,8 @@ class RecordMapper:
     def label(self, row: tuple[Any, ...]) -> LabelRecord:
         """The record of a row of `LABEL`."""
         image_id, tag, ext, sha, number, info = row
-        path = self._labels / tag / label_name(image_id, ext)
+        late = (image_id, tag) in self._late
+        path = self._files.path(sha, ext) if late else self._labels / tag / label_name(image_id, ext)
         return LabelRecord(id=image_id, tag=tag, path=path, ext=ext, revision=sha, number=number, info=info_of(info))
 
     def revision(self, row: tuple[Any, ...]) -> Revision:

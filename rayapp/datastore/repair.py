@@ -1,25 +1,41 @@
-"""Repair: on opening, finishes what a crash left committed but not durably published or removed."""
+"""Repair: finishes what was committed but not published or removed: after a crash, and after an error of the disk.
+
+The index is authoritative: a label whose file could not be replaced is saved all the same. Until its file is published
+it is `late`: readers get its revision, and scans leave its file alone.
+"""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rayapp.datastore import folder_scan
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.image_names import label_name
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import Index
-from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore, delete
+from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore, delete, is_same, link_or_copy
 from rayapp.files.durable import sync
+
+_OF = "image_id = ? AND tag = ?"
 
 log = logging.getLogger(__name__)
 
 
+Key = tuple[str, str]
+"""Image id and tag; the tag of an image's own file is ""."""
+
+
 class Repair:
-    """One repair of a studies folder. A label that cannot be repaired is logged and left for an operator."""
+    """Publications and removals of a studies folder that are still due. `run` and `catch_up` from any other thread than
+    the commit thread. A label that cannot be repaired is logged and left for an operator.
+
+    Attributes:
+        late: labels whose publication or removal failed, and images whose removal failed.
+    """
 
     def __init__(
         self, studies: Path, *, index: Index, commit: GroupCommit, files: RevisionStore, source: ImageSource
@@ -29,34 +45,74 @@ class Repair:
         self._commit = commit
         self._files = files
         self._source = source
+        self.late: set[Key] = set()
 
     def run(self, session: int) -> None:
-        """Publish committed labels and finish removals.
+        """After a crash: publish committed labels and finish removals.
 
         Args:
             session: number of the session that crashed; labels saved in it or later are checked.
         """
         with self._index.reader() as db:
-            rows = db.execute(
-                "SELECT image_id, tag, ext, sha, size, mtime_ns, number FROM label WHERE session >= ?", (session,)
-            ).fetchall()
-            for row in rows:
-                sha = row[3]
-                try:
-                    self._publish(db, *row)
-                except OSError as error:
-                    log.error("revision %s could not be published: %s", sha[:12], error.strerror)
-            self._finish_removals(db)
-        self._commit.do(lambda db: db.execute("DELETE FROM doomed").rowcount)
+            keys = db.execute("SELECT image_id, tag FROM label WHERE session >= ?", (session,)).fetchall()
+            keys += db.execute("SELECT DISTINCT image_id, tag FROM doomed").fetchall()
+        self._commit.do(lambda db: self._finish_all(db, keys))
         for tag in folder_scan.tags(self._labels):
             sync(self._labels / tag)
         sync(self._labels)
 
-    def _publish(self, db: sqlite3.Connection, *label: Any) -> None:
-        image_id, tag, ext, sha, size, mtime_ns, number = label
+    def catch_up(self) -> None:
+        """Try again to publish and remove what is late."""
+        if self.late:
+            self._commit.do(lambda db: self._finish_all(db, sorted(self.late)))
+
+    def postpone(self, image_id: str, tag: str, error: OSError) -> None:
+        """Note that a committed label or removal could not be published."""
+        self.late.add((image_id, tag))
+        log.error("a change is saved, but its file could not be replaced and is replaced later: %s", error.strerror)
+
+    def place_image(self, staged: Path, target: Path) -> None:
+        """Give a committed image its name in the studies folder, durably.
+
+        Raises:
+            FileExistsError: another file has that name.
+        """
+        if not (target.exists() and is_same(staged, target)):
+            link_or_copy(staged, target)
+        sync(target.parent)
+
+    def _finish_all(self, db: sqlite3.Connection, keys: Iterable[Key]) -> None:
+        for image_id, tag in keys:
+            try:
+                self._finish(db, image_id, tag)
+            except OSError as error:
+                self.postpone(image_id, tag, error)
+            else:
+                self.late.discard((image_id, tag))
+
+    def _finish(self, db: sqlite3.Connection, image_id: str, tag: str) -> None:
+        doomed = [row[0] for row in db.execute(f"SELECT ext FROM doomed WHERE {_OF}", (image_id, tag))]
+        row = db.execute(f"SELECT ext, sha, size, mtime_ns, number FROM label WHERE {_OF}", (image_id, tag)).fetchone()
+        if row is not None:
+            self._publish(db, image_id, tag, *row)
+        elif tag:
+            self._unpublish(db, image_id, tag, doomed)
+        elif added := db.execute("SELECT ext, staged FROM image WHERE id = ?", (image_id,)).fetchone():
+            if added[1] and (staged := self._files.staging / added[1]).exists():
+                with suppress(FileExistsError):  # placed before, or another program's
+                    self.place_image(staged, self._source.path(image_id, added[0]))
+        else:
+            for ext in doomed:
+                path = self._source.path(image_id, ext)
+                delete(path)
+                sync(path.parent)  # before the row that would repeat it is gone
+        db.execute(f"DELETE FROM doomed WHERE {_OF}", (image_id, tag))
+
+    def _publish(
+        self, db: sqlite3.Connection, image_id: str, tag: str, ext: str, sha: str, size: int, mtime_ns: int, number: int
+    ) -> None:
         earlier = db.execute(
-            "SELECT ext, size, mtime_ns FROM revision WHERE image_id = ? AND tag = ? AND number < ?",
-            (image_id, tag, number),
+            f"SELECT ext, size, mtime_ns FROM revision WHERE {_OF} AND number < ?", (image_id, tag, number)
         ).fetchall()
         # Earlier revisions that are still published. A file that is neither these nor the label is an edit.
         outdated = {old for old, *stamp in earlier if self._is_published(tag, label_name(image_id, old), *stamp)}
@@ -72,19 +128,14 @@ class Repair:
         for old in outdated - {ext}:
             (self._labels / tag / label_name(image_id, old)).unlink()
 
-    def _finish_removals(self, db: sqlite3.Connection) -> None:
-        images = db.execute(
-            "SELECT image_id, ext FROM doomed WHERE tag = '' AND image_id NOT IN (SELECT id FROM image)"
-        ).fetchall()
-        for image_id, ext in images:
-            delete(self._source.path(image_id, ext))
-        published = db.execute(
-            "SELECT r.image_id, r.tag, r.ext, r.size, r.mtime_ns FROM revision AS r JOIN doomed USING(image_id, tag)"
-            " WHERE (r.image_id, r.tag) NOT IN (SELECT image_id, tag FROM label)"
-        ).fetchall()
-        for image_id, tag, ext, *stamp in published:
-            if self._is_published(tag, label_name(image_id, ext), *stamp):
+    def _unpublish(self, db: sqlite3.Connection, image_id: str, tag: str, doomed: Iterable[str]) -> None:
+        for ext in doomed:
+            stamps = db.execute(
+                f"SELECT size, mtime_ns FROM revision WHERE {_OF} AND ext = ?", (image_id, tag, ext)
+            ).fetchall()
+            if any(self._is_published(tag, label_name(image_id, ext), *stamp) for stamp in stamps):
                 (self._labels / tag / label_name(image_id, ext)).unlink()
+            sync(self._labels / tag)
 
     def _is_published(self, tag: str, name: str, size: int, mtime_ns: int) -> bool:
         return FileStamp.of(self._labels / tag / name) == FileStamp(size=size, mtime_ns=mtime_ns)

@@ -7,7 +7,9 @@ A revision is `revisions/<first two hex digits>/<SHA-256><ext>` and is never wri
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -21,6 +23,8 @@ from rayapp.files.durable import new_path, sync
 STALE_S = 24 * 3600
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 """Errors of `link` on exFAT, on many network file systems, and on a file with too many names."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,13 @@ class RevisionStore:
         path.rename(gone)
         return gone
 
+    def drop(self, staged: Path) -> None:
+        """Delete a staged file or folder that is not needed any more. What cannot be deleted is swept later."""
+        try:
+            delete(staged)
+        except OSError as error:
+            log.warning("a staged file could not be deleted and is swept later: %s", error.strerror)
+
     def _sweep(self) -> None:
         """Delete old leftovers of uploads and crashes from staging."""
         with os.scandir(self.staging) as entries:
@@ -155,6 +166,11 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, fresh)
         sync(fresh)
         fresh.rename(target)
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """True if both names are of one file, or of files with the same bytes, as `link_or_copy` leaves them."""
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
 
 
 def delete(path: Path) -> None:

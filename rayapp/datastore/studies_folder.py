@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rayapp.datastore import folder_scan
+from rayapp.datastore import folder_scan, leases
 from rayapp.datastore.age_sampler import AgeSampler
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile, Entries
@@ -19,13 +19,14 @@ from rayapp.datastore.image_source import FolderSource, ImageSource
 from rayapp.datastore.index import meta, set_meta
 from rayapp.datastore.left_out import LeftOutEntries
 from rayapp.datastore.reconcile import Reconciler
+from rayapp.datastore.records import RecordMapper
 from rayapp.datastore.recovery import complete, open_index
 from rayapp.datastore.repair import Repair
 from rayapp.datastore.revisions import RevisionStore
 from rayapp.datastore.scores import ScoreTable
 from rayapp.datastore.watch import Watcher
 from rayapp.errors import Conflict, NotFound
-from rayapp.files.durable import sync
+from rayapp.files.durable import make_folder, sync
 from rayapp.protocol import FINAL, ORIGINAL
 
 REMOTE_POLL_S = 10.0
@@ -51,7 +52,7 @@ class StudiesFolder:
         self.labels = self.root / folder_scan.LABELS
         self.source = source or FolderSource(self.root)
         hidden = self.root / ".rayapp"
-        hidden.mkdir(exist_ok=True)
+        make_folder(hidden)
         lock = FileLock(hidden / "lock", thread_local=False)
         try:
             lock.acquire(timeout=patience)
@@ -78,7 +79,7 @@ class StudiesFolder:
 
     def _open(self, hidden: Path, settle: float) -> None:
         for tag in (FINAL, ORIGINAL):
-            (self.labels / tag).mkdir(parents=True, exist_ok=True)
+            make_folder(self.labels / tag)
         self.files = RevisionStore(hidden)
         self.left_out = LeftOutEntries(self.root)
         self.index, rebuilt = open_index(hidden)
@@ -88,6 +89,8 @@ class StudiesFolder:
         with self.index.reader() as db:
             last, clean = int(meta(db, "session") or 0), meta(db, "clean") != "0"
         self.session = last + 1
+        self.repair = Repair(self.root, index=self.index, commit=self.commit, files=self.files, source=self.source)
+        self.records = RecordMapper(self.root, self.files, self.source, self.repair.late)
         self.reconciler = Reconciler(
             self.root,
             index=self.index,
@@ -97,11 +100,11 @@ class StudiesFolder:
             settle=settle,
             session=self.session,
             left_out=self.left_out,
+            repair=self.repair,
             touched=lambda: self.document.touch(),
         )
         if rebuilt or not clean:
-            repair = Repair(self.root, index=self.index, commit=self.commit, files=self.files, source=self.source)
-            repair.run(0 if rebuilt else last)
+            self.repair.run(0 if rebuilt else last)
         self._mark(clean=False)
         self._closing.append(self._seal)
         self.document = DocumentFile(
@@ -133,18 +136,22 @@ class StudiesFolder:
         self._closing.append(watcher.close)
 
     def _concerns(self, paths: Iterable[Path]) -> bool:
-        return self.document.is_foreign() or self.reconciler.concerns(paths) or self.left_out.changed()
+        late = bool(self.repair.late)
+        return late or self.document.is_foreign() or self.reconciler.concerns(paths) or self.left_out.changed()
 
     def _mark(self, *, clean: bool) -> None:
         def apply(db: sqlite3.Connection) -> None:
             set_meta(db, "session", str(self.session))
             set_meta(db, "clean", "1" if clean else "0")
+            leases.start(db)
+            db.execute("DELETE FROM reopened")  # caches in memory begin anew with the next opening
 
         self.commit.do(apply)
 
     def _seal(self) -> None:
         """Sync what was published and mark the store clean, so that the next opening has nothing to repair."""
+        self.repair.catch_up()
         for tag in folder_scan.tags(self.labels):
             sync(self.labels / tag)
         sync(self.labels)
-        self._mark(clean=True)
+        self._mark(clean=not self.repair.late)

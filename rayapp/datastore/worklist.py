@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from rayapp.datastore import leases, steady_clock
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile
-from rayapp.datastore.index import QUARANTINE, Index, info_of, update_image, update_label
+from rayapp.datastore.index import Index, info_of, update_image, update_label
 from rayapp.datastore.interfaces import ImageRecord, ImageScore, Labelled, Order, Ranked
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.protocol import FINAL
 
-LEASE_S = 1800.0
-"""Duration of a lease in seconds, from the last activity on the image."""
-MAX_LEASES = 2
-"""Leases per annotator: the image being worked on and the one prefetched."""
-QUARANTINE_S = 3600.0
-"""Duration of the quarantine of an unreadable image, in seconds."""
-
 _UNLABELED = "NOT EXISTS (SELECT 1 FROM label WHERE image_id = image.id AND tag = :tag)"
-_LEASED_BY_OTHERS = "SELECT image_id FROM lease WHERE until > :now AND holder <> :holder"
 
 
 class Worklist:
@@ -51,17 +43,19 @@ class Worklist:
             return [image_id for image_id in drawn if image_id not in leased][:limit]
         direction = "DESC" if order == "last" else "ASC"
         unlabeled = "final = 0" if tag == FINAL else _UNLABELED
+        free = f"NOT EXISTS (SELECT 1 {leases.OF_OTHERS} AND image_id = image.id)"
         with self._index.reader() as db:
             rows = db.execute(
-                f"SELECT id FROM image WHERE {unlabeled} AND id NOT IN ({_LEASED_BY_OTHERS})"
-                f" ORDER BY id {direction} LIMIT :limit",
-                {"tag": tag, "limit": limit, "now": time.time(), "holder": holder or ""},
+                f"SELECT id FROM image WHERE {unlabeled} AND {free} ORDER BY id {direction} LIMIT :limit",
+                {"tag": tag, "limit": limit, "now": steady_clock.steady_time(), "holder": holder or ""},
             )
             return [row[0] for row in rows]
 
     def _leased_by_others(self, holder: str | None) -> set[str]:
         with self._index.reader() as db:
-            rows = db.execute(_LEASED_BY_OTHERS, {"now": time.time(), "holder": holder or ""})
+            rows = db.execute(
+                f"SELECT image_id {leases.OF_OTHERS}", {"now": steady_clock.steady_time(), "holder": holder or ""}
+            )
             return {row[0] for row in rows}
 
     def serve_next(
@@ -73,7 +67,7 @@ class Worklist:
             row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
             if row is None:
                 return None
-            if holder is not None and not _grant_lease(db, image_id, holder):
+            if holder is not None and not leases.grant(db, image_id, holder):
                 return False
             served = info_of(row[0]).get("strategy", {})
             served[strategy] = {"ts": ts, "client_id": client_id}
@@ -86,11 +80,11 @@ class Worklist:
 
     def quarantine(self, image_id: str, reason: str) -> None:
         """See `Datastore`."""
-        now = time.time()
+        now = steady_clock.steady_time()
 
         def apply(db: sqlite3.Connection) -> None:
             if update_image(db, image_id, {"unreadable": {"ts": int(now), "why": reason}}) is not None:
-                db.execute("INSERT OR REPLACE INTO lease VALUES(?, ?, ?)", (image_id, QUARANTINE, now + QUARANTINE_S))
+                leases.quarantine(db, image_id)
 
         self._image(image_id)  # raises NotFound
         self._commit.do(apply)
@@ -109,12 +103,17 @@ class Worklist:
         self._opened.scores.catch_up()
         self._document.touch()
 
-    def unscored(self, run: str, *, images: Labelled = "unlabeled", failed: bool = True) -> list[str]:
+    def unscored(
+        self, run: str, *, images: Labelled = "unlabeled", failed: bool = True, limit: int | None = None
+    ) -> list[str]:
         """See `Datastore`."""
         which = {"unlabeled": "final = 0", "labeled": "final = 1", "all": "1"}[images]
         done = "SELECT 1 FROM scored WHERE run = ? AND image_id = image.id" + (" AND NOT failed" if failed else "")
         with self._index.reader() as db:
-            rows = db.execute(f"SELECT id FROM image WHERE {which} AND NOT EXISTS ({done}) ORDER BY id", (run,))
+            rows = db.execute(
+                f"SELECT id FROM image WHERE {which} AND NOT EXISTS ({done}) ORDER BY id LIMIT ?",
+                (run, -1 if limit is None else limit),
+            )
             return [row[0] for row in rows]
 
     def score_names(self) -> list[str]:
@@ -164,28 +163,6 @@ class Worklist:
         reference = np.frombuffer(labelled, np.float32).reshape(-1, length)
         squares = (candidates**2).sum(axis=1)[:, None] + (reference**2).sum(axis=1) - 2 * candidates @ reference.T
         return comparable[int(squares.min(axis=1).argmax())]
-
-
-def renew_lease(db: sqlite3.Connection, image_id: str) -> None:
-    """Extend the image's lease, if it has one, after activity on the image."""
-    db.execute("UPDATE lease SET until = ? WHERE image_id = ?", (time.time() + LEASE_S, image_id))
-
-
-def _grant_lease(db: sqlite3.Connection, image_id: str, holder: str) -> bool:
-    """Lease the image to the holder; False if another holder has it. The holder's oldest surplus lease is released."""
-    now = time.time()
-    leased = db.execute(
-        "SELECT 1 FROM lease WHERE image_id = ? AND until > ? AND holder <> ?", (image_id, now, holder)
-    ).fetchone()
-    if leased:
-        return False
-    db.execute("INSERT OR REPLACE INTO lease VALUES(?, ?, ?)", (image_id, holder, now + LEASE_S))
-    db.execute(
-        "DELETE FROM lease WHERE until <= ? OR holder = ? AND image_id NOT IN"
-        " (SELECT image_id FROM lease WHERE holder = ? ORDER BY until DESC LIMIT ?)",
-        (now, holder, holder, MAX_LEASES),
-    )
-    return True
 
 
 def _save_score(db: sqlite3.Connection, score: ImageScore) -> None:

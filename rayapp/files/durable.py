@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayapp.errors import BadRequest
+from rayapp.errors import BadRequest, Busy
 
 _EXT = re.compile(r"(\.\w{1,16}){1,3}", re.ASCII)
 
@@ -45,6 +46,40 @@ def replace(staged: Path, path: Path) -> None:
     sync(staged)
     staged.replace(path)
     sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it where they are missing, durably."""
+    missing = [each for each in (path, *path.parents) if not each.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    # Also if it was there: whoever created it may have died before it was synced.
+    for folder in reversed(missing or [path]):
+        sync(folder.parent)
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; make it writable",
+    errno.EACCES: "this server has no permission; change it",
+    errno.EPERM: "this server has no permission; change it",
+    errno.EIO: "the disk reports an error; check it",
+}
+
+
+def disk_error(error: OSError) -> Busy:
+    """The error to raise when a file cannot be written, with the reason that the system gives."""
+    reason = _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
+    return Busy(f"a file could not be written: {reason}, then try again")
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Turn errors of the system within the block into Busy, which says what is wrong."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error) from error
 
 
 def new_path(folder: Path, ext: str) -> Path:

@@ -93,9 +93,8 @@ class _ImageJobs:
 
     def _run(self, job: Job, context: JobContext, work: ImageWork, run: str, images: Labelled) -> Outcome | None:
         request = job.request
-        pending = self._datastore.unscored(run, images=images, failed=not request.get("auto"))
-        limit = _count(request, "max_batch_size")
-        pending = pending[:limit] if limit else pending
+        limit = _count(request, "max_batch_size") or None
+        pending = self._datastore.unscored(run, images=images, failed=not request.get("auto"), limit=limit)
         results = _Results(self._settings, self._datastore, context, job, work, run, total=len(pending))
         model = f" with {work.model} {work.version or ''}" if work.model else ""
         context.note(f"{len(pending)} images to process{model}")
@@ -162,7 +161,7 @@ class Scoring(_ImageJobs):
             plan = self._models.scoring_plan(name, {})
         except (BadRequest, NotFound):  # no model is in production yet
             return False
-        return bool(self._datastore.unscored(_run_name(name, plan), images=plan.images, failed=False))
+        return bool(self._datastore.unscored(_run_name(name, plan), images=plan.images, failed=False, limit=1))
 
     def automatic(self) -> list[str]:
         """The scoring methods that the setting `auto_score` names."""

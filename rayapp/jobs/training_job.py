@@ -20,7 +20,7 @@ from rayapp.config import Settings
 from rayapp.datastore.interfaces import Datastore
 from rayapp.datastore.job_record import Job, State
 from rayapp.errors import BadRequest
-from rayapp.files.durable import replacing
+from rayapp.files.durable import make_folder, replacing
 from rayapp.jobs.queue import JobContext, Outcome
 from rayapp.models.store import ModelStore, ModelVersion, sha256_of
 from rayapp.protocol import checked_name, parse_flag
@@ -39,7 +39,14 @@ class Publisher(Protocol):
     """Publishes model versions."""
 
     def publish(
-        self, name: str, weights: Path, card: Mapping[str, Any], *, request: str, promote: bool = True
+        self,
+        name: str,
+        weights: Path,
+        card: Mapping[str, Any],
+        *,
+        request: str,
+        promote: bool = True,
+        expected: str | None = None,
     ) -> ModelVersion:
         """See `rayapp.serving.catalogue.Catalogue.publish`."""
 
@@ -106,7 +113,10 @@ class Training:
                 return None
             weights, card = result.weights, self._card(job, request, result)
         verdict = card["verdict"]
-        version = self._models.publish(job.name, weights, card, request=job.id, promote=verdict["promoted"])
+        version = self._models.publish(
+            job.name, weights, card, request=job.id, promote=verdict["promoted"], expected=verdict["against"]
+        )
+        verdict = version.card["verdict"]
         return Outcome(
             text=f"published version {version.version}, {verdict['why']}",
             stats=verdict["stats"],
@@ -115,7 +125,8 @@ class Training:
 
     def _card(self, job: Job, request: TrainRequest, result: TrainResult) -> dict[str, Any]:
         """The version's card, with the verdict on its promotion."""
-        promoted, why = self._verdict(job, request, result)
+        serving = self._store.serving(job.name)
+        promoted, why = _verdict(job, request, result, serving)
         return {
             "parent": request.parent.version if request.parent else None,
             "job": job.id,
@@ -126,6 +137,8 @@ class Training:
             "verdict": {
                 "promoted": promoted,
                 "why": why,
+                # Checking and publishing may take minutes: it is promoted only while this version serves.
+                "against": (serving or "") if _option(job.request, "guard") else None,
                 "metric": result.metric,
                 "baseline": result.baseline,
                 "stats": dict(result.stats),
@@ -154,7 +167,7 @@ class Training:
         folder = run_folder(self._settings, job.id)
         file = folder / REQUEST
         if not file.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             pairs = self._datastore.datalist(immutable=True, images=self._images(job))
             if not pairs:
                 raise BadRequest("no image has a final label any more: save one, then train again")
@@ -173,26 +186,27 @@ class Training:
             baseline=production,
         )
 
-    def _verdict(self, job: Job, request: TrainRequest, result: TrainResult) -> tuple[bool, str]:
-        """True if the result shall be promoted to production, and the reason."""
-        serving, baseline = self._store.serving(job.name), request.baseline
-        if not _option(job.request, "guard"):
-            return True, "promoted to production: the guard was off"
-        if serving is None:
-            return True, "promoted to production as the model's first version"
-        if baseline is None or serving != baseline.version:
-            return False, f"kept and not promoted: {serving} was promoted during this training"
-        if result.metric is None or result.baseline is None:
-            return True, f"promoted to production: it could not be compared with {serving}"
-        comparison = f"{result.metric:.4f} against {result.baseline:.4f} of {serving} on the same validation images"
-        if result.metric < result.baseline:
-            return False, f"kept and not promoted: it scores worse, {comparison}"
-        return True, f"promoted to production: {comparison}"
-
 
 def run_folder(settings: Settings, job_id: str) -> Path:
     """The folder of a job's curves and pictures."""
     return settings.workspace / "runs" / checked_name(job_id, "job")
+
+
+def _verdict(job: Job, request: TrainRequest, result: TrainResult, serving: str | None) -> tuple[bool, str]:
+    """True if the result shall be promoted in place of the version `serving`, and the reason."""
+    baseline = request.baseline
+    if not _option(job.request, "guard"):
+        return True, "promoted to production: the guard was off"
+    if serving is None:
+        return True, "promoted to production as the model's first version"
+    if baseline is None or serving != baseline.version:
+        return False, f"kept and not promoted: {serving} was promoted during this training"
+    if result.metric is None or result.baseline is None:
+        return True, f"promoted to production: it could not be compared with {serving}"
+    comparison = f"{result.metric:.4f} against {result.baseline:.4f} of {serving} on the same validation images"
+    if result.metric < result.baseline:
+        return False, f"kept and not promoted: it scores worse, {comparison}"
+    return True, f"promoted to production: {comparison}"
 
 
 def _option(request: Mapping[str, Any], name: str) -> bool:

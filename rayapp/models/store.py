@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from rayapp.config import Settings
 from rayapp.errors import Conflict, NotFound, Unreadable
-from rayapp.files.durable import replacing, sync
+from rayapp.files.durable import make_folder, replacing, sync, writing
 from rayapp.protocol import checked_name
 
 WEIGHTS = "model.safetensors"
@@ -108,11 +108,13 @@ class ModelStore:
 
         Raises:
             Unreadable: if the file is not an intact safetensors file; nothing is changed then.
+            Busy: if the disk cannot be written.
         """
         version = None if request is None else self.published(name, request)
         if version is None:
             check_weights(weights)
-            version = self._add(name, weights, {**card, "request": request, "created": time.time()})
+            with writing():
+                version = self._add(name, weights, {**card, "request": request, "created": time.time()})
         if promote and version.version not in self._served(name):
             self.promote(name, version.version)
         return version
@@ -130,13 +132,13 @@ class ModelStore:
 
     def _add(self, name: str, weights: Path, card: Mapping[str, Any]) -> ModelVersion:
         folder = self._root / checked_name(name, "model")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=folder))
         try:
             shutil.copyfile(weights, staged / WEIGHTS)
             (staged / CARD).write_text(json.dumps({"parent": self.serving(name), **card}, indent=2))
-            for file in (staged / WEIGHTS, staged / CARD):
-                sync(file)
+            for path in (staged / WEIGHTS, staged / CARD, staged):
+                sync(path)
             number = max((int(v[1:]) for v in self.versions(name)), default=0) + 1
             staged.chmod(0o755)
             staged.rename(folder / f"v{number}")
@@ -146,7 +148,7 @@ class ModelStore:
         return self.version(name, f"v{number}")
 
     def promote(self, name: str, version: str) -> None:
-        """Promote a version to production. Raises NotFound."""
+        """Promote a version to production. Raises NotFound, and Busy if the disk cannot be written."""
         self.version(name, version)
         served = self._served(name)
         if served[-1:] != [version]:
@@ -168,15 +170,23 @@ class ModelStore:
 
     def _serve(self, name: str, served: list[str]) -> None:
         alias = self._root / name / PRODUCTION
-        with replacing(alias) as staged:
+        with writing(), replacing(alias) as staged:
             staged.write_text("".join(f"{version}\n" for version in served[-HISTORY:]))
 
     def retire(self, name: str) -> None:
-        """Remove the model from production; its versions are kept. Raises NotFound if none is in production."""
-        try:
-            (self._root / checked_name(name, "model") / PRODUCTION).unlink()
-        except FileNotFoundError:
-            raise NotFound(f"model {name!r} has no version in production") from None
+        """Remove the model from production; its versions are kept.
+
+        Raises:
+            NotFound: if none is in production.
+            Busy: if the disk cannot be written.
+        """
+        alias = self._root / checked_name(name, "model") / PRODUCTION
+        with writing():
+            try:
+                alias.unlink()
+            except FileNotFoundError:
+                raise NotFound(f"model {name!r} has no version in production") from None
+            sync(alias.parent)
 
 
 def check_weights(weights: Path) -> None:

@@ -112,7 +112,14 @@ class Catalogue:
             tensors.unlink(missing_ok=True)
 
     def publish(
-        self, name: str, weights: Path, card: Mapping[str, Any], *, request: str, promote: bool = True
+        self,
+        name: str,
+        weights: Path,
+        card: Mapping[str, Any],
+        *,
+        request: str,
+        promote: bool = True,
+        expected: str | None = None,
     ) -> ModelVersion:
         """Publish weights as a model's next version.
 
@@ -122,6 +129,8 @@ class Catalogue:
             card: the version's settings, metrics and so on.
             request: id of the request; sent again, it publishes one version only.
             promote: also promote the version to production.
+            expected: promote it only while this version is in production, "" while none is; None in any case. If
+                another one is, the card's `verdict` says so.
 
         Raises:
             NotFound: the app has no such model.
@@ -130,6 +139,10 @@ class Catalogue:
         check_weights(weights)
         with self._changing:
             self._try(ModelVersion(name=name, version="candidate", weights=weights, card=card))
+            serving = self._models.serving(name) or ""
+            if promote and expected not in (None, serving):
+                why = f"kept and not promoted: {serving or 'no version'} was put into production meanwhile"
+                promote, card = False, {**card, "verdict": {**card.get("verdict", {}), "promoted": False, "why": why}}
             version = self._models.publish(name, weights, card, request=request, promote=promote)
             self._renew(load=False)
             return version

@@ -76,7 +76,7 @@ def test_a_disk_that_does_not_take_the_commit_is_busy_and_publishes_nothing(
 ) -> None:
     commit = GroupCommit(db)
     published: list[int] = []
-    with pytest.raises(Busy, match="could not write"):
+    with pytest.raises(Busy, match="could not be written"):
         commit.do(insert(1), folders=[tmp_path / "gone"], publish=published.append)
     commit.do(insert(2))
     commit.close()

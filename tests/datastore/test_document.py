@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,46 @@ def test_the_document_and_the_copy_that_edits_are_compared_with_survive_power_lo
     monkeypatch.setattr(durable, "sync", synced.append)
     plain._document.flush()
     assert {studies, studies / ".rayapp"} <= {*synced}
+
+
+def test_the_document_of_a_large_store_is_not_written_again_before_its_share_of_time_is_due(plain: Any) -> None:
+    file = plain._document
+    plain._document.close()
+    file._closed, file._dirty, file._touched = False, True, 0.0
+    earliest = time.monotonic() + 0.3
+    assert file._due(0.0, earliest)
+    assert time.monotonic() >= earliest
+
+
+def test_what_another_program_made_from_an_older_document_turns_nothing_back(plain: Any, studies: Path) -> None:
+    """MONAI Label keeps the document in memory and writes all of it."""
+    plain.update_image_info("ct_b", {"text": "first"})
+    plain._document.flush()
+    theirs = written(studies)
+    plain.update_image_info("ct_b", {"text": "second"})
+    plain._document.flush()
+    theirs["objects"]["ct_a"]["image"]["info"]["theirs"] = 1
+    (studies / "datastore_v2.json").write_text(json.dumps(theirs))
+    plain.refresh()
+    assert plain.image("ct_a").info["theirs"] == 1
+    assert plain.image("ct_b").info["text"] == "second"
+
+
+def test_an_edit_while_the_document_is_made_is_imported_before_it_is_replaced(
+    plain: Any, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain._document.flush()
+    write = plain._document._write
+
+    def edited(file: Any) -> str:
+        monkeypatch.setattr(plain._document, "_write", write)
+        theirs = written(studies)
+        theirs["objects"]["ct_a"]["image"]["info"]["theirs"] = 1
+        (studies / "datastore_v2.json").write_text(json.dumps(theirs))
+        return str(write(file))
+
+    monkeypatch.setattr(plain._document, "_write", edited)
+    plain.update_image_info("ct_b", {"ours": 2})
+    plain._document.flush()
+    assert plain.image("ct_a").info["theirs"] == 1
+    assert written(studies)["objects"]["ct_b"]["image"]["info"]["ours"] == 2

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from rayapp.datastore.index import SCHEMA, Index
+from rayapp.datastore.index import SCHEMA, Index, insert_image
 from rayapp.datastore.interfaces import ClickEvent
 from rayapp.datastore.job_record import Job, State
-from rayapp.datastore.journal import put_job, read_jobs
+from rayapp.datastore.journal import append_event, put_job, read_jobs
 from rayapp.datastore.salvage import salvage
 from rayapp.errors import Conflict, NotFound
 from rayapp.protocol import JobKind
@@ -53,6 +53,9 @@ def test_a_folder_of_version_one_opens_with_all_it_holds(studies: Path, open_sto
         for table in ("job", "lease", "scored", "score", "feature", "reopened", "segmentation"):
             db.execute(f"DROP TABLE {table}")
             assert f"TABLE {table}(" not in SCHEMA
+        for kind, name in (("INDEX", "event_ts"), ("TRIGGER", "revision_added"), ("TRIGGER", "revision_removed")):
+            db.execute(f"DROP {kind} {name}")
+        db.execute("DELETE FROM count WHERE kind LIKE 'revision%'")
         db.execute("PRAGMA user_version = 1")
     db.close()
     again = open_store(studies)
@@ -84,6 +87,25 @@ def test_a_folder_of_a_newer_version_is_left_as_it_is(studies: Path, open_store:
         open_store(studies)
     assert index.read_bytes() == before
     assert not list((studies / ".rayapp").glob("index.db.broken-*"))
+
+
+def test_an_event_is_appended_without_reading_the_earlier_ones(tmp_path: Path) -> None:
+    index = Index(tmp_path / "index.db")
+    insert_image(index.writer, "ct_a", ".nii", {}, None)
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    index.writer.set_progress_handler(count, 1)
+    cost = []
+    for number in range(1, 1001):
+        steps = 0
+        append_event(index.writer, ClickEvent(image_id="ct_a", kind="click", payload={"n": number}, ts=float(number)))
+        cost.append(steps)
+    assert max(cost[500:]) <= max(cost[:10])
+    index.close()
 
 
 def turn(opened: ClickEvent, request: str, **changes: Any) -> ClickEvent:

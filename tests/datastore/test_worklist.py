@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayapp.datastore import worklist
+from rayapp.datastore import leases, steady_clock
 from rayapp.datastore.index import Index
 from rayapp.datastore.interfaces import Author, ClickEvent, ImageScore, Ranked
 from rayapp.datastore.local import LocalDatastore
@@ -29,7 +29,7 @@ def four(tmp_path: Path, open_store: Open) -> LocalDatastore:
 
 
 class Clock:
-    """The time, as the worklist reads it; a test moves it on."""
+    """The time, as leases read it; a test moves it on."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -41,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(worklist, "time", clock)
+    monkeypatch.setattr(steady_clock, "steady_time", clock.time)
     return clock
 
 
@@ -102,19 +102,46 @@ def test_a_lease_ends_with_the_final_label_and_after_a_while_without_work(four: 
     four.remove_label("a", "final")
     assert four.unlabeled(holder="bob") == ["a"]
     serve(four, "b", "ann")
-    clock.now += worklist.LEASE_S - 1
+    clock.now += leases.LEASE_S - 1
     assert not serve(four, "b", "bob")
     clock.now += 2
     assert serve(four, "b", "bob")
 
 
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
+def test_a_clock_that_is_set_ends_and_prolongs_no_lease(
+    four: LocalDatastore, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    assert serve(four, "a", "ann")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    assert not serve(four, "a", "ben")
+    assert serve(four, "b", "ben")
+    monotonic = time.monotonic() + leases.LEASE_S + 1
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic)
+    assert serve(four, "a", "ben")
+
+
+def test_a_lease_from_before_the_clock_was_set_back_is_as_long_as_any(
+    studies: Path, open_store: Open, clock: Clock
+) -> None:
+    store = open_store(studies)
+    assert serve(store, "ct_a", "ann")
+    store.close()
+    clock.now -= 86_400
+    store = open_store(studies)
+    assert not serve(store, "ct_a", "ben")
+    clock.now += leases.LEASE_S + 1
+    assert serve(store, "ct_a", "ben")
+
+
 def test_work_on_the_image_renews_its_lease(four: LocalDatastore, clock: Clock) -> None:
     serve(four, "a", "ann")
     serve(four, "b", "bob")
-    clock.now += worklist.LEASE_S - 1
+    clock.now += leases.LEASE_S - 1
     four.append_events([ClickEvent(image_id="a", kind="click", payload={})])
     save(four, "b", tag="draft")
-    clock.now += worklist.LEASE_S - 1
+    clock.now += leases.LEASE_S - 1
     assert four.unlabeled(limit=9, holder="eve") == ["c", "d"]
     clock.now += 2
     assert four.unlabeled(limit=9, holder="eve") == ["a", "b", "c", "d"]
@@ -143,7 +170,7 @@ def test_an_image_that_cannot_be_opened_is_handed_out_to_nobody_for_a_while(four
     assert not serve(four, "a", "ann")
     told = four.image("a").info["unreadable"]
     assert told == {"why": "it is cut off", "ts": int(clock.now)}
-    clock.now += worklist.QUARANTINE_S + 1
+    clock.now += leases.QUARANTINE_S + 1
     assert serve(four, "a", "bob")
     with pytest.raises(NotFound):
         four.quarantine("nope", "it is cut off")

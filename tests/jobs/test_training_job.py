@@ -109,6 +109,27 @@ def test_a_version_uploaded_meanwhile_is_not_replaced_by_one_that_was_never_comp
     assert catalogue.production("bright").version == "v2"
 
 
+def test_a_version_promoted_while_the_result_is_published_is_not_replaced(settings, datastore, catalogue, monkeypatch):
+    """The verdict is made before the new version is tried, which may take minutes."""
+    weights = catalogue.production("bright").weights
+    publish = catalogue.publish
+
+    def late(*args, **given):
+        monkeypatch.undo()
+        catalogue.upload("bright", weights, {}, request="meanwhile")
+        return publish(*args, **given)
+
+    monkeypatch.setattr(catalogue, "publish", late)
+    training = Training(
+        settings=settings, datastore=datastore, models=catalogue, backend=PlainTrainingBackend(settings)
+    )
+    outcome = training.run(job(max_epochs=6), Notes())
+    assert outcome.result["promoted"] is False
+    assert "v2 was put into production meanwhile" in outcome.text
+    assert catalogue.production("bright").version == "v2"
+    assert catalogue.models()["bright"]["versions"][-1]["verdict"]["promoted"] is False
+
+
 def test_a_model_that_never_served_joins_with_its_first_version(training, catalogue):
     assert "shiny" not in catalogue.describe()["models"]
     training.run(job("shiny", learning_rate=-4000.0), Notes())

@@ -1,0 +1,440 @@
+"""Saves, removals, other programs, scans, document edits, openings and crashes in any order (Hypothesis)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock, Timeout
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from rayapp.datastore import document, studies_folder
+from rayapp.datastore.document import DocumentFile
+from rayapp.datastore.interfaces import Author
+from rayapp.datastore.local import LocalDatastore
+from rayapp.errors import Busy, Conflict, NotFound
+from tests.datastore.stepped_commit import SteppedCommit, Work
+from tests.memory_folder import memory_folder
+
+IMAGES, TAGS, EXTS = ("ct_a", "ct_b"), ("final", "second"), (".nii.gz", ".nrrd")
+USERS = ("ann", "ben")
+Key = tuple[str, str]
+KEYS = st.tuples(st.sampled_from(IMAGES), st.sampled_from(TAGS))
+ANYTHING = object()
+"""Instead of a content or an info that the model does not say."""
+
+
+@dataclass
+class Pending:
+    """A call whose change is not committed yet; `committed` tells the model of it."""
+
+    work: Work
+    what: str
+    committed: Callable[[Exception | None, Any], None]
+    steps: int = 0
+
+
+@dataclass
+class Model:
+    """What must be true of the folder.
+
+    Attributes:
+        current: content of each label; None for none.
+        unseen: contents that another program has written and nothing of ours has noticed so far.
+        required: (image, tag, content, author) that must be revisions.
+        possible: those that may be.
+        changes: number of changes of each label, by whomever.
+        notes: what we set last in the info of each image, and each label.
+        marks: what another program wrote last into the document, by image.
+    """
+
+    current: dict[Key, Any] = field(default_factory=lambda: defaultdict(lambda: None))
+    unseen: dict[Key, bytes] = field(default_factory=dict)
+    required: set[tuple[str, str, bytes, str]] = field(default_factory=set)
+    possible: set[tuple[str, str, bytes, str]] = field(default_factory=set)
+    changes: dict[Key, int] = field(default_factory=lambda: defaultdict(int))
+    notes: dict[Any, Any] = field(default_factory=lambda: defaultdict(lambda: None))
+    marks: dict[str, Any] = field(default_factory=lambda: defaultdict(lambda: None))
+
+    def notice(self, key: Key) -> None:
+        """What another program wrote under the key must be a revision from now on."""
+        if key in self.unseen:
+            self.required.add((*key, self.unseen.pop(key), "folder"))
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """One folder, our store on it, and another program that edits labels and the document."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(studies_folder, "GroupCommit", SteppedCommit)
+        self.patch.setattr(DocumentFile, "start", lambda _: None)  # a rule writes it
+        self.root = memory_folder()
+        self.model = Model()
+        self.pending: list[Pending] = []
+        self.bodies = self.crashes = self.clock = 0
+        self.theirs: dict[str, Any] | None = None
+        self.age = 0
+        """Documents that were written since it read one."""
+
+    def teardown(self) -> None:
+        try:
+            if self.bodies:
+                self.all_is_quiet()
+                self.store.close()
+        finally:
+            self.patch.undo()
+            for each in self.pending:
+                each.work.change.answer.cancel()  # type: ignore[union-attr]
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    @initialize()
+    def open_the_folder(self) -> None:
+        self.studies = self.root / "0"
+        self.studies.mkdir()
+        for image in IMAGES:
+            (self.studies / f"{image}.nii.gz").write_bytes(b"voxels of " + image.encode())
+        self.start()
+
+    def start(self) -> None:
+        self.store = LocalDatastore(self.studies, watch=False, settle=0.0)
+
+    @property
+    def commit(self) -> SteppedCommit:
+        commit = self.store._commit
+        assert isinstance(commit, SteppedCommit)
+        return commit
+
+    def body(self) -> bytes:
+        self.bodies += 1
+        return b"%d" % self.bodies * (1 + self.bodies % 3)
+
+    def begin(self, what: str, work: Callable[[], Any], committed: Callable[[Exception | None, Any], None]) -> None:
+        """Begin a call; it stands still before its commit."""
+        begun = Work(work)
+        if begun.change is None:  # refused at once
+            committed(begun.error, None)  # type: ignore[arg-type]
+        else:
+            self.pending.append(Pending(begun, what, committed))
+
+    def has_image(self, image: str) -> bool:
+        return (self.studies / f"{image}.nii.gz").exists()
+
+    # Annotators
+
+    @rule(
+        key=KEYS, user=st.sampled_from(USERS), ext=st.sampled_from(EXTS), conditional=st.booleans(), old=st.booleans()
+    )
+    def an_annotator_saves(self, key: Key, user: str, ext: str, conditional: bool, old: bool) -> None:
+        """A save, perhaps of a content that was there before, or only if nobody has saved meanwhile."""
+        before = sorted(body for *at, body, _ in self.model.required if tuple(at) == key)
+        body = before[0] if old and before else self.body()
+        staged = self.store.stage(ext)
+        staged.write_bytes(body)
+        expected, seen, clean = None, self.model.changes[key], key not in self.model.unseen
+        if conditional:
+            try:
+                expected = self.store.label(*key).number
+            except NotFound:
+                expected = 0
+
+        def save() -> Any:
+            return self.store.save_label(
+                *key, staged, ext, info={"m": 1}, author=Author(user=user), model_version=f"v{user}", expected=expected
+            )
+
+        def committed(error: Exception | None, _: Any) -> None:
+            if isinstance(error, NotFound):
+                assert not self.has_image(key[0])
+                return
+            if isinstance(error, Conflict):
+                assert expected is not None
+                assert not (clean and seen == self.model.changes[key]), "refused though nobody has saved"
+                return
+            assert error is None, error
+            assert expected is None or seen == self.model.changes[key], "somebody's change was replaced"
+            self.model.notice(key)
+            self.model.current[key] = body
+            self.model.changes[key] += 1
+            self.model.notes[key] = None
+            self.model.required.add((*key, body, user))
+            self.model.possible.add((*key, body, user))
+
+        self.begin(f"save {key} {body!r}", save, committed)
+
+    @rule(key=KEYS)
+    def an_annotator_removes(self, key: Key) -> None:
+        def committed(error: Exception | None, doomed: Any) -> None:
+            assert error is None, error
+            if doomed:
+                self.model.notice(key)
+                self.model.changes[key] += 1
+                self.model.current[key] = None
+
+        if not self.scanning():
+            self.begin(f"remove {key}", lambda: self.store.remove_label(*key), committed)
+
+    def indexed(self, key: Key) -> bool:
+        try:
+            self.store.label(*key)
+        except NotFound:
+            return False
+        return True
+
+    @rule(image=st.sampled_from(IMAGES), number=st.integers(0, 99))
+    def a_note_is_made(self, image: str, number: int) -> None:
+        if self.store.image_ids(after=None).count(image):
+            self.store.update_image_info(image, {"note": number})
+            self.model.notes[image] = number
+
+    @rule(key=KEYS, number=st.integers(0, 99))
+    def a_note_on_a_label_is_made(self, key: Key, number: int) -> None:
+        if self.indexed(key):
+            self.store.update_label_info(*key, {"note": number})
+            self.model.notes[key] = number
+
+    # Another program
+
+    def file_of(self, key: Key) -> Path:
+        """The label's file that is there, else the one that the other program would write."""
+        paths = [self.studies / "labels" / key[1] / (key[0] + ext) for ext in EXTS]
+        return next((path for path in paths if path.exists()), paths[0])
+
+    @rule(key=KEYS, in_place=st.booleans())
+    def another_program_writes_a_label(self, key: Key, in_place: bool) -> None:
+        path, body = self.file_of(key), self.body()
+        path.parent.mkdir(exist_ok=True)
+        fresh = path if in_place else path.with_name(".fresh")
+        fresh.write_bytes(body)
+        self.clock += 1
+        os.utime(fresh, ns=(self.clock * 10**9, self.clock * 10**9))
+        fresh.replace(path)
+        self.model.current[key] = self.model.unseen[key] = body
+        self.model.possible.add((*key, body, "folder"))
+        self.model.changes[key] += 1
+        self.model.notes[key] = ANYTHING
+
+    @rule(key=KEYS)
+    def another_program_deletes_a_label(self, key: Key) -> None:
+        """A deletion counts once a scan has seen it: until then a crash may bring the label back."""
+        path = self.file_of(key)
+        if path.exists() and not self.scanning():
+            path.unlink()
+            self.model.unseen.pop(key, None)
+            self.model.current[key] = None
+            self.model.changes[key] += 1
+            self.model.notes[key] = ANYTHING
+            self.store.refresh()
+
+    @rule(key=KEYS)
+    def another_program_touches_a_label(self, key: Key) -> None:
+        path = self.file_of(key)
+        if path.exists():
+            self.clock += 1
+            os.utime(path, ns=(self.clock * 10**9, self.clock * 10**9))
+
+    @rule(image=st.sampled_from(IMAGES))
+    def an_image_is_away_for_a_while(self, image: str) -> None:
+        path = self.studies / f"{image}.nii.gz"
+        if not self.scanning() and not self.pending:
+            path.rename(self.root / "away")
+            self.store.refresh()
+            assert image not in self.store.image_ids()
+            (self.root / "away").rename(path)
+            self.store.refresh()
+            assert image in self.store.image_ids()
+
+    # The document
+
+    @rule()
+    def another_program_reads_the_document(self) -> None:
+        path = self.studies / document.NAME
+        if path.exists():
+            self.theirs, self.age = json.loads(path.read_bytes()), 0
+
+    def edit_document(self, image: str, number: int) -> None:
+        """Another program changes one info in the document as it read it, and writes it, if it gets the lock."""
+        if self.theirs is None or image not in self.theirs["objects"] or self.age >= document.BASES:
+            return
+        lock = FileLock(self.studies / ".lock", timeout=0)
+        try:
+            with lock:
+                self.theirs["objects"][image]["image"]["info"]["mark"] = number
+                (self.studies / document.NAME).write_text(json.dumps(self.theirs))
+                self.model.marks[image] = number
+                self.age = 0
+        except Timeout:
+            pass
+
+    @rule(image=st.sampled_from(IMAGES), number=st.integers(0, 99))
+    def another_program_writes_the_document(self, image: str, number: int) -> None:
+        self.edit_document(image, number)
+
+    @rule()
+    def the_document_is_written(self) -> None:
+        if not self.scanning():
+            self.flush()
+
+    def flush(self) -> None:
+        self.store._document.flush()
+        self.age += 2  # another program's document is kept too
+
+    @rule(
+        image=st.sampled_from(IMAGES),
+        number=st.integers(0, 99),
+        where=st.sampled_from(["_write", "_remember", "before", "after"]),
+    )
+    def the_document_is_written_while_another_program_writes_it(self, image: str, number: int, where: str) -> None:
+        if self.scanning():
+            return
+        patch = pytest.MonkeyPatch()
+        done: list[int] = []
+
+        def once() -> None:
+            if not done:
+                done.append(1)
+                self.edit_document(image, number)
+
+        def before(real: Callable[..., Any], *args: Any) -> Any:
+            once()
+            return real(*args)
+
+        real_replace = document.replace
+
+        def replace(staged: Path, path: Path) -> None:
+            if where == "before":
+                once()
+            real_replace(staged, path)
+            if where == "after":
+                once()
+
+        try:
+            if where in ("before", "after"):
+                patch.setattr(document, "replace", replace)
+            else:
+                real = getattr(self.store._document, where)
+                patch.setattr(self.store._document, where, lambda *args: before(real, *args))
+            self.flush()
+        except Busy:
+            pass  # it is written later
+        finally:
+            patch.undo()
+
+    # The writer
+
+    def scanning(self) -> bool:
+        return any(each.what == "scan" for each in self.pending)
+
+    @rule()
+    def a_scan_begins(self) -> None:
+        if not self.scanning():
+            self.begin("scan", self.store.refresh, lambda *_: None)
+
+    def batch(self, data: st.DataObject) -> list[Pending]:
+        order = data.draw(st.permutations(range(len(self.pending))))
+        return [self.pending[place] for place in order[: data.draw(st.integers(1, len(self.pending)))]]
+
+    def told(self, batch: list[Pending], changes: list[Any]) -> None:
+        for each, change in zip(batch, changes, strict=True):
+            if each.steps == 0:
+                each.committed(change.error, change.result)
+            each.steps += 1
+
+    @precondition(lambda self: self.pending)
+    @rule(data=st.data())
+    def a_batch_is_committed(self, data: st.DataObject) -> None:
+        self.commit_batch(self.batch(data))
+
+    def commit_batch(self, batch: list[Pending]) -> None:
+        self.told(batch, self.commit.step([each.work for each in batch]))
+        self.pending = [each for each in self.pending if each.work.change is not None]
+
+    @rule(data=st.data(), edited=st.lists(KEYS, max_size=2))
+    def the_process_crashes_and_starts_again(self, data: st.DataObject, edited: list[Key]) -> None:
+        """Before a commit, or within one: after so many of its changes were published."""
+        if self.pending and data.draw(st.booleans()):
+            batch = self.batch(data)
+            published = data.draw(st.integers(0, len(batch)))
+            self.told(batch, self.commit.step([each.work for each in batch], published=published))
+        self.crashes += 1
+        left = self.root / f"{self.crashes}"
+        subprocess.run(["cp", "-a", self.studies, left], check=True)
+        for each in self.pending:
+            while (change := each.work.change) is not None:
+                if not change.answer.done():
+                    change.answer.set_exception(KeyboardInterrupt())
+                each.work.go_on()
+        self.pending = []
+        self.store.close()
+        shutil.rmtree(self.studies)
+        self.studies = left
+        for key in edited:
+            self.another_program_writes_a_label(key, in_place=False)
+        self.start()
+
+    @rule()
+    def it_is_closed_and_opened_again(self) -> None:
+        self.all_is_quiet()
+        self.store.close()
+        self.start()
+        self.all_is_quiet()
+
+    @rule()
+    def all_is_quiet(self) -> None:
+        """Nothing is pending and a scan has seen everything: then the folder is what the model says."""
+        while self.pending:
+            self.commit_batch(self.pending)
+        self.store.refresh()
+        for key in list(self.model.unseen):
+            self.model.notice(key)
+        self.flush()
+        assert json.loads((self.studies / document.NAME).read_bytes()) == self.store.document()
+        revisions = {
+            (image, tag, revision.path.read_bytes(), revision.user)
+            for image in IMAGES
+            for tag in TAGS
+            for revision in self.store.revisions(image, tag)
+        }
+        assert self.model.required <= revisions, "a content that was published or acknowledged is lost"
+        assert revisions <= self.model.possible, "a revision has another author than who made it"
+        for image in IMAGES:
+            labels = self.store.labels(image)
+            info = self.store.image(image).info
+            assert info.get("note") == self.model.notes[image]
+            assert info.get("mark") == self.model.marks[image]
+            for tag in TAGS:
+                key, content = (image, tag), self.model.current[image, tag]
+                files = [file.read_bytes() for file in (self.studies / "labels").glob(f"{tag}/{image}.*")]
+                assert files == ([] if content is None else [content])
+                if content is None:
+                    assert tag not in labels
+                    continue
+                assert labels[tag].path.read_bytes() == content
+                newest = self.store.revisions(*key)[labels[tag].number - 1]
+                assert newest.path.read_bytes() == content
+                assert newest.model_version == (None if newest.user == "folder" else f"v{newest.user}")
+                if self.model.notes[key] is not ANYTHING:
+                    assert labels[tag].info.get("note") == self.model.notes[key]
+
+
+ODD = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, print_blob=False)
+TestStore = StoreMachine.TestCase
+TestStore.settings = settings(ODD, max_examples=12, stateful_step_count=20)
+
+
+@pytest.mark.slow
+class TestStoreAtLength(StoreMachine.TestCase):  # type: ignore[misc]
+    """The same for minutes."""
+
+    settings = settings(ODD, max_examples=400, stateful_step_count=40, derandomize=False)
