@@ -19,7 +19,10 @@ MINUTES ?= 600
 # Test files run in parallel, one process for each processor; tests/distribution.py says which come first.
 TOGETHER := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: docs install orthanc viewer demo test test-slow test-browser fuzz lint lint-python lint-web format weights clean
+# The tests that draw histories of failures; each has a short and a long variant.
+MACHINES := $(wildcard tests/*/test_*_machine.py tests/*/test_failing_disk.py tests/*/test_power_loss.py)
+
+.PHONY: docs install orthanc viewer demo test test-slow test-browser fuzz chaos lint lint-python lint-web format weights clean
 
 # The type checker of the browser modules is installed too where npm is; without it everything but `lint-web` works.
 install: $(VENV)/.installed
@@ -89,6 +92,11 @@ fuzz: install
 	@end=$$(($$(date +%s) + 300)); while test $$(date +%s) -lt $$end; do \
 		OMP_NUM_THREADS=1 $(BIN)/pytest -q -x tests/imaging/test_viewers_grid.py --hypothesis-seed=$$(date +%s) || exit 1; \
 	done
+
+# What stores data, at length: random histories, loss of power at every call, every error of the disk, and kill -9.
+chaos: install
+	@echo "==> crashes, errors of the disk and loss of power in every order that can be drawn (an hour on two cores)"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "slow or not slow" --hypothesis-seed=$$(date +%s) $(MACHINES) tests/chaos
 
 lint: lint-python lint-web
 

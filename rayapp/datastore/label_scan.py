@@ -296,6 +296,11 @@ class LabelScan:
             info = {**info_of(label[2]), **({} if same else info)}
         if same is not None:
             number = same[1]
+            # A file that was only touched is still this revision's, also once a newer one is to be published.
+            db.execute(
+                "UPDATE revision SET size = ?, mtime_ns = ? WHERE image_id = ? AND tag = ? AND number = ?",
+                (stamp.size, stamp.mtime_ns, image_id, tag, number),
+            )
         else:
             number = add_revision(
                 db, image_id, tag, kept, stamp, author=EXTERNAL, model_version=None, info=info, staged=None

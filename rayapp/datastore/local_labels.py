@@ -96,11 +96,13 @@ class LocalLabels:
             raise disk_error(error) from error
         target = self._labels / tag / label_name(image_id, ext)
 
-        def apply(db: sqlite3.Connection) -> tuple[int, list[Path]]:
+        def apply(db: sqlite3.Connection) -> tuple[int, set[Path]]:
             _check_image(db, image_id)
             self._opened.reconciler.adopt_unseen(db, tag, image_id, ext)
             _check_expected(db, image_id, tag, expected)
-            others = [path for _, path in self._opened.reconciler.files(tag, image_id, None) if path != target]
+            old = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+            unpublished = {self._labels / tag / label_name(image_id, old[0])} if old else set()  # as a rule it exists
+            files = {path for _, path in self._opened.reconciler.files(tag, image_id, None)}
             number = add_revision(
                 db,
                 image_id,
@@ -114,9 +116,9 @@ class LocalLabels:
             )
             put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=full_info)
             leases.renew(db, image_id)
-            return number, others
+            return number, (files | unpublished) - {target}
 
-        def publish(saved: tuple[int, list[Path]]) -> None:
+        def publish(saved: tuple[int, set[Path]]) -> None:
             _, others = saved
             try:
                 for other in others:

@@ -60,6 +60,7 @@ class Interaction:
             `marks`, `extremes`, `start`, `roi`, `label`, `slice`, `size` and `reset`.
         undone: prompts that a redo restores; the next one to restore is the last.
         requests: ids of the requests that were logged.
+        emptied: the newest prompt's step and what could be redone before it, which comes back if it does not count.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Interaction:
     done: tuple[Info, ...] = ()
     undone: tuple[Info, ...] = ()
     requests: frozenset[str] = frozenset()
+    emptied: tuple[int, tuple[Info, ...]] = (0, ())
 
     @classmethod
     def of(cls, event: ClickEvent) -> Interaction:
@@ -111,16 +113,22 @@ class Interaction:
         request = str(event.payload.get("request"))
         if request in self.requests:
             return replace(self, step=event.seq)
-        done, undone = self.done, self.undone
+        done, undone, emptied = self.done, self.undone, self.emptied
         if event.kind == PROMPT:
-            done, undone = (*done, prompt_of(event)), ()
+            done, undone, emptied = (*done, prompt_of(event)), (), (event.seq, undone)
         elif event.kind == UNDO and done:
             done, undone = done[:-1], (*undone, done[-1])
         elif event.kind == REDO and undone:
             done, undone = (*done, undone[-1]), undone[:-1]
         elif event.kind == WITHDRAW:
-            done = tuple(prompt for prompt in done if prompt["step"] != event.payload.get("withdrawn"))
-        return replace(self, step=event.seq, done=done, undone=undone, requests=self.requests | {request})
+            step = event.payload.get("withdrawn")
+            done = tuple(prompt for prompt in done if prompt["step"] != step)
+            undone = tuple(prompt for prompt in undone if prompt["step"] != step)  # undone before it was refused
+            if step == emptied[0]:
+                undone, emptied = (*emptied[1], *undone), (0, ())
+        return replace(
+            self, step=event.seq, done=done, undone=undone, requests=self.requests | {request}, emptied=emptied
+        )
 
     def check(self, kind: str) -> None:
         """Raise Conflict if there is nothing to undo, or to redo."""

@@ -84,6 +84,25 @@ def test_a_withdrawn_prompt_is_gone_and_those_around_it_stay():
     assert at.after(replace(event, seq=11)).params == {"label": "a", "slice": 1}
 
 
+def refused(at: Interaction, step: int, seq: int) -> Interaction:
+    event = at.event(WITHDRAW, {"withdrawn": step}, request=f"w{step}", client_id=None, ts=1.0)
+    return at.after(replace(event, seq=seq))
+
+
+def test_a_prompt_that_was_refused_leaves_what_can_be_redone():
+    at = folded([(PROMPT, {"label": "a"}), (PROMPT, {"label": "b"}), (UNDO, {}), (PROMPT, {"label": "c"})])
+    at = refused(at, 11, 12)
+    assert (at.params, len(at.undone)) == ({"label": "a"}, 1)
+    again = at.after(replace(at.event(REDO, {}, request="r", client_id=None, ts=1.0), seq=13))
+    assert again.params == {"label": "b"}
+
+
+def test_a_prompt_that_was_undone_before_it_was_refused_cannot_be_redone():
+    at = folded([(PROMPT, {"label": "a"}), (UNDO, {}), (PROMPT, {"label": "c"}), (UNDO, {})])
+    at = refused(at, 10, 12)
+    assert [prompt["label"] for prompt in at.undone] == ["a"]
+
+
 def test_its_turns_are_the_prompts_one_by_one_with_the_last_box_and_no_mask_to_start_from():
     at = folded(
         [
