@@ -1,12 +1,12 @@
 """The threads of a replica, and who goes first on the one that runs networks.
 
-    network   one thread, so that a device never computes for two requests at once
+    network   one thread, so that a device never computes for two requests at once; clicks go first (`Lane`)
     strokes   two threads for models that run no network, so that no click waits behind another's graph cut
     io        reading, decoding, preparing, encoding
 
 While a click is being answered, background work waits before each of its steps and, inside a network, gives way at the
 next window; background work of other processes pauses too (`rayapp.runtime.priority`). All methods belong to one event
-loop; `give_way` and `close` may be called in any thread.
+loop; `give_way`, `let_pass` and `close` may be called in other threads.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from rayapp.runtime.priority import ForegroundLoad
+from rayapp.serving.lane import Lane
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class Executors:
         # between any two operations: only the network's thread gets a team.
         share = partial(torch.set_num_threads, threads or torch.get_num_threads())
         alone = partial(torch.set_num_threads, 1)
-        self._network = ThreadPoolExecutor(1, thread_name_prefix="network", initializer=share)
+        self._network = Lane("network", share)
         self._strokes = ThreadPoolExecutor(STROKE_THREADS, thread_name_prefix="strokes", initializer=_set_up_strokes)
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io", initializer=alone)
         self._clicks = 0
@@ -60,10 +61,16 @@ class Executors:
         """Run `function` in an io thread, beside the network."""
         return await asyncio.get_running_loop().run_in_executor(self._io, partial(function, *args))
 
-    async def model(self, function: Callable[..., T], /, *args: Any, network: bool) -> T:
-        """Run a model, in the network's thread if it runs a network."""
-        pool = self._network if network else self._strokes
-        return await asyncio.get_running_loop().run_in_executor(pool, partial(function, *args))
+    async def model(self, function: Callable[..., T], /, *args: Any, network: bool, click: bool = True) -> T:
+        """Run a model, in the network's thread if it runs a network; there, clicks go before all else."""
+        work = partial(function, *args)
+        if network:
+            return await asyncio.wrap_future(self._network.submit(work, click=click))
+        return await asyncio.get_running_loop().run_in_executor(self._strokes, work)
+
+    def let_pass(self) -> None:
+        """Run the clicks that wait for the network. Called in its thread by work that is no click."""
+        self._network.let_pass()
 
     @contextlib.contextmanager
     def click(self) -> Iterator[None]:
@@ -93,7 +100,8 @@ class Executors:
 
     def close(self) -> None:
         """Stop the threads and drop queued work. Call it from any thread, once no other method is called any more."""
-        for pool in (self._network, self._strokes, self._io):
+        self._network.close()
+        for pool in (self._strokes, self._io):
             pool.shutdown(wait=False, cancel_futures=True)
         self._waited_for.close()
 

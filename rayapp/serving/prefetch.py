@@ -101,7 +101,12 @@ class Prefetcher:
                 shape = image.volume.shape
             if prepared is not None:
                 await self._executors.model(
-                    task.predict, prepared, opening_prompts(task.info, shape), {}, network=runs_network(task, prepared)
+                    task.predict,
+                    prepared,
+                    opening_prompts(task.info, shape),
+                    {},
+                    network=runs_network(task, prepared),
+                    click=False,
                 )
         except Exception as error:  # such as an image that was removed: then the first click warms it
             logger.info("model %s could not be warmed: %s", model, type(error).__name__)
@@ -141,7 +146,7 @@ class Prefetcher:
                 return
             await self._turn(what)
             with contextlib.suppress(GaveWay):
-                prediction = await self._executors.model(segment, network=runs_network(task, prepared))
+                prediction = await self._executors.model(segment, network=runs_network(task, prepared), click=False)
                 if _bare(task.info, prompts, {}):
                     self._masks.put(key, FirstMask(prediction=prediction))
                 return

@@ -95,6 +95,11 @@ class Work:
     check: Check
     began: float
 
+    @property
+    def click(self) -> bool:
+        """Whether somebody waits for the answer to a prompt: it passes work without any, such as a segmentation."""
+        return self.call.turn is not None or not self.prompts.empty or self.prompts.roi is not None
+
 
 class InferenceService:
     """Runs an app's models on images, with caches; an annotator's newer click on an image supersedes the older one."""
@@ -225,15 +230,21 @@ class InferenceService:
         info, shape = work.task.info, work.image.volume.shape
         answers = ask(work, prepared, lower_drawings(work.prompts, info, shape))
 
+        network, click = runs_network(work.task, prepared), work.click
+
+        def check() -> None:
+            work.check()
+            if network and not click:
+                self._executors.let_pass()
+
         def following() -> Prediction | None:
-            with interruptible(work.check):
+            with interruptible(check):
                 answer = next(answers, _ENDED)
             if answer is _ENDED:
                 return None
             prediction = validation.checked_prediction(answer, work.task, shape, self._app_dir)
             return replace(prediction, labels=enforce_drawings(prediction.labels, work.prompts, info))
 
-        network = runs_network(work.task, prepared)
         while (prediction := await self._in_time(work, following, network=network)) is not None:
             spent = prediction.seconds
             yield replace(prediction, seconds={**spent, "pre": waited + spent.get("pre", 0.0)})
@@ -255,7 +266,7 @@ class InferenceService:
 
         try:
             async with limit:
-                answer = asyncio.ensure_future(self._executors.model(begin, network=network))
+                answer = asyncio.ensure_future(self._executors.model(begin, network=network, click=work.click))
                 return await answer
         except TimeoutError:
             if not limit.expired():  # the model's own

@@ -16,6 +16,7 @@ from rayapp.datastore.interfaces import ImageRecord
 from rayapp.errors import BadRequest, NotFound, Superseded
 from rayapp.imaging.mask_codec import decode
 from rayapp.inference.infer_task import Prediction, TaskInfo
+from rayapp.inference.network import cancellation
 from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
 from rayapp.serving.interaction import PROMPT, Interaction, opening_event
@@ -92,6 +93,20 @@ class Ordered(Threshold):
         return super().predict(prepared, prompts, config)
 
 
+class Windows(Threshold):
+    """A segmentation of many windows; the first one waits for `go`."""
+
+    info = TaskInfo(type="segmentation", labels={"background": 0, "bright": 1}, dimension=3, description="")
+
+    def predict(self, prepared, prompts, config):
+        answer = super().predict(prepared, prompts, config)
+        self.order.append("first window")
+        for _ in range(3):
+            cancellation.checkpoint()
+            self.order.append("window")
+        return answer
+
+
 def write(folder, value):
     array = np.zeros((7, 6, 5), np.int16)
     array[1, 2, 3] = value
@@ -166,6 +181,23 @@ async def test_a_model_that_depends_on_the_order_of_an_interactions_prompts_gets
     ]
     assert last.clicks["background"] == [(0, 0, 0), (4, 4, 4)]
     assert all(turn.label == "bright" for turn in last.turns)
+
+
+async def test_a_click_waits_for_one_window_of_a_segmentation_at_most(house):
+    service, task, _ = house
+    long = Windows()
+    long.order = order = []
+    predict = task.predict
+    task.predict = lambda *given: (order.append("click"), predict(*given))[1]
+    service._serving.app.infers = {"threshold": task, "windows": long}
+    long.go.clear()
+    segmentation = asyncio.create_task(service.infer(click(model="windows", params={})))
+    await until_async(long.started.is_set)
+    clicked = asyncio.create_task(service.infer(click()))
+    await until_async(lambda: service._executors._network._clicks)
+    long.go.set()
+    await asyncio.gather(segmentation, clicked)
+    assert order == ["first window", "click", "window", "window", "window"]
 
 
 async def test_a_newer_click_of_the_same_annotator_replaces_one_that_waits(house, monkeypatch):

@@ -28,6 +28,7 @@ from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo, la
 from rayapp.inference.methods.deepgrow import clicked_slice, foreground_clicks
 from rayapp.inference.methods.vista import VistaPrompts, vista_prompts
 from rayapp.inference.network import detections
+from rayapp.inference.network.cancellation import stepping
 from rayapp.inference.network.monai_transforms import Data, PreparedData, TransformPipeline, checked_output, positions
 from rayapp.inference.network.network import dropout
 from rayapp.inference.network.sampling import TransformedImage, probabilities
@@ -250,7 +251,9 @@ class BundleTask:
         guidance_channels = len(self._label_names) if self.kind == DEEPEDIT else 0
         images = functional.pad(images, (0, 0) * 3 + (0, guidance_channels))
         with torch.autocast("cuda", enabled=self.device.type == "cuda"):
-            outputs = [self._logits(components.inferer(inputs=i[None], network=components.network)) for i in images]
+            outputs = [
+                self._logits(components.inferer(inputs=i[None], network=stepping(components.network))) for i in images
+            ]
         return probabilities(torch.cat(outputs), max(self.labels.values()), sigmoid=components.pipeline.sigmoid)
 
     def dropout(self, probability: float) -> AbstractContextManager[None]:
@@ -292,7 +295,7 @@ class BundleTask:
         images = image.as_tensor()[None].to(self.device, torch.float32)
         with torch.autocast("cuda", enabled=self.device.type == "cuda"):
             if vista is None:
-                output = components.inferer(inputs=images, network=components.network)
+                output = components.inferer(inputs=images, network=stepping(components.network))
             else:
                 output = self._run_vista(images, data, positions(vista.points, prepared.source, image))
         return self._logits(output)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _local = threading.local()
 
@@ -21,11 +24,22 @@ def interruptible(check: Callable[[], None]) -> Iterator[None]:
         check: Called without arguments; raises to cancel the work.
     """
     check()
+    outer = getattr(_local, "check", None)  # of work that lets this pass at one of its checkpoints
     _local.check = check
     try:
         yield
     finally:
-        del _local.check
+        _local.check = outer
+
+
+def stepping(network: Callable[..., T]) -> Callable[..., T]:
+    """The network with a checkpoint before each call, for inferers that call it once for each window."""
+
+    def step(*args: Any, **kwargs: Any) -> T:
+        checkpoint()
+        return network(*args, **kwargs)
+
+    return step
 
 
 def checkpoint() -> None:
