@@ -25,6 +25,7 @@ def train(
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the trainer; may be repeated.")
     ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="How long to train, instead of for epochs.")] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--detach", help="Follow the job to its end, or only print its id.")
     ] = True,
@@ -38,7 +39,7 @@ def train(
     """
     from rayapp.client import Client, JobKind
 
-    request = values(options or [])
+    request = {**values(options or []), **({} if minutes is None else {"minutes": minutes})}
     with Client(server, token=token) as client:
         job = client.start_job(JobKind.TRAIN, model, request, enqueue=enqueue)
         print(job["id"], flush=True)

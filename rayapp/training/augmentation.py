@@ -15,12 +15,23 @@ import numpy as np
 from rayapp.inference.network.normalisation import PADDING
 
 KEYS = ("image", "labels")
-_SIDES = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt)($|[^a-z])", re.IGNORECASE)
+_WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+_NUMBERED = re.compile(r"(?<![A-Za-z])[A-Za-z]\d")
+"""A letter with a number, as of the vertebra L1: no side."""
+_SIDES = {
+    *("left", "right", "l", "r", "lt", "rt", "lh", "rh", "sin", "dex", "sinister", "dexter"),
+    *("lul", "lll", "rul", "rml", "rll"),  # lobes of the lung
+    *("lv", "rv", "la", "ra", "lad", "lca", "rca"),  # parts of the heart
+}
+"""Words that tell left from right."""
 
 
 def has_sides(names: Iterable[str]) -> bool:
-    """True if a structure's name distinguishes left from right, so that images must not be mirrored."""
-    return any(_SIDES.search(name) for name in names)
+    """True if a structure's name distinguishes left from right, so that images must not be mirrored.
+
+    Names may be written in any way: `left kidney`, `kidney_l`, `LeftKidney`, `lungL`, `lobe-RUL`.
+    """
+    return any(word.lower() in _SIDES for name in names for word in _WORDS.findall(_NUMBERED.sub(" ", name)))
 
 
 def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequence[float] = 1.0) -> Any:

@@ -35,6 +35,7 @@ class State:
         best: The best validation metric; None before the first validation.
         best_epoch: The epoch of the best validation metric.
         validations_since: Validations since the best one.
+        validated: The share of a run of given length that had passed at the last validation.
         seconds: Time spent on training, in seconds, over all starts of the run.
         started: When the run first started, in seconds since the epoch.
         kept: The iteration of the last checkpoint.
@@ -51,6 +52,7 @@ class State:
     best: float | None = None
     best_epoch: int = 0
     validations_since: int = 0
+    validated: float = 0.0
     seconds: float = 0.0
     started: float = field(default_factory=time.time)
     kept: int = 0

@@ -65,8 +65,8 @@ class Feed:
         return -(-(len(self.cases) - consumed) // (self.batch_size * self.world_size))
 
     def epoch(self, epoch: int, *, consumed: int = 0) -> Iterator[Batch]:
-        """This worker's batches of an epoch. All workers get the same number; cases repeat if they do not divide
-        evenly.
+        """This worker's batches of an epoch. All workers get the same number; cases repeat, as other examples, if
+        they do not divide evenly.
 
         Args:
             epoch: Number of the epoch, from 0.
@@ -77,7 +77,7 @@ class Feed:
         """
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.cases))
         count, per_step = self.batches(consumed), self.batch_size * self.world_size
-        positions = np.resize(np.arange(consumed, len(order)), count * per_step)
+        positions = np.arange(consumed, consumed + count * per_step)
         own = positions.reshape(count, self.world_size, self.batch_size)[:, self.rank]
         with ThreadPoolExecutor(1, thread_name_prefix="feed") as reader:
             pending = [reader.submit(self._batch, epoch, order, batch) for batch in own[:AHEAD]]
@@ -94,7 +94,7 @@ class Feed:
         examples: list[Example] = []
         for position in positions:
             rng = np.random.default_rng((self.seed, epoch, int(position)))
-            examples += self.examples(self.cases[int(order[position])], rng)
+            examples += self.examples(self.cases[int(order[position % len(order)])], rng)
         return batch_of(examples)
 
 

@@ -33,7 +33,9 @@ class Learner(Generic[Opts]):
     The randomness of a step depends only on the seed, the step's number and the worker's rank.
     """
 
-    def __init__(self, task: Recipe[Opts], design: Design, options: Opts, host: Host, *, steps: int) -> None:
+    def __init__(
+        self, task: Recipe[Opts], design: Design, options: Opts, host: Host, *, steps: int, timed: bool = False
+    ) -> None:
         """Build the network.
 
         Args:
@@ -42,6 +44,7 @@ class Learner(Generic[Opts]):
             options: The run's options.
             host: The worker's environment.
             steps: Number of steps of the whole run, which the learning rate schedule spans.
+            timed: True for a run of unknown length: the schedule goes on by `advance` alone.
         """
         self._task = task
         self._options = options
@@ -56,6 +59,7 @@ class Learner(Generic[Opts]):
         self._loss = task.loss()
         self._optimizer = task.optimizer(self.network, options)
         self._steps = steps
+        self._timed = timed
         self._scheduler = task.scheduler(self._optimizer, options, steps)
 
     @property
@@ -106,8 +110,14 @@ class Learner(Generic[Opts]):
             raise BadRequest(f"the loss is no longer a number at iteration {number + 1}: lower the learning_rate")
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
         self._optimizer.step()
-        self._scheduler.step()
+        if not self._timed:
+            self._scheduler.step()
         return sum(losses), mean_of(scores)
+
+    def advance(self, done: float) -> None:
+        """Move the learning rate schedule on to where a share `done` of the run, 0 to 1, has passed."""
+        while self._scheduler.last_epoch < round(done * self._steps):
+            self._scheduler.step()
 
     def predict(self, images: Tensor) -> Tensor:
         """The network's present logits, float32, without gradient."""

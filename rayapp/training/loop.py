@@ -29,6 +29,7 @@ from rayapp.training.checkpoint import State
 from rayapp.training.design import GRID, Design, broadcast_design
 from rayapp.training.feed import Batch, Feed
 from rayapp.training.learner import Learner, mean_of
+from rayapp.training.length import Length
 from rayapp.training.metrics import Metrics, Tally, key_metric
 from rayapp.training.options import Options
 from rayapp.training.recipe import Evaluation, Recipe
@@ -79,10 +80,17 @@ class Run:
         )
         own = self._val[host.rank :: host.world_size]
         self._val_cases = Cases(own, self._read, capacity=self._cache_bytes(len(self._val)))
+        self._length = Length(self._options, host)
         self._steps = self._steps_left(0)
         try:
-            steps = self._options.max_epochs * self._steps
-            self._learner = Learner(task, self._design, self._options, host, steps=steps)
+            self._learner = Learner(
+                task,
+                self._design,
+                self._options,
+                host,
+                steps=self._length.steps(self._steps),
+                timed=self._length.timed,
+            )
             if parent is not None and restored is None:
                 self._learner.start_from(parent)
         except RayappError as error:
@@ -93,6 +101,7 @@ class Run:
             self._best = restored["best"]
         later = max(0, self._options.max_epochs - self._state.epoch - 1) * self._steps
         self._state.iterations = self._state.iteration + self._steps_left(self._state.consumed) + later
+        self._done = self._length.done(self._state)
         self._report = RunReport(request.folder, epochs=self._options.max_epochs) if host.rank == 0 else None
         if self._report is not None:
             self._report.design(self._state.design)
@@ -197,13 +206,13 @@ class Run:
 
     def _finished(self) -> bool:
         patience = self._options.early_stop_patience
-        return self._state.epoch >= self._options.max_epochs or 0 < patience <= self._state.validations_since
+        return self._done >= 1 or 0 < patience <= self._state.validations_since
 
     def _checkpoint_due(self) -> bool:
         return self._state.iteration - self._state.kept >= self._options.checkpoint_every
 
     def _train_epoch(self) -> bool:
-        """Train for one epoch, or for the rest of it after a resumption; False when stopped."""
+        """Train for one epoch, or for the rest of it after a resumption, or to the run's end; False when stopped."""
         state, options = self._state, self._options
         per_batch = options.train_batch_size * self._host.world_size
         self._losses: list[float] = []
@@ -219,22 +228,33 @@ class Run:
             state.consumed = min(state.consumed + per_batch * len(batches), len(self._train))
             state.seconds += time.monotonic() - began
             began = time.monotonic()
+            self._advance()
             self._report_progress(loss, save=self._checkpoint_due() and state.consumed < len(self._train))
+            if self._done >= 1:
+                break
         return True
+
+    def _advance(self) -> None:
+        """Note how far the run is."""
+        self._done = self._length.done(self._state)
+        if self._length.timed:
+            self._learner.advance(self._done)
 
     def _end_epoch(self) -> bool:
         """Validate, report and save a checkpoint, each when it is due; False when stopped."""
-        state, options = self._state, self._options
+        state = self._state
         state.epoch, state.consumed = state.epoch + 1, 0
         loss = sum(self._losses) / max(1, len(self._losses))
-        if state.epoch % options.val_interval and state.epoch < options.max_epochs:
+        self._advance()
+        if not self._length.validation_due(state, self._done):
             self._report_progress(loss, save=self._checkpoint_due())
             return True
-        began = time.monotonic()
+        began, state.validated = time.monotonic(), self._done
         metrics = self._validate()
         state.seconds += time.monotonic() - began
         if metrics is None:
             return False
+        self._advance()
         metric = key_metric(metrics)
         better = state.best is None or metric > state.best
         if better:
@@ -246,6 +266,7 @@ class Run:
         row = {"loss": loss, "rate": self._learner.rate, "train": train, "val": metrics, "metric": metric}
         state.rows.append({"epoch": state.epoch, "iteration": state.iteration, **row})
         if self._report is not None:
+            self._report.epochs = self._length.epochs(state, self._done)
             self._report.validated(state)
         self._report_progress(loss, save=better or self._finished() or self._checkpoint_due())
         return True
@@ -270,10 +291,13 @@ class Run:
     def _report_progress(self, loss: float, *, save: bool) -> None:
         """Report progress to the host, with a checkpoint if one is to be saved."""
         state, host = self._state, self._host
+        if not self._length.in_epochs:
+            state.iterations = max(state.iteration, round(state.iteration / max(self._done, 1e-9)))
         left = state.seconds / state.iteration * (state.iterations - state.iteration)
+        epochs = self._length.epochs(state, self._done)
         progress = Progress(
-            epoch=min(state.epoch + (state.consumed > 0), self._options.max_epochs),
-            epochs=self._options.max_epochs,
+            epoch=min(state.epoch + (state.consumed > 0), epochs),
+            epochs=epochs,
             iteration=state.iteration,
             iterations=state.iterations,
             loss=loss,

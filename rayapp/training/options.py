@@ -10,6 +10,8 @@ from typing import Any, Self
 from rayapp.errors import BadRequest
 from rayapp.protocol import parse_flag
 
+MONTH = 43_200
+"""Minutes of a month."""
 CACHE = 1024
 """Default size of a worker's cache of decoded images, in MiB, when neither options nor plan set it."""
 
@@ -19,10 +21,12 @@ class Options:
     """Options of a training run, named as in MONAI Label where it has them. `/info/` lists the defaults.
 
     Attributes:
-        max_epochs: Epochs to train.
+        max_epochs: Epochs to train, each with one visit to every image, unless `minutes` or `max_steps` say how long.
+        max_steps: Steps of the optimiser to train; 0 sets no such limit.
+        minutes: Minutes to train, validation included, over all starts of the run; 0 sets no such limit.
         early_stop_patience: Validations without improvement after which training stops; negative never stops early.
         val_split: Share of the images that is held out for validation.
-        val_interval: Epochs from one validation to the next.
+        val_interval: Epochs from one validation to the next; with `minutes` or `max_steps`, a twentieth of the run.
         train_batch_size: Images per batch and worker; 0 leaves it to the planner.
         accumulate: Batches whose gradients are accumulated in one step.
         learning_rate: Peak of the learning rate schedule.
@@ -36,6 +40,8 @@ class Options:
     """
 
     max_epochs: int = 50
+    max_steps: int = 0
+    minutes: float = 0.0
     early_stop_patience: int = -1
     val_split: float = 0.2
     val_interval: int = 1
@@ -59,6 +65,11 @@ class Options:
         options = dataclasses.replace(self, **given(self, params))
         if options.train_batch_size < 0:
             raise BadRequest(f"train_batch_size must be at least 0, not {options.train_batch_size}")
+        if options.max_steps < 0 or not 0 <= options.minutes < MONTH:
+            raise BadRequest(
+                f"max_steps must be at least 0 and minutes lie between 0 and {MONTH}, not {options.max_steps} and "
+                f"{options.minutes:g}"
+            )
         for name in ("max_epochs", "val_interval", "accumulate", "checkpoint_every"):
             if getattr(options, name) < 1:
                 raise BadRequest(f"{name} must be at least 1, not {getattr(options, name)}")

@@ -41,13 +41,13 @@ class RunReport:
 
         Args:
             folder: The run's folder.
-            epochs: Number of epochs of the whole run.
+            epochs: Number of epochs of the whole run, as far as it is known; may be set later.
         """
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._epochs = epochs
+        self.epochs = epochs
         self._events = SummaryWriter(str(folder / EVENTS))
         self._drawn, self._drawn_rows = -math.inf, 0
 
@@ -120,7 +120,7 @@ class RunReport:
             for measurement, means in rows[-1]["val"].items():
                 val |= _renamed("val", means, f"_{measurement}")
         return {
-            "total_epochs": self._epochs,
+            "total_epochs": self.epochs,
             "total_iterations": state.iterations,
             "epoch": state.epoch,
             "start_ts": int(state.started),

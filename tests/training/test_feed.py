@@ -43,6 +43,12 @@ def test_an_epoch_taken_up_again_goes_on_with_the_same_examples():
     assert {*one, *other} >= set(whole[4:13])
 
 
+def test_cases_that_fill_up_a_batch_are_other_examples():
+    values = seen(feed(3, batch_size=8))
+    assert len(values) == len(set(values)) == 8
+    assert {int(value) for value in values} == {0, 1, 2}
+
+
 def test_epochs_and_seeds_differ_and_repeat():
     assert seen(feed(12), epoch=1) != seen(feed(12), epoch=2)
     assert seen(feed(12, seed=1)) != seen(feed(12, seed=2))

@@ -17,7 +17,7 @@ from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.inference.methods.deepgrow import DeepGrow2DTask, DeepGrow3DTask
 from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.models.store import ModelStore, ModelVersion
-from rayapp.training import checkpoint
+from rayapp.training import checkpoint, loop
 from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.deepedit_train import DeepEditTrainTask
 from rayapp.training.deepgrow_train import DeepGrow2dTrainTask, DeepGrowTrainTask
@@ -174,6 +174,33 @@ def test_training_stops_early_when_nothing_gets_better(pairs, tmp_path):
     params = {"max_epochs": 30, "early_stop_patience": 2, "learning_rate": 1e-12, "augment": False}
     result, _ = run(segmentation(), request(pairs, tmp_path / "r", **params), tmp_path / "host")
     assert result.stats["epoch"] == 3
+
+
+def test_a_run_of_given_steps_may_end_within_an_epoch(pairs, tmp_path):
+    train = segmentation().partition(pairs, Options())[0]
+    steps = 2 * len(train) - 1
+    asked = request(pairs, tmp_path / "r", max_steps=steps, train_batch_size=1)
+    result, told = run(segmentation(), asked, tmp_path / "host")
+    assert (told[-1].iteration, told[-1].iterations, told[-1].epochs) == (steps, steps, 2)
+    assert result.stats["total_iterations"] == steps
+    assert result.card["trained"]["iterations"] == steps
+
+
+def test_a_run_of_given_minutes_ends_when_they_have_passed_and_goes_on_where_it_stopped(pairs, tmp_path, monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(now) * 1.0)  # each look at the clock is a second later
+    asked, steps = (
+        request(pairs, tmp_path / "r", minutes=0.5, train_batch_size=1, checkpoint_every=1),
+        itertools.count(),
+    )
+    stopped, told = run(segmentation(), asked, tmp_path / "host", stop=lambda: next(steps) == 7)
+    assert stopped is None
+    assert 0 < told[-1].seconds_left < 30
+    result, later = run(segmentation(), asked, tmp_path / "host")
+    assert later[0].iteration > told[-1].iteration - 1
+    assert result.card["trained"]["resumed"] == 1
+    assert 30 <= result.card["trained"]["seconds"] <= 33  # the last validation is not cut off
+    assert later[-1].seconds_left == 0
 
 
 def test_accumulated_batches_make_one_step(pairs, tmp_path):

@@ -28,5 +28,7 @@ def test_two_workers_train_one_network(tmp_path):
     assert second["result"] is None
     assert first["design"] == second["design"]
     assert first["design"]["spacing"] == [1.0, 1.0, 1.0]
+    assert first["timed"] == second["timed"] > 0
+    assert first["rate"] == second["rate"] < 1e-6
     assert first["refused"] == second["refused"]
     assert "spacing" in first["refused"]

@@ -58,6 +58,12 @@ def main(rank, world_size, folder):
     told = {"sums": sums, "metrics": [row["metric"] for row in run._state.rows], "checkpoints": host.checkpoints}
     told |= {"iterations": run._state.iteration, "result": None if result is None else result.metric}
     told |= {"design": run._state.design}
+    timed = Run(
+        task, replace(request, folder=folder / "timed", params={**SMALL, "minutes": 0.05, "val_split": 0.4}), host
+    )
+    timed._state.seconds = 0.5 * rank  # as if this worker had been slower
+    timed.train()
+    told |= {"timed": timed._state.iteration, "rate": timed._learner.rate}
     try:
         Run(task, replace(request, params={**SMALL, "spacing": -1.0}), host)
     except BadRequest as error:

@@ -1,0 +1,73 @@
+"""Length: how far a run is, and when it is over, whether it is given in epochs, steps or minutes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from rayapp.training.checkpoint import State
+from rayapp.training.options import Options
+from rayapp.training.train_task import Host
+
+VALIDATIONS = 20
+"""Validations of a run that is given in steps or minutes, about."""
+TICKS = 10_000
+"""Steps of the learning rate schedule of a run that is given in minutes."""
+
+
+class Length:
+    """The length of one run.
+
+    Args:
+        options: `minutes` and `max_steps`, the first reached ends the run; without both, `max_epochs`.
+        host: All workers agree on the time that rank 0 measured.
+    """
+
+    def __init__(self, options: Options, host: Host) -> None:
+        self._options = options
+        self._host = host
+
+    @property
+    def timed(self) -> bool:
+        """True if the number of steps is not known beforehand."""
+        return self._options.minutes > 0
+
+    @property
+    def in_epochs(self) -> bool:
+        """True if the run ends with an epoch."""
+        return not (self._options.minutes or self._options.max_steps)
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Steps that the learning rate schedule spans."""
+        return TICKS if self.timed else self._options.max_steps or self._options.max_epochs * steps_per_epoch
+
+    def done(self, state: State) -> float:
+        """The share of the run that has passed, 0 to 1. Every worker calls this at the same moment."""
+        shares = [0.0]
+        if self.in_epochs:
+            shares.append(state.epoch / self._options.max_epochs)
+        if self._options.max_steps:
+            shares.append(state.iteration / self._options.max_steps)
+        if self._options.minutes:
+            shares.append(self._agreed(state.seconds) / (60 * self._options.minutes))
+        return min(1.0, max(shares))
+
+    def epochs(self, state: State, done: float) -> int:
+        """Epochs of the whole run, as far as that can be told now."""
+        if self.in_epochs:
+            return self._options.max_epochs
+        return max(1, state.epoch, math.ceil(state.epoch / done) if done else 0)
+
+    def validation_due(self, state: State, done: float) -> bool:
+        """Whether to validate after the epoch that has just ended."""
+        if self.in_epochs:
+            return done >= 1 or state.epoch % self._options.val_interval == 0
+        return done >= 1 or done - state.validated >= 1 / VALIDATIONS
+
+    def _agreed(self, seconds: float) -> float:
+        if self._host.world_size == 1:
+            return seconds
+        told = torch.tensor([seconds], dtype=torch.float64, device=self._host.device)
+        torch.distributed.broadcast(told, 0)
+        return float(told)

@@ -1,0 +1,65 @@
+"""A run's length: in epochs, in steps or in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayapp.errors import BadRequest
+from rayapp.training.checkpoint import State
+from rayapp.training.length import Length
+from rayapp.training.local_host import LocalHost
+from rayapp.training.options import Options
+
+
+def length(**given):
+    return Length(Options().over(given), LocalHost(Path("unused"), device=torch.device("cpu")))
+
+
+def test_without_more_a_run_ends_with_its_last_epoch():
+    run = length(max_epochs=4)
+    assert [run.done(State(epoch=epoch, iteration=99, seconds=1e6)) for epoch in (0, 1, 4)] == [0, 0.25, 1]
+    assert (run.steps(7), run.timed, run.in_epochs) == (28, False, True)
+
+
+def test_steps_end_a_run_wherever_its_epoch_is():
+    run = length(max_steps=40, max_epochs=2)
+    assert [run.done(State(epoch=9, iteration=iteration)) for iteration in (10, 40, 41)] == [0.25, 1, 1]
+    assert (run.steps(7), run.timed, run.in_epochs) == (40, False, False)
+
+
+def test_minutes_end_a_run_however_fast_it_is():
+    run = length(minutes=0.5)
+    assert [run.done(State(iteration=9, seconds=seconds)) for seconds in (0, 7.5, 30, 31)] == [0, 0.25, 1, 1]
+    assert run.timed
+
+
+def test_what_is_reached_first_ends_it():
+    run = length(minutes=1, max_steps=10)
+    assert run.done(State(iteration=5, seconds=6)) == 0.5
+    assert run.done(State(iteration=1, seconds=45)) == 0.75
+
+
+def test_such_a_run_is_validated_about_twenty_times():
+    run, state = length(max_steps=1000), State()
+    times = 0
+    for iteration in range(3, 1001, 3):
+        state.iteration = min(iteration, 1000)
+        if run.validation_due(state, done := run.done(state)):
+            state.validated, times = done, times + 1
+    assert 18 <= times <= 21
+
+
+def test_the_number_of_epochs_is_estimated_from_those_so_far():
+    run = length(max_steps=100)
+    state = State(epoch=3, iteration=25)
+    assert run.epochs(state, run.done(state)) == 12
+    assert run.epochs(State(), 0.0) == 1
+
+
+@pytest.mark.parametrize("given", [{"minutes": -1}, {"minutes": 1e9}, {"max_steps": -3}, {"minutes": "nan"}])
+def test_lengths_that_cannot_be_are_refused(given):
+    with pytest.raises(BadRequest, match="max_steps must be at least 0"):
+        length(**given)
