@@ -19,6 +19,10 @@ MINUTES ?= 600
 # Test files run in parallel, one process for each processor; tests/distribution.py says which come first.
 TOGETHER := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# Bytecode is written also where the environment forbids it, as in containers: else each of the many processes that
+# tests start compiles rayapp anew, and each test process every test.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q
+
 # The tests that draw histories of failures; each has a short and a long variant.
 MACHINES := $(wildcard tests/*/test_*_machine.py tests/*/test_failing_disk.py tests/*/test_power_loss.py)
 
@@ -76,11 +80,11 @@ viewer: install
 
 test: install orthanc
 	@echo "==> running the fast tests (slow tests: make test-slow; browser tests: make test-browser)"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q $(TOGETHER)
+	@$(PYTEST) $(TOGETHER)
 
 test-browser: install orthanc viewer
 	@echo "==> running the browser tests: OHIF in headless Chromium"
-	@RAYAPP_OHIF=$(VIEWER) OMP_NUM_THREADS=1 $(BIN)/pytest -q -m browser $(TOGETHER)
+	@RAYAPP_OHIF=$(VIEWER) $(PYTEST) -m browser $(TOGETHER)
 
 test-slow: install orthanc
 	@echo "==> running the slow tests"
@@ -90,13 +94,13 @@ test-slow: install orthanc
 fuzz: install
 	@echo "==> five minutes of random NIfTI, NRRD and DICOM headers, with SimpleITK and nibabel as referees"
 	@end=$$(($$(date +%s) + 300)); while test $$(date +%s) -lt $$end; do \
-		OMP_NUM_THREADS=1 $(BIN)/pytest -q -x tests/imaging/test_viewers_grid.py --hypothesis-seed=$$(date +%s) || exit 1; \
+		$(PYTEST) -x tests/imaging/test_viewers_grid.py --hypothesis-seed=$$(date +%s) || exit 1; \
 	done
 
 # What stores data, at length: random histories, loss of power at every call, every error of the disk, and kill -9.
 chaos: install
 	@echo "==> crashes, errors of the disk and loss of power in every order that can be drawn (an hour on two cores)"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "slow or not slow" --hypothesis-seed=$$(date +%s) $(MACHINES) tests/chaos
+	@$(PYTEST) -m "slow or not slow" --hypothesis-seed=$$(date +%s) $(MACHINES) tests/chaos
 
 lint: lint-python lint-web
 

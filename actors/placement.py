@@ -1,4 +1,4 @@
-"""Where a training's workers find room, and what to say where they find none.
+"""Placement of a training's workers on the cluster's nodes, and the advice where no node has room.
 
 Ray Train waits without end for workers that no node can hold; people want to know within seconds.
 """
@@ -16,7 +16,7 @@ SHOWN = ("GPU", "CPU")
 
 
 def worker_resources(cluster: Resources) -> dict[str, float]:
-    """What one training worker asks of a node, by Ray's names, on a cluster with these resources in all."""
+    """Resources of one training worker, by Ray's names, on a cluster with these resources in all."""
     return {"CPU": 1.0, "GPU": gpu_shares.TRAINING} if cluster.get("GPU") else {"CPU": 1.0}
 
 
@@ -28,7 +28,7 @@ def shortage(worker: Resources) -> str | None:
 
 
 def advice(worker: Resources, *, free: Sequence[Resources], whole: Sequence[Resources]) -> str | None:
-    """What a worker that fits on no node lacks, and what to do about it.
+    """Advice on a worker that fits on no node: the resource that is short, and what to do about it.
 
     Args:
         worker: what one worker asks of a node, by Ray's names (`CPU`, `GPU`); a GPU may be asked for in part.

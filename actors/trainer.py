@@ -27,7 +27,7 @@ from actors.placement import worker_resources
 from actors.run import LOCK, STOP, Run
 from rayapp.app.app_loader import app_class
 from rayapp.errors import BadRequest, RayappError
-from rayapp.planner import hardware
+from rayapp.planner.machine import hardware
 from rayapp.runtime import logs
 from rayapp.runtime.priority import pause_between_layers, run_in_idle_time
 from rayapp.training.train_task import Progress, TrainResult

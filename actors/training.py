@@ -28,11 +28,11 @@ from rayapp.jobs.queue import JobContext
 from rayapp.training.train_task import TrainRequest, TrainResult
 
 PLACING_S = 5.0
-"""How long the workers may take to start before the job says what they wait for, where they find no room."""
+"""Seconds for the workers to start; if no node has room, the job then says what they wait for."""
 GRACE_S = 30.0
-"""How long a run that was asked to stop may take to its next iteration before it is killed."""
+"""Seconds for a run to stop at its next iteration before it is killed."""
 ENDING_S = 5.0
-"""How long Ray Train may take, once its workers have stopped, to give back what it held."""
+"""Seconds for Ray Train to release its resources once its workers have stopped."""
 LIVES = 10
 """Lives of the training actor."""
 POLL_S = 0.25
@@ -108,7 +108,7 @@ def _begun_or_noted(folder: Path, context: JobContext) -> bool:
 
 
 def _failures(error: BaseException) -> list[BaseException]:
-    """What went wrong in the workers, of what Ray Train raised."""
+    """The workers' errors within an error of Ray Train; the error itself if it names none."""
     return list(getattr(error, "worker_failures", {}).values()) or [error]
 
 
@@ -131,7 +131,7 @@ class TrainingActor:
     """One life of a run's trainer."""
 
     def fit(self, run: Run) -> TrainResult | RayappError | None:
-        """What rank 0 returned."""
+        """Run the training; the return value of rank 0."""
         from actors.trainer import fit  # Ray Train and torch are needed in this process only
 
         return fit(run)

@@ -44,7 +44,7 @@ CLIENTS = (1, 2, 4, 8)
 PAUSE_S = 0.1
 """Between two clicks, or a click and a bare forward: nobody clicks quicker, and each finds the processor as cool."""
 IDLE_S = 2.0
-"""How long the server is watched while nobody clicks."""
+"""Seconds for which the idle server is watched."""
 LOOKING_S = 3.0
 """Between opening an image and the first click in it."""
 
@@ -69,7 +69,7 @@ def over(walls: list[float], alone: list[float]) -> float:
 
 
 def place(number: int, size: int) -> tuple[int, int, int]:
-    """Where the click of that number goes."""
+    """The voxel (i, j, k) of the click with that number."""
     return size // 2 + number % 17 - 8, size // 2 + number // 17 - 8, 20 + number % 11
 
 

@@ -50,7 +50,8 @@ class InferenceReplica:
 
     def __init__(self, settings: Settings, datastore: ray.actor.ActorHandle, models: ray.actor.ActorHandle) -> None:
         # Here and not above: gateways import this module too, and need no torch.
-        from rayapp.planner import hardware, plan
+        from rayapp.planner.machine import hardware
+        from rayapp.planner.replicas import plan
         from rayapp.serving.service import InferenceService
 
         logs.configure(settings)
@@ -127,7 +128,8 @@ def gpu_share(settings: Settings) -> float:
         return settings.replica_gpus
     if not ray.cluster_resources().get("GPU"):
         return 0.0
-    from rayapp.planner import hardware, plan  # with torch, which a gateway and a start without GPUs do without
+    from rayapp.planner.machine import hardware  # with torch, which a gateway and a start without GPUs do without
+    from rayapp.planner.replicas import plan
 
     return plan(hardware()).replica_gpus or gpu_shares.CLICKS
 

@@ -15,7 +15,7 @@ MONAI_LABEL = frozenset(
         *("tracking_run_name", "tracking_uri", "train_ds", "val_batch_size", "val_ds"),
     }
 )
-"""What MONAI Label's clients and scripts send besides; it is accepted and has no effect, since Ray places the work."""
+"""Further options of MONAI Label's clients and scripts; accepted without effect, since Ray places the work."""
 
 
 def check_train_options(trainer: str, sent: Iterable[str], config: Collection[str]) -> None:

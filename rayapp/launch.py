@@ -91,7 +91,7 @@ class Backend:
 
 
 class Parts(Protocol):
-    """How each service behind the gateway is started, and ended when its context is left."""
+    """Ways to start each service behind the gateway; a service ends when its context is left."""
 
     def datastore(self, settings: Settings) -> AbstractContextManager[Any]:
         """The one writer of the study set."""

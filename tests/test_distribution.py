@@ -1,4 +1,4 @@
-"""What takes long begins first."""
+"""The order of the tests: the longest first."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def fences(page: Path, language: str) -> list[tuple[str, str]]:
 
 
 def commands(page: Path) -> list[str]:
-    """What the page says to type."""
+    """The commands that a page says to type."""
     typed = [line for _, text in fences(page, "bash") for line in text.splitlines() if line.strip()]
     return typed + [line.strip() for line in INDENTED.findall(FENCE.sub("", page.read_text()))]
 

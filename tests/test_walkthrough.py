@@ -1,4 +1,4 @@
-"""What the pages say to type is typed, page by page and in their order, on real servers over generated torsos."""
+"""The commands of every page, in their order, on real servers over generated torsos."""
 
 from __future__ import annotations
 

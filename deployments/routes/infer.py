@@ -113,7 +113,7 @@ def _result_ext(params: Mapping[str, Any]) -> str | None:
 
 
 def _save_as(params: Mapping[str, Any], user: User, output: Output) -> SaveAs | None:
-    """Where to keep the prediction, if the request asks for that. Raises NotAllowed for those who may not save."""
+    """The tag and author under which to save the prediction; None if the request does not ask to save it."""
     if not parse_flag(params.get("save_label"), "save_label"):
         return None
     if not user.role.reaches(Role.ANNOTATOR):

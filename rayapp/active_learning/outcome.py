@@ -145,7 +145,7 @@ def standings(rounds: Sequence[Round], target: float) -> list[Standing]:
 
 
 def advice(rounds: Sequence[Round], target: float) -> str:
-    """Which strategy to use and what it saves, or why the runs do not tell, in a sentence or two.
+    """The strategy to use and what it saves, or why the runs cannot tell, in a sentence or two.
 
     Args:
         rounds: The rounds of all runs.

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from rayapp.planner import Hardware, Proposal, Survey
+    from rayapp.planner.machine import Hardware
+    from rayapp.planner.proposal import Proposal
+    from rayapp.planner.survey import Survey
 
 GIB = 1 << 30
 MIN_MEMORY = 4 * GIB
@@ -48,9 +50,9 @@ def doctor(
     console, errors = Console(), Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         inspecting = progress.add_task("inspecting the machine", total=None)
-        from rayapp import planner
+        from rayapp.planner.machine import hardware
 
-        machine = planner.hardware()
+        machine = hardware()
         models = shipped_models()
         progress.remove_task(inspecting)
         disk = shutil.disk_usage(Path.home()).free
@@ -98,9 +100,9 @@ def shipped_models() -> list[str]:
 
 
 def _machine(table: Table, machine: Hardware, models: list[str], disk: int) -> Table:
-    from rayapp import planner
+    from rayapp.planner.replicas import plan
 
-    plan = planner.plan(machine)
+    shares = plan(machine)
     table.add_row("Python", platform.python_version())
     for package in ("rayapp", "ray", "torch", "monai"):
         table.add_row(package, importlib.metadata.version(package))
@@ -110,16 +112,16 @@ def _machine(table: Table, machine: Hardware, models: list[str], disk: int) -> T
     table.add_row("free disk", f"{_gib(disk)} in the home folder")
     table.add_row("GPUs", ", ".join(f"{gpu.name} ({_gib(gpu.memory)})" for gpu in machine.gpus) or "none")
     table.add_row("shipped models", ", ".join(models) or "none")
-    table.add_row("networks run on", f"{plan.device}, {plan.precision}")
-    gpu = f"{plan.replica_gpus:g} of a GPU, " if machine.gpus else ""
-    table.add_row("each replica gets", f"{gpu}{plan.threads} threads, {_gib(plan.volume_cache)} of volumes")
-    table.add_row("recommended flags", f"--replicas 1:{plan.replicas} --num-cpus {plan.cpus}")
+    table.add_row("networks run on", f"{shares.device}, {shares.precision}")
+    gpu = f"{shares.replica_gpus:g} of a GPU, " if machine.gpus else ""
+    table.add_row("each replica gets", f"{gpu}{shares.threads} threads, {_gib(plan.volume_cache)} of volumes")
+    table.add_row("recommended flags", f"--replicas 1:{shares.replicas} --num-cpus {shares.cpus}")
     return table
 
 
 def _plan(studies: Path, machine: Hardware, progress: Progress) -> tuple[Survey, dict[str, Proposal]]:
     """Survey the studies, and propose a network for each method."""
-    from rayapp.planner import KINDS, Method, propose
+    from rayapp.planner.proposal import KINDS, Method, propose
     from rayapp.planner.survey import survey_folder
 
     surveying = progress.add_task("surveying the images", total=None)

@@ -362,5 +362,5 @@ def _study(image: ImageRecord) -> str:
 
 
 def _identity(image_id: str, number: int, sha: str) -> str:
-    """What the UIDs of a revision's DICOM SEG are derived from."""
+    """The text from which the UIDs of a revision's DICOM SEG are derived."""
     return f"{image_id} {number} {sha}"

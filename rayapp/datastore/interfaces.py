@@ -236,7 +236,7 @@ class LabelStore(Protocol):
 
 
 class WorklistStore(Protocol):
-    """Which unlabelled image comes next, and the leases on images that were handed out."""
+    """The order of the unlabelled images, and the leases on those that were handed out."""
 
     def unlabeled(
         self, *, tag: str = "final", order: Order = "first", limit: int = 1, holder: str | None = None

@@ -70,7 +70,7 @@ class LeftOutEntries:
 
 
 def _state(path: Path) -> _State:
-    """What tells one state of an entry, or of what it links to, from another."""
+    """A fingerprint of an entry, or of the file that it links to; it differs after any change."""
     try:
         status = os.stat(path)  # noqa: PTH116 -- often
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a DICOM file is beyond its geometry: an image or not, one slice or a mosaic, values as stored or tabulated."""
+"""Kinds of DICOM files beyond their geometry: image or not, one slice or a mosaic, values stored or tabulated."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def _per_axis(fields: dict[str, Any], name: str, dimension: int) -> npt.NDArray[
 def _origin(
     fields: dict[str, Any], sizes: npt.NDArray[np.float64], spatial: list[int], dimension: int
 ) -> npt.NDArray[np.float64]:
-    """Where the first voxel's centre lies along each spatial axis of an image without a space.
+    """Position of the first voxel's centre along each spatial axis of an image without a space.
 
     An axis min is the edge of the first voxel, or its centre if the axis is node-centred. As in Teem, it counts only if
     each axis has a min and a spacing or max.

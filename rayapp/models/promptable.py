@@ -20,7 +20,7 @@ STRIDE = 16
 
 
 class Channel(IntEnum):
-    """What each input channel holds, on the view's grid."""
+    """The network's input channels, on the view's grid."""
 
     IMAGE = 0
     """Intensities, -1 to 1 between the view's percentiles; 0 beyond the image."""
@@ -120,7 +120,7 @@ class Promptable(nn.Module):
         return logits[:, 0], judged[:, 0], judged[:, 1]
 
     def _evidence(self, deep: Tensor, shallow: Tensor, logits: Tensor) -> Tensor:
-        """What the judge sees (N, …): features of all, of the structure, and whether it is cut by the view's sides."""
+        """The judge's input (N, …): features of the view and of the structure, and whether the view's sides cut it."""
         axes = tuple(range(2, 2 + self.dimensions))
         probability = torch.sigmoid(logits.detach())
         inside = _halved(probability)

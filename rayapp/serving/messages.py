@@ -31,7 +31,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class SaveAs:
-    """Where a prediction is kept in the datastore: under which tag of its image, and by whom."""
+    """The tag of the image under which a prediction is saved, and its author."""
 
     tag: str
     author: Author

@@ -34,7 +34,8 @@ from rayapp.inference.network.cancellation import interruptible
 from rayapp.inference.prompts.parse import START_MASK_TYPES, parse_prompts
 from rayapp.inference.prompts.scribble_map import parse_marks, parse_start
 from rayapp.inference.prompts.to_clicks import enforce_drawings, lower_drawings
-from rayapp.planner import hardware, plan
+from rayapp.planner.machine import hardware
+from rayapp.planner.replicas import plan
 from rayapp.protocol import Output
 from rayapp.serving.click_log import ClickLog, Log, Mask, payload_of
 from rayapp.serving.executors import Executors

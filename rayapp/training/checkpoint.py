@@ -62,7 +62,11 @@ class State:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def trained(self, start: str | None) -> dict[str, Any]:
-        """What a version's card says of its training, which went on from the version `start`."""
+        """The training's record for a version's card.
+
+        Args:
+            start: The version from which it went on; None if from random weights.
+        """
         return {
             "epochs": self.epoch,
             "best_epoch": self.best_epoch,

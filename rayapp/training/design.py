@@ -14,7 +14,8 @@ from torch import distributed
 from rayapp.errors import BadRequest
 from rayapp.inference.network.network import divisor_of
 from rayapp.inference.network.sliding_window import OVERLAP
-from rayapp.planner import Proposal, Survey
+from rayapp.planner.proposal import Proposal
+from rayapp.planner.survey import Survey
 from rayapp.training.train_task import Host
 
 GRID = ("spacing", "roi_size", "network")

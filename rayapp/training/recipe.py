@@ -26,8 +26,9 @@ from rayapp.inference.network.network_grid import MAX_LOGITS, NetworkGrid
 from rayapp.inference.network.normalisation import normalise
 from rayapp.inference.network.sliding_window import Windows
 from rayapp.models.store import ModelVersion
-from rayapp.planner import Method, hardware, propose
+from rayapp.planner.machine import hardware
 from rayapp.planner.overrides import FIELDS, Overrides
+from rayapp.planner.proposal import Method, propose
 from rayapp.planner.survey import cached_survey
 from rayapp.training.augmentation import augmentation, window
 from rayapp.training.cases import Case, case_of, name_of, read_pair, split

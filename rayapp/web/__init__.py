@@ -1,1 +1,1 @@
-"""What browsers run: plain files, served as they are."""
+"""Files for browsers, served as they are."""

@@ -1,4 +1,4 @@
-"""What runs of simulated annotators come to, and the advice that follows from them."""
+"""Results of simulated annotators, and the advice that follows from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in an app's code something is, found by several threads at once."""
+"""Lines in an app's code, looked up by several threads at once."""
 
 import gc
 import importlib.util

@@ -1,4 +1,4 @@
-"""What a model of one's own answers is looked at before anybody is sent it, and what does not come is told too."""
+"""Answers of an app's own models are checked before they are sent, and a missing answer is an error too."""
 
 from __future__ import annotations
 

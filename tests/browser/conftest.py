@@ -104,13 +104,13 @@ class Viewer:
         self.page.locator(f".rayapp button[name={name}]").click()
 
     def after(self, act: Callable[[], None]) -> str:
-        """What the panel says when it is done with what `act` makes it do."""
+        """The panel's message once it has finished what `act` starts."""
         turn = int(self.page.locator(".rayapp .status").get_attribute("data-turn") or 0)
         act()
         return self.said(turn)
 
     def said(self, turn: int = 0) -> str:
-        """What the panel says once it has done more than `turn` things and is not at work."""
+        """The panel's message once it has finished more than `turn` actions and is idle."""
         done = """turn => {
             const said = document.querySelector('.rayapp .status[data-state=done], .rayapp .status[data-state=wrong]');
             return said && Number(said.dataset.turn) > turn ? said.textContent : null;
@@ -140,7 +140,7 @@ class Viewer:
         )
 
     def on_screen(self, world: npt.NDArray[np.float64]) -> tuple[float, float]:
-        """Where the point at these LPS mm is on the page."""
+        """Position on the page of the point at these LPS coordinates in mm."""
         x, y = self.page.evaluate(
             """world => {
                 const [viewport] = cornerstone.getRenderingEngines()[0].getViewports();
@@ -168,7 +168,7 @@ class Viewer:
         mouse.up()
 
     def dots(self) -> int:
-        """How many points are on the screen."""
+        """Number of points on the screen."""
         tools = "cornerstoneTools.annotation.state.getAllAnnotations().map(one => one.metadata.toolName)"
         return int(self.page.evaluate(f"{tools}.filter(name => name === 'RayappPoint').length"))
 

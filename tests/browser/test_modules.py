@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(NODE is None, reason="no Node.js")
 
 
 def run(script: str, given: Any) -> Any:
-    """What the script, a function of the modules and of what is given, returns."""
+    """The result of the script, a function of the modules and of the given values."""
     program = f"""
         import * as mask from '{(MODULES / "mask.mjs").as_uri()}';
         import * as curves from '{(MODULES / "curves.mjs").as_uri()}';

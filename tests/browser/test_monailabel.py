@@ -88,7 +88,7 @@ def torso(
 
 
 def segments(viewer: Viewer, file: Path) -> npt.NDArray[np.uint8]:
-    """What the viewer shows, on the image's grid, placed by mm; values are those of `ORGANS`."""
+    """The segmentation on screen, resampled by mm onto the image's grid; values are those of `ORGANS`."""
     image: Any = nibabel.load(file)
     shown = viewer.page.evaluate(_READ)
     labels = np.reshape(shown["labels"], shown["dimensions"], order="F")

@@ -76,7 +76,7 @@ def traced(server: Running, job: str) -> list[int]:
 
 
 def checkpoints(server: Running, job: str) -> int:
-    """How many checkpoints of the run Ray Train has noted: it goes on from the last of these, and keeps two."""
+    """Number of checkpoints that Ray Train has registered; it resumes from the last, and keeps two."""
     noted = server.workspace / "checkpoints" / job / "checkpoint_manager_snapshot.json"
     with contextlib.suppress(OSError, ValueError):  # not there yet, or just being written
         return len(json.loads(noted.read_text())["checkpoint_results"])

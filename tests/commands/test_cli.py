@@ -64,7 +64,8 @@ def test_help_imports_nothing_heavy():
 
 
 def test_a_gateway_and_what_starts_a_server_import_no_torch():
-    code = "import sys, deployments.ingress, rayapp.launch; print([m for m in ('torch', 'monai') if m in sys.modules])"
+    ours = "deployments.gateway, deployments.ingress, rayapp.launch"
+    code = f"import sys, {ours}; print([m for m in ('torch', 'monai') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 

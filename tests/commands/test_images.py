@@ -1,4 +1,4 @@
-"""What `rayapp images` lists."""
+"""The table of `rayapp images`."""
 
 from __future__ import annotations
 

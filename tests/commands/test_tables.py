@@ -1,4 +1,4 @@
-"""What `rayapp jobs` and `rayapp models list` print fits a terminal of 80 columns, a row in a line."""
+"""The tables of `rayapp jobs` and `rayapp models list` fit a terminal of 80 columns, one line a row."""
 
 from __future__ import annotations
 

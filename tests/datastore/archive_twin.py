@@ -230,7 +230,7 @@ def save(
 
 
 def value_of(store: DicomwebDatastore, series: str, tag: str = "final") -> int:
-    """Which `mask` the label is."""
+    """The number of the `mask` that the label is."""
     return int(np.count_nonzero(nibabel.load(store.label(series, tag).path).get_fdata()))
 
 

@@ -1,4 +1,4 @@
-"""Where the archive, the annotators and the server meet: late slices, flapping lists, two servers, refusals."""
+"""The archive, its annotators and the server together: late slices, flapping lists, two servers, refusals."""
 
 from __future__ import annotations
 

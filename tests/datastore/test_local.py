@@ -1,4 +1,4 @@
-"""What every datastore answers; the main ways also through the actor."""
+"""The answers that every datastore gives; the main calls also through the actor."""
 
 from __future__ import annotations
 

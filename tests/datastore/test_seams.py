@@ -1,4 +1,4 @@
-"""Where saves, scans, other programs and recovery meet, nothing acknowledged or published is lost."""
+"""Saves, scans, other programs and recovery at once lose nothing acknowledged or published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes next: leases that keep annotators apart, and images by their scores."""
+"""The worklist: leases that keep annotators apart, and images by their scores."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def store(served: Served) -> DicomwebDatastore:
 
 
 def _mask(held: Orthanc) -> np.ndarray:
-    """What the tests' model makes of the series: slices in the order of the viewers."""
+    """The tests' model's mask of the series: slices in the order of the viewers."""
     return (image()[:, :, ::-1] > 100).astype(np.uint8)
 
 

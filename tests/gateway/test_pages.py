@@ -1,4 +1,4 @@
-"""What a server says of itself: info, next image, jobs, logs, pages, OpenAPI, CORS, and what it does not serve."""
+"""The server's own pages: info, next image, jobs, logs, OpenAPI, CORS, and routes that do not exist."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def resolved(value: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def schema(gateway: Served) -> dict[str, Any]:
-    """What OpenAPI says of the gateway, with references as JSON Schema's."""
+    """The gateway's OpenAPI description, with references as in JSON Schema."""
     described: dict[str, Any] = resolved(gateway.get("/openapi.json").json())
     return described
 

@@ -44,7 +44,7 @@ def rotation(seed: int) -> Affine:
 
 
 def itk_grid(path: Path) -> Affine | None:
-    """Where SimpleITK puts the file's image; None if it does not open it."""
+    """The file's grid as SimpleITK reads it; None if it cannot open the file."""
     try:
         return itk_affine(sitk.ReadImage(str(path)))
     except RuntimeError:

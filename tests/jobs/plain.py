@@ -69,7 +69,7 @@ def write_images(studies, count=3):
 
 
 def write_label(studies, image, file):
-    """What is brighter than `BRIGHT`."""
+    """Write a label of all voxels brighter than `BRIGHT`."""
     source = nibabel.load(studies / f"{image}.nii.gz")
     nibabel.Nifti1Image((np.asarray(source.dataobj) > BRIGHT).astype(np.uint8), source.affine).to_filename(file)
     return file

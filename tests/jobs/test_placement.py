@@ -1,4 +1,4 @@
-"""What a training is told that finds no room on the cluster."""
+"""The advice to a training that finds no room on the cluster."""
 
 from __future__ import annotations
 

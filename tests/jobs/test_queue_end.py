@@ -1,4 +1,4 @@
-"""How a job ends: once, for good, whatever comes late, fails, or is no number."""
+"""A job ends once and for good, whatever comes late, fails, or is no number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training spreads over a cluster."""
+"""The spread of a training over a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle says it was made with is compared with what is installed, and told where that is missing or older."""
+"""A bundle's stated package versions are compared with those installed; missing and older ones are named."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What is proposed for data sets and machines that are described, not there."""
+"""Proposals for described data sets and machines."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rayapp.errors import BadRequest
 from rayapp.models.networks import build
-from rayapp.planner import KINDS, Gpu, Hardware, Kind, Method, Proposal, Structure, Survey, propose
+from rayapp.planner.machine import Gpu, Hardware
 from rayapp.planner.needs import kernels, pooling
-from rayapp.planner.proposal import FORWARD_BUDGET_S, SLACK, STEP_BUDGET_S
+from rayapp.planner.proposal import FORWARD_BUDGET_S, KINDS, SLACK, STEP_BUDGET_S, Kind, Method, Proposal, propose
+from rayapp.planner.survey import Structure, Survey
 
 GIB = 1 << 30
 SMALL = Hardware(cores=2, memory=16 * GIB, shared_memory=8 * GIB, cpu_bf16=True)

@@ -1,4 +1,4 @@
-"""What the planner makes of machines that it is told about, and of this one."""
+"""Plans for described machines, and for this one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from actors.placement import worker_resources
-from rayapp.planner import Gpu, Hardware, Plan, hardware, plan
+from rayapp.planner.machine import Gpu, Hardware, hardware
+from rayapp.planner.replicas import Plan, plan
 from rayapp.runtime import gpu_shares
 
 GIB = 1 << 30

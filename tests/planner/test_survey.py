@@ -1,4 +1,4 @@
-"""What a survey finds in folders of which everything is known."""
+"""Surveys of folders of which everything is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this process may use of its machine."""
+"""The share of the machine that this process may use."""
 
 import os
 

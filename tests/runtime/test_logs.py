@@ -1,4 +1,4 @@
-"""What a server's processes say aloud."""
+"""The log lines of a server's processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training reads is what inference will show the network, and no more of it is kept than there is room for."""
+"""Training cases look as inference will show them to the network, and their cache keeps within its bounds."""
 
 import dataclasses
 

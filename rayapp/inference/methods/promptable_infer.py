@@ -106,7 +106,7 @@ class PromptableTask:
 
     @property
     def info(self) -> TaskInfo:
-        """What `/info/` shows. No labels of its own: the mask is of whatever was pointed at."""
+        """The model's entry in `/info/`. It has no labels of its own: the mask is of whatever was pointed at."""
         return TaskInfo(
             type="deepgrow",
             labels={},

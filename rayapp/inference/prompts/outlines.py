@@ -39,7 +39,7 @@ def slice_of(curve: Sequence[CurvePoint]) -> Slice:
 
 
 def enclosed(curves: Sequence[Sequence[CurvePoint]], shape: Shape) -> dict[Slice, Bools]:
-    """What closed curves enclose on each slice.
+    """The regions that closed curves enclose, by slice.
 
     Args:
         curves: Polygons, each on one slice, in fractional voxel indices.

@@ -1,4 +1,4 @@
-"""What the promptable network sees and answers in a view, and which of several views is to be believed."""
+"""Glances: the promptable network's input and answer in a view, and the choice among several views."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ class Glance:
         return values
 
     def changed(self, mask: Mask, spacing: NDArray[np.float64]) -> float:
-        """How much the answer goes against a mask, 0 to 2: the share that it has not, in its view or beyond it, and
-        whether it is so much larger that it means something else, from 0 for three times to 1 for twelve times."""
+        """Disagreement with a mask, 0 to 2: the share of the mask that the answer lacks, in its view or beyond it, plus
+        its growth, from 0 at three times the mask's size to 1 at twelve times, where it means something else."""
         inside, cell = self.logits > 0, self.view.spacing**3
         before = max(float(mask.inside.sum() * spacing.prod()), 1e-9)
         kept = float((mask.sample(self.view, spacing) * inside).sum()) * cell
@@ -192,8 +192,8 @@ def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
 def believed(
     answers: Sequence[Glance], marks: Marks, previous: Mask | None = None, spacing: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """How much each answer is to be believed: its expected quality, less where it goes against the prompts, and less if
-    it gives up what the mask before had, or is many times larger.
+    """Confidence in each answer: its expected quality, reduced where it contradicts the prompts, where it drops part
+    of the mask before, and where it is many times larger.
 
     Args:
         answers: of several views.

@@ -166,7 +166,7 @@ def _seen(drawn: Floats) -> Floats:
 
 
 def _unlike(image: Floats, around: NDArray[np.bool_]) -> Floats:
-    """How much more each voxel's intensity belongs around a drawn region than in it; negative where it is darker."""
+    """Log-odds of each voxel's intensity around a drawn region against inside it; negative where it is darker."""
     shown = image != 0
     inner, outer = image[around & shown], image[~around & shown]
     if not len(inner) or not len(outer):

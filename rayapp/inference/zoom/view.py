@@ -107,7 +107,7 @@ class Source:
         return _separable(part, matrices)
 
     def inside(self, view: View) -> Bools:
-        """Which voxels (edge, edge, edge) of the view lie on the image."""
+        """Mask (edge, edge, edge) of the view's voxels that lie on the image."""
         sides = []
         for axis in range(3):
             at = view.low[axis] + np.arange(view.edge) * view.spacing

@@ -16,7 +16,7 @@ from rayapp.inference.zoom.view import Bools, Source
 
 @dataclass(frozen=True)
 class Optics:
-    """How to look.
+    """Settings of the views: their number and sizes.
 
     Attributes:
         coarse: voxels along a view's edge while views are compared.

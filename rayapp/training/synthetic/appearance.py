@@ -1,4 +1,4 @@
-"""What scanners make of a scene: intensities of its tissues, and the faults of an acquisition."""
+"""Simulated acquisition of a scene: intensities of its tissues, and the scanner's artefacts."""
 
 from __future__ import annotations
 

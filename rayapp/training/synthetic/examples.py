@@ -155,7 +155,7 @@ def _structure(random: Random, drawn: Scene, taken: Acquisition) -> Bools | None
 
 
 def _sides(part: Bools) -> int:
-    """How many of the image's sides a structure reaches; in patients few do."""
+    """Number of the image's sides that a structure reaches; in patients it is small."""
     return sum(bool(part.take(end, axis).any()) for axis in range(3) for end in (0, -1))
 
 

@@ -28,7 +28,7 @@ KINDS = {
     "lasso": 0.08,
     "ends": 0.03,
 }
-"""How often structures are first prompted in which way."""
+"""Relative frequency of each kind of first prompt."""
 BOXES = ("box", "box and click", "ends")
 FILLED = 0.3
 """Share of its box that a structure takes. Those that take less are boxed more often, those that take more less often:
@@ -36,7 +36,7 @@ or else the network learns to fill boxes, for most structures nearly do."""
 
 
 def first(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Marks:
-    """What somebody gives first for a structure.
+    """A simulated annotator's first prompts for a structure.
 
     Args:
         mask: the structure, (i, j, k), not empty.

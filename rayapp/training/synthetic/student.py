@@ -34,7 +34,7 @@ ENOUGH = 12
 
 @dataclass
 class Score:
-    """What was learned from between two reports: each answer's Dice, the judge's errors and the losses."""
+    """Measurements between two reports: each answer's Dice, the judge's errors and the losses."""
 
     first: list[float] = field(default_factory=list)
     later: list[float] = field(default_factory=list)

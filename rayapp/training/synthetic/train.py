@@ -35,7 +35,7 @@ ENDING = 0.35
 
 @dataclass
 class Options:
-    """How to train.
+    """Settings of the training.
 
     Attributes:
         folder: for the checkpoint and the log.

@@ -1,4 +1,4 @@
-"""What a person and the network do by turns on a case: the first prompts, an answer, a correction, another view."""
+"""Turns of an annotator and the network on a case: the first prompts, an answer, a correction, another view."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDS = 6
 
 @dataclass(frozen=True)
 class Turn:
-    """What the network is shown of a case.
+    """One input of the network from a case.
 
     Attributes:
         case: the case.

@@ -1,4 +1,4 @@
-"""What a box was drawn around is found wherever in the box it lies, on any grid."""
+"""The structure in a box is found wherever in the box it lies, on any grid."""
 
 import dataclasses
 

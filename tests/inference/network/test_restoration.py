@@ -1,4 +1,4 @@
-"""What a network marks comes back on the same voxels of the source, on every grid."""
+"""Masks return to the same voxels of the source, on every grid."""
 
 import tracemalloc
 

@@ -1,4 +1,4 @@
-"""What a network sees at once, and how it goes over what is larger."""
+"""The network's window, and its way over larger images."""
 
 import pytest
 import torch

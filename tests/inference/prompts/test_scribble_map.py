@@ -1,4 +1,4 @@
-"""Which voxels were scribbled on, in every convention that clients have for it."""
+"""Scribbled voxels, in every convention that clients have for them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What was drawn becomes clicks for a network, and holds in the answer whatever the network made of them."""
+"""Drawings become clicks for a network, and hold in the answer whatever the network predicts."""
 
 import numpy as np
 import pytest

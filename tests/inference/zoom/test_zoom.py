@@ -22,7 +22,7 @@ def scene():
 
 
 def threshold(inputs):
-    """What a perfect network would say of a bright ball: its voxels, and how well the ball fits the view."""
+    """A perfect network's answer for a bright ball: its voxels, and how well the ball fits the view."""
     image = inputs[:, Channel.IMAGE]
     share = (image > 0).mean((1, 2, 3))
     touched = np.maximum((image[:, 0] > 0).mean((1, 2)), (image[:, -1] > 0).mean((1, 2)))
