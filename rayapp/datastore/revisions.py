@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -61,15 +62,12 @@ class RevisionStore:
         self._revisions = root / "revisions"
         self.staging = root / "staging"
         self.staging.mkdir(parents=True, exist_ok=True)
-        if not self._revisions.exists():
-            # All shards are created at once and renamed into place, so that a save never creates a folder and
-            # never has to sync two.
-            fresh = self.staging / uuid.uuid4().hex
-            for shard in range(256):
-                (fresh / f"{shard:02x}").mkdir(parents=True)
-            sync(fresh)
-            fresh.rename(self._revisions)
-            sync(root)
+        self._revisions.mkdir(exist_ok=True)
+        sync(root)
+        sync(self._revisions)
+        self._shards = {entry.name for entry in self._revisions.iterdir()}
+        """Durable folders of revisions."""
+        self._making_shard = threading.Lock()
         self._sweep()
 
     def stage(self, suffix: str) -> Path:
@@ -98,6 +96,7 @@ class RevisionStore:
             sha = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
         kept = RevisionFile(sha=sha, ext=ext, size=size, path=self.path(sha, ext))
+        self._make_shard(kept.path.parent)
         try:
             link_or_copy(staged, kept.path)
         except FileExistsError:
@@ -109,6 +108,15 @@ class RevisionStore:
             fresh.rename(kept.path)
         kept.path.chmod(0o444)
         return kept
+
+    def _make_shard(self, folder: Path) -> None:
+        """Create the folder of a revision, durably, unless it exists."""
+        if folder.name in self._shards:
+            return
+        with self._making_shard:
+            folder.mkdir(exist_ok=True)
+            sync(self._revisions)
+            self._shards.add(folder.name)
 
     def is_intact(self, kept: RevisionFile) -> bool:
         """True if the revision's file exists and its content matches its digest."""
