@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from rayapp.imaging.phantom import phantom
-from tests.distribution import rank_of
+from tests.distribution import GroupScheduling, rank_of
 from tests.orthanc import Orthanc, orthanc
 from tests.real_data import lacked
 
@@ -116,6 +116,12 @@ def _read(running: Running, ready: threading.Event) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests as `tests.distribution` says."""
     items.sort(key=lambda item: rank_of(item.path.relative_to(Path(__file__).parent).as_posix()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupScheduling | None:
+    """Distribute the tests as `tests.distribution` says, where each file's are to stay together."""
+    return GroupScheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
