@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,14 +14,8 @@ from PIL import Image
 from rayapp import errors
 from rayapp.client import Client
 from tests.conftest import Running, started
+from tests.contract.command_line import rayapp
 from tests.contract.test_monailabel_client import same_grid
-
-RAYAPP = Path(sys.executable).with_name("rayapp")
-
-
-def rayapp(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    return subprocess.run([RAYAPP, *map(str, words)], capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
 def test_infer_writes_the_mask_shows_it_and_draws_it(server: Running, tmp_path: Path):

@@ -17,8 +17,8 @@ from rayapp.client import Client, JobKind
 from rayapp.imaging.phantom import phantom
 from tests.chaos.test_replica_kill import process_of
 from tests.conftest import SHAPE, Running, started
-from tests.contract.test_commands import rayapp
-from tests.contract.test_monailabel_client import MONAILabelClient, MONAILabelClientException
+from tests.contract.command_line import rayapp
+from tests.contract.training_clients import refusal_is_told, slicer_trains
 from tests.jobs.plain import APP, write_label
 from tests.waiting import until
 
@@ -65,35 +65,14 @@ def test_the_model_gets_better_while_annotators_work(trainer: Running, tmp_path:
         assert client.models()["bright"]["production"] == "v2"
 
 
+@pytest.mark.slow
 def test_jobs_are_listed_followed_and_refused_in_one_line(trainer: Running, tmp_path: Path):
-    done = rayapp("train", "bright", "--set", "fault=refuse", "--server", trainer.url, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "this cannot be trained with" in done.stderr
-    shown = rayapp("jobs", "--server", trainer.url, cwd=tmp_path)
-    assert "ERROR" in shown.stdout
-    followed = rayapp("jobs", done.stdout.strip(), "--server", trainer.url, cwd=tmp_path)
-    assert followed.returncode == 1
-    assert "this cannot be trained with" in followed.stderr
-    for words in (("train", "nothing"), ("train", "bright", "--set", "x"), ("jobs", "nothing")):
-        done = rayapp(*words, "--server", trainer.url, cwd=tmp_path)
-        assert (done.returncode in (1, 2), done.stdout, len(done.stderr.splitlines())) == (True, "", 1), done.stderr
+    refusal_is_told(trainer.url, tmp_path)
 
 
+@pytest.mark.slow
 def test_slicers_client_starts_watches_and_stops_a_training(trainer: Running):
-    slicer = MONAILabelClient(trainer.url, client_id="slicer")
-    assert slicer.train_status(check_if_running=True) is False
-    config = slicer.info()["trainers"]["bright"]["config"]
-    started = slicer.train_start("bright", {**config, "pause": 0.1, "max_epochs": 500})
-    assert started["status"] == "SUBMITTED"
-    until(lambda: slicer.train_status(check_if_running=True))
-    assert slicer.train_status()["id"] == started["id"]
-    with pytest.raises(MONAILabelClientException):
-        slicer.train_start("shiny", {})
-    stopped = slicer.train_stop()
-    assert (stopped["id"], stopped["status"]) == (started["id"], "STOPPED")
-    assert stopped["details"][-1]
-    assert slicer.train_stop() is None
-    assert slicer.train_status(check_if_running=True) is False
+    slicer_trains(trainer.url)
 
 
 def test_a_training_can_be_left_to_itself_and_cancelled(trainer: Running, tmp_path: Path):

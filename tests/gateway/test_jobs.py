@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from deployments.routes import jobs as routes
+from tests.contract.training_clients import refusal_is_told, slicer_trains
 from tests.gateway.conftest import Serve, Served
 from tests.jobs.plain import APP, label_all, write_images
 from tests.waiting import until
@@ -268,6 +269,14 @@ def test_only_so_many_clients_follow_jobs_at_once(trained: Served, monkeypatch: 
         refused = trained.get(f"/jobs/{job}/events")
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     until(lambda: not trained.app.state.streams)
+
+
+def test_the_command_line_lists_follows_and_tells_a_refused_training_in_one_line(trained: Served, tmp_path: Path):
+    refusal_is_told(trained.url, tmp_path)
+
+
+def test_slicers_client_starts_watches_and_stops_a_training(trained: Served):
+    slicer_trains(trained.url)
 
 
 def test_info_does_not_wait_for_the_jobs(trained: Served, monkeypatch: pytest.MonkeyPatch):

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import pytest
 
+from actors import trainer
+from actors.run import Run
 from actors.trainer import scaling
+from rayapp.config import Settings
+from rayapp.errors import BadRequest
+from rayapp.training.train_task import TrainRequest
 
 
 @pytest.mark.parametrize(
@@ -27,3 +35,40 @@ def test_workers_are_as_many_as_asked_for_or_as_there_are_gpus(params, cluster, 
 def test_two_workers_never_meet_on_a_gpu_and_leave_room_for_clicks():
     share = scaling({}, {"GPU": 2.0}).resources_per_worker["GPU"]
     assert 0.5 < share < 1
+
+
+class Host:
+    """A worker of Ray Train, without Ray."""
+
+    def __init__(self, run: Run) -> None:
+        self.rank = RANK.get(run.job_id, 0)
+
+    def alone(self):
+        return contextlib.nullcontext()
+
+    def began(self):
+        pass
+
+
+RANK = {"first": 0, "second": 1}
+
+
+def test_a_request_that_cannot_be_trained_is_returned_by_rank_0_so_that_ray_does_not_try_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    for name in ("run_in_idle_time", "share_cores", "pause_between_layers"):
+        monkeypatch.setattr(trainer, name, lambda: None)
+    monkeypatch.setattr(trainer, "RayHost", Host)
+
+    def work(job: str, model: str = "bright"):
+        request = TrainRequest(model=model, pairs=[], params={"fault": "refuse"}, folder=tmp_path)
+        return trainer.work(
+            {"run": Run(job_id=job, settings=settings, request=request, checkpoints=tmp_path, jobs=None)}
+        )
+
+    refused = work("first")
+    assert isinstance(refused, BadRequest)
+    assert refused.detail == "this cannot be trained with"
+    assert "nothing" in work("first", model="nothing").detail
+    with pytest.raises(BadRequest, match="cannot be trained with"):
+        work("second")
