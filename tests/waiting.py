@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,18 +24,23 @@ def until(condition: Callable[[], T], *, within: float = PATIENCE_S, every: floa
 
     Returns:
         The condition's first true value.
+
+    Raises:
+        TimeoutError: with the last value.
     """
-    deadline = time.monotonic() + within
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {within:g} s; the last value was {value!r}"
+    tries = math.ceil(within / every)
+    for _ in range(tries):
+        if value := condition():
+            return value
         time.sleep(every)
-    return value
+    raise TimeoutError(f"not true in {tries} tries, {every:g} s apart; the last value was {value!r}")
 
 
 async def until_async(condition: Callable[[], T], *, within: float = PATIENCE_S) -> T:
     """As `until`, and the event loop goes on meanwhile."""
-    deadline = time.monotonic() + within
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {within:g} s; the last value was {value!r}"
+    tries = math.ceil(within / POLL_S)
+    for _ in range(tries):
+        if value := condition():
+            return value
         await asyncio.sleep(POLL_S)
-    return value
+    raise TimeoutError(f"not true in {tries} tries, {POLL_S:g} s apart; the last value was {value!r}")

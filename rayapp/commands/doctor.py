@@ -114,7 +114,7 @@ def _machine(table: Table, machine: Hardware, models: list[str], disk: int) -> T
     table.add_row("shipped models", ", ".join(models) or "none")
     table.add_row("networks run on", f"{shares.device}, {shares.precision}")
     gpu = f"{shares.replica_gpus:g} of a GPU, " if machine.gpus else ""
-    table.add_row("each replica gets", f"{gpu}{shares.threads} threads, {_gib(plan.volume_cache)} of volumes")
+    table.add_row("each replica gets", f"{gpu}{shares.threads} threads, {_gib(shares.volume_cache)} of volumes")
     table.add_row("recommended flags", f"--replicas 1:{shares.replicas} --num-cpus {shares.cpus}")
     return table
 

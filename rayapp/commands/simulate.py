@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,40 +18,55 @@ if TYPE_CHECKING:
     from rayapp.active_learning.simulation import Simulation
 
 
+Strategy = Annotated[str, typer.Argument(metavar="STRATEGY", help="A strategy that `/info/` lists.")]
+References = Annotated[Path, typer.Option(metavar="DIR", help="Reference label maps, named as the server's images.")]
+Validation = Annotated[
+    Path, typer.Option(metavar="DIR", help="Folders `images` and `labels` with equal names, to test the model on.")
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results of this and other runs.")]
+Model = Annotated[str, typer.Option(metavar="MODEL", help="Model to train.")]
+Budgets = Annotated[
+    str, typer.Option(metavar="N,N,…", help="Numbers of labelled images at which the model is trained.")
+]
+Annotators = Annotated[int, typer.Option(min=1, help="Number of concurrent annotators.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of annotators and training.")]
+TrainerOptions = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the trainer; may be repeated.")
+]
+Iterations = Annotated[int, typer.Option(min=0, help="Iterations of each training; 0 leaves them to --set max_epochs.")]
+Scoring = Annotated[
+    str, typer.Option(metavar="METHOD", help="Scoring method to run after each training, if the strategy needs it.")
+]
+Strokes = Annotated[bool, typer.Option("--strokes", help="Correct by strokes instead of clicks.")]
+ClickTime = Annotated[float, typer.Option(min=0, help="Seconds for a click.")]
+StrokeTime = Annotated[float, typer.Option(min=0, help="Seconds for a stroke.")]
+ReviewTime = Annotated[float, typer.Option(min=0, help="Seconds to review a proposal.")]
+ManualTime = Annotated[float, typer.Option(min=0, help="Seconds to outline an image by hand.")]
+GoodEnough = Annotated[float, typer.Option(min=0, max=1, help="Mean Dice score at which a mask is accepted.")]
+MaxClicks = Annotated[int, typer.Option(min=0, help="Clicks or strokes before the rest is outlined by hand.")]
+ClickNoise = Annotated[float, typer.Option(min=0, help="Standard deviation of their position, in voxels.")]
+
+
 def simulate(
-    strategy: Annotated[str, typer.Argument(metavar="STRATEGY", help="A strategy that `/info/` lists.")],
-    references: Annotated[
-        Path, typer.Option(metavar="DIR", help="Reference label maps, named as the server's images.")
-    ],
-    validation: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folders `images` and `labels` with equal names, to test the model on.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results of this and other runs.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Model to train.")] = "deepedit",
-    budgets: Annotated[
-        str, typer.Option(metavar="N,N,…", help="Numbers of labelled images at which the model is trained.")
-    ] = "2,4,8",
-    annotators: Annotated[int, typer.Option(min=1, help="Number of concurrent annotators.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of annotators and training.")] = 0,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the trainer; may be repeated.")
-    ] = None,
-    iterations: Annotated[
-        int, typer.Option(min=0, help="Iterations of each training; 0 leaves them to --set max_epochs.")
-    ] = 0,
-    scoring: Annotated[
-        str, typer.Option(metavar="METHOD", help="Scoring method to run after each training, if the strategy needs it.")
-    ] = "",
-    strokes: Annotated[bool, typer.Option("--strokes", help="Correct by strokes instead of clicks.")] = False,
-    click_s: Annotated[float, typer.Option(min=0, help="Seconds for a click.")] = 5.0,
-    stroke_s: Annotated[float, typer.Option(min=0, help="Seconds for a stroke.")] = 10.0,
-    review_s: Annotated[float, typer.Option(min=0, help="Seconds to review a proposal.")] = 30.0,
-    manual_s: Annotated[float, typer.Option(min=0, help="Seconds to outline an image by hand.")] = 600.0,
-    good_enough: Annotated[
-        float, typer.Option(min=0, max=1, help="Mean Dice score at which a mask is accepted.")
-    ] = 0.9,
-    max_clicks: Annotated[int, typer.Option(min=0, help="Clicks or strokes before the rest is outlined by hand.")] = 10,
-    click_noise: Annotated[float, typer.Option(min=0, help="Standard deviation of their position, in voxels.")] = 0.0,
+    strategy: Strategy,
+    references: References,
+    validation: Validation,
+    out: Out,
+    model: Model = "deepedit",
+    budgets: Budgets = "2,4,8",
+    annotators: Annotators = 1,
+    seed: Seed = 0,
+    options: TrainerOptions = None,
+    iterations: Iterations = 0,
+    scoring: Scoring = "",
+    strokes: Strokes = False,
+    click_s: ClickTime = 5.0,
+    stroke_s: StrokeTime = 10.0,
+    review_s: ReviewTime = 30.0,
+    manual_s: ManualTime = 600.0,
+    good_enough: GoodEnough = 0.9,
+    max_clicks: MaxClicks = 10,
+    click_noise: ClickNoise = 0.0,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
@@ -60,38 +76,45 @@ def simulate(
     `curves.png` of all runs in the folder, and recommends one of their strategies.
     """
     from rayapp.active_learning.annotator import AnnotationTimes
-    from rayapp.active_learning.outcome import draw, read_rounds
     from rayapp.active_learning.simulation import Simulation, SimulationProtocol
     from rayapp.client import AsyncClient
 
-    numbers = _numbers(budgets)
+    times = AnnotationTimes(
+        strokes=strokes,
+        click_s=click_s,
+        stroke_s=stroke_s,
+        review_s=review_s,
+        manual_s=manual_s,
+        good_enough=good_enough,
+        max_clicks=max_clicks,
+        click_noise=click_noise,
+    )
+    protocol = SimulationProtocol(
+        model=model,
+        strategy=strategy,
+        budgets=_numbers(budgets),
+        annotators=annotators,
+        seed=seed,
+        times=times,
+        training=values(options or []),
+        iterations=iterations,
+        scoring=scoring,
+    )
     simulation = Simulation(
         connect=lambda name: AsyncClient(server, token=token, client_id=name),
-        protocol=SimulationProtocol(
-            model=model,
-            strategy=strategy,
-            budgets=numbers,
-            annotators=annotators,
-            seed=seed,
-            times=AnnotationTimes(
-                strokes=strokes,
-                click_s=click_s,
-                stroke_s=stroke_s,
-                review_s=review_s,
-                manual_s=manual_s,
-                good_enough=good_enough,
-                max_clicks=max_clicks,
-                click_noise=click_noise,
-            ),
-            training=values(options or []),
-            iterations=iterations,
-            scoring=scoring,
-        ),
+        protocol=protocol,
         references=_by_name(references, "--references"),
         validation=_pairs(validation),
     )
+    _run(simulation, protocol.budgets, out)
+
+
+def _run(simulation: Simulation, budgets: Sequence[int], out: Path) -> None:
+    """Run it, write what was measured also if it is cut short, and show all results in the folder."""
+    from rayapp.active_learning.outcome import draw, read_rounds
+
     try:
-        asyncio.run(_watch(simulation, max(numbers)))
+        asyncio.run(_watch(simulation, max(budgets)))
     finally:
         if simulation.labels:
             simulation.write(out)

@@ -104,18 +104,7 @@ def encode(
     grid = dicom_series.read_grid(source)
     if not same_grid(label.array.shape[-3:], label.affine, grid.shape, grid.affine):
         raise GridMismatch("the label does not lie on the grid of its DICOM series: resample it onto the series")
-    values = _values(label)
-    if isinstance(label, Masks):
-        if kind == "LABELMAP":
-            raise BadRequest("a LABELMAP cannot hold masks that may overlap: store them as BINARY")
-        pixels: npt.NDArray[Any] = label.array.transpose(3, 2, 1, 0)
-    elif kind == "LABELMAP":
-        pixels = label.array.transpose(2, 1, 0)
-    else:
-        ranks = np.zeros(int(label.array.max()) + 1, label.array.dtype)
-        ranks[list(values)] = np.arange(1, len(values) + 1)
-        pixels = ranks[label.array].transpose(2, 1, 0)
-        values = dict(enumerate(values.values(), 1))
+    pixels, values = _pixels(label, kind)
     images, order = _sources(source)
     _complete(images[0])  # highdicom copies patient and study from the first image only
     segments = [_segment(number, name, images[0], provenance) for number, name in values.items()]
@@ -148,6 +137,20 @@ def encode(
     buffer = BytesIO()
     segmentation.save_as(buffer)
     return buffer.getvalue()
+
+
+def _pixels(label: Segmentation | Masks, kind: Kind) -> tuple[npt.NDArray[Any], dict[int, str]]:
+    """Pixels (k, j, i), with a last axis of segments for masks, and the name of each segment by its value there."""
+    values = _values(label)
+    if isinstance(label, Masks):
+        if kind == "LABELMAP":
+            raise BadRequest("a LABELMAP cannot hold masks that may overlap: store them as BINARY")
+        return label.array.transpose(3, 2, 1, 0), values
+    if kind == "LABELMAP":
+        return label.array.transpose(2, 1, 0), values
+    ranks = np.zeros(int(label.array.max()) + 1, label.array.dtype)
+    ranks[list(values)] = np.arange(1, len(values) + 1)
+    return ranks[label.array].transpose(2, 1, 0), dict(enumerate(values.values(), 1))
 
 
 def _values(label: Segmentation | Masks) -> dict[int, str]:

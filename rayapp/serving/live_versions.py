@@ -41,7 +41,12 @@ class Serving:
 
     async def task(self, model: str, version: str | None = None) -> InferTask:
         """The task of the version in production, or of the given version. Raises NotFound."""
-        return await (self._recalled(model, version) if version else self._newest(model))
+        if not version:
+            return await self._newest(model)
+        served = self.app.infers.get(model)
+        if served is not None and served.version == version:
+            return served  # also a bundle's or an app's own version, which the store does not have
+        return await self._recalled(model, version)
 
     async def _newest(self, model: str) -> InferTask:
         cold = self._watch is None  # no call was answered yet: nothing depends on the old version

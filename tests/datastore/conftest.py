@@ -12,8 +12,16 @@ from typing import Any
 import psutil
 import pytest
 
+from rayapp.config import Settings
+from rayapp.datastore import archive_sender
+from rayapp.datastore.dicomweb import DicomwebDatastore
 from rayapp.datastore.local import LocalDatastore
+from tests.datastore.placed import CT, MR, US, Placed
 from tests.datastore.saves import Open
+from tests.front import PLAIN, front
+from tests.imaging.grids import AFFINES, voxels
+from tests.imaging.series import write_series
+from tests.orthanc import Orthanc
 from tests.waiting import PATIENCE_S
 
 
@@ -82,7 +90,6 @@ def store(request: pytest.FixtureRequest, studies: Path, tmp_path: Path) -> Iter
     import ray
 
     from actors.datastore import remote_datastore, start_datastore
-    from rayapp.config import Settings
 
     handle = start_datastore(Settings(studies=studies, workspace=tmp_path / "workspace"))
     remote = remote_datastore(handle)
@@ -90,3 +97,29 @@ def store(request: pytest.FixtureRequest, studies: Path, tmp_path: Path) -> Iter
     yield remote
     remote.close()
     ray.kill(handle)
+
+
+@pytest.fixture
+def placed(archive: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Placed]:
+    """An archive with a CT, an MR and an ultrasound series; mark the test `needs_orthanc`."""
+    monkeypatch.setattr(archive_sender, "RETRY_S", 0.1)
+    for series, modality, affine in ((CT, "CT", "oblique"), (MR, "MR", "left-handed"), (US, "US", "straight")):
+        files = write_series(
+            tmp_path / series, voxels(), AFFINES[affine], series=series, study=f"{series}.9", modality=modality
+        )
+        archive.store(files)
+    opened: list[DicomwebDatastore] = []
+    with front(archive.root) as standing:
+
+        def open_it(**fields: Any) -> DicomwebDatastore:
+            known = {"timeout": 60.0, **fields.pop("dicomweb", {})}
+            settings = Settings(
+                studies=standing.url + "/dicom-web", workspace=tmp_path / "workspace", dicomweb=known, **fields
+            )
+            opened.append(DicomwebDatastore(settings, watch=False))
+            return opened[-1]
+
+        yield Placed(archive, standing, open_it, tmp_path)
+        standing.way = PLAIN
+        for store in opened:
+            store.close()

@@ -3,90 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pydicom import Dataset
 
-from rayapp.config import Settings
-from rayapp.datastore import archive_sender, dicomweb
-from rayapp.datastore.dicomweb import DicomwebDatastore
 from rayapp.datastore.interfaces import Author
 from rayapp.errors import ArchiveAway, ArchiveSlow, Disabled, NotFound, Unreadable
-from rayapp.imaging.dicom_seg import encode, read_masks, read_segmentation
+from rayapp.imaging.dicom_seg import read_segmentation
 from rayapp.imaging.reader import read_grid, read_volume
-from rayapp.imaging.volume import Segmentation
-from tests.front import BROKEN, CUT, DENIED, HELD, PLAIN, SLOW, Front, front
+from tests.datastore.placed import CT, MR, TILTED, US, Placed, save_label, segmentations
+from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW
 from tests.imaging.grids import AFFINES, MAX, assert_same_affine, labels, voxels
 from tests.imaging.series import compress, edit, enhanced, tilt, write_series
-from tests.orthanc import Orthanc, needs_orthanc
-from tests.real_data import real
+from tests.orthanc import needs_orthanc
 from tests.waiting import until
 
 pytestmark = needs_orthanc
-
-CT, MR, US, TILTED = "1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4"
-NAMES = {"liver": 1, "left kidney": 2, "spot": 3}
-INFO = {"label_info": [{"name": name, "idx": value} for name, value in NAMES.items()], "model": "deepedit"}
-
-
-@dataclass
-class Placed:
-    """An archive with a few series, the front before it, and how to open a datastore on it."""
-
-    archive: Orthanc
-    front: Front
-    open: Callable[..., DicomwebDatastore]
-    folder: Path
-
-
-@pytest.fixture
-def placed(archive: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Placed]:
-    monkeypatch.setattr(archive_sender, "RETRY_S", 0.1)
-    for series, modality, affine in ((CT, "CT", "oblique"), (MR, "MR", "left-handed"), (US, "US", "straight")):
-        files = write_series(
-            tmp_path / series, voxels(), AFFINES[affine], series=series, study=f"{series}.9", modality=modality
-        )
-        archive.store(files)
-    opened: list[DicomwebDatastore] = []
-    with front(archive.root) as standing:
-
-        def open_it(**fields: Any) -> DicomwebDatastore:
-            known = {"timeout": 60.0, **fields.pop("dicomweb", {})}
-            settings = Settings(
-                studies=standing.url + "/dicom-web", workspace=tmp_path / "workspace", dicomweb=known, **fields
-            )
-            opened.append(DicomwebDatastore(settings, watch=False))
-            return opened[-1]
-
-        yield Placed(archive, standing, open_it, tmp_path)
-        standing.way = PLAIN
-        for store in opened:
-            store.close()
-
-
-def _save(store: DicomwebDatastore, image_id: str = CT, tag: str = "final", array: Any = None, **info: Any) -> None:
-    staged = store.stage(".nii.gz")
-    image = nibabel.load(store.image(image_id).path)
-    nibabel.Nifti1Image(labels() if array is None else array, image.affine).to_filename(staged)
-    store.save_label(image_id, tag, staged, ".nii.gz", info={**INFO, **info}, author=Author(user="anna"))
-
-
-def _segs(archive: Orthanc) -> list[Dataset]:
-    client = archive.client()
-    found = client.search_for_series(search_filters={"Modality": "SEG"}, fields=["StudyInstanceUID"])
-    return [
-        dataset
-        for item in found
-        for dataset in client.retrieve_series(item["0020000D"]["Value"][0], item["0020000E"]["Value"][0])
-    ]
 
 
 def test_the_ct_and_mr_series_are_the_images_with_what_viewers_want_to_know(placed: Placed) -> None:
@@ -153,9 +89,9 @@ def test_an_enhanced_object_is_an_image_and_its_label_lies_on_its_frames(placed:
     found = read_volume(store.image("1.2.7").path, max_bytes=MAX)
     np.testing.assert_array_equal(found.array[0], voxels())
     assert_same_affine(found.affine, AFFINES["oblique"])
-    _save(store, "1.2.7")
+    save_label(store, "1.2.7")
     until(lambda: not store.unsent())
-    (seg,) = _segs(placed.archive)
+    (seg,) = segmentations(placed.archive)
     seg.save_as(placed.folder / "seg.dcm", enforce_file_format=True)
     label = read_segmentation(placed.folder / "seg.dcm", read_grid(placed.folder / "enhanced"), max_bytes=MAX)
     np.testing.assert_array_equal(label.array, labels())
@@ -169,80 +105,6 @@ def test_a_series_that_is_no_volume_is_refused_with_its_reason_and_not_retrieved
         with pytest.raises(Unreadable, match="missing"):
             store.image("1.2.6")
     assert len([p for p in placed.front.paths("1.2.6") if p.endswith("/series/1.2.6")]) == 1
-
-
-def test_a_final_label_is_in_the_archive_on_the_right_voxels(placed: Placed) -> None:
-    store = placed.open()
-    _save(store)
-    until(lambda: not store.unsent())
-    (dataset,) = _segs(placed.archive)
-    dataset.save_as(placed.folder / "found.dcm", enforce_file_format=True)
-    found = read_segmentation(placed.folder / "found.dcm", read_grid(placed.folder / CT), max_bytes=MAX)
-    np.testing.assert_array_equal(found.array, labels())
-    assert found.names == NAMES
-    assert dataset.SeriesDescription == "final 1 deepedit"
-    assert dataset.SegmentSequence[0].SegmentAlgorithmType == "SEMIAUTOMATIC"
-    info = store.label(CT, "final").info
-    assert info["SeriesInstanceUID"] == dataset.SeriesInstanceUID
-    assert (info["Modality"], info["StudyInstanceUID"]) == ("SEG", f"{CT}.9")
-    assert info["label_info"] == INFO["label_info"]
-    assert store.image_ids() == [CT, MR]  # a segmentation is no image
-
-
-def test_every_save_is_a_series_of_its_own_and_other_tags_stay_here(placed: Placed) -> None:
-    store = placed.open()
-    for number in range(2):
-        _save(store, array=np.roll(labels(), number, axis=1))
-        until(lambda: not store.unsent())
-    _save(store, tag="draft")
-    assert store.unsent() == []
-    assert {dataset.SeriesDescription for dataset in _segs(placed.archive)} == {"final 1 deepedit", "final 2 deepedit"}
-
-
-@pytest.mark.parametrize("way", [BROKEN, SLOW, CUT, DENIED, "stopped"])
-def test_a_label_saved_while_the_archive_is_away_is_kept_and_stored_when_it_is_back(placed: Placed, way: str) -> None:
-    store = placed.open(dicomweb={"timeout": 2.0} if way == SLOW else {})
-    store.image(CT)
-    if way == "stopped":
-        placed.archive.stop()
-        placed.front.way = BROKEN
-    else:
-        placed.front.way = way
-    before = len(placed.front.asked)
-    _save(store)
-    np.testing.assert_array_equal(nibabel.load(store.label(CT, "final").path).get_fdata(), labels())
-    until(lambda: len(placed.front.asked) > before)
-    assert len(store.unsent()) == 1
-    if way == "stopped":
-        placed.archive.start()
-    placed.front.way = PLAIN
-    until(lambda: not store.unsent())
-    assert len(_segs(placed.archive)) == 1  # also when it had arrived, and only the answer was lost
-
-
-def test_what_was_not_sent_is_sent_by_the_next_server_and_nothing_twice(placed: Placed) -> None:
-    store = placed.open()
-    store.image(CT)
-    placed.front.way, placed.front.only = BROKEN, "POST"
-    _save(store)
-    assert len(store.unsent()) == 1
-    store.close()
-    assert _segs(placed.archive) == []
-    placed.front.way = PLAIN
-    store = placed.open()
-    until(lambda: not store.unsent())
-    store.close()
-    store = placed.open()
-    assert store.unsent() == []
-    assert len(_segs(placed.archive)) == 1
-
-
-def test_a_label_that_can_be_no_segmentation_is_kept_here_and_says_so(placed: Placed) -> None:
-    store = placed.open()
-    _save(store, array=np.zeros_like(labels()))
-    until(lambda: not store.unsent())
-    assert "nothing is labelled" in store.label(CT, "final").info["archive_problem"]
-    assert _segs(placed.archive) == []
 
 
 @pytest.mark.parametrize(("way", "error"), [(BROKEN, ArchiveAway), (DENIED, ArchiveAway), (SLOW, ArchiveSlow)])
@@ -318,21 +180,6 @@ def test_a_series_is_handed_out_without_being_retrieved(placed: Placed) -> None:
     assert not served.path.exists()
 
 
-def test_a_label_of_a_series_that_was_made_anonymous_by_leaving_things_out_is_in_the_archive(placed: Placed) -> None:
-    new = write_series(placed.folder / "new", voxels(), AFFINES["oblique"], series="1.2.7", study="1.2.7.9")
-    for file in new:
-        dataset = pydicom.dcmread(file)
-        for keyword in ("PatientBirthDate", "PatientSex", "StudyID", "StudyTime", "ReferringPhysicianName"):
-            if keyword in dataset:
-                del dataset[keyword]
-        dataset.save_as(file)
-    placed.archive.store(new)
-    store = placed.open()
-    _save(store, "1.2.7")
-    until(lambda: not store.unsent())
-    assert "archive_problem" not in store.label("1.2.7", "final").info
-
-
 def test_series_not_used_for_longest_make_room(placed: Placed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rayapp.datastore.series_cache.GRACE_S", 0.0)
     store = placed.open(dicomweb={"cache": 1})
@@ -346,7 +193,7 @@ def test_series_not_used_for_longest_make_room(placed: Placed, monkeypatch: pyte
 
 def test_labelled_series_are_there_for_training(placed: Placed) -> None:
     store = placed.open()
-    _save(store)
+    save_label(store)
     until(lambda: not store.unsent())  # the sender retrieves series too
     (placed.folder / "workspace" / "retrieved").rename(placed.folder / "elsewhere")
     (placed.folder / "workspace" / "retrieved").mkdir()
@@ -371,85 +218,6 @@ def test_ids_that_name_paths_are_passed_over(placed: Placed) -> None:
     edit(file, SeriesInstanceUID="../../x")
     placed.archive.store([file])
     assert placed.open().image_ids() == [CT, MR]
-
-
-def test_labels_in_the_archive_are_labels_of_a_new_server(placed: Placed) -> None:
-    first = placed.open()
-    for number in range(2):
-        _save(first, array=np.roll(labels(), number, axis=1))
-        until(lambda: not first.unsent())
-    first.close()
-    theirs = placed.folder / "theirs.dcm"
-    theirs.write_bytes(encode(Segmentation(array=labels()[::-1], affine=AFFINES["oblique"]), placed.folder / CT))
-    edit(theirs, Manufacturer="Somebody", SeriesDescription="final, by hand")
-    placed.archive.store([theirs])
-    (placed.folder / "workspace").rename(placed.folder / "lost")
-
-    store = placed.open()
-    store.image(CT)
-    final, original = store.label(CT, "final"), store.label(CT, "original")
-    np.testing.assert_array_equal(nibabel.load(final.path).get_fdata(), np.roll(labels(), 1, axis=1))
-    np.testing.assert_array_equal(nibabel.load(original.path).get_fdata(), labels()[::-1])
-    assert final.info["params"]["label_names"] == NAMES
-    assert final.info["user"] == "archive"
-    assert store.unsent() == []
-    assert len(_segs(placed.archive)) == 3
-    assert store.labels(MR) == {}
-
-
-def test_segmentations_by_dcmqi_are_labels_also_when_they_come_late_and_overlap(placed: Placed) -> None:
-    placed.archive.store([*sorted(real("dcmqi_seg", "ct-3slice").iterdir()), real("dcmqi_seg", "liver.dcm")])
-    store = placed.open(dicomweb={"fresh": 0.0})
-    (image_id,) = set(store.image_ids()) - {CT, MR}
-    grid = read_grid(store.image(image_id).path)
-    wanted = read_segmentation(real("dcmqi_seg", "liver.dcm"), grid, max_bytes=MAX)
-    label = store.label(image_id, "original")
-    np.testing.assert_array_equal(nibabel.load(label.path).get_fdata(), wanted.array)
-    assert label.info["params"]["label_names"] == {"Liver": 1}
-
-    late = placed.folder / "late.dcm"
-    late.write_bytes(real("dcmqi_seg", "partial_overlaps.dcm").read_bytes())
-    edit(late, ContentDate="20991231")
-    placed.archive.store([late])
-    masks = read_masks(late, grid, max_bytes=MAX)
-    label = until(lambda: (found := store.labels(image_id)["original"]).info.get("overlapping") and found)
-    shown = nibabel.load(label.path).get_fdata()
-    np.testing.assert_array_equal(shown > 0, masks.array.any(axis=0))
-    sizes = {value: masks.array[value - 1].sum() for value in label.info["params"]["label_names"].values()}
-    for value, size in sizes.items():
-        over = shown[masks.array[value - 1]]
-        assert all(other == value or sizes[other] <= size for other in np.unique(over))
-    assert (masks.array.sum(axis=0) > 1).any()
-    assert [one.user for one in store.revisions(image_id, "original")] == ["archive", "archive"]
-    store.labels(image_id)
-    assert len(store.revisions(image_id, "original")) == 2
-
-
-def test_a_label_made_here_does_not_give_way_to_one_that_comes_into_the_archive(placed: Placed) -> None:
-    store = placed.open(dicomweb={"fresh": 0.0})
-    _save(store, tag="original")
-    theirs = placed.folder / "theirs.dcm"
-    theirs.write_bytes(encode(Segmentation(array=labels()[::-1], affine=AFFINES["oblique"]), placed.folder / CT))
-    edit(theirs, Manufacturer="Somebody")
-    placed.archive.store([theirs])
-    label = store.label(CT, "original")
-    np.testing.assert_array_equal(nibabel.load(label.path).get_fdata(), labels())
-
-
-def test_a_look_for_labels_waits_for_no_archive_that_says_nothing(
-    placed: Placed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dicomweb, "LABEL_SEARCH_S", 0.1)
-    store = placed.open(dicomweb={"fresh": 0.0, "timeout": 600.0})
-    _save(store, tag="original")
-    until(lambda: not store.unsent())
-    placed.front.way = HELD
-    with ThreadPoolExecutor(1) as pool:
-        looked = pool.submit(store.labels, CT)
-        try:
-            assert "original" in looked.result(20)
-        finally:
-            placed.front.way = PLAIN
 
 
 def _across(files: list[Path]) -> None:
