@@ -26,7 +26,7 @@ class Versions:
 
 async def test_a_served_version_that_the_store_does_not_have_can_be_replayed():
     bundle = SimpleNamespace(version="0.5.9")
-    app = SimpleNamespace(infers={"spleen": bundle}, models=Versions())
+    app = SimpleNamespace(infers={"spleen": bundle}, models=Versions(), make_task=None)
     serving = Serving(app=app, executors=Threads(), warm=None)
     assert await serving.task("spleen", "0.5.9") is bundle
     for model, version in (("spleen", "0.5.8"), ("liver", "0.5.9")):
