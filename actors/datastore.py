@@ -8,13 +8,14 @@ from typing import Any, cast
 import ray
 from ray.actor import ActorHandle
 
-from actors import OWNER
+from actors import NAMESPACE, OWNER
 from actors.client import BlockingActorClient
 from actors.environment import runtime_env
 from rayapp.app.app_loader import brings_datastore, own_datastore
 from rayapp.app.label_app import LabelApp
 from rayapp.app.validation import STORE
 from rayapp.config import Settings
+from rayapp.errors import RayappError
 from rayapp.jobs.server_jobs import Store
 from rayapp.runtime import logs
 
@@ -28,6 +29,8 @@ GROUPS = {
 """Calls with threads of their own, so that saves and clicks never wait for them: `open` may wait for a DICOM archive,
 and `whole` takes long in a large store."""
 RETRIES = 5
+OWN = {"host", "port", "ray_address"}
+"""Settings in which two starts of one server may differ."""
 
 
 class DatastoreActor:
@@ -40,6 +43,11 @@ class DatastoreActor:
         logs.configure(settings)
         open_store = own_datastore if brings_datastore(settings) else LabelApp.init_datastore
         self._store = open_store(settings)
+        self._settings = settings
+
+    def settings(self) -> Settings:
+        """Those that the actor was started with."""
+        return self._settings
 
 
 def _passed_on(name: str) -> Callable[..., Any]:
@@ -71,6 +79,34 @@ def start_datastore(settings: Settings) -> ActorHandle:
         )
         .remote(settings)
     )
+
+
+def found_datastore() -> ActorHandle | None:
+    """The actor of a server that runs on this cluster, or of one that crashed there; None if there is none."""
+    try:
+        return ray.get_actor(NAME, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def refuse_another(settings: Settings, running: Settings) -> None:
+    """Refuse to share a cluster with a server whose actors were started with other settings.
+
+    Args:
+        settings: of the server that starts.
+        running: of the datastore actor that was found.
+
+    Raises:
+        RayappError: naming the settings that differ.
+    """
+    ours, theirs = settings.model_dump(mode="json", exclude=OWN), running.model_dump(mode="json", exclude=OWN)
+    others = {name: value for name, value in theirs.items() if value != ours[name]}
+    if others:
+        said = ", ".join(f"{name} {value!r} and not {ours[name]!r}" for name, value in others.items())
+        raise RayappError(
+            f"a server with other settings runs on this cluster ({said}): stop it, start with its settings, or use "
+            "another cluster; after a crash, end the cluster's Ray first"
+        )
 
 
 def remote_datastore(handle: ActorHandle) -> Store:

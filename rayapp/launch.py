@@ -18,7 +18,7 @@ import ray
 from ray import serve
 from ray.actor import ActorHandle
 
-from actors.datastore import start_datastore
+from actors.datastore import found_datastore, refuse_another, start_datastore
 from actors.jobs import start_jobs
 from actors.models import start_models
 from actors.node import SIGNALS, Node, free_port, joined
@@ -123,6 +123,8 @@ class Actors:
     @contextlib.contextmanager
     def datastore(self, settings: Settings) -> Iterator[ActorHandle]:
         """See `Parts`."""
+        if settings.ray_address is not None:
+            _refuse_another(settings)
         with self._killed(start_datastore(settings)) as handle:
             try:
                 yield handle
@@ -220,6 +222,13 @@ def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.05)
+
+
+def _refuse_another(settings: Settings) -> None:
+    """Look for a server on this cluster before any of its actors is taken for ours. Raises RayappError."""
+    found = found_datastore()
+    if found is not None:
+        refuse_another(settings, _answer(found.settings.remote()))
 
 
 def _answer(reference: Any) -> Any:

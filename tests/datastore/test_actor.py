@@ -8,12 +8,14 @@ import threading
 from pathlib import Path
 
 import psutil
+import pytest
 import ray
 
 from actors import NAMESPACE
-from actors.datastore import NAME, remote_datastore, start_datastore
+from actors.datastore import NAME, found_datastore, refuse_another, remote_datastore, start_datastore
 from deployments.clients import DatastoreClient
 from rayapp.config import Settings
+from rayapp.errors import RayappError
 from tests.datastore.saves import AUTHOR, save
 
 
@@ -62,3 +64,22 @@ async def test_the_actor_is_found_by_its_name_and_answers_through_a_client(
     store = remote_datastore(handle)
     store.close()
     ray.kill(handle)
+
+
+def test_a_server_with_other_settings_is_refused_and_one_with_the_same_goes_on(
+    ray_node: None, studies: Path, tmp_path: Path
+) -> None:
+    assert found_datastore() is None
+    settings = Settings(studies=studies, workspace=tmp_path / "workspace", port=8001, ray_address="auto")
+    handle = start_datastore(settings)
+    try:
+        found = found_datastore()
+        assert found is not None
+        running = ray.get(found.settings.remote())
+        refuse_another(settings.model_copy(update={"port": 8002}), running)
+        other = settings.model_copy(update={"studies": tmp_path / "others", "max_queued": 3})
+        with pytest.raises(RayappError, match=r"studies '.*' and not '.*others', max_queued"):
+            refuse_another(other, running)
+    finally:
+        remote_datastore(handle).close()
+        ray.kill(handle)
