@@ -5,8 +5,10 @@ Ray Train waits without end for workers that no node can hold; people want to kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import ray
 from ray._private.state import available_resources_per_node, total_resources_per_node
 
 from rayapp.runtime import gpu_shares
@@ -18,6 +20,32 @@ SHOWN = ("GPU", "CPU")
 def worker_resources(cluster: Resources) -> dict[str, float]:
     """Resources of one training worker, by Ray's names, on a cluster with these resources in all."""
     return {"CPU": 1.0, "GPU": gpu_shares.TRAINING} if cluster.get("GPU") else {"CPU": 1.0}
+
+
+def replicas_beside(most: int, *, asked: Resources, node: Resources, nodes: int) -> int:
+    """How many inference replicas this one shares its node's cores and memory with at most, itself included.
+
+    Args:
+        most: replicas of the whole cluster, at most.
+        asked: what a replica asks of a node, by Ray's names (`CPU`, `GPU`).
+        node: what the replica's node has when nothing runs on it.
+        nodes: nodes that replicas may be on.
+    """
+    share = asked.get("GPU", 0.0)
+    if share:
+        fitting = int(node.get("GPU", 0.0) * gpu_shares.CLICKS / share + 1e-6)
+    else:
+        fitting = math.ceil(most / max(1, nodes))  # Ray spreads them
+    return max(1, min(most, fitting))
+
+
+def replicas_here(most: int) -> int:
+    """`replicas_beside` for the actor that asks."""
+    asked = ray.get_runtime_context().get_assigned_resources()
+    whole = total_resources_per_node()
+    hosts = [node for node in whole.values() if _fits({name: asked.get(name, 0.0) for name in SHOWN}, node)]
+    here = whole.get(ray.get_runtime_context().get_node_id(), {})
+    return replicas_beside(most, asked=asked, node=here, nodes=len(hosts))
 
 
 def shortage(worker: Resources) -> str | None:

@@ -21,6 +21,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from actors.environment import runtime_env
+from actors.placement import replicas_here
 from actors.ray_errors import unwrapped_errors
 from deployments.clients import DatastoreClient
 from rayapp.app import app_traceback
@@ -59,9 +60,9 @@ class InferenceReplica:
         app = app_class(settings).of(settings)
         app.load_all()
         self._app_dir = app.app_dir
-        # Ray allows as many threads as logical CPUs asked for, which is one: share the machine's cores instead.
-        threads = plan(hardware(), sharing=settings.replicas[1]).threads
-        self._service = InferenceService(settings=settings, app=app, images=DatastoreClient(datastore), threads=threads)
+        # Ray allows as many threads as logical CPUs asked for, which is one: share the node's cores instead.
+        share = plan(hardware(), sharing=replicas_here(settings.replicas[1]))
+        self._service = InferenceService(settings=settings, app=app, images=DatastoreClient(datastore), share=share)
 
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call. An error in the app's own code becomes AppBroken, with its place and without its text."""

@@ -35,7 +35,7 @@ from rayapp.inference.prompts.parse import START_MASK_TYPES, parse_prompts
 from rayapp.inference.prompts.scribble_map import parse_marks, parse_start
 from rayapp.inference.prompts.to_clicks import enforce_drawings, lower_drawings
 from rayapp.planner.machine import hardware
-from rayapp.planner.replicas import plan
+from rayapp.planner.replicas import Plan, plan
 from rayapp.protocol import Output
 from rayapp.serving.click_log import ClickLog, Log, Mask, payload_of
 from rayapp.serving.executors import Executors
@@ -105,12 +105,12 @@ class Work:
 class InferenceService:
     """Runs an app's models on images, with caches; an annotator's newer click on an image supersedes the older one."""
 
-    def __init__(self, *, settings: Settings, app: LabelApp, images: Store, threads: int | None = None) -> None:
+    def __init__(self, *, settings: Settings, app: LabelApp, images: Store, share: Plan | None = None) -> None:
         """Args:
         settings: of the server.
         app: loaded.
         images: the datastore.
-        threads: with which the network may compute on the CPU; None leaves it to torch.
+        share: this replica's threads and volume cache; None for the whole machine and torch's own number of threads.
         """
         self.hung = False
         """True once a model did not come back in time: its thread cannot be ended but with the process."""
@@ -118,8 +118,8 @@ class InferenceService:
         self._segmentation_kind = settings.dicomweb.segmentation
         self._app_dir = app.app_dir
         self._store = images
-        capacity = settings.volume_cache or plan(hardware(), sharing=settings.replicas[1]).volume_cache
-        self._executors = Executors(threads=threads)
+        capacity = settings.volume_cache or (share or plan(hardware())).volume_cache
+        self._executors = Executors(threads=share.threads if share else None)
         self._images = OpenImages(
             images=images, executors=self._executors, capacity=capacity, max_volume=settings.max_volume
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.placement import advice
+from actors.placement import advice, replicas_beside
 from actors.trainer import scaling
 
 WORKER = {"CPU": 1.0, "GPU": 0.51}
@@ -31,3 +31,20 @@ def test_a_cluster_without_any_node_that_is_large_enough_says_so(nodes):
 def test_what_a_training_asks_for_fits_on_a_node_of_its_own(cluster):
     worker = scaling({}, cluster).resources_per_worker
     assert advice(worker, free=[cluster], whole=[cluster]) is None
+
+
+@pytest.mark.parametrize(
+    ("most", "asked", "node", "nodes", "beside"),
+    [
+        (8, {"CPU": 1.0, "GPU": 0.4}, {"CPU": 8.0, "GPU": 1.0}, 8, 1),  # a GPU on each of eight nodes
+        (8, {"CPU": 1.0, "GPU": 0.1}, {"CPU": 96.0, "GPU": 8.0}, 1, 8),  # of 32 that fit
+        (64, {"CPU": 1.0, "GPU": 0.1}, {"CPU": 96.0, "GPU": 8.0}, 3, 32),
+        (8, {"CPU": 1.0}, {"CPU": 16.0}, 4, 2),
+        (4, {"CPU": 1.0}, {"CPU": 4.0}, 1, 4),
+        (1, {"CPU": 1.0}, {"CPU": 4.0}, 3, 1),
+    ],
+)
+def test_a_replica_shares_its_node_with_those_that_fit_there_and_not_with_the_clusters(
+    most, asked, node, nodes, beside
+):
+    assert replicas_beside(most, asked=asked, node=node, nodes=nodes) == beside
