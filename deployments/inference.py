@@ -149,12 +149,12 @@ class RoutedInference:
     """The gateway's client: sends a call to the replica of its image, and to another one if that dies."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+        self._handle = handle.options()  # which from now on hears of its replicas
         self._telling: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
-        """True once a replica runs."""
+        """True once a replica has started."""
         return bool(self._handle.running_replicas_populated())
 
     async def infer(self, call: InferCall) -> InferReply:

@@ -21,7 +21,7 @@ class Inference(Protocol):
 
     @property
     def ready(self) -> bool:
-        """True once a replica runs."""
+        """True once a replica has started."""
 
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call. Raises errors of `rayapp.errors`; Busy when every replica's queue is full."""

@@ -36,7 +36,7 @@ async def ready(services: Service) -> JSONResponse:
         "jobs": services.jobs.jobs(),
     }
     said = dict(zip(asked, await asyncio.gather(*map(_said, asked.values())), strict=True))
-    said["inference"] = OK if services.inference.ready else "no replica runs"
+    said["inference"] = OK if services.inference.ready else "no replica has started"
     fine = all(word == OK for word in said.values())
     return JSONResponse({"ready": fine, **said}, status_code=200 if fine else 503)
 

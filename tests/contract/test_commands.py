@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import requests
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
@@ -71,6 +72,13 @@ def test_what_the_server_refuses_is_told_in_one_line(server: Running, tmp_path: 
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
         assert "'nothing'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_says_that_it_is_ready_and_counts_what_it_does(server: Running):
+    assert requests.get(f"{server.url}/readyz", timeout=20).json()["ready"] is True
+    assert (
+        'rayapp_requests_total{method="GET",route="/readyz"' in requests.get(f"{server.url}/metrics", timeout=20).text
+    )
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_what_does_not_answer_is_named(serve: Serve, monkeypatch):
     said = ready.json()
     assert (said["ready"], said["models"], said["jobs"]) == (False, "ok", "ok")
     assert "OSError" in said["datastore"]
-    assert said["inference"] == "no replica runs"
+    assert said["inference"] == "no replica has started"
     assert "disk" not in ready.text
 
 
