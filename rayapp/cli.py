@@ -27,6 +27,7 @@ from rayapp.commands import (
     score,
     server,
     simulate,
+    upkeep,
     viewer,
 )
 from rayapp.errors import RayappError
@@ -53,6 +54,11 @@ app.add_typer(nninteractive_models.commands, name="nninteractive")
 app.add_typer(viewer.commands, name="ohif")
 app.command()(doctor.doctor)
 app.add_typer(accounts.commands, name="users")
+app.command()(upkeep.backup)
+app.command()(upkeep.restore)
+app.command()(upkeep.check)
+app.command()(upkeep.gc)
+app.command()(upkeep.erase)
 
 
 def _version(requested: bool) -> None:

@@ -88,6 +88,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             "completed": tags.get(FINAL, 0),
             "label_tags": tags,
             **({"problems": problems} if problems else {}),
+            "storage": self._opened.sizes(rows),
         }
 
     def image(self, image_id: str) -> ImageRecord:

@@ -5,6 +5,7 @@ Opening imports MONAI Label's document, repairs after a crash and scans the file
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ from rayapp.datastore.reconcile import Reconciler
 from rayapp.datastore.records import RecordMapper
 from rayapp.datastore.recovery import complete, open_index
 from rayapp.datastore.repair import Repair
-from rayapp.datastore.revisions import RevisionStore
+from rayapp.datastore.revisions import FileStamp, RevisionStore
 from rayapp.datastore.scores import ScoreTable
 from rayapp.datastore.watch import Watcher
 from rayapp.errors import Conflict, NotFound
@@ -76,6 +77,22 @@ class StudiesFolder:
         """Import document edits and scan the folder. True if a file was not complete yet and another scan is due."""
         self.document.import_edits()
         return self.reconciler.scan()
+
+    def sizes(self, counts: Iterable[tuple[str, str, int]]) -> dict[str, int]:
+        """Bytes of the index, its log and the revisions, the number of revisions, and the bytes that are free.
+
+        Args:
+            counts: rows of the index's table `count`.
+        """
+        stored = {kind: n for kind, _, n in counts if kind.startswith("revision")}
+        sides = {"index": "index.db", "log": "index.db-wal"}
+        files = {name: FileStamp.of(self.root / ".rayapp" / file) for name, file in sides.items()}
+        return {
+            **{name: stamp.size if stamp else 0 for name, stamp in files.items()},
+            "revisions": stored["revision"],
+            "revision_bytes": stored["revision_bytes"],
+            "free": shutil.disk_usage(self.root).free,
+        }
 
     def _open(self, hidden: Path, settle: float) -> None:
         for tag in (FINAL, ORIGINAL):

@@ -19,3 +19,10 @@ def save(
     staged.write_bytes(body)
     record: LabelRecord = store.save_label(image_id, tag, staged, ext, info=info, author=AUTHOR)
     return record
+
+
+def counts(store: Any) -> dict[str, Any]:
+    """The status without the sizes."""
+    status: dict[str, Any] = store.status()
+    assert set(status.pop("storage")) == {"index", "log", "revisions", "revision_bytes", "free"}
+    return status

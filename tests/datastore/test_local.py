@@ -12,7 +12,7 @@ import pytest
 
 from rayapp.datastore.interfaces import ClickEvent
 from rayapp.errors import BadRequest, Conflict, NotFound
-from tests.datastore.saves import AUTHOR, save
+from tests.datastore.saves import AUTHOR, counts, save
 
 
 def test_a_folder_of_images_is_listed_in_order_with_their_paths(store: Any, studies: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_saved_label_is_published_whole_with_its_info_and_author(store: Any, s
     assert (record.info["name"], record.info["user"], record.info["client_id"]) == ("ct_a.nii.gz", "ann", "slicer-1")
     assert abs(record.info["ts"] - time.time()) < 60
     assert store.label("ct_a", "final") == record
-    assert store.status() == {"total": 3, "completed": 1, "label_tags": {"final": 1}}
+    assert counts(store) == {"total": 3, "completed": 1, "label_tags": {"final": 1}}
 
 
 def test_saving_again_replaces_the_info_and_keeps_the_earlier_revision(store: Any) -> None:
@@ -104,7 +104,7 @@ def test_removing_an_image_takes_its_labels_and_clicks_along_but_no_revision(sto
     assert not record.path.exists()
     assert not (studies / "ct_a.nii.gz").exists()
     assert store.events("ct_a") == []
-    assert store.status() == {"total": 2, "completed": 0, "label_tags": {}}
+    assert counts(store) == {"total": 2, "completed": 0, "label_tags": {}}
     assert store.revisions("ct_a", "final")[0].path.exists()
 
 

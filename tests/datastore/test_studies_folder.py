@@ -15,7 +15,7 @@ import pytest
 
 from rayapp.datastore.interfaces import ClickEvent
 from rayapp.errors import Conflict, NotFound
-from tests.datastore.saves import Open, save
+from tests.datastore.saves import Open, counts, save
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_folder_of_monai_label_opens_as_it_is(peer: Path, open_store: Open) ->
     assert store.label("ct_a", "original").info["params"] == {"label_names": {"liver": 1}}
     assert store.label("ct_b", "version_1").info["name"] == "ct_b.nii.gz"
     assert store.revisions("ct_a", "final")[0].path.read_bytes() == b"final/ct_a.seg.nrrd"
-    assert store.status() == {"total": 3, "completed": 1, "label_tags": {"final": 1, "original": 1, "version_1": 1}}
+    assert counts(store) == {"total": 3, "completed": 1, "label_tags": {"final": 1, "original": 1, "version_1": 1}}
     assert (store.document()["name"], store.document()["description"]) == ("livers", "Our livers")
 
 
@@ -276,7 +276,7 @@ def test_a_damaged_index_is_kept_aside_and_rebuilt(plain: Any, studies: Path, op
     assert store.label("ct_a", "final").info["model"] == "m"
     assert store.label("ct_a", "final").path.read_bytes() == b"two"
     assert store.image("ct_b").info["dice"] == 0.5
-    assert store.status() == {"total": 3, "completed": 1, "label_tags": {"final": 1}}
+    assert counts(store) == {"total": 3, "completed": 1, "label_tags": {"final": 1}}
     assert list((studies / ".rayapp").glob("index.db.broken-*"))
     save(store, body=b"three")
 

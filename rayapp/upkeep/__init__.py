@@ -1,0 +1,1 @@
+"""Upkeep of what is stored: backup, restore, check, removal of what nothing refers to, and erasure of one image."""
