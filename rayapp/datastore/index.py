@@ -77,6 +77,10 @@ UNSENT = "tag = 'final' AND CASE WHEN json_valid(info) THEN json_extract(info, '
 """Condition of the final labels that an archive has neither stored nor refused; queries use the index on it."""
 REFUSED = "tag = 'final' AND CASE WHEN json_valid(info) THEN json_extract(info, '$.archive_problem') END IS NOT NULL"
 """Condition of the final labels that an archive has refused."""
+REMOVED = "@removed-"
+"""Between the id of a removed image and a number, in the rows of its revisions, once another image has that id."""
+OF_REMOVED = "image_id > ? || '@removed-' AND image_id < ? || '@removed.'"
+"""Condition of these rows, for an id that is given twice."""
 QUARANTINE = "nobody"
 """Leaseholder of a quarantined (unreadable) image."""
 CHANGES = (
@@ -246,7 +250,23 @@ def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
 
 
 def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[str, Any], staged: str | None) -> None:
-    """Insert the image's row; an existing image gets the new extension and keeps its info."""
+    """Insert the image's row; an existing image gets the new extension and keeps its info.
+
+    A new image under the name of one that was removed does not inherit its history, which is kept under a name that no
+    image has (`REMOVED`).
+    """
+    if (
+        db.execute("SELECT 1 FROM revision WHERE image_id = ?", (image_id,)).fetchone()
+        and not db.execute(
+            "SELECT 1 FROM image WHERE id = :id UNION ALL SELECT 1 FROM vanished WHERE id = :id"
+            " UNION ALL SELECT 1 FROM meta WHERE key = 'rebuilt' AND value = '1'",
+            {"id": image_id},
+        ).fetchone()
+    ):
+        query = f"SELECT count(DISTINCT image_id) FROM revision WHERE {OF_REMOVED}"
+        (earlier,) = db.execute(query, (image_id, image_id)).fetchone()
+        name = f"{image_id}{REMOVED}{earlier + 1}"
+        db.execute("UPDATE revision SET image_id = ? WHERE image_id = ?", (name, image_id))
     db.execute("DELETE FROM doomed WHERE image_id = ? AND tag = ''", (image_id,))
     db.execute(
         "INSERT INTO image(id, ext, info, added, served, staged) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE"

@@ -5,6 +5,9 @@ Opening imports MONAI Label's document, repairs after a crash and scans the file
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -31,6 +34,9 @@ from rayapp.files.durable import make_folder, sync
 from rayapp.protocol import FINAL, ORIGINAL
 
 REMOTE_POLL_S = 10.0
+
+
+log = logging.getLogger(__name__)
 
 
 class StudiesFolder:
@@ -60,6 +66,8 @@ class StudiesFolder:
         except Timeout:
             raise Conflict("the studies folder is open in another process: stop that process first") from None
         self._closing: list[Callable[[], None]] = [lock.release]
+        if not _locks_hold(hidden / "lock"):
+            log.error("file locks have no effect on this file system: let no second server open the studies folder")
         try:
             self._open(hidden, settle)
             if watch:
@@ -172,3 +180,15 @@ class StudiesFolder:
             sync(self.labels / tag)
         sync(self.labels)
         self._mark(clean=not self.repair.late)
+
+
+def _locks_hold(locked: Path) -> bool:
+    """True if a second lock on a file that is locked is refused, as some network file systems do not."""
+    descriptor = os.open(locked, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -12,7 +12,7 @@ from typing import Any
 from rayapp.datastore.document import NAME
 from rayapp.datastore.folder_scan import IMAGE_EXTS
 from rayapp.datastore.image_names import label_name
-from rayapp.datastore.index import Index
+from rayapp.datastore.index import OF_REMOVED, Index
 from rayapp.datastore.revisions import delete
 from rayapp.errors import NotFound
 from rayapp.files.durable import replacing, sync
@@ -78,11 +78,18 @@ def _erase_rows(db: sqlite3.Connection, image_id: str) -> tuple[int, list[str]]:
     """
     db.execute("PRAGMA secure_delete = ON")
     db.execute("BEGIN IMMEDIATE")
+    # Earlier images of this name, which were removed, are erased with it.
+    condition = f"(image_id = ? OR {OF_REMOVED})"
+    names = [
+        name for (name,) in db.execute(f"SELECT DISTINCT image_id FROM revision WHERE {condition}", (image_id,) * 3)
+    ]
     revisions = db.execute(
-        "SELECT DISTINCT sha || ext FROM revision AS r WHERE image_id = ? AND NOT EXISTS"
-        " (SELECT 1 FROM revision AS o WHERE o.sha = r.sha AND o.ext = r.ext AND o.image_id <> r.image_id)",
-        (image_id,),
+        "SELECT DISTINCT sha || ext FROM revision AS r WHERE image_id IN (SELECT value FROM json_each(:names))"
+        " AND NOT EXISTS (SELECT 1 FROM revision AS o WHERE o.sha = r.sha AND o.ext = r.ext"
+        " AND o.image_id NOT IN (SELECT value FROM json_each(:names)))",
+        {"names": json.dumps(names)},
     ).fetchall()
+    db.execute(f"DELETE FROM revision WHERE {OF_REMOVED}", (image_id,) * 2)
     rows = sum(db.execute(f"DELETE FROM {table} WHERE image_id = ?", (image_id,)).rowcount for table in TABLES[:-1])
     rows += sum(
         db.execute(f"DELETE FROM {table} WHERE id = ?", (image_id,)).rowcount for table in ("image", "vanished")

@@ -266,3 +266,18 @@ def test_a_closed_store_refuses_to_save(plain: Any) -> None:
     plain.close()
     with pytest.raises(Conflict, match="closed"):
         plain.save_label("ct_a", "final", staged, ".nii.gz", info={}, author=AUTHOR)
+
+
+def test_a_new_image_under_the_name_of_a_removed_one_has_none_of_its_history(plain):
+    def bodies() -> list[bytes]:
+        return [revision.path.read_bytes() for revision in plain.revisions("ct_a", "final")]
+
+    for body in (b"first patient", b"second patient"):
+        save(plain, body=body)
+        assert bodies() == [body]
+        plain.remove_image("ct_a")
+        assert bodies() == [body], "kept for people"
+        staged = plain.stage(".nii.gz")
+        staged.write_bytes(b"voxels")
+        plain.add_image("ct_a", staged, ".nii.gz", info={}, author=AUTHOR)
+        assert bodies() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -294,3 +295,13 @@ def test_staged_files_that_nobody_took_over_are_swept_after_a_day(plain: Any, st
     plain.close()
     open_store(studies)
     assert (stale.exists(), fresh.exists()) == (False, True)
+
+
+def test_a_file_system_whose_locks_do_nothing_is_named_in_the_log(
+    studies: Path, open_store: Open, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(studies).close()
+    assert "file locks have no effect" not in caplog.text
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    open_store(studies)
+    assert "file locks have no effect" in caplog.text

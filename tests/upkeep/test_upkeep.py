@@ -159,6 +159,10 @@ def test_an_erased_image_is_nowhere_and_the_others_are_as_they_were(
             result={"failed": {"ct_a": "why", "ct_b": "why"}},
         )
     )
+    busy.remove_image("ct_a")  # and another patient's image gets the name
+    (studies / "ct_a.nii.gz").write_bytes(b"voxels")
+    busy.refresh()
+    save(busy, "ct_a", body=b"secret three")
     (studies / ".rayapp" / "uncertainty" / "m").mkdir(parents=True)
     for image in ("ct_a", "ct_b"):
         (studies / ".rayapp" / "uncertainty" / "m" / f"{image}.nii.gz").write_bytes(b"secret map")
