@@ -37,13 +37,13 @@ logger = logging.getLogger("rayapp.training")
 FAILURES = 3
 """Faults of workers that Ray Train makes good within one life of the training actor."""
 TOLD_S = 0.5
-"""Seconds between two words of progress."""
+"""Seconds between two reports of progress."""
 KEPT = 2
 """Checkpoints: the newest, and the one before."""
 
 
 def fit(run: Run) -> TrainResult | RayappError | None:
-    """Run it to its end; what rank 0 returned."""
+    """Run the training to its end; the return value of rank 0."""
     logs.configure(run.settings)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     if run.settings.ray_address is None:  # nobody takes this machine away
@@ -85,7 +85,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray has no types
 
 
 class _Faults(UserCallback):  # type: ignore[misc]
-    """Tells the job's record of every fault that Ray Train makes good."""
+    """Notes every fault that Ray Train recovers from in the job's record."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -147,7 +147,7 @@ class RayHost:
         return FileLock(self._run.request.folder / LOCK) if self.rank == 0 else contextlib.nullcontext()
 
     def began(self) -> None:
-        """Tell, from rank 0, where the run begins."""
+        """Note in the job's record, from rank 0, where the run begins."""
         if self.rank != 0:
             return
         checkpoint = ray.train.get_checkpoint()

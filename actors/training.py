@@ -71,7 +71,7 @@ class RayTrainingBackend:
         raise RayappError(f"the training's process died {LIVES} times")
 
     def _answer(self, answer: Any, stop: Path, context: JobContext) -> TrainResult | None:
-        """Wait for it; once asked to stop, for no longer than rank 0 takes to its next iteration."""
+        """Wait for the training's result; after a request to stop, only until rank 0 reaches its next iteration."""
         look = time.monotonic() + PLACING_S
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if look and time.monotonic() > look:

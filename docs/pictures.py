@@ -211,14 +211,19 @@ PICTURES: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-def main() -> None:
-    """Draw them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}; all by default")
+def main(pictures: Mapping[str, Callable[[Path], None]], description: str | None) -> None:
+    """The command line: draw the pictures that are named, or all.
+
+    Args:
+        pictures: by name, each a function that draws to a file.
+        description: of the command.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(pictures)}; all by default")
     matplotlib.use("Agg")
-    for name in parser.parse_args().names or PICTURES:
-        PICTURES[name](Path(__file__).with_name(f"{name}.png"))
+    for name in parser.parse_args().names or pictures:
+        pictures[name](Path(__file__).with_name(f"{name}.png"))
 
 
 if __name__ == "__main__":
-    main()
+    main(PICTURES, __doc__)

@@ -6,18 +6,17 @@ minute   what it makes of one click on each of six organs of a CT (TotalSegmenta
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import matplotlib
 import nibabel
 import numpy as np
 from matplotlib import pyplot
 
 from benchmarks.minute_one import SHIPPED, network
 from benchmarks.real_data import DATA
+from docs.pictures import main
 from rayapp.geometry import spacing
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prompts
@@ -85,14 +84,5 @@ def minute(to: Path) -> None:
 PICTURES: Mapping[str, Callable[[Path], None]] = {"scenes": scenes, "minute": minute}
 
 
-def main() -> None:
-    """Draw them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}; all by default")
-    matplotlib.use("Agg")
-    for name in parser.parse_args().names or PICTURES:
-        PICTURES[name](Path(__file__).with_name(f"{name}.png"))
-
-
 if __name__ == "__main__":
-    main()
+    main(PICTURES, __doc__)

@@ -115,7 +115,7 @@ def composed(settings: Settings, parts: Parts) -> Iterator[Backend]:
 
 
 class Actors:
-    """`Parts` as Ray actors on a node. Once the node is lost, nothing is asked to end: nothing would answer."""
+    """`Parts` as Ray actors on a node. Once the node is lost, no service is asked to end, since none would answer."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

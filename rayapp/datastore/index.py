@@ -360,7 +360,7 @@ def update_image(db: sqlite3.Connection, image_id: str, info: Mapping[str, Any])
 
 
 def reopen(db: sqlite3.Connection, image_id: str) -> None:
-    """Have caches in memory look again whether the image needs a label."""
+    """Make caches in memory check again whether the image needs a label."""
     db.execute("INSERT INTO reopened(image_id) VALUES(?)", (image_id,))
 
 

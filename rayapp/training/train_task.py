@@ -108,7 +108,7 @@ class Host(Protocol):
         """The folder of the run's newest complete checkpoint; None for a run that starts from its beginning."""
 
     def report(self, progress: Progress, *, checkpoint: Path | None = None) -> None:
-        """Report progress, at any rate, and optionally persist a checkpoint.
+        """Report progress, as often as wished, and optionally persist a checkpoint.
 
         Args:
             progress: How far the run is.

@@ -54,9 +54,8 @@ def write_wheel(folder: Path) -> None:
             wheel.writestr(name, text)
 
 
-@pytest.fixture
-def app(tmp_path):
-    folder = tmp_path / "app"
+def write_app(folder: Path) -> Path:
+    """An app that needs the package, whose wheel lies beside it."""
     folder.mkdir()
     (folder / "main.py").write_text(MAIN)
     (folder / "requirements.txt").write_text(f"--no-index\n--find-links wheels\n{NAME}==1.0\n")
@@ -64,14 +63,26 @@ def app(tmp_path):
     return folder
 
 
+@pytest.fixture
+def app(tmp_path):
+    return write_app(tmp_path / "app")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Settings of an app whose requirements are installed, and their interpreter."""
+    folder = tmp_path_factory.mktemp("installed")
+    settings = settings_of(write_app(folder / "app"), folder)
+    return settings, interpreter(settings)
+
+
 def settings_of(app, tmp_path):
     (tmp_path / "studies").mkdir(exist_ok=True)
     return Settings(studies=tmp_path / "studies", workspace=tmp_path / "ws", app=str(app))
 
 
-def test_requirements_lie_on_top_of_the_servers_packages(app, tmp_path):
-    settings = settings_of(app, tmp_path)
-    python = interpreter(settings)
+def test_requirements_lie_on_top_of_the_servers_packages(installed):
+    settings, python = installed
     code = f"import {NAME}, torch, rayapp; print({NAME}.VERSION, torch.__file__, rayapp.__file__)"
     said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     import torch
@@ -85,9 +96,9 @@ def test_requirements_lie_on_top_of_the_servers_packages(app, tmp_path):
     assert runtime_env(settings) == {"py_executable": str(python)}
 
 
-def test_they_are_installed_once_and_again_when_they_change(app, tmp_path):
-    settings = settings_of(app, tmp_path)
-    first = interpreter(settings)
+def test_they_are_installed_once_and_again_when_they_change(installed):
+    settings, first = installed
+    app = Path(settings.app)
     for wheel in (app / "wheels").iterdir():
         wheel.unlink()
     assert interpreter(settings) == first

@@ -1,12 +1,11 @@
 """Trainers other than ours fit the seam: PyTorch Lightning, and MONAI's engine on Ignite."""
 
+import importlib
 import itertools
 
 import pytest
 import torch
 
-from examples.ignite_task import IgniteTrainTask
-from examples.lightning_task import LightningTrainTask
 from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.models.store import ModelVersion
 from rayapp.training.local_host import LocalHost
@@ -20,12 +19,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
 ]
 CPU = torch.device("cpu")
-TASKS = [LightningTrainTask, IgniteTrainTask]
+TASKS = {"lightning": "LightningTrainTask", "ignite": "IgniteTrainTask"}
+"""Classes of `examples/<key>_task.py`, imported by the tests: the libraries take seconds, in each process that collects
+tests."""
 
 
 def run(kind, pairs, folder, *, epochs=3, **host):
     told = []
-    task = kind(labels=LABELS, description="by another trainer", options=Options())
+    task = getattr(importlib.import_module(f"examples.{kind}_task"), TASKS[kind])(
+        labels=LABELS, description="by another trainer", options=Options()
+    )
     asked = TrainRequest(
         model="segmentation", pairs=pairs, folder=folder / "run", params={**SMALL, "max_epochs": epochs}
     )
@@ -52,8 +55,8 @@ def test_it_stops_before_the_next_iteration(kind, pairs, tmp_path):
 
 def test_lightning_goes_on_from_its_checkpoint(pairs, tmp_path):
     calls = itertools.count()
-    result, before = run(LightningTrainTask, pairs, tmp_path, stop=lambda: next(calls) >= 8)
+    result, before = run("lightning", pairs, tmp_path, stop=lambda: next(calls) >= 8)
     assert result is None
-    result, after = run(LightningTrainTask, pairs, tmp_path)
+    result, after = run("lightning", pairs, tmp_path)
     assert result is not None
     assert 1 < after[0].iteration <= before[-1].iteration + 1
