@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "rayapp"
 READY_TIMEOUT = 120.0
+STATUS_S = 0.3
+"""Seconds between two questions whether the replicas run; each takes time of Serve's controller, which starts them."""
 PULSE_S = 1.0
 """Seconds between two checks that Ray's own processes are alive."""
 ACTOR_CLOSE_TIMEOUT = 30.0
@@ -205,7 +207,7 @@ def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline or isinstance(ours, errors.AppBroken):
             last = (account.strip().splitlines() or [status.status])[-1]
             raise ours or RayappError(f"the server did not start: {last}")
-        time.sleep(0.1)
+        time.sleep(STATUS_S)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{shown}:{settings.port}"
     while True:
