@@ -29,7 +29,7 @@ from rayapp.errors import Unreadable
 from rayapp.imaging.dicom_kinds import ModalityTable, check_one_slice, is_image, modality_table
 from rayapp.imaging.dicom_plane import Plane, check_parallel, first_value, frame_datasets, read_plane, stack_affine
 from rayapp.imaging.payload import check_size
-from rayapp.imaging.volume import Grid, Volume
+from rayapp.imaging.volume import Grid, Volume, shifted
 
 _PREAMBLE = 128
 
@@ -97,7 +97,7 @@ def volume_from_slices(slices: list[Slice], *, max_bytes: int) -> Volume:
             pixels = pixels * np.float32(slices[k].slope) + np.float32(slices[k].intercept)
         array[:, k] = pixels
     if uniform and intercept:
-        array = _shifted(array, int(intercept))
+        array = shifted(array, int(intercept))
     return Volume(array=array.transpose(0, 3, 2, 1), affine=affine)
 
 
@@ -222,15 +222,3 @@ def _pixels(slices: list[Slice]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
             if plane.shape != (layout.channels, layout.rows, layout.columns) or plane.dtype != layout.dtype:
                 raise Unreadable(f"a slice's pixels are {plane.shape} {plane.dtype}, which contradicts its header")
             yield k, plane
-
-
-def _shifted(array: npt.NDArray[Any], intercept: int) -> npt.NDArray[Any]:
-    """Stored values plus the intercept: int16 if they fit, as those of CT do, else int32 or float32."""
-    low, high = int(array.min()) + intercept, int(array.max()) + intercept
-    for kind in (np.int16, np.int32):
-        if np.iinfo(kind).min <= min(low, intercept) and max(high, intercept) <= np.iinfo(kind).max:
-            same = array.itemsize == np.dtype(kind).itemsize
-            shifted: npt.NDArray[Any] = array.view(kind) if same else array.astype(kind)
-            shifted += kind(intercept)  # exact despite wrap-around: the sums fit
-            return shifted
-    return array.astype(np.float32) + np.float32(intercept)

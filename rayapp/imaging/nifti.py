@@ -26,7 +26,7 @@ from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_orthogonal, is_sane, spacing
 from rayapp.imaging.payload import Payload, check_size, opened
 from rayapp.imaging.raster import raster
-from rayapp.imaging.volume import Grid, Segmentation, Volume
+from rayapp.imaging.volume import Grid, Segmentation, Volume, shifted
 
 _SIZES = {348: Nifti1Header, 540: Nifti2Header}
 _MAGIC = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
@@ -75,7 +75,8 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
         payload.end()
     array = _array(data, header)
     if slope is not None:
-        array = _rescaled(array, slope, inter)
+        whole = slope == 1 and inter.is_integer() and array.dtype.kind in "iu"
+        array = shifted(array, int(inter)) if whole else _rescaled(array, slope, inter)
     return Volume(array=array, affine=header.grid.affine)
 
 

@@ -63,3 +63,18 @@ class Segmentation:
 def painting_order(sizes: Sequence[float]) -> list[int]:
     """Order in which to paint structures that may overlap: largest first, ties in the given order."""
     return sorted(range(len(sizes)), key=lambda index: -sizes[index])
+
+
+def shifted(array: npt.NDArray[Any], intercept: int) -> npt.NDArray[Any]:
+    """Stored values plus the intercept: int16 if they fit, as those of CT do, else int32 or float32.
+
+    The array may be overwritten.
+    """
+    low, high = int(array.min()) + intercept, int(array.max()) + intercept
+    for kind in (np.int16, np.int32):
+        if np.iinfo(kind).min <= min(low, intercept) and max(high, intercept) <= np.iinfo(kind).max:
+            same = array.itemsize == np.dtype(kind).itemsize
+            shifted: npt.NDArray[Any] = array.view(kind) if same else array.astype(kind)
+            shifted += kind(intercept)  # exact despite wrap-around: the sums fit
+            return shifted
+    return array.astype(np.float32) + np.float32(intercept)

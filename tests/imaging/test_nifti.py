@@ -172,6 +172,24 @@ def test_scl_slope_and_inter_give_the_values_that_simpleitk_gives(tmp_path: Path
     np.testing.assert_allclose(found, itk_voxels(sitk.ReadImage(str(path))), rtol=1e-6)
 
 
+@pytest.mark.parametrize("stored", ["<i2", "<u2", "u1", ">i2", "<i4"])
+@pytest.mark.parametrize("inter", [-1024, 7, 30_000])
+def test_a_whole_intercept_leaves_whole_values_in_as_few_bytes_as_hold_them(
+    tmp_path: Path, stored: str, inter: int
+) -> None:
+    array = np.random.default_rng(7).integers(0, 200, SHAPE).astype(stored)
+    path = tmp_path / "image.nii"
+    image = nibabel.Nifti1Image(array, SFORM, nibabel.Nifti1Header(endianness=">" if stored[0] == ">" else "<"))
+    image.set_data_dtype(stored)
+    image.to_filename(path)
+    data = bytearray(path.read_bytes())
+    data[112:120] = np.array([1, inter], ">f4" if stored[0] == ">" else "<f4").tobytes()
+    path.write_bytes(data)
+    found = read_volume(path, max_bytes=MAX).array
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, itk_voxels(sitk.ReadImage(str(path))))
+
+
 @pytest.mark.parametrize(("slope", "inter"), [(0, 7), (np.nan, np.nan), (1, 0)])
 def test_without_a_slope_the_stored_values_stand_in_their_own_type(tmp_path: Path, slope: float, inter: float) -> None:
     path = _write(tmp_path / "image.nii", voxels(), sform=SFORM)
