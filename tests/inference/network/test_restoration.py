@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 from scipy import ndimage
 from torch.nn import functional
@@ -87,6 +88,30 @@ def test_each_voxel_has_the_class_of_its_largest_interpolated_logit(ratio):
     expected, certain = largest_logit(logits, grid)
     labels = restoration.restore(restoration.log_odds(logits.clone()), grid)
     np.testing.assert_array_equal(labels[certain > 1e-4], expected[certain > 1e-4])
+
+
+@pytest.mark.parametrize("spacing_mm", [0.9, 1.7, (2.0, 3.1, 1.3)])
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::13])
+def test_masks_are_those_of_simpleitks_interpolation_of_each_logit(orientation, spacing_mm):
+    shape, edges = (33, 28, 21), (0.8, 1.1, 2.0)
+    grid = NetworkGrid.fit(shape, affine_of(orientation, edges, 11), spacing_mm=spacing_mm, limit=None, divisor=4)
+    noise = np.random.default_rng(6).standard_normal((4, *grid.padded))
+    logits = ndimage.gaussian_filter(noise, (0, 1, 1, 1)).astype(np.float32) * 10
+    fine = []
+    for field in logits:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(grid.to_source_axes(field)))
+        steps = np.divide(grid.source, grid.resampled)  # in source voxels
+        image.SetSpacing(steps.tolist())
+        image.SetOrigin((steps / 2 - 0.5).tolist())
+        resampler = sitk.ResampleImageFilter()
+        resampler.SetSize(grid.source)
+        resampler.UseNearestNeighborExtrapolatorOn()
+        fine.append(sitk.GetArrayFromImage(resampler.Execute(image)).transpose(2, 1, 0))
+    first, second = np.sort(fine, axis=0)[[-1, -2]]
+    certain = first - second > 1e-3
+    assert certain.mean() > 0.99
+    labels = restoration.restore(restoration.log_odds(torch.from_numpy(logits.copy())), grid)
+    np.testing.assert_array_equal(labels[certain], np.argmax(fine, axis=0)[certain])
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 2.5, 3.0, 4.0])
