@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from rayapp.inference.energy.sparse_slices import SINGLE_SLICE_REACH, interpolated_depth, signed_distance
 
@@ -54,3 +55,63 @@ def test_one_slice_alone_becomes_an_ellipsoid_around_it():
     volume = (field > 0).sum() * SPACING.prod()
     assert volume == pytest.approx(4 / 3 * np.pi * 12**3 * SINGLE_SLICE_REACH, rel=0.2)
     np.testing.assert_array_equal(field[..., 12], field[..., 18])
+
+
+def components(mask):
+    return ndimage.label(mask, np.ones((3, 3)))[1]
+
+
+def test_a_structure_that_moves_keeps_its_size_on_the_way():
+    field = interpolated_depth({2: disc(6.0, (14, 25)), 10: disc(6.0, (46, 20))}, 12, SPACING)
+    areas = (field[..., 2:11] > 0).sum(axis=(0, 1))
+    np.testing.assert_allclose(areas, areas[0], rtol=0.1)
+    middle = np.argwhere(field[..., 6] > 0).mean(axis=0)
+    np.testing.assert_allclose(middle, (30, 22.5), atol=0.6)
+
+
+def test_the_way_between_two_discs_is_an_oblique_cylinder():
+    start, end, slices = np.array((18.0, 30.0)), np.array((40.0, 18.0)), range(3, 10)
+    field = interpolated_depth({3: disc(8.0, start), 9: disc(8.0, end)}, 13, SPACING)
+    for k in slices:
+        centre = start + (k - 3) / 6 * (end - start)
+        truth = disc(8.0, centre)
+        both = (field[..., k] > 0) & truth
+        assert 2 * both.sum() / ((field[..., k] > 0).sum() + truth.sum()) > 0.95
+
+
+def test_a_part_that_splits_goes_to_both_and_two_that_join_come_from_both():
+    trunk, legs = disc(9.0, (30, 25)), disc(6.0, (18, 25)) | disc(6.0, (42, 25))
+    for slices in ({2: trunk, 10: legs}, {2: legs, 10: trunk}):
+        field = interpolated_depth(slices, 12, SPACING)
+        assert all((field[..., k] > 0).any() for k in range(2, 11))
+        near_legs = 9 if slices[10] is legs else 3
+        assert components(field[..., near_legs] > 0) == 2
+        areas = (field[..., 2:11] > 0).sum(axis=(0, 1))
+        assert areas.min() > 0.5 * min(trunk.sum(), legs.sum())
+
+
+def test_two_parts_that_both_move_do_not_mix():
+    first = disc(5.0, (14, 12)) | disc(5.0, (14, 40))
+    second = disc(5.0, (44, 12)) | disc(5.0, (44, 40))
+    field = interpolated_depth({0: first, 8: second}, 9, SPACING)
+    for k in range(9):
+        assert components(field[..., k] > 0) == 2
+    np.testing.assert_allclose((field > 0).sum(axis=(0, 1)), first.sum(), rtol=0.12)
+
+
+def test_a_part_that_has_no_counterpart_ends_between_the_slices():
+    first = disc(8.0, (14, 25)) | disc(4.0, (54, 25))
+    field = interpolated_depth({2: first, 8: disc(8.0, (14, 25))}, 10, SPACING)
+    beside = field[45:, :, 2:9] > 0
+    areas = beside.sum(axis=(0, 1))
+    assert areas[0] == disc(4.0, (54, 25)).sum()
+    assert areas[3] > 0
+    assert areas[-1] == 0
+    assert (np.diff(areas) <= 0).all()
+
+
+def test_beyond_the_last_slice_small_parts_end_as_late_as_large_ones():
+    field = interpolated_depth(
+        {2: disc(12.0, (18, 25)) | disc(4.0, (52, 25)), 6: disc(12.0, (18, 25)) | disc(4.0, (52, 25))}, 12, SPACING
+    )
+    assert (field[45:, :, 8] > 0).any()
