@@ -8,7 +8,8 @@ functions, thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -52,8 +53,8 @@ def fit_box(scan: Scan, box: tuple[Point, Point]) -> tuple[Bools, Bools]:
     steps, corner = np.array(region.steps), np.array(region.lower)
     i, j, k = (slice(a, b) for a, b in zip((low - corner) // steps, -((corner - high) // steps), strict=True))
     spacing = scan.spacing * steps
-    image = ndimage.gaussian_filter(scan.view(region)[0], SMOOTH_MM / spacing, truncate=2.0)
-    structure = _best_component(image, (i, j, k))
+    channels = [ndimage.gaussian_filter(channel, SMOOTH_MM / spacing, truncate=2.0) for channel in scan.view(region)]
+    structure = _best_component(channels, (i, j, k))
     depth = ndimage.distance_transform_edt(np.pad(structure, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
     core = structure & (depth >= CORE_DEPTH * depth.max())
     return _on_source(structure, region, scan), _on_source(core, region, scan)
@@ -69,12 +70,12 @@ def _on_source(mask: Bools, region: Region, scan: Scan) -> Bools:
     return full
 
 
-def _best_component(image: Floats, box: Box) -> Bools:
-    """Mask, within the box, of the component that fits it best; empty if none is thick enough."""
-    best_fit, best = 0.0, np.zeros(image.shape, dtype=bool)
-    within = np.zeros(image.shape, dtype=bool)
+def _best_component(channels: Sequence[Floats], box: Box) -> Bools:
+    """Mask, within the box, of the component in any channel that fits it best; empty if none is thick enough."""
+    best_fit, best = 0.0, np.zeros(channels[0].shape, dtype=bool)
+    within = np.zeros(best.shape, dtype=bool)
     within[box] = True
-    for mask in _intensity_ranges(image, box):
+    for mask in itertools.chain.from_iterable(_intensity_ranges(channel, box) for channel in channels):
         components, count = ndimage.label(mask)
         sizes, inside = (np.bincount(c.ravel(), minlength=count + 1) for c in (components, components[box]))
         inside[0] = 0

@@ -354,7 +354,7 @@ def _click_evidence(point: Point, image: Floats, spacing: Spacing, range_mm: flo
     squares = [np.square((np.arange(n) - at) * mm) for n, at, mm in zip(image.shape[1:], point, spacing, strict=True)]
     distance = np.sqrt(squares[0][:, None, None] + squares[1][None, :, None] + squares[2][None, None, :])
     clicked = image[(slice(None), *point)]
-    difference = np.square(image - clicked[:, None, None, None]).sum(axis=0) / (2 * INTENSITY_SCALE * INTENSITY_SCALE)
+    difference = np.square(image - clicked[:, None, None, None]).mean(axis=0) / (2 * INTENSITY_SCALE * INTENSITY_SCALE)
     evidence: Floats = np.float32(CLICK_LOG_ODDS) * np.exp(
         -distance.astype(np.float32) / np.float32(range_mm) - difference
     )

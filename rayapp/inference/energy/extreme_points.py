@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
+from rayapp.inference.arrays import Floats, Spacing
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan
 from rayapp.inference.infer_task import Point
@@ -19,7 +21,9 @@ from rayapp.inference.prompts.to_clicks import bounding_box
 MAX_VOXELS = 60_000
 """Largest number of (averaged) voxels in which paths are searched."""
 BASE_COST = 0.1
-"""Cost of one mm in a homogeneous image; an intensity change by half of the body's range per voxel adds 1."""
+"""Cost of one mm in a homogeneous image; crossing an edge of half of the body's range adds 1, at any voxel size."""
+SMOOTH_MM = 1.5
+"""Standard deviation, in mm, of the Gaussian that removes noise."""
 
 
 def mark_paths(marks: Marks, scan: Scan, points: Sequence[Point]) -> None:
@@ -36,8 +40,7 @@ def mark_paths(marks: Marks, scan: Scan, points: Sequence[Point]) -> None:
     region = Region.around(low, high, scan.shape, scan.spacing, max_voxels=MAX_VOXELS)
     image, steps = scan.view(region), np.array(region.steps)
     spacing = tuple(float(n) for n in scan.spacing * steps)
-    gradient = sum(ndimage.gaussian_gradient_magnitude(channel, 1.0) for channel in image)
-    costs = BASE_COST + np.asarray(gradient, dtype=np.float64)
+    costs = path_costs(image, scan.spacing * steps)
     for axis in range(3):
         ends = [pick(points, key=lambda point: point[axis]) for pick in (min, max)]
         first, last = (tuple((np.array(end) - low) // steps) for end in ends)
@@ -46,6 +49,24 @@ def mark_paths(marks: Marks, scan: Scan, points: Sequence[Point]) -> None:
         path = np.array(finder.traceback(last)) * steps + steps // 2 + low
         for start, end in zip((ends[0], *path), (*path, ends[1]), strict=True):
             _mark_line(marks, np.asarray(start), np.asarray(end))
+
+
+def path_costs(image: Floats, spacing: Spacing) -> npt.NDArray[np.float64]:
+    """Costs of a path for each mm through a voxel.
+
+    Args:
+        image: Normalised intensities, (C, I, J, K).
+        spacing: mm along the three axes.
+
+    Returns:
+        Shape (I, J, K).
+    """
+    squared = np.zeros(image.shape[1:])
+    for channel in image:
+        smooth = ndimage.gaussian_filter(channel, SMOOTH_MM / spacing)
+        for axis in np.flatnonzero(np.array(smooth.shape) > 1):
+            squared += np.square(np.gradient(smooth, spacing[axis], axis=axis))
+    return np.asarray(BASE_COST + np.sqrt(squared / len(image)))
 
 
 def _mark_line(marks: Marks, start: np.ndarray, end: np.ndarray) -> None:

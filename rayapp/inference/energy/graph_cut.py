@@ -1,8 +1,10 @@
 """Graph cut: the binary labelling that fits log-odds best while its border follows edges, as an exact minimum cut.
 
 The energy is that of Boykov and Jolly (2001): a voxel labelled against its log-odds costs their magnitude; two
-neighbours with different labels cost the more, the more similar and the closer they are. Solved by PyMaxflow
-(Boykov-Kolmogorov), over those voxels only whose label is not fixed beforehand. Pure functions, thread-safe.
+neighbours with different labels cost the more, the more similar and the closer they are. It is an energy in space, a
+cost of volume and one of surface, divided by a voxel's volume: the same structure is cut out alike at any voxel size.
+Solved by PyMaxflow (Boykov-Kolmogorov), over those voxels only whose label is not fixed beforehand. Pure functions,
+thread-safe.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import numpy as np
 from rayapp.inference.arrays import Bools, Floats, Spacing
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
-SMOOTHNESS = 8.0
-"""Cost of different labels on two neighbours of the same intensity, in units of log-odds."""
+SMOOTHNESS = 10.0
+"""Cost of a border in tissue of one intensity, in log-odds times mm: that of a layer of 1 mm with such log-odds."""
 EDGE_SCALE = 0.15
 """Difference in normalised intensity (most of the body spans 2) at which that cost has fallen to 0.6 of it."""
 FIXED = 1e6
@@ -29,7 +31,7 @@ def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> 
         logits: Log-odds of foreground, with any number of axes; infinite where the label is certain.
         image: Normalised intensities, (C, *logits.shape).
         marks: Scribble map of the shape of `logits`; marked voxels keep their label.
-        spacing: mm along each axis; neighbours further apart are coupled less.
+        spacing: mm along each axis; a face costs its area over the voxel's volume.
 
     Returns:
         Mask of foreground.
@@ -46,7 +48,7 @@ def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> 
     graph = maxflow.GraphFloat(count, count * logits.ndim)
     all_nodes = graph.add_nodes(count)
     for axis in range(logits.ndim):
-        weights = _similarity(image, axis) * np.float32(SMOOTHNESS * spacing.min() / spacing[axis])
+        weights = _similarity(image, axis) * np.float32(SMOOTHNESS / spacing[axis])
         first, second = (tuple(part if n == axis else slice(None) for n in range(free.ndim)) for part in NEIGHBOURS)
         both_free = free[first] & free[second]
         capacities = weights[both_free]
@@ -63,6 +65,6 @@ def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> 
 
 def _similarity(image: Floats, axis: int) -> Floats:
     """Similarity, 0 to 1, of each voxel and the next one along `axis`; one voxel shorter than the image there."""
-    squared = np.square(np.diff(image, axis=axis + 1)).sum(axis=0)
+    squared = np.square(np.diff(image, axis=axis + 1)).mean(axis=0)  # so that noise of many channels is no border
     similarity: Floats = np.exp(-squared / (2 * EDGE_SCALE * EDGE_SCALE))
     return similarity

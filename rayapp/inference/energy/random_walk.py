@@ -1,6 +1,8 @@
 """Random walker segmentation (Grady, 2006) of log-odds; its borders are softer than a graph cut's.
 
-Voxels of clear log-odds count as marked, so that the linear system covers the others only. Solved by scikit-image.
+Voxels of clear log-odds count as marked, so that the linear system covers the others only. A step's penalty is for the
+difference in intensity that it makes, whatever its length: an edge is an edge across thick slices too. Solved by
+scikit-image.
 Pure functions, thread-safe.
 """
 
@@ -19,8 +21,8 @@ BETA = 130.0
 """Penalty of intensity differences on a walker's steps; scikit-image's default."""
 
 
-def random_walk(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> Bools:
-    """Segment by random walks; arguments and result as of `graph_cut`."""
+def random_walk(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> Bools:  # noqa: ARG001
+    """Segment by random walks; arguments and result as of `graph_cut`, but the spacing does not matter."""
     from skimage.segmentation import random_walker  # slow to import
 
     seeds = np.where(logits > SEED_LOG_ODDS, FOREGROUND, np.where(logits < -SEED_LOG_ODDS, BACKGROUND, 0))
@@ -31,6 +33,6 @@ def random_walk(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about optional solvers, and voxels that no seed can reach
         labels = random_walker(
-            np.moveaxis(image, 0, -1), seeds, beta=BETA, mode="cg_j", tol=1e-3, spacing=spacing, channel_axis=-1
+            np.moveaxis(image, 0, -1), seeds, beta=BETA / len(image), mode="cg_j", tol=1e-3, channel_axis=-1
         )
     return np.asarray(labels == FOREGROUND, dtype=np.bool_)

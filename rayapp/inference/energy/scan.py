@@ -5,7 +5,8 @@ A `Scan` is made once per image and read-only; a `SlicedRegion` belongs to one r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,8 @@ from rayapp.inference.prompts.scribble_map import FOREGROUND, Marks
 
 STROKED_SHARE = 0.25
 """Least number of foreground voxels in a slice that counts as drawn on, relative to the slice with the most."""
+MAX_CHANNELS = 8
+"""Largest number of channels that are segmented together; an image of more is taken for a series of images."""
 RANGE_SAMPLES = 1 << 18
 """Approximate number of voxels from which an image's intensity range is estimated."""
 
@@ -33,17 +36,26 @@ class Scan:
         array: The source's voxels, (C, I, J, K).
         spacing: mm along i, j, k.
         ranges: For each channel, the intensities that are normalised to -1 and 1.
+        remarks: What an answer's `params` say of the image.
     """
 
     array: npt.NDArray[Any]
     spacing: Spacing
     ranges: tuple[tuple[float, float], ...]
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, volume: Volume) -> Scan:
-        """A scan that shares the volume's voxels; the ranges are estimated from a sample of them."""
-        ranges = tuple(_intensity_range(channel) for channel in volume.array)
-        return cls(array=volume.array, spacing=geometry.spacing(volume.affine), ranges=ranges)
+        """A scan that shares the volume's voxels; the ranges are estimated from a sample of them.
+
+        Of a series of images, such as time points, it is the first, which is the one that viewers show.
+        """
+        array, remarks = volume.array, {}
+        if volume.channels > MAX_CHANNELS:
+            array = array[:1]
+            remarks = {"channels": f"the first of {volume.channels} images of a series was segmented"}
+        ranges = tuple(_intensity_range(channel) for channel in array)
+        return cls(array=array, spacing=geometry.spacing(volume.affine), ranges=ranges, remarks=remarks)
 
     @property
     def shape(self) -> Shape:

@@ -177,7 +177,7 @@ def _stroke_evidence(marks: Marks, image: Floats, spacing: Spacing) -> Floats:
     for mark, sign in ((FOREGROUND, 1), (BACKGROUND, -1)):
         if (marks == mark).any():
             distance, nearest = ndimage.distance_transform_edt(marks != mark, sampling=spacing, return_indices=True)
-            squared = np.square(image - image[(slice(None), *nearest)]).sum(axis=0)
+            squared = np.square(image - image[(slice(None), *nearest)]).mean(axis=0)
             difference = squared / (2 * INTENSITY_SCALE * INTENSITY_SCALE)
             fading = np.exp(-distance / STROKE_RANGE_MM - difference).astype(np.float32)
             evidence += np.float32(sign * STROKE_LOG_ODDS) * fading

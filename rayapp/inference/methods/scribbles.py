@@ -119,7 +119,7 @@ class ScribblesTask:
         clock.stage("infer")
         labels = restored_labels(sliced.to_region_axes(mask), sliced.region, marks, prompts)
         clock.stage("invert")
-        return Prediction(labels=labels, params=label_params(prompts), seconds=clock.seconds)
+        return Prediction(labels=labels, params={**label_params(prompts), **prepared.remarks}, seconds=clock.seconds)
 
     def _segment_strokes(
         self, sliced: SlicedRegion, scan: Scan, marks: Marks, optimise: Optimiser, *, grow: bool

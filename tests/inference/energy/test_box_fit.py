@@ -119,6 +119,24 @@ def test_prompts_on_one_slice_give_what_that_slice_alone_as_an_image_gives(axis,
     assert dice(answers[0], flat) > 0.85
 
 
+def test_a_structure_that_only_one_channel_shows_is_found():
+    volume, truth = scene()
+    noise = np.random.default_rng(9).normal(100, 30, volume.array.shape).astype(np.int16)
+    both = dataclasses.replace(volume, array=np.concatenate([noise, volume.array]))
+    assert dice(box_fit.fit_box(Scan.of(both), around(truth))[0], truth) > 0.8
+
+
+def test_of_a_series_of_images_the_first_is_segmented_and_the_answer_says_so():
+    volume, truth = scene()
+    series = dataclasses.replace(volume, array=np.concatenate([volume.array, *[volume.array[:, ::-1]] * 20]))
+    task = ScribblesTask(fit=likelihood.histogram, description="")
+    answer = task.predict(task.prepare(series), Prompts(roi=around(truth)), {})
+    alone = task.predict(task.prepare(volume), Prompts(roi=around(truth)), {})
+    np.testing.assert_array_equal(answer.labels, alone.labels)
+    assert "first of 21 images" in answer.params["channels"]
+    assert "channels" not in alone.params
+
+
 def test_a_structure_is_found_at_the_images_end_too():
     volume, truth = scene()
     k = int(np.argwhere(truth)[:, 2].mean())

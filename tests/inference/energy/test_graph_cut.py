@@ -62,7 +62,7 @@ def test_without_any_mark_the_log_odds_decide(optimise):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_labelling_of_all_is_cheaper(seed):
-    rng, shape, spacing = np.random.default_rng(seed), (2, 3, 2), np.array((1.0, 1.5, 3.0))
+    rng, shape, spacing = np.random.default_rng(seed), (2, 3, 2), np.array((2.0, 1.5, 3.0))
     image = rng.normal(0, 0.15, (2, *shape)).astype(np.float32)
     logits = rng.normal(0, 6, shape).astype(np.float32)
     marks = np.zeros(shape, np.uint8)
@@ -72,7 +72,7 @@ def test_no_labelling_of_all_is_cheaper(seed):
     every = every[np.all([every[:, *at] == label for at, label in certain.items()], axis=0)]
     costs = np.where(every, 0, np.nan_to_num(logits, posinf=0, neginf=0)).sum((1, 2, 3))
     for axis in range(3):
-        alike = np.exp(-np.square(np.diff(image, axis=axis + 1)).sum(0) / (2 * EDGE_SCALE**2))
+        alike = np.exp(-np.square(np.diff(image, axis=axis + 1)).mean(0) / (2 * EDGE_SCALE**2))
         costs += (SMOOTHNESS / spacing[axis] * alike * np.diff(every, axis=axis + 1)).sum((1, 2, 3))
     np.testing.assert_array_equal(graph_cut(logits, image, marks, spacing), every[costs.argmin()])
 
@@ -84,6 +84,37 @@ def test_neighbours_that_lie_far_apart_hold_together_less():
     assert not graph_cut(logits, image, marks, EVEN).any()
     apart = graph_cut(logits, image, marks, np.array((1.0, 1.0, 8.0)))
     np.testing.assert_array_equal(apart, logits > 0)
+
+
+@pytest.mark.parametrize("mm", [0.5, 1.0, 1.5, 2.0, 3.0, 4.0])
+def test_a_slab_is_kept_at_any_voxel_size_or_at_none(mm):
+    """Its border costs what its log-odds are worth in mm, not in voxels."""
+    size, thick = round(36 / mm), round(12 / mm)
+    for log_odds, stays in ((2.0, True), (1.0, False)):
+        slab = np.zeros((size, 9, 9), bool)
+        slab[size // 3 : size // 3 + thick] = True
+        logits = np.where(slab, log_odds, -log_odds).astype(np.float32)
+        image, marks = np.zeros((1, *slab.shape), np.float32), np.zeros(slab.shape, np.uint8)
+        mask = graph_cut(logits, image, marks, np.full(3, mm))
+        np.testing.assert_array_equal(mask, slab & stays)
+
+
+@pytest.mark.parametrize("optimise", [graph_cut, random_walk])
+@pytest.mark.parametrize("thickness", [1.0, 2.0, 5.0, 8.0])
+def test_an_edge_is_an_edge_across_thick_slices_too(optimise, thickness):
+    inside, image, marks = scene()
+    noisy = image + np.random.default_rng(0).normal(0, 0.1, image.shape).astype(np.float32)
+    mask = optimise(np.zeros(SHAPE, np.float32), noisy, marks, np.array((1.0, 1.0, thickness)))
+    np.testing.assert_array_equal(mask, inside)
+
+
+@pytest.mark.parametrize("optimise", [graph_cut, random_walk])
+@pytest.mark.parametrize("channels", [1, 4, 20])
+def test_noise_in_many_channels_is_no_border(optimise, channels):
+    image = np.random.default_rng(1).normal(0, 0.1, (channels, *SHAPE)).astype(np.float32)
+    logits = np.where(np.random.default_rng(2).random(SHAPE) < 0.9, 1.0, -1.0).astype(np.float32)
+    mask = optimise(logits, image, np.zeros(SHAPE, np.uint8), EVEN)
+    assert mask.all() if optimise is graph_cut else mask.mean() > 0.85
 
 
 def test_all_channels_count():
