@@ -23,7 +23,7 @@ def worker_resources(cluster: Resources) -> dict[str, float]:
 
 
 def replicas_beside(most: int, *, asked: Resources, node: Resources, nodes: int) -> int:
-    """How many inference replicas this one shares its node's cores and memory with at most, itself included.
+    """Largest number of inference replicas, this one included, that share its node's cores and memory.
 
     Args:
         most: replicas of the whole cluster, at most.

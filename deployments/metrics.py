@@ -1,4 +1,4 @@
-"""What happens, in figures for Prometheus: requests, answers of models by stage, jobs, images and labels."""
+"""Metrics for Prometheus: requests, answers of models by stage, jobs, images and labels."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _VERSION = re.compile(r"v\d+")
 
 @dataclass(kw_only=True)
 class Copied:
-    """What a backup or a restoration copied.
+    """Result of a backup or a restoration.
 
     Attributes:
         files: number of files copied.

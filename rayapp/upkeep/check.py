@@ -15,7 +15,7 @@ from rayapp.upkeep.stored_index import HIDDEN, reading
 
 
 def problems(studies: Path, workspace: Path) -> Iterator[str]:
-    """What is wrong, one sentence each; may run while the server does. Every revision is read once.
+    """Problems of the store, one sentence each. May run while the server does; every revision is read once.
 
     Args:
         studies: the studies folder, or a backup's.

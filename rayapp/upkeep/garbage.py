@@ -24,7 +24,7 @@ class Garbage:
 
 
 def orphans(studies: Path, workspace: Path, *, versions: int | None = None) -> list[Garbage]:
-    """What can be deleted. Nothing that the index, a job or production refers to is among it.
+    """Files that can be deleted: none that the index, a job or production refers to.
 
     Args:
         studies: the studies folder.

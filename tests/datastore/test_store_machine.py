@@ -46,7 +46,7 @@ class Pending:
 
 @dataclass
 class Model:
-    """What must be true of the folder.
+    """The state that the folder must have.
 
     Attributes:
         current: content of each label; None for none.
@@ -67,7 +67,7 @@ class Model:
     marks: dict[str, Any] = field(default_factory=lambda: defaultdict(lambda: None))
 
     def notice(self, key: Key) -> None:
-        """What another program wrote under the key must be a revision from now on."""
+        """Content that another program wrote under the key must be a revision from now on."""
         if key in self.unseen:
             self.required.add((*key, self.unseen.pop(key), "folder"))
 

@@ -1,4 +1,4 @@
-"""What a supervisor, a load balancer and Prometheus ask of the gateway."""
+"""The gateway's routes for a supervisor, a load balancer and Prometheus."""
 
 from __future__ import annotations
 

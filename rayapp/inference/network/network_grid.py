@@ -112,7 +112,7 @@ class NetworkGrid:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """What an answer's `params` say of the grid: `coarsened`, where it is coarser than asked for."""
+        """The grid's entries in an answer's `params`: `coarsened`, where it is coarser than asked for."""
         if self.coarsening == 1:
             return {}
         sizes = "x".join(map(str, self.canonical))

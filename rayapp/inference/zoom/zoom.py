@@ -146,7 +146,7 @@ def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
 
 
 def _enclosed(marks: Marks, source: Source) -> dict[outlines.Slice, Bools]:
-    """What lassos enclose on each slice, as with every method (`rayapp.inference.prompts.outlines`)."""
+    """The regions that lassos enclose on each slice, as with every method (`rayapp.inference.prompts.outlines`)."""
     curves = []
     for lasso in marks.lassos:
         others = [axis for axis in range(3) if axis != lasso.axis]
