@@ -14,7 +14,7 @@ import numpy as np
 from rayapp.inference.arrays import Bools, Floats, Spacing
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
-SMOOTHNESS = 10.0
+SMOOTHNESS = 11.5
 """Cost of a border in tissue of one intensity, in log-odds times mm: that of a layer of 1 mm with such log-odds."""
 EDGE_SCALE = 0.15
 """Difference in normalised intensity (most of the body spans 2) at which that cost has fallen to 0.6 of it."""

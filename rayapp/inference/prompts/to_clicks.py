@@ -86,13 +86,13 @@ def enforce_drawings(labels: Labels, prompts: Prompts, info: TaskInfo) -> Labels
         if drawing.marks is not None:
             enforced[drawing.marks == FOREGROUND] = _label_value(name, info)
             enforced[drawing.marks == BACKGROUND] = 0
-    for name, points in prompts.clicks.items():
-        for point in points:
-            enforced[point] = 0 if name == BACKGROUND_NAME else _label_value(name, info)
     for name, points in prompts.extremes.items():
         within = np.zeros(enforced.shape, dtype=bool)
         within[_as_slices(bounding_box(points))] = True
         enforced[(enforced == _label_value(name, info)) & ~within] = 0
+    for name, points in prompts.clicks.items():  # a click beyond extreme points says that these were not the outermost
+        for point in points:
+            enforced[point] = 0 if name == BACKGROUND_NAME else _label_value(name, info)
     return enforced if info.takes_drawings else clear_outside(enforced, prompts.roi)
 
 

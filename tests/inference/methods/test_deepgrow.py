@@ -163,7 +163,7 @@ def test_outside_the_box_there_is_nothing(tasks, prepared, dimensions):
     np.testing.assert_array_equal(boxed, whole * inside)
     assert 0 < boxed.sum() < whole.sum()
     beside = mask(tasks[dimensions], prepared, foreground=[click], roi=((0, 0, 10), (19, 26, 12)))
-    assert np.argwhere(beside).tolist() == [list(click)]
+    assert not beside.any(), "nor what was clicked there"
 
 
 @BOTH
