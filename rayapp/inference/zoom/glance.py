@@ -24,6 +24,8 @@ CHANGED = 0.3
 """Less belief in an answer that has nothing of the mask before, or is twelve times as large."""
 APART = 0.35
 """Logarithm of the ratio of two alternatives' volumes, at least."""
+DOUBTED = 3
+"""Views that are looked at again."""
 LARGE = 0.2
 """Share of an answer's largest part that another part needs to be kept where no prompt decides."""
 
@@ -152,15 +154,37 @@ class Glance:
 
 
 def glances(
-    ask: Ask, source: Source, views: Sequence[View], marks: Marks, previous: Mask | None = None
+    ask: Ask,
+    source: Source,
+    views: Sequence[View],
+    marks: Marks,
+    previous: Mask | None = None,
+    *,
+    doubt: bool = False,
 ) -> list[Glance]:
-    """Look at an image in several views, all of one edge, at once."""
+    """Look at an image in several views, all of one edge, at once.
+
+    Args:
+        ask: the network.
+        source: the image.
+        views: where to look.
+        marks: the prompts.
+        previous: the mask to start from.
+        doubt: whether to look at the best views again, mirrored: their quality is the lesser of both, and that of the
+            others is no better. Now and then the network is sure of an answer in a view that shows too much.
+    """
     inputs = []
     for view in views:
         image = normalised(source.sample(view), source.inside(view))
         start = previous.sample(view, source.spacing) if previous is not None else None
         inputs.append(channels(view, image, marks, start))
     logits, quality, length = ask(np.stack(inputs))
+    if doubt:
+        best = np.argsort(-quality)[:DOUBTED]
+        _, mirrored, _ = ask(np.stack([inputs[n][:, ::-1, ::-1, ::-1] for n in best]))
+        lesser = np.minimum(quality[best], mirrored)
+        quality = np.minimum(quality, lesser.min())
+        quality[best] = lesser
     return [Glance(view, logits[n], float(quality[n]), float(length[n]) * view.size) for n, view in enumerate(views)]
 
 

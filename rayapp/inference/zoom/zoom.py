@@ -75,7 +75,7 @@ def outcomes(
     smallest = 8 * float(source.spacing.min())
     compared: list[Glance] = []
     if marks.bounds() is not None:
-        compared += glances(ask, source, ladder(source, marks, optics.coarse, optics.steps), marks)
+        compared += glances(ask, source, ladder(source, marks, optics.coarse, optics.steps), marks, doubt=True)
     if known is not None:
         wide = _around(known, marks)
         views = [framed(wide, optics.coarse, margin, smallest) for margin in (optics.margin, 2.2)]

@@ -59,6 +59,23 @@ def test_an_answer_that_misses_a_point_is_believed_less():
     assert (believed(answers, away)[1:] < believed(answers, marks)[1:]).all()
 
 
+def test_a_view_that_is_sure_of_itself_one_way_round_only_is_not_believed():
+    source, _ = scene()
+    marks = Marks(include=[CENTRE])
+    views = ladder(source, marks, 32, 6)
+
+    def sure(inputs):
+        logits, quality, length = threshold(inputs)
+        if len(inputs) == len(views):
+            quality[-1] = 0.99
+        return logits, quality, length
+
+    plain, doubted = (glances(sure, source, views, marks, doubt=doubt) for doubt in (False, True))
+    assert believed(plain, marks).argmax() == len(views) - 1
+    assert believed(doubted, marks).argmax() == believed(glances(threshold, source, views, marks), marks).argmax()
+    assert max(answer.quality for answer in doubted[:-1]) >= doubted[-1].quality
+
+
 def test_a_box_is_respected_and_points_are_obeyed():
     source, _ = scene()
     box = Box((40, 30, 31), (60, 60, 49))
@@ -106,7 +123,7 @@ def test_optics_decide_how_many_voxels_are_looked_at():
         return threshold(inputs)
 
     list(outcomes(ask, source, Marks(include=[CENTRE]), optics=Optics(coarse=16, fine=64, looks=3)))
-    assert edges == [16, 64, 64, 64]
+    assert edges == [16, 16, 64, 64, 64], "of the views, of the best of them mirrored, and of each closer look"
 
 
 def test_an_answer_that_gives_up_the_mask_before_is_believed_less():
