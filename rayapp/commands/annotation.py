@@ -123,7 +123,9 @@ def _show(result: InferResult, target: Path) -> Segmentation | None:
 
 
 def _label_values(result: InferResult) -> dict[str, int]:
-    return {label: value for label, value in result.params["label_names"].items() if value}
+    """Value by structure; a model of whatever is pointed at names none and gives the value 1."""
+    named = {label: value for label, value in result.params["label_names"].items() if value}
+    return named or {"structure": 1}
 
 
 def _draw(client: Client, file: Path | None, image: str, labels: Any, names: dict[str, int], to: Path) -> None:

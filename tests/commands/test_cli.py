@@ -15,6 +15,7 @@ import pytest
 from typer import Exit
 
 from rayapp import cli
+from rayapp.client.results import InferResult
 from rayapp.commands import WrongUsage, annotation, doctor, jobs
 from rayapp.commands.demo import inside_liver
 from rayapp.commands.server import settings
@@ -272,3 +273,12 @@ def test_options_of_a_training_are_json_where_they_can_be_and_else_text():
     for wrong in ("max_epochs", "=3"):
         with pytest.raises(WrongUsage, match="KEY=VALUE"):
             jobs.values([wrong])
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [({"background": 0, "liver": 2}, {"liver": 2}), ({}, {"structure": 1}), ({"tumour": 1}, {"tumour": 1})],
+)
+def test_a_structure_without_a_name_is_shown_too(names: dict[str, int], shown: dict[str, int]) -> None:
+    result = InferResult(params={"label_names": names})
+    assert annotation._label_values(result) == shown
