@@ -29,7 +29,7 @@ async def health() -> dict[str, str]:
 
 @router.get(Route.READY, responses={503: {"description": "a part does not answer: which, and how it failed"}})
 async def ready(services: Service) -> JSONResponse:
-    """Whether each part answers: datastore, models, jobs and a replica for inference. No key is asked for."""
+    """The state of each part: datastore, models, jobs and a replica for inference. No key is asked for."""
     asked = {
         "datastore": services.datastore.status(),
         "models": services.models.describe(),

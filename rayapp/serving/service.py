@@ -98,7 +98,7 @@ class Work:
 
     @property
     def click(self) -> bool:
-        """Whether somebody waits for the answer to a prompt: it passes work without any, such as a segmentation."""
+        """True if somebody waits for the answer to a prompt: it passes work without any, such as a segmentation."""
         return self.call.turn is not None or not self.prompts.empty or self.prompts.roi is not None
 
 

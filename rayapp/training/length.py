@@ -60,7 +60,7 @@ class Length:
         return max(1, state.epoch, math.ceil(state.epoch / done) if done else 0)
 
     def validation_due(self, state: State, done: float) -> bool:
-        """Whether to validate after the epoch that has just ended."""
+        """True if a validation is due after the epoch that has just ended."""
         if self.in_epochs:
             return done >= 1 or state.epoch % self._options.val_interval == 0
         return done >= 1 or done - state.validated >= 1 / VALIDATIONS

@@ -67,6 +67,17 @@ WORK: tuple[Callable[[LocalDatastore], Any], ...] = (
 )
 
 
+def left_behind(disk: PowerRecorder, left: Path, moments: int, losses: int) -> Iterator[tuple[str, int, Path]]:
+    """The folder `left` as losses of power leave it: at which moment, how many works were acknowledged, and itself."""
+    random = Random(1)
+    for number in disk.prefixes(moments, random):
+        for name, loss in [*LOSSES.items()][:2] + [("some", LOSSES["some"])] * losses:
+            tree, told = disk.after(number, loss(random))
+            tree.write(0, left, {})
+            yield f"after {number} calls, {name} lost", len(told), left
+            shutil.rmtree(left)
+
+
 @pytest.mark.parametrize(
     ("moments", "losses"), [(12, 1), pytest.param(1000, 12, marks=pytest.mark.slow)], ids=["few", "all"]
 )
@@ -86,20 +97,14 @@ def test_a_studies_folder_has_all_that_was_acknowledged(
             work(store)
             disk.acknowledge(work)
             states.append(states[-1] if store._commit._open is False else state(store))
-    random = Random(1)
-    for number in disk.prefixes(moments, random):
-        for name, loss in [*LOSSES.items()][:2] + [("some", LOSSES["some"])] * losses:
-            tree, told = disk.after(number, loss(random))
-            left = folder / "left"
-            tree.write(0, left, {})
-            again = LocalDatastore(left, watch=False, settle=0.0)
-            try:
-                found = state(again)
-            finally:
-                again.close()
-            shutil.rmtree(left)
-            possible = states[len(told) : len(told) + 2]
-            assert found in possible, f"after {number} calls, {name} lost"
+    for when, acknowledged, left in left_behind(disk, folder / "left", moments, losses):
+        again = LocalDatastore(left, watch=False, settle=0.0)
+        try:
+            found = state(again)
+        finally:
+            again.close()
+        possible = states[acknowledged : acknowledged + 2]
+        assert found in possible, when
 
 
 @pytest.mark.parametrize(
@@ -136,13 +141,7 @@ def test_a_model_store_has_all_that_was_acknowledged(
             work()
             disk.acknowledge(work)
             states.append(served(workspace))
-    random = Random(1)
-    for number in disk.prefixes(moments, random):
-        for name, loss in [*LOSSES.items()][:2] + [("some", LOSSES["some"])] * losses:
-            tree, told = disk.after(number, loss(random))
-            left = folder / "left"
-            tree.write(0, left, {})
-            found = served(left)
-            shutil.rmtree(left)
-            old, new = [*states[len(told) : len(told) + 2], states[-1]][:2]
-            assert found in (old, new, (old[0], new[1])), f"after {number} calls, {name} lost"
+    for when, acknowledged, left in left_behind(disk, folder / "left", moments, losses):
+        found = served(left)
+        old, new = [*states[acknowledged : acknowledged + 2], states[-1]][:2]
+        assert found in (old, new, (old[0], new[1])), when
