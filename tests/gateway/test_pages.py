@@ -164,8 +164,19 @@ def test_a_slash_more_or_less_is_no_redirect(gateway: Served, path: str):
     other = path[:-1] if path.endswith("/") else path + "/"
     with_slash, without = (gateway.get(p, allow_redirects=False) for p in (path, other))
     assert with_slash.status_code == without.status_code != 307
-    if path != "/logs":
-        assert with_slash.text == without.text
+    if path != "/logs":  # the server writes on between the two answers, so its sizes on disk may differ too
+        assert without_sizes(with_slash) == without_sizes(without)
+
+
+def without_sizes(answer: requests.Response) -> object:
+    """What `answer` says, without the bytes that the server's folders hold at the moment."""
+    if "json" not in answer.headers["Content-Type"]:
+        return answer.text
+    said = answer.json()
+    if isinstance(said, dict) and "datastore" in said:
+        said["datastore"].pop("storage", None)
+        said.pop("storage", None)
+    return said
 
 
 def preflight(server: Served, origin: str) -> requests.Response:
