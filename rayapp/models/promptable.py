@@ -26,19 +26,21 @@ class Channel(IntEnum):
     """Intensities, -1 to 1 between the view's percentiles; 0 beyond the image."""
     SEEN = 1
     """The image as seen from the prompts: 0 where it is as the prompted tissue, +-1 where it differs by much."""
-    PREVIOUS = 2
+    NEAR = 2
+    """The same in units of what varies near the prompts: soft tissues differ in it beside bone and air too."""
+    PREVIOUS = 3
     """Probability of the structure in the mask to start from, 0 if there is none."""
-    INCLUDE = 3
+    INCLUDE = 4
     """Balls at points of the structure."""
-    EXCLUDE = 4
+    EXCLUDE = 5
     """Balls at points of anything else."""
-    STROKE = 5
+    STROKE = 6
     """Strokes on the structure."""
-    ERASER = 6
+    ERASER = 7
     """Strokes on anything else."""
-    BOX = 7
+    BOX = 8
     """The boxes' inside; a box drawn on one slice is a slab of that slice."""
-    LASSO = 8
+    LASSO = 9
     """The inside of curves drawn around the structure, on their slices."""
 
 
@@ -86,15 +88,16 @@ class Promptable(nn.Module):
         else:
             upsample = nn.ConvTranspose3d if dimensions == 3 else nn.ConvTranspose2d
             self.rise = upsample(widths[0], tail, 2, stride=2)
-            self.tail = convolution(tail + 2, tail, 3, padding=1)
+            self.tail = convolution(tail + Channel.NEAR + 1, tail, 3, padding=1)
             self.answer = convolution(tail, 1, 1)
         self.judge = nn.Sequential(nn.Linear(widths[-1] + 2 * widths[0] + 4, 64), nn.LeakyReLU(0.01), nn.Linear(64, 2))
+        self.register_load_state_dict_pre_hook(_widened)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Segment a batch of views.
 
         Args:
-            x: (N, 9, edge, edge, edge), as `Channel` says.
+            x: (N, 10, edge, edge, edge), as `Channel` says.
 
         Returns:
             The structure's logits (N, edge, edge, edge); the logit (N) of their expected Dice against the whole
@@ -114,7 +117,7 @@ class Promptable(nn.Module):
             mode = "trilinear" if self.dimensions == 3 else "bilinear"
             logits = functional.interpolate(self.answer(h), scale_factor=2, mode=mode, align_corners=False)
         else:
-            fine = torch.cat([self.rise(h), x[:, : Channel.SEEN + 1]], 1)
+            fine = torch.cat([self.rise(h), x[:, : Channel.NEAR + 1]], 1)
             logits = self.answer(functional.leaky_relu(self.tail(fine), 0.01))
         judged = self.judge(self._evidence(deep, h, logits))
         return logits[:, 0], judged[:, 0], judged[:, 1]
@@ -136,6 +139,15 @@ def channels_last(network: Promptable) -> Promptable:
     """The network with its weights laid out as CPUs convolve fastest."""
     layout = torch.channels_last_3d if network.dimensions == 3 else torch.channels_last
     return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def _widened(network: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    """Take weights that were learnt before there was the channel NEAR: it counts for nothing in them."""
+    for name, number in (("stem.weight", int(Channel.NEAR)), ("tail.weight", None)):
+        kernel = state.get(name)
+        if kernel is not None and kernel.shape[1] == network.get_parameter(name).shape[1] - 1:
+            at = kernel.shape[1] if number is None else number
+            state[name] = torch.cat([kernel[:, :at], torch.zeros_like(kernel[:, :1]), kernel[:, at:]], 1)
 
 
 def _convolution(dimensions: int) -> type[nn.Conv2d] | type[nn.Conv3d]:

@@ -13,7 +13,7 @@ from rayapp.inference.zoom.marks import Box, Marks, channels
 from rayapp.inference.zoom.view import Bools, Floats, Source, View, normalised, transfer
 
 Ask = Callable[[Floats], tuple[Floats, Floats, Floats]]
-"""The network: from inputs (N, 9, edge, edge, edge) to the logits (N, edge, edge, edge), the expected Dice (N) and the
+"""The network: from inputs (N, 10, edge, edge, edge) to the logits (N, edge, edge, edge), the expected Dice (N) and the
 expected longest side of the structure as a share of the view's (N)."""
 Region = tuple[slice, slice, slice]
 NOTHING = -20.0

@@ -21,6 +21,12 @@ POINT = 2.0
 """Radius of a point's ball, in the view's voxels."""
 BINS = 32
 """Of the histograms that tell a box's inside from its outside."""
+CLOSE = 3.0
+"""Scale of the image as seen from the prompts, in units of what varies around them."""
+FAINT = 0.015
+"""The least such scale, of a view's range of intensities from -1 to 1."""
+SURROUND = 2
+"""What varies around prompts is measured within this many of the view's voxels."""
 STROKE = 1.0
 """Radius of a stroke, in the view's voxels."""
 
@@ -115,7 +121,7 @@ class Marks:
 
 
 def channels(view: View, image: Floats, marks: Marks, previous: Floats | None = None) -> Floats:
-    """The network's inputs (9, edge, edge, edge) for prompts in a view.
+    """The network's inputs (10, edge, edge, edge) for prompts in a view.
 
     Args:
         view: where to look.
@@ -137,40 +143,63 @@ def channels(view: View, image: Floats, marks: Marks, previous: Floats | None = 
         drawn[Channel.BOX][_voxels(view, box)] = 1
     for lasso in marks.lassos:
         _fill(drawn[Channel.LASSO], view, lasso)
-    drawn[Channel.SEEN] = _seen(drawn)
+    drawn[Channel.SEEN], drawn[Channel.NEAR] = _seen(drawn)
     return drawn
 
 
-def _seen(drawn: Floats) -> Floats:
+def _seen(drawn: Floats) -> tuple[Floats, Floats]:
     """The image as seen from the prompts: 0 on tissue like theirs, towards +-1 where it differs.
 
-    The tissue is what points and strokes lie on, or else the mask to start from: tanh((x - centre) / scale), where the
-    scale is twice the median absolute difference around it. Of boxes and lassos alone it is what is inside rather than
-    around, by the intensities' histograms.
+    The tissue is what points and strokes lie on, or else the mask to start from: tanh((x - centre) / scale). The scale
+    is first twice the median absolute difference in the view's part around the prompts, which may hold bone and air,
+    then `CLOSE` times that within `SURROUND` voxels of them, which is mostly the tissue itself. Of boxes and lassos
+    alone the first is what is inside rather than around, by the intensities' histograms, and the second is seen from
+    the intensity that is likeliest inside.
     """
     image, edge = drawn[Channel.IMAGE], drawn.shape[-1]
     tissue = (drawn[Channel.INCLUDE] + drawn[Channel.STROKE]) > 0
-    region: tuple[slice, ...] = (slice(None),) * 3
+    wide: tuple[slice, ...] = (slice(None),) * 3
+    close = wide
     if tissue.any():
-        at = [int(np.mean(np.flatnonzero(tissue.any(tuple(b for b in range(3) if b != axis))))) for axis in range(3)]
+        sides = [np.flatnonzero(tissue.any(tuple(b for b in range(3) if b != axis))) for axis in range(3)]
         half = int(edge * 0.3)
-        region = tuple(slice(max(0, centre - half), centre + half + 1) for centre in at)
+        wide = tuple(slice(max(0, int(np.mean(side)) - half), int(np.mean(side)) + half + 1) for side in sides)
+        close = tuple(slice(max(0, int(side[0]) - SURROUND), int(side[-1]) + SURROUND + 1) for side in sides)
+        around = ndimage.binary_dilation(tissue[close], iterations=SURROUND)
     else:
         around = np.maximum(drawn[Channel.BOX], drawn[Channel.LASSO]) > 0
         if around.any():
-            return _unlike(image, around)
-        tissue = drawn[Channel.PREVIOUS] > 0.5
+            unlike, likely = _unlike(image, around)
+            return unlike, _differences(image, likely, CLOSE * _spread(image[around], likely, 0.25))
+        tissue = around = drawn[Channel.PREVIOUS] > 0.5
     centre = float(np.median(image[tissue])) if tissue.any() else 0.0
-    scale = max(2 * float(np.median(np.abs(image[region][::2, ::2, ::2] - centre))), 0.03)
-    return np.asarray(np.where(image == 0, 0, np.tanh((image - centre) / scale)), np.float32)
+    scale = max(2 * _spread(image[wide][::2, ::2, ::2], centre, 0.5), 0.03)
+    return _differences(image, centre, scale), _differences(
+        image, centre, CLOSE * _spread(image[close][around], centre, 0.5)
+    )
 
 
-def _unlike(image: Floats, around: NDArray[np.bool_]) -> Floats:
-    """Log-odds of each voxel's intensity around a drawn region against inside it; negative where it is darker."""
+def _spread(values: Floats, centre: float, share: float) -> float:
+    """The distance from `centre` that `share` of some intensities keep."""
+    if not values.size:
+        return 1.0
+    distances = np.abs(values - np.float32(centre)).ravel()
+    return float(np.partition(distances, int(share * (len(distances) - 1)))[int(share * (len(distances) - 1))])
+
+
+def _differences(image: Floats, centre: float, scale: float) -> Floats:
+    """Intensities around `centre` in units of `scale`, bent to -1 … 1; 0 beyond the image."""
+    seen = np.tanh((image - np.float32(centre)) / np.float32(max(scale, FAINT)))
+    return np.asarray(np.where(image == 0, 0, seen), np.float32)
+
+
+def _unlike(image: Floats, around: NDArray[np.bool_]) -> tuple[Floats, float]:
+    """How much likelier each voxel's intensity is around a drawn region than inside it, 0 to 1 and negative where it is
+    darker than what is likeliest inside; and that intensity."""
     shown = image != 0
     inner, outer = image[around & shown], image[~around & shown]
     if not len(inner) or not len(outer):
-        return np.zeros_like(image)
+        return np.zeros_like(image), 0.0
     sides = np.linspace(-1, 1, BINS + 1)
     shares = [
         ndimage.gaussian_filter1d(np.histogram(part, sides)[0] / len(part), 1, mode="nearest") + 1e-4
@@ -179,7 +208,8 @@ def _unlike(image: Floats, around: NDArray[np.bool_]) -> Floats:
     outside = np.minimum(1, 2 * shares[1] / (shares[0] + shares[1]))
     likely = sides[:-1][(shares[0] * (1 - outside)).argmax()]
     index = np.clip(((image + 1) * (BINS / 2)).astype(int), 0, BINS - 1)
-    return np.asarray(np.where(shown, outside[index] * np.where(image < likely, -1, 1), 0), np.float32)
+    seen = np.where(shown, outside[index] * np.where(image < likely, -1, 1), 0)
+    return np.asarray(seen, np.float32), float(likely) + 1 / BINS
 
 
 def _balls(channel: Floats, points: Sequence[Positions], radius: float) -> None:

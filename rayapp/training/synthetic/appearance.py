@@ -8,8 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from rayapp.training.synthetic.scenes import Scene
+from rayapp.training.synthetic.scenes import Scene, Tissue
 from rayapp.training.synthetic.shapes import Bools, Floats, Random, smooth
+
+UNITS: dict[Tissue, tuple[float, float]] = {
+    "air": (-10, 0.1), "gas": (-9.5, 0.5), "lung": (-8.2, 0.7), "fat": (-0.95, 0.12), "fluid": (0.15, 0.15),
+    "soft": (0.5, 0.25), "vessel": (1.2, 0.9), "marrow": (2, 0.8), "bone": (7, 2.5),
+}  # fmt: skip
+"""Mean and deviation of tissues in CT, hundreds of Hounsfield units, with and without contrast agent."""
+DARK: frozenset[Tissue] = frozenset({"air", "gas", "lung"})
+"""Tissues that have nearly no signal in MR."""
 
 
 @dataclass
@@ -81,6 +89,9 @@ def _mr(random: Random, scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.f
         means = np.round(means * 6) / 6
     if random.random() < 0.25:
         means = random.uniform(0.3, 0.7) + (means - 0.5) * random.uniform(0.15, 0.6)
+    for tissue, kind in scene.kinds.items():
+        if kind in DARK or (kind == "bone" and random.random() < 0.6):
+            means[tissue] = random.uniform(0, 0.12)
     means = means[tissues]
     means[list(scene.air)] = random.choice([0.0, random.uniform(0, 0.05)])
     return means, np.abs(random.normal(0, 0.05, len(means))), 0.08
@@ -96,6 +107,8 @@ def _ct(random: Random, scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.f
     means = np.where((draw > 0.15) & (draw < 0.23), random.uniform(-9.5, -6, count), means)
     means = np.where((draw > 0.23) & (draw < 0.33), random.uniform(2, 9, count), means)
     means = np.where((draw > 0.33) & (draw < 0.42), random.uniform(1, 3, count), means)
+    for tissue, kind in scene.kinds.items():
+        means[tissue] = random.normal(*UNITS[kind])
     means = means[tissues]
     means[list(scene.air)] = -10
     if random.random() < 0.6:

@@ -12,9 +12,13 @@ from scipy import ndimage
 from rayapp.inference.zoom.marks import Marks
 from rayapp.inference.zoom.view import Source, View, normalised
 from rayapp.training.synthetic import prompts
+from rayapp.training.synthetic.anatomy import anatomy
 from rayapp.training.synthetic.appearance import Acquisition, acquire
 from rayapp.training.synthetic.scenes import Scene, scene
 from rayapp.training.synthetic.shapes import Bools, Random
+
+BODIES = 0.4
+"""Share of scenes that are laid out as bodies are."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def cases(seed: int | list[int], edges: Sequence[int], count: int = 20) -> Itera
     """Endless cases, `count` of each scene, whose views have each one of `edges` voxels."""
     random = np.random.default_rng(seed)
     while True:
-        drawn = scene(random, int(random.integers(72, 112)))
+        drawn = anatomy(random) if random.random() < BODIES else scene(random, int(random.integers(72, 112)))
         taken = acquire(random, drawn)
         source = Source(taken.image, taken.spacing)
         for _ in range(count):

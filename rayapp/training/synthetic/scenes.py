@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from rayapp.training.synthetic import shapes
 from rayapp.training.synthetic.shapes import Bools, Floats, Random
 
 Labels = NDArray[np.int16]
+Tissue = Literal["air", "gas", "lung", "fat", "fluid", "soft", "vessel", "marrow", "bone"]
+"""What a tissue is, where that decides how a scanner shows it."""
 
 
 @dataclass
@@ -22,17 +25,28 @@ class Scene:
         tissues: the tissue of each label; labels of one tissue look alike.
         wholes: labels that together are one organ, as a wall and what it holds.
         air: labels that are air, or nothing.
+        kinds: what some tissues are; the others are anything.
     """
 
     labels: Labels
     tissues: list[int] = field(default_factory=list)
     wholes: list[frozenset[int]] = field(default_factory=list)
     air: set[int] = field(default_factory=set)
+    kinds: dict[int, Tissue] = field(default_factory=dict)
 
-    def add(self, where: Bools, region: tuple[slice, ...] | None = None, tissue: int | None = None) -> int:
+    def add(
+        self,
+        where: Bools,
+        region: tuple[slice, ...] | None = None,
+        tissue: int | None = None,
+        *,
+        kind: Tissue | None = None,
+    ) -> int:
         """Paint a new label, of a new tissue unless told; gives the label."""
         label = len(self.tissues)
         self.tissues.append(1 + max(self.tissues, default=-1) if tissue is None else tissue)
+        if kind is not None:
+            self.kinds[self.tissues[-1]] = kind
         target = self.labels if region is None else self.labels[region]
         target[where] = label
         return label

@@ -42,7 +42,7 @@ def test_turns_go_on_from_answers_until_their_end(some):
         turn = opening(random, made)
         while turn is not None:
             inputs = turn.inputs()
-            assert inputs.shape == (9, 32, 32, 32)
+            assert inputs.shape == (10, 32, 32, 32)
             assert np.isfinite(inputs).all()
             numbers.append(turn.number)
             turn = following(random, turn, np.zeros((32,) * 3, np.float32))
