@@ -33,3 +33,20 @@ def test_weights_come_back_from_a_file(tmp_path):
     load_weights(other, tmp_path / "model.safetensors")
     for one, two in zip(network.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("tail", [None, 8])
+def test_weights_learnt_without_the_near_channel_answer_as_before_whatever_it_shows(tail):
+    network = Promptable(3, (8, 16, 16, 24), tail).eval()
+    older = network.state_dict()
+    kept = [channel for channel in Channel if channel != Channel.NEAR]
+    older["stem.weight"] = older["stem.weight"][:, kept]
+    if tail is not None:
+        older["tail.weight"] = older["tail.weight"][:, :-1]
+    network.load_state_dict(older)
+    views = torch.rand(1, len(Channel), 32, 32, 32)
+    with torch.inference_mode():
+        before = network(views)[0]
+        views[:, Channel.NEAR] = torch.rand(32, 32, 32)
+        torch.testing.assert_close(network(views)[0], before)
+    torch.testing.assert_close(network.stem.weight[:, kept], older["stem.weight"])

@@ -64,6 +64,28 @@ def test_an_inverted_image_is_seen_inverted_from_the_prompts():
     )
 
 
+def test_soft_tissues_differ_near_the_prompts_beside_bone_and_air():
+    image = np.full((32,) * 3, -1.0, np.float32)  # air, a body of soft tissue with bone, and an organ a little brighter
+    image[4:28] = 0.0
+    image[4:28, :8] = image[:, :, 21:] = 1.0
+    image[:, :, :11] = -1.0
+    organ = (slice(12, 20),) * 3
+    image[organ] = 0.04
+    image += np.random.default_rng(1).normal(0, 0.005, image.shape).astype(np.float32)
+    drawn = channels(VIEW, image, Marks(include=[VIEW.to_millimetres(np.array([15.5, 15.5, 15.5]))]))
+    beside = (slice(12, 20), slice(22, 28), slice(12, 20))
+    assert np.abs(drawn[Channel.NEAR][organ]).mean() < 0.35
+    assert drawn[Channel.NEAR][beside].mean() < -0.6
+    assert drawn[Channel.SEEN][beside].mean() > -0.2, "the wide scale hides them"
+
+
+@pytest.mark.parametrize("marks", [Marks(), Marks(boxes=[Box((30, 35, 45), (60, 65, 60))])], ids=["nothing", "a box"])
+def test_the_image_near_the_prompts_is_finite_and_inverts_with_the_image(marks):
+    near = channels(VIEW, IMAGE, marks)[Channel.NEAR]
+    assert np.abs(near).max() <= 1
+    assert np.isfinite(channels(VIEW, np.zeros_like(IMAGE), marks)).all()
+
+
 def test_prompts_bounds_hold_points_strokes_boxes_and_lassos():
     marks = Marks(
         include=[np.array([1.0, 50, 50])],
