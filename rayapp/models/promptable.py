@@ -91,7 +91,7 @@ class Promptable(nn.Module):
             self.tail = convolution(tail + Channel.NEAR + 1, tail, 3, padding=1)
             self.answer = convolution(tail, 1, 1)
         self.judge = nn.Sequential(nn.Linear(widths[-1] + 2 * widths[0] + 4, 64), nn.LeakyReLU(0.01), nn.Linear(64, 2))
-        self.register_load_state_dict_pre_hook(_widened)
+        self.register_load_state_dict_pre_hook(_widened)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Segment a batch of views.

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayapp.training.synthetic import shapes
 from rayapp.training.synthetic.scenes import Scene, Tissue
 from rayapp.training.synthetic.shapes import Bools, Floats, Random
 
-Place = Sequence[float]
+Place = Sequence[float] | NDArray[np.float64]
 
 
 class Body:

@@ -24,7 +24,7 @@ AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    torch.manual_seed(3)
+    torch.manual_seed(1)
     network = Promptable(3, NETWORK["widths"], NETWORK["tail"])
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_weights(network, path)
