@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rayapp.inference.zoom.marks import Box, Marks, channels
-from rayapp.inference.zoom.view import Bools, Floats, Source, View, normalised, transfer
+from rayapp.inference.zoom.view import Bools, Column, Floats, Source, View, normalised, transfer
 
 Ask = Callable[[Floats], tuple[Floats, Floats, Floats]]
 """The network: from inputs (N, 10, edge, edge, edge) to the logits (N, edge, edge, edge), the expected Dice (N) and the
@@ -46,8 +46,7 @@ class Mask:
         """The share (edge, edge, edge) of a view's voxels that the structure takes."""
         start = np.array([side.start for side in self.region]) * spacing
         part = Source(self.inside.astype(np.float32), spacing)
-        centre = np.array(view.centre) - start
-        moved = View.around(centre, view.size, view.edge)
+        moved = view.moved(-start)
         return np.asarray(part.sample(moved) * part.inside(moved), np.float32)
 
     def bounds(self, spacing: NDArray[np.float64]) -> Box | None:
@@ -111,7 +110,7 @@ class Glance:
     def changed(self, mask: Mask, spacing: NDArray[np.float64]) -> float:
         """Disagreement with a mask, 0 to 2: the share of the mask that the answer lacks, in its view or beyond it, plus
         its growth, from 0 at three times the mask's size to 1 at twelve times, where it means something else."""
-        inside, cell = self.logits > 0, self.view.spacing**3
+        inside, cell = self.logits > 0, self.view.cell
         before = max(float(mask.inside.sum() * spacing.prod()), 1e-9)
         kept = float((mask.sample(self.view, spacing) * inside).sum()) * cell
         grown = np.log(max(float(inside.sum()) * cell / before, 1e-9) / 3) / np.log(4)
@@ -198,19 +197,20 @@ def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
     if bounds is None:
         raise ValueError("nothing was pointed at")
     low, high = np.array(bounds.low), np.array(bounds.high)
-    reach = float((high - low).max())
+    along = across(source.column)
+    reach = float((high - low)[along].max())
     largest = max(float((source.extent + source.spacing).max()), 12 * float(source.spacing.min()))
     around = marks.around()
     if around:
-        drawn = max(max(np.array(box.high) - box.low) for box in around)
-        flat = all(min((np.array(box.high) - box.low) / source.spacing) <= 1.01 for box in around)
+        drawn = max(max((np.array(box.high) - box.low)[along]) for box in around)
+        flat = not any(solid(box, source) for box in around)
         sizes = drawn * np.array([1.25, 1.8, 2.7] if flat else [1.2, 1.5])
         sizes = np.maximum(sizes, 1.15 * reach)
     else:
         smallest = min(max(12 * float(source.spacing.min()), 1.3 * reach), largest)
         sizes = np.geomspace(smallest, largest, steps)
     centre = (low + high) / 2
-    return [View.around(centre, float(size), edge) for size in sizes]
+    return [View.around(centre, float(size), edge, source.column) for size in sizes]
 
 
 def believed(
@@ -246,7 +246,7 @@ def candidates(answers: Sequence[Glance], scores: NDArray[np.float64]) -> tuple[
     Returns:
         The candidates, no two of nearly the same volume, and which of them is the most believed of all.
     """
-    volumes = np.array([(answer.logits > 0).sum() * answer.view.spacing**3 for answer in answers])
+    volumes = np.array([(answer.logits > 0).sum() * answer.view.cell for answer in answers])
     chosen: list[int] = []
     for number in np.argsort(-scores):
         believable = not chosen or (scores[number] > WORTH * scores[chosen[0]] and volumes[number] > 0)
@@ -257,9 +257,20 @@ def candidates(answers: Sequence[Glance], scores: NDArray[np.float64]) -> tuple[
     return [answers[number] for number in ordered], ordered.index(best)
 
 
-def framed(box: Box, edge: int, margin: float, smallest: float) -> View:
-    """A view of a box with a margin: its size is `margin` times the box's longest side."""
+def framed(box: Box, edge: int, margin: float, smallest: float, column: Column = None) -> View:
+    """A view of a box with a margin: its size is `margin` times the box's longest side, or that on a single slice."""
     low, high = np.array(box.low), np.array(box.high)
-    size = max(float((high - low).max()) * margin, smallest)
+    size = max(float((high - low)[across(column)].max()) * margin, smallest)
     centre = (low + high) / 2
-    return View.around(centre, size, edge)
+    return View.around(centre, size, edge, column)
+
+
+def solid(box: Box, source: Source) -> bool:
+    """Whether a box is of more than one slice along each axis of the image's that has more."""
+    sides = np.array(box.high) - box.low > 1.01 * source.spacing
+    return bool(sides[across(source.column)].all())
+
+
+def across(column: Column) -> list[int]:
+    """The axes along which an image has more than one voxel."""
+    return [axis for axis in range(3) if column is None or axis != column[0]]

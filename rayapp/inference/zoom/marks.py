@@ -230,12 +230,14 @@ def _balls(channel: Floats, points: Sequence[Positions], radius: float) -> None:
 
 
 def _voxels(view: View, box: Box) -> tuple[slice, ...]:
-    """The view's voxels whose centres a box holds, at least one along each axis."""
+    """The view's voxels whose centres a box holds, at least one along each axis, and all of a column's height."""
     low = view.to_voxels(np.array(box.low))
     high = view.to_voxels(np.array(box.high))
     thin = high - low < 1
     middle = (low + high) / 2
     low, high = np.where(thin, middle - 0.5, low), np.where(thin, middle + 0.5, high)
+    if view.column is not None:
+        low[view.column[0]], high[view.column[0]] = 0, view.edge
     first = np.clip(np.ceil(low), 0, view.edge).astype(int)
     last = np.clip(np.ceil(high), 0, view.edge).astype(int)
     return tuple(slice(a, b) for a, b in zip(first, last, strict=True))
@@ -246,6 +248,8 @@ def _fill(channel: Floats, view: View, lasso: Lasso) -> None:
     half = max(lasso.thickness, spacing) / 2
     first = int(np.ceil((lasso.at - half - low[lasso.axis]) / spacing - 1e-6))
     last = int(np.ceil((lasso.at + half - low[lasso.axis]) / spacing - 1e-6))
+    if view.column is not None and view.column[0] == lasso.axis:
+        first, last = 0, view.edge
     if last <= 0 or first >= view.edge:
         return
     others = [axis for axis in range(3) if axis != lasso.axis]

@@ -3,12 +3,15 @@
 All positions are millimetres along the image's axes, from the centre of its first voxel: index times spacing. A view is
 sampled axis by axis, with a kernel as wide as the coarser of the two grids, so that nothing aliases and thick slices
 are interpolated. Training and serving sample by the same code.
+
+An image of one slice (a radiograph, an ultrasound image, a slice of a stack) is looked at as a column: the same at
+every height.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Column = tuple[int, float] | None
 
 
 @dataclass(frozen=True)
@@ -26,21 +30,33 @@ class View:
         centre: millimetres along the image's three axes.
         size: the cube's edge, millimetres.
         edge: voxels along each axis.
+        column: for an image of one slice, the axis across it and its thickness in millimetres.
     """
 
     centre: tuple[float, float, float]
     size: float
     edge: int
+    column: Column = None
 
     @classmethod
-    def around(cls, centre: NDArray[np.float64], size: float, edge: int) -> View:
+    def around(cls, centre: NDArray[np.float64], size: float, edge: int, column: Column = None) -> View:
         """The view around a position (3), millimetres."""
-        return cls((float(centre[0]), float(centre[1]), float(centre[2])), float(size), edge)
+        return cls((float(centre[0]), float(centre[1]), float(centre[2])), float(size), edge, column)
+
+    def moved(self, by: NDArray[np.float64]) -> View:
+        """The view from another origin: its centre moved by (3) millimetres."""
+        x, y, z = (np.array(self.centre) + by).tolist()
+        return replace(self, centre=(x, y, z))
 
     @property
     def spacing(self) -> float:
         """The edge of a voxel, millimetres."""
         return self.size / self.edge
+
+    @property
+    def cell(self) -> float:
+        """What a voxel stands for of the image, cubic millimetres; those of a column share the slice's thickness."""
+        return self.spacing**3 if self.column is None else self.spacing**2 * self.column[1] / self.edge
 
     @property
     def low(self) -> NDArray[np.float64]:
@@ -67,6 +83,12 @@ class Source:
     def __init__(self, array: NDArray[np.generic], spacing: Sequence[float] | NDArray[np.float64]) -> None:
         self.array = array
         self.spacing = np.array(spacing, float)
+
+    @property
+    def column(self) -> Column:
+        """The axis across an image of one slice and its thickness; None for a volume."""
+        flat = [axis for axis in range(3) if self.array.shape[axis] == 1]
+        return (flat[-1], float(self.spacing[flat[-1]])) if flat else None
 
     @property
     def extent(self) -> NDArray[np.float64]:
@@ -107,12 +129,13 @@ class Source:
         return _separable(part, matrices)
 
     def inside(self, view: View) -> Bools:
-        """Mask (edge, edge, edge) of the view's voxels that lie on the image."""
+        """Mask (edge, edge, edge) of the view's voxels that lie on the image; a column does at every height."""
         sides = []
         for axis in range(3):
             at = view.low[axis] + np.arange(view.edge) * view.spacing
             half = self.spacing[axis] / 2
-            sides.append((at >= -half) & (at <= self.extent[axis] + half))
+            everywhere = view.column is not None and view.column[0] == axis
+            sides.append(((at >= -half) & (at <= self.extent[axis] + half)) | everywhere)
         return np.asarray(sides[0][:, None, None] & sides[1][None, :, None] & sides[2][None, None, :])
 
 
@@ -144,6 +167,8 @@ def between(values: Floats, view: View, other: View) -> Floats:
     moved = transfer(values, view, other.low, step, (edge,) * 3)
     at = other.low[:, None] + np.arange(edge) * other.spacing - np.array(view.centre)[:, None]
     within = np.abs(at) <= view.size / 2
+    if view.column is not None:
+        within[view.column[0]] = True
     seen = within[0][:, None, None] & within[1][None, :, None] & within[2][None, None, :]
     return np.asarray(moved * seen, np.float32)
 

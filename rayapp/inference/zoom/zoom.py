@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rayapp.inference.prompts import outlines
-from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, candidates, framed, glances, ladder
+from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, candidates, framed, glances, ladder, solid
 from rayapp.inference.zoom.marks import Box, Marks, bounds_of
 from rayapp.inference.zoom.view import Bools, Source
 
@@ -78,21 +77,21 @@ def outcomes(
         compared += glances(ask, source, ladder(source, marks, optics.coarse, optics.steps), marks, doubt=True)
     if known is not None:
         wide = _around(known, marks)
-        views = [framed(wide, optics.coarse, margin, smallest) for margin in (optics.margin, 2.2)]
+        views = [framed(wide, optics.coarse, margin, smallest, source.column) for margin in (optics.margin, 2.2)]
         compared += glances(ask, source, views, marks, previous)
     meant, likeliest = candidates(compared, believed(compared, marks, previous, source.spacing))
     at = int(np.clip(likeliest + size, 0, len(meant) - 1))
     best, others = meant[at], (at, len(meant) - 1 - at, at - likeliest)
     mask = rendered(best, source, marks)
     yield Outcome(mask, best.quality, *others)
-    solid = [box for box in marks.boxes if _solid(box, source.spacing)]
-    margin = optics.box_margin if len(solid) == 1 else optics.margin
+    boxes = [box for box in marks.boxes if solid(box, source)]
+    margin = optics.box_margin if len(boxes) == 1 else optics.margin
     quality = best.quality
     for _ in range(1 if previous is not None else optics.looks):
-        found = solid[0] if len(solid) == 1 else mask.bounds(source.spacing)
+        found = boxes[0] if len(boxes) == 1 else mask.bounds(source.spacing)
         if found is None:
             break
-        view = framed(_around(found, marks), optics.fine, margin, smallest)
+        view = framed(_around(found, marks), optics.fine, margin, smallest, source.column)
         closer = glances(ask, source, [view], marks, mask)[0]
         if not (closer.logits > 0).any():
             break
@@ -134,10 +133,10 @@ def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
     for points, value in ((marks.strokes, True), (marks.erasers, False), (marks.include, True), (marks.exclude, False)):
         for group in points:
             inside[tuple(mask.indices(np.reshape(group, (-1, 3)), source.spacing).T)] = value
-    solid = [box for box in marks.boxes if _solid(box, source.spacing)]
-    if solid:
+    boxes = [box for box in marks.boxes if solid(box, source)]
+    if boxes:
         allowed = np.zeros_like(inside)
-        for box in solid:
+        for box in boxes:
             low = np.ceil(np.array(box.low) / source.spacing - 1e-6).astype(int) - start
             high = np.floor(np.array(box.high) / source.spacing + 1e-6).astype(int) + 1 - start
             allowed[tuple(slice(max(0, a), max(0, b)) for a, b in zip(low, high, strict=True))] = True
@@ -156,11 +155,6 @@ def _enclosed(marks: Marks, source: Source) -> dict[outlines.Slice, Bools]:
         curves.append(list(zip(i, j, k, strict=True)))
     a, b, c = source.array.shape
     return outlines.enclosed(curves, (a, b, c))
-
-
-def _solid(box: Box, spacing: NDArray[np.float64]) -> bool:
-    """Whether a box is of more than one slice along each axis."""
-    return bool((np.array(box.high) - box.low > 1.01 * spacing).all())
 
 
 def _around(box: Box, marks: Marks) -> Box:

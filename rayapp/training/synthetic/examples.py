@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from rayapp.inference.zoom.glance import across
 from rayapp.inference.zoom.marks import Marks
 from rayapp.inference.zoom.view import Source, View, normalised
 from rayapp.training.synthetic import prompts
@@ -19,6 +20,8 @@ from rayapp.training.synthetic.shapes import Bools, Random
 
 BODIES = 0.4
 """Share of scenes that are laid out as bodies are."""
+SLICES = 0.1
+"""Share of cases on a single slice of an image."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,11 @@ def cases(seed: int | list[int], edges: Sequence[int], count: int = 20) -> Itera
             structure = _structure(random, drawn, taken)
             if structure is None:
                 break
-            yield case(random, source, structure, int(random.choice(edges)))
+            edge = int(random.choice(edges))
+            if random.random() < SLICES:
+                yield case(random, *_slice(random, source, structure), edge)
+            else:
+                yield case(random, source, structure, edge)
 
 
 def case(random: Random, source: Source, mask: Bools, edge: int) -> Case:
@@ -85,16 +92,17 @@ def case(random: Random, source: Source, mask: Bools, edge: int) -> Case:
     assert bounds is not None
     voxels = np.argwhere(mask)
     low, high = (voxels.min(0) - 0.5) * spacing, (voxels.max(0) + 0.5) * spacing
-    length = float((high - low).max())
+    along = across(source.column)
+    length = float((high - low)[along].max())
     prompted, centre = (np.array(bounds.low) + bounds.high) / 2, (low + high) / 2
-    reach = float((np.array(bounds.high) - bounds.low).max())
+    reach = float((np.array(bounds.high) - bounds.low)[along].max())
     truth = Source(mask.view(np.uint8) * np.uint8(255), spacing)
     smallest, largest = 10 * spacing.min(), 1.3 * float(max(source.extent.max(), 10 * spacing.min()))
 
     def look(at: NDArray[np.float64], size: float, shake: float, use: bool) -> Look:
         size = float(np.clip(size, smallest, largest))
         place = at + random.uniform(-shake, shake, 3) * size
-        view = View.around(place, size, edge)
+        view = View.around(place, size, edge, source.column)
         inside = source.inside(view)
         share = np.where(inside, truth.sample(view), 0)
         image = normalised(source.sample(view), inside)
@@ -156,6 +164,18 @@ def _structure(random: Random, drawn: Scene, taken: Acquisition) -> Bools | None
         if mask.sum() >= 12:
             return mask
     return None
+
+
+def _slice(random: Random, source: Source, mask: Bools) -> tuple[Source, Bools]:
+    """A slice of an image across its thickest side, or any, and the largest part of a structure on it."""
+    thickest = int(source.spacing.argmax())
+    axis = thickest if source.spacing[thickest] > source.spacing.min() else int(random.integers(3))
+    areas = mask.sum(tuple(other for other in range(3) if other != axis))
+    at = int(random.choice(np.flatnonzero(areas >= areas.max() / 2)))
+    parts, _ = ndimage.label(mask.take([at], axis))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return Source(source.array.take([at], axis), source.spacing), parts == sizes.argmax()
 
 
 def _sides(part: Bools) -> int:

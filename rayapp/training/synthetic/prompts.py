@@ -7,6 +7,7 @@ A structure is a mask on an image's voxels; prompts come in millimetres along th
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +83,7 @@ def first(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Marks:
 
 def click(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Positions:
     """A click on a mask: at its middle or anywhere else, seldom close to its border; millimetres (3)."""
-    place, region = _depths(mask, spacing)
+    place, region = _depths(mask, spacing, _flat(mask))
     limit = place.max() * random.choice([0.99, random.uniform(0.2, 0.95), 0.05], p=[0.25, 0.65, 0.1])
     voxels = np.argwhere(place >= limit)
     at = voxels[int(random.integers(len(voxels)))] + [side.start for side in region]
@@ -91,7 +92,7 @@ def click(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Position
 
 def middle(mask: Bools, spacing: NDArray[np.float64]) -> Voxels:
     """The voxel (3) of a mask that is farthest from its border."""
-    place, region = _depths(mask, spacing)
+    place, region = _depths(mask, spacing, _flat(mask))
     at = np.array(np.unravel_index(place.argmax(), place.shape))
     return np.asarray(at + [side.start for side in region])
 
@@ -115,7 +116,7 @@ def correction(
         number = int(random.choice(count + 1, p=sizes / sizes.sum()))
     region = ndimage.find_objects(parts, max_label=number)[number - 1]
     part = parts[region] == number
-    depth, inner = _depths(part, spacing)
+    depth, inner = _depths(part, spacing, _flat(truth))
     if random is None or random.random() < 0.4:
         at = np.array(np.unravel_index(depth.argmax(), depth.shape))
     else:
@@ -151,7 +152,7 @@ def _slice_box(random: Random, mask: Bools, spacing: NDArray[np.float64], axis: 
 def _slice(random: Random, mask: Bools) -> tuple[int, int]:
     """An axis and a slice across it on which to draw: mostly where the structure is large, and slices are thick."""
     fewest = int(np.argmin(mask.shape))
-    axis = fewest if random.random() < 0.4 else int(random.integers(3))
+    axis = fewest if _flat(mask) or random.random() < 0.4 else int(random.integers(3))
     areas = mask.sum(tuple(b for b in range(3) if b != axis)).astype(float)
     weights = areas if random.random() < 0.5 else areas * (areas > 0.7 * areas.max())
     return axis, int(random.choice(len(areas), p=weights / weights.sum()))
@@ -254,11 +255,19 @@ def _bounds(mask: Bools) -> tuple[Voxels, Voxels]:
     return np.array([side[0] for side in sides]), np.array([side[-1] for side in sides])
 
 
-def _depths(mask: Bools, spacing: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[slice, ...]]:
-    """Distances to the border in the box around a mask, and that box. The image's end is no border."""
+def _flat(mask: Bools) -> list[int]:
+    """The axes along which an image has only one voxel; distances to borders are not along these."""
+    return [axis for axis in range(3) if mask.shape[axis] == 1]
+
+
+def _depths(
+    mask: Bools, spacing: NDArray[np.float64], flat: Sequence[int]
+) -> tuple[NDArray[np.float64], tuple[slice, ...]]:
+    """Distances to the border, but along `flat` axes, in the box around a mask, and that box."""
     low, high = _bounds(mask)
     region = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
     part = mask[region]
+    spacing = np.where(np.isin(np.arange(3), flat), 1e6, spacing)
     step = max(1, int(np.cbrt(part.size / 64**3)))
     if step > 1 and part[::step, ::step, ::step].any():
         coarse = ndimage.distance_transform_edt(np.pad(part[::step, ::step, ::step], 1), sampling=spacing * step)

@@ -197,7 +197,7 @@ def losses(
         answer = (probability > 0.5).float()
         shared = (answer * (truth > 0.5)).sum(axes)
         within = (truth > 0.5).sum(axes)
-        whole = truth.new_tensor([turn.case.volume / turn.look.view.spacing**3 for turn in turns])
+        whole = truth.new_tensor([turn.case.volume / turn.look.view.cell for turn in turns])
         dice = 2 * shared / (answer.sum(axes) + within).clamp(min=1)
         target = 2 * shared / (answer.sum(axes) + torch.maximum(whole, within)).clamp(min=1)
         longest = truth.new_tensor([np.log(turn.case.length / turn.look.view.size) for turn in turns])

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayapp.inference.infer_task import Point
+from rayapp.inference.zoom.glance import across
 from rayapp.inference.zoom.marks import Box, Marks, channels
 from rayapp.inference.zoom.view import Source, View, normalised
 from rayapp.models.promptable import Promptable
@@ -100,7 +101,8 @@ def score(network: Promptable, trials: list[Trial], edge: int = 32) -> dict[str,
         bests.append(dices.max())
         errors.append(np.abs(judged - dices).mean())
         marks = Marks(boxes=[Box.of(low, high)])
-        dices, _ = _answers(network, trial, marks, (low + high) / 2, np.array([(high - low).max() * 1.35]), edge)
+        longest = (high - low)[across(trial.source.column)].max()
+        dices, _ = _answers(network, trial, marks, (low + high) / 2, np.array([longest * 1.35]), edge)
         boxes.append(dices[0])
     network.train()
     return {
@@ -124,11 +126,11 @@ def _answers(
     volume = float(trial.mask.sum() * trial.source.spacing.prod())
     inputs, masks, wholes = [], [], []
     for size in sizes:
-        view = View.around(centre, float(size), edge)
+        view = View.around(centre, float(size), edge, trial.source.column)
         inside = trial.source.inside(view)
         inputs.append(channels(view, normalised(trial.source.sample(view), inside), marks))
         masks.append((truth.sample(view) > 0.5) & inside)
-        wholes.append(volume / view.spacing**3)
+        wholes.append(volume / view.cell)
     with torch.inference_mode():
         batch = torch.from_numpy(np.stack(inputs)).contiguous(memory_format=torch.channels_last_3d)
         logits, quality, _ = network(batch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from rayapp.inference.zoom.glance import across
 from rayapp.inference.zoom.marks import Marks, channels
 from rayapp.inference.zoom.view import Floats, between
 from rayapp.training.synthetic import prompts
@@ -58,8 +59,7 @@ def opening(random: Random, case: Case) -> Turn:
     worn = _worn(random, truth)
     marks = case.marks if random.random() < 0.3 else Marks(pitch=case.marks.pitch)
     if not marks.on_structure().size and not marks.around():
-        wrong = prompts.correction(random, truth > 0.5, worn > 0.5, np.ones(3))
-        marks = _with(marks, look, wrong)
+        marks = _with(marks, look, _correction(random, look, worn))
     return Turn(case, look, marks, worn, sign, 0)
 
 
@@ -73,7 +73,7 @@ def following(random: Random, turn: Turn, answer: Floats) -> Turn | None:
         return None
     marks, look, previous = turn.marks, turn.look, answer
     if random.random() < 0.85:
-        wrong = prompts.correction(random, turn.look.truth > 127, answer > 0.5, np.ones(3))
+        wrong = _correction(random, look, answer)
         if wrong is None:
             return None
         marks = _with(marks, look, wrong, line=random.random() < 0.12)
@@ -88,6 +88,20 @@ def following(random: Random, turn: Turn, answer: Floats) -> Turn | None:
     return Turn(turn.case, look, marks, previous, turn.sign, turn.number + 1)
 
 
+def _correction(random: Random, look: Look, answer: Floats) -> tuple[prompts.Voxels, bool] | None:
+    """The next click in a view, as of `prompts.correction`; in a column it is on the slice, at half the height."""
+    truth, column = look.truth > 127, look.view.column
+    if column is None:
+        return prompts.correction(random, truth, answer > 0.5, np.ones(3))
+    axis, at = column[0], look.view.edge // 2
+    found = prompts.correction(random, truth.take([at], axis), answer.take([at], axis) > 0.5, np.ones(3))
+    if found is None:
+        return None
+    place, included = found
+    place[axis] = at
+    return place, included
+
+
 def _with(marks: Marks, look: Look, wrong: tuple[prompts.Voxels, bool] | None, *, line: bool = False) -> Marks:
     """The prompts and a click, or a short stroke, at a voxel of a view."""
     more = marks.copy()
@@ -97,7 +111,8 @@ def _with(marks: Marks, look: Look, wrong: tuple[prompts.Voxels, bool] | None, *
     place = look.view.to_millimetres(at.astype(float))
     if line:
         step = np.zeros(3)
-        step[int(at.sum()) % 3] = look.view.spacing
+        axes = across(look.view.column)
+        step[axes[int(at.sum()) % len(axes)]] = look.view.spacing
         (more.strokes if included else more.erasers).append(place + np.arange(-2, 3)[:, None] * step)
     else:
         (more.include if included else more.exclude).append(place)
