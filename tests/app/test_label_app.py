@@ -18,7 +18,7 @@ from rayapp.serving.messages import InferCall
 from rayapp.serving.service import InferenceService
 from tests.inference import near_and_bright
 
-NETWORKS = {"deepedit", "segmentation", "deepgrow_3d"}
+NETWORKS = {"deepedit", "segmentation", "deepgrow_2d", "deepgrow_3d"}
 SCRIBBLES = {"Histogram+GraphCut", "GMM+GraphCut", "Forest+GraphCut", "ClosedCurves+GraphCut"}
 REFINEMENTS = {"Segmentation+GraphCut", "DeepEdit+GraphCut"}
 WEIGHTS = SHIPPED / "segmentation.safetensors"
@@ -63,7 +63,7 @@ def test_label_values_are_contiguous(catalogue):
 
 def test_models_of_other_labels_do_not_serve(settings, datastore):
     other = Catalogue(settings.model_copy(update={"labels": ("hippocampus",)}), datastore)
-    assert set(other.describe()["models"]) == {"deepgrow_3d", *SCRIBBLES}  # which are of any structure
+    assert set(other.describe()["models"]) == {"deepgrow_2d", "deepgrow_3d", *SCRIBBLES}  # which are of any structure
 
 
 def test_what_no_version_serves_for_the_wanted_labels_can_still_be_trained(settings, datastore):
@@ -92,7 +92,7 @@ def test_deepgrow_serves_the_version_published_last_whatever_labels_are_wanted(s
     wanted = settings.model_copy(update={"labels": ("hippocampus",)})
     catalogue = Catalogue(wanted, datastore)
     before = catalogue.describe()["models"]
-    assert "deepgrow_2d" not in before
+    assert (before["deepgrow_2d"]["version"], before["deepgrow_2d"]["dimension"]) == ("v1", 2)  # by the 3D network
     assert before["deepgrow_3d"]["version"] == "v1"
     for dimensions in (2, 3):
         made = near_and_bright.version(tmp_path, dimensions)
@@ -151,7 +151,8 @@ def test_a_refinement_needs_its_network_and_scribbles_their_flag(settings, datas
 def test_a_broken_model_is_named_and_the_others_serve(settings, datastore, catalogue):
     catalogue.production("deepedit").weights.write_bytes(b"no tensors")
     described = Catalogue(settings, datastore).describe()
-    assert set(described["models"]) == {"segmentation", "deepgrow_3d", "Segmentation+GraphCut", *SCRIBBLES}
+    served = {"segmentation", "deepgrow_2d", "deepgrow_3d", "Segmentation+GraphCut"}
+    assert set(described["models"]) == {*served, *SCRIBBLES}
     assert set(described["broken_models"]) == {"deepedit", "DeepEdit+GraphCut"}
 
 

@@ -20,6 +20,7 @@ from rayapp.inference.methods.deepgrow import DeepGrow2DTask, DeepGrow3DTask
 from rayapp.inference.methods.deepgrow_pipeline import DeepGrowPipelineTask
 from rayapp.inference.methods.nninteractive_infer import NNInteractiveTask
 from rayapp.inference.methods.promptable_infer import PromptableTask
+from rayapp.inference.methods.promptable_slice import PromptableSliceTask
 from rayapp.inference.methods.refinement import RefinementTask
 from rayapp.inference.methods.scribbles import ScribblesTask
 from rayapp.inference.methods.segmentation import SegmentationTask
@@ -101,6 +102,8 @@ class RadiologyApp(LabelApp):
             if task is not None:
                 tasks[name] = task
         tasks.update(pipeline(tasks))
+        if "deepgrow_2d" in self.settings.models and "deepgrow_2d" not in {*tasks, *self.broken}:
+            tasks.update(slices(tasks))
         return {**tasks, **scribbles(tasks)} if SCRIBBLES in self.settings.models else tasks
 
     def _nninteractive(self) -> InferTask:
@@ -160,6 +163,15 @@ def pipeline(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
         return {}
     description = "DeepGrow: the 2D model segments slices, the 3D model the volume"
     return {"deepgrow_pipeline": DeepGrowPipelineTask(model_2d=flat, model_3d=solid, description=description)}
+
+
+def slices(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
+    """DeepGrow 2D by the network of `deepgrow_3d`, if that answers on any image: until there is one of its own."""
+    solid = networks.get("deepgrow_3d")
+    if not isinstance(solid, PromptableTask):
+        return {}
+    description = "DeepGrow 2D: any structure on one slice, from the first click"
+    return {"deepgrow_2d": PromptableSliceTask(solid, "deepgrow_2d", description)}
 
 
 def scribbles(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:

@@ -134,3 +134,45 @@ def test_an_answer_that_gives_up_the_mask_before_is_believed_less():
     usual = believed(answers, marks)
     assert believed(answers, marks, kept, SPACING)[2] == pytest.approx(usual[2], abs=0.05)
     assert (believed(answers, marks, lost, SPACING) < usual - 0.1).all()
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("thickness", [0.5, 8.0])
+def test_an_image_of_one_slice_is_segmented_whichever_axis_it_lies_across(axis, thickness):
+    image, truth, places = slice_of_a_ball()
+    spacing = np.insert([1.0, 2.0], axis, thickness)
+    source = Source(np.expand_dims(image, axis), spacing)
+    *_, last = outcomes(threshold, source, Marks(include=[np.insert(places, axis, 0.0)]))
+    found = last.mask.whole(source.array.shape).squeeze(axis)
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.93
+    assert found[50, 22]
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_box_on_an_image_of_one_slice_holds_as_one_in_a_volume_does(axis):
+    image, _, _ = slice_of_a_ball()
+    spacing = np.insert([1.0, 2.0], axis, 3.0)
+    source = Source(np.expand_dims(image, axis), spacing)
+    low, high = np.insert([34.5, 25.0], axis, -1.5), np.insert([49.5, 63.0], axis, 1.5)
+    *_, last = outcomes(threshold, source, Marks(boxes=[Box.of(low, high)]))
+    found = last.mask.whole(source.array.shape).squeeze(axis)
+    assert found[40, 22]
+    found[35:50, 13:32] = False
+    assert not found.any()
+
+
+def slice_of_a_ball():
+    """A bright disc (i, j) in voxels of 1 x 2 mm, where it is, and its centre in millimetres."""
+    places = np.moveaxis(np.indices((100, 45)), 0, -1) * [1.0, 2.0]
+    truth = np.linalg.norm(places - [50.0, 44.0], axis=-1) < 15
+    return np.where(truth, 100.0, 0.0).astype(np.float32), truth, np.array([50.0, 44.0])
+
+
+def test_the_mask_before_is_seen_at_every_height_of_a_column():
+    source = Source(np.zeros((40, 30, 1), np.float32), (1.0, 1.0, 4.0))
+    view = View.around(np.array([20.0, 15, 0]), 24.0, 16, source.column)
+    mask = Mask((slice(10, 30), slice(5, 25), slice(0, 1)), np.ones((20, 20, 1), bool))
+    seen = mask.sample(view, source.spacing)
+    np.testing.assert_allclose(seen, seen[:, :, :1] * np.ones(16))
+    assert seen[8, 8, 0] == pytest.approx(1)
+    assert source.inside(view).all(2).sum() == source.inside(view).any(2).sum()
