@@ -39,7 +39,7 @@ class PreparedSlices:
     def nbytes(self) -> int:
         """Bytes of the image and of the answers on its slices."""
         array = self.source.array
-        return array.nbytes + min(array.shape[AXIS], KEPT) * array.size // array.shape[AXIS]
+        return int(array.nbytes + min(array.shape[AXIS], KEPT) * array.size // array.shape[AXIS])
 
     def at(self, k: int) -> PreparedSource:
         """The slice with an index, as an image of its own."""
