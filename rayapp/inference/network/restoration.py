@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -185,24 +186,31 @@ def _restored(parts: Iterable[_Part], grid: NetworkGrid, roi: tuple[Point, Point
     source, resampled = grid.source[::-1], grid.resampled[::-1]
     low, high = ((0, 0, 0), grid.source) if roi is None else roi
     labels = np.zeros(source, dtype=np.uint8)
-    parts = list(parts)
+    sides = [(part, [_interpolation(*side) for side in _sides(part, source, resampled, low, high)]) for part in parts]
+    sides = [(part, across) for part, across in sides if all(axis.source.start < axis.source.stop for axis in across)]
+    largest = np.empty((SLAB, *source[1:]), dtype=np.float32)
     for start in range(low[2], high[2], SLAB):
-        limits = [(start, min(start + SLAB, high[2])), (low[1], high[1]), (low[0], high[0])]
-        slab = labels[start : limits[0][1]]
-        best = np.zeros(slab.shape, dtype=np.float32)
-        for part in parts:
-            axes = [
-                _interpolation(n, m, ends, limit)
-                for n, m, ends, limit in zip(source, resampled, part.extent[::-1], limits, strict=True)
-            ]
-            if any(axis.source.start >= axis.source.stop for axis in axes):
+        stop = min(start + SLAB, high[2])
+        slab, best = labels[start:stop], largest[: stop - start]
+        best.fill(0)
+        for part, across in sides:
+            along = _interpolation(source[0], resampled[0], part.extent[2], (start, stop))
+            if along.source.start >= along.source.stop:
                 continue
+            axes = [along, *across]
             field = _interpolated(part.block(_box(axis.resampled for axis in axes)), axes)
-            planes_of, *across = (axis.source for axis in axes)
-            within = (slice(planes_of.start - start, planes_of.stop - start), *across)
+            within = (slice(along.source.start - start, along.source.stop - start), *(axis.source for axis in across))
             np.copyto(slab[within], np.uint8(part.value), where=np.greater(field, best[within]))
-            np.maximum(best[within], field, out=best[within])
+            if part is not sides[-1][0]:
+                np.maximum(best[within], field, out=best[within])
     return labels.transpose(2, 1, 0)
+
+
+def _sides(
+    part: _Part, source: Sequence[int], resampled: Sequence[int], low: Point, high: Point
+) -> list[tuple[int, int, tuple[int, int], tuple[int, int]]]:
+    """Arguments of `_interpolation` along j and i, which are the same in all slabs."""
+    return [(source[at], resampled[at], part.extent[2 - at], (low[2 - at], high[2 - at])) for at in (1, 2)]
 
 
 def _box(sides: Iterable[slice]) -> Box:
@@ -234,6 +242,15 @@ class Interpolation:
         share = torch.from_numpy(self.share).view(-1, *[1] * (block.ndim - axis - 1))
         return torch.lerp(block.index_select(axis, first), block.index_select(axis, second), share)
 
+    def matrix(self) -> Tensor:
+        """The weight (source voxels, resampled voxels) of each resampled voxel in each of the source."""
+        length = self.resampled.stop - self.resampled.start
+        weights = np.zeros((len(self.first), length), dtype=np.float32)
+        rows = np.arange(len(self.first))
+        weights[rows, np.minimum(self.first + 1, length - 1)] = self.share
+        weights[rows, self.first] += 1 - self.share
+        return torch.from_numpy(weights)
+
 
 def _interpolation(n: int, m: int, extent: tuple[int, int], limits: tuple[int, int]) -> Interpolation:
     """Interpolation of the source voxels on which an extent of the resampled grid has an influence.
@@ -245,7 +262,7 @@ def _interpolation(n: int, m: int, extent: tuple[int, int], limits: tuple[int, i
         limits: First and end (exclusive) of the source voxels that may be computed.
     """
     first, end = extent
-    positions = (np.arange(n) + 0.5) * m / n - 0.5
+    positions = _positions(n, m)
     start = max(limits[0], int(np.searchsorted(positions, first - 1, side="right")))
     stop = max(start, min(limits[1], int(np.searchsorted(positions, end))))
     between = np.clip(positions[start:stop], 0, m - 1)
@@ -254,12 +271,23 @@ def _interpolation(n: int, m: int, extent: tuple[int, int], limits: tuple[int, i
     return Interpolation(slice(start, stop), support, below - support.start, (between - below).astype(np.float32))
 
 
+@lru_cache(maxsize=64)
+def _positions(n: int, m: int) -> npt.NDArray[np.float64]:
+    """Fractional indices of n source voxels among m resampled ones along the same side."""
+    return (np.arange(n) + 0.5) * m / n - 0.5
+
+
 def _interpolated(block: Floats, axes: Sequence[Interpolation]) -> Floats:
-    """A block of the resampled voxels that the interpolations along k, j, i depend on, on the source voxels."""
+    """A block of the resampled voxels that the interpolations along k, j, i depend on, on the source voxels.
+
+    Along i and j voxels are few yet and picked; along k, where most of the work is, planes are mixed by a product of
+    matrices, which reads and writes each once.
+    """
     part = torch.from_numpy(np.ascontiguousarray(block))
-    for axis in (2, 1, 0):
+    for axis in (2, 1):
         part = axes[axis].apply(part, axis)
-    field: Floats = part.numpy()
+    mixed = axes[0].matrix() @ part.flatten(1)
+    field: Floats = mixed.view(-1, *part.shape[1:]).numpy()
     return field
 
 
