@@ -20,6 +20,10 @@ from rayapp.geometry import Affine, is_sane, ras_to_lps
 _MAX_UNEVENNESS = 0.1  # deviation of a slice from even spacing, as a fraction of that spacing
 _MAX_DEVIATION = 1e-3  # of direction cosines and of relative pixel spacing within a series
 _MAX_TILT = 1e-2  # radians between the stacking direction and the normal; more is gantry tilt
+_MAX_SIDESTEP = 0.25  # of a pixel, between a slice's first pixel and the line through those of all slices
+_TENTH = 0.1
+ROUNDING_MM = 3**0.5 * _TENTH
+"""By how much positions rounded to a tenth of a millimetre may move two slices against each other, in mm."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -143,8 +147,23 @@ def _distance(planes: Sequence[Plane]) -> float:
     length = float(np.linalg.norm(step))
     if np.diff(along).min() <= _MAX_DEVIATION * length:
         raise Unreadable("two slices of the series have the same position: keep one phase or echo per folder")
-    if np.abs(along - np.linspace(along[0], along[-1], len(planes))).max() > _MAX_UNEVENNESS * length:
+    slack = _slack(positions)
+    if np.abs(along - np.linspace(along[0], along[-1], len(planes))).max() > max(_MAX_UNEVENNESS * length, slack):
         raise Unreadable("the slices of the series are not evenly spaced: one is missing, or the spacing changes")
-    if np.linalg.norm(step - normal * (step @ normal)) > _MAX_TILT * length:
+    if np.linalg.norm(step - normal * (step @ normal)) > _MAX_TILT * length + slack / (len(planes) - 1):
         raise Unreadable("the slices of the series do not stack along their normal (gantry tilt): resample it first")
+    off = positions - positions[0] - np.outer(along - along[0], step / (step @ normal))
+    if np.linalg.norm(off, axis=1).max() > max(_MAX_SIDESTEP * float(planes[0].spacing.min()), slack):
+        raise Unreadable("the slices of the series do not lie behind each other: some are shifted sideways")
     return length
+
+
+def _slack(positions: npt.NDArray[np.float64]) -> float:
+    """Millimetres by which rounding may have moved a slice against the first and last."""
+    return ROUNDING_MM if is_rounded(positions) else 0.0
+
+
+def is_rounded(positions: npt.NDArray[np.float64]) -> bool:
+    """True if all coordinates are tenths of a millimetre, to which some programs round them."""
+    tenths = positions / _TENTH
+    return bool(np.abs(tenths - np.rint(tenths)).max() < 1e-3)

@@ -19,17 +19,16 @@ import highdicom
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from highdicom.enum import SpecificCharacterSetValues
 from highdicom.seg import SOP_CLASS_UIDS, SegmentDescription
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.valuerep import DA, TM
 
 from rayapp import __version__
 from rayapp.errors import BadRequest, GridMismatch, Unreadable
-from rayapp.geometry import index_to_mm, mm_to_index, same_grid
+from rayapp.geometry import index_to_mm, mm_to_index, same_grid, spacing
 from rayapp.imaging import dicom_series
-from rayapp.imaging.dicom_plane import Plane, first_value, frame_datasets, read_plane
+from rayapp.imaging.dicom_plane import ROUNDING_MM, Plane, first_value, frame_datasets, is_rounded, read_plane
+from rayapp.imaging.dicom_seg_source import character_set, complete, sources
 from rayapp.imaging.dicom_terms import terms_of
 from rayapp.imaging.payload import check_size
 from rayapp.imaging.volume import Affine, Grid, Segmentation, painting_order
@@ -38,6 +37,9 @@ Kind = Literal["BINARY", "LABELMAP"]
 
 MANUFACTURER = "rayapp"
 _OFF_GRID = 0.05  # maximum distance, in voxels, between a frame's pixel and its voxel
+_UNEVEN = 0.11  # the same along the slices' normal, as slices may be spaced a little unevenly
+_ROUNDED = 0.4  # and for positions that are rounded
+_UNNAMED, _MAX_VALUE = "label {}", 65535
 _NUMBER = 300
 """SeriesNumber of a segmentation, chosen to sort after the scanner's series."""
 
@@ -87,7 +89,8 @@ def encode(
 ) -> bytes:
     """A DICOM SEG file of a label, on the grid of a DICOM series.
 
-    Segments are numbered 1..N in the order of their values; in a LABELMAP the numbers are the values.
+    Segments are numbered 1..N in the order of their values; in a LABELMAP the numbers are the values. A named structure
+    without a voxel is a segment without a frame, which says that it was looked for; a label of nothing is one too.
 
     Args:
         label: the label map or masks.
@@ -96,7 +99,7 @@ def encode(
         provenance: how the label was made.
 
     Raises:
-        BadRequest: if nothing is labelled, or overlapping masks are to be stored as a LABELMAP.
+        BadRequest: if overlapping masks are to be stored as a LABELMAP.
         GridMismatch: if the label lies on another grid.
         Unreadable: if the series cannot be read, or lacks attributes that a segmentation must copy.
     """
@@ -105,15 +108,19 @@ def encode(
     if not same_grid(label.array.shape[-3:], label.affine, grid.shape, grid.affine):
         raise GridMismatch("the label does not lie on the grid of its DICOM series: resample it onto the series")
     pixels, values = _pixels(label, kind)
-    images, order = _sources(source)
-    _complete(images[0])  # highdicom copies patient and study from the first image only
+    images, order, first = sources(source)
+    pixels = pixels[order]
+    empty = not label.array.any()
+    complete(images[0])  # highdicom copies patient and study from the first image only
     segments = [_segment(number, name, images[0], provenance) for number, name in values.items()]
     uid = _Uids(provenance.identity)
     try:
         segmentation = highdicom.seg.Segmentation(
             source_images=images,
-            pixel_array=pixels[order],
+            pixel_array=pixels[:1] if empty else pixels,
+            plane_positions=[highdicom.PlanePositionSequence("PATIENT", first)] if empty else None,
             segmentation_type=kind,
+            omit_empty_frames=not empty,
             segment_descriptions=segments,
             series_instance_uid=uid("series"),
             series_number=_NUMBER,
@@ -125,7 +132,7 @@ def encode(
             device_serial_number="0",
             content_description=provenance.description[:64] or None,
             series_description=provenance.description[:64] or "Segmentation",
-            specific_character_set=_character_set(images[0]),
+            specific_character_set=character_set(images[0]),
         )
     except AttributeError as error:
         raise Unreadable(f"the series lacks {error.name}, which a DICOM SEG must copy from it") from error
@@ -148,66 +155,19 @@ def _pixels(label: Segmentation | Masks, kind: Kind) -> tuple[npt.NDArray[Any], 
         return label.array.transpose(3, 2, 1, 0), values
     if kind == "LABELMAP":
         return label.array.transpose(2, 1, 0), values
-    ranks = np.zeros(int(label.array.max()) + 1, label.array.dtype)
+    highest = max(*values, int(label.array.max()))
+    ranks = np.zeros(highest + 1, np.uint8 if len(values) < 256 else np.uint16)
     ranks[list(values)] = np.arange(1, len(values) + 1)
     return ranks[label.array].transpose(2, 1, 0), dict(enumerate(values.values(), 1))
 
 
 def _values(label: Segmentation | Masks) -> dict[int, str]:
-    """Value and name of each segment."""
+    """Value and name of each segment: those that are named and those that occur, at least one."""
     if isinstance(label, Masks):
-        values = dict(enumerate(label.names, 1))
-        occur = bool(label.array.any())
-    else:
-        names = {value: name for name, value in label.names.items()}
-        values = {int(value): names.get(int(value), f"label {value}") for value in np.unique(label.array) if value}
-        occur = bool(values)
-    if not occur:
-        raise BadRequest("nothing is labelled: a DICOM SEG needs at least one labelled voxel")
-    return values
-
-
-_MAY_BE_EMPTY = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
-    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
-)
-"""Type 2 attributes of patient and study (PS3.3 C.7.1.1, C.7.2.1).
-
-Anonymisers may drop them, against the standard, or put text in place of dates, but a segmentation must have them.
-"""
-_TIMES = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
-
-
-def _complete(image: Dataset) -> None:
-    """Set missing or invalid patient and study attributes of the image to empty, in place."""
-    for keyword in _MAY_BE_EMPTY:
-        image.setdefault(keyword, "")
-    for keyword, kind in _TIMES.items():
-        try:
-            kind(image[keyword].value)
-        except ValueError:
-            image[keyword].value = ""
-
-
-def _sources(source: Path) -> tuple[list[Dataset], list[int]]:
-    """The series' instances without pixel data, and for each of their frames the k of its slice."""
-    slices = dicom_series.read_slices(source)
-    files = list(dict.fromkeys(piece.path for piece in slices))
-    images: list[Dataset] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
-    if len(files) == len(slices):
-        return images, list(range(len(slices)))
-    if len(files) > 1:
-        raise Unreadable("a DICOM SEG of a series in several multi-frame objects is not supported")
-    return images, sorted(range(len(slices)), key=lambda k: slices[k].frame)
-
-
-def _character_set(image: Dataset) -> str | list[str] | None:
-    """The image's SpecificCharacterSet if highdicom supports it, else UTF-8, which covers all others (PS3.3
-    C.12.1.1.2).
-    """
-    own = image.get("SpecificCharacterSet") or None
-    names = {own} if own is None or isinstance(own, str) else set(own)
-    return own if names <= {None, *(known.value for known in SpecificCharacterSetValues)} else "ISO_IR 192"
+        return dict(enumerate(label.names, 1)) or {1: _UNNAMED.format(1)}
+    names = {value: name for name, value in label.names.items() if 0 < value <= _MAX_VALUE}
+    occur = {int(value) for value in np.unique(label.array) if value}
+    return {value: names.get(value, _UNNAMED.format(value)) for value in sorted(occur | names.keys() or {1})}
 
 
 def _segment(number: int, name: str, image: Dataset, provenance: Provenance) -> SegmentDescription:
@@ -352,6 +312,9 @@ def _voxels(plane: Plane, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.in
     pixels = np.stack([columns, rows, np.zeros_like(rows)], axis=-1)
     exact = mm_to_index(grid.affine, index_to_mm(affine, pixels))
     voxels = np.rint(exact).astype(np.intp)
-    if np.abs(exact - voxels).max() > _OFF_GRID or voxels.min() < 0 or (voxels >= grid.shape).any():
+    allowed = np.array([_OFF_GRID, _OFF_GRID, _UNEVEN])
+    if is_rounded(plane.position):
+        allowed = np.maximum(allowed, np.minimum(ROUNDING_MM / spacing(grid.affine), _ROUNDED))
+    if (np.abs(exact - voxels) > allowed).any() or voxels.min() < 0 or (voxels >= grid.shape).any():
         raise GridMismatch("the DICOM SEG's pixels do not coincide with the image's voxels: it is of another series")
     return voxels[:, 0], voxels[:, 1], voxels[:, 2]

@@ -169,7 +169,10 @@ def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
 def _check_syntax(meta: Dataset) -> None:
     syntax = meta.get("TransferSyntaxUID")
     if syntax is not None and syntax.is_deflated:
-        raise Unreadable("deflated DICOM files are not supported: convert them to another transfer syntax")
+        raise Unreadable(
+            "TransferSyntaxUID: deflated DICOM files are not read, as they may inflate to any size: convert them to "
+            "another transfer syntax"
+        )
 
 
 def _slice(path: Path, frame: int, dataset: Dataset, where: Sequence[Dataset]) -> Slice:
@@ -219,6 +222,6 @@ def _pixels(slices: list[Slice]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
             ) from error
         for (k, _), pixels in frames:
             plane = np.moveaxis(pixels, -1, 0) if layout.channels > 1 else pixels[np.newaxis]
-            if plane.shape != (layout.channels, layout.rows, layout.columns) or plane.dtype != layout.dtype:
+            if plane.shape != (layout.channels, layout.rows, layout.columns) or plane.dtype.newbyteorder("=") != layout.dtype:
                 raise Unreadable(f"a slice's pixels are {plane.shape} {plane.dtype}, which contradicts its header")
             yield k, plane

@@ -32,6 +32,7 @@ _LAS = {"left-anterior-superior", "las"}
 # ITK, and so Slicer, treats a missing space and spaces unrelated to the patient as LPS.
 _LPS = {"left-posterior-superior", "lps", "", "scanner-xyz", "3d-right-handed", "3d-left-handed"}
 _SPATIAL = {"domain", "space"}
+_EXTRA = {"none", "time"}  # an axis that ITK makes the third one of an image with only two others
 _MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "???", "none"}
 _MAX_HEADER = 1 << 20
 _BLANK = re.compile(rb"\n\r?\n")
@@ -194,6 +195,8 @@ def _dtype(fields: dict[str, Any]) -> np.dtype[Any]:
 def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Affine]:
     """The spatial axes and the affine, as ITK determines them."""
     kinds = [str(kind).lower() for kind in fields.get("kinds", [])]
+    if "complex" in kinds:
+        raise Unreadable("the NRRD image holds complex numbers: save their magnitude")
     lps = np.eye(4)
     if "space directions" in fields:
         directions = np.array(fields["space directions"], float)
@@ -207,6 +210,10 @@ def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Aff
             lps[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-12)
     else:
         spatial = [axis for axis in range(dimension) if not kinds or kinds[axis] in _SPATIAL or kinds[axis] == "???"]
+        if len(spatial) == 2:
+            spatial = [axis for axis in range(dimension) if axis in spatial or kinds[axis] in _EXTRA]
+        if any(kinds[axis] in _EXTRA for axis in range(spatial[0] if spatial else 0) if kinds):
+            raise Unreadable("the NRRD image's first axis is none of space, which ITK takes for one: move it last")
         world = len(spatial)
         placed = {"space", "space dimension", "spacedimension"} & fields.keys()
         if placed and ("spacings" in fields or str(fields.get("space", "")).lower() not in _LPS):

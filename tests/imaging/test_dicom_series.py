@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
@@ -231,8 +232,19 @@ def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path: Path) -> Non
     dataset = pydicom.dcmread(file)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     dataset.save_as(file)
-    with pytest.raises(Unreadable, match="deflated"):
+    with pytest.raises(Unreadable, match="TransferSyntaxUID: deflated"):
         read_volume(tmp_path / "series", max_bytes=MAX)
+
+
+def test_big_endian_files_read_like_little_endian_ones(tmp_path: Path) -> None:
+    for file in write_series(tmp_path / "series", voxels(), AFFINES["oblique"], intercept=-1024):
+        dataset = pydicom.dcmread(file)
+        dataset.PixelData = dataset.pixel_array.astype(">i2").tobytes()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        pydicom.dcmwrite(file, dataset, enforce_file_format=True)
+    found = read_volume(tmp_path / "series", max_bytes=MAX).array[0]
+    np.testing.assert_array_equal(found, voxels() - 1024)
+    assert found.dtype == np.dtype("=i2")
 
 
 @pytest.mark.parametrize(("intercept", "dtype"), [(0, np.int16), (-1024, np.int16), (32760, np.int32)])
