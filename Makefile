@@ -94,7 +94,8 @@ test-slow: install orthanc
 fuzz: install
 	@echo "==> five minutes of random NIfTI, NRRD and DICOM headers, with SimpleITK and nibabel as referees"
 	@end=$$(($$(date +%s) + 300)); while test $$(date +%s) -lt $$end; do \
-		$(PYTEST) -x tests/imaging/test_viewers_grid.py --hypothesis-seed=$$(date +%s) || exit 1; \
+		$(PYTEST) -x tests/imaging/test_viewers_grid.py tests/imaging/test_viewers_values.py \
+			--hypothesis-seed=$$(date +%s) || exit 1; \
 	done
 
 # What stores data, at length: random histories, loss of power at every call, every error of the disk, and kill -9.

@@ -189,7 +189,7 @@ class InteractionState(TypedDict):
 
 class ViewerImage(TypedDict):
     """An image, its DICOM UIDs and its voxel grid. `affine` maps voxel indices to RAS millimetres; `labels` are the
-    tags of its labels."""
+    tags of its labels; `not_storable` says why no label of it can be stored in the archive, "" if one can."""
 
     image: str
     study: str
@@ -197,6 +197,7 @@ class ViewerImage(TypedDict):
     shape: tuple[int, int, int]
     affine: list[list[float]]
     labels: list[str]
+    not_storable: str
 
 
 class SignIn(TypedDict):

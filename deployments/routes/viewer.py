@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 
 from deployments.access import AllSeries, AsUser, Checking, Service
 from deployments.problems import problems
-from rayapp.datastore.interfaces import ImageRecord, LabelRecord
+from rayapp.datastore.interfaces import NOT_STORABLE, ImageRecord, LabelRecord
 from rayapp.errors import BadRequest
 from rayapp.imaging import mask_codec
 from rayapp.imaging.dicom_instances import uid_of
@@ -49,6 +49,7 @@ async def image(
         shape=grid.shape,
         affine=grid.affine.tolist(),
         labels=list(await services.datastore.labels(record.id)),
+        not_storable=str(record.info.get(NOT_STORABLE, "")),
     )
 
 

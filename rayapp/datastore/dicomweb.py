@@ -15,6 +15,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +28,7 @@ from rayapp.config import Settings
 from rayapp.datastore.archive_sender import ARCHIVED, KEYS, LabelSender
 from rayapp.datastore.archive_source import ArchiveSource
 from rayapp.datastore.bounded_wait import PATIENCE_S, BoundedWait
-from rayapp.datastore.interfaces import SERIES_EXT, Author, ImageRecord, Info, LabelRecord, Revision
+from rayapp.datastore.interfaces import NOT_STORABLE, SERIES_EXT, Author, ImageRecord, Info, LabelRecord, Revision
 from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.pacs_labels import CREATED, ArchivedLabel, ArchivedLabels
@@ -110,13 +111,17 @@ class DicomwebDatastore(LocalDatastore):
         return {**super().status(), "archive": {**self._sender.status(), **problem}}
 
     def image(self, image_id: str) -> ImageRecord:
-        """See `Datastore`. Retrieves the series on first use, and so also raises ArchiveAway, Unreadable and Busy."""
+        """See `Datastore`. Retrieves the series on first use, and so also raises ArchiveAway, Unreadable and Busy.
+
+        Its info says under `NOT_STORABLE` why no DICOM SEG can be stored for it, if so.
+        """
         record = self._record(image_id)
         first = not record.path.exists()
         self._series.retrieve(_study(record), image_id)
         if first:
             self._waits.briefly(lambda: self._search_labels(record), FIRST_SEARCH_S)
-        return record
+        obstacle = self._series.facts(image_id).obstacle
+        return replace(record, info={**record.info, NOT_STORABLE: obstacle}) if obstacle else record
 
     def _record(self, image_id: str) -> ImageRecord:
         """The image's record, also if the series has arrived after the last listing."""
@@ -182,16 +187,17 @@ class DicomwebDatastore(LocalDatastore):
             if self._listed.count(image.id) is None and self._listed.recheck(_study(image), image.id):
                 return
             grid = read_grid(image.path)
-            found = self._archived.search(_study(image), image.id, known=known)
+            frame = self._series.facts(image.id).frame_of_reference
+            found = self._archived.search(_study(image), image.id, frame, known=known)
             known = self._known_segmentations(image.id)  # some may be of labels that were saved and sent meanwhile
             found = [seg for seg in found if seg.series not in known]
             for tag in (FINAL, ORIGINAL):
                 after = self._replaceable_after(current.get(tag), tag)
                 if after is not None and (
-                    label := self._archived.newest(_study(image), found, grid, tag=tag, after=after)
+                    label := self._archived.newest(_study(image), image.id, found, grid, tag=tag, after=after)
                 ):
                     self._adopt(image.id, label, current[tag].number if tag in current else 0)
-            self._consider(image.id, self._archived.readable(found))
+            self._consider(image.id, self._archived.readable(image.id, found))
         except RayappError as error:
             log.warning("the labels in the archive could not be read: %s", error.detail)
         except Exception as error:

@@ -20,6 +20,8 @@ Info = dict[str, Any]
 MONAI Label."""
 SERIES_EXT = ".nii"
 """Extension under which a client downloads an image that is a folder of DICOM files."""
+NOT_STORABLE = "not_storable"
+"""Key in the info of an archive's series: why no DICOM SEG can be stored for it, known before any work is done."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,11 @@ does not answer, or not with DICOMweb, is reported as ArchiveAway without a retr
 
 from __future__ import annotations
 
+import enum
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,10 @@ PAGE = 500
 """Number of results requested per page."""
 ATTEMPTS = 3
 """Times that a list is read which changes while it is read."""
+MAX_RESULTS = 1_000_000
+"""Results after which a list counts as endless."""
+CONFIRMATIONS, CONFIRM_S = 3, 0.5
+"""Times that the archive is asked whether it keeps an instance, and seconds between them: some index with a delay."""
 MODALITIES = ("CT", "MR")
 """Modalities searched for if no filter names any."""
 UNKNOWN = "UNK"
@@ -42,6 +48,7 @@ _FIELDS = {
 }
 """Attributes by which viewers and MONAI Label's clients identify a series."""
 _COUNT = "00201209"  # NumberOfSeriesRelatedInstances
+_FRAME = "00200052"  # FrameOfReferenceUID
 _CREATED = ("00080023", "00080033")  # ContentDate, ContentTime
 
 logging.getLogger("dicomweb_client").setLevel(logging.ERROR)  # it logs UIDs
@@ -70,7 +77,8 @@ class SegSeries:
 
     Attributes:
         series: its SeriesInstanceUID.
-        of: SeriesInstanceUID of the segmented series.
+        of: SeriesInstanceUID of the segmented series; "" if the segmentation names none.
+        frame_of_reference: its FrameOfReferenceUID; "" if it has none.
         description: its SeriesDescription.
         manufacturer: its Manufacturer.
         created: content date and time, as a sortable string; "" if the object does not say.
@@ -78,6 +86,7 @@ class SegSeries:
 
     series: str
     of: str
+    frame_of_reference: str
     description: str
     manufacturer: str
     created: str
@@ -121,8 +130,8 @@ class PacsClient:
             narrowed = {**filters, "Modality": kind}
             items = _all_pages(
                 _FIELDS["SeriesInstanceUID"],
-                lambda offset, narrowed=narrowed: self._client.search_for_series(  # type: ignore[misc]
-                    search_filters=dict(narrowed), fields=[*_FIELDS, _COUNT], limit=PAGE, offset=offset
+                lambda limit, offset, narrowed=narrowed: self._client.search_for_series(  # type: ignore[misc]
+                    search_filters=dict(narrowed), fields=[*_FIELDS, _COUNT], limit=limit, offset=offset
                 ),
             )
             for uid, item in items.items():
@@ -134,7 +143,8 @@ class PacsClient:
     def instances(self, study: str, series: str) -> set[str]:
         """SOPInstanceUIDs of the series. Raises NotFound, ArchiveAway."""
         items = _all_pages(
-            "00080018", lambda offset: self._client.search_for_instances(study, series, limit=PAGE, offset=offset)
+            "00080018",
+            lambda limit, offset: self._client.search_for_instances(study, series, limit=limit, offset=offset),
         )
         if not items:
             raise NotFound("the DICOM archive no longer has this series: refresh the list of images")
@@ -144,8 +154,8 @@ class PacsClient:
         """The study's series with a segmentation, except those in `known`. Raises ArchiveAway."""
         items = _all_pages(
             _FIELDS["SeriesInstanceUID"],
-            lambda offset: self._client.search_for_series(
-                study, search_filters={"Modality": "SEG"}, limit=PAGE, offset=offset
+            lambda limit, offset: self._client.search_for_series(
+                study, search_filters={"Modality": "SEG"}, limit=limit, offset=offset
             ),
         )
         segmentations = []
@@ -158,7 +168,8 @@ class PacsClient:
             segmentations.append(
                 SegSeries(
                     series=uid,
-                    of=_text(referenced[0], _FIELDS["SeriesInstanceUID"]),
+                    of=_text(referenced[0], _FIELDS["SeriesInstanceUID"], missing=""),
+                    frame_of_reference=_text(header, _FRAME, missing=""),
                     description=_text(header, _FIELDS["SeriesDescription"]),
                     manufacturer=_text(header, "00080070"),
                     created="".join(text for text in map(_text, (header, header), _CREATED) if text != UNKNOWN),
@@ -176,52 +187,85 @@ class PacsClient:
                 yield instance, instance.buffer.getvalue()
 
     def store(self, instance: Dataset) -> None:
-        """Store one instance; idempotent. Raises ArchiveAway, StoreRefused."""
+        """Store one instance; idempotent. Raises ArchiveAway, also if the archive accepts it and does not have it
+        afterwards; StoreRefused.
+        """
         with _asking(storing=True):
             answer = self._client.store_instances([instance])
         stored = {str(item.ReferencedSOPInstanceUID) for item in answer.get("ReferencedSOPSequence") or []}
-        if instance.SOPInstanceUID not in stored:
-            failed = answer.get("FailedSOPSequence") or []
-            reason = f" (reason {int(failed[0].get('FailureReason') or 0):#06x})" if failed else ""
-            raise StoreRefused(f"the DICOM archive refused to store the segmentation{reason}: see the archive's log")
+        failed = answer.get("FailedSOPSequence") or []
+        named = instance.SOPInstanceUID in stored
+        if (named or not failed) and self._keeps(instance):
+            return
+        if named:
+            raise ArchiveAway(
+                "the DICOM archive accepted the segmentation but does not list it: it may have dropped it; see its log"
+            )
+        reason = f" (reason {int(failed[0].get('FailureReason') or 0):#06x})" if failed else ""
+        raise StoreRefused(f"the DICOM archive refused to store the segmentation{reason}: see the archive's log")
+
+    def _keeps(self, instance: Dataset) -> bool:
+        """True if the archive lists the instance, now or soon."""
+        for attempt in range(CONFIRMATIONS):
+            if attempt:
+                time.sleep(CONFIRM_S)
+            with suppress(NotFound):
+                if instance.SOPInstanceUID in self.instances(instance.StudyInstanceUID, instance.SeriesInstanceUID):
+                    return True
+        return False
 
 
-def _all_pages(tag: str, search: Callable[[int], list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Every result of a search that is answered in pages.
+Search = Callable[[int, int], list[dict[str, Any]]]
+"""A search of the archive, given a limit and an offset."""
 
-    Args:
-        tag: the attribute that identifies a result.
-        search: called with an offset; returns at most `PAGE` results.
 
-    Returns:
-        The results by that attribute.
+def _all_pages(tag: str, search: Search) -> dict[str, dict[str, Any]]:
+    """Every result of a search that is answered in pages, by the attribute `tag`, which identifies a result.
+
+    Raises ArchiveAway if the archive cannot be brought to list everything.
     """
     results: dict[str, dict[str, Any]] = {}
+    limit = PAGE
     for _ in range(ATTEMPTS):
-        if _read_pages(tag, search, results):
+        while (outcome := _read_pages(tag, search, results, limit)) is _Outcome.CAPPED:
+            limit *= 2
+        if outcome is _Outcome.COMPLETE:
             break
     return results
 
 
-def _read_pages(tag: str, search: Callable[[int], list[dict[str, Any]]], results: dict[str, dict[str, Any]]) -> bool:
-    """Add all pages to the results; False if the list shifted meanwhile, so that a result may be missing.
+class _Outcome(enum.Enum):
+    """How a list was read: to its end; while it shifted; or without offsets, to the limit."""
 
-    Each page begins with the last result of the one before: if it does not, results in front of it came or went.
+    COMPLETE = enum.auto()
+    SHIFTED = enum.auto()
+    CAPPED = enum.auto()
+
+
+def _read_pages(tag: str, search: Search, results: dict[str, dict[str, Any]], limit: int) -> _Outcome:
+    """Add all pages to the results, until one has nothing new: a short page is not the last one if the archive caps its
+    answers.
+
+    Each page begins with the last result of the one before: if it does not, results in front of it came or went, or the
+    archive ignores offsets. Raises ArchiveAway for a list without UIDs or without an end.
     """
     seen: set[str] = set()
     last = None
     while True:
         with _asking():
-            page = {_text(item, tag): item for item in search(max(0, len(seen) - 1))}
+            page = {_text(item, tag): item for item in search(limit, max(0, len(seen) - 1))}
         if UNKNOWN in page:
             raise ArchiveAway("the DICOM archive lists objects without their UIDs: check its QIDO-RS service")
         new = page.keys() - seen
         results.update(page)
-        if last is not None and new and next(iter(page)) != last:
-            return False
+        if len(results) > MAX_RESULTS:
+            raise ArchiveAway(f"the DICOM archive's list does not end after {MAX_RESULTS} results: narrow the search")
+        if not new:
+            without_offsets = len(page) == limit > 1 and next(iter(page)) != last
+            return _Outcome.CAPPED if without_offsets else _Outcome.COMPLETE
+        if last is not None and next(iter(page)) != last:
+            return _Outcome.SHIFTED
         seen |= page.keys()
-        if len(page) < PAGE or not new:  # an archive without support for offsets answers the same again
-            return True
         *_, last = page
 
 
@@ -230,9 +274,9 @@ def _count(item: Mapping[str, Any]) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _text(item: Mapping[str, Any], tag: str) -> str:
-    """An attribute of the DICOM JSON model (PS3.18 annex F.2) as text; UNKNOWN if it is missing."""
-    values = item.get(tag, {}).get("Value") or [UNKNOWN]
+def _text(item: Mapping[str, Any], tag: str, *, missing: str = UNKNOWN) -> str:
+    """An attribute of the DICOM JSON model (PS3.18 annex F.2) as text."""
+    values = item.get(tag, {}).get("Value") or [missing]
     return str(values[0])
 
 

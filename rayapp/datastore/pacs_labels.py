@@ -51,34 +51,43 @@ class ArchivedLabels:
         self._fresh = fresh
         self._max_bytes = max_bytes
         self._searched: dict[str, float] = {}
-        self._unreadable: set[str] = set()
+        self._unreadable: dict[str, set[str]] = {}
+        """Segmentations that cannot be read as labels of a series, by its UID."""
 
     def due(self, series: str) -> bool:
         """True if the last search for the series' labels is older than `fresh` seconds."""
         return time.monotonic() - self._searched.get(series, -self._fresh) >= self._fresh
 
-    def search(self, study: str, series: str, *, known: Collection[str]) -> list[SegSeries]:
-        """The series' segmentations, newest first.
+    def search(self, study: str, series: str, frame: str, *, known: Collection[str]) -> list[SegSeries]:
+        """The series' segmentations, newest first. One that names no series counts as one of each series in its frame
+        of reference; whether it lies on the series' voxels is seen when it is read.
 
         Args:
             study: StudyInstanceUID.
             series: SeriesInstanceUID of the image.
+            frame: FrameOfReferenceUID of the image; "" if it has none.
             known: SeriesInstanceUIDs of SEG series to ignore.
 
         Raises:
             ArchiveAway, NotFound: from the archive; the next search then starts over.
         """
         self._searched[series] = time.monotonic()  # also if it fails: an unavailable archive is not asked more often
-        segmentations = self._pacs.segmentations(study, known={*self._unreadable, *known})
-        return sorted((seg for seg in segmentations if seg.of == series), key=_age, reverse=True)
+        segmentations = self._pacs.segmentations(study, known={*self._unreadable.get(series, ()), *known})
+        own = (
+            seg
+            for seg in segmentations
+            if seg.of == series or (frame and not seg.of and seg.frame_of_reference == frame)
+        )
+        return sorted(own, key=_age, reverse=True)
 
     def newest(
-        self, study: str, segmentations: Sequence[SegSeries], grid: Grid, *, tag: str, after: str
+        self, study: str, series: str, segmentations: Sequence[SegSeries], grid: Grid, *, tag: str, after: str
     ) -> ArchivedLabel | None:
         """The newest segmentation that belongs under the tag, as a label. Unreadable ones are passed over.
 
         Args:
             study: StudyInstanceUID.
+            series: SeriesInstanceUID of the image.
             segmentations: the result of `search`.
             grid: the image's voxel grid.
             tag: the tag.
@@ -93,14 +102,14 @@ class ArchivedLabels:
                     label, overlapping = self._read(study, seg, grid)
                 except Unreadable as error:
                     log.warning("skipped an unreadable segmentation of the archive: %s", error.detail)
-                    self._unreadable.add(seg.series)
+                    self._unreadable.setdefault(series, set()).add(seg.series)
                     continue
                 return ArchivedLabel(tag=tag, label=label, info={**_info(study, seg, label), **overlapping})
         return None
 
-    def readable(self, segmentations: Iterable[SegSeries]) -> list[str]:
+    def readable(self, series: str, segmentations: Iterable[SegSeries]) -> list[str]:
         """SeriesInstanceUIDs of those that were not found unreadable, which may be a fault of this version."""
-        return [seg.series for seg in segmentations if seg.series not in self._unreadable]
+        return [seg.series for seg in segmentations if seg.series not in self._unreadable.get(series, ())]
 
     def _read(self, study: str, seg: SegSeries, grid: Grid) -> tuple[Segmentation, Info]:
         """The label map, and additions to its info: whether its segments overlap."""

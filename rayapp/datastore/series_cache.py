@@ -8,6 +8,7 @@ Thread-safe; concurrent requests for a series share one retrieval (single flight
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rayapp.datastore.bounded_wait import BoundedWait
@@ -26,6 +28,7 @@ from rayapp.datastore.revisions import delete, link_or_copy
 from rayapp.errors import ArchiveAway, TooLarge
 from rayapp.files.durable import replacing, sync
 from rayapp.imaging import dicom_series, nifti
+from rayapp.imaging.dicom_seg_source import obstacle
 
 RETRIEVALS = 4
 """Series retrieved concurrently; further ones are queued."""
@@ -39,8 +42,23 @@ VOLUME = "volume.nii"
 INSTANCES = "instances"
 ANNOUNCED = "announced"
 """File with the number of instances that the archive announces, where it persistently sends another number."""
+FACTS = "facts.json"
+"""File with the series' `SeriesFacts`."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFacts:
+    """What a retrieved series' headers say beyond its volume.
+
+    Attributes:
+        frame_of_reference: FrameOfReferenceUID; "" if there is none, or not one for all slices.
+        obstacle: why no DICOM SEG can be made for it; None if one can.
+    """
+
+    frame_of_reference: str
+    obstacle: str | None
 
 
 class SeriesCache:
@@ -85,6 +103,16 @@ class SeriesCache:
     def instances(self, series: str) -> Path:
         """Path of the folder with its DICOM files."""
         return self._root / series / INSTANCES
+
+    def facts(self, series: str) -> SeriesFacts:
+        """What the headers of a retrieved series say; nothing of one that has just been evicted. Raises Unreadable."""
+        try:
+            return SeriesFacts(**json.loads((self._root / series / FACTS).read_text()))
+        except (FileNotFoundError, ValueError, TypeError):  # retrieved by an earlier version, or evicted
+            try:
+                return _facts_of(dicom_series.read_slices(self.instances(series)))
+            except FileNotFoundError:
+                return SeriesFacts(frame_of_reference="", obstacle=None)
 
     def retrieve(self, study: str, series: str) -> Path:
         """Retrieve the series if needed, and return the path of its volume.
@@ -231,6 +259,8 @@ class SeriesCache:
     def _convert(self, slices: list[dicom_series.Slice], home: Path) -> None:
         """Write the volume of these slices into the series' folder."""
         volume = dicom_series.volume_from_slices(slices, max_bytes=self._max_volume)
+        with replacing(home / FACTS) as staged:
+            staged.write_text(json.dumps(asdict(_facts_of(slices))))
         with replacing(home / VOLUME) as staged:
             nifti.write_volume(volume, staged)
 
@@ -249,6 +279,11 @@ class SeriesCache:
                     total -= sizes[path]
         if total > self._max_bytes:
             log.warning("the series cache exceeds its %d bytes: all its series were used recently", self._max_bytes)
+
+
+def _facts_of(slices: list[dicom_series.Slice]) -> SeriesFacts:
+    frames = {piece.frame_of_reference for piece in slices}
+    return SeriesFacts(frame_of_reference=frames.pop() if len(frames) == 1 else "", obstacle=obstacle(slices))
 
 
 def _instances_in(folder: Path, *, before: float = math.inf) -> int | None:

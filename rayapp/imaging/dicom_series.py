@@ -222,6 +222,9 @@ def _pixels(slices: list[Slice]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
             ) from error
         for (k, _), pixels in frames:
             plane = np.moveaxis(pixels, -1, 0) if layout.channels > 1 else pixels[np.newaxis]
-            if plane.shape != (layout.channels, layout.rows, layout.columns) or plane.dtype.newbyteorder("=") != layout.dtype:
+            if (
+                plane.shape != (layout.channels, layout.rows, layout.columns)
+                or plane.dtype.newbyteorder("=") != layout.dtype
+            ):
                 raise Unreadable(f"a slice's pixels are {plane.shape} {plane.dtype}, which contradicts its header")
             yield k, plane

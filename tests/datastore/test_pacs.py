@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -165,11 +166,102 @@ def test_a_refusal_for_good_is_told_from_one_for_now(
         _pacs(asked).store(dcmread(file))
 
 
-def test_an_instance_that_the_answer_does_not_name_was_not_stored(asked: Front, tmp_path: Path) -> None:
-    asked.answer = lambda _: web.json_response({"00081199": {"vr": "SQ"}}, content_type="application/dicom+json")
+def test_an_instance_that_neither_the_answer_nor_the_list_names_was_not_stored(
+    asked: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayapp.datastore.pacs.CONFIRM_S", 0.0)
+    asked.answer = lambda request: web.json_response(
+        [] if request.method == "GET" else {"00081199": {"vr": "SQ"}}, content_type="application/dicom+json"
+    )
     file = write_series(tmp_path / "series", voxels((2, 3, 1)), AFFINES["straight"])[0]
     with pytest.raises(StoreRefused):
         _pacs(asked).store(dcmread(file))
+
+
+def _listed(count: int) -> list[dict[str, Any]]:
+    return [
+        {"0020000E": {"vr": "UI", "Value": [f"1.2.{n}"]}, "00080060": {"vr": "CS", "Value": ["CT"]}}
+        for n in range(count)
+    ]
+
+
+def _query(asked: Asked, name: str) -> int:
+    return int(parse_qs(asked.path.partition("?")[2]).get(name, ["0"])[0])
+
+
+@pytest.mark.parametrize("cap", [1, 2, 3, 7])
+def test_an_archive_that_caps_its_answers_is_read_to_the_end(asked: Front, cap: int) -> None:
+    """However short its pages are, they are not the last one while another brings something new."""
+    found = _listed(7)
+
+    def answer(request: Asked) -> web.StreamResponse:
+        start = _query(request, "offset")
+        page = found[start : start + max(cap, 2)]
+        return web.json_response(page, content_type="application/dicom+json")
+
+    asked.answer = answer
+    assert len(_pacs(asked).series({"Modality": "CT"})) == 7
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
+def test_an_archive_that_ignores_offsets_is_asked_for_more_at_once(
+    asked: Front, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr("rayapp.datastore.pacs.PAGE", 2)
+    found = _listed(count)
+    asked.answer = lambda request: web.json_response(
+        found[: _query(request, "limit")], content_type="application/dicom+json"
+    )
+    assert len(_pacs(asked).series({"Modality": "CT"})) == count
+
+
+def test_a_list_without_an_end_is_given_up(asked: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayapp.datastore.pacs.MAX_RESULTS", 50)
+    found = _listed(1000)
+
+    def answer(request: Asked) -> web.StreamResponse:
+        start = _query(request, "offset")
+        return web.json_response(found[start : start + 5], content_type="application/dicom+json")
+
+    asked.answer = answer
+    with pytest.raises(ArchiveAway, match="does not end"):
+        _pacs(asked).series({"Modality": "CT"})
+    assert len(asked.asked) < 20
+
+
+def test_an_archive_that_repeats_its_last_page_for_ever_is_read_to_its_end(asked: Front) -> None:
+    found = _listed(6)
+    asked.answer = lambda request: web.json_response(
+        found[min(_query(request, "offset"), 3) :][:3], content_type="application/dicom+json"
+    )
+    assert len(_pacs(asked).series({"Modality": "CT"})) == 6
+
+
+@pytest.mark.parametrize("charset", ["", "; charset=utf-8"])
+@pytest.mark.parametrize("keeps_after", [0, 2, None])
+def test_what_the_archive_accepts_is_asked_for_again(
+    asked: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps_after: int | None, charset: str
+) -> None:
+    """Some index with a delay; some answer 200 and keep nothing; of some the client cannot read the answer."""
+    monkeypatch.setattr("rayapp.datastore.pacs.CONFIRM_S", 0.0)
+    instance = dcmread(write_series(tmp_path / "series", voxels((2, 3, 1)), AFFINES["straight"])[0])
+    uid = {"vr": "UI", "Value": [instance.SOPInstanceUID]}
+
+    def answer(request: Asked) -> web.StreamResponse:
+        if request.method == "POST":
+            found: Any = {"00081199": {"vr": "SQ", "Value": [{"00081155": uid}]}}
+        else:
+            kept = keeps_after is not None and len(asked.paths("instances")) > keeps_after
+            found = [{"00080018": uid}] if kept else []
+        body = json.dumps(found).encode()
+        return web.Response(body=body, headers={"Content-Type": f"application/dicom+json{charset}"})
+
+    asked.answer = answer
+    if keeps_after is None:
+        with pytest.raises(StoreRefused if charset else ArchiveAway):
+            _pacs(asked).store(instance)
+    else:
+        _pacs(asked).store(instance)
 
 
 def test_an_archive_that_knows_neither_filters_nor_pages_is_read_once(

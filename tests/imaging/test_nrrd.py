@@ -266,3 +266,31 @@ def test_a_header_in_latin_1_is_read(tmp_path: Path) -> None:
     path = tmp_path / "image.nrrd"
     path.write_bytes(_header().removesuffix(b"\n") + "Kommentar:=Größe\n\n".encode("latin-1") + _BODY)
     np.testing.assert_array_equal(read_volume(path, max_bytes=MAX).array[0], voxels())
+
+
+@pytest.mark.parametrize("kind", ["none", "time"])
+def test_without_directions_a_third_axis_is_the_one_that_itk_makes_of_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "image.nrrd"
+    head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 5 7 4\nendian: little\nencoding: raw\n"
+    for kinds in (f"domain domain {kind}", f"{kind} domain domain"):
+        path.write_bytes(f"{head}kinds: {kinds}\n\n".encode() + _BODY)
+        np.testing.assert_array_equal(read_volume(path, max_bytes=MAX).array, itk_voxels(sitk.ReadImage(str(path))))
+    head = head.replace("dimension: 3", "dimension: 4").replace("5 7 4", "2 5 7 2")
+    path.write_bytes(f"{head}kinds: {kind} domain domain domain\n\n".encode() + _BODY)
+    with pytest.raises(Unreadable, match="first axis"):
+        read_volume(path, max_bytes=MAX)
+
+
+def test_real_and_imaginary_parts_are_no_channels(tmp_path: Path) -> None:
+    path = tmp_path / "image.nrrd"
+    path.write_bytes(
+        _header(
+            dimension="4",
+            sizes="2 5 7 2",
+            kinds="complex domain domain domain",
+            space_directions="none (1,0,0) (0,1,0) (0,0,1)",
+        )
+        + _BODY
+    )
+    with pytest.raises(Unreadable, match="complex"):
+        read_volume(path, max_bytes=MAX)

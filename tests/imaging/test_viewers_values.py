@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rayapp.errors import Unreadable
 from rayapp.imaging.finite_values import finite_values
 from rayapp.imaging.reader import read_grid, read_volume
-from tests.imaging.grids import MAX, assert_same_affine, itk_affine
+from tests.imaging.grids import MAX, assert_same_affine
 
 many = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
@@ -199,10 +199,7 @@ def test_an_nrrd_voxel_has_the_value_that_simpleitk_reads(content: bytes) -> Non
             return
         components = image.GetNumberOfComponentsPerPixel()
         array = sitk.GetArrayFromImage(image)
-        if components > 1:
-            array = np.moveaxis(array, -1, 0)
-        else:
-            array = array[np.newaxis]
+        array = np.moveaxis(array, -1, 0) if components > 1 else array[np.newaxis]
         seen = array.transpose(0, *range(array.ndim - 1, 0, -1))
         if image.GetDimension() == 2:
             seen = seen[..., np.newaxis]

@@ -27,6 +27,12 @@ export class Archive {
     }
   }
 
+  /** Say, before any work, that the archive can hold no label of the image. @param {string} reason '' if it can */
+  warn(reason) {
+    this.close();
+    this.#show(reason ? 'refused' : '', reason ? ARCHIVE.impossible(reason) : '');
+  }
+
   /** @param {string} image @param {number} wait ms */
   async #look(image, wait) {
     const info = await server.labelInfo(image, 'final').catch(() => /** @type {server.LabelInfo} */ ({}));

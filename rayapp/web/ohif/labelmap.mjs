@@ -8,8 +8,8 @@ import { says } from './words.mjs';
 
 /**
  * @typedef {{value: number, label: string, colour: Colour}} Segment
- * @typedef {import('./grid.mjs').Grid & {image: string, study: string, series: string, labels: string[]}} Image an
- *   image as `/viewer/image` describes it; `labels` are its tags
+ * @typedef {import('./grid.mjs').Grid & {image: string, study: string, series: string, labels: string[],
+ *   not_storable: string}} Image an image as `/viewer/image` describes it; `labels` are its tags
  */
 
 /** @type {Colour[]} */

@@ -169,11 +169,12 @@ export class Panel {
     this.mouse.forget();
     this.uncertainty.hide();
     const work = await Work.open(this.services, shown, this.known);
-    const { image, labels } = work.image;
+    const { image, labels, not_storable } = work.image;
     this.parts.image.textContent = image;
     this.parts.reason.textContent = this.next.reason(image);
     const text = await work.begin();
     this.work = work;
+    this.archive.warn(not_storable);
     if (labels.includes('final')) {
       this.archive.follow(image);
     }

@@ -71,6 +71,7 @@ export const DONE = {
 
 /** What the archive has of the saved label. */
 export const ARCHIVE = {
+  impossible: (/** @type {string} */ reason) => `labels can be saved on this server only, not in the archive: ${reason}`,
   there: 'stored in the archive as DICOM SEG',
   waiting: 'saved on this server; waiting for the archive',
   delayed: (/** @type {string} */ reason) => `saved on this server; the archive will be tried again: ${reason}`,
