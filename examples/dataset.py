@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from rayapp.models.store import ModelVersion
 from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.cases import Cases
 from rayapp.training.design import Design
+from rayapp.training.feed import batch_of
 from rayapp.training.metrics import key_metric
 from rayapp.training.options import Options
 from rayapp.training.train_task import Pair, TrainRequest, TrainResult
@@ -41,6 +42,12 @@ class Examples(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         ((image, labels),) = self._make(self._cases[index], self._rng)
         return {"image": image, "label": labels[None].float()}
+
+
+def stacked(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Collate examples to a batch, each padded to the largest one's size."""
+    batch = batch_of([(example["image"], example["label"][0]) for example in examples])
+    return {"image": batch.images, "label": batch.labels[:, None].float()}
 
 
 def result_of(

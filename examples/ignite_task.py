@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from torch.utils.data import DataLoader
 
-from examples.dataset import Examples, result_of
+from examples.dataset import Examples, result_of, stacked
 from rayapp.models.networks import build
 from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.options import Options
@@ -32,7 +32,8 @@ class IgniteTrainTask(BasicTrainTask[Options]):
         request.folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(options.seed)
         network = build(design.network).to(host.device)
-        batches = DataLoader(Examples(self, train, design, options), options.train_batch_size, shuffle=True)
+        examples = Examples(self, train, design, options)
+        batches = DataLoader(examples, options.train_batch_size, shuffle=True, collate_fn=stacked)
         trainer = SupervisedTrainer(
             device=host.device,
             max_epochs=options.max_epochs,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from examples.dataset import Examples, result_of
+from examples.dataset import Examples, result_of, stacked
 from rayapp.models.networks import build
 from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.design import Design
@@ -109,7 +109,8 @@ class LightningTrainTask(BasicTrainTask[Options]):
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        batches = DataLoader(Examples(self, train, design, options), options.train_batch_size, shuffle=True)
+        examples = Examples(self, train, design, options)
+        batches = DataLoader(examples, options.train_batch_size, shuffle=True, collate_fn=stacked)
         resumed = host.resume()
         trainer.fit(module, batches, ckpt_path=None if resumed is None else resumed / CHECKPOINT, weights_only=True)
         if module.stopped:

@@ -20,7 +20,7 @@ SMALL_WINDOWS = 32
 VOXELS_ACROSS = 5
 """Number of voxels that should span the smallest structure."""
 CONTEXT = 1.5
-"""Maximum size of a window, as a multiple of the box around all structures."""
+"""Size of a window worth having, as a multiple of the box around all structures."""
 MIN_SIZE = 4
 """Minimum number of voxels along an axis at the coarsest level."""
 MAX_ANISOTROPY = 2.0
@@ -37,6 +37,8 @@ class Needs:
         finest: spacing of the images, mm.
         extent: size of the images, mm.
         around: part of the image that a window should see, mm.
+        window: edge of a cube of as many voxels as it should see whatever the structures measure, since a lesion is
+            told by what is around it.
         smallest: diameter of the smallest structure, mm; infinite if none is known.
     """
 
@@ -45,17 +47,18 @@ class Needs:
     finest: Numbers
     extent: Numbers
     around: Numbers
+    window: int
     smallest: float
 
     @classmethod
-    def of(cls, survey: Survey, *, whole: bool, axes: int, windows: int) -> Self:
+    def of(cls, survey: Survey, *, whole: bool, axes: int, windows: int, window: int) -> Self:
         """The needs of a surveyed data set.
 
         Args:
             survey: the survey.
             whole: see `Needs`.
             axes: 3, or 2 for networks of slices.
-            windows: see `Needs`.
+            windows, window: see `Needs`.
         """
         kept = survey.axes(axes)
         extent = np.array(survey.extent)[kept]
@@ -69,6 +72,7 @@ class Needs:
             finest=np.array(survey.spacing)[kept],
             extent=extent,
             around=around,
+            window=window,
             smallest=math.cbrt(1000 * min(volumes)) if volumes else math.inf,
         )
 
@@ -85,12 +89,8 @@ class Needs:
         """
         if self.whole or (self.extent / spacing).prod() <= voxels:
             return np.maximum(1, np.rint(self.extent / spacing))
-        low, high = 0.0, float(self.around.max())
-        for _ in range(50):
-            middle = (low + high) / 2
-            fits = (np.minimum(self.around, middle) / spacing).prod() <= voxels
-            low, high = (middle, high) if fits else (low, middle)
-        return np.maximum(1, np.rint(np.minimum(self.around, low) / spacing))
+        worth = np.maximum(self.around, _cube(self.extent, spacing, self.window ** len(spacing)))
+        return np.maximum(1, np.rint(_cube(worth, spacing, voxels) / spacing))
 
     def _coarsened(self, voxels: float) -> Numbers:
         """The spacing at which the image has that many voxels: thick slices are kept, other axes are coarsened to one
@@ -104,6 +104,16 @@ class Needs:
             fits = (self.extent / np.maximum(self.finest, middle)).prod() <= voxels
             low, high = (low, middle) if fits else (middle, high)
         return np.maximum(self.finest, high)
+
+
+def _cube(most: Numbers, spacing: Numbers, voxels: float) -> Numbers:
+    """The size in mm of the largest part that holds so many voxels, as near to a cube as `most` (mm) lets it."""
+    low, high = 0.0, float(most.max())
+    for _ in range(50):
+        middle = (low + high) / 2
+        fits = (np.minimum(most, middle) / spacing).prod() <= voxels
+        low, high = (middle, high) if fits else (low, middle)
+    return np.minimum(most, low)
 
 
 def pooling(region: Numbers, spacing: Numbers, levels: int) -> list[tuple[int, ...]]:

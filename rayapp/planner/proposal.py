@@ -54,6 +54,10 @@ GPU_OVERLAP = 0.5
 """Default overlap of windows on a GPU, as a fraction."""
 GPU_WINDOWS = 8
 """Maximum number of windows per batch on a GPU."""
+CT_RANGE = 500.0
+"""Least range of Hounsfield units that a network tells apart well; it sees twice as many."""
+WINDOW = {"cpu": 64, "cuda": 96}
+"""Edge of a cube of as many voxels as a window has at least, as far as the image and the budgets allow."""
 LEVELS = {"cpu": 4, "cuda": 5}
 """Maximum number of strides of a network."""
 WIDTH = {"cpu": 16, "cuda": 32}
@@ -109,6 +113,7 @@ class Proposal:
         network: description as taken by `rayapp.models.networks.build`.
         train_batch_size: images per training step.
         precision: "float32" or "bfloat16".
+        intensities: range of the images' values that the network sees as -1 to 1; None for percentiles of each image.
         overlap: overlap of neighbouring windows, as a fraction.
         windows: windows per batch during inference.
         cache: bytes of decoded images that training keeps.
@@ -124,6 +129,7 @@ class Proposal:
     network: Mapping[str, Any]
     train_batch_size: int
     precision: str
+    intensities: tuple[float, float] | None
     overlap: float
     windows: int
     cache: int
@@ -152,7 +158,8 @@ def propose(
     choices = Overrides.of(overrides or {}, axes=method.axes)
     chosen = plan(hardware)
     machine = Machine(hardware, replace(chosen, precision=choices.precision or chosen.precision))
-    needs = Needs.of(survey, whole=method.whole, axes=method.axes, windows=WINDOWS[machine.plan.device])
+    device = machine.plan.device
+    needs = Needs.of(survey, whole=method.whole, axes=method.axes, windows=WINDOWS[device], window=WINDOW[device])
     channels = {"in_channels": survey.channels + method.guidance, "out_channels": method.structures + 1}
     spacing, roi_size, network = _fitted(channels, needs, machine, choices)
     batch = choices.train_batch_size or machine.batch(network, roi_size, examples=method.examples)
@@ -161,6 +168,7 @@ def propose(
     images = np.maximum(1, needs.extent / spacing)
     slices = survey.size[survey.slice_axis] if method.axes == 2 else 1
     decoded = survey.images * float(images.prod()) * slices * (2 * survey.channels + 1)
+    intensities = _intensities(survey)
     default_overlap = OVERLAP if machine.plan.device == "cpu" else GPU_OVERLAP
     return Proposal(
         spacing=tuple(round(float(mm), 3) for mm in spacing),
@@ -168,6 +176,7 @@ def propose(
         network=network,
         train_batch_size=batch,
         precision=machine.plan.precision,
+        intensities=intensities,
         overlap=default_overlap if choices.overlap is None else choices.overlap,
         windows=machine.windows(forward),
         cache=int(min(decoded, MEMORY_SHARE * hardware.memory)),
@@ -175,7 +184,7 @@ def propose(
         step_memory=machine.bytes(step),
         forward_seconds=machine.seconds(forward),
         step_seconds=STEP_SLOWER * machine.seconds(step),
-        why=_reasons(choices, needs, spacing, roi_size, machine),
+        why=_reasons(choices, needs, spacing, roi_size, machine, intensities),
     )
 
 
@@ -279,8 +288,26 @@ def _family(
     return lambda strides, sizes: strided_unet(inputs, outputs, strides, width=width)  # noqa: ARG005
 
 
+def _intensities(survey: Survey) -> tuple[float, float] | None:
+    """The Hounsfield units in which the structures lie, with a margin; None for images whose units are not fixed.
+
+    nnU-Net clips CT to the same percentiles. The range is at least `CT_RANGE` wide, so that what lies around the
+    structures can be told apart too.
+    """
+    if survey.modality != "CT" or survey.channels != 1 or survey.foreground_intensities is None:
+        return None
+    low, _, high = survey.foreground_intensities
+    missing = max(0.0, CT_RANGE - (high - low)) / 2
+    return round(low - missing, 1), round(high + missing, 1)
+
+
 def _reasons(
-    choices: Overrides, needs: Needs, spacing: Numbers, roi_size: Sequence[int], machine: Machine
+    choices: Overrides,
+    needs: Needs,
+    spacing: Numbers,
+    roi_size: Sequence[int],
+    machine: Machine,
+    intensities: tuple[float, float] | None,
 ) -> dict[str, str]:
     """The reason for each choice, in words."""
     images = np.maximum(1, needs.extent / spacing)
@@ -303,7 +330,12 @@ def _reasons(
         "train_batch_size": (
             "as many as the GPU holds" if machine.hardware.gpus else f"as many as {STEP_BUDGET_S:g} s per step allow"
         ),
+        "intensities": (
+            "percentiles of each image's body"
+            if intensities is None
+            else f"{intensities[0]:.0f} to {intensities[1]:.0f} HU, where the structures lie"
+        ),
         "precision": f"the fastest on this {machine.plan.device}",
         "overlap": "default",
     }
-    return reasons | {name: "as requested" for name in reasons if getattr(choices, name) is not None}
+    return reasons | {name: "as requested" for name in reasons if getattr(choices, name, None) is not None}

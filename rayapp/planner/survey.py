@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,7 @@ class Survey:
         intensities: 0.5th, 50th and 99.5th percentile; None if no image could be decoded.
         structures: by label value.
         foreground: median box of all structures together, mm; None without labels.
+        foreground_intensities: as `intensities`, of the structures' voxels alone; None without labels, and but for CT.
         problems: the reason why a file cannot be read, or is left out, by its path in the studies folder.
     """
 
@@ -88,6 +89,7 @@ class Survey:
     intensities: Triple | None
     structures: Mapping[int, Structure]
     foreground: Triple | None
+    foreground_intensities: Triple | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -110,9 +112,12 @@ class Survey:
         if not grids:
             raise NotFound("none of the sampled images could be read" if images else "no images to survey")
         volumes = reader.over(decoded, _sample)
-        measured = reader.over(maps, _measure)
-        spacings, sizes = np.array([_oriented(grid) for grid in grids]).transpose(1, 0, 2)
         values = np.concatenate([values for _, values in volumes]) if volumes else np.zeros(0)
+        modality = ("CT" if np.mean(values < AIR) > AIR_SHARE else "MR") if values.size else None
+        image_of = {label: image for image, label in labels.items()} if modality == "CT" else {}
+        measured = reader.over(maps, lambda path: _measure(path, image_of.get(path)))
+        within = np.concatenate([values for _, _, values in measured]) if measured else np.zeros(0)
+        spacings, sizes = np.array([_oriented(grid) for grid in grids]).transpose(1, 0, 2)
         return cls(
             images=len(images),
             sampled=len(grids),
@@ -120,14 +125,15 @@ class Survey:
             problems={str(path): reason for path, reason in reader.problems.items()},
             labelled=len(labels),
             channels=statistics.mode(channels for channels, _ in volumes) if volumes else 1,
-            modality=("CT" if np.mean(values < AIR) > AIR_SHARE else "MR") if values.size else None,
+            modality=modality,
             spacing=_triple(np.median(spacings, axis=0)),
             size=_triple(np.median(sizes, axis=0)),
             extent=_triple(np.percentile(spacings * sizes, 95, axis=0)),
             slice_axis=statistics.mode(Orientation.of(grid.affine).axes.index(2) for grid in grids),
-            intensities=_triple(np.percentile(values, (0.5, 50, 99.5))) if values.size else None,
-            structures=_medians([structures for structures, _ in measured]),
-            foreground=_triple(np.median([box for _, box in measured], axis=0)) if measured else None,
+            intensities=_percentiles(values),
+            structures=_medians([structures for structures, _, _ in measured]),
+            foreground=_triple(np.median([box for _, box, _ in measured], axis=0)) if measured else None,
+            foreground_intensities=_percentiles(within),
         )
 
     def axes(self, count: int) -> list[int]:
@@ -249,8 +255,12 @@ def _sample(path: Path) -> tuple[int, npt.NDArray[np.float32]]:
     return volume.channels, values[np.isfinite(values)]
 
 
-def _measure(path: Path) -> tuple[dict[int, Structure], Triple]:
-    """The structures of a label map, and the size of the box around them all. Raises Unreadable if there are none."""
+def _measure(path: Path, image: Path | None) -> tuple[dict[int, Structure], Triple, npt.NDArray[np.float32]]:
+    """The structures of a label map, the size of the box around them, and the values in them of the image, if given.
+
+    Raises:
+        Unreadable: if the label map has no structure.
+    """
     label = read_segmentation(path, max_bytes=MAX_BYTES)
     axes = Orientation.of(label.affine).axes
     edges = spacing(label.affine)
@@ -270,7 +280,23 @@ def _measure(path: Path) -> tuple[dict[int, Structure], Triple]:
         for value, box in boxes.items()
     }
     together = [(min(b[n].start for b in boxes.values()), max(b[n].stop for b in boxes.values())) for n in range(3)]
-    return structures, millimetres(together)
+    return structures, millimetres(together), _within(label.array, image)
+
+
+def _within(labels: npt.NDArray[np.uint8], image: Path | None) -> npt.NDArray[np.float32]:
+    """Values of evenly spaced voxels of an image's first channel where there are labels; none on another grid."""
+    if image is None:
+        return np.zeros(0, np.float32)
+    array = read_volume(image, max_bytes=MAX_BYTES).array[0]
+    if array.shape != labels.shape:
+        return np.zeros(0, np.float32)
+    values = array[labels > 0]
+    values = values[:: max(1, values.size // SAMPLED_VOXELS)].astype(np.float32)
+    return np.asarray(values[np.isfinite(values)])
+
+
+def _percentiles(values: npt.NDArray[Any]) -> Triple | None:
+    return _triple(np.percentile(values, (0.5, 50, 99.5))) if values.size else None
 
 
 def _medians(maps: Sequence[Mapping[int, Structure]]) -> dict[int, Structure]:

@@ -79,7 +79,10 @@ def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequ
 
 
 def window(roi_size: Sequence[int], classes: int) -> Any:
-    """A random crop of size `roi_size`, centred on a voxel of a random class; smaller images are padded at the end.
+    """A random crop of size `roi_size`, centred on a voxel of a random class.
+
+    Along axes on which the image is smaller, all of it is taken, without padding, as inference sees it (see
+    `rayapp.inference.network.sliding_window`).
 
     Args:
         roi_size: Size of the crop in voxels.
@@ -87,12 +90,13 @@ def window(roi_size: Sequence[int], classes: int) -> Any:
     """
     from monai import transforms as t
 
-    return t.Compose(
-        [
-            t.SpatialPadd("image", roi_size, method="end", constant_values=PADDING),
-            t.SpatialPadd("labels", roi_size, method="end", constant_values=0),
-            t.RandCropByLabelClassesd(
-                KEYS, "labels", roi_size, ratios=[1] * classes, num_classes=classes, num_samples=1, warn=False
-            ),
-        ]
+    return t.RandCropByLabelClassesd(
+        KEYS,
+        "labels",
+        roi_size,
+        ratios=[1] * classes,
+        num_classes=classes,
+        num_samples=1,
+        allow_smaller=True,
+        warn=False,
     )

@@ -81,6 +81,8 @@ class BundleTrainTask:
             )
         request.folder.mkdir(parents=True, exist_ok=True)
         options = self._options.over({name: request.params.get(name) for name in OPTIONS})
+        if options.max_epochs < 1:
+            raise BadRequest(f"max_epochs must be at least 1, not {options.max_epochs}: a bundle trains in epochs")
         train, val = split(request.pairs, options.val_split)
         overrides = {**_overrides(request.folder, host.device, train, val), self._epochs_key: options.max_epochs}
         with self._folder.parser(TRAIN, overrides) as parser:

@@ -38,6 +38,7 @@ class Design:
         overlap: Overlap of sliding windows, as a share of their size.
         windows: Windows per batch.
         precision: `bfloat16` or `float32`.
+        intensities: The range of the images' values that the network sees as -1 to 1; None for percentiles of each.
         plan: Plan of the training, as plain JSON: `train_batch_size`, `cache` in MiB, and the reasons for the design.
     """
 
@@ -49,6 +50,7 @@ class Design:
     overlap: float = OVERLAP
     windows: int = 1
     precision: str = "bfloat16"
+    intensities: tuple[float, float] | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -68,6 +70,7 @@ class Design:
             overlap=float(card.get("overlap", OVERLAP)),
             windows=int(card.get("windows", 1)),
             precision=card.get("precision", "bfloat16"),
+            intensities=range_of(card.get("intensities")),
             plan=card.get("plan", {}),
         )
 
@@ -84,6 +87,7 @@ class Design:
             overlap=proposal.overlap,
             windows=proposal.windows,
             precision=proposal.precision,
+            intensities=proposal.intensities,
             plan={
                 "train_batch_size": proposal.train_batch_size,
                 "cache": -(-proposal.cache >> 20),
@@ -108,6 +112,7 @@ class Design:
             "overlap": self.overlap,
             "windows": self.windows,
             "precision": self.precision,
+            "intensities": None if self.intensities is None else list(self.intensities),
             "plan": dict(self.plan),
         }
 
@@ -133,6 +138,14 @@ class Design:
         if not (spacing > 0).all() or np.abs(np.log(spacing / np.array(self.spacing))).max() > limit:
             return f"its voxels of {card['spacing']} mm are far from the data's, {own['spacing']} mm"
         return None
+
+
+def range_of(value: Sequence[float] | None) -> tuple[float, float] | None:
+    """A range of intensities as a card states it."""
+    if value is None:
+        return None
+    low, high = value
+    return float(low), float(high)
 
 
 def spacing_of(value: Any) -> float | tuple[float, ...]:

@@ -26,7 +26,7 @@ from rayapp.models.store import ModelVersion
 from rayapp.training import checkpoint
 from rayapp.training.cases import MIN_PAIRS, Case, Cases, bad_pairs, digest_of, name_of, too_few
 from rayapp.training.checkpoint import State
-from rayapp.training.design import GRID, Design, broadcast_design
+from rayapp.training.design import GRID, Design, broadcast_design, range_of
 from rayapp.training.feed import Batch, Feed
 from rayapp.training.learner import Learner, mean_of
 from rayapp.training.length import Length
@@ -58,7 +58,7 @@ class Run:
             BadRequest: For params or data that cannot be trained with.
         """
         self._task, self._request, self._host = task, request, host
-        self._options: Options = task.options.over(request.params)
+        self._options: Options = task.options.over(request.params).bounded(host.device.type)
         restored = self._restore()
         pairs = self._usable(sorted(request.pairs, key=name_of), fresh=restored is None)
         self._design = (
@@ -167,7 +167,7 @@ class Run:
                 inherited = task.design(pairs, {**params, **grid}, device=device)
                 if inherited.network == parent.card["network"]:
                     plan = {**inherited.plan, "from": parent.version, "start": f"fine-tunes {parent.version}"}
-                    return replace(inherited, plan=plan)
+                    return replace(inherited, plan=plan, intensities=range_of(parent.card.get("intensities")))
                 objection = "the trainer designs another network"
             start = f"from scratch and not from {parent.version}: {objection}"
         return replace(design, plan={**design.plan, "start": start})

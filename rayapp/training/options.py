@@ -12,6 +12,8 @@ from rayapp.protocol import parse_flag
 
 MONTH = 43_200
 """Minutes of a month."""
+STEPS = {"cpu": 2_000, "cuda": 20_000}
+"""Steps of a training for which nobody said how long it shall be, by device."""
 CACHE = 1024
 """Default size of a worker's cache of decoded images, in MiB, when neither options nor plan set it."""
 
@@ -21,9 +23,11 @@ class Options:
     """Options of a training run, named as in MONAI Label where it has them. `/info/` lists the defaults.
 
     Attributes:
-        max_epochs: Epochs to train, each with one visit to every image, unless `minutes` or `max_steps` say how long.
+        max_epochs: Epochs to train, each with one visit to every image, unless `minutes` or `max_steps` say how long; 0
+            sets no such limit.
         max_steps: Steps of the optimiser to train; 0 sets no such limit.
-        minutes: Minutes to train, validation included, over all starts of the run; 0 sets no such limit.
+        minutes: Minutes to train, validation included, over all starts of the run; 0 sets no such limit. Where all
+            three are 0, the run takes as many steps as suit the device (`STEPS`).
         early_stop_patience: Validations without improvement after which training stops; negative never stops early.
         val_split: Share of the images that is held out for validation.
         val_interval: Epochs from one validation to the next; with `minutes` or `max_steps`, a twentieth of the run.
@@ -65,12 +69,12 @@ class Options:
         options = dataclasses.replace(self, **given(self, params))
         if options.train_batch_size < 0:
             raise BadRequest(f"train_batch_size must be at least 0, not {options.train_batch_size}")
-        if options.max_steps < 0 or not 0 <= options.minutes < MONTH:
+        if options.max_epochs < 0 or options.max_steps < 0 or not 0 <= options.minutes < MONTH:
             raise BadRequest(
-                f"max_steps must be at least 0 and minutes lie between 0 and {MONTH}, not {options.max_steps} and "
-                f"{options.minutes:g}"
+                f"max_epochs and max_steps must be at least 0 and minutes lie between 0 and {MONTH}, not "
+                f"{options.max_epochs}, {options.max_steps} and {options.minutes:g}"
             )
-        for name in ("max_epochs", "val_interval", "accumulate", "checkpoint_every"):
+        for name in ("val_interval", "accumulate", "checkpoint_every"):
             if getattr(options, name) < 1:
                 raise BadRequest(f"{name} must be at least 1, not {getattr(options, name)}")
         if not 0 < options.val_split < 1:
@@ -80,6 +84,12 @@ class Options:
         if not 0 <= options.seed < 2**31:
             raise BadRequest(f"seed must lie between 0 and {2**31 - 1}, not {options.seed}")
         return options
+
+    def bounded(self, device: str) -> Self:
+        """A copy that says how long to train: `STEPS` of the device, unless epochs, steps or minutes are set."""
+        if self.max_epochs or self.max_steps or self.minutes:
+            return self
+        return dataclasses.replace(self, max_steps=STEPS.get(device, STEPS["cpu"]))
 
     def planned(self, plan: Mapping[str, Any]) -> Self:
         """A copy in which the values left to the planner are those of a design's `plan`."""

@@ -140,7 +140,8 @@ class Recipe(Generic[Opts]):
                 f"image {name_of(pair)!r} has {volume.channels} channels, but the network takes {design.channels}: "
                 "leave it out, or train with images that all have as many"
             )
-        return np.stack([normalise(sample(channel)) for channel in volume.array[: design.channels]])
+        channels = volume.array[: design.channels]
+        return np.stack([normalise(sample(channel), design.intensities) for channel in channels])
 
     def examples(self, design: Design, options: Opts) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
         """A function from a case to the training examples of one visit: here one, a random window or the whole image,

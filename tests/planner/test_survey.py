@@ -89,6 +89,15 @@ def test_hounsfield_units_are_known_by_their_air(tmp_path: Path):
     assert survey_folder(tmp_path / "mr").modality == "MR"
 
 
+def test_intensities_of_structures_are_known_in_hounsfield_units(tmp_path: Path):
+    labels = marked()
+    values = np.where(labels > 0, noise(-900, -700), np.where(noise(0, 10) < 5, -1000, noise(-50, 200)))
+    write(tmp_path / "ct.nii.gz", values.astype(np.int16))
+    write(tmp_path / "labels" / "final" / "ct.nii.gz", labels)
+    low, middle, high = survey_folder(tmp_path).foreground_intensities or (0, 0, 0)
+    assert -900 <= low < -890 < -810 < middle < -790 < -710 < high < -700
+
+
 def test_intensities_and_channels_are_those_of_the_images(tmp_path: Path):
     write(tmp_path / "two.nii.gz", np.stack([noise(100, 201), noise(0, 5)], axis=-1))
     found = survey_folder(tmp_path)

@@ -6,12 +6,14 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
+import torch
 
 from rayapp.errors import BadRequest
 from rayapp.geometry import index_to_mm, mm_to_index
 from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.inference.network.network_grid import NetworkGrid
+from rayapp.models.store import ModelVersion
 from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.cases import Cases, digest_of, name_of, read_pair, split
 from rayapp.training.deepedit_train import DeepEditTrainTask
@@ -127,6 +129,38 @@ def test_an_image_seen_whole_is_learnt_at_the_size_that_inference_shows(task, au
         assert max(labels.shape) < 40
         if not augment:
             np.testing.assert_array_equal(image, case.image.float())
+
+
+def test_windows_of_images_that_are_smaller_are_learnt_as_inference_shows_them(pairs):
+    task = BasicTrainTask(labels=LABELS, description="", options=Options(augment=False))
+    shown = []
+
+    def network(images):
+        shown.append(images)
+        return torch.zeros(1, 3, *images.shape[2:])
+
+    for pair in pairs[:3]:
+        size = task.read(pair, design(0)).labels.shape
+        for roi in ((64, 64, 64), (size[0], 64, size[2]), (8, 64, 64)):
+            drawn = dataclasses.replace(design(0), roi_size=roi)
+            case = task.read(pair, drawn)
+            ((image, labels),) = task.examples(drawn, task.options)(case, np.random.default_rng(0))
+            shown.clear()
+            task.inferer(drawn)(case.image.float()[None], network)
+            assert image.shape == shown[0].shape[1:], roi
+            assert labels.shape == image.shape[1:]
+            assert any(torch.equal(torch.as_tensor(image), one[0]) for one in shown) or roi[0] == 8, roi
+
+
+@pytest.mark.parametrize("intensities", [None, (-150.0, 250.0)])
+def test_training_and_inference_see_the_same_range_of_intensities(intensities, pairs):
+    drawn = dataclasses.replace(design(0), intensities=intensities)
+    version = ModelVersion(name="x", version="v1", weights=pairs[0].image, card=drawn.card())
+    task = BasicTrainTask(labels=LABELS, description="", options=Options())
+    volume, _ = read_pair(pairs[0], LABELS)
+    served = SegmentationTask.from_version(version).prepare(volume).image
+    np.testing.assert_array_equal(task.read(pairs[0], drawn).image.numpy(), served.half().numpy())
+    assert Design.of(drawn.card(), guidance=0).intensities == intensities
 
 
 def test_the_cache_keeps_no_more_than_its_capacity(pairs):

@@ -59,7 +59,17 @@ def test_the_number_of_epochs_is_estimated_from_those_so_far():
     assert run.epochs(State(), 0.0) == 1
 
 
-@pytest.mark.parametrize("given", [{"minutes": -1}, {"minutes": 1e9}, {"max_steps": -3}, {"minutes": "nan"}])
+@pytest.mark.parametrize(("device", "steps"), [("cpu", 2_000), ("cuda", 20_000), ("mps", 2_000)])
+def test_a_run_of_no_given_length_takes_the_steps_that_suit_its_device(device, steps):
+    assert Options(max_epochs=0).bounded(device).max_steps == steps
+    for given in ({"max_epochs": 3}, {"minutes": 2.0}, {"max_steps": 7}):
+        kept = Options(max_epochs=0).over(given)
+        assert kept.bounded(device) == kept
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_epochs": -1}, {"minutes": -1}, {"minutes": 1e9}, {"max_steps": -3}, {"minutes": "nan"}]
+)
 def test_lengths_that_cannot_be_are_refused(given):
-    with pytest.raises(BadRequest, match="max_steps must be at least 0"):
+    with pytest.raises(BadRequest, match="max_epochs and max_steps must be at least 0"):
         length(**given)

@@ -308,7 +308,7 @@ def test_deepgrow_2d_trains_on_slices(pairs, tmp_path):
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"max_epochs": 0}, "max_epochs"),
+        ({"max_epochs": -1}, "max_epochs"),
         ({"max_epochs": "many"}, "max_epochs cannot be 'many'"),
         ({"train_batch_size": 1.5}, "train_batch_size"),
         ({"val_split": 1}, "val_split"),

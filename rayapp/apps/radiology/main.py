@@ -124,7 +124,7 @@ class RadiologyApp(LabelApp):
 
     def _trainer(self, name: str) -> TrainTask:
         conf = self.settings.conf
-        clicks = ClickOptions().over(conf)
+        clicks = ClickOptions(max_epochs=0).over(conf)
         if name == "deepgrow_2d":
             description = "DeepGrow 2D: any structure, slice by slice"
             return DeepGrow2dTrainTask(description=description, options=clicks, conf=conf)
@@ -140,7 +140,7 @@ class RadiologyApp(LabelApp):
         if name == "deepedit":
             description = "DeepEdit: all structures at once, corrected by clicks"
             return DeepEditTrainTask(labels=labels, description=description, options=clicks, conf=conf)
-        options = Options().over(conf)
+        options = Options(max_epochs=0).over(conf)
         return BasicTrainTask(labels=labels, description="Automatic segmentation", options=options, conf=conf)
 
     def make_task(self, version: ModelVersion) -> InferTask:

@@ -83,6 +83,7 @@ class SegmentationTask:
         overlap: Overlap of neighbouring windows, as a share of the window's size.
         windows: Number of windows in one forward pass.
         precision: "float32" to compute in float32 even if the hardware supports bfloat16.
+        intensities: The range of the image's values that the network sees as -1 to 1; None for percentiles of each.
         description: One sentence for the annotator.
         version: The model version's name.
     """
@@ -102,10 +103,12 @@ class SegmentationTask:
         overlap: float = OVERLAP,
         windows: int = 1,
         precision: str = "bfloat16",
+        intensities: Sequence[float] | None = None,
         description: str = "",
         version: str = "",
     ) -> None:
         self._name = name
+        self._intensities = intensities
         self._structures = _structures(name, labels)
         self._channels = max(1, int(network.get("in_channels", 1)) - self._guidance_channels)
         self._spacing = spacing
@@ -141,6 +144,7 @@ class SegmentationTask:
                 overlap=windows.overlap,
                 windows=windows.batch_size,
                 precision=card.get("precision", "bfloat16"),
+                intensities=card.get("intensities"),
                 description=card.get("description", ""),
                 version=version.version,
             )
@@ -204,7 +208,8 @@ class SegmentationTask:
         """The network's input channels, each resampled by `resample` and normalised."""
         if volume.channels < self._channels:
             raise BadRequest(f"model {self._name!r} needs {self._channels} channels; this image has {volume.channels}")
-        return np.stack([normalise(resample(channel)) for channel in volume.array[: self._channels]])
+        channels = volume.array[: self._channels]
+        return np.stack([normalise(resample(channel), self._intensities) for channel in channels])
 
     def log_odds(self, prepared: PreparedImage) -> Floats:
         """Log-odds of each structure over background, (L, *grid.padded)."""

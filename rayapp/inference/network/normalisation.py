@@ -1,6 +1,11 @@
-"""Intensity normalisation of CT and MR alike. Pure functions, thread-safe."""
+"""Intensity normalisation: of CT by a fixed range of Hounsfield units, of other images by the body's percentiles.
+
+A model's card states the range; one without it, as of MR, was trained on percentiles. Pure functions, thread-safe.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,20 +18,31 @@ AIR_VARIATION, TISSUE_VARIATION = 0.20, 0.27
 second they are tissue."""
 
 
-def normalise(image: Floats) -> Floats:
+def normalise(image: Floats, intensities: Sequence[float] | None = None) -> Floats:
     """Scale one channel so that most of the body lies between -1 and 1, clipped to -2 and 2.
 
-    Voxels brighter than the image's mean count as body, since air, and in MR the noise around the patient, are darker;
-    the body's 5th and 95th percentiles map to -1 and 1. In an image cropped to within the body the darker voxels are
-    tissue too, recognised by their variation: the percentiles are then those of the whole image. Between the two cases
-    the percentiles are blended, so that the result is continuous.
+    With a range the same voxel gives the same value, whatever the image shows beside it. Without one, voxels brighter
+    than the image's mean count as body, since air, and in MR the noise around the patient, are darker; the body's 5th
+    and 95th percentiles map to -1 and 1. In an image cropped to within the body the darker voxels are tissue too,
+    recognised by their variation: the percentiles are then those of the whole image. Between the two cases the
+    percentiles are blended, so that the result is continuous.
 
     Args:
         image: One channel on the network grid, NaN where there is padding.
+        intensities: The range that becomes -1 to 1; None for the percentiles.
 
     Returns:
         The normalised channel; padding is `PADDING`.
     """
+    low, high = _body(image) if intensities is None else intensities
+    scale = 2 / max(high - low, 1e-6)
+    scaled = (image - np.float32(low)) * np.float32(scale) - 1
+    clipped: Floats = np.nan_to_num(np.clip(scaled, PADDING, -PADDING), nan=PADDING)
+    return clipped
+
+
+def _body(image: Floats) -> tuple[float, float]:
+    """The 5th and 95th percentile of the body's intensities; see `normalise`."""
     inside = image[~np.isnan(image)]
     mean = inside.mean() if inside.size else np.float32(0)
     bright, dark = inside[inside > mean], inside[inside <= mean]
@@ -35,10 +51,7 @@ def normalise(image: Floats) -> Floats:
     if tissue_share:
         whole = np.percentile(inside, (5, 95))
         low, high = (1 - tissue_share) * np.array((low, high)) + tissue_share * whole
-    scale = 2 / max(high - low, 1e-6)
-    scaled = (image - np.float32(low)) * np.float32(scale) - 1
-    clipped: Floats = np.nan_to_num(np.clip(scaled, PADDING, -PADDING), nan=PADDING)
-    return clipped
+    return float(low), float(high)
 
 
 def _tissue_share(dark: Floats, bright: Floats) -> float:

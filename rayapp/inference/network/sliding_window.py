@@ -47,7 +47,8 @@ class Windows:
     def run(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Apply a network to whole images: in one forward pass if they fit into a window, else window by window.
 
-        Windows are blended with Gaussian weights.
+        Windows are blended with Gaussian weights. Along an axis on which the image is smaller than the window, they are
+        as large as the image, as in training.
 
         Args:
             network: Maps (N, C, …) to logits (N, classes, …).
@@ -56,12 +57,13 @@ class Windows:
         Returns:
             Logits (N, classes, …) of the images' shape.
         """
-        if all(n <= window for n, window in zip(images.shape[2:], self.roi_size, strict=True)):
+        roi_size = [min(n, window) for n, window in zip(images.shape[2:], self.roi_size, strict=True)]
+        if roi_size == list(images.shape[2:]):
             return network(images)
         from monai.inferers import SlidingWindowInferer  # slow to import and rarely needed
 
         inferer = SlidingWindowInferer(
-            self.roi_size, sw_batch_size=self.batch_size, overlap=self.overlap, mode="gaussian", cval=PADDING
+            roi_size, sw_batch_size=self.batch_size, overlap=self.overlap, mode="gaussian", cval=PADDING
         )
         logits: Tensor = inferer(images, network)
         return logits

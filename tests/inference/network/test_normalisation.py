@@ -48,5 +48,18 @@ def test_hippocampi_are_not_clipped_away():
         assert (np.abs(normalise(scan)[label > 0]) < 2).mean() > 0.99
 
 
+def test_a_voxel_of_a_known_range_is_seen_alike_in_the_whole_image_and_in_a_part():
+    image = np.linspace(-1000, 1000, 40**3, dtype=np.float32).reshape(40, 40, 40)
+    whole = normalise(image, (-1000, -300))
+    np.testing.assert_array_equal(whole[10:20], normalise(image[10:20], (-1000, -300)))
+    assert normalise(np.float32([[[-1000, -650, -300, 500, np.nan]]]), (-1000, -300)).ravel().tolist() == [
+        -1,
+        0,
+        1,
+        2,
+        -2,
+    ]
+
+
 def test_an_image_of_one_value_is_normalised_without_dividing_by_nothing():
     assert np.isfinite(normalise(np.full((4, 4, 4), 7, np.float32))).all()
