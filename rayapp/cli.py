@@ -23,6 +23,7 @@ from rayapp.commands import (
     jobs,
     models,
     nninteractive_models,
+    plan,
     replay,
     score,
     server,
@@ -53,6 +54,7 @@ app.add_typer(models.commands, name="models")
 app.add_typer(nninteractive_models.commands, name="nninteractive")
 app.add_typer(viewer.commands, name="ohif")
 app.command()(doctor.doctor)
+app.command()(plan.plan)
 app.add_typer(accounts.commands, name="users")
 app.command()(upkeep.backup)
 app.command()(upkeep.restore)

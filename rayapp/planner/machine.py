@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +32,31 @@ class Hardware:
     shared_memory: int
     gpus: tuple[Gpu, ...] = ()
     cpu_bf16: bool = False
+
+
+GPUS: Mapping[str, tuple[int, bool]] = {
+    "T4": (16, False), "RTX-3080": (10, True), "RTX-4090": (24, True), "RTX-5090": (32, True), "L4": (24, True),
+    "A10G": (24, True), "V100": (16, False), "A100-40": (40, True), "A100-80": (80, True), "H100": (80, True),
+    "H200": (141, True),
+}  # fmt: skip
+"""Memory in GiB of GPUs that can be planned for without one, and whether they compute bfloat16."""
+
+
+def with_device(machine: Hardware, device: str, count: int = 1) -> Hardware:
+    """A machine with other GPUs.
+
+    Args:
+        machine: the machine.
+        device: "cpu" for none, or a name in `GPUS`.
+        count: number of GPUs.
+
+    Raises:
+        KeyError: if no such device is known.
+    """
+    if device == "cpu":
+        return replace(machine, gpus=())
+    memory, bf16 = GPUS[device]
+    return replace(machine, gpus=(Gpu(name=device, memory=memory << 30, bf16=bf16),) * count)
 
 
 def hardware() -> Hardware:

@@ -1,0 +1,85 @@
+"""`rayapp plan`: what the planner would train on a folder of studies, on this machine or another, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rayapp.commands import WrongUsage
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rayapp.planner.machine import Hardware
+    from rayapp.planner.proposal import Proposal
+
+CHOICES = ("spacing", "roi_size", "network", "train_batch_size", "precision", "intensities", "overlap")
+
+
+def plan(
+    studies: Annotated[Path, typer.Option(metavar="DIR", help="The images, with the labels that they have.")],
+    model: Annotated[
+        str | None, typer.Option(help="Plan for one of segmentation, deepedit, deepgrow_2d and deepgrow_3d.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Plan for another device than this machine's: cpu, or a GPU such as A100-80.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of such GPUs.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the network, grid and batch that a training would use, each with the reason. Nothing is trained."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rayapp.planner.machine import GPUS, hardware, with_device
+    from rayapp.planner.proposal import KINDS, Method, propose
+    from rayapp.planner.survey import survey_folder
+
+    if not studies.is_dir():
+        raise WrongUsage(f"--studies: there is no folder {studies}")
+    if model is not None and model not in KINDS:
+        raise WrongUsage(f"--model: {model!r} is none of {', '.join(KINDS)}")
+    machine = hardware()
+    if device is not None:
+        try:
+            machine = with_device(machine, device, gpus)
+        except KeyError:
+            raise WrongUsage(f"--device: {device!r} is none of cpu, {', '.join(GPUS)}") from None
+    survey = survey_folder(studies)
+    structures = len(survey.structures) or 1
+    proposals = {kind: propose(survey, machine, Method.of(kind, structures)) for kind in KINDS if model in (None, kind)}
+    if as_json:
+        plans = {kind: asdict(proposal) for kind, proposal in proposals.items()}
+        print(json.dumps({"survey": asdict(survey), "machine": asdict(machine), "plans": plans}, indent=2))
+        return
+    console = Console()
+    console.print(f"{survey.images} images, {survey.labelled} with labels; {_said(machine)}")
+    for kind, proposal in proposals.items():
+        console.print(_table(Table(kind, "choice", "why"), proposal))
+
+
+def _said(machine: Hardware) -> str:
+    gpus = ", ".join(f"{gpu.name} ({gpu.memory >> 30} GiB)" for gpu in machine.gpus)
+    return f"{machine.cores} cores, {machine.memory >> 30} GiB, {gpus or 'no GPU'}"
+
+
+def _table(table: Table, proposal: Proposal) -> Table:
+    for name, value in _choices(proposal):
+        table.add_row(name.replace("_", " "), value, proposal.why.get(name, ""))
+    return table
+
+
+def _choices(proposal: Proposal) -> Iterator[tuple[str, str]]:
+    for name in CHOICES:
+        value: Any = getattr(proposal, name)
+        if name == "network":
+            widths = value.get("filters") or value["channels"]
+            value = f"{value['name']}, {widths[0]} to {widths[-1]} channels"
+        elif isinstance(value, (list, tuple)):
+            value = " x ".join(f"{number:g}" for number in value)
+        yield name, "-" if value is None else str(value)
