@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 MAX_AXIS = 4096
 """Largest number of network voxels along an axis that a spacing in mm may ask for, whatever size a file claims."""
+MAX_FINER, ALWAYS = 64, 1 << 21
+"""Largest number of network voxels for each of the image's, and the number that any image may have: an image whose
+spacing is that of a landscape, because micrometres are read as millimetres, must not cost minutes."""
 MAX_LOGITS = 1 << 32
 """Largest number of logits, all classes together, that a network may give for one image: 16 GiB."""
 TIE = 1e-5
@@ -80,7 +83,8 @@ class NetworkGrid:
         """Fit a network grid to an image; it covers the whole image.
 
         In an oblique or permuted image, R, A and S each stand for the image axis nearest to them. The spacing is kept
-        unless the image has too many voxels of it: then all axes are coarsened alike, and a warning is logged.
+        unless the image has too many voxels of it: then all axes are coarsened alike, and a warning is logged. An image
+        that would be one voxel at the network's deepest level, where nothing can be normalised, is padded further.
 
         Args:
             shape: Source voxels along i, j, k.
@@ -97,11 +101,17 @@ class NetworkGrid:
         size, edges = np.array(shape)[axes], spacing(affine)[axes]
         step = np.broadcast_to(np.asarray(spacing_mm, dtype=float), 3)
         wanted = np.where(step > 0, size * edges / np.where(step > 0, step, 1), size)
-        coarsening = _coarsening(wanted, np.where(step > 0, MAX_AXIS, np.inf), max_voxels)
+        finest = max(ALWAYS, MAX_FINER * int(np.prod(size)))
+        coarsening = _coarsening(wanted, np.where(step > 0, MAX_AXIS, np.inf), min(max_voxels or finest, finest))
         canonical = np.maximum(1, np.rint(wanted / coarsening)).astype(int)
         if limit is not None:
             canonical = np.minimum(limit, canonical)
-        padded = -(-canonical // np.asarray(divisor)) * np.asarray(divisor)
+        divisors = np.broadcast_to(np.asarray(divisor), 3)
+        padded = -(-canonical // divisors) * divisors
+        longest = int(np.argmax(divisors))
+        room = limit is None or limit[longest] >= 2 * divisors[longest]
+        if (padded == divisors).all() and divisors[longest] > 1 and room:
+            padded[longest] *= 2
         resampled = _shape(canonical[np.argsort(axes)])
         grid = cls(
             source=shape, resampled=resampled, orientation=orientation, padded=_shape(padded), coarsening=coarsening
