@@ -12,7 +12,8 @@ from deployments.forms import Stage
 from deployments.services import Services
 from rayapp.datastore.interfaces import Author, Info
 from rayapp.errors import Busy
-from rayapp.imaging.placement import RAW, on_grid, raw_label_map
+from rayapp.imaging import nrrd
+from rayapp.imaging.placement import RAW, on_grid, pad_masks_to_grid, raw_label_map
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume, split_ext
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.users import User
@@ -85,7 +86,8 @@ def check_image(path: Path, max_bytes: int) -> None:
 def check_label(path: Path, image: Path, max_bytes: int) -> None:
     """Check that a label map lies on its image's voxel grid.
 
-    3D Slicer crops a `.seg.nrrd` to its segments: the file is rewritten on the whole grid.
+    3D Slicer crops a `.seg.nrrd` to its segments: the file is rewritten on the whole grid, with all of each segment
+    where segments overlap.
 
     Args:
         path: the label map.
@@ -96,10 +98,14 @@ def check_label(path: Path, image: Path, max_bytes: int) -> None:
         Unreadable: the label map cannot be decoded completely.
         GridMismatch: it lies on another grid.
     """
-    label, ext = read_segmentation(path, max_bytes=max_bytes), split_ext(path.name)[1]
-    placed = on_grid(label, read_grid(image), ext)
+    label, ext, grid = read_segmentation(path, max_bytes=max_bytes), split_ext(path.name)[1], read_grid(image)
+    placed = on_grid(label, grid, ext)
     if placed is not label:
-        path.write_bytes(encode_segmentation(placed, ext))
+        masks = nrrd.read_masks(path, max_bytes=max_bytes)  # only a .seg.nrrd is placed
+        if masks is not None and masks.overlap:
+            path.write_bytes(nrrd.encode_masks(pad_masks_to_grid(masks, grid)))
+        else:
+            path.write_bytes(encode_segmentation(placed, ext))
 
 
 def label_from_raw(path: Path, image: Path, target: Path) -> None:

@@ -14,12 +14,15 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import pydicom
+from pydicom.filereader import read_file_meta_info
 
 from rayapp.datastore import folder_scan
 from rayapp.datastore.image_names import is_valid_name
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import delete
+from rayapp.errors import Unreadable
 from rayapp.imaging.dicom_kinds import NO_IMAGES
+from rayapp.imaging.dicom_series import check_syntax
 
 _TAGS = (
     *("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription"),
@@ -184,6 +187,7 @@ def _series_of(path: Path) -> tuple[str | None, Info | None, str]:
         with path.open("rb") as file:
             if file.read(132)[128:] != b"DICM":
                 return None, None, ""
+        check_syntax(read_file_meta_info(path))  # before anything is decompressed
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, "Rows"])
         uid = str(header.get("SeriesInstanceUID") or "")
         if "Rows" not in header or header.get("Modality") in NO_IMAGES:
@@ -191,6 +195,8 @@ def _series_of(path: Path) -> tuple[str | None, Info | None, str]:
         info = {tag: str(header.get(tag) or "UNK") for tag in _TAGS}
     except OSError as error:
         return None, None, folder_scan.why(error)
+    except Unreadable as error:
+        return None, None, error.detail
     except Exception as error:  # damaged files make the parser raise almost anything
         return None, None, f"it is a damaged DICOM file ({type(error).__name__}): copy it again"
     if not is_valid_name(uid, "image"):

@@ -34,9 +34,11 @@ from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.pacs_labels import CREATED, ArchivedLabel, ArchivedLabels
 from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
 from rayapp.errors import Busy, Conflict, Disabled, NotFound, RayappError
-from rayapp.imaging.dicom_seg import Provenance, encode, series_uid
+from rayapp.imaging import nrrd
+from rayapp.imaging.dicom_seg import Kind, Provenance, encode, series_uid
 from rayapp.imaging.label_names import entries_of, with_names
 from rayapp.imaging.reader import read_grid, read_segmentation
+from rayapp.imaging.volume import Masks, Segmentation
 from rayapp.imaging.writer import encode_segmentation
 from rayapp.protocol import FINAL, ORIGINAL
 
@@ -344,9 +346,7 @@ class DicomwebDatastore(LocalDatastore):
     def _encoded(self, image_id: str, revision: Revision) -> pydicom.Dataset:
         """The revision as a DICOM SEG object on the series' frame of reference."""
         instances = self.instances(image_id)
-        label = with_names(
-            read_segmentation(revision.path, max_bytes=self._max_volume, ext=revision.ext), revision.info
-        )
+        label, kind = self._label(revision)
         model = str(revision.info.get("model") or "")
         provenance = Provenance(
             model=model,
@@ -356,10 +356,19 @@ class DicomwebDatastore(LocalDatastore):
             identity=_identity(image_id, revision.number, revision.id),
             entries=entries_of(revision.info),
         )
-        dataset = pydicom.dcmread(BytesIO(encode(label, instances, kind=self._kind, provenance=provenance)))
+        dataset = pydicom.dcmread(BytesIO(encode(label, instances, kind=kind, provenance=provenance)))
         saved = datetime.fromtimestamp(revision.ts)  # not when it is sent: another server may have sent a newer one
         dataset.ContentDate, dataset.ContentTime = DA(saved.date()), TM(saved.time())
         return dataset
+
+    def _label(self, revision: Revision) -> tuple[Segmentation | Masks, Kind]:
+        """The revision's label map, or its masks where segments overlap, which only a BINARY segmentation can hold."""
+        if revision.ext == ".seg.nrrd":
+            masks = nrrd.read_masks(revision.path, max_bytes=self._max_volume)
+            if masks is not None and masks.overlap:
+                return masks, "BINARY"
+        label = read_segmentation(revision.path, max_bytes=self._max_volume, ext=revision.ext)
+        return with_names(label, revision.info), self._kind
 
 
 def _study(image: ImageRecord) -> str:

@@ -21,8 +21,8 @@ from pathlib import Path
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.pacs import PacsClient, SegSeries
 from rayapp.errors import Unreadable
-from rayapp.imaging.dicom_seg import MANUFACTURER, OverlappingSegments, flatten, read_masks, read_segmentation
-from rayapp.imaging.volume import Grid, Segmentation
+from rayapp.imaging.dicom_seg import MANUFACTURER, OverlappingSegments, read_masks, read_segmentation
+from rayapp.imaging.volume import Grid, Segmentation, flatten
 from rayapp.protocol import FINAL, ORIGINAL
 
 OVERLAPPING = "overlapping"

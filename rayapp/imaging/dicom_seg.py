@@ -31,7 +31,7 @@ from rayapp.imaging.dicom_plane import ROUNDING_MM, Plane, first_value, frame_da
 from rayapp.imaging.dicom_seg_source import character_set, complete, sources
 from rayapp.imaging.dicom_terms import terms_of
 from rayapp.imaging.payload import check_size
-from rayapp.imaging.volume import Affine, Grid, Segmentation, painting_order
+from rayapp.imaging.volume import Grid, Masks, Segmentation
 
 Kind = Literal["BINARY", "LABELMAP"]
 
@@ -46,15 +46,6 @@ _NUMBER = 300
 
 class OverlappingSegments(Unreadable):
     """The segments overlap, so they do not form a label map: read them with `read_masks`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Masks:
-    """Segments that may overlap. `array` has shape (S, I, J, K), boolean; `names` has one name per segment."""
-
-    array: npt.NDArray[np.bool_]
-    affine: Affine
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,15 +232,6 @@ def read_masks(path: Path, grid: Grid, *, max_bytes: int) -> Masks:
     for number, where in _marked(dataset, grid, max_bytes):
         array[places_of[number]][where] = True
     return Masks(array=array, affine=grid.affine, names=tuple(segments.values()))
-
-
-def flatten(masks: Masks) -> Segmentation:
-    """A label map with values 1..S of masks that may overlap; where they do, the smaller mask covers the larger."""
-    count = len(masks.names)
-    array = np.zeros(masks.array.shape[1:], np.uint8 if count < 256 else np.uint16, order="F")
-    for place in painting_order([int(mask.sum()) for mask in masks.array]):
-        array[masks.array[place]] = place + 1
-    return Segmentation(array=array, affine=masks.affine, names={name: n for n, name in enumerate(masks.names, 1)})
 
 
 def _open(path: Path) -> Dataset:

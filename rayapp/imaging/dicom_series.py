@@ -137,7 +137,7 @@ def _slices(path: Path) -> list[Slice]:
         with path.open("rb") as file:
             if not file.read(_PREAMBLE).strip(b"\0") and path.stat().st_size < _PREAMBLE + len(b"DICM"):
                 raise Unreadable("a file of the series is empty or truncated: copy it again")
-        _check_syntax(read_file_meta_info(path))  # before anything is decompressed
+        check_syntax(read_file_meta_info(path))  # before anything is decompressed
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
     except InvalidDicomError:
         return []
@@ -151,7 +151,7 @@ def _slices(path: Path) -> list[Slice]:
 def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
     """The slices that a parsed file describes; none for a DICOMDIR and for what is no image. Raises Unreadable."""
     try:
-        _check_syntax(dataset.file_meta)
+        check_syntax(dataset.file_meta)
         if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
             return []
         if not is_image(dataset):
@@ -166,7 +166,8 @@ def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
         raise Unreadable(f"a DICOM file of the series is damaged ({type(error).__name__})") from error
 
 
-def _check_syntax(meta: Dataset) -> None:
+def check_syntax(meta: Dataset) -> None:
+    """Raise Unreadable for a file that is compressed as a whole."""
     syntax = meta.get("TransferSyntaxUID")
     if syntax is not None and syntax.is_deflated:
         raise Unreadable(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -24,7 +24,7 @@ from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_sane, las_to_ras, ras_to_lps
 from rayapp.imaging.payload import Bytes, Payload, check_size, gzipped, opened
 from rayapp.imaging.raster import raster
-from rayapp.imaging.volume import Grid, Segmentation, Volume
+from rayapp.imaging.volume import Grid, Masks, Segmentation, Volume, painting_order
 
 _WRITTEN = {"u1": "unsigned char", "u2": "unsigned short", "i2": "short", "u4": "unsigned int", "i4": "int"}
 _RAS = {"right-anterior-superior", "ras"}
@@ -70,18 +70,30 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
 def read_segmentation(path: Path, *, max_bytes: int) -> tuple[Volume, dict[str, int]]:
     """A label map of one channel, with the names and values of its segments.
 
-    Slicer's layers (overlapping segments) are painted over each other in segment order. As layers may use the same
-    value for different segments, the segments are then renumbered 1..N. Raises Unreadable, TooLarge.
+    Where Slicer's layers (overlapping segments) overlap, the smaller segment covers the larger; `read_masks` gives all
+    of each. As layers may use the same value for different segments, the segments are then renumbered 1..N. Raises
+    Unreadable, TooLarge.
     """
     header, layers = _read(path, max_bytes)
-    segments = list(_segments(header.fields))
     if len(layers) > 1:
-        if not segments:
-            raise Unreadable(f"a label map must have one channel; this file has {len(layers)} and no named segments")
-        layers = _flattened(layers, segments)
-        segments = [_Segment(name=s.name, value=number, layer=0) for number, s in enumerate(segments, 1)]
+        segments = _layered(header, layers)
+        names = {segment.name: number for number, segment in enumerate(segments, 1)}
+        return Volume(array=_flattened(layers, segments), affine=header.grid.affine), names
     volume = Volume(array=layers, affine=header.grid.affine)
-    return volume, {segment.name: segment.value for segment in segments}
+    return volume, {segment.name: segment.value for segment in _segments(header.fields)}
+
+
+def read_masks(path: Path, *, max_bytes: int) -> Masks | None:
+    """The segments of a `.seg.nrrd` of several layers, which may overlap; None for a file of one. Raises Unreadable,
+    TooLarge.
+    """
+    header, layers = _read(path, max_bytes)
+    if len(layers) == 1:
+        return None
+    segments = _layered(header, layers)
+    check_size(len(segments) * math.prod(header.grid.shape), max_bytes)
+    array = np.stack([_mask(layers, segment) for segment in segments])
+    return Masks(array=array, affine=header.grid.affine, names=tuple(segment.name for segment in segments))
 
 
 def encode(segmentation: Segmentation, dtype: np.dtype[Any], *, segments: bool, packed: bool) -> bytes:
@@ -93,24 +105,46 @@ def encode(segmentation: Segmentation, dtype: np.dtype[Any], *, segments: bool, 
         segments: add Slicer's fields for a `.seg.nrrd`.
         packed: gzip the voxels.
     """
-    affine = ras_to_lps(segmentation.affine)
+    lines = _segment_lines(segmentation.names.items(), segmentation.shape) if segments else []
+    head = _head(segmentation.affine, segmentation.shape, dtype, packed=packed, extra=lines)
+    voxels = raster(segmentation.array, dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    return head + (gzipped(voxels) if packed else voxels.tobytes())
+
+
+def encode_masks(masks: Masks) -> bytes:
+    """A gzipped `.seg.nrrd` with a layer for each segment, so that those which overlap are kept whole."""
+    shape = masks.array.shape[1:]
+    lines = _segment_lines(((name, 1) for name in masks.names), shape, layered=True)
+    head = _head(masks.affine, shape, np.dtype(np.uint8), packed=True, extra=lines, layers=len(masks.names))
+    return head + gzipped(masks.array.astype(np.uint8).reshape(-1, order="F"))
+
+
+def _head(
+    affine: Affine,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    packed: bool,
+    extra: list[str],
+    layers: int | None = None,
+) -> bytes:
+    """The header in LPS; `layers` becomes the first axis, as in Slicer's files."""
+    lps = ras_to_lps(affine)
+    listed = layers is not None
     lines = [
         "NRRD0004",
         f"type: {_WRITTEN[dtype.str[1:]]}",
-        "dimension: 3",
+        f"dimension: {3 + listed}",
         "space: left-posterior-superior",
-        f"sizes: {' '.join(map(str, segmentation.shape))}",
-        f"space directions: {' '.join(_vector(affine[:3, axis]) for axis in range(3))}",
-        "kinds: domain domain domain",
+        f"sizes: {' '.join(map(str, (*([layers] if listed else []), *shape)))}",
+        f"space directions: {'none ' * listed}{' '.join(_vector(lps[:3, axis]) for axis in range(3))}",
+        f"kinds: {'list ' * listed}domain domain domain",
         "endian: little",
         f"encoding: {'gzip' if packed else 'raw'}",
-        f"space origin: {_vector(affine[:3, 3])}",
+        f"space origin: {_vector(lps[:3, 3])}",
+        *extra,
     ]
-    if segments:
-        lines += _segment_lines(segmentation)
-    head = ("\n".join(lines) + "\n\n").encode()
-    voxels = raster(segmentation.array, dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
-    return head + (gzipped(voxels) if packed else voxels.tobytes())
+    return ("\n".join(lines) + "\n\n").encode()
 
 
 def _header(file: BinaryIO) -> _Header:
@@ -287,12 +321,26 @@ def _read(path: Path, max_bytes: int) -> tuple[_Header, npt.NDArray[Any]]:
     return header, array.reshape(-1, *header.grid.shape)
 
 
-def _flattened(layers: npt.NDArray[Any], segments: list[_Segment]) -> npt.NDArray[Any]:
-    flat = np.zeros(layers.shape[1:], np.uint8 if len(segments) < 256 else np.uint16, order="F")
+def _layered(header: _Header, layers: npt.NDArray[Any]) -> list[_Segment]:
+    """The segments of several layers. Raises Unreadable if there are none, or one is in no layer."""
+    segments = list(_segments(header.fields))
+    if not segments:
+        raise Unreadable(f"a label map must have one channel; this file has {len(layers)} and no named segments")
     for number, segment in enumerate(segments, 1):
         if not 0 <= segment.layer < len(layers):
             raise Unreadable(f"segment {number} is in layer {segment.layer}, but the file has {len(layers)} layers")
-        flat[layers[segment.layer] == segment.value] = number
+    return segments
+
+
+def _mask(layers: npt.NDArray[Any], segment: _Segment) -> npt.NDArray[np.bool_]:
+    marked: npt.NDArray[np.bool_] = layers[segment.layer] == segment.value
+    return marked
+
+
+def _flattened(layers: npt.NDArray[Any], segments: list[_Segment]) -> npt.NDArray[Any]:
+    flat = np.zeros(layers.shape[1:], np.uint8 if len(segments) < 256 else np.uint16, order="F")
+    for place in painting_order([int(np.count_nonzero(_mask(layers, segment))) for segment in segments]):
+        flat[_mask(layers, segments[place])] = place + 1
     return flat[np.newaxis]
 
 
@@ -313,13 +361,16 @@ def _segments(fields: dict[str, Any]) -> Iterator[_Segment]:
         number += 1
 
 
-def _segment_lines(segmentation: Segmentation) -> list[str]:
-    extent = " ".join(f"0 {n - 1}" for n in segmentation.shape)
+def _segment_lines(segments: Iterable[tuple[str, int]], shape: tuple[int, ...], *, layered: bool = False) -> list[str]:
+    """Slicer's fields of segments, given as names and values; each in a layer of its own if `layered`."""
+    extent = " ".join(f"0 {n - 1}" for n in shape)
     lines = ["Segmentation_ReferenceImageExtentOffset:=0 0 0"]
-    for number, (name, value) in enumerate(sorted(segmentation.names.items(), key=lambda item: item[1])):
+    ordered = segments if layered else sorted(segments, key=lambda item: item[1])
+    for number, (name, value) in enumerate(ordered):
         # A name is free text from a client: NRRD's escapes keep it on one line.
         text = name.replace("\\", r"\\").replace("\n", r"\n")
-        fields = {"ID": f"Segment_{value}", "Name": text, "LabelValue": value, "Layer": 0, "Extent": extent}
+        layer, own = (number, number + 1) if layered else (0, value)
+        fields = {"ID": f"Segment_{own}", "Name": text, "LabelValue": value, "Layer": layer, "Extent": extent}
         lines += [f"Segment{number}_{key}:={field}" for key, field in fields.items()]
     return lines
 

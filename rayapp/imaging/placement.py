@@ -11,7 +11,7 @@ import numpy as np
 from rayapp.errors import GridMismatch
 from rayapp.geometry import mm_to_index, same_grid
 from rayapp.imaging.reader import read_segmentation, split_ext
-from rayapp.imaging.volume import Grid, Segmentation
+from rayapp.imaging.volume import Grid, Masks, Segmentation
 
 RAW = ".bin"
 """Extension of a label map without a header, as OHIF 2 sends it."""
@@ -75,6 +75,12 @@ def pad_to_grid(segmentation: Segmentation, grid: Grid) -> Segmentation:
     if inside.size:
         padded[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = inside
     return dataclasses.replace(segmentation, array=padded, affine=grid.affine)
+
+
+def pad_masks_to_grid(masks: Masks, grid: Grid) -> Masks:
+    """Masks on exactly this grid, as `pad_to_grid` places a label map. Raises GridMismatch."""
+    placed = [pad_to_grid(Segmentation(array=mask, affine=masks.affine), grid).array for mask in masks.array]
+    return dataclasses.replace(masks, array=np.stack(placed), affine=grid.affine)
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -60,9 +60,32 @@ class Segmentation:
         return i, j, k
 
 
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Segments that may overlap. `array` has shape (S, I, J, K), boolean; `names` has one name per segment."""
+
+    array: npt.NDArray[np.bool_]
+    affine: Affine
+    names: tuple[str, ...]
+
+    @property
+    def overlap(self) -> bool:
+        """True if a voxel belongs to several segments."""
+        return bool((self.array.sum(axis=0, dtype=np.uint16) > 1).any())
+
+
 def painting_order(sizes: Sequence[float]) -> list[int]:
     """Order in which to paint structures that may overlap: largest first, ties in the given order."""
     return sorted(range(len(sizes)), key=lambda index: -sizes[index])
+
+
+def flatten(masks: Masks) -> Segmentation:
+    """A label map with values 1..S of masks that may overlap; where they do, the smaller mask covers the larger."""
+    count = len(masks.names)
+    array = np.zeros(masks.array.shape[1:], np.uint8 if count < 256 else np.uint16, order="F")
+    for place in painting_order([int(mask.sum()) for mask in masks.array]):
+        array[masks.array[place]] = place + 1
+    return Segmentation(array=array, affine=masks.affine, names={name: n for n, name in enumerate(masks.names, 1)})
 
 
 def shifted(array: npt.NDArray[Any], intercept: int) -> npt.NDArray[Any]:

@@ -9,8 +9,13 @@ import numpy as np
 import pydicom
 import pytest
 
-from rayapp.datastore.interfaces import NOT_STORABLE
+from rayapp.datastore.interfaces import NOT_STORABLE, Author
+from rayapp.imaging.dicom_seg import read_masks
+from rayapp.imaging.nrrd import encode_masks
+from rayapp.imaging.reader import read_grid
+from rayapp.imaging.volume import Masks
 from tests.datastore.archive_twin import ArchiveTwin, Twins, mask, save, twins, value_of
+from tests.imaging.grids import MAX
 from tests.waiting import until
 
 __all__ = ["twins"]
@@ -111,3 +116,24 @@ def test_that_no_label_can_be_stored_is_known_when_the_series_is_opened(twins: T
         told = store.image(A).info.get(NOT_STORABLE)
         assert told == ("the series lacks FrameOfReferenceUID, which a DICOM SEG must copy from it" if fields else None)
     assert store.image(A).path.exists()
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_overlapping_segments_of_slicer_are_archived_whole(twins: Twins, kind: str) -> None:
+    twins.archive.add(twins.folder / "files", A)
+    store = twins.server(dicomweb={"segmentation": kind})
+    grid = read_grid(store.image(A).path)
+    large, small = np.zeros((2, *grid.shape), bool)
+    large[:4], small[2:, 1] = True, True
+    staged = store.stage(".seg.nrrd")
+    staged.write_bytes(
+        encode_masks(Masks(array=np.stack([small, large]), affine=grid.affine, names=("tumour", "liver")))
+    )
+    store.save_label(A, "final", staged, ".seg.nrrd", info={}, author=Author(user="anna"))
+    until(lambda: not store.unsent())
+    (stored,) = twins.archive.segs(A)
+    path = twins.folder / "stored.dcm"
+    stored.save_as(path)
+    found = read_masks(path, grid, max_bytes=MAX)
+    assert found.names == ("tumour", "liver")
+    np.testing.assert_array_equal(found.array, [small, large])

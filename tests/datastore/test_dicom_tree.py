@@ -9,7 +9,9 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from rayapp.datastore import dicom_tree
 from rayapp.datastore.interfaces import Author
@@ -143,6 +145,18 @@ def test_a_series_below_the_folder_is_not_removed_from_here(tree: Path, opened: 
     assert ONE in store.image_ids()
     store.remove_image("whole")
     assert not (tree / "whole").exists()
+
+
+def test_a_deflated_file_is_left_out_by_its_transfer_syntax_and_never_inflated(
+    tree: Path, opened: Callable[[], LocalDatastore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deflated = pydicom.dcmread(next(path for path in (tree / "mixed").iterdir()))
+    deflated.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    deflated.save_as(tree / "mixed" / "deflated")
+    monkeypatch.setattr("zlib.decompress", None)
+    problems = opened().status()["problems"]
+    assert "deflated" in problems["mixed/deflated"]
+    assert "TransferSyntaxUID" in problems["mixed/deflated"]
 
 
 def test_real_series_in_one_heap_are_told_apart(tmp_path: Path) -> None:

@@ -18,16 +18,14 @@ from rayapp.errors import BadRequest, GridMismatch, TooLarge, Unreadable
 from rayapp.geometry import index_to_mm, mm_to_index
 from rayapp.imaging.dicom_seg import (
     Kind,
-    Masks,
     OverlappingSegments,
     Provenance,
     encode,
-    flatten,
     read_masks,
     read_segmentation,
 )
 from rayapp.imaging.reader import read_grid
-from rayapp.imaging.volume import Grid, Segmentation
+from rayapp.imaging.volume import Grid, Masks, Segmentation, flatten
 from tests.imaging.grids import AFFINES, MAX, SHAPE, Affine, itk_affine, itk_voxels, labels, voxels
 from tests.imaging.series import SERIES, edit, enhanced, write_series
 from tests.real_data import real

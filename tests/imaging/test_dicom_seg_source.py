@@ -12,11 +12,11 @@ import pytest
 from pydicom.dataset import Dataset
 
 from rayapp.errors import Unreadable
-from rayapp.imaging.dicom_seg import Kind, Masks, Provenance, encode, read_masks, read_segmentation
+from rayapp.imaging.dicom_seg import Kind, Provenance, encode, read_masks, read_segmentation
 from rayapp.imaging.dicom_seg_source import obstacle
 from rayapp.imaging.dicom_series import read_slices
 from rayapp.imaging.reader import read_grid
-from rayapp.imaging.volume import Segmentation
+from rayapp.imaging.volume import Masks, Segmentation
 from tests.imaging.grids import AFFINES, MAX, SHAPE, Affine, every_affine, labels, voxels
 from tests.imaging.series import edit, enhanced, write_series
 from tests.imaging.test_dicom_seg import KINDS, faults, needs_dciodvfy

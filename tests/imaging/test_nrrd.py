@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from rayapp.errors import Unreadable
+from rayapp.errors import TooLarge, Unreadable
 from rayapp.geometry import ras_to_lps
+from rayapp.imaging import nrrd
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
 from tests.imaging.grids import (
     AFFINES,
@@ -226,15 +227,42 @@ def _layered(*segments: tuple[str, int, int]) -> bytes:
     return head + b"\n" + layers.tobytes(order="F")
 
 
-def test_layers_of_segments_that_overlap_are_laid_over_each_other_in_order(tmp_path: Path) -> None:
+def test_where_segments_in_layers_overlap_the_smaller_ones_cover_the_larger(tmp_path: Path) -> None:
     path = tmp_path / "label.seg.nrrd"
     path.write_bytes(_layered(("liver", 1, 0), ("Läsion", 1, 1), ("spleen", 3, 0)))
     found = read_segmentation(path, max_bytes=MAX)
-    wanted = np.where(labels() == 1, 1, 0)
+    wanted = np.zeros(SHAPE)
     wanted[:2] = 2
+    wanted[labels() == 1] = 1
     wanted[labels() == 3] = 3
     np.testing.assert_array_equal(found.array, wanted)
     assert found.names == {"liver": 1, "Läsion": 2, "spleen": 3}
+
+
+def test_all_of_each_overlapping_segment_is_read_written_and_read_by_simpleitk(tmp_path: Path) -> None:
+    path = tmp_path / "label.seg.nrrd"
+    path.write_bytes(_layered(("liver", 1, 0), ("Läsion", 1, 1), ("spleen", 3, 0)))
+    masks = nrrd.read_masks(path, max_bytes=MAX)
+    assert masks is not None
+    assert masks.overlap
+    wanted = np.stack([labels() == 1, np.arange(5)[:, None, None] < np.full(SHAPE, 2), labels() == 3])
+    np.testing.assert_array_equal(masks.array, wanted)
+    path.write_bytes(nrrd.encode_masks(masks))
+    again = nrrd.read_masks(path, max_bytes=MAX)
+    assert again is not None
+    np.testing.assert_array_equal(again.array, wanted)
+    assert again.names == ("liver", "Läsion", "spleen")
+    image = sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(itk_voxels(image), wanted)
+    assert_same_affine(again.affine, itk_affine(image))
+    with pytest.raises(TooLarge):
+        nrrd.read_masks(path, max_bytes=wanted.size - 1)
+
+
+def test_a_file_of_one_layer_has_no_masks_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "label.seg.nrrd"
+    path.write_bytes(_header() + _BODY)
+    assert nrrd.read_masks(path, max_bytes=MAX) is None
 
 
 @pytest.mark.parametrize("segments", [[], [("liver", 1, 2)], [("liver", 1, -1)]], ids=["none", "beyond", "below"])

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayapp.errors import GridMismatch
-from rayapp.imaging.placement import pad_to_grid
-from rayapp.imaging.volume import Grid, Segmentation
+from rayapp.imaging.placement import pad_masks_to_grid, pad_to_grid
+from rayapp.imaging.volume import Grid, Masks, Segmentation
 from tests.imaging.grids import AFFINES, SHAPE, Affine, every_affine, labels
 
 _sides = st.tuples(*[st.tuples(st.integers(0, n - 1), st.integers(1, n)) for n in SHAPE])
@@ -72,3 +72,15 @@ def test_a_flipped_label_map_is_refused(affine: Affine, axis: int) -> None:
     flip[axis, axis], flip[axis, 3] = -1, SHAPE[axis] - 1
     with pytest.raises(GridMismatch):
         pad_to_grid(Segmentation(array=labels(), affine=affine @ flip), Grid(shape=SHAPE, affine=affine))
+
+
+@every_affine
+def test_cropped_segments_that_overlap_go_back_to_their_place_each_for_itself(affine: Affine) -> None:
+    grid = Grid(shape=SHAPE, affine=affine)
+    whole = np.zeros((2, *SHAPE), bool)
+    whole[0, 1:4, 2:6, 1:3], whole[1, 2:4, 3:5, 1:2] = True, True
+    crop = Masks(array=whole[:, 1:4, 2:6, 1:3], affine=_moved(affine, (1, 2, 1)), names=("liver", "tumour"))
+    found = pad_masks_to_grid(crop, grid)
+    assert found.overlap
+    np.testing.assert_array_equal(found.array, whole)
+    assert (found.affine is affine, found.names) == (True, ("liver", "tumour"))
