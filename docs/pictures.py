@@ -178,7 +178,7 @@ def columns_of(torso: Torso, truth: Array, prompts: Prompts, mask: Array) -> Ite
         above, lines = torso.grey(k), [(np.array([*c, c[0]])[:, :2], ON) for c in prompts.curves if c[0][2] == k]
         for mark, colour in ((BACKGROUND, BESIDE), (FOREGROUND, ON)):
             if prompts.marks is not None:
-                above[prompts.marks[:, :, k] == mark] = colour
+                above[np.asarray(prompts.marks)[:, :, k] == mark] = colour
         if prompts.roi is not None:
             (a, b, _), (c, d, _) = prompts.roi
             lines.append((np.array([(a, b), (c, b), (c, d), (a, d), (a, b)]) - 0.5, BESIDE))

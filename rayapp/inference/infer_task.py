@@ -16,6 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.imaging.volume import Volume
 from rayapp.inference.arrays import Labels
 
@@ -30,12 +33,15 @@ class Drawing:
     """Strokes and closed curves drawn for one structure.
 
     Attributes:
-        marks: Strokes on the structure and around it, shape (I, J, K), values as in `Prompts.marks`.
+        marks: Strokes on the structure and around it, as in `Prompts.marks`.
         curves: Closed curves along the structure's outline, as in `Prompts.curves`.
     """
 
-    marks: Labels | None = None
+    marks: SparseLabels | None = None
     curves: Sequence[Sequence[CurvePoint]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "marks", _sparse(self.marks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +55,8 @@ class Prompts:
         roi: Box of interest: inclusive lower and exclusive upper corner.
         slice: Index k of the slice that a 2D model shall segment.
         reset: True where the client asks to forget earlier prompts.
-        marks: Scribbles, shape (I, J, K), values of `rayapp.inference.prompts.scribble_map`.
+        marks: Scribbles, shape (I, J, K), values of `rayapp.inference.prompts.scribble_map`; given as an array too, of
+            which only the box around the scribbles is kept.
         curves: Closed polygons, each in one slice across any axis, in fractional voxel indices.
         start: Existing mask to be corrected instead of segmenting anew, shape (I, J, K). Its values are the model's
             labels. For a single-structure model 1 is that structure, and voxels of any other value belong to other
@@ -67,7 +74,7 @@ class Prompts:
     roi: tuple[Point, Point] | None = None
     slice: int | None = None
     reset: bool = False
-    marks: Labels | None = None
+    marks: SparseLabels | None = None
     curves: Sequence[Sequence[CurvePoint]] = ()
     start: Labels | None = None
     extremes: Mapping[str, Sequence[Point]] = field(default_factory=dict)
@@ -75,11 +82,18 @@ class Prompts:
     sizes: Mapping[int, int] = field(default_factory=dict)
     turns: Sequence[Prompts] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "marks", _sparse(self.marks))
+
     @property
     def empty(self) -> bool:
         """True if nothing is clicked, drawn or given to start from; a box, a label or a slice alone do not count."""
         masks = self.marks is not None or self.start is not None
         return not (masks or self.clicks or self.curves or self.extremes or self.drawings)
+
+
+def _sparse(marks: SparseLabels | Labels | None) -> SparseLabels | None:
+    return SparseLabels.of(marks) if isinstance(marks, np.ndarray) else marks
 
 
 @dataclass(frozen=True, kw_only=True)

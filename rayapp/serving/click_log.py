@@ -20,6 +20,7 @@ import numpy.typing as npt
 from rayapp.datastore.interfaces import ClickEvent
 from rayapp.errors import BadRequest, RayappError
 from rayapp.imaging import mask_codec
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.infer_task import Prompts, TaskInfo
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND, structure_names
 from rayapp.serving.cache import ByteCache
@@ -238,5 +239,5 @@ def payload_of(prompts: Prompts) -> dict[str, Any]:
     }
 
 
-def _packed(mask: Mask | None) -> str | None:
+def _packed(mask: Mask | SparseLabels | None) -> str | None:
     return None if mask is None else mask_codec.to_text(mask)

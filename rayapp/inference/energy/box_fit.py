@@ -45,7 +45,7 @@ def fit_box(scan: Scan, box: tuple[Point, Point]) -> tuple[Bools, Bools]:
         box: Inclusive lower and exclusive upper corner, in source voxels.
 
     Returns:
-        Mask of the structure and mask of its core, both (I, J, K); empty if nothing fits.
+        Mask of the structure and mask of its core, both of the box's voxels; empty if nothing fits.
     """
     low, high = np.array(box)
     context = np.where(high - low > 1, np.ceil(CONTEXT * (high - low)), 0).astype(int)  # a slice is seen by itself
@@ -57,17 +57,14 @@ def fit_box(scan: Scan, box: tuple[Point, Point]) -> tuple[Bools, Bools]:
     structure = _best_component(channels, (i, j, k))
     depth = ndimage.distance_transform_edt(np.pad(structure, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
     core = structure & (depth >= CORE_DEPTH * depth.max())
-    return _on_source(structure, region, scan), _on_source(core, region, scan)
+    return _in_box(structure, region, box), _in_box(core, region, box)
 
 
-def _on_source(mask: Bools, region: Region, scan: Scan) -> Bools:
-    """A mask of a region's blocks on the source grid."""
-    for axis, step in enumerate(region.steps):
-        mask = mask.repeat(step, axis)
-    full = np.zeros(scan.shape, dtype=bool)
-    i, j, k = (slice(n) for n in full[region.box].shape)
-    full[region.box] = mask[i, j, k]
-    return full
+def _in_box(mask: Bools, region: Region, box: tuple[Point, Point]) -> Bools:
+    """The voxels of a box in a mask of a region's blocks."""
+    for axis, (first, last) in enumerate(zip(*box, strict=True)):
+        mask = mask.take((np.arange(first, last) - region.lower[axis]) // region.steps[axis], axis)
+    return mask
 
 
 def _best_component(channels: Sequence[Floats], box: Box) -> Bools:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.arrays import Floats, Spacing
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan
@@ -26,17 +27,18 @@ SMOOTH_MM = 1.5
 """Standard deviation, in mm, of the Gaussian that removes noise."""
 
 
-def mark_paths(marks: Marks, scan: Scan, points: Sequence[Point]) -> None:
-    """Mark as foreground the paths between the first and the last extreme point along each axis.
+def with_paths(marks: SparseLabels, scan: Scan, points: Sequence[Point]) -> SparseLabels:
+    """A scribble map with the paths between the first and the last extreme point along each axis as foreground.
 
     Args:
-        marks: Scribble map (I, J, K); modified where it is unmarked.
+        marks: Scribble map of the image; what is marked keeps its mark.
         scan: The image.
         points: Extreme points in source voxels.
     """
     from skimage.graph import MCP_Geometric  # slow to import
 
     low, high = bounding_box(points)
+    marks = marks.covering(low, high)
     region = Region.around(low, high, scan.shape, scan.spacing, max_voxels=MAX_VOXELS)
     image, steps = scan.view(region), np.array(region.steps)
     spacing = tuple(float(n) for n in scan.spacing * steps)
@@ -48,7 +50,8 @@ def mark_paths(marks: Marks, scan: Scan, points: Sequence[Point]) -> None:
         finder.find_costs([first], [last])
         path = np.array(finder.traceback(last)) * steps + steps // 2 + low
         for start, end in zip((ends[0], *path), (*path, ends[1]), strict=True):
-            _mark_line(marks, np.asarray(start), np.asarray(end))
+            _mark_line(marks.part, np.asarray(start) - marks.lower, np.asarray(end) - marks.lower)
+    return marks
 
 
 def path_costs(image: Floats, spacing: Spacing) -> npt.NDArray[np.float64]:

@@ -5,6 +5,8 @@ Cost follows from the structure's size, not from the image's. Pure functions, th
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.arrays import Bools, Box, Floats, Labels, Shape, Spacing
 from rayapp.inference.energy.sparse_slices import signed_distance
 from rayapp.inference.infer_task import Point
@@ -20,6 +23,8 @@ from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
 MAX_VOXELS = 300_000
 """Largest number of blocks in a region."""
+TIE = 1e-4
+"""Difference in voxels below which two depths count as equal, as on the two sides of a symmetric mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +89,36 @@ class Region:
             means[:, :, k] = _block_means(_block_means(slab, 0, self.steps[0]), 1, self.steps[1])
         return means
 
-    def marks(self, marks: Marks) -> Marks:
+    def marks(self, marks: SparseLabels) -> Marks:
         """Each block's majority among its marked voxels; a tie is foreground, and unmarked blocks are 0."""
-        part = marks[self.box]
         if self.steps == (1, 1, 1):
-            return part.copy()
-        votes, marked = np.zeros(self.shape, dtype=np.int32), np.zeros(self.shape, dtype=bool)
-        for k in np.flatnonzero(part.any(axis=(0, 1))):
-            voxels = np.nonzero(part[:, :, k])
-            block = (voxels[0] // self.steps[0], voxels[1] // self.steps[1], k // self.steps[2])
-            np.add.at(votes, block, np.where(part[:, :, k][voxels] == FOREGROUND, 1, -1))
-            marked[block] = True
-        return np.where(marked, np.where(votes >= 0, FOREGROUND, BACKGROUND), 0).astype(np.uint8)
+            return marks.within(self.lower, self.upper)
+        on, off = (self._counts(marks, mark) for mark in (FOREGROUND, BACKGROUND))
+        return np.where(on + off > 0, np.where(on >= off, FOREGROUND, BACKGROUND), 0).astype(np.uint8)
+
+    def _counts(self, marks: SparseLabels, mark: int) -> npt.NDArray[np.intp]:
+        """The number of voxels of each block that have a mark."""
+        low, high = np.maximum(self.lower, marks.lower), np.minimum(self.upper, marks.upper)
+        high = np.maximum(low, high)
+        counts = np.zeros(self.shape, dtype=np.intp)
+        if (low < high).all():
+            part = marks.view(low, high)
+            first, last = ((at - self.lower) // self.steps for at in (low, high - 1))
+            i, j, k = (
+                np.maximum(np.arange(a, b + 1) * step - (at - lower), 0)
+                for a, b, step, at, lower in zip(first, last, self.steps, low, self.lower, strict=True)
+            )
+            within = counts[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))]
+            for plane, (start, stop) in enumerate(itertools.pairwise([*k, part.shape[2]])):
+                slab = (part[:, :, start:stop] == mark).sum(axis=2, dtype=np.int32)
+                within[:, :, plane] = np.add.reduceat(np.add.reduceat(slab, i, axis=0), j, axis=1)
+        if mark == marks.beyond:
+            whole, common = (
+                [_lengths(self.lower[n], self.upper[n], self.steps[n], *ends[n]) for n in range(3)]
+                for ends in (list(zip(self.lower, self.upper, strict=True)), list(zip(low, high, strict=True)))
+            )
+            counts = counts + _product(whole) - _product(common)
+        return counts
 
     def restore(self, mask: Bools, labels: Labels) -> None:
         """Write a mask of the region's blocks into a label map, with a smooth outline.
@@ -116,18 +139,58 @@ class Region:
             slice(s.start * step, min(s.stop * step, n))
             for s, step, n in zip(near, self.steps, target.shape, strict=True)
         )
-        steps = np.array(self.steps, dtype=float)
-        field = ndimage.affine_transform(
-            signed_distance(mask[near], steps),
-            1 / steps,
-            0.5 / steps - 0.5,
-            output_shape=target[fine].shape,
-            order=1,
-            mode="nearest",
-        )
+        depth, target = signed_distance(mask[near], self.steps), target[fine]
         # Interpolation rounds corners off, so the threshold is the one at which the mask keeps its volume.
-        size = min(field.size, np.count_nonzero(mask) * int(np.prod(self.steps)))
-        target[fine][field >= min(0.0, np.partition(field, -size, axis=None)[-size])] = 1
+        size = min(target.size, int(np.count_nonzero(mask)) * int(np.prod(self.steps)))
+        count, doubtful, least = 0, [], -float(np.linalg.norm(self.steps))
+        for _, field in self._interpolated(depth, target.shape):
+            count += int(np.count_nonzero(field >= 0))
+            doubtful.append(field[(field < 0) & (field > least)])
+        rest, wanted = np.concatenate(doubtful), size - count
+        threshold = 0.0
+        if wanted > 0 and rest.size:
+            threshold = float(np.partition(rest, -min(wanted, rest.size))[-min(wanted, rest.size)])
+        for k, field in self._interpolated(depth, target.shape):
+            target[:, :, k][field >= threshold - TIE] = 1
+
+    def _interpolated(self, depth: Floats, shape: tuple[int, ...]) -> Iterator[tuple[int, Floats]]:
+        """A field of blocks, interpolated linearly at the centres of a box's voxels, plane by plane."""
+        weights = [_between(n, step, count) for n, step, count in zip(shape, self.steps, depth.shape, strict=True)]
+        rows, columns, planes = weights
+        for k in range(shape[2]):
+            plane = _mixed(depth, (planes[0][k], planes[1][k], planes[2][k]), 2)
+            yield k, _mixed(_mixed(plane, columns, 1), rows, 0)
+
+
+Weights = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]
+"""For each voxel along an axis the two blocks between whose centres its own lies, and the second one's weight."""
+
+
+def _between(count: int, step: int, blocks: int) -> Weights:
+    """Where the centres of voxels lie between the centres of blocks, the outermost of which go on beyond their own."""
+    places = np.clip((np.arange(count) + 0.5) / step - 0.5, 0, blocks - 1)
+    first = np.floor(places).astype(np.intp)
+    return first, np.minimum(first + 1, blocks - 1), (places - first).astype(np.float32)
+
+
+def _mixed(field: Floats, weights: Weights, axis: int) -> Floats:
+    """A field interpolated along one axis."""
+    first, second, share = weights
+    shares = np.expand_dims(share, 1) if axis == 0 else share
+    mixed: Floats = field.take(first, axis) * (1 - shares) + field.take(second, axis) * shares
+    return mixed
+
+
+def _lengths(lower: int, upper: int, step: int, first: int, last: int) -> npt.NDArray[np.intp]:
+    """How many voxels of each block along an axis lie from `first` up to `last`."""
+    starts = np.arange(lower, upper, step)
+    return np.maximum(0, np.minimum(np.minimum(starts + step, upper), last) - np.maximum(starts, first))
+
+
+def _product(lengths: Sequence[npt.NDArray[np.intp]]) -> npt.NDArray[np.intp]:
+    i, j, k = lengths
+    product: npt.NDArray[np.intp] = i[:, None, None] * j[None, :, None] * k[None, None, :]
+    return product
 
 
 def _block_means(array: Floats, axis: int, step: int) -> Floats:

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp import geometry
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.imaging.volume import Volume
 from rayapp.inference.arrays import Bools, Floats, Shape, Spacing
 from rayapp.inference.energy import likelihood
 from rayapp.inference.energy.region import Region
-from rayapp.inference.prompts.scribble_map import FOREGROUND, Marks
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 
 STROKED_SHARE = 0.25
 """Least number of foreground voxels in a slice that counts as drawn on, relative to the slice with the most."""
@@ -94,12 +95,12 @@ class SlicedRegion:
     spacing: Spacing
 
     @classmethod
-    def of(cls, scan: Scan, marks: Marks, region: Region, axis: int) -> SlicedRegion:
+    def of(cls, scan: Scan, marks: SparseLabels, region: Region, axis: int) -> SlicedRegion:
         """Cut a region out of a scan.
 
         Args:
             scan: The image.
-            marks: Scribble map of the image, (I, J, K).
+            marks: Scribble map of the image.
             region: The region.
             axis: The source axis across the drawn slices.
         """
@@ -137,9 +138,14 @@ def extent(mask: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
     return [int(indices[0]) for indices in occupied], [int(indices[-1]) + 1 for indices in occupied]
 
 
-def drawing_axis(marks: Marks, spacing: Spacing) -> int:
-    """The axis across the drawn slices: that with the fewest drawn slices; of equals, that of largest spacing."""
-    planes = [np.count_nonzero((marks == FOREGROUND).any(axis=tuple(other_axes(axis)))) for axis in range(3)]
+def drawing_axis(marks: SparseLabels, spacing: Spacing) -> int:
+    """The axis across the drawn slices: that with the fewest drawn slices; of equals, that of largest spacing.
+
+    Strokes around the structure count as those on it do: of a thin structure, what is drawn on it is a few voxels, which
+    are on as few slices across any axis.
+    """
+    drawn = [marks.part == mark for mark in (FOREGROUND, BACKGROUND)]
+    planes = [sum(np.count_nonzero(one.any(axis=tuple(other_axes(axis)))) for one in drawn) for axis in range(3)]
     return min(range(3), key=lambda axis: (planes[axis], -spacing[axis]))
 
 

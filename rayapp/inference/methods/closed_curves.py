@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.arrays import Bools
 from rayapp.inference.energy.scan import Scan, drawing_axis, other_axes
 from rayapp.inference.infer_task import Prediction, Prompts
@@ -33,24 +34,38 @@ class ClosedCurvesTask(ScribblesTask):
             BadRequest: Without any foreground, or for an unknown optimiser.
         """
         marks = build_marks(prepared.shape, prompts)
-        drawn = {where: plane_of(marks, where) == FOREGROUND for where in _drawn_slices(prepared, prompts)}
+        marks = marks.covering(np.array(marks.lower) - 1, np.array(marks.upper) + 1)
+        slices = [
+            where
+            for where in _drawn_slices(prepared, prompts)
+            if 0 <= _within(marks, where)[1] < marks.part.shape[where[0]]
+        ]
+        planes = {where: plane_of(marks.part, _within(marks, where)) for where in slices}
+        drawn = {where: plane == FOREGROUND for where, plane in planes.items()}
         for where, inside in drawn.items():
-            _mark_outline(plane_of(marks, where), inside)
+            _mark_outline(planes[where], inside)
         prediction = super().predict(prepared, dataclasses.replace(prompts, marks=marks), config)
         for where, inside in drawn.items():
-            plane_of(prediction.labels, where)[:] = inside
+            plane_of(prediction.labels, where)[:] = 0
+            plane_of(prediction.labels[marks.box], _within(marks, where))[:] = inside
         return prediction
+
+
+def _within(marks: SparseLabels, where: Slice) -> Slice:
+    """A slice of the image as a slice of the scribble map's box."""
+    axis, index = where
+    return axis, index - marks.lower[axis]
 
 
 def _drawn_slices(scan: Scan, prompts: Prompts) -> list[Slice]:
     """The slices with curves or, without any curve, those that are painted; strokes beside curves are only strokes."""
     if prompts.curves:
         return list(dict.fromkeys(slice_of(curve) for curve in prompts.curves))
-    if prompts.marks is None or not (prompts.marks == FOREGROUND).any():
+    if prompts.marks is None or not prompts.marks.any(FOREGROUND):
         return []
     axis = drawing_axis(prompts.marks, scan.spacing)
-    painted = (prompts.marks == FOREGROUND).any(axis=tuple(other_axes(axis)))
-    return [(axis, int(index)) for index in np.flatnonzero(painted)]
+    painted = (prompts.marks.part == FOREGROUND).any(axis=tuple(other_axes(axis)))
+    return [(axis, int(index) + prompts.marks.lower[axis]) for index in np.flatnonzero(painted)]
 
 
 def _mark_outline(marks: Marks, inside: Bools) -> None:

@@ -15,7 +15,7 @@ prompt is answered on top of those before it, and older ones fade.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,14 +97,14 @@ def _calls_of_turn(prompts: Prompts, shape: Shape, abilities: Abilities) -> Iter
         yield from _box(low, high, abilities)
     for where, inside in outlines.enclosed(prompts.curves, shape).items():
         _require(LASSO, abilities, "closed curves")
-        lassoed = np.zeros(shape, dtype=bool)
-        outlines.plane_of(lassoed, where)[:] = inside
-        yield _drawn("add_lasso_interaction", lassoed, include=True)
+        axis, index = where
+        corner = tuple(index if n == axis else 0 for n in range(3))
+        yield _drawn("add_lasso_interaction", np.expand_dims(inside, axis), corner, include=True)
     clicks = {True: foreground(prompts), False: tuple(prompts.clicks.get(BACKGROUND_NAME, ()))}
     for include, value in ((True, FOREGROUND), (False, BACKGROUND)):
-        if prompts.marks is not None and (prompts.marks == value).any():
+        if prompts.marks is not None and prompts.marks.any(value):
             _require(SCRIBBLE, abilities, "strokes")
-            yield _drawn("add_scribble_interaction", prompts.marks == value, include=include)
+            yield _drawn("add_scribble_interaction", prompts.marks.part == value, prompts.marks.lower, include=include)
         for point in clicks[include]:
             if point in extremes:  # which `lower_drawings` adds to the clicks; their box says more
                 continue
@@ -131,10 +131,10 @@ def _bbox(sides: list[list[int]], *, predict: bool) -> Call:
     return Call(method="add_bbox_interaction", arguments=arguments)
 
 
-def _drawn(method: str, drawn: Bools, *, include: bool) -> Call:
-    """Voxels (I, J, K) that are drawn on, at least one, as a mask of their bounding box."""
+def _drawn(method: str, drawn: Bools, corner: Sequence[int], *, include: bool) -> Call:
+    """Voxels that are drawn on, at least one of a box at `corner`, as a mask of their bounding box."""
     (region,) = ndimage.find_objects(drawn.astype(np.uint8))
-    sides = [[int(side.start), int(side.stop)] for side in reversed(region)]
+    sides = [[int(side.start) + at, int(side.stop) + at] for side, at in zip(region, corner, strict=True)][::-1]
     image = np.ascontiguousarray(drawn[region].T.astype(np.uint8))
     name = "lasso_image" if method == "add_lasso_interaction" else "scribble_image"
     return Call(method=method, arguments={name: image, "include_interaction": include, "interaction_bbox": sides})

@@ -150,8 +150,8 @@ def enforced(answer: Bools, prompts: Prompts) -> Labels:
         labels[prompts.start > 1] = 0
     for turn in prompts.turns or (prompts,):
         if turn.marks is not None:
-            labels[turn.marks == FOREGROUND] = 1
-            labels[turn.marks == BACKGROUND] = 0
+            turn.marks.paint(labels, FOREGROUND, 1)
+            turn.marks.paint(labels, BACKGROUND, 0)
         for points, value in ((foreground(turn), 1), (turn.clicks.get(BACKGROUND_NAME, ()), 0)):
             for point in points:
                 labels[point] = value

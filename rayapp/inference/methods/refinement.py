@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from rayapp.errors import BadRequest
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.imaging.volume import Volume
 from rayapp.inference.arrays import Floats, Spacing
 from rayapp.inference.energy.click_refinement import network_log_odds
@@ -156,12 +157,12 @@ class RefinementTask:
         return Prediction(labels=labels, params=label_params(prompts), seconds=clock.seconds)
 
 
-def _region(lead: Floats, grid: NetworkGrid, marks: Marks, prompts: Prompts, scan: Scan) -> Region:
+def _region(lead: Floats, grid: NetworkGrid, marks: SparseLabels, prompts: Prompts, scan: Scan) -> Region:
     """The region around the annotator's box, or else around the marks and the structure that the network found."""
     if prompts.roi is not None:
         return region_of_box(prompts.roi, scan)
     margin_voxels = np.ceil(MARGIN_MM / scan.spacing)
-    corners = [np.array(extent(marks))] if marks.any() else []
+    corners = [np.array(extent(marks.part)) + marks.lower] if marks.part.any() else []
     likely = grid.to_source_axes(lead).transpose(2, 1, 0) > UNLIKELY
     if likely.any():
         corners.append(np.array(extent(likely)) * (np.array(grid.source) / grid.resampled))

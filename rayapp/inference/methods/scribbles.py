@@ -27,10 +27,11 @@ import numpy as np
 from scipy import ndimage
 
 from rayapp.errors import BadRequest
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.imaging.volume import Volume
 from rayapp.inference.arrays import Bools, Floats, Labels, Spacing
 from rayapp.inference.energy import box_fit, likelihood, sparse_slices
-from rayapp.inference.energy.extreme_points import mark_paths
+from rayapp.inference.energy.extreme_points import with_paths
 from rayapp.inference.energy.graph_cut import graph_cut
 from rayapp.inference.energy.likelihood import Likelihood, LikelihoodFit
 from rayapp.inference.energy.random_walk import random_walk
@@ -39,6 +40,7 @@ from rayapp.inference.energy.scan import Scan, SlicedRegion, drawing_axis, exten
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo, label_params
 from rayapp.inference.prompts.outlines import enforce_curves
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
+from rayapp.inference.prompts.to_clicks import clear_outside
 from rayapp.inference.stage_clock import StageClock
 
 Optimiser = Callable[[Floats, Floats, Marks, Spacing], Bools]
@@ -107,7 +109,7 @@ class ScribblesTask:
         clock, optimise = StageClock(), optimiser_of(config)
         marks = build_marks(prepared.shape, prompts, require_foreground=False)
         for points in prompts.extremes.values():
-            mark_paths(marks, prepared, points)
+            marks = with_paths(marks, prepared, points)
         in_box = _mark_structure_in_box(marks, prepared, prompts)
         marks = build_marks(prepared.shape, replace(prompts, marks=marks))
         clock.stage("pre")
@@ -122,7 +124,7 @@ class ScribblesTask:
         return Prediction(labels=labels, params={**label_params(prompts), **prepared.remarks}, seconds=clock.seconds)
 
     def _segment_strokes(
-        self, sliced: SlicedRegion, scan: Scan, marks: Marks, optimise: Optimiser, *, grow: bool
+        self, sliced: SlicedRegion, scan: Scan, marks: SparseLabels, optimise: Optimiser, *, grow: bool
     ) -> tuple[SlicedRegion, Bools]:
         """Segment from strokes, in a region that may grow; returns the final region and the mask."""
         outlines, model = self._segment_slices(sliced, optimise)
@@ -134,7 +136,7 @@ class ScribblesTask:
             outlines, model = self._segment_slices(sliced, optimise)
         return sliced, _segment_volume(sliced, outlines, self._refit(sliced, outlines) or model, optimise)
 
-    def _segment_box(self, sliced: SlicedRegion, structure: Marks, optimise: Optimiser) -> Bools:
+    def _segment_box(self, sliced: SlicedRegion, structure: SparseLabels, optimise: Optimiser) -> Bools:
         """Segment from the structure found in a box: cut by its appearance, then by the appearance of the cut.
 
         The iteration is that of GrabCut (Rother et al., 2004).
@@ -197,21 +199,25 @@ def optimiser_of(config: Mapping[str, Any]) -> Optimiser:
     return OPTIMISERS[name]
 
 
-def restored_labels(mask: Bools, region: Region, marks: Marks, prompts: Prompts) -> Labels:
+def restored_labels(mask: Bools, region: Region, marks: SparseLabels, prompts: Prompts) -> Labels:
     """A label map on the source grid, in which slices with curves are as drawn and marked voxels keep their mark.
 
     Args:
         mask: Mask of the region's blocks.
         region: The region.
-        marks: Scribble map of the source, (I, J, K).
+        marks: Scribble map of the source.
         prompts: The annotator's prompts.
     """
     labels = np.zeros(marks.shape, dtype=np.uint8, order="F")
     region.restore(mask, labels)
     enforce_curves(labels, prompts.curves, 1)
-    part, marks_within = labels[region.box], marks[region.box]
-    part[marks_within == FOREGROUND] = 1
-    part[marks_within == BACKGROUND] = 0
+    marks.paint(labels, FOREGROUND, 1)
+    marks.paint(labels, BACKGROUND, 0)
+    if prompts.roi is not None:
+        # Without curves nothing is labelled outside the region.
+        whole = Region(lower=(0, 0, 0), upper=marks.shape, steps=(1, 1, 1)) if prompts.curves else region
+        low, high = (tuple(np.subtract(corner, whole.lower).tolist()) for corner in prompts.roi)
+        clear_outside(labels[whole.box], (low, high))
     return labels
 
 
@@ -225,7 +231,7 @@ def region_of_box(roi: tuple[Point, Point], scan: Scan) -> Region:
     return Region.around(low - margin, high + margin, scan.shape, scan.spacing)
 
 
-def _mark_structure_in_box(marks: Marks, scan: Scan, prompts: Prompts) -> Marks | None:
+def _mark_structure_in_box(marks: SparseLabels, scan: Scan, prompts: Prompts) -> SparseLabels | None:
     """Find the structure that a box without strokes, or with extreme points, was drawn around.
 
     Args:
@@ -236,23 +242,25 @@ def _mark_structure_in_box(marks: Marks, scan: Scan, prompts: Prompts) -> Marks 
     Returns:
         The structure as a scribble map; None if there is no box, if strokes tell more, or if nothing fits the box.
     """
-    if prompts.roi is None or ((marks == FOREGROUND).any() and not prompts.extremes):
+    if prompts.roi is None or (marks.any(FOREGROUND) and not prompts.extremes):
         return None
     structure, core = box_fit.fit_box(scan, prompts.roi)
     if not structure.any():
         return None
-    marks[core & (marks == 0)] = FOREGROUND
-    return structure * np.uint8(FOREGROUND)
+    within, core = marks.overlap(prompts.roi[0], core)
+    within[core & (within == 0)] = FOREGROUND
+    found = np.where(structure, np.uint8(FOREGROUND), np.uint8(0))
+    return SparseLabels(shape=scan.shape, lower=prompts.roi[0], part=found)
 
 
-def _first_region(scan: Scan, marks: Marks, prompts: Prompts) -> tuple[Region, int]:
+def _first_region(scan: Scan, marks: SparseLabels, prompts: Prompts) -> tuple[Region, int]:
     """The region around the annotator's box, or else around the marks; and the axis across the drawn slices."""
     axis = drawing_axis(marks, scan.spacing)
     if prompts.roi is not None:
         return region_of_box(prompts.roi, scan), axis
     margin = np.full(3, MARGIN_MM)
-    low, high = np.array(extent(marks))
-    planes = np.flatnonzero((marks == FOREGROUND).any(axis=tuple(other_axes(axis))))
+    low, high = np.array(extent(marks.part)) + marks.lower
+    planes = np.flatnonzero((marks.part == FOREGROUND).any(axis=tuple(other_axes(axis))))
     gap = int(np.diff(planes).max()) if len(planes) > 1 else 0
     width = ((high - low) * scan.spacing)[other_axes(axis)].max()
     margin[axis] = max(MARGIN_MM, 1.5 * gap * scan.spacing[axis] if gap > 1 else width * 0.75)

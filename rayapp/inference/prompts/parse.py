@@ -18,14 +18,16 @@ key that `label` names as its foreground. Keys that only our clients and interac
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rayapp.errors import BadRequest, TooLarge, Unreadable
+from rayapp.errors import BadRequest, Unreadable
 from rayapp.imaging import mask_codec
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.arrays import Labels, Shape
 from rayapp.inference.infer_task import CurvePoint, Drawing, Point, Prompts, TaskInfo
 from rayapp.inference.prompts import scribble_map
@@ -127,7 +129,7 @@ class _Strokes:
     """Strokes of one prompt: the structure's label if given, the scribble map, and by name the clicks before them."""
 
     label: str | None
-    marks: Labels
+    marks: SparseLabels
     after: Mapping[str, int]
 
 
@@ -136,7 +138,7 @@ def _parse_strokes(value: object, shape: Shape) -> list[_Strokes]:
     parsed = []
     for item in _labelled_items("marks", value, "packed"):
         marks, after = _parse_mask("marks", item["packed"], shape), item.get("after") or {}
-        if marks.max(initial=0) > 2:
+        if marks.part.max(initial=0) > 2:
             raise BadRequest("marks must be 1 for background and 2 for foreground")
         if not isinstance(after, Mapping) or any(_whole_number(count) is None for count in after.values()):
             raise BadRequest(f"'after' of marks must be numbers of clicks by name, not {_abbreviated(after)}")
@@ -207,14 +209,9 @@ def _labelled_items(key: str, value: object, content: str) -> list[Mapping[str, 
     return items
 
 
-def _overlaid(strokes: Sequence[Labels]) -> Labels | None:
+def _overlaid(strokes: Sequence[SparseLabels]) -> SparseLabels | None:
     """Strokes drawn over each other in order, the last on top."""
-    if len(strokes) < 2:
-        return strokes[0] if strokes else None
-    marks = strokes[0].copy(order="K")
-    for later in strokes[1:]:
-        np.copyto(marks, later, where=later > 0)
-    return marks
+    return functools.reduce(lambda drawn, later: later.over(drawn), strokes) if strokes else None
 
 
 def _parse_start(value: object, info: TaskInfo, shape: Shape) -> Labels | None:
@@ -222,22 +219,19 @@ def _parse_start(value: object, info: TaskInfo, shape: Shape) -> Labels | None:
         return None
     if info.type not in START_MASK_TYPES:
         raise BadRequest(f"models of type {info.type!r} cannot start from a mask")
-    start = _parse_mask("start", value, shape)
+    start = np.asarray(_parse_mask("start", value, shape))
     if info.structures and start.max(initial=0) > max(info.structures.values()):
         raise BadRequest(f"start must have the model's label values, at most {max(info.structures.values())}")
     return start
 
 
-def _parse_mask(key: str, text: object, shape: Shape) -> Labels:
+def _parse_mask(key: str, text: object, shape: Shape) -> SparseLabels:
     if not isinstance(text, str):
         raise BadRequest(f"{key} must be a packed mask in base64, not {_abbreviated(text)}")
     try:
-        mask = mask_codec.from_text(text, shape)
-    except (Unreadable, TooLarge) as error:
+        return mask_codec.sparse_from_text(text, shape)
+    except Unreadable as error:
         raise BadRequest(f"{key}: {error.detail}") from None
-    if mask.dtype != np.uint8:
-        raise BadRequest(f"{key} must have values up to 255")
-    return mask
 
 
 def _parse_extremes(value: object, names: Sequence[str], shape: Shape) -> dict[str, tuple[Point, ...]]:

@@ -7,7 +7,7 @@ between requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rayapp.errors import BadRequest
+from rayapp.imaging.sparse_labels import SparseLabels, bounding_box
 from rayapp.inference.arrays import Bools, Labels, Shape
 from rayapp.inference.infer_task import Prompts
 from rayapp.inference.prompts import outlines
 
 Marks = Labels
-"""A scribble map, (I, J, K): 0 where unmarked, else `BACKGROUND` or `FOREGROUND`."""
+"""A scribble map of a box or of all voxels: 0 where unmarked, else `BACKGROUND` or `FOREGROUND`."""
 BACKGROUND = 1
 FOREGROUND = 2
 
@@ -30,7 +31,7 @@ SEED_VOXELS = 10
 """Side, in voxels, of the cube in a box's centre that is taken as foreground if nothing else is marked so."""
 
 
-def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: Mapping[str, int]) -> Marks:
+def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: Mapping[str, int]) -> SparseLabels:
     """Extract scribbles from an uploaded label map.
 
     If there are no scribbles, the segment that `selected_label_name` names (for example painted slices) is foreground.
@@ -48,14 +49,18 @@ def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: 
     if not values:
         last = max((*labels.values(), 1))
         values = {BACKGROUND_SCRIBBLES: last + 1, FOREGROUND_SCRIBBLES: last + 2}
-    marks = np.zeros(label_map.shape, dtype=np.uint8, order="F")
+    box = bounding_box(label_map) or (slice(0, 0),) * 3
+    drawn = label_map[box]
+    marks = np.zeros(drawn.shape, dtype=np.uint8, order="F")
     for name, mark in ((FOREGROUND_SCRIBBLES, FOREGROUND), (BACKGROUND_SCRIBBLES, BACKGROUND)):
         if name in values:
-            marks[label_map == values[name]] = mark
+            marks[drawn == values[name]] = mark
     selected = str(params.get("selected_label_name"))
     if selected in values and not marks.any():
-        marks[label_map == values[selected]] = FOREGROUND
-    return marks
+        marks[drawn == values[selected]] = FOREGROUND
+    i, j, k = label_map.shape
+    lower = (box[0].start, box[1].start, box[2].start)
+    return SparseLabels(shape=(i, j, k), lower=lower, part=marks)
 
 
 def parse_start(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: Mapping[str, int]) -> Labels:
@@ -89,7 +94,7 @@ def parse_start(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: 
     return start
 
 
-def build_marks(shape: Shape, prompts: Prompts, *, require_foreground: bool = True) -> Marks:
+def build_marks(shape: Shape, prompts: Prompts, *, require_foreground: bool = True) -> SparseLabels:
     """Combine a request's scribbles, closed curves, clicks and box in one scribble map.
 
     Curves mark what they enclose as foreground and the voxels around that as background. Scribbles take precedence over
@@ -102,40 +107,74 @@ def build_marks(shape: Shape, prompts: Prompts, *, require_foreground: bool = Tr
         require_foreground: Seed a cube in the box's centre if nothing else in the box is foreground, and refuse
             prompts that mark no foreground at all.
 
+    Returns:
+        The scribble map, whose box is the annotator's, or else the smallest that contains what is drawn.
+
     Raises:
         BadRequest: If foreground is required and there is none.
     """
-    marks = np.zeros(shape, dtype=np.uint8, order="F")
-    drawn = {where: _with_background_line(mask) for where, mask in outlines.enclosed(prompts.curves, shape).items()}
-    planes = [(outlines.plane_of(marks, where), plane) for where, plane in drawn.items()]
-    for plane, curved in planes:
-        np.copyto(plane, curved, where=(plane == 0) & (curved == BACKGROUND))
-    for plane, curved in planes:
-        np.copyto(plane, curved, where=curved == FOREGROUND)
+    curved = [
+        (np.insert(low, axis, index), np.expand_dims(marks, axis))
+        for (axis, index), inside in outlines.enclosed(prompts.curves, shape).items()
+        if inside.any()
+        for low, marks in [_with_background_line(inside)]
+    ]
+    clicked = [
+        (np.array(point), mark)
+        for name, mark in (("foreground", FOREGROUND), ("background", BACKGROUND))
+        for point in prompts.clicks.get(name, ())
+    ]
+    marks = _canvas(shape, prompts, curved, [point for point, _ in clicked])
+    for mark in (BACKGROUND, FOREGROUND):
+        for low, plane in curved:
+            where, drawn = marks.overlap(low, plane)
+            np.copyto(where, drawn, where=(drawn == mark) & ((where == 0) | (mark == FOREGROUND)))
     if prompts.marks is not None:
-        np.copyto(marks, prompts.marks, where=prompts.marks > 0)
-    for name, mark in (("foreground", FOREGROUND), ("background", BACKGROUND)):
-        for point in prompts.clicks.get(name, ()):
-            marks[point] = mark
-    low, high = prompts.roi or ((0, 0, 0), shape)
-    for axis, (first, last) in enumerate(zip(low, high, strict=True)):
-        marks.swapaxes(0, axis)[:first] = BACKGROUND
-        marks.swapaxes(0, axis)[last:] = BACKGROUND
-    inside = marks[tuple(slice(first, last) for first, last in zip(low, high, strict=True))]
+        where, drawn = marks.overlap(prompts.marks.lower, prompts.marks.part)
+        np.copyto(where, drawn, where=drawn > 0)
+    for point, mark in clicked:
+        where, _ = marks.overlap(point, np.zeros((1, 1, 1), dtype=np.uint8))
+        where[:] = mark
     if not require_foreground:
         return marks
-    if prompts.roi is not None and not (inside == FOREGROUND).any():
-        cube = inside[tuple(slice(max(0, (n - SEED_VOXELS) // 2), (n + SEED_VOXELS) // 2) for n in inside.shape)]
+    if prompts.roi is not None and not marks.any(FOREGROUND):
+        centre = tuple(slice(max(0, (n - SEED_VOXELS) // 2), (n + SEED_VOXELS) // 2) for n in marks.part.shape)
+        cube = marks.part[centre]
         cube[cube == 0] = FOREGROUND
-    if not (inside == FOREGROUND).any():
+    if not marks.any(FOREGROUND):
         raise BadRequest("no foreground scribbles: draw on the structure, or a box around it")
     return marks
 
 
-def _with_background_line(enclosed: Bools) -> Marks:
-    """Marks of a slice that fix the outline: foreground inside it, and a line of background around it."""
-    around = ndimage.binary_dilation(enclosed, outlines.NEIGHBOURS)
-    return np.where(enclosed, FOREGROUND, around * BACKGROUND).astype(np.uint8)
+def _canvas(
+    shape: Shape,
+    prompts: Prompts,
+    planes: Sequence[tuple[npt.NDArray[np.intp], Marks]],
+    points: Sequence[npt.NDArray[np.intp]],
+) -> SparseLabels:
+    """An unmarked scribble map with the box that is needed for the annotator's box, or else for all that is drawn."""
+    if prompts.roi is not None:
+        return SparseLabels.blank(shape, *prompts.roi, beyond=BACKGROUND)
+    boxes = [(low, low + plane.shape) for low, plane in planes] + [(point, point + 1) for point in points]
+    if prompts.marks is not None and prompts.marks.part.size:
+        boxes.append((np.array(prompts.marks.lower), np.array(prompts.marks.upper)))
+    if not boxes:
+        return SparseLabels.blank(shape, (0, 0, 0), (0, 0, 0))
+    lows, highs = zip(*boxes, strict=True)
+    return SparseLabels.blank(shape, np.min(lows, axis=0), np.max(highs, axis=0))
+
+
+def _with_background_line(enclosed: Bools) -> tuple[npt.NDArray[np.intp], Marks]:
+    """Marks that fix the outline on a slice: foreground inside it, and a line of background around it.
+
+    Returns:
+        Inclusive lower corner of the smallest rectangle that contains them, and the marks of that rectangle.
+    """
+    rows, columns = np.flatnonzero(enclosed.any(axis=1)), np.flatnonzero(enclosed.any(axis=0))
+    low = np.maximum(0, (rows[0] - 1, columns[0] - 1))
+    inside = enclosed[low[0] : rows[-1] + 2, low[1] : columns[-1] + 2]
+    around = ndimage.binary_dilation(inside, outlines.NEIGHBOURS)
+    return low, np.where(inside, FOREGROUND, around * BACKGROUND).astype(np.uint8)
 
 
 def _values_by_name(label_info: object) -> dict[str, int]:

@@ -51,10 +51,8 @@ def lower_drawings(prompts: Prompts, info: TaskInfo, shape: Shape) -> Prompts:
     if not info.takes_drawings:
         for name, drawing in _drawings_by_name(prompts, info).items():
             if drawing.marks is not None:
-                strokes = np.argwhere(drawing.marks == FOREGROUND)
-                _append(clicks, name, farthest_point_sample(strokes, STROKE_CLICKS))
-                strokes = np.argwhere(drawing.marks == BACKGROUND)
-                _append(clicks, BACKGROUND_NAME, farthest_point_sample(strokes, STROKE_CLICKS))
+                for mark, marked in ((FOREGROUND, name), (BACKGROUND, BACKGROUND_NAME)):
+                    _append(clicks, marked, farthest_point_sample(drawing.marks.voxels(mark), STROKE_CLICKS))
             for where, inside in outlines.enclosed(drawing.curves, shape).items():
                 for voxels in _deep_voxels(inside, where):
                     _append(clicks, name, farthest_point_sample(voxels, CURVE_CLICKS))
@@ -84,12 +82,11 @@ def enforce_drawings(labels: Labels, prompts: Prompts, info: TaskInfo) -> Labels
         outlines.enforce_curves(enforced, drawing.curves, _label_value(name, info))
     for name, drawing in drawings.items():
         if drawing.marks is not None:
-            enforced[drawing.marks == FOREGROUND] = _label_value(name, info)
-            enforced[drawing.marks == BACKGROUND] = 0
+            drawing.marks.paint(enforced, FOREGROUND, _label_value(name, info))
+            drawing.marks.paint(enforced, BACKGROUND, 0)
     for name, points in prompts.extremes.items():
-        within = np.zeros(enforced.shape, dtype=bool)
-        within[_as_slices(bounding_box(points))] = True
-        enforced[(enforced == _label_value(name, info)) & ~within] = 0
+        for beyond in _outside(enforced, bounding_box(points)):
+            beyond[beyond == _label_value(name, info)] = 0
     for name, points in prompts.clicks.items():  # a click beyond extreme points says that these were not the outermost
         for point in points:
             enforced[point] = 0 if name == BACKGROUND_NAME else _label_value(name, info)
@@ -107,10 +104,16 @@ def clear_outside(labels: Labels, roi: tuple[Point, Point] | None) -> Labels:
         `labels` itself.
     """
     if roi is not None:
-        for axis, (first, last) in enumerate(zip(*roi, strict=True)):
-            labels.swapaxes(0, axis)[:first] = 0
-            labels.swapaxes(0, axis)[last:] = 0
+        for beyond in _outside(labels, roi):
+            beyond[beyond > 0] = 0  # an array of zeros takes no memory while nothing is written
     return labels
+
+
+def _outside(labels: Labels, box: tuple[Point, Point]) -> Iterator[Labels]:
+    """Views of a label map that cover everything outside a box."""
+    for axis, (first, last) in enumerate(zip(*box, strict=True)):
+        yield labels.swapaxes(0, axis)[:first]
+        yield labels.swapaxes(0, axis)[last:]
 
 
 def bounding_box(points: Sequence[Point]) -> tuple[Point, Point]:
@@ -154,12 +157,14 @@ def _label_value(name: str, info: TaskInfo) -> int:
 def _deep_voxels(inside: Bools, where: outlines.Slice) -> Iterator[npt.NDArray[np.intp]]:
     """For each connected part of a slice's mask, its voxels of at least `MIN_DEPTH`, shape (N, 3)."""
     axis, index = where
-    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-    parts, _ = ndimage.label(inside, outlines.NEIGHBOURS)
-    for part, box in enumerate(ndimage.find_objects(parts), start=1):
-        within = np.where(parts[box] == part, depth[box], 0)
-        pixels = np.argwhere(within >= MIN_DEPTH * within.max()) + [side.start for side in box]
-        yield np.insert(pixels, axis, index, axis=1)
+    for around in ndimage.find_objects(inside.view(np.uint8)):
+        drawn, corner = inside[around], [side.start for side in around]
+        depth = ndimage.distance_transform_edt(np.pad(drawn, 1))[1:-1, 1:-1]
+        parts, _ = ndimage.label(drawn, outlines.NEIGHBOURS)
+        for part, box in enumerate(ndimage.find_objects(parts), start=1):
+            within = np.where(parts[box] == part, depth[box], 0)
+            pixels = np.argwhere(within >= MIN_DEPTH * within.max()) + [side.start for side in box] + corner
+            yield np.insert(pixels, axis, index, axis=1)
 
 
 def _append(clicks: dict[str, list[Point]], name: str, points: Sequence[Point]) -> None:
@@ -173,7 +178,3 @@ def _intersection(first: tuple[Point, Point] | None, second: tuple[Point, Point]
         return second
     low, high = np.maximum(first[0], second[0]), np.minimum(first[1], second[1])
     return bounding_box([tuple(low), tuple(high - 1)]) if (low < high).all() else second
-
-
-def _as_slices(box: tuple[Point, Point]) -> tuple[slice, ...]:
-    return tuple(slice(a, b) for a, b in zip(*box, strict=True))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.energy.region import Region
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 
@@ -50,11 +51,27 @@ def test_every_stroke_is_seen_in_its_block_and_the_majority_speaks(coarse):
     marks[3, 2, 1] = marks[33, 26, 21] = FOREGROUND
     marks[20, 10, 9] = BACKGROUND
     marks[10, 10, 10] = marks[10, 10, 11] = BACKGROUND
-    seen = coarse.marks(marks)
+    seen = coarse.marks(SparseLabels.of(marks))
     assert seen[0, 0, 0] == seen[-1, -1, -1] == FOREGROUND
     at = tuple((n - low) // step for n, low, step in zip((20, 10, 9), coarse.lower, coarse.steps, strict=True))
     assert seen[at] == BACKGROUND
     assert 4 <= np.count_nonzero(seen) <= 5
+
+
+@pytest.mark.parametrize("beyond", [0, BACKGROUND])
+@pytest.mark.parametrize(("low", "high"), [((0, 0, 0), SHAPE), ((5, 4, 3), (30, 26, 9)), ((20, 0, 8), (37, 9, 23))])
+def test_the_majority_is_counted_voxel_by_voxel_also_outside_what_is_stored(coarse, low, high, beyond):
+    random = np.random.default_rng(3)
+    marks = SparseLabels.blank(SHAPE, low, high, beyond=beyond)
+    marks.part[:] = random.choice([0, 0, 0, BACKGROUND, FOREGROUND], marks.part.shape)
+    every, seen = np.asarray(marks), coarse.marks(marks)
+    for block in np.ndindex(coarse.shape):
+        where = tuple(
+            slice(lower + at * step, min(lower + (at + 1) * step, upper))
+            for at, step, lower, upper in zip(block, coarse.steps, coarse.lower, coarse.upper, strict=True)
+        )
+        on, off = (np.count_nonzero(every[where] == mark) for mark in (FOREGROUND, BACKGROUND))
+        assert seen[block] == (0 if on + off == 0 else FOREGROUND if on >= off else BACKGROUND)
 
 
 def test_a_coarse_mask_comes_back_without_a_shift(coarse):
