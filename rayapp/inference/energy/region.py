@@ -184,7 +184,8 @@ def _mixed(field: Floats, weights: Weights, axis: int) -> Floats:
 def _lengths(lower: int, upper: int, step: int, first: int, last: int) -> npt.NDArray[np.intp]:
     """How many voxels of each block along an axis lie from `first` up to `last`."""
     starts = np.arange(lower, upper, step)
-    return np.maximum(0, np.minimum(np.minimum(starts + step, upper), last) - np.maximum(starts, first))
+    lengths: npt.NDArray[np.intp] = np.minimum(np.minimum(starts + step, upper), last) - np.maximum(starts, first)
+    return np.maximum(0, lengths)
 
 
 def _product(lengths: Sequence[npt.NDArray[np.intp]]) -> npt.NDArray[np.intp]:

@@ -141,8 +141,8 @@ def extent(mask: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
 def drawing_axis(marks: SparseLabels, spacing: Spacing) -> int:
     """The axis across the drawn slices: that with the fewest drawn slices; of equals, that of largest spacing.
 
-    Strokes around the structure count as those on it do: of a thin structure, what is drawn on it is a few voxels, which
-    are on as few slices across any axis.
+    Strokes around the structure count as those on it do: of a thin structure, the latter are a few voxels, which are on
+    as few slices across any axis.
     """
     drawn = [marks.part == mark for mark in (FOREGROUND, BACKGROUND)]
     planes = [sum(np.count_nonzero(one.any(axis=tuple(other_axes(axis)))) for one in drawn) for axis in range(3)]
