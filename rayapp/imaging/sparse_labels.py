@@ -101,6 +101,15 @@ class SparseLabels:
         part = self.within(low, high)
         return SparseLabels(shape=self.shape, lower=_triple(low), part=part, beyond=self.beyond)
 
+    def on_slice(self, k: int) -> SparseLabels:
+        """The label map of one slice across the last axis, as an image of its own."""
+        i, j, first = self.lower
+        rows = slice(k - first, k - first + 1) if first <= k < self.upper[2] else slice(0, 0)
+        part, shape = self.part[:, :, rows], (self.shape[0], self.shape[1], 1)
+        if not part.size:
+            return SparseLabels.blank(shape, (0, 0, 0), (0, 0, 0), beyond=self.beyond)
+        return SparseLabels(shape=shape, lower=(i, j, 0), part=part, beyond=self.beyond)
+
     def over(self, other: SparseLabels) -> SparseLabels:
         """These labels laid over others: the labelled voxels of both boxes, these where both are labelled."""
         if not self.part.size:

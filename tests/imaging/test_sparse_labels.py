@@ -38,6 +38,8 @@ def test_they_read_as_the_array(array, box):
         sparse.within(low, high), array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
     )
     np.testing.assert_array_equal(sparse.covering(low, high), array)
+    for k in range(SHAPE[2]):
+        np.testing.assert_array_equal(sparse.on_slice(k), array[:, :, k : k + 1])
     assert [sparse[point] for point in np.ndindex(SHAPE)] == array.ravel().tolist()
     assert sparse.part.size == 0 or sparse.box == bounding_box(array)
 

@@ -184,8 +184,9 @@ def _mixed(field: Floats, weights: Weights, axis: int) -> Floats:
 def _lengths(lower: int, upper: int, step: int, first: int, last: int) -> npt.NDArray[np.intp]:
     """How many voxels of each block along an axis lie from `first` up to `last`."""
     starts = np.arange(lower, upper, step)
-    lengths: npt.NDArray[np.intp] = np.minimum(np.minimum(starts + step, upper), last) - np.maximum(starts, first)
-    return np.maximum(0, lengths)
+    ends = np.minimum(np.minimum(starts + step, upper), last)
+    lengths: npt.NDArray[np.intp] = np.maximum(0, ends - np.maximum(starts, first))
+    return lengths
 
 
 def _product(lengths: Sequence[npt.NDArray[np.intp]]) -> npt.NDArray[np.intp]:

@@ -128,7 +128,7 @@ def on_slice(prompts: Prompts, k: int) -> Prompts:
         roi=roi,
         slice=None,
         curves=[[(i, j, 0.0) for i, j, _ in curve] for curve in curves],
-        marks=None if prompts.marks is None else prompts.marks[:, :, k : k + 1],
+        marks=None if prompts.marks is None else prompts.marks.on_slice(k),
         start=None if prompts.start is None else prompts.start[:, :, k : k + 1],
         sizes=sizes,
         turns=[on_slice(turn, k) for turn in prompts.turns],
@@ -147,7 +147,7 @@ def _last_slice(prompts: Prompts) -> int | None:
     drawn = {index for axis, index in map(outlines.slice_of, prompts.curves) if axis == AXIS}
     drawn |= {point[AXIS] for points in prompts.extremes.values() for point in points}
     if prompts.marks is not None:
-        drawn |= {int(k) for k in np.flatnonzero(prompts.marks.any((0, 1)))}
+        drawn |= {prompts.marks.lower[AXIS] + int(k) for k in np.flatnonzero(prompts.marks.part.any((0, 1)))}
     if prompts.roi is not None:
         drawn |= set(range(prompts.roi[0][AXIS], prompts.roi[1][AXIS]))
     return drawn.pop() if len(drawn) == 1 else None
