@@ -9,6 +9,7 @@ empty frames and any order or orientation of frames are handled. Thread-safe.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import pydicom
 from highdicom.seg import SOP_CLASS_UIDS, SegmentDescription
 from pydicom.dataset import Dataset
+from pydicom.pixels import iter_pixels
 from pydicom.sr.codedict import codes
 
 from rayapp import __version__
@@ -144,12 +146,12 @@ def _pixels(label: Segmentation | Masks, kind: Kind) -> tuple[npt.NDArray[Any], 
         if kind == "LABELMAP":
             raise BadRequest("a LABELMAP cannot hold masks that may overlap: store them as BINARY")
         return label.array.transpose(3, 2, 1, 0), values
-    if kind == "LABELMAP":
+    numbered = dict(enumerate(values.values(), 1))
+    if kind == "LABELMAP" or list(values) == list(numbered):
         return label.array.transpose(2, 1, 0), values
-    highest = max(*values, int(label.array.max()))
-    ranks = np.zeros(highest + 1, np.uint8 if len(values) < 256 else np.uint16)
+    ranks = np.zeros(max(values) + 1, label.array.dtype)
     ranks[list(values)] = np.arange(1, len(values) + 1)
-    return ranks[label.array].transpose(2, 1, 0), dict(enumerate(values.values(), 1))
+    return ranks[label.array].transpose(2, 1, 0), numbered
 
 
 def _values(label: Segmentation | Masks) -> dict[int, str]:
@@ -264,19 +266,18 @@ Where = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
 
 def _marked(dataset: Dataset, grid: Grid, max_bytes: int) -> Iterator[tuple[int, Where]]:
-    """Segment number and marked voxels (i, j, k) of each frame that marks any."""
+    """Segment number and marked voxels (i, j, k) of each frame that marks any; one frame is decoded at a time."""
     try:
         described = [
             (read_plane(where), first_value(where, "ReferencedSegmentNumber")) for where in frame_datasets(dataset)
         ]
-        check_size(len(described) * int(dataset.Rows) * int(dataset.Columns), max_bytes)
-        frames = np.atleast_3d(dataset.pixel_array).reshape(len(described), dataset.Rows, dataset.Columns)
+        check_size(int(dataset.Rows) * int(dataset.Columns), max_bytes)
     except Unreadable:
         raise
-    except Exception as error:  # decoders raise almost anything on damaged data
+    except Exception as error:  # damaged files make the parser raise almost anything
         raise Unreadable(f"the DICOM SEG's frames cannot be decoded ({type(error).__name__})") from error
     segments = _segments(dataset)
-    for frame, (frame_plane, number) in zip(frames, described, strict=True):
+    for frame, (frame_plane, number) in zip(_decoded(dataset, len(described)), described, strict=True):
         if number is not None:
             numbers: Sequence[int] = [int(number)]
         else:
@@ -289,14 +290,39 @@ def _marked(dataset: Dataset, grid: Grid, max_bytes: int) -> Iterator[tuple[int,
                 yield one, _voxels(frame_plane, rows, columns, grid)
 
 
+def _decoded(dataset: Dataset, count: int) -> Iterator[npt.NDArray[Any]]:
+    """The frames' pixels (row, column), decoded one by one: unpacked bits take eight times the file's size."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    packed = dataset.BitsAllocated == 1 and not dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    try:
+        frames = _unpacked(dataset.PixelData, rows * columns) if packed else iter_pixels(dataset, raw=True)
+        for _ in range(count):
+            yield next(frames).reshape(rows, columns)
+    except Exception as error:  # decoders raise almost anything on damaged data
+        raise Unreadable(f"the DICOM SEG's frames cannot be decoded ({type(error).__name__})") from error
+
+
+def _unpacked(pixel_data: bytes, size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """The bits of frames that follow each other without padding to whole bytes (PS3.5 8.1.1)."""
+    data = np.frombuffer(pixel_data, np.uint8)
+    for start in itertools.count(0, size):
+        part = np.unpackbits(data[start // 8 : -(-(start + size) // 8)], bitorder="little")
+        yield part[start % 8 : start % 8 + size]
+
+
 def _voxels(plane: Plane, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp], grid: Grid) -> Where:
-    affine = plane.affine(plane.normal)
-    pixels = np.stack([columns, rows, np.zeros_like(rows)], axis=-1)
-    exact = mm_to_index(grid.affine, index_to_mm(affine, pixels))
-    voxels = np.rint(exact).astype(np.intp)
+    """The voxels of a frame's pixels, found from a first one and the steps along rows and columns."""
+    first, extent = np.array((columns.min(), rows.min(), 0)), np.array((np.ptp(columns), np.ptp(rows), 0))
+    away = extent * np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0)])
+    exact = mm_to_index(grid.affine, index_to_mm(plane.affine(plane.normal), first + away))
+    start, right, down = (np.rint(corner).astype(np.intp) for corner in exact[:3])
+    along, across = (right - start) // max(1, extent[0]), (down - start) // max(1, extent[1])
+    voxels = start + away[:, :1] * along + away[:, 1:2] * across
     allowed = np.array([_OFF_GRID, _OFF_GRID, _UNEVEN])
     if is_rounded(plane.position):
         allowed = np.maximum(allowed, np.minimum(ROUNDING_MM / spacing(grid.affine), _ROUNDED))
     if (np.abs(exact - voxels) > allowed).any() or voxels.min() < 0 or (voxels >= grid.shape).any():
         raise GridMismatch("the DICOM SEG's pixels do not coincide with the image's voxels: it is of another series")
-    return voxels[:, 0], voxels[:, 1], voxels[:, 2]
+    to_right, to_bottom = columns - first[0], rows - first[1]
+    i, j, k = (start[n] + to_right * along[n] + to_bottom * across[n] for n in range(3))
+    return i, j, k

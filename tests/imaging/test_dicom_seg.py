@@ -275,6 +275,16 @@ def test_mostly_empty_label_maps_come_back_where_they_were(tmp_path: Path) -> No
     np.testing.assert_array_equal(read_segmentation(path, grid, max_bytes=MAX).array, array)
 
 
+def test_frames_are_decoded_one_by_one_so_that_their_number_is_no_limit(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", voxels((5, 7, 30)), AFFINES["oblique"])
+    grid = read_grid(tmp_path / "series")
+    array = np.random.default_rng(2).permutation(np.arange(5 * 7 * 30) % 41).astype(np.uint8).reshape(grid.shape)
+    path = _written(Segmentation(array=array, affine=grid.affine), tmp_path / "series")
+    unpacked = int(pydicom.dcmread(path).NumberOfFrames) * 5 * 7
+    assert unpacked > 20 * array.nbytes
+    np.testing.assert_array_equal(read_segmentation(path, grid, max_bytes=array.nbytes).array, array)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_label_of_an_enhanced_object_lies_on_its_frames(tmp_path: Path, kind: Kind) -> None:
     files = write_series(tmp_path / "series", voxels(), AFFINES["left-handed"])
