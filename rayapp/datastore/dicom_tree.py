@@ -1,6 +1,7 @@
 """DicomTree: DICOM files nested at any depth below a studies folder, as series; an image's id is its SeriesInstanceUID.
 
-Each series becomes a folder `.rayapp/series/<SeriesInstanceUID>` of symbolic links to its files, read like any folder
+A series of several volumes is offered apart, each part under an id that names it: `<SeriesInstanceUID>_echo-2`. Each
+image becomes a folder `.rayapp/series/<id>` of symbolic links to its files, read like any folder
 with one series. A link's name encodes the file's path, size and modification time, so that each state of a file is
 parsed once, also across restarts. A top-level folder that is an image itself (exactly one series) is left out.
 """
@@ -22,12 +23,15 @@ from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import delete
 from rayapp.errors import Unreadable
 from rayapp.imaging.dicom_kinds import NO_IMAGES
+from rayapp.imaging.dicom_parts import TAGS, SliceKey, split
 from rayapp.imaging.dicom_series import check_syntax
 
 _TAGS = (
     *("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription"),
     *("StudyDate", "StudyTime", "PatientID"),
 )
+_PART = "_"
+"""Between a SeriesInstanceUID and the name of a part in an image's id; no UID has it."""
 
 
 class DicomTree:
@@ -52,6 +56,7 @@ class DicomTree:
         """
         linked = self._linked()
         series: dict[str, dict[str, Path]] = {}
+        keys: dict[str, SliceKey | None] = {}
         infos: dict[str, Info | None] = {}
         problems: dict[Path, str] = {}
         others: dict[str, str] = {}
@@ -68,11 +73,12 @@ class DicomTree:
             except folder_scan.LeftOut as error:
                 problems[path] = str(error)
                 continue
-            uid = linked.get(name)
+            uid = _uid_of(linked[name]) if name in linked else None
             if uid is None:
                 reason = self._others.get(name)
                 if reason is None:
                     uid, info, reason = _series_of(path)
+                    keys[name] = _key_of(path) if uid is not None else None
                 if uid is None:
                     others[name] = reason
                     if reason:
@@ -81,12 +87,36 @@ class DicomTree:
                 infos.setdefault(uid, info)
             series.setdefault(uid, {})[name] = path
         self._others, self.problems = others, problems
+        images = self._parts(series, linked, keys)
+        for image_id, links in images.items():
+            self._link(image_id, links)
+        for image_id in set(linked.values()) - images.keys():
+            delete(self._root / image_id)
+        self._series = {image_id: infos.get(_uid_of(image_id)) or self._series.get(image_id) for image_id in images}
+        return dict.fromkeys(images, "")
+
+    def _parts(
+        self,
+        series: Mapping[str, Mapping[str, Path]],
+        linked: Mapping[str, str],
+        keys: Mapping[str, SliceKey | None],
+    ) -> dict[str, dict[str, Path]]:
+        """The links of each image: of a series, or of each of its parts. A series that has not changed stays as it is
+        linked.
+        """
+        before: dict[str, set[str]] = {}
+        for name, image_id in linked.items():
+            before.setdefault(_uid_of(image_id), set()).add(name)
+        images: dict[str, dict[str, Path]] = {}
         for uid, links in series.items():
-            self._link(uid, links)
-        for uid in set(linked.values()) - series.keys():
-            delete(self._root / uid)
-        self._series = {uid: infos.get(uid) or self._series.get(uid) for uid in series}
-        return dict.fromkeys(series, "")
+            if set(links) == before.get(uid):
+                for name, path in links.items():
+                    images.setdefault(linked[name], {})[name] = path
+                continue
+            known = {name: keys[name] if name in keys else _key_of(path) for name, path in links.items()}
+            for part, names in split(known).items():
+                images[f"{uid}_{part}" if part else uid] = {name: links[name] for name in names}
+        return images
 
     def holds(self, image_id: str) -> bool:
         """True if the last scan found a series of this id."""
@@ -106,16 +136,21 @@ class DicomTree:
             with contextlib.suppress(FileNotFoundError):
                 infos = (_series_of(file)[1] for file in sorted(self.path(image_id).iterdir()))
                 info = next(filter(None, infos), None)
+        _, _, part = image_id.partition(_PART)
+        if info and part:
+            return {**info, "SeriesDescription": f"{info['SeriesDescription']} {part}"}
         return info or {}
 
     def is_one_series(self, name: str) -> bool:
-        """True if a top-level folder is an image itself: it has no subfolders and its DICOM files form one series.
+        """True if a top-level folder is an image itself: it has no subfolders and its DICOM files form one volume.
 
         False if that series is already one of the tree's: a series once known by its UID keeps that id, however its
         files are moved.
         """
         linked = self._linked()
+        known = {_uid_of(image_id) for image_id in linked.values()}
         uids: set[str] = set()
+        keys: dict[Path, SliceKey | None] = {}
         try:
             paths = sorted((self._studies / name).iterdir())
         except OSError:
@@ -126,14 +161,16 @@ class DicomTree:
             try:
                 if path.is_dir():
                     return False
-                uid = linked.get(_link_name(path)) or _series_of(path)[0]
+                link = _link_name(path)
+                uid = _uid_of(linked[link]) if link in linked else _series_of(path)[0]
             except (OSError, folder_scan.LeftOut):
                 return False
             if uid is not None:
                 uids.add(uid)
-            if len(uids) > 1 or (uid is not None and self.path(uid).exists()):
+                keys[path] = _key_of(path)
+            if len(uids) > 1 or uid in known:
                 return False
-        return True
+        return len(split(keys)) == 1
 
     def _files(self, image_folders: Container[str], problems: dict[Path, str]) -> Iterator[Path]:
         """Candidate DICOM files: not hidden, without the extension of another format, outside the top-level image
@@ -169,6 +206,19 @@ class DicomTree:
             (folder / name).unlink()
         for name in links.keys() - existing:
             (folder / name).symlink_to(links[name])
+
+
+def _uid_of(image_id: str) -> str:
+    """The SeriesInstanceUID of an image."""
+    return image_id.partition(_PART)[0]
+
+
+def _key_of(path: Path) -> SliceKey | None:
+    """What tells a DICOM file's slice from others of its series; None if it cannot be read."""
+    try:
+        return SliceKey.of(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS)))
+    except Exception:  # damaged files make the parser raise almost anything
+        return None
 
 
 def _link_name(path: Path) -> str:

@@ -19,7 +19,7 @@ from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import Disabled, NotFound
 from rayapp.imaging.reader import read_volume
 from tests.imaging.grids import AFFINES, MAX, labels, voxels
-from tests.imaging.series import write_series
+from tests.imaging.series import edit, write_series
 from tests.real_data import real
 
 ONE, TWO, THREE, FOUR = "1.2.3.1", "1.2.3.2", "1.2.3.3", "1.2.3.4"
@@ -145,6 +145,43 @@ def test_a_series_below_the_folder_is_not_removed_from_here(tree: Path, opened: 
     assert ONE in store.image_ids()
     store.remove_image("whole")
     assert not (tree / "whole").exists()
+
+
+def test_echoes_in_one_series_are_images_of_their_own(tmp_path: Path) -> None:
+    """Also in a folder of their own, after a restart, and while slices come and go."""
+    studies = tmp_path / "studies"
+    (studies / "mr").mkdir(parents=True)
+    for echo in (1, 2):
+        array = voxels() + np.int16(1000 * echo)
+        for file in write_series(tmp_path / f"echo{echo}", array, AFFINES["oblique"], series=ONE):
+            edit(file, EchoNumbers=echo)
+            shutil.copy(file, studies / "mr" / f"{echo}-{file.name}")
+
+    def echoes(slices: int = 4) -> None:
+        store = LocalDatastore(studies, watch=False, settle=0.0)
+        assert store.image_ids() == [f"{ONE}_echo-1", f"{ONE}_echo-2"]
+        for echo in (1, 2):
+            record = store.image(f"{ONE}_echo-{echo}")
+            assert record.info["SeriesDescription"] == f"phantom echo-{echo}"
+            assert record.info["SeriesInstanceUID"] == ONE
+            found = read_volume(record.path, max_bytes=MAX).array[0]
+            assert found.shape[2] == (slices if echo == 2 else 4)
+            np.testing.assert_array_equal(found - 1000 * echo, voxels()[:, :, : found.shape[2]])
+        store.close()
+
+    echoes()
+    echoes()
+    last = next(file for file in (studies / "mr").glob("2-*") if _is_last(file))
+    content = last.read_bytes()
+    last.unlink()
+    echoes(slices=3)
+    last.write_bytes(content)
+    echoes()
+
+
+def _is_last(file: Path) -> bool:
+    stored = pydicom.dcmread(file).pixel_array.T
+    return bool((stored == voxels()[:, :, -1] + 2000).all())
 
 
 def test_a_deflated_file_is_left_out_by_its_transfer_syntax_and_never_inflated(
