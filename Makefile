@@ -94,7 +94,7 @@ test-slow: install orthanc
 fuzz: install
 	@echo "==> five minutes of random NIfTI, NRRD and DICOM headers, with SimpleITK and nibabel as referees"
 	@end=$$(($$(date +%s) + 300)); while test $$(date +%s) -lt $$end; do \
-		$(PYTEST) -x tests/imaging/test_viewers_grid.py tests/imaging/test_viewers_values.py \
+		$(PYTEST) -x tests/imaging/test_viewers_grid.py tests/imaging/test_viewers_values.py tests/imaging/test_random_dicom.py \
 			--hypothesis-seed=$$(date +%s) || exit 1; \
 	done
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pydicom
 from highdicom.seg import SOP_CLASS_UIDS, SegmentDescription
 from pydicom.dataset import Dataset
-from pydicom.pixels import iter_pixels
+from pydicom.pixels.utils import iter_pixels
 from pydicom.sr.codedict import codes
 
 from rayapp import __version__
