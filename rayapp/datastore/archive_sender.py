@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rayapp.datastore.commit import GroupCommit
-from rayapp.datastore.index import REFUSED, UNSENT, Index, info_of, update_label
+from rayapp.datastore.index import Index, info_of, update_label
 from rayapp.datastore.interfaces import Info
+from rayapp.datastore.schema import REFUSED, UNSENT
 from rayapp.errors import ArchiveAway, Busy, NotFound, RayappError
 from rayapp.protocol import FINAL
 

@@ -20,7 +20,7 @@ from rayapp.datastore.image_names import label_name
 from rayapp.datastore.index import Index, add_revision, json_text, put_label, update_label
 from rayapp.datastore.interfaces import Author, Info, LabelRecord, Revision
 from rayapp.datastore.records import LABEL, REVISION, RecordMapper
-from rayapp.datastore.revisions import RevisionStore
+from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.errors import BadRequest, Busy, Conflict, NotFound
 from rayapp.files.durable import checked_ext, disk_error, sync
@@ -87,22 +87,11 @@ class LocalLabels:
             return self.label(image_id, tag)
         now = time.time_ns()
         full_info = {**info, **signed(author), "ts": now // 1_000_000_000, "name": label_name(image_id, ext)}
-        try:
-            kept = self._files.keep(staged, ext)
-            copy, stamp = self._files.copy(kept, now)
-        except FileNotFoundError:
-            raise no_staged() from None
-        except OSError as error:
-            raise disk_error(error) from error
+        kept, copy, stamp = self._kept(staged, ext, now)
         target = self._labels / tag / label_name(image_id, ext)
 
         def apply(db: sqlite3.Connection) -> tuple[int, set[Path]]:
-            _check_image(db, image_id)
-            self._opened.reconciler.adopt_unseen(db, tag, image_id, ext)
-            _check_expected(db, image_id, tag, expected)
-            old = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
-            unpublished = {self._labels / tag / label_name(image_id, old[0])} if old else set()  # as a rule it exists
-            files = {path for _, path in self._opened.reconciler.files(tag, image_id, None)}
+            replaced = self._replaced(db, image_id, tag, ext, expected)
             number = add_revision(
                 db,
                 image_id,
@@ -116,7 +105,7 @@ class LocalLabels:
             )
             put_label(db, image_id, tag, kept, stamp, number=number, session=self._opened.session, info=full_info)
             leases.renew(db, image_id)
-            return number, (files | unpublished) - {target}
+            return number, replaced - {target}
 
         def publish(saved: tuple[int, set[Path]]) -> None:
             _, others = saved
@@ -135,6 +124,37 @@ class LocalLabels:
         self._files.drop(staged)
         self._document.touch()
         return self._records.label((image_id, tag, ext, kept.sha, number, json_text(full_info)))
+
+    def _kept(self, staged: Path, ext: str, now: int) -> tuple[RevisionFile, Path, FileStamp]:
+        """Keep the staged file as a revision. Returns it, and a copy to publish, with its stamp, of the time `now` in
+        nanoseconds.
+
+        Raises:
+            NotFound: the staged file is not there.
+            Busy: the disk does not take them.
+        """
+        try:
+            kept = self._files.keep(staged, ext)
+            copy, stamp = self._files.copy(kept, now)
+        except FileNotFoundError:
+            raise no_staged() from None
+        except OSError as error:
+            raise disk_error(error) from error
+        return kept, copy, stamp
+
+    def _replaced(self, db: sqlite3.Connection, image_id: str, tag: str, ext: str, expected: int | None) -> set[Path]:
+        """The files of the label that a save replaces, once what another program wrote to them is a revision.
+
+        Raises:
+            NotFound: unknown image.
+            Conflict: the newest revision is not the expected one.
+        """
+        _check_image(db, image_id)
+        self._opened.reconciler.adopt_unseen(db, tag, image_id, ext)
+        _check_expected(db, image_id, tag, expected)
+        old = db.execute("SELECT ext FROM label WHERE image_id = ? AND tag = ?", (image_id, tag)).fetchone()
+        unpublished = {self._labels / tag / label_name(image_id, old[0])} if old else set()  # as a rule it exists
+        return {path for _, path in self._opened.reconciler.files(tag, image_id, None)} | unpublished
 
     def _saved_before(self, image_id: str, tag: str, staged: str) -> bool:
         """True if this staged file was saved already by a call whose answer was lost in a crash."""

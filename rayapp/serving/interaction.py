@@ -194,7 +194,7 @@ class Interaction:
 
 
 def _in_turn(name: str, boxed: bool) -> bool:
-    """Whether a part of a prompt is a part of its turn; `boxed` is True for the last prompt with a box."""
+    """True if a part of a prompt is a part of its turn; `boxed` is True for the last prompt with a box."""
     return name != "start" and (name != "roi" or boxed)
 
 

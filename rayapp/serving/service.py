@@ -10,10 +10,11 @@ A replica's state is a cache only: an annotator's prompts are in the datastore's
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +25,9 @@ from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Author, LabelRecord
 from rayapp.errors import AppBroken, BadRequest, Superseded
-from rayapp.imaging import dicom_seg, mask_codec
-from rayapp.imaging.label_names import entries_of, with_names
 from rayapp.imaging.placement import read_label_map
 from rayapp.imaging.volume import Grid
 from rayapp.inference.infer_task import InferTask, Prediction, Prompts, StagedTask, runs_network
-from rayapp.inference.label_file import as_segmentation, encode_prediction
 from rayapp.inference.network.cancellation import interruptible
 from rayapp.inference.prompts.parse import START_MASK_TYPES, parse_prompts
 from rayapp.inference.prompts.scribble_map import parse_marks, parse_start
@@ -38,12 +36,14 @@ from rayapp.planner.machine import hardware
 from rayapp.planner.replicas import Plan, plan
 from rayapp.protocol import Output
 from rayapp.serving.click_log import ClickLog, Log, Mask, payload_of
+from rayapp.serving.encoding import encode_dicom_seg, encode_file, encode_reply, reply_params
 from rayapp.serving.executors import Executors
 from rayapp.serving.live_versions import Serving
 from rayapp.serving.messages import HandedOut, InferCall, InferReply, SaveAs, Turn
 from rayapp.serving.prefetch import Prefetcher
-from rayapp.serving.supersession import Check, Supersession
+from rayapp.serving.supersession import Supersession
 from rayapp.serving.volume_cache import Images, OpenImage, OpenImages
+from rayapp.serving.work import Work
 
 
 class Store(Images, Log, Protocol):
@@ -72,34 +72,8 @@ class Store(Images, Log, Protocol):
 
 _ENDED: Any = object()
 """Instead of a prediction, once there is no further one; a task may wrongly return anything, None included."""
-Ask = Callable[["Work", Any, Prompts], Iterator[Prediction]]
+Ask = Callable[[Work, Any, Prompts], Iterator[Prediction]]
 """Runs a task on a prepared image: one prediction, or several that get better."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A parsed call.
-
-    Attributes:
-        call: as it came, with the interaction's prompts as `params` if it is a turn.
-        task: the model.
-        image: decoded.
-        prompts: all that are in force.
-        check: raises Superseded once the annotator's newer call is here.
-        began: `time.perf_counter()` when the call came.
-    """
-
-    call: InferCall
-    task: InferTask
-    image: OpenImage
-    prompts: Prompts
-    check: Check
-    began: float
-
-    @property
-    def click(self) -> bool:
-        """True if somebody waits for the answer to a prompt: it passes work without any, such as a segmentation."""
-        return self.call.turn is not None or not self.prompts.empty or self.prompts.roi is not None
 
 
 class InferenceService:
@@ -178,7 +152,8 @@ class InferenceService:
         if call.save is not None:
             await self._save(work, prediction, reply, call.save)
         if instances is not None:
-            body = await self._executors.io(self._dicom_seg, work, prediction, reply.params, instances)
+            encode = functools.partial(encode_dicom_seg, kind=self._segmentation_kind)
+            body = await self._executors.io(encode, work, prediction, reply.params, instances)
             reply = replace(reply, body=body, ext=".dcm")
         await logged
         return reply
@@ -280,8 +255,8 @@ class InferenceService:
     async def _reply(
         self, work: Work, prediction: Prediction, onto: Mask | None, more: Mapping[str, Any]
     ) -> InferReply:
-        body, ext, seconds = await self._executors.io(_encode, work, prediction, onto)
-        return InferReply(body=body, ext=ext, params={**_params(work, prediction, seconds), **more})
+        body, ext, seconds = await self._executors.io(encode_reply, work, prediction, onto)
+        return InferReply(body=body, ext=ext, params={**reply_params(work, prediction, seconds), **more})
 
     async def _instances(self, call: InferCall) -> Path:
         """The DICOM files of the image. Raises BadRequest if it is not a DICOM series."""
@@ -291,27 +266,11 @@ class InferenceService:
             raise BadRequest("output=dicom_seg needs a DICOM series, and this image is not one: ask for output=image")
         return call.path
 
-    def _dicom_seg(self, work: Work, prediction: Prediction, params: Mapping[str, Any], instances: Path) -> bytes:
-        if prediction.document is not None:
-            raise BadRequest("this model does not make masks: ask for output=json")
-        call = work.call
-        info = {"label_info": call.params.get("label_info"), "params": dict(params)}
-        mask = as_segmentation(prediction, work.task.info, work.image.volume.affine)
-        provenance = dicom_seg.Provenance(
-            model=call.model,
-            version=str(params.get("model_version") or "1"),
-            corrected=call.mask is not None or any(_is_points(value) for value in call.params.values()),
-            description=call.model,
-            entries=entries_of(info),
-        )
-        label = with_names(replace(mask, names={}), info)
-        return dicom_seg.encode(label, instances, kind=self._segmentation_kind, provenance=provenance)
-
     async def _save(self, work: Work, prediction: Prediction, reply: InferReply, save: SaveAs) -> None:
         """Keep the prediction as a label of its image."""
         call, body, ext = work.call, reply.body, reply.ext
         if body is None:
-            body, ext = await self._executors.io(_encode_file, work, prediction)
+            body, ext = await self._executors.io(encode_file, work, prediction)
         staged = await self._store.stage(ext)
         try:
             await self._executors.io(staged.write_bytes, body)
@@ -373,44 +332,3 @@ def _last(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
 def _annotator(call: InferCall) -> tuple[str, str, str] | None:
     """Identifies annotator and image; None for a caller without a client id."""
     return None if call.client_id is None else (call.user, call.client_id, call.key)
-
-
-def _is_points(value: Any) -> bool:
-    """True for a parameter that is a list of clicks."""
-    return isinstance(value, list) and bool(value) and all(isinstance(point, list) for point in value)
-
-
-def _encode(work: Work, prediction: Prediction, onto: Mask | None) -> tuple[bytes | None, str, float]:
-    """The reply's body, its extension, and the seconds that encoding took."""
-    began = time.perf_counter()
-    body, ext = None, _ext(work)
-    if work.call.output is Output.BOX:
-        body = mask_codec.encode(prediction.labels, onto)
-    elif work.call.output in (Output.ALL, Output.IMAGE):
-        body, ext = _encode_file(work, prediction)
-    return body, ext, time.perf_counter() - began
-
-
-def _encode_file(work: Work, prediction: Prediction) -> tuple[bytes, str]:
-    """The mask as a file and its extension; of a model that answers JSON, that."""
-    if prediction.document is not None:
-        return prediction.document, ".json"
-    wide = work.call.params.get("result_dtype") == "uint16"
-    affine, ext = work.image.volume.affine, _ext(work)
-    return encode_prediction(prediction, work.task.info, affine, ext, wide=wide), ext
-
-
-def _ext(work: Work) -> str:
-    return work.call.ext or work.image.file.ext or ".nrrd"
-
-
-def _params(work: Work, prediction: Prediction, write_s: float) -> dict[str, Any]:
-    latencies = {**prediction.seconds, "write": write_s}
-    stages = {name: round(latencies.get(name, 0.0), 4) for name in ("pre", "infer", "invert", "post", "write")}
-    return {
-        "label_names": dict(work.task.info.labels),
-        "latencies": {**stages, "total": round(time.perf_counter() - work.began, 4), "transform": {}},
-        "centroids": {},
-        "model_version": work.task.version,
-        **prediction.params,
-    }

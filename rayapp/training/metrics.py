@@ -7,12 +7,13 @@ its absence from both as perfect. Here the first scores 0 and the second does no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import distributed
+
+if TYPE_CHECKING:
+    import torch
 
 Metrics = dict[str, dict[str, float]]
 """Mean Dice score by measurement and structure; the key "mean" is the mean over structures."""
@@ -65,6 +66,9 @@ class Tally:
 
     def all_reduce(self, device: torch.device) -> None:
         """Sum over all workers of the run. A collective operation: every worker calls it."""
+        import torch  # needed among several workers only, and `rayapp replay` computes its scores without it
+        from torch import distributed
+
         sums = torch.from_numpy(self._sums).to(device)
         distributed.all_reduce(sums)
         self._sums = sums.cpu().numpy()

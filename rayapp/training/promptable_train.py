@@ -96,7 +96,7 @@ class PromptableTrainTask:
 
 
 def is_promptable(version: ModelVersion) -> bool:
-    """Whether a version is a network for any structure by any prompt."""
+    """True if a version is a network for any structure by any prompt."""
     return bool(version.card["network"].get("name") == Promptable.__name__)
 
 

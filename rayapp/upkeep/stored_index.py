@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rayapp.datastore.index import VERSION
+from rayapp.datastore.schema import VERSION
 from rayapp.errors import Conflict, NotFound
 
 HIDDEN = ".rayapp"

@@ -64,10 +64,23 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+def heavy_after(modules: str) -> str:
+    """Those of torch and MONAI that another process has imported after these modules, as a list is printed."""
+    code = f"import sys, {modules}; print([m for m in ('torch', 'monai') if m in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+
+
 def test_a_gateway_and_what_starts_a_server_import_no_torch():
-    ours = "deployments.gateway, deployments.ingress, rayapp.launch"
-    code = f"import sys, {ours}; print([m for m in ('torch', 'monai') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    assert heavy_after("deployments.gateway, deployments.ingress, rayapp.launch") == "[]\n"
+
+
+def test_the_owners_of_data_and_jobs_import_no_torch():
+    """Each is a process of its own, and so are the scoring actors, which wait for their work without it."""
+    assert heavy_after("actors.datastore, actors.models, actors.jobs, actors.scoring, rayapp.datastore.local") == "[]\n"
+
+
+def test_a_replay_computes_its_scores_without_torch():
+    assert heavy_after("rayapp.training.metrics, rayapp.imaging.placement, rayapp.client") == "[]\n"
 
 
 def test_the_version_is_shown():

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from rayapp.datastore.index import SCHEMA, Index, insert_image
+from rayapp.datastore.index import Index, insert_image
 from rayapp.datastore.interfaces import ClickEvent
 from rayapp.datastore.job_record import Job, State
 from rayapp.datastore.journal import append_event, put_job, read_jobs
 from rayapp.datastore.salvage import salvage
+from rayapp.datastore.schema import SCHEMA
 from rayapp.errors import Conflict, NotFound
 from rayapp.protocol import JobKind
 from rayapp.training.train_task import Progress

@@ -30,7 +30,7 @@ MODERATE = (
 
 
 def computed(work: Workload) -> bool:
-    """Whether this processor would compute it so: without bfloat16 of its own none is ever asked for."""
+    """True if this processor would compute it so: without bfloat16 of its own none is ever asked for."""
     return work.precision == "float32" or supports_bf16(torch.device("cpu"))
 
 
