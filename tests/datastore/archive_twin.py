@@ -30,6 +30,7 @@ from rayapp.imaging.reader import read_volume
 from rayapp.imaging.volume import Segmentation
 from tests.imaging.grids import AFFINES, MAX, voxels
 from tests.imaging.series import write_series
+from tests.waiting import until
 
 SHAPE = (5, 7, 4)
 AFFINE = AFFINES["straight"]
@@ -237,6 +238,27 @@ def value_of(store: DicomwebDatastore, series: str, tag: str = "final") -> int:
 def slices_of(path: Path) -> int:
     """Slices of a volume."""
     return int(read_volume(path, max_bytes=MAX).array.shape[-1])
+
+
+def held(twins: Twins, *series: str, slices: int | None = None) -> None:
+    """Put series into the archive."""
+    for one in series:
+        twins.archive.add(twins.folder / "files", one, slices=slices)
+
+
+def sent(store: Any) -> None:
+    """Wait until nothing is left to be sent."""
+    until(lambda: not store.unsent())
+
+
+def refuses(*failing: str, error: Callable[[], Exception]) -> Callable[..., None]:
+    """An archive that stores no segmentation of these series."""
+
+    def before(series: str, *_: Any) -> None:
+        if series in failing:
+            raise error()
+
+    return before
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,52 +22,12 @@ from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import Busy, Conflict, NotFound
 from tests.datastore.stepped_commit import SteppedCommit, Work
+from tests.datastore.store_model import ANYTHING, Key, Model, Pending
 from tests.memory_folder import memory_folder
 
 IMAGES, TAGS, EXTS = ("ct_a", "ct_b"), ("final", "second"), (".nii.gz", ".nrrd")
 USERS = ("ann", "ben")
-Key = tuple[str, str]
 KEYS = st.tuples(st.sampled_from(IMAGES), st.sampled_from(TAGS))
-ANYTHING = object()
-"""Instead of a content or an info that the model does not say."""
-
-
-@dataclass
-class Pending:
-    """A call whose change is not committed yet; `committed` tells the model of it."""
-
-    work: Work
-    what: str
-    committed: Callable[[Exception | None, Any], None]
-    steps: int = 0
-
-
-@dataclass
-class Model:
-    """The state that the folder must have.
-
-    Attributes:
-        current: content of each label; None for none.
-        unseen: contents that another program has written and nothing of ours has noticed so far.
-        required: (image, tag, content, author) that must be revisions.
-        possible: those that may be.
-        changes: number of changes of each label, by whomever.
-        notes: what we set last in the info of each image, and each label.
-        marks: what another program wrote last into the document, by image.
-    """
-
-    current: dict[Key, Any] = field(default_factory=lambda: defaultdict(lambda: None))
-    unseen: dict[Key, bytes] = field(default_factory=dict)
-    required: set[tuple[str, str, bytes, str]] = field(default_factory=set)
-    possible: set[tuple[str, str, bytes, str]] = field(default_factory=set)
-    changes: dict[Key, int] = field(default_factory=lambda: defaultdict(int))
-    notes: dict[Any, Any] = field(default_factory=lambda: defaultdict(lambda: None))
-    marks: dict[str, Any] = field(default_factory=lambda: defaultdict(lambda: None))
-
-    def notice(self, key: Key) -> None:
-        """Content that another program wrote under the key must be a revision from now on."""
-        if key in self.unseen:
-            self.required.add((*key, self.unseen.pop(key), "folder"))
 
 
 class StoreMachine(RuleBasedStateMachine):
