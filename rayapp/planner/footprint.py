@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from rayapp.models.networks import build
 
@@ -125,28 +125,42 @@ def _trace(description: str, threads: int) -> Footprint:
     with tracker:
         with fake:
             run = workload.prepare()
-        tracker.traffic = 0
-        with FlopCounterMode(display=False) as counter:
-            run()
-    return Footprint(
-        memory=tracker.memory, resident=tracker.resident, flops=counter.get_total_flops(), traffic=tracker.traffic
-    )
+        tracker.begin()
+        run()
+    return Footprint(memory=tracker.memory, resident=tracker.resident, flops=tracker.flops, traffic=tracker.traffic)
 
 
 class _AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tracks the bytes of all live storages after each operation, and oneDNN's scratch memory during it."""
+    """Tracks the bytes of all live storages after each operation, and oneDNN's scratch memory during it.
+
+    It counts floating point operations as `FlopCounterMode` does, which would pass every call and every module through
+    Python once more.
+    """
 
     def __init__(self, threads: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.memory = self.resident = self.traffic = 0
+        self.memory = self.resident = self.traffic = self.flops = 0
         self._threads = threads
         self._live: set[int] = set()
         self._large = self._small = 0
+        self._counting = False
+
+    def begin(self) -> None:
+        """Count traffic and floating point operations from here on."""
+        self.traffic, self._counting = 0, True
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = operation(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self._counting and operation.namespace == "aten":
+            with self:  # inference mode leaves it to the modes to take composite operations apart
+                parts = operation.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = operation(*args, **kwargs)
+        if self._counting and (formula := flop_registry.get(operation.overloadpacket)) is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
         for output in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(output, Tensor):
                 self._track(output.untyped_storage())
