@@ -77,8 +77,7 @@ class DicomTree:
             if uid is None:
                 reason = self._others.get(name)
                 if reason is None:
-                    uid, info, reason = _series_of(path)
-                    keys[name] = _key_of(path) if uid is not None else None
+                    uid, info, reason, keys[name] = _series_of(path)
                 if uid is None:
                     others[name] = reason
                     if reason:
@@ -162,12 +161,14 @@ class DicomTree:
                 if path.is_dir():
                     return False
                 link = _link_name(path)
-                uid = _uid_of(linked[link]) if link in linked else _series_of(path)[0]
+                if link in linked:
+                    return False  # a series once known by its UID keeps that id
+                uid, _, _, key = _series_of(path)
             except (OSError, folder_scan.LeftOut):
                 return False
             if uid is not None:
                 uids.add(uid)
-                keys[path] = _key_of(path)
+                keys[path] = key
             if len(uids) > 1 or uid in known:
                 return False
         return len(split(keys)) == 1
@@ -229,26 +230,26 @@ def _link_name(path: Path) -> str:
     return f"{digest}-{status.st_mtime_ns:x}-{status.st_size:x}.dcm"
 
 
-def _series_of(path: Path) -> tuple[str | None, Info | None, str]:
-    """SeriesInstanceUID and info of a DICOM image file, and ""; None twice and the reason for any other file, which is
-    "" for one that is no image.
+def _series_of(path: Path) -> tuple[str | None, Info | None, str, SliceKey | None]:
+    """SeriesInstanceUID and info of a DICOM image file, "", and what tells its slice from others; of any other file
+    None, None, the reason and None. The reason is "" for one that is no image.
     """
     try:
         with path.open("rb") as file:
             if file.read(132)[128:] != b"DICM":
-                return None, None, ""
+                return None, None, "", None
         check_syntax(read_file_meta_info(path))  # before anything is decompressed
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, "Rows"])
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, *TAGS, "Rows"])
         uid = str(header.get("SeriesInstanceUID") or "")
         if "Rows" not in header or header.get("Modality") in NO_IMAGES:
-            return None, None, "" if len(header) else "it is a damaged DICOM file: copy it again"
+            return None, None, "" if len(header) else "it is a damaged DICOM file: copy it again", None
         info = {tag: str(header.get(tag) or "UNK") for tag in _TAGS}
     except OSError as error:
-        return None, None, folder_scan.why(error)
+        return None, None, folder_scan.why(error), None
     except Unreadable as error:
-        return None, None, error.detail
+        return None, None, error.detail, None
     except Exception as error:  # damaged files make the parser raise almost anything
-        return None, None, f"it is a damaged DICOM file ({type(error).__name__}): copy it again"
+        return None, None, f"it is a damaged DICOM file ({type(error).__name__}): copy it again", None
     if not is_valid_name(uid, "image"):
-        return None, None, "its SeriesInstanceUID is missing or not valid: without it no series can be told"
-    return uid, info, ""
+        return None, None, "its SeriesInstanceUID is missing or not valid: without it no series can be told", None
+    return uid, info, "", SliceKey.of(header)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 ATTRIBUTES = {
     "EchoNumbers": "echo",
@@ -48,11 +49,16 @@ class SliceKey:
                 return None
         except (TypeError, ValueError):
             return None
-        return cls(position=position, values=tuple(_text(header.get(keyword)) for keyword in ATTRIBUTES))
+        return cls(position=position, values=tuple(_text(header, keyword) for keyword in ATTRIBUTES))
 
 
-def _text(value: Any) -> str:
-    words = value if isinstance(value, (list, tuple)) or hasattr(value, "append") else [value]
+def _text(header: Dataset, keyword: str) -> str:
+    """The attribute's value in characters that an id may have; "" if it is missing or damaged."""
+    try:
+        value = header.get(keyword)
+    except Exception:  # values are parsed when they are first asked for
+        return ""
+    words = value if isinstance(value, (list, tuple, MultiValue)) else [value]
     return "-".join(_UNSAFE.sub("-", str(word)).strip("-.") for word in words if word not in (None, ""))
 
 

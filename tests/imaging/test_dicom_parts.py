@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 
-from rayapp.imaging.dicom_parts import SliceKey, split
+from rayapp.imaging.dicom_parts import ATTRIBUTES, SliceKey, split
 
 
 def _series(slices: int, **values: list[Any]) -> dict[int, SliceKey | None]:
@@ -76,3 +78,14 @@ def test_files_without_a_position_or_of_several_frames_are_not_split() -> None:
     assert SliceKey.of(Dataset()) is None
     keys = {**_series(4, EchoNumbers=[1, 2]), 99: None}
     assert split(keys) == {"": list(keys)}
+
+
+def test_a_damaged_value_counts_as_missing() -> None:
+    """Values are parsed when they are first asked for: a number of three bytes must not stop a scan."""
+    header = Dataset()
+    header.ImagePositionPatient, header.AcquisitionNumber = [1, 2, 3], 7
+    header[0x00189087] = RawDataElement(BaseTag(0x00189087), "FD", 3, b"abc", 0, False, True)
+    key = SliceKey.of(header)
+    assert key is not None
+    assert key.values[list(ATTRIBUTES).index("DiffusionBValue")] == ""
+    assert key.values[list(ATTRIBUTES).index("AcquisitionNumber")] == "7"
