@@ -6,7 +6,7 @@ const STYLE = `
 .rayapp { padding: 10px; color: #e8eef6; font: 13px/1.5 system-ui, sans-serif; }
 .rayapp h3 { margin: 14px 0 4px; font-size: 12px; letter-spacing: .04em; color: #8fb4d9; text-transform: uppercase; }
 .rayapp .image { font-size: 15px; font-weight: 600; overflow-wrap: anywhere; }
-.rayapp select { width: 100%; padding: 5px; background: #0b1a42; color: inherit; border: 1px solid #3a5080;
+.rayapp select, .rayapp input { box-sizing: border-box; width: 100%; padding: 5px; background: #0b1a42; color: inherit; border: 1px solid #3a5080;
   border-radius: 4px; }
 .rayapp button { margin: 5px 5px 0 0; padding: 5px 10px; background: #1f3d7a; color: inherit; border-radius: 4px;
   border: 1px solid transparent; cursor: pointer; }

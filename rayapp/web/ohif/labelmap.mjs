@@ -96,6 +96,16 @@ export class Labelmap {
     window.cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(this.id);
   }
 
+  /** Have one more segment. @param {Segment} segment */
+  add(segment) {
+    this.segments.push(segment);
+    const { segmentationService } = this.services;
+    if (segmentationService.getSegmentation(this.id)) {
+      const { value: segmentIndex, label, colour: rgb } = segment;
+      segmentationService.addSegment(this.id, { segmentIndex, label, color: [...rgb, 255] });
+    }
+  }
+
   /** Make this the segment that OHIF's tools paint. @param {number} segment */
   select(segment) {
     if (this.services.segmentationService.getSegmentation(this.id)) {

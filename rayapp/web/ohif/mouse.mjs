@@ -79,31 +79,38 @@ export class Mouse {
    *
    * @param {Annotation} mark
    * @param {Labelmap} labelmap
-   * @param {string} name of the structure, or of the background
+   * @param {string} name under which the model takes the structure, or the background
+   * @param {string} said what the reader calls it
    * @returns {Marked|Boxed|Unfinished}
    * @throws {Error} if the mark lies outside the image
    */
-  read(mark, labelmap, name) {
+  read(mark, labelmap, name, said) {
     if (mark.metadata.toolName === curves.TOOL) {
       const curve = curves.outline(mark, labelmap);
       points.remove(mark);
       if (!curve || curve.length < 3) {
         throw new Error(curve ? PROBLEMS.curveTooSmall : PROBLEMS.curveOutside);
       }
-      return { prompt: { curves: [curve] }, points: [], what: says.curve(name) };
+      return { prompt: { curves: [curve] }, points: [], what: says.curve(said) };
     }
     const voxel = labelmap.voxelAt(points.world(mark));
     if (!voxel) {
       throw new Error(PROBLEMS.pointOutside);
     }
     if (this.mode === 'corner' || this.mode === 'extreme') {
-      return this.#gather(voxel, mark, name);
+      return this.#gather(voxel, mark, name, said);
     }
-    return { prompt: { clicks: { [name]: [voxel] } }, points: [mark], what: says.point(name, voxel) };
+    return { prompt: { clicks: { [name]: [voxel] } }, points: [mark], what: says.point(said, voxel) };
   }
 
-  /** @param {number[]} voxel @param {Annotation} point @param {string} name @returns {Marked|Boxed|Unfinished} */
-  #gather(voxel, point, name) {
+  /**
+   * @param {number[]} voxel
+   * @param {Annotation} point
+   * @param {string} name
+   * @param {string} said
+   * @returns {Marked|Boxed|Unfinished}
+   */
+  #gather(voxel, point, name, said) {
     this.gathered.push({ voxel, point });
     const corner = this.mode === 'corner';
     const left = (corner ? 2 : EXTREMES) - this.gathered.length;
@@ -114,7 +121,7 @@ export class Mouse {
     const marks = this.gathered.map(one => one.point);
     if (!corner) {
       this.gathered = [];
-      return { prompt: { extremes: { [name]: voxels } }, points: marks, what: says.extremes(name) };
+      return { prompt: { extremes: { [name]: voxels } }, points: marks, what: says.extremes(said) };
     }
     this.forget();
     const pairs = [0, 1, 2].map(axis => voxels.map(one => one[axis]).sort((a, b) => a - b));

@@ -31,7 +31,10 @@ export class Panel {
     this.waiting = 0; // actions begun or queued
     /** @type {import('./next.mjs').Run} */
     const run = (doing, act) => this.#run(doing, act);
-    this.structures = new Structures(() => this.#changeStructure());
+    this.structures = new Structures(
+      () => this.#changeStructure(),
+      name => this.#learn(name)
+    );
     this.next = new Next(run);
     this.training = new Training(run);
     this.uncertainty = new Uncertainty(run, () => this.#needed().labelmap);
@@ -140,17 +143,17 @@ export class Panel {
 
   /** Ask the server what it offers. */
   async #meet() {
-    const { models, strategies, scoring, trainers } = await server.info();
+    const { models, labels, strategies, scoring, trainers } = await server.info();
     const typed = (/** @type {string[]} */ types) =>
       Object.keys(models).filter(name => types.includes(models[name].type));
     options(this.parts.automatic, typed(AUTOMATIC));
     options(this.parts.prompted, typed(PROMPTED));
     options(this.parts.scribbled, typed(SCRIBBLED));
-    this.structures.show(models);
+    this.structures.show(models, labels);
     this.next.show(strategies);
     this.uncertainty.show(Object.keys(scoring));
     this.training.show(Object.keys(trainers)).catch(error => this.#show(server.reason(error), 'wrong'));
-    return { models, names: this.structures.names };
+    return { models, names: this.structures.names, learn: (/** @type {string} */ name) => this.structures.learn(name) };
   }
 
   /** Open the series in the active viewport: its image, and the work on it so far. */
@@ -204,6 +207,15 @@ export class Panel {
     return select.value;
   }
 
+  /** Offer a structure that the reader has named. @param {string} name */
+  #learn(name) {
+    if (this.work) {
+      this.work.learn(name);
+    } else if (!this.structures.names.includes(name)) {
+      this.structures.learn(name);
+    }
+  }
+
   #changeStructure() {
     if (this.work) {
       this.work.strokes = this.work.box = null;
@@ -234,7 +246,7 @@ export class Panel {
       const on = this.mouse.mode !== 'background';
       const name = !on ? BACKGROUND : work.models[model].type === 'deepgrow' ? 'foreground' : label;
       points.paint(mark, work.colourOf(on ? label : null));
-      read = this.mouse.read(mark, work.labelmap, name);
+      read = this.mouse.read(mark, work.labelmap, name, on ? label : BACKGROUND);
     } catch (error) {
       points.remove(mark);
       throw error;

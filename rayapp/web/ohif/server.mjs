@@ -8,7 +8,7 @@ import { PROBLEMS } from './words.mjs';
  * @typedef {import('./labelmap.mjs').Image} Image
  * @typedef {{type: string, labels: Record<string, number>, dimension: number, description: string}} Model
  * @typedef {{models: Record<string, Model>, strategies: Record<string, {description: string}>,
- *   scoring: Record<string, object>, trainers: Record<string, object>}} Info
+ *   scoring: Record<string, object>, trainers: Record<string, object>, labels: string[]}} Info
  * @typedef {{archived?: string, archive_problem?: string, archive_waiting?: string}} LabelInfo
  * @typedef {{clicks?: Record<string, number[][]>, extremes?: Record<string, number[][]>, curves?: number[][][],
  *   label?: string|null, roi?: number[]|null, start?: string, size?: number, reset?: boolean}} Prompt clicks and

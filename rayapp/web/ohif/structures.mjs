@@ -1,29 +1,52 @@
-/** The structures that the server's models know, and the active one. */
+/** The structures that can be labelled, those of the server and those that the reader adds, and the active one. */
 
 import { element, fill } from './dom.mjs';
 import { colour } from './labelmap.mjs';
+import { ADD, UNNAMED } from './words.mjs';
 import { BACKGROUND } from './work.mjs';
 
 export class Structures {
-  /** @param {() => void} changed is called when another structure becomes active */
-  constructor(changed) {
+  /**
+   * @param {() => void} changed is called when another structure becomes active
+   * @param {(name: string) => void} added is called with the name of a structure that the reader adds
+   */
+  constructor(changed, added) {
     this.changed = changed;
     /** @type {string[]} */
-    this.names = [];
+    this.names = []; // their segments are counted from 1 in this order
     this.active = '';
-    this.node = element('div', { className: 'labels' });
+    this.list = element('div', { className: 'labels' });
+    this.input = element('input', { name: 'structure', placeholder: ADD.text, title: ADD.hint, maxLength: 64 });
+    this.input.addEventListener('keydown', ({ key }) => {
+      const name = this.input.value.trim();
+      if (key === 'Enter' && name && name !== BACKGROUND) {
+        this.input.value = '';
+        added(name);
+        this.#choose(name);
+      }
+    });
+    this.node = element('div', {}, this.list, this.input);
   }
 
   /**
-   * Offer the structures of these models, ordered by label value.
+   * Offer the structures of these models, ordered by label value, and the others that the server names. If there are
+   * none, one without a name is offered: any structure can be pointed at.
    *
    * @param {Record<string, import('./server.mjs').Model>} models
+   * @param {string[]} labels
    */
-  show(models) {
+  show(models, labels) {
     const known = Object.values(models).flatMap(model => Object.entries(model.labels));
-    const values = new Map(known.sort((a, b) => a[1] - b[1]).filter(([name]) => name !== BACKGROUND));
-    this.names = [...values.keys()];
+    const names = new Set([...known.sort((a, b) => a[1] - b[1]).map(([name]) => name), ...labels]);
+    names.delete(BACKGROUND);
+    this.names = names.size ? [...names] : [UNNAMED];
     this.active = this.names[0];
+    this.#draw();
+  }
+
+  /** Offer one more structure. @param {string} name not among those offered */
+  learn(name) {
+    this.names.push(name);
     this.#draw();
   }
 
@@ -47,6 +70,6 @@ export class Structures {
       row.classList.toggle('on', name === this.active);
       return row;
     });
-    fill(this.node, ...rows);
+    fill(this.list, ...rows);
   }
 }

@@ -6,6 +6,12 @@
  *   |'stop'|'smaller'|'larger'|'undo'|'save'|'next'|'uncertainty'|'train'|'stop-training'} ButtonName
  */
 
+/** The field for a structure that the server does not know. */
+export const ADD = { text: 'Add a structure', hint: 'type its name and press Enter' };
+
+/** The name of a structure where nobody has named one. */
+export const UNNAMED = 'structure';
+
 /** @type {Record<ButtonName, Button>} */
 export const BUTTONS = {
   again: { text: 'Try again' },

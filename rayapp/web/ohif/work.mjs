@@ -12,7 +12,8 @@ const SINGLE = 'deepgrow'; // the type of models of one structure, whichever the
 const STEPS = 20; // that can be undone
 
 /**
- * @typedef {{names: string[], models: Record<string, server.Model>}} Known the server's structures and models
+ * @typedef {{names: string[], models: Record<string, server.Model>, learn: (name: string) => void}} Known the
+ *   structures that are offered, the server's models, and how to offer one more
  * @typedef {{model: string, label: string|null, labels: Labels}} Own labels that one model alone has produced
  * @typedef {object} Step
  * @property {Labels|null} before null: as of the interaction before the prompt
@@ -34,14 +35,15 @@ export class Work {
    */
   static async open(services, shown, known) {
     const image = await server.imageOfSeries(shown.SeriesInstanceUID);
-    const structures = known.names.map((label, at) => ({ value: at + 1, label, colour: colour(at + 1) }));
+    const structures = known.names.map((label, at) => segmentOf(label, at + 1));
     return new Work(new Labelmap(services, shown, image, [...structures, ...strokes.SEGMENTS]), known);
   }
 
   /** @param {Labelmap} labelmap @param {Known} known */
-  constructor(labelmap, { names, models }) {
+  constructor(labelmap, { names, models, learn }) {
     this.labelmap = labelmap;
     this.names = names;
+    this.offer = learn;
     this.models = models;
     /** @type {server.Interaction|null} */
     this.interaction = null;
@@ -62,6 +64,14 @@ export class Work {
 
   get image() {
     return this.labelmap.image;
+  }
+
+  /** Know a structure from now on. @param {string} name */
+  learn(name) {
+    if (!this.names.includes(name)) {
+      this.offer(name);
+      this.labelmap.add(segmentOf(name, this.names.length));
+    }
   }
 
   /** Show the saved label, or the prompts given since. Returns what to say of it. */
@@ -264,6 +274,7 @@ export class Work {
     let [label, labels] = [this.names[0], saved];
     for (const [at, prompt] of prompts.entries()) {
       label = prompt.label ?? label;
+      this.learn(label);
       this.box = interaction.box = prompt.roi ?? (prompt.reset ? null : this.box);
       const dots = points.of(prompt, this.labelmap, name => this.#colour(name, label));
       const start = prompt.start ? await decode(fromText(prompt.start)) : null;
@@ -310,7 +321,9 @@ export class Work {
   #saved({ info, label_names }) {
     const listed = (info.label_info ?? []).flatMap(one => (one.idx === undefined ? [] : [[one.name, one.idx]]));
     const named = listed.length ? listed : Object.entries(label_names ?? {});
-    return Object.fromEntries(named.length ? named : this.names.map((name, at) => [name, at + 1]));
+    const names = Object.fromEntries(named.length ? named : this.names.map((name, at) => [name, at + 1]));
+    Object.keys(names).forEach(name => name !== BACKGROUND && this.learn(name)); // so that saving keeps them
+    return names;
   }
 
   /**
@@ -371,4 +384,9 @@ const answered = (model, params) => says.answered(model, params.latencies.total,
 /** @param {Labels} one @param {Labels} other */
 function equal(one, other) {
   return one.every((value, at) => value === other[at]);
+}
+
+/** @param {string} label @param {number} value from 1 @returns {import('./labelmap.mjs').Segment} */
+function segmentOf(label, value) {
+  return { value, label, colour: colour(value) };
 }

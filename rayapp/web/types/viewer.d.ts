@@ -106,6 +106,7 @@ interface SegmentationService {
     options: { segmentationId: string; label: string; segments: object }
   ): Promise<string>;
   setActiveSegment(id: string, segment: number): void;
+  addSegment(id: string, segment: { segmentIndex: number; label: string; color: number[] }): void;
   setSegmentColor(viewportId: string, id: string, segment: number, rgba: number[]): void;
   remove(id: string): void;
 }
