@@ -111,7 +111,7 @@ def answer(task: Any, subject: Subject, prompts: Prompts, config: Mapping[str, A
     info: TaskInfo = task.info
     label = label_of(subject, info)
     if info.structures:
-        renamed = {label: clicks for clicks in prompts.clicks.values()} if label else {}
+        renamed = {label: next(iter(prompts.clicks.values()))} if label and prompts.clicks else {}
         prompts = replace(prompts, label=label, clicks=renamed)
     asked = lower_drawings(prompts, info, subject.volume.shape)
     labels = task.predict(task.prepare(subject.volume), asked, config).labels
