@@ -1,9 +1,9 @@
 """Prompts on large volumes: python -m benchmarks.large_volumes [--edge 1024]
 
-Made-up volumes: a CT of 512x512x200 and one of `--edge` voxels along each axis (uint8). For a box around a large and
-one around a small structure and for a stroke: ms of the processor to read the prompt from a request, from there to the mask
-by `Histogram+GraphCut`, and to pack the mask for the client; and the most memory in MB beside the image. The
-processor's time hardly depends on what else the machine does.
+Made-up volumes: a CT of 512x512x200 and one of `--edge` voxels along each axis (uint8). Reported are, for a box around
+a large and one around a small structure and for a stroke, ms of the processor to read the prompt from a request, from
+there to the mask by `Histogram+GraphCut`, and to pack the mask for the client; and the most memory in MB beside the
+image. The processor's time hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
