@@ -53,9 +53,6 @@ GROWTHS = 4
 """Number of times the region may grow."""
 BOX_ITERATIONS = 2
 """Number of cuts of the structure in a box, each with an appearance model of the previous one."""
-RIM_MM = 3.0
-"""Distance to the border of the structure found in a box up to which voxels do not count for its appearance: the border
-is not found yet, and large voxels on it are of both sides."""
 NEARNESS = 4.0
 """Log-odds that a slice's voxel gains on a foreground stroke and loses on a background one; 0 halfway between."""
 OUTLINE_MM = 3.0
@@ -146,19 +143,12 @@ class ScribblesTask:
         """
         mask: Bools = np.moveaxis(sliced.region.marks(structure), sliced.axis, -1) == FOREGROUND
         for _ in range(BOX_ITERATIONS):
-            if mask.all() or not mask.any():
-                break
             outlines = {int(k): mask[..., k] for k in np.flatnonzero(mask.any(axis=(0, 1)))}
-            mask = _segment_volume(sliced, outlines, self._fit_beyond_rim(sliced, mask), optimise)
+            model = self._refit(sliced, outlines)
+            if model is None:
+                break
+            mask = _segment_volume(sliced, outlines, model, optimise)
         return mask
-
-    def _fit_beyond_rim(self, sliced: SlicedRegion, mask: Bools) -> Likelihood:
-        """An appearance model of a mask and of what is around it, without the voxels next to its border."""
-        sure = np.abs(sparse_slices.signed_distance(mask, sliced.spacing)) > RIM_MM
-        for kind in (mask, ~mask):
-            if not (sure & kind).any():
-                sure |= kind
-        return self._fit(*likelihood.subsample(sliced.features[sure], mask[sure]))
 
     def _segment_slices(self, sliced: SlicedRegion, optimise: Optimiser) -> tuple[dict[int, Bools], Likelihood]:
         """Segment each stroked slice by itself; returns the masks by slice, and the appearance model of the strokes."""
