@@ -102,7 +102,7 @@ def boxed_in(subject: Subject) -> Prompts:
 
 def label_of(subject: Subject, info: TaskInfo) -> str | None:
     """The model's name for a structure; None if it has none."""
-    organ = subject.group.rpartition(",")[0] or subject.group
+    organ = (subject.group.rpartition(",")[0] or subject.group).replace(" ", "_")
     return next((name for name in info.structures if name == organ or organ.endswith(name)), None)
 
 
