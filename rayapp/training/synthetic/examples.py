@@ -60,11 +60,18 @@ class Case:
     spacing: NDArray[np.float64]
 
 
-def cases(seed: int | list[int], edges: Sequence[int], count: int = 20) -> Iterator[Case]:
-    """Endless cases, `count` of each scene, whose views have each one of `edges` voxels."""
+def cases(seed: int | list[int], edges: Sequence[int], count: int = 20, bodies: float = BODIES) -> Iterator[Case]:
+    """Endless cases, `count` of each scene, whose views have each one of `edges` voxels.
+
+    Args:
+        seed: of scenes and cases.
+        edges: see above.
+        count: see above.
+        bodies: share of scenes that are laid out as bodies are.
+    """
     random = np.random.default_rng(seed)
     while True:
-        drawn = anatomy(random) if random.random() < BODIES else scene(random, int(random.integers(72, 112)))
+        drawn = anatomy(random) if random.random() < bodies else scene(random, int(random.integers(72, 112)))
         taken = acquire(random, drawn)
         source = Source(taken.image, taken.spacing)
         for _ in range(count):

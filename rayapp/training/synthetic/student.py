@@ -51,6 +51,7 @@ class Student:
         seed: of the weights, and of what is drawn.
         device: to compute on.
         together: whether other processes of `torch.distributed` learn the same network; they average their gradients.
+        judge_alone: whether only the judge learns, how good the answers are that the rest of the network gives.
 
     Attributes:
         samples, steps: taken so far.
@@ -64,6 +65,7 @@ class Student:
         seed: int = 0,
         device: torch.device | None = None,
         together: bool = False,
+        judge_alone: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         self.samples = 0
@@ -72,6 +74,8 @@ class Student:
         self.average = channels_last(Promptable(**network)).to(device)
         self.average.load_state_dict(self.network.state_dict())
         self._optimisers = _optimisers(self.network)
+        for name, weights in self.network.named_parameters():
+            weights.requires_grad_(not judge_alone or name.startswith("judge."))
         self._edges, self._seed, self._together = list(edges), seed, together
         self._device = device or torch.device("cpu")
         self._random = np.random.default_rng([seed, 0])

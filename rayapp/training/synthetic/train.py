@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayapp.training.synthetic.examples import cases
+from rayapp.training.synthetic.examples import BODIES, cases
 from rayapp.training.synthetic.student import BATCH, Score, Student
 from rayapp.training.synthetic.trials import Trial, load_trials, score
 
@@ -46,6 +46,8 @@ class Options:
         minutes: how long; None for until stopped. The learning rate falls to nothing in the last `ENDING` of it.
         trials: a folder of real structures to validate on, see `trials`; None without.
         every: samples between validations.
+        bodies: share of scenes that are laid out as bodies are.
+        judge_alone: only the judge learns, see `Student`.
         start: exported weights to go on from while the folder has no checkpoint; the card beside them says what they
             have seen.
     """
@@ -61,6 +63,8 @@ class Options:
     trials: Path | None = None
     every: int = 8_000
     start: Path | None = None
+    bodies: float = BODIES
+    judge_alone: bool = False
     generators: int = 1
     threads: int = 2
 
@@ -72,7 +76,9 @@ class Training:
         self.options = options
         network = {"dimensions": 3, "widths": options.widths, "tail": options.tail}
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.student = Student(network, options.edges, seed=options.seed, device=self.device)
+        self.student = Student(
+            network, options.edges, seed=options.seed, device=self.device, judge_alone=options.judge_alone
+        )
         self.seconds = 0.0
         self.cpu = 0.0
         if self.checkpoint.exists():
@@ -112,12 +118,12 @@ class Training:
         return self.options.rate * warm * min(1.0, late) * min(1.0, left / ENDING)
 
 
-def _generate(out: Any, seed: Sequence[int], edges: Sequence[int]) -> None:
+def _generate(out: Any, seed: Sequence[int], edges: Sequence[int], bodies: float) -> None:
     """Make cases until the training is gone."""
     os.setsid()  # a background process of its own to the scheduler
     torch.set_num_threads(1)
     parent = os.getppid()
-    for case in cases(list(seed), edges):
+    for case in cases(list(seed), edges, bodies=bodies):
         while os.getppid() == parent:
             with contextlib.suppress(queue.Full):
                 out.put(case, timeout=5)
@@ -139,7 +145,7 @@ def train(options: Options) -> None:
 
     def started(number: int) -> Any:
         seed = (options.seed, student.samples, number)
-        maker = context.Process(target=_generate, args=(feed, seed, tuple(options.edges)), daemon=True)
+        maker = context.Process(target=_generate, args=(feed, seed, tuple(options.edges), options.bodies), daemon=True)
         maker.start()
         return maker
 
@@ -218,6 +224,8 @@ def main() -> None:
     parser.add_argument("--trials", type=Path, help="real structures to validate on, see trials.py")
     parser.add_argument("--every", type=int, default=8_000, help="samples between validations")
     parser.add_argument("--start", type=Path, help="exported weights to go on from in an empty folder")
+    parser.add_argument("--bodies", type=float, default=BODIES, help="share of scenes laid out as bodies are")
+    parser.add_argument("--judge-alone", action="store_true", help="teach the judge only; the answers stay")
     parser.add_argument("--generators", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     given = vars(parser.parse_args())
