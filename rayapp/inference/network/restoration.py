@@ -186,7 +186,7 @@ def _restored(parts: Iterable[_Part], grid: NetworkGrid, roi: tuple[Point, Point
     source, resampled = grid.source[::-1], grid.resampled[::-1]
     low, high = ((0, 0, 0), grid.source) if roi is None else roi
     labels = np.zeros(source, dtype=np.uint8)
-    sides = [(part, [_interpolation(*side) for side in _sides(part, source, resampled, low, high)]) for part in parts]
+    sides = [(part, _across(part, grid, low, high)) for part in parts]
     sides = [(part, across) for part, across in sides if all(axis.source.start < axis.source.stop for axis in across)]
     largest = np.empty((SLAB, *source[1:]), dtype=np.float32)
     for start in range(low[2], high[2], SLAB):
@@ -206,11 +206,12 @@ def _restored(parts: Iterable[_Part], grid: NetworkGrid, roi: tuple[Point, Point
     return labels.transpose(2, 1, 0)
 
 
-def _sides(
-    part: _Part, source: Sequence[int], resampled: Sequence[int], low: Point, high: Point
-) -> list[tuple[int, int, tuple[int, int], tuple[int, int]]]:
-    """Arguments of `_interpolation` along j and i, which are the same in all slabs."""
-    return [(source[at], resampled[at], part.extent[2 - at], (low[2 - at], high[2 - at])) for at in (1, 2)]
+def _across(part: _Part, grid: NetworkGrid, low: Point, high: Point) -> list[Interpolation]:
+    """Interpolation of a part along j and i, which is the same in all slabs."""
+    return [
+        _interpolation(grid.source[axis], grid.resampled[axis], part.extent[axis], (low[axis], high[axis]))
+        for axis in (1, 0)
+    ]
 
 
 def _box(sides: Iterable[slice]) -> Box:

@@ -184,7 +184,8 @@ def _spread(values: Floats, centre: float, share: float) -> float:
     if not values.size:
         return 1.0
     distances = np.abs(values - np.float32(centre)).ravel()
-    return float(np.partition(distances, int(share * (len(distances) - 1)))[int(share * (len(distances) - 1))])
+    rank = int(share * (len(distances) - 1))
+    return float(np.partition(distances, rank)[rank])
 
 
 def _differences(image: Floats, centre: float, scale: float) -> Floats:
