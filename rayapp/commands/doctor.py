@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -146,10 +146,10 @@ def _survey(table: Table, survey: Survey) -> Table:
         low, middle, high = survey.intensities
         values = f"{low:g} to {high:g}, median {middle:g}"
         table.add_row("values", f"{survey.modality}, {survey.channels} channel(s), {values}")
-    table.add_row("spacing, median", f"{_by(survey.spacing)} mm along R, A, S")
-    table.add_row("size, median", f"{_by(survey.size)} voxels, 95 % within {_by(survey.extent)} mm")
+    table.add_row("spacing, median", f"{by(survey.spacing)} mm along R, A, S")
+    table.add_row("size, median", f"{by(survey.size)} voxels, 95 % within {by(survey.extent)} mm")
     if survey.foreground is not None:
-        table.add_row("labels lie within", f"{_by(survey.foreground)} mm")
+        table.add_row("labels lie within", f"{by(survey.foreground)} mm")
         sizes = [f"{value}: {structure.volume:.3g} ml" for value, structure in survey.structures.items()]
         table.add_row("structures", ", ".join(sizes) if len(sizes) <= MAX_LISTED else str(len(sizes)))
     return table
@@ -186,11 +186,10 @@ def _proposals(table: Table, proposed: dict[str, Proposal]) -> Table:
 
     row, proposals = table.add_row, list(proposed.values())
     networks = [dict(proposal.network) for proposal in proposals]
-    widths = [network.get("filters") or network["channels"] for network in networks]
-    row("spacing, mm", *(_by(proposal.spacing) for proposal in proposals))
-    row("ROI, voxels", *(_by(proposal.roi_size) for proposal in proposals))
-    row("network", *(f"{network['name']} {w[0]}..{w[-1]}" for network, w in zip(networks, widths, strict=True)))
-    row("strides", *(" ".join(_by(stride).replace(" ", "") for stride in network["strides"]) for network in networks))
+    row("spacing, mm", *(by(proposal.spacing) for proposal in proposals))
+    row("ROI, voxels", *(by(proposal.roi_size) for proposal in proposals))
+    row("network", *map(named, networks))
+    row("strides", *(" ".join(by(stride).replace(" ", "") for stride in network["strides"]) for network in networks))
     row("window overlap", *(f"{proposal.overlap:g}" for proposal in proposals))
     row("precision", *(proposal.precision for proposal in proposals))
     row("batch size", *(str(proposal.train_batch_size) for proposal in proposals))
@@ -201,10 +200,16 @@ def _proposals(table: Table, proposed: dict[str, Proposal]) -> Table:
     return table
 
 
-def _by(numbers: object) -> str:
+def named(network: Mapping[str, Any]) -> str:
+    """A network's class, and the channels of its finest and its coarsest level."""
+    widths = network.get("filters") or network["channels"]
+    return f"{network['name']} {widths[0]}..{widths[-1]}"
+
+
+def by(numbers: object) -> str:
     """Numbers as `2 x 2 x 1`, with four significant digits."""
     parts = numbers if isinstance(numbers, (list, tuple)) else [numbers]
-    return " x ".join(_by(part) if isinstance(part, (list, tuple)) else f"{part:.4g}" for part in parts)
+    return " x ".join(by(part) if isinstance(part, (list, tuple)) else f"{part:.4g}" for part in parts)
 
 
 def _gib(size: int) -> str:

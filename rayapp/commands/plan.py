@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rayapp.commands import WrongUsage
+from rayapp.commands.doctor import by, named
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,8 +79,8 @@ def _choices(proposal: Proposal) -> Iterator[tuple[str, str]]:
     for name in CHOICES:
         value: Any = getattr(proposal, name)
         if name == "network":
-            widths = value.get("filters") or value["channels"]
-            value = f"{value['name']}, {widths[0]} to {widths[-1]} channels"
-        elif isinstance(value, (list, tuple)):
-            value = " x ".join(f"{number:g}" for number in value)
-        yield name, "-" if value is None else str(value)
+            yield name, named(value)
+        elif value is None or isinstance(value, str):
+            yield name, value or "-"
+        else:
+            yield name, by(value)
