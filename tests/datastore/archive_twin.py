@@ -34,6 +34,8 @@ from tests.waiting import until
 
 SHAPE = (5, 7, 4)
 AFFINE = AFFINES["straight"]
+A, B, C, D = (f"1.2.3.{n}" for n in range(1, 5))
+"""UIDs of series."""
 _SERIES = ("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription", "PatientID", "StudyDate")
 
 

@@ -13,6 +13,10 @@ from rayapp.datastore import archive_sender
 from rayapp.errors import Conflict
 from rayapp.imaging.dicom_seg import MANUFACTURER
 from tests.datastore.archive_twin import (
+    A,
+    B,
+    C,
+    D,
     Twins,
     held,
     http_error,
@@ -26,7 +30,6 @@ from tests.datastore.archive_twin import (
 from tests.waiting import until
 
 __all__ = ["twins"]
-A, B, C, D = (f"1.2.3.{n}" for n in range(1, 5))
 
 
 def final_of_another(twins: Twins, value: int) -> bytes:

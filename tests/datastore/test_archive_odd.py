@@ -14,12 +14,11 @@ from rayapp.imaging.dicom_seg import read_masks
 from rayapp.imaging.nrrd import encode_masks
 from rayapp.imaging.reader import read_grid
 from rayapp.imaging.volume import Masks
-from tests.datastore.archive_twin import ArchiveTwin, Twins, mask, save, twins, value_of
+from tests.datastore.archive_twin import A, ArchiveTwin, B, Twins, mask, save, twins, value_of
 from tests.imaging.grids import MAX
 from tests.waiting import until
 
 __all__ = ["twins"]
-A, B = "1.2.3.1", "1.2.3.2"
 
 
 def _edited(data: bytes, **fields: Any) -> bytes:

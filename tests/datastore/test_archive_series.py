@@ -14,6 +14,10 @@ from rayapp.datastore import bounded_wait, dicomweb, series_cache
 from rayapp.datastore.interfaces import ImageScore
 from rayapp.errors import Busy, NotFound
 from tests.datastore.archive_twin import (
+    A,
+    B,
+    C,
+    D,
     Twins,
     held,
     http_error,
@@ -28,7 +32,6 @@ from tests.datastore.archive_twin import (
 from tests.waiting import until
 
 __all__ = ["twins"]
-A, B, C, D = (f"1.2.3.{n}" for n in range(1, 5))
 
 
 @pytest.mark.parametrize("reopened", [False, True])
