@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from rayapp.inference.zoom.view import Source, View, normalised
 from rayapp.training.synthetic import prompts
 from rayapp.training.synthetic.anatomy import anatomy
 from rayapp.training.synthetic.appearance import Acquisition, acquire
+from rayapp.training.synthetic.gallery import excerpt
 from rayapp.training.synthetic.scenes import Scene, scene
 from rayapp.training.synthetic.shapes import Bools, Random
 
@@ -22,6 +24,10 @@ BODIES = 0.4
 """Share of scenes that are laid out as bodies are."""
 SLICES = 0.1
 """Share of cases on a single slice of an image."""
+REAL = 0.35
+"""Share of scenes that are excerpts of real images, where there is a gallery of them."""
+
+Learned = tuple[Source, Callable[[Random], Bools | None]]
 
 
 @dataclass(frozen=True)
@@ -60,29 +66,50 @@ class Case:
     spacing: NDArray[np.float64]
 
 
-def cases(seed: int | list[int], edges: Sequence[int], count: int = 20, bodies: float = BODIES) -> Iterator[Case]:
+def cases(
+    seed: int | list[int],
+    edges: Sequence[int],
+    count: int = 20,
+    bodies: float = BODIES,
+    gallery: Sequence[Path] = (),
+) -> Iterator[Case]:
     """Endless cases, `count` of each scene, whose views have each one of `edges` voxels.
 
     Args:
         seed: of scenes and cases.
         edges: see above.
         count: see above.
-        bodies: share of scenes that are laid out as bodies are.
+        bodies: share of random scenes that are laid out as bodies are.
+        gallery: real images to learn from beside random scenes, see `gallery`.
     """
     random = np.random.default_rng(seed)
     while True:
-        drawn = anatomy(random) if random.random() < bodies else scene(random, int(random.integers(72, 112)))
-        taken = acquire(random, drawn)
-        source = Source(taken.image, taken.spacing)
+        if gallery and random.random() < REAL:
+            source, structure = _part(random, gallery)
+        else:
+            source, structure = _scene(random, bodies)
         for _ in range(count):
-            structure = _structure(random, drawn, taken)
-            if structure is None:
+            mask = structure(random)
+            if mask is None:
                 break
             edge = int(random.choice(edges))
             if random.random() < SLICES:
-                yield case(random, *_slice(random, source, structure), edge)
+                yield case(random, *_slice(random, source, mask), edge)
             else:
-                yield case(random, source, structure, edge)
+                yield case(random, source, mask, edge)
+
+
+def _part(random: Random, gallery: Sequence[Path]) -> Learned:
+    """An excerpt of a real image, and what draws a structure of it."""
+    part = excerpt(random, gallery[int(random.integers(len(gallery)))])
+    return part.source, part.structure
+
+
+def _scene(random: Random, bodies: float) -> Learned:
+    """The image of a random scene, and what draws a structure of it."""
+    drawn = anatomy(random) if random.random() < bodies else scene(random, int(random.integers(72, 112)))
+    taken = acquire(random, drawn)
+    return Source(taken.image, taken.spacing), lambda random: _structure(random, drawn, taken)
 
 
 def case(random: Random, source: Source, mask: Bools, edge: int) -> Case:

@@ -48,6 +48,7 @@ class Options:
         every: samples between validations.
         bodies: share of scenes that are laid out as bodies are.
         judge_alone: only the judge learns, see `Student`.
+        gallery: a folder of real images to learn from too, see `gallery`; None without.
         start: exported weights to go on from while the folder has no checkpoint; the card beside them says what they
             have seen.
     """
@@ -63,6 +64,7 @@ class Options:
     trials: Path | None = None
     every: int = 8_000
     start: Path | None = None
+    gallery: Path | None = None
     bodies: float = BODIES
     judge_alone: bool = False
     generators: int = 1
@@ -118,12 +120,12 @@ class Training:
         return self.options.rate * warm * min(1.0, late) * min(1.0, left / ENDING)
 
 
-def _generate(out: Any, seed: Sequence[int], edges: Sequence[int], bodies: float) -> None:
+def _generate(out: Any, seed: Sequence[int], edges: Sequence[int], bodies: float, gallery: Sequence[Path]) -> None:
     """Make cases until the training is gone."""
     os.setsid()  # a background process of its own to the scheduler
     torch.set_num_threads(1)
     parent = os.getppid()
-    for case in cases(list(seed), edges, bodies=bodies):
+    for case in cases(list(seed), edges, bodies=bodies, gallery=gallery):
         while os.getppid() == parent:
             with contextlib.suppress(queue.Full):
                 out.put(case, timeout=5)
@@ -140,12 +142,14 @@ def train(options: Options) -> None:
     training = Training(options)
     student = training.student
     trials: list[Trial] = load_trials(options.trials) if options.trials else []
+    images = sorted(options.gallery.glob("*.npz")) if options.gallery else []
     context = multiprocessing.get_context("spawn")
     feed = context.Queue(48)
 
     def started(number: int) -> Any:
         seed = (options.seed, student.samples, number)
-        maker = context.Process(target=_generate, args=(feed, seed, tuple(options.edges), options.bodies), daemon=True)
+        given = (feed, seed, tuple(options.edges), options.bodies, images)
+        maker = context.Process(target=_generate, args=given, daemon=True)
         maker.start()
         return maker
 
@@ -224,6 +228,7 @@ def main() -> None:
     parser.add_argument("--trials", type=Path, help="real structures to validate on, see trials.py")
     parser.add_argument("--every", type=int, default=8_000, help="samples between validations")
     parser.add_argument("--start", type=Path, help="exported weights to go on from in an empty folder")
+    parser.add_argument("--gallery", type=Path, help="real images to learn from too, see gallery.py")
     parser.add_argument("--bodies", type=float, default=BODIES, help="share of scenes laid out as bodies are")
     parser.add_argument("--judge-alone", action="store_true", help="teach the judge only; the answers stay")
     parser.add_argument("--generators", type=int, default=1)
