@@ -292,7 +292,7 @@ class DicomwebDatastore(LocalDatastore):
 
     def datalist(
         self, *, tag: str = FINAL, immutable: bool = False, images: Path | None = None
-    ) -> list[dict[str, str]]:
+    ) -> list[dict[str, Any]]:
         """See `Datastore`. Retrieves the labelled series first; raises Busy while that is under way."""
         pairs = super().datalist(tag=tag, immutable=immutable)
         ids = [Path(pair["image"]).parent.name for pair in pairs]

@@ -352,12 +352,13 @@ class Datastore(ImageStore, LabelStore, WorklistStore, ScoreStore, ClickStore, P
 
     def datalist(
         self, *, tag: str = "final", immutable: bool = False, images: Path | None = None
-    ) -> list[dict[str, str]]:
+    ) -> list[dict[str, Any]]:
         """Labelled images for training, as `[{"image": path, "label": path}]`.
 
         Args:
             tag: tag of the labels.
-            immutable: a label's path is that of its revision file, which later saves and removals leave unchanged.
+            immutable: a label's path is that of its revision file, which later saves and removals leave unchanged, and
+                its info is given too, as `info`.
             images: a folder on the same file system, for the images of a datastore that does not keep them all, such
                 as one on an archive: they get a second name there, which stays until the caller deletes it. Images of
                 a studies folder stay where they are.

@@ -206,13 +206,15 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
         tag: str = FINAL,
         immutable: bool = False,
         images: Path | None = None,  # noqa: ARG002
-    ) -> list[dict[str, str]]:
+    ) -> list[dict[str, Any]]:
         """See `Datastore`."""
         with self._index.reader() as db:
+            pairs = self._pairs(db, tag, None)
+        if immutable:
             return [
-                {"image": str(image.path), "label": str(revision if immutable else self._labels / tag / name)}
-                for image, name, revision in self._pairs(db, tag, None)
+                {"image": str(image.path), "label": str(revision), "info": info} for image, _, revision, info in pairs
             ]
+        return [{"image": str(image.path), "label": str(self._labels / tag / name)} for image, name, _, _ in pairs]
 
     def document(self) -> Info:
         """See `Datastore`."""
@@ -224,17 +226,23 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             pairs = self._pairs(db, FINAL, limit)
         if not pairs:
             raise NotFound("no image has a final label yet: save one, then download the dataset")
-        return write_archive(target, pairs, self._text())
+        return write_archive(target, [pair[:3] for pair in pairs], self._text())
 
-    def _pairs(self, db: sqlite3.Connection, tag: str, limit: int | None) -> list[tuple[ImageRecord, str, Path]]:
-        """(image, name of the label's file, path of its revision) of the images with a label under the tag."""
+    def _pairs(self, db: sqlite3.Connection, tag: str, limit: int | None) -> list[tuple[ImageRecord, str, Path, Info]]:
+        """(image, name of the label's file, path of its revision, its info) of the images with a label of the tag."""
         rows = db.execute(
-            "SELECT i.id, i.ext, i.info, l.ext, l.sha FROM label AS l JOIN image AS i ON i.id = l.image_id"
+            "SELECT i.id, i.ext, i.info, l.ext, l.sha, l.info FROM label AS l JOIN image AS i ON i.id = l.image_id"
             " WHERE l.tag = ? ORDER BY i.id LIMIT ?",
             (tag, _limit(limit)),
         )
         return [
-            (self._records.image(row[:3]), label_name(row[0], row[3]), self._files.path(row[4], row[3])) for row in rows
+            (
+                self._records.image(row[:3]),
+                label_name(row[0], row[3]),
+                self._files.path(row[4], row[3]),
+                info_of(row[5]),
+            )
+            for row in rows
         ]
 
     def _text(self) -> str:

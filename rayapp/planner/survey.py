@@ -24,6 +24,7 @@ from rayapp.datastore.image_names import id_of, label_name, shown
 from rayapp.errors import NotFound, RayappError, Unreadable
 from rayapp.geometry import Orientation, spacing
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
+from rayapp.imaging.unseen import unseen_voxels
 from rayapp.imaging.volume import Grid
 from rayapp.protocol import FINAL, ORIGINAL
 
@@ -262,6 +263,8 @@ def _measure(path: Path, image: Path | None) -> tuple[dict[int, Structure], Trip
         Unreadable: if the label map has no structure.
     """
     label = read_segmentation(path, max_bytes=MAX_BYTES)
+    if (unseen := unseen_voxels(label)) is not None:
+        label = replace(label, array=np.where(unseen, 0, label.array))
     axes = Orientation.of(label.affine).axes
     edges = spacing(label.affine)
     counts = np.bincount(label.array.ravel(order="K"))

@@ -6,10 +6,12 @@ that training and inference see identical inputs. One thread reads at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +19,12 @@ import torch
 from torch import Tensor
 
 from rayapp.errors import BadRequest, RayappError
+from rayapp.imaging.label_names import with_names
 from rayapp.imaging.placement import pad_to_grid
 from rayapp.imaging.reader import read_segmentation, read_volume, split_ext
+from rayapp.imaging.unseen import UNSEEN, unseen_voxels, with_unseen_slices
 from rayapp.imaging.volume import Grid, Segmentation, Volume
+from rayapp.training.partial import unsought
 from rayapp.training.train_task import Pair
 
 MIN_PAIRS = 2
@@ -34,11 +39,13 @@ class Case:
 
     Attributes:
         image: Normalised channels, (C, …), float16.
-        labels: Label map, (…), uint8.
+        labels: Label map, (…), uint8; `UNSEEN` where nobody looked.
+        unsought: Values of the structures that nobody looked for.
     """
 
     image: Tensor
     labels: Tensor
+    unsought: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -90,25 +97,39 @@ class Cases:
         return case
 
 
-def case_of(image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> Case:
+def case_of(image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], unsought: tuple[int, ...] = ()) -> Case:
     """A case with a copy of these arrays: image (C, …), labels (…)."""
     return Case(
-        image=torch.from_numpy(image).half(), labels=torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8))
+        image=torch.from_numpy(image).half(),
+        labels=torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8)),
+        unsought=unsought,
     )
 
 
-def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> tuple[Volume, npt.NDArray[np.uint8]]:
+class Annotated(NamedTuple):
+    """An image and what was annotated in it.
+
+    Attributes:
+        volume: The image.
+        labels: Label map, (I, J, K); `UNSEEN` where nobody looked.
+        unsought: Values of the structures that nobody looked for.
+    """
+
+    volume: Volume
+    labels: npt.NDArray[np.uint8]
+    unsought: tuple[int, ...]
+
+
+def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> Annotated:
     """Read an image, and its label map on the image's voxel grid.
 
     A label file that names its segments (`.seg.nrrd`) is mapped by name, and segments of other names become background;
-    it must name at least one structure of `labels`. One without names must have the values of `labels`.
+    it must name at least one structure of `labels`. So is one whose info names one of them. Any other must have the
+    values of `labels`.
 
     Args:
         pair: The labelled image.
         labels: Value by structure name; None keeps the label file's values.
-
-    Returns:
-        The image, and its labels of shape (I, J, K).
 
     Raises:
         BadRequest: Naming the image, if a file is damaged, too large, on another grid or has other labels.
@@ -117,7 +138,10 @@ def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> tuple[Volume, npt
         volume = read_volume(pair.image, max_bytes=MAX_BYTES)
         segmentation = read_segmentation(pair.label, max_bytes=MAX_BYTES)
         segmentation = pad_to_grid(segmentation, Grid(shape=volume.shape, affine=volume.affine))
-        return volume, _mapped(segmentation, labels)
+        mapped = _mapped(_named(segmentation, pair.info, labels), labels)
+        found = {int(value) for value in np.flatnonzero(np.bincount(mapped.ravel()))}
+        open_ = unsought(pair.info, labels, found) if labels else ()
+        return Annotated(volume, with_unseen_slices(mapped, pair.info), open_)
     except (RayappError, OSError) as error:
         raise BadRequest(f"image {name_of(pair)!r} cannot be trained with: {error}") from error
 
@@ -141,8 +165,23 @@ def bad_pairs(pairs: Sequence[Pair], check: Callable[[Pair], object]) -> dict[st
     return bad
 
 
+def _named(segmentation: Segmentation, info: Mapping[str, Any], labels: Mapping[str, int] | None) -> Segmentation:
+    """The label map with the names from its file, or from its info if one of these is a structure of `labels`."""
+    named = with_names(segmentation, info)
+    known = {name.casefold() for name in labels or ()}
+    return named if known & {name.casefold() for name in named.names} else segmentation
+
+
 def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt.NDArray[np.uint8]:
-    """The label map with the values of `labels`, where it names its segments."""
+    """The label map with the values of `labels`, where it names its segments, and `UNSEEN` where nobody looked."""
+    unseen = unseen_voxels(segmentation)
+    array = segmentation.array if unseen is None else np.where(unseen, 0, segmentation.array)
+    mapped = _valued(dataclasses.replace(segmentation, array=array), labels)
+    return mapped if unseen is None else np.where(unseen, np.uint8(UNSEEN), mapped)
+
+
+def _valued(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt.NDArray[np.uint8]:
+    """The label map without unseen voxels, with the values of `labels`."""
     array = segmentation.array
     highest = int(array.max(initial=0))
     if labels is None:

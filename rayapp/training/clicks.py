@@ -70,8 +70,10 @@ class ClickTrainTask(BasicTrainTask[ClickOptions]):
         """
         for _ in range(count):
             predictions = predict(with_guidance_batch(batch.images, clicks)).argmax(1).to(torch.uint8).cpu().numpy()
-            for own, truth, predicted in zip(clicks, batch.labels.numpy(), predictions, strict=True):
+            unsought = batch.unsought or [()] * len(clicks)
+            for own, truth, predicted, open_ in zip(clicks, batch.labels.numpy(), predictions, unsought, strict=True):
                 number = int(rng.integers(1, MAX_CLICKS_PER_ROUND + 1))
+                predicted[np.isin(predicted, open_)] = 0
                 add_corrections(own, truth, predicted, count=number, noise=options.click_noise, rng=rng)
 
     def predict_with_corrections(

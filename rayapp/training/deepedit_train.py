@@ -48,7 +48,7 @@ class DeepEditTrainTask(ClickTrainTask):
             name: self.predict_with_corrections(image, truth, self.no_clicks(), predict, count=count)
             for name, count in zip(self.measurements, (0, options.val_clicks), strict=True)
         }
-        yield evaluation_of(image, case.labels, predictions)
+        yield evaluation_of(image, case.labels, predictions, case.unsought)
 
     def serve(self, version: ModelVersion) -> SegmentationTask:
         """The DeepEdit task that serves a version."""

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayapp.imaging.unseen import UNSEEN
 from rayapp.inference.network import slices
 from rayapp.inference.network.network import Network
 from rayapp.inference.network.network_grid import NetworkGrid
@@ -59,7 +60,7 @@ class DeepGrowTrainTask(ClickTrainTask):
         Raises:
             BadRequest: If its files cannot be trained with.
         """
-        volume, labels = read_pair(pair, None)
+        volume, labels, _ = read_pair(pair, None)
         grid = NetworkGrid.fit(
             volume.shape,
             volume.affine,
@@ -84,7 +85,7 @@ class DeepGrowTrainTask(ClickTrainTask):
         """The image with one of its structures as foreground, all structures with equal probability."""
         values = structures(case.labels)
         if values:
-            yield case.image, (case.labels == values[int(rng.integers(len(values)))]).to(torch.uint8)
+            yield case.image, foreground(case.labels, values[int(rng.integers(len(values)))])
         else:
             yield case.image, case.labels
 
@@ -114,7 +115,7 @@ class DeepGrowTrainTask(ClickTrainTask):
     def each_structure(self, case: Case) -> Iterator[Example]:
         """The image with each of its structures as foreground in turn."""
         for value in structures(case.labels):
-            yield case.image.float(), (case.labels == value).to(torch.uint8)
+            yield case.image.float(), foreground(case.labels, value)
 
     def evaluate(self, version: ModelVersion, pairs: Sequence[Pair], options: ClickOptions) -> Iterator[Evaluation]:
         """Evaluate a version's network on its own grid.
@@ -142,7 +143,7 @@ class DeepGrow2dTrainTask(DeepGrowTrainTask):
         Raises:
             BadRequest: If its files cannot be trained with.
         """
-        volume, labels = read_pair(pair, None)
+        volume, labels, _ = read_pair(pair, None)
         affine = volume.affine
         grid = slices.slice_grid(
             volume.shape, affine, spacing_mm=design.spacing, limit=design.roi_size, divisor=design.divisor
@@ -152,7 +153,8 @@ class DeepGrow2dTrainTask(DeepGrowTrainTask):
 
     def sample_structures(self, case: Case, rng: np.random.Generator) -> Iterator[Example]:
         """Random slices that contain a structure, each with one of its structures as foreground."""
-        labelled = np.flatnonzero(case.labels.flatten(1).any(1).numpy())
+        marked = (case.labels > 0) & (case.labels != UNSEEN)
+        labelled = np.flatnonzero(marked.flatten(1).any(1).numpy())
         count = self.examples_per_case
         for k in rng.choice(labelled, count) if len(labelled) else [0] * count:
             yield from super().sample_structures(Case(image=case.image[:, int(k)], labels=case.labels[int(k)]), rng)
@@ -160,11 +162,15 @@ class DeepGrow2dTrainTask(DeepGrowTrainTask):
     def each_structure(self, case: Case) -> Iterator[Example]:
         """Each structure as foreground, on the slice that contains most of its voxels."""
         for value in structures(case.labels):
-            mask = (case.labels == value).to(torch.uint8)
-            k = int(mask.flatten(1).sum(1, dtype=torch.int64).argmax())
-            yield case.image[:, k].float(), mask[k]
+            k = int((case.labels == value).flatten(1).sum(1, dtype=torch.int64).argmax())
+            yield case.image[:, k].float(), foreground(case.labels[k], value)
 
 
 def structures(labels: Tensor) -> list[int]:
-    """The values of a label map, except background."""
-    return [int(value) for value in np.unique(labels.numpy()) if value]
+    """The values of a label map, except background and `UNSEEN`."""
+    return [int(value) for value in np.unique(labels.numpy()) if value not in (0, UNSEEN)]
+
+
+def foreground(labels: Tensor, value: int) -> Tensor:
+    """A label map with 1 where `labels` has a value, `UNSEEN` where nobody looked, and else 0."""
+    return torch.where(labels == UNSEEN, labels, (labels == value).to(torch.uint8))

@@ -32,11 +32,13 @@ class Batch:
 
     Attributes:
         images: (N, C, …), float32.
-        labels: (N, …), uint8.
+        labels: (N, …), uint8; `UNSEEN` where nobody looked.
+        unsought: Of each image, values of the structures that nobody looked for; empty if all were looked for.
     """
 
     images: Tensor
     labels: Tensor
+    unsought: Sequence[tuple[int, ...]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +94,27 @@ class Feed:
 
     def _batch(self, epoch: int, order: Indices, positions: Indices) -> Batch:
         examples: list[Example] = []
+        unsought: list[tuple[int, ...]] = []
         for position in positions:
             rng = np.random.default_rng((self.seed, epoch, int(position)))
-            examples += self.examples(self.cases[int(order[position % len(order)])], rng)
-        return batch_of(examples)
+            case = self.cases[int(order[position % len(order)])]
+            made = self.examples(case, rng)
+            examples += made
+            unsought += [case.unsought] * len(made)
+        return batch_of(examples, unsought)
 
 
-def batch_of(examples: Sequence[Example]) -> Batch:
-    """Stack examples to a batch, each padded at the end of every axis to the largest example's size."""
+def batch_of(examples: Sequence[Example], unsought: Sequence[tuple[int, ...]] = ()) -> Batch:
+    """Stack examples to a batch, each padded at the end of every axis to the largest example's size.
+
+    Args:
+        examples: Images and labels.
+        unsought: See `Batch`.
+    """
     largest = np.max([labels.shape for _, labels in examples], axis=0)
     images, maps = [], []
     for image, labels in examples:
         widths = [int(n) for missing in reversed(largest - labels.shape) for n in (0, missing)]
         images.append(pad(image, widths, value=PADDING))
         maps.append(pad(labels, widths))
-    return Batch(images=torch.stack(images), labels=torch.stack(maps))
+    return Batch(images=torch.stack(images), labels=torch.stack(maps), unsought=unsought)

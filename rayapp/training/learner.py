@@ -20,6 +20,7 @@ from rayapp.models.store import ModelVersion
 from rayapp.training.design import Design
 from rayapp.training.feed import Batch
 from rayapp.training.metrics import dice
+from rayapp.training.partial import taught
 from rayapp.training.recipe import Opts, Recipe
 from rayapp.training.train_task import Host
 
@@ -100,7 +101,8 @@ class Learner(Generic[Opts]):
             last = index == len(batches) - 1
             with nullcontext() if self._wrapped is None or last else self._wrapped.no_sync():
                 logits = self._forward(self._wrapped or self.network, inputs)
-                loss = self._loss(logits, labels[:, None]) / len(batches)
+                counted, known = taught(logits, labels, batch.unsought)
+                loss = self._loss(counted, known[:, None]) / len(batches)
                 torch.autograd.backward(loss)
             losses.append(loss.item())
             with torch.no_grad():

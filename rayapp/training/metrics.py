@@ -6,11 +6,14 @@ its absence from both as perfect. Here the first scores 0 and the second does no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from rayapp.imaging.unseen import UNSEEN
 
 if TYPE_CHECKING:
     import torch
@@ -19,24 +22,28 @@ Metrics = dict[str, dict[str, float]]
 """Mean Dice score by measurement and structure; the key "mean" is the mean over structures."""
 
 
-def dice(predicted: npt.NDArray[Any], truth: npt.NDArray[Any], labels: int) -> list[float]:
+def dice(
+    predicted: npt.NDArray[Any], truth: npt.NDArray[Any], labels: int, *, unsought: Collection[int] = ()
+) -> list[float]:
     """Dice score of each structure.
 
     Args:
         predicted: Label map, (…).
-        truth: Reference label map of the same shape.
+        truth: Reference label map of the same shape; voxels of `UNSEEN` do not count.
         labels: The largest label value; structures have the values 1 to `labels`.
+        unsought: Values of the structures that nobody looked for.
 
     Returns:
-        Scores in the order of values; NaN for a structure that is in neither label map.
+        Scores in the order of values; NaN for a structure that is in neither label map or that nobody looked for.
     """
+    predicted = np.where(truth == UNSEEN, UNSEEN, predicted)
     size_predicted, size_truth, overlap = (
         np.bincount(values.ravel(), minlength=labels + 1)[1 : labels + 1].astype(float)
         for values in (predicted, truth, np.where(predicted == truth, truth, 0))
     )
     with np.errstate(invalid="ignore"):
         scores: list[float] = (2 * overlap / (size_predicted + size_truth)).tolist()
-    return scores
+    return [math.nan if value in unsought else score for value, score in enumerate(scores, 1)]
 
 
 class Tally:

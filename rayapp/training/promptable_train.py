@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from rayapp import __version__
 from rayapp.errors import BadRequest, RayappError
+from rayapp.imaging.unseen import UNSEEN
 from rayapp.inference.infer_task import Point, Prompts
 from rayapp.inference.methods.promptable_infer import PreparedSource, PromptableTask, source_of
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND
@@ -110,13 +111,14 @@ class Labelled:
     @classmethod
     def read(cls, pair: Pair) -> Labelled:
         """Read a pair; the image's first channel counts. Raises BadRequest naming the image."""
-        volume, labels = read_pair(pair, None)
+        volume, labels, _ = read_pair(pair, None)
         return cls(source_of(volume), labels)
 
     def structures(self) -> list[int]:
-        """Values of the structures."""
+        """Values of the structures that were annotated whole: nobody left anything unseen close to them."""
         counts = np.bincount(self.labels.ravel())
-        return [int(value) for value in np.flatnonzero(counts >= SMALLEST) if value]
+        values = [int(value) for value in np.flatnonzero(counts >= SMALLEST) if value not in (0, UNSEEN)]
+        return [value for value in values if not _unseen_near(self.labels, value)]
 
 
 @dataclass
@@ -155,6 +157,13 @@ class Lessons:
     def _of(self, labelled: Labelled, value: int) -> Case:
         mask = one_part(self.random, labelled.labels == value)
         return case(self.random, labelled.source, mask, int(self.random.choice(EDGES)))
+
+
+def _unseen_near(labels: NDArray[np.uint8], value: int) -> bool:
+    """Whether there are voxels that nobody looked at in the box around a structure, or next to it."""
+    (box,) = ndimage.find_objects((labels == value).view(np.uint8))
+    near = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
+    return bool((labels[near] == UNSEEN).any())
 
 
 def one_part(random: np.random.Generator, mask: Mask) -> Mask:

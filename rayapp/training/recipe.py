@@ -52,11 +52,13 @@ class Evaluation:
         volume: The image.
         truth: The reference label map, (I, J, K).
         predictions: By measurement the predicted label map, (I, J, K).
+        unsought: Values of the structures that nobody looked for.
     """
 
     volume: Volume
     truth: Labels
     predictions: Mapping[str, Labels]
+    unsought: tuple[int, ...] = ()
 
 
 class Recipe(Generic[Opts]):
@@ -109,7 +111,7 @@ class Recipe(Generic[Opts]):
         Raises:
             BadRequest: If its files cannot be trained with.
         """
-        volume, labels = read_pair(pair, self.labels)
+        volume, labels, unsought = read_pair(pair, self.labels)
         limit = design.roi_size if self.whole_image else None
         grid = NetworkGrid.fit(
             volume.shape,
@@ -119,7 +121,8 @@ class Recipe(Generic[Opts]):
             divisor=design.divisor,
             max_voxels=MAX_LOGITS // (len(self.labels) + 1),
         )
-        return case_of(self.normalised(volume, pair, design, grid.from_source), grid.labels_from_source(labels))
+        image = self.normalised(volume, pair, design, grid.from_source)
+        return case_of(image, grid.labels_from_source(labels), unsought)
 
     def normalised(
         self, volume: Volume, pair: Pair, design: Design, sample: Callable[[npt.NDArray[Any]], Floats]
@@ -253,7 +256,7 @@ class Recipe(Generic[Opts]):
     def validate(self, case: Case, predict: Predict, options: Opts) -> Iterator[Evaluation]:  # noqa: ARG002
         """Evaluate the network in training on a case, on the network's grid."""
         image = case.image.float()
-        yield evaluation_of(image, case.labels, {"dice": labels_of(predict(image[None]))})
+        yield evaluation_of(image, case.labels, {"dice": labels_of(predict(image[None]))}, case.unsought)
 
     def evaluate(self, version: ModelVersion, pairs: Sequence[Pair], options: Opts) -> Iterator[Evaluation]:
         """Evaluate a version as it serves, on the images' own grids.
@@ -264,9 +267,9 @@ class Recipe(Generic[Opts]):
         """
         task = self.serve(version)
         for pair in pairs:
-            volume, truth = read_pair(pair, self.labels)
+            volume, truth, unsought = read_pair(pair, self.labels)
             predictions = self.predict(task, volume, truth, options)
-            yield Evaluation(volume=volume, truth=truth, predictions=predictions)
+            yield Evaluation(volume=volume, truth=truth, predictions=predictions, unsought=unsought)
 
     def serve(self, version: ModelVersion) -> SegmentationTask:
         """The inference task that serves a version."""
@@ -281,7 +284,8 @@ class Recipe(Generic[Opts]):
         tally = Tally(self.measurements, tuple(self.labels))
         for evaluation in evaluations:
             for measurement, predicted in evaluation.predictions.items():
-                tally.add(measurement, dice(predicted, evaluation.truth, len(self.labels)))
+                scores = dice(predicted, evaluation.truth, len(self.labels), unsought=evaluation.unsought)
+                tally.add(measurement, scores)
         return tally
 
 
@@ -302,12 +306,15 @@ def example(image: Tensor, labels: Tensor, transforms: Sequence[Any], rng: np.ra
     return changed, mask[0].to(torch.uint8)
 
 
-def evaluation_of(image: Tensor, truth: Tensor, predictions: Mapping[str, Labels]) -> Evaluation:
+def evaluation_of(
+    image: Tensor, truth: Tensor, predictions: Mapping[str, Labels], unsought: tuple[int, ...] = ()
+) -> Evaluation:
     """An evaluation on the network's grid: image (C, …), truth and predictions (…). A slice becomes a volume of one."""
     return Evaluation(
         volume=Volume(array=np.atleast_3d(image.numpy()[0])[None], affine=np.eye(4)),
         truth=np.atleast_3d(truth.numpy()),
         predictions={measurement: np.atleast_3d(labels) for measurement, labels in predictions.items()},
+        unsought=unsought,
     )
 
 

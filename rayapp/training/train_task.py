@@ -42,10 +42,13 @@ class Pair:
     Attributes:
         image: The image's file, or the folder of a DICOM series.
         label: The label map's file.
+        info: What was saved with the label: the names of its values (see `rayapp.imaging.label_names`), and what it
+            leaves open (see `rayapp.training.partial`).
     """
 
     image: Path
     label: Path
+    info: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,6 +222,12 @@ def test_the_datalist_pairs_images_with_their_final_labels(plain: Any, studies: 
     assert Path(kept["label"]).read_bytes() == body
 
 
+def test_a_training_learns_what_was_saved_with_a_label(store: Any) -> None:
+    save(store, "ct_a", looked_for=["liver"])
+    (pair,) = store.datalist(immutable=True)
+    assert pair["info"]["looked_for"] == ["liver"]
+
+
 def test_the_archive_holds_the_final_pairs_and_the_document(store: Any, tmp_path: Path) -> None:
     for image_id in ("ct_a", "ct_b", "mr_c"):
         save(store, image_id, body=image_id.encode())

@@ -96,7 +96,7 @@ def test_voxels_that_are_no_numbers_are_as_dark_as_the_darkest():
 def test_training_reads_an_image_as_inference_prepares_it(task, serving, guidance, pairs):
     drawn = design(guidance)
     for pair in pairs[:4]:
-        volume, _ = read_pair(pair, LABELS)
+        volume = read_pair(pair, LABELS).volume
         serves = serving(
             name="x",
             weights=pair.image,
@@ -157,7 +157,7 @@ def test_training_and_inference_see_the_same_range_of_intensities(intensities, p
     drawn = dataclasses.replace(design(0), intensities=intensities)
     version = ModelVersion(name="x", version="v1", weights=pairs[0].image, card=drawn.card())
     task = BasicTrainTask(labels=LABELS, description="", options=Options())
-    volume, _ = read_pair(pairs[0], LABELS)
+    volume = read_pair(pairs[0], LABELS).volume
     served = SegmentationTask.from_version(version).prepare(volume).image
     np.testing.assert_array_equal(task.read(pairs[0], drawn).image.numpy(), served.half().numpy())
     assert Design.of(drawn.card(), guidance=0).intensities == intensities
@@ -231,7 +231,7 @@ def test_named_segments_are_read_by_name(tmp_path):
     names = {"Segment0_Name": "rod", "Segment0_LabelValue": "5", "Segment1_Name": "other", "Segment1_LabelValue": "1"}
     pair = Pair(image=pair.image, label=tmp_path / "named.seg.nrrd")
     nrrd.write(str(pair.label), np.where(labels == 2, 5, labels), {**space, **names})
-    _, read = read_pair(pair, LABELS)
+    read = read_pair(pair, LABELS).labels
     np.testing.assert_array_equal(read, np.where(labels == 2, 2, 0))
 
 
@@ -244,7 +244,7 @@ def test_a_label_map_that_names_only_other_structures_is_refused(tmp_path):
     nrrd.write(str(pair.label), labels, {"space": "right-anterior-superior", **space, **names})
     with pytest.raises(BadRequest, match=r"'other'.*names only 'left lung', none of .*rename"):
         read_pair(pair, LABELS)
-    np.testing.assert_array_equal(read_pair(pair, None)[1], labels)
+    np.testing.assert_array_equal(read_pair(pair, None).labels, labels)
 
 
 def named_label(path, values, **names):
@@ -267,5 +267,5 @@ def test_segments_are_mapped_by_name_whatever_their_case(names, wanted, tmp_path
     values[0], values[1] = 3, 7
     nibabel.Nifti1Image(values.astype(np.float32), np.eye(4)).to_filename(tmp_path / "image.nii.gz")
     label = named_label(tmp_path / "label.seg.nrrd", values, **names)
-    _, found = read_pair(Pair(image=tmp_path / "image.nii.gz", label=label), {"ball": 1, "rod": 2})
+    found = read_pair(Pair(image=tmp_path / "image.nii.gz", label=label), {"ball": 1, "rod": 2}).labels
     assert [found[0, 0, 0], found[1, 0, 0], found[2, 0, 0]] == [*wanted, 0]
