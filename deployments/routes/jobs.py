@@ -39,14 +39,17 @@ POLL_S = 0.5
 HEARTBEAT_S = 10.0
 STREAMS = 100
 """Clients of one gateway that may follow jobs at the same time."""
-PICTURE = ".png"
+FILES = {".png": "image/png", ".html": "text/html", ".csv": "text/csv"}
+"""Media type by extension of the files that a job makes for people."""
 _OPTIONS = describe_json("The trainer's options, as /info/ lists them with their defaults.")
 _SCORING = describe_json("The method's options, as /info/ lists them; `images` (`unlabeled`, `labeled`, `all`).")
 _BATCH = describe_json("`label_tag` (`original`), `max_batch_size`, and the model's options.")
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"description": "`event: job` with the job as JSON, at each change.", "content": {EVENT_STREAM: {}}}
 }
-_PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The picture.", "content": {"image/png": {}}}}
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file.", "content": {media_type: {} for media_type in FILES.values()}}
+}
 
 
 async def _tasks(services: Services, kind: JobKind, *, every: bool, running: bool) -> OneOrAll:
@@ -253,13 +256,13 @@ async def jobs(services: Service, user: AsUser) -> list[responses.Job]:
 
 @router.get(Route.JOB)
 async def job(job_id: str, services: Service, user: AsUser) -> responses.Job:
-    """One job, with the names of its pictures in `files`."""
+    """One job, with the names of its pictures and of its report in `files`."""
     job = await services.jobs.job(checked_name(job_id, "job"))
-    return {**job.as_json(), "files": await asyncio.to_thread(_pictures, run_folder(services.settings, job.id))}
+    return {**job.as_json(), "files": await asyncio.to_thread(_files, run_folder(services.settings, job.id))}
 
 
-def _pictures(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob(f"*{PICTURE}"))
+def _files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if path.suffix in FILES)
 
 
 @router.delete(Route.JOB)
@@ -308,10 +311,12 @@ async def _again(services: Services, job: Job) -> Job:
         return job
 
 
-@router.get(Route.JOB_FILE, response_class=Response, responses=_PNG)
-async def picture(job_id: str, name: str, services: Service, user: AsUser) -> Response:
-    """A picture of the job: its learning curves, or a validation image with the prediction on it."""
-    if not checked_name(name, "file").endswith(PICTURE):
-        raise BadRequest(f"the files of a job are pictures: the name must end in {PICTURE}")
+@router.get(Route.JOB_FILE, response_class=Response, responses=_FILE)
+async def file(job_id: str, name: str, services: Service, user: AsUser) -> Response:
+    """A file of the job: its learning curves, a validation image with the prediction on it, and of a training that has
+    ended `report.html`, a page of its result, and `cases.csv`, the scores of each validation image."""
+    media_type = FILES.get(Path(checked_name(name, "file")).suffix)
+    if media_type is None:
+        raise BadRequest(f"the name of a job's file must end in {', '.join(FILES)}")
     path = run_folder(services.settings, checked_name(job_id, "job")) / name
-    return await file_reply(path, name=None, media_type="image/png")
+    return await file_reply(path, name=None, media_type=media_type)

@@ -67,7 +67,7 @@ class JobCalls(Caller):
             return []
 
     async def job(self, job: str) -> Job:
-        """A job by its id, with the names of its pictures."""
+        """A job by its id, with the names of the files that it made for people."""
         return cast(Job, await self._get(Route.JOB.filled(job_id=job)))
 
     async def follow(self, job: str) -> AsyncGenerator[Job, None]:
@@ -96,12 +96,12 @@ class JobCalls(Caller):
         """Cancel a job that is waiting or running, by its id."""
         return cast(Job, await self._send("DELETE", Route.JOB.filled(job_id=job)))
 
-    async def download_picture(self, job: str, name: str, to: Path) -> Path:
-        """Download one of a job's pictures, such as the learning curves.
+    async def download_job_file(self, job: str, name: str, to: Path) -> Path:
+        """Download one of a job's files, such as the learning curves, or the page of a training's result.
 
         Args:
             job: The job's id.
-            name: The picture's name, as the job's `files` lists it.
+            name: The file's name, as the job's `files` lists it.
             to: File or folder to write to.
 
         Returns:

@@ -486,7 +486,7 @@ class Client:
         return self._run(self._client.jobs(kind))
 
     def job(self, job: str) -> Job:
-        """A job by its id, with the names of its pictures."""
+        """A job by its id, with the names of the files that it made for people."""
         return self._run(self._client.job(job))
 
     def follow(self, job: str) -> Iterator[Job]:
@@ -501,18 +501,18 @@ class Client:
         """Cancel a job that is waiting or running, by its id."""
         return self._run(self._client.cancel_job(job))
 
-    def download_picture(self, job: str, name: str, to: Path) -> Path:
-        """Download one of a job's pictures, such as the learning curves.
+    def download_job_file(self, job: str, name: str, to: Path) -> Path:
+        """Download one of a job's files, such as the learning curves, or the page of a training's result.
 
         Args:
             job: The job's id.
-            name: The picture's name, as the job's `files` lists it.
+            name: The file's name, as the job's `files` lists it.
             to: File or folder to write to.
 
         Returns:
             The file written.
         """
-        return self._run(self._client.download_picture(job, name, to))
+        return self._run(self._client.download_job_file(job, name, to))
 
     def running(self, kind: JobKind) -> bool:
         """True while a job of this kind is running."""

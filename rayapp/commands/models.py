@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rayapp.commands.annotation import LOCAL, Server, Token
+from rayapp.errors import NotFound
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(help="Model versions of a running server.")
 Model = Annotated[str, typer.Argument(metavar="MODEL")]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version that `list` shows, such as v3.")]
+PAGE = "report.html"
+"""The page of a training's result among its files."""
+NONE: Mapping[str, Any] = {"versions": []}
 
 
 @commands.command("list")
@@ -72,9 +79,53 @@ def _columns(version: dict[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 @commands.command()
+def show(
+    model: Model,
+    version: Version,
+    page: Annotated[
+        Path | None, typer.Option(help="Write the page of its training to this file or folder: scores, pictures, plan.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the version's card as JSON.")] = False,
+    server: Server = LOCAL,
+    token: Token = None,
+) -> None:
+    """Show a version: how it was trained, how well it does on the validation images, and why it serves or does not."""
+    with _client(server, token) as client:
+        card = next((one for one in client.models().get(model, NONE)["versions"] if one["version"] == version), None)
+        if card is None:
+            raise NotFound(f"model {model!r} has no version {version!r}: rayapp models list shows those there are")
+        if as_json:
+            print(json.dumps(card, indent=1))
+        else:
+            print("\n".join(described(card)))
+        if page is not None:
+            if card.get("job") is None:
+                raise NotFound(f"{version} of {model} was not trained by this server: it has no page")
+            print(client.download_job_file(card["job"], PAGE, page))
+
+
+def described(card: Mapping[str, Any]) -> list[str]:
+    """What a version's card says, one line for each thing that is known."""
+    verdict, trained, data = (card.get(name) or {} for name in ("verdict", "trained", "data"))
+    known: dict[str, Any] = {
+        "description": card.get("description"),
+        "trained": ", ".join(f"{key} {value}" for key, value in trained.items() if value is not None),
+        "images": ", ".join(f"{key} {value}" for key, value in data.items() if isinstance(value, int)),
+        "verdict": verdict.get("why"),
+    }
+    for measurement, means in (card.get("metrics") or {}).items():
+        if isinstance(means, Mapping):
+            known[measurement] = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+    if (compared := card.get("compared")) is not None:
+        wording = "Dice {difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {images} images)"
+        known["against the version before"] = wording.format(**compared)
+    return [card["version"], *(f"  {name}: {value}" for name, value in known.items() if value)]
+
+
+@commands.command()
 def promote(
     model: Model,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="A version that `list` shows, such as v3.")],
+    version: Version,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:

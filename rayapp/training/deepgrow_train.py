@@ -18,6 +18,7 @@ guidance is drawn as in a volume of one slice. The card's labels are `{"foregrou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from rayapp.inference.prompts.parse import FOREGROUND
 from rayapp.models.store import ModelVersion
 from rayapp.training import click_simulation
 from rayapp.training.augmentation import augmentation
-from rayapp.training.cases import Case, case_of, read_pair
+from rayapp.training.cases import Case, case_of, name_of, read_pair
 from rayapp.training.clicks import Clicks, ClickTrainTask, with_guidance_batch
 from rayapp.training.design import Design
 from rayapp.training.feed import Batch, Example
@@ -128,7 +129,8 @@ class DeepGrowTrainTask(ClickTrainTask):
         channels = (design.channels + self.guidance_channels, 2)
         network = Network(name=version.name, config=design.network, weights=version.weights, channels=channels)
         for pair in pairs:
-            yield from self.validate(self.read(pair, design), network, options)
+            for number, evaluation in enumerate(self.validate(self.read(pair, design), network, options), 1):
+                yield replace(evaluation, name=f"{name_of(pair)}, structure {number}")
 
 
 class DeepGrow2dTrainTask(DeepGrowTrainTask):

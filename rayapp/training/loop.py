@@ -24,6 +24,7 @@ from rayapp.errors import BadRequest, RayappError
 from rayapp.models.networks import build, save_weights
 from rayapp.models.store import ModelVersion
 from rayapp.training import checkpoint
+from rayapp.training.case_scores import CaseScore, compared, scores_of
 from rayapp.training.cases import MIN_PAIRS, Case, Cases, bad_pairs, digest_of, name_of, too_few
 from rayapp.training.checkpoint import State
 from rayapp.training.design import GRID, Design, broadcast_design, range_of
@@ -102,8 +103,9 @@ class Run:
         later = max(0, self._options.max_epochs - self._state.epoch - 1) * self._steps
         self._state.iterations = self._state.iteration + self._steps_left(self._state.consumed) + later
         self._done = self._length.done(self._state)
-        self._report = RunReport(request.folder, epochs=self._options.max_epochs) if host.rank == 0 else None
-        if self._report is not None:
+        self._report: RunReport | None = None
+        if host.rank == 0:
+            self._report = RunReport(request.folder, model=request.model, epochs=self._options.max_epochs)
             self._report.design(self._state.design)
 
     def train(self) -> TrainResult | None:
@@ -325,37 +327,45 @@ class Run:
         weights = self._request.folder / WEIGHTS
         save_weights(network, weights)
         candidate = ModelVersion(name=self._request.model, version="candidate", weights=weights, card=self._card())
-        metrics = self._evaluate(candidate, draw=True)
+        metrics, scores = self._evaluate(candidate, report)
+        before = self._baseline()
+        comparison = None if before is None else compared(scores, before[1])
+        card = {**candidate.card, "metrics": metrics, **({"compared": comparison} if comparison else {})}
+        stats = report.write(self._state, finished=True)
+        report.finish(card, comparison)
         return TrainResult(
             weights=weights,
             metric=key_metric(metrics),
-            baseline=self._baseline(),
-            card={**candidate.card, "metrics": metrics},
-            stats=report.write(self._state, finished=True),
+            baseline=None if before is None else key_metric(before[0]),
+            card=card,
+            stats=stats,
         )
 
-    def _baseline(self) -> float | None:
-        """The key metric of the version in production; None if there is none or it cannot be evaluated."""
+    def _baseline(self) -> tuple[Metrics, list[CaseScore]] | None:
+        """The version in production on the same cases; None if there is none or it cannot be evaluated."""
         version = self._request.baseline
         if version is None or not self._task.can_fine_tune(version):
             return None
         try:
-            return key_metric(self._evaluate(version, draw=False))
+            return self._evaluate(version)
         except RayappError:
             logger.exception("the version in production could not be evaluated")
             return None
 
-    def _evaluate(self, version: ModelVersion, *, draw: bool) -> Metrics:
-        evaluations = self._task.evaluate(version, self._val[:MAX_EVALUATED], self._options)
-        return self._task.tally(self._draw_first(evaluations) if draw else evaluations).means()
+    def _evaluate(self, version: ModelVersion, report: RunReport | None = None) -> tuple[Metrics, list[CaseScore]]:
+        """A version's metrics, and its scores on each validation case, which a report shows."""
+        scores: list[CaseScore] = []
 
-    def _draw_first(self, evaluations: Iterator[Evaluation]) -> Iterator[Evaluation]:
-        """The same evaluations; the first is drawn into the report."""
-        for number, evaluation in enumerate(evaluations):
-            if number == 0 and self._report is not None:
-                predicted = next(iter(evaluation.predictions.values()))
-                self._report.overlay(evaluation.volume, evaluation.truth, predicted, self._task.labels)
-            yield evaluation
+        def scored(evaluations: Iterator[Evaluation]) -> Iterator[Evaluation]:
+            for evaluation in evaluations:
+                own = scores_of(evaluation, self._task.labels, distances=report is not None)
+                scores.extend(own)
+                if report is not None:
+                    report.evaluated(own, evaluation, self._task.labels)
+                yield evaluation
+
+        evaluations = self._task.evaluate(version, self._val[:MAX_EVALUATED], self._options)
+        return self._task.tally(scored(evaluations)).means(), scores
 
     def _card(self) -> dict[str, Any]:
         state, parent = self._state, self._parent()

@@ -30,7 +30,8 @@ from rayapp.models.networks import save_weights
 from rayapp.models.promptable import Promptable
 from rayapp.models.store import ModelVersion
 from rayapp.training import checkpoint
-from rayapp.training.cases import MIN_PAIRS, digest_of, read_pair, split, too_few
+from rayapp.training.case_scores import CaseScore, compared
+from rayapp.training.cases import MIN_PAIRS, digest_of, name_of, read_pair, split, too_few
 from rayapp.training.checkpoint import State
 from rayapp.training.metrics import Metrics, dice, key_metric
 from rayapp.training.options import PromptableOptions
@@ -203,7 +204,9 @@ class _Run:
             self._best = tensors["best"]
         random = np.random.default_rng([options.seed, host.rank, self._state.iteration])
         self._lessons = iter(Lessons(self._train, options.scenes, random))
-        self._report = RunReport(request.folder, epochs=options.max_epochs) if host.rank == 0 else None
+        self._report: RunReport | None = None
+        if host.rank == 0:
+            self._report = RunReport(request.folder, model=request.model, epochs=options.max_epochs)
 
     def train(self) -> TrainResult | None:
         """Train to the end; gives the result on rank 0, or None when the run was stopped."""
@@ -264,10 +267,11 @@ class _Run:
         state = self._state
         weights = self._request.folder / ".candidate.safetensors"
         save_weights(self._student.average, weights)
-        metrics = self._measured(weights)
+        measured = self._measured(weights)
         weights.unlink()
-        if metrics is None:
+        if measured is None:
             return False
+        metrics, _ = measured
         metric = key_metric(metrics)
         if state.best is None or metric > state.best:
             state.best, state.best_epoch = metric, state.epoch
@@ -286,21 +290,24 @@ class _Run:
             checkpoint.save(folder, self._state, tensors)
         self._host.report(self._progress(loss), checkpoint=folder)
 
-    def _measured(self, weights: Path) -> Metrics | None:
+    def _measured(self, weights: Path) -> tuple[Metrics, list[CaseScore]] | None:
         """Dice after one click and after `CLICKS` on held-out structures, as a version serves; None when stopped."""
         task = PromptableTask(name=self._request.model, weights=weights, network=self._network)
-        values: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
+        found: list[CaseScore] = []
         for pair in self._val:
             labelled = Labelled.read(pair)
             for value in labelled.structures():
-                if len(values[MEASUREMENTS[0]]) >= MEASURED:
+                if len(found) >= MEASURED * len(MEASUREMENTS):
                     break
                 if self._host.world_size == 1 and self._host.stopped():
                     return None
                 scores = clicked(task, labelled, labelled.labels == value)
-                for name, number in zip(MEASUREMENTS, (0, -1), strict=True):
-                    values[name].append(scores[number])
-        return {name: {"mean": round(float(np.mean(found)), 4) if found else 0.0} for name, found in values.items()}
+                found += [
+                    CaseScore(image=name_of(pair), measurement=name, structure=f"value {value}", dice=scores[number])
+                    for name, number in zip(MEASUREMENTS, (0, -1), strict=True)
+                ]
+        dices = {name: [score.dice for score in found if score.measurement == name] for name in MEASUREMENTS}
+        return {name: {"mean": round(float(np.mean(own)), 4) if own else 0.0} for name, own in dices.items()}, found
 
     def _result(self) -> TrainResult:
         """Write the best weights, measured as they serve, beside the version in production."""
@@ -309,15 +316,20 @@ class _Run:
         trained.load_state_dict(self._best or self._student.average.state_dict())
         weights = self._request.folder / "model.safetensors"
         save_weights(trained, weights)
-        metrics = self._measured(weights) or {}
+        metrics, scores = self._measured(weights) or ({}, [])
         baseline = self._request.baseline
         before = self._measured(baseline.weights) if baseline is not None and is_promptable(baseline) else None
+        comparison = compared(scores, before[1]) if before else None
+        card = {**self._version_card(), "metrics": metrics, **({"compared": comparison} if comparison else {})}
+        stats = self._report.write(self._state, finished=True)
+        self._report.scored(scores)
+        self._report.finish(card, comparison)
         return TrainResult(
             weights=weights,
             metric=key_metric(metrics) if metrics else None,
-            baseline=key_metric(before) if before else None,
-            card={**self._version_card(), "metrics": metrics},
-            stats=self._report.write(self._state, finished=True),
+            baseline=key_metric(before[0]) if before else None,
+            card=card,
+            stats=stats,
         )
 
     def _version_card(self) -> dict[str, Any]:

@@ -53,12 +53,16 @@ class Evaluation:
         truth: The reference label map, (I, J, K).
         predictions: By measurement the predicted label map, (I, J, K).
         unsought: Values of the structures that nobody looked for.
+        name: The image's, and what of it is evaluated if that is not all.
+        placed: Whether the volume's affine is that of the grid; else sizes in mm are unknown.
     """
 
     volume: Volume
     truth: Labels
     predictions: Mapping[str, Labels]
     unsought: tuple[int, ...] = ()
+    name: str = ""
+    placed: bool = True
 
 
 class Recipe(Generic[Opts]):
@@ -269,7 +273,7 @@ class Recipe(Generic[Opts]):
         for pair in pairs:
             volume, truth, unsought = read_pair(pair, self.labels)
             predictions = self.predict(task, volume, truth, options)
-            yield Evaluation(volume=volume, truth=truth, predictions=predictions, unsought=unsought)
+            yield Evaluation(volume=volume, truth=truth, predictions=predictions, unsought=unsought, name=name_of(pair))
 
     def serve(self, version: ModelVersion) -> SegmentationTask:
         """The inference task that serves a version."""
@@ -315,6 +319,7 @@ def evaluation_of(
         truth=np.atleast_3d(truth.numpy()),
         predictions={measurement: np.atleast_3d(labels) for measurement, labels in predictions.items()},
         unsought=unsought,
+        placed=False,
     )
 
 

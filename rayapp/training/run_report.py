@@ -4,7 +4,9 @@ design.json      the design and its reasons, as in the model's card; written bef
 stats.json       the statistics that `/info/` shows as `train_stats`, rewritten after each validation
 curves.png       loss, Dice score and learning rate by epoch, drawn every 20 s at most and at the end
 events/          the same for TensorBoard
-validation.png   a validation image with the reference (top) and the prediction (bottom)
+cases.csv        the scores of each validation case, see `rayapp.training.case_scores`; written at the end
+worst-N.png      the validation images with the least scores: the reference (top) and the prediction (bottom)
+report.html      all of it as a page
 """
 
 from __future__ import annotations
@@ -12,23 +14,24 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from rayapp.files.durable import replacing
 from rayapp.imaging.overlay import mask_overlay
-from rayapp.imaging.volume import Volume
+from rayapp.training.case_scores import CaseScore, write_scores
 from rayapp.training.checkpoint import State
+from rayapp.training.recipe import Evaluation
+from rayapp.training.report_page import write_page
 
-Labels = npt.NDArray[np.uint8]
-
-DESIGN, STATS, CURVES, EVENTS, OVERLAY = "design.json", "stats.json", "curves.png", "events", "validation.png"
+DESIGN, STATS, CURVES, EVENTS = "design.json", "stats.json", "curves.png", "events"
+CASES, PAGE = "cases.csv", "report.html"
+WORST = 3
+"""Number of validation images that are drawn."""
 CURVES_S = 20.0
 """Least time in seconds between two drawings of the curves, each of which takes most of a second of one core."""
 
@@ -36,20 +39,24 @@ CURVES_S = 20.0
 class RunReport:
     """The report of one run."""
 
-    def __init__(self, folder: Path, *, epochs: int) -> None:
+    def __init__(self, folder: Path, *, model: str, epochs: int) -> None:
         """Open the report.
 
         Args:
             folder: The run's folder.
+            model: Name of the model.
             epochs: Number of epochs of the whole run, as far as it is known; may be set later.
         """
         from tensorboardX import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._model = model
         self.epochs = epochs
         self._events = SummaryWriter(str(folder / EVENTS))
         self._drawn, self._drawn_rows = -math.inf, 0
+        self._scores: list[CaseScore] = []
+        self._worst: list[tuple[float, str, Image.Image]] = []
 
     def validated(self, state: State) -> None:
         """Add the newest row of the state to all files."""
@@ -95,21 +102,53 @@ class RunReport:
         """Close the TensorBoard events."""
         self._events.close()
 
-    def overlay(self, volume: Volume, truth: Labels, predicted: Labels, names: Mapping[str, int]) -> None:
-        """Draw `validation.png`.
+    def scored(self, scores: Sequence[CaseScore]) -> None:
+        """Add scores of the finished model."""
+        self._scores += scores
+
+    def evaluated(self, scores: Sequence[CaseScore], evaluation: Evaluation, names: Mapping[str, int]) -> None:
+        """Add a validation case of the finished model; it is drawn if it is among the `WORST`.
 
         Args:
-            volume: The image.
-            truth: The reference label map, (I, J, K).
-            predicted: The predicted label map, (I, J, K).
+            scores: Its scores.
+            evaluation: What they are of.
             names: Value by structure name.
         """
-        above, below = mask_overlay(volume, truth, names), mask_overlay(volume, predicted, names)
-        sheet = Image.new("RGB", (max(above.width, below.width), above.height + below.height))
-        sheet.paste(above, (0, 0))
-        sheet.paste(below, (0, above.height))
-        with replacing(self._folder / OVERLAY) as staged:
-            sheet.save(staged)
+        self.scored(scores)
+        mean = sum(score.dice for score in scores) / len(scores) if scores else math.inf
+        if len(self._worst) < WORST or mean < self._worst[-1][0]:
+            predicted = list(evaluation.predictions.values())[-1]
+            above, below = (mask_overlay(evaluation.volume, map_, names) for map_ in (evaluation.truth, predicted))
+            sheet = Image.new("RGB", (max(above.width, below.width), above.height + below.height))
+            sheet.paste(above, (0, 0))
+            sheet.paste(below, (0, above.height))
+            self._worst = sorted([*self._worst, (mean, evaluation.name, sheet)], key=lambda one: one[0])[:WORST]
+
+    def finish(self, card: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> None:
+        """Write the scores, the pictures and the page of the finished model.
+
+        Args:
+            card: Its card.
+            baseline: How it compares with the version in production, see `compared`; None if it was not compared.
+        """
+        write_scores(self._scores, self._folder / CASES)
+        pictures = {"Loss, Dice and learning rate": self._folder / CURVES}
+        for number, (mean, name, sheet) in enumerate(self._worst, 1):
+            path = self._folder / f"worst-{number}.png"
+            with replacing(path) as staged:
+                sheet.save(staged, format="png")
+            pictures[f"{name}: the reference (top) and the prediction (bottom), Dice {mean:.3f}"] = path
+        facts = {key: card[key] for key in ("description", "data", "trained", "config", "seed", "code") if key in card}
+        if baseline is not None:
+            facts["against the version in production"] = baseline
+        write_page(
+            self._folder / PAGE,
+            title=f"Training of {self._model}",
+            facts=facts,
+            scores=self._scores,
+            reasons=card.get("plan", {}),
+            pictures=pictures,
+        )
 
     def _stats(self, state: State, *, finished: bool) -> dict[str, Any]:
         rows = state.rows

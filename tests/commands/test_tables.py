@@ -82,3 +82,25 @@ def test_versions_have_a_line_each_and_below_the_reasons_of_those_that_were_kept
     assert lines[3].split()[-3:] == ["0.7012", "0.8123", "kept"]
     assert lines[4].rstrip().endswith("by anna")
     assert models.not_promoted(found) == [f"v13 of segmentation: {why}"]
+
+
+def test_a_version_is_described_by_what_its_card_knows():
+    card = {
+        "version": "v3",
+        "description": "Organs of the torso",
+        "trained": {"epochs": 4, "iterations": 2000, "seconds": 311, "from": None},
+        "data": {"training": 7, "validation": 3, "hash": "SHA256:abc"},
+        "metrics": {"dice": {"mean": 0.8, "liver": 0.9, "spleen": 0.7}},
+        "compared": {"difference": 0.0123, "low": -0.004, "high": 0.03, "images": 3},
+        "verdict": {"promoted": True, "why": "promoted to production: 0.8 against 0.79"},
+    }
+    assert models.described(card) == [
+        "v3",
+        "  description: Organs of the torso",
+        "  trained: epochs 4, iterations 2000, seconds 311",
+        "  images: training 7, validation 3",
+        "  verdict: promoted to production: 0.8 against 0.79",
+        "  dice: mean 0.800, liver 0.900, spleen 0.700",
+        "  against the version before: Dice +0.012 (95 % interval -0.004 to +0.030, 3 images)",
+    ]
+    assert models.described({"version": "v1"}) == ["v1"]

@@ -47,7 +47,7 @@ def test_the_model_gets_better_while_annotators_work(trainer: Running, tmp_path:
         job = done.stdout.strip()
         found = client.job(job)
         assert (found["status"], found["request"]["max_epochs"]) == ("DONE", 4)
-        assert client.download_picture(job, "curves.png", tmp_path).read_bytes().startswith(b"\x89PNG")
+        assert client.download_job_file(job, "curves.png", tmp_path).read_bytes().startswith(b"\x89PNG")
         assert not list((trainer.workspace / "checkpoints").iterdir())
 
         info = client.info()
@@ -108,7 +108,7 @@ def test_the_models_that_ship_learn_from_labels_saved_over_http(tmp_path: Path):
             *_, job = client.follow(client.start_job(JobKind.TRAIN, model, {"max_epochs": 1})["id"])
             assert job["status"] == "DONE", job
             print(job["details"][-1])
-            assert {"curves.png", "validation.png"} <= set(client.job(job["id"])["files"])
+            assert {"curves.png", "worst-1.png", "report.html", "cases.csv"} <= set(client.job(job["id"])["files"])
             found = client.models()[model]
             assert [version["version"] for version in found["versions"]] == ["v1", "v2"]
             promoted = job["result"]["metric"] >= job["result"]["baseline"]

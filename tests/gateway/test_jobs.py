@@ -200,7 +200,7 @@ def test_events_tell_each_change_until_the_job_is_over(trained: Served):
     assert trained.get("/jobs/nothing/events").status_code == 404
 
 
-def test_pictures_of_a_job_are_listed_and_nothing_else_is_served(trained: Served):
+def test_files_for_people_are_listed_and_nothing_else_of_a_job_is_served(trained: Served):
     job = train(trained)["id"]
     settle(trained)
     assert trained.get(f"/jobs/{job}").json()["files"] == ["curves.png"]

@@ -9,8 +9,10 @@ from PIL import Image
 
 from rayapp.imaging.volume import Volume
 from rayapp.training import run_report
+from rayapp.training.case_scores import scores_of
 from rayapp.training.checkpoint import State
-from rayapp.training.run_report import CURVES, DESIGN, OVERLAY, STATS, RunReport
+from rayapp.training.recipe import Evaluation
+from rayapp.training.run_report import CURVES, DESIGN, STATS, RunReport
 
 MEANS = {"mean": 0.5, "rod": 0.5}
 ROW = {
@@ -26,14 +28,14 @@ ROW = {
 
 @pytest.fixture
 def report(tmp_path):
-    opened = RunReport(tmp_path / "run", epochs=2)
+    opened = RunReport(tmp_path / "run", model="segmentation", epochs=2)
     yield opened
     opened.close()
 
 
 @pytest.mark.parametrize(
     ("owner", "method", "name"),
-    [(matplotlib.figure.Figure, "savefig", CURVES), (Image.Image, "save", OVERLAY)],
+    [(matplotlib.figure.Figure, "savefig", CURVES), (Image.Image, "save", "worst-1.png")],
 )
 def test_a_picture_that_breaks_off_leaves_the_earlier_one(report, tmp_path, monkeypatch, owner, method, name):
     monkeypatch.setattr(run_report, "CURVES_S", -1.0)
@@ -44,7 +46,10 @@ def test_a_picture_that_breaks_off_leaves_the_earlier_one(report, tmp_path, monk
         if name == CURVES:
             report.validated(State(rows=[ROW]))
         else:
-            report.overlay(Volume(array=labels[None].astype(np.float32), affine=np.eye(4)), labels, labels, {"rod": 1})
+            volume = Volume(array=labels[None].astype(np.float32), affine=np.eye(4))
+            evaluation = Evaluation(volume=volume, truth=labels, predictions={"dice": labels}, name="mr_1")
+            report.evaluated(scores_of(evaluation, {"rod": 1}), evaluation, {"rod": 1})
+            report.finish({}, None)
 
     draw()
     before = (tmp_path / "run" / name).read_bytes()
