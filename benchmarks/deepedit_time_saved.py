@@ -142,7 +142,7 @@ class Trainer:
 
 def corrected(task: SegmentationTask, pair: Pair, effort: Effort) -> tuple[Labels, int, bool]:
     """Correct a model's segmentation by clicks; returns labels, number of clicks, and whether to accept."""
-    volume, truth = read_pair(pair, LABELS)
+    volume, truth, _ = read_pair(pair, LABELS)
     for clicks, found in enumerate(annotate(task, task.prepare(volume), truth, clicks=effort.clicks)):
         if float(np.nanmean(dice(found, truth, len(LABELS)))) >= effort.accept:
             return found, clicks, True
@@ -161,7 +161,7 @@ def work(arm: str, pool: Sequence[Pair], trainer: Trainer, effort: Effort, folde
             clock += effort.review_s + clicks * effort.click_s
             if good:
                 mine = Pair(image=pair.image, label=folder / pair.label.name)
-                mask = Segmentation(array=found, affine=read_pair(pair, LABELS)[0].affine)
+                mask = Segmentation(array=found, affine=read_pair(pair, LABELS).volume.affine)
                 mine.label.write_bytes(encode_segmentation(mask, ".nii.gz"))
         if not good:
             outcome.by_hand += 1

@@ -231,7 +231,7 @@ def _dice(found: np.ndarray, truth: np.ndarray, count: int) -> float:
 
 def annotators(task: Any, method: str, pair: Pair, labels: dict[str, int], *, refine: bool) -> Iterator[Annotator]:
     """Annotators of one volume: one for all structures, or one for each structure in it."""
-    volume, truth = read_pair(pair, labels)
+    volume, truth, _ = read_pair(pair, labels)
     if method == "deepedit":
         yield Annotator(task, volume, truth, single=False, refine=refine)
         return

@@ -114,7 +114,7 @@ def served(task: BasicTrainTask[Any], version: ModelVersion, pairs: Sequence[Pai
     wanted = CLICKS if isinstance(serving, DeepEditTask) else CLICKS[:1]
     scores: dict[int, list[float]] = {clicks: [] for clicks in wanted}
     for pair in pairs:
-        volume, truth = read_pair(pair, LABELS)
+        volume, truth, _ = read_pair(pair, LABELS)
         answers = annotate(serving, serving.prepare(volume), truth, clicks=wanted[-1])
         for clicks, found in enumerate(answers):
             if clicks in scores:
