@@ -358,7 +358,8 @@ class Datastore(ImageStore, LabelStore, WorklistStore, ScoreStore, ClickStore, P
         Args:
             tag: tag of the labels.
             immutable: a label's path is that of its revision file, which later saves and removals leave unchanged, and
-                its info is given too, as `info`.
+                its info is given too, as `info`, and what tells the image's patient from others, as `patient`; None if
+                that is not known.
             images: a folder on the same file system, for the images of a datastore that does not keep them all, such
                 as one on an archive: they get a second name there, which stays until the caller deletes it. Images of
                 a studies folder stay where they are.

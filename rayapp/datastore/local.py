@@ -212,7 +212,13 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             pairs = self._pairs(db, tag, None)
         if immutable:
             return [
-                {"image": str(image.path), "label": str(revision), "info": info} for image, _, revision, info in pairs
+                {
+                    "image": str(image.path),
+                    "label": str(revision),
+                    "info": info,
+                    "patient": image.info.get("PatientID") or image.info.get("StudyInstanceUID"),
+                }
+                for image, _, revision, info in pairs
             ]
         return [{"image": str(image.path), "label": str(self._labels / tag / name)} for image, name, _, _ in pairs]
 

@@ -179,10 +179,7 @@ class Training:
         production = None if serving is None else self._store.version(job.name, serving)
         return TrainRequest(
             model=job.name,
-            pairs=[
-                Pair(image=Path(pair["image"]), label=Path(pair["label"]), info=pair.get("info", {}))
-                for pair in fixed["pairs"]
-            ],
+            pairs=[Pair.of(pair) for pair in fixed["pairs"]],
             folder=folder,
             params={key: value for key, value in job.request.items() if key != "model"},
             parent=production if _option(job.request, "pretrained") else None,

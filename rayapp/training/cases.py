@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ MIN_PAIRS = 2
 """Labelled images of a training, at least: one to learn from and one to validate with."""
 MAX_BYTES = 4096 << 20
 """Largest decoded image or label map, in bytes."""
+SUBJECT = re.compile(r"sub-[A-Za-z0-9]+(?=_|$)")
+"""The subject in a file's name (Brain Imaging Data Structure 1.10, *Entities*)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,8 +233,10 @@ def too_few(count: int, without: str = "") -> BadRequest:
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
     """Split pairs into training and validation pairs, at least one each.
 
-    An image's side depends on its name alone, so that it stays there as more images are labelled: the images that
-    validate a model were not trained on by its parent either.
+    All images of a patient are on one side: else a model would be validated on what it has nearly seen. The side
+    depends on the patient alone, or on the image's name where the patient is not known, so that it stays as more images
+    are labelled: the images that validate a model were not trained on by its parent either. Where all images are of one
+    patient, they are split by their names.
 
     Args:
         pairs: At least two labelled images.
@@ -240,15 +245,26 @@ def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
     Returns:
         Training and validation pairs, each sorted by name.
     """
-    ranked = sorted(pairs, key=_fraction)
-    count = sum(_fraction(pair) < share for pair in ranked)
-    count = min(max(count, 1), len(ranked) - 1)
-    return sorted(ranked[count:], key=name_of), sorted(ranked[:count], key=name_of)
+    patients = [patient_of(pair) for pair in pairs]
+    if len(set(patients)) == 1:
+        patients = [name_of(pair) for pair in pairs]
+    ranked = sorted(set(patients), key=_fraction)
+    count = sum(_fraction(patient) < share for patient in ranked)
+    held = set(ranked[: min(max(count, 1), len(ranked) - 1)])
+    sides = [(pair, patient in held) for pair, patient in zip(pairs, patients, strict=True)]
+    train, validation = ([pair for pair, held_ in sides if held_ is side] for side in (False, True))
+    return sorted(train, key=name_of), sorted(validation, key=name_of)
 
 
-def _fraction(pair: Pair) -> float:
-    """A pseudo-random number from 0 to 1 that depends on the image's name alone."""
-    digest = hashlib.sha256(name_of(pair).encode()).digest()
+def patient_of(pair: Pair) -> str:
+    """What tells an image's patient from others: as the datastore knows, as BIDS names it, or else the image's name."""
+    subject = SUBJECT.match(name_of(pair))
+    return pair.patient or (subject.group() if subject else name_of(pair))
+
+
+def _fraction(name: str) -> float:
+    """A pseudo-random number from 0 to 1 that depends on a name alone."""
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 

@@ -44,11 +44,23 @@ class Pair:
         label: The label map's file.
         info: What was saved with the label: the names of its values (see `rayapp.imaging.label_names`), and what it
             leaves open (see `rayapp.training.partial`).
+        patient: What tells the image's patient from others; None if that is not known.
     """
 
     image: Path
     label: Path
     info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    patient: str | None = None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Pair:
+        """The pair of an entry of `Datastore.datalist(immutable=True)`."""
+        return cls(
+            image=Path(entry["image"]),
+            label=Path(entry["label"]),
+            info=entry.get("info", {}),
+            patient=entry.get("patient"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

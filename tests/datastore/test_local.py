@@ -226,6 +226,14 @@ def test_a_training_learns_what_was_saved_with_a_label(store: Any) -> None:
     save(store, "ct_a", looked_for=["liver"])
     (pair,) = store.datalist(immutable=True)
     assert pair["info"]["looked_for"] == ["liver"]
+    assert pair["patient"] is None
+
+
+def test_a_training_learns_which_patient_an_image_is_of(store: Any) -> None:
+    store.update_image_info("ct_a", {"PatientID": "P-7"})
+    save(store, "ct_a")
+    (pair,) = store.datalist(immutable=True)
+    assert pair["patient"] == "P-7"
 
 
 def test_the_archive_holds_the_final_pairs_and_the_document(store: Any, tmp_path: Path) -> None:

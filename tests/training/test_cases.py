@@ -1,6 +1,7 @@
 """Training cases look as inference will show them to the network, and their cache keeps within its bounds."""
 
 import dataclasses
+from pathlib import Path
 
 import nibabel
 import nrrd
@@ -15,7 +16,7 @@ from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.models.store import ModelVersion
 from rayapp.training.basic_train import BasicTrainTask
-from rayapp.training.cases import Cases, digest_of, name_of, read_pair, split
+from rayapp.training.cases import Cases, digest_of, name_of, patient_of, read_pair, split
 from rayapp.training.deepedit_train import DeepEditTrainTask
 from rayapp.training.deepgrow_train import DeepGrowTrainTask
 from rayapp.training.design import Design
@@ -195,6 +196,29 @@ def test_an_image_stays_on_its_side_as_others_join(pairs):
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_each_side_has_one_at_least(pairs, share):
     assert all(len(side) >= 1 for side in split(pairs, share))
+
+
+def images_of(names, patients=None):
+    return [
+        Pair(image=Path(f"{name}.nii.gz"), label=Path("l.nii.gz"), patient=patient)
+        for name, patient in zip(names, patients or [None] * len(names), strict=True)
+    ]
+
+
+def test_images_of_a_patient_are_on_one_side():
+    known = images_of([f"ct_{n}" for n in range(60)], [f"P-{n // 3}" for n in range(60)])
+    bids = images_of([f"sub-{n // 3:02}_ses-{n % 3}_T1w" for n in range(60)])
+    for pairs in (known, bids):
+        train, val = split(pairs, 0.3)
+        assert len(train) + len(val) == 60
+        assert 6 <= len(val) <= 30
+        assert not {patient_of(pair) for pair in train} & {patient_of(pair) for pair in val}
+
+
+def test_images_that_are_all_of_one_patient_are_split_by_their_names():
+    train, val = split(images_of(["a", "b", "c", "d"], ["P-1"] * 4), 0.3)
+    assert train
+    assert val
 
 
 def test_the_data_sets_digest_changes_with_a_label_and_not_with_the_order(pairs, tmp_path):
