@@ -25,6 +25,7 @@ from rayapp.imaging.placement import pad_to_grid
 from rayapp.imaging.reader import read_segmentation, read_volume, split_ext
 from rayapp.imaging.unseen import UNSEEN, unseen_voxels, with_unseen_slices
 from rayapp.imaging.volume import Grid, Segmentation, Volume
+from rayapp.inference.arrays import contiguous
 from rayapp.training.partial import unsought
 from rayapp.training.train_task import Pair
 
@@ -103,8 +104,8 @@ class Cases:
 def case_of(image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], unsought: tuple[int, ...] = ()) -> Case:
     """A case with a copy of these arrays: image (C, …), labels (…)."""
     return Case(
-        image=torch.from_numpy(image).half(),
-        labels=torch.from_numpy(np.ascontiguousarray(labels, dtype=np.uint8)),
+        image=torch.from_numpy(contiguous(image)).half(),
+        labels=torch.from_numpy(contiguous(labels.astype(np.uint8, copy=False))),
         unsought=unsought,
     )
 

@@ -7,6 +7,7 @@ Pure functions, thread-safe.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ from rayapp.inference.arrays import Bools, Floats, Spacing
 Likelihood = Callable[[Floats], Floats]
 """Maps features (N, F) to the log-odds (N,) of foreground against background."""
 LikelihoodFit = Callable[[Floats, Bools], Likelihood]
-"""Fits a likelihood to samples: features (N, F), and whether each is foreground (N,). Both classes must occur."""
+"""Fits a likelihood to samples: features (N, F), and whether each is foreground (N,). Samples of one class alone, as of
+an image of a few voxels that are all marked, tell nothing apart: the log-odds are then 0 everywhere."""
 
 SCALES_MM = (0.0, 1.5, 3.0)
 """Standard deviations, in mm, of the Gaussians whose smoothed intensities are a voxel's features."""
@@ -73,6 +75,19 @@ def subsample(values: Floats, foreground: Bools) -> tuple[Floats, Bools]:
     return values[chosen], foreground[chosen]
 
 
+def _of_two_classes(fit: LikelihoodFit) -> LikelihoodFit:
+    """The fit where both classes occur; else log-odds of 0."""
+
+    @wraps(fit)
+    def fitted(values: Floats, foreground: Bools) -> Likelihood:
+        if foreground.all() or not foreground.any():
+            return lambda points: np.zeros(len(points), np.float32)
+        return fit(values, foreground)
+
+    return fitted
+
+
+@_of_two_classes
 def histogram(values: Floats, foreground: Bools) -> Likelihood:
     """A `LikelihoodFit`: joint histograms of the first channel's two smoothed intensities, with Parzen smoothing."""
     pair = values[:, 1:3]
@@ -90,6 +105,7 @@ def histogram(values: Floats, foreground: Bools) -> Likelihood:
     return lambda points: table[binned(points)]
 
 
+@_of_two_classes
 def gaussian_mixture(values: Floats, foreground: Bools) -> Likelihood:
     """A `LikelihoodFit`: one Gaussian mixture for each class, over all features."""
     from sklearn.mixture import GaussianMixture  # slow to import
@@ -110,6 +126,7 @@ def gaussian_mixture(values: Floats, foreground: Bools) -> Likelihood:
     return logits
 
 
+@_of_two_classes
 def forest(values: Floats, foreground: Bools) -> Likelihood:
     """A `LikelihoodFit`: extremely randomised trees (Geurts et al., 2006) over all features, with balanced classes."""
     from sklearn.ensemble import ExtraTreesClassifier  # slow to import

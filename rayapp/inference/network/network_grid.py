@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from rayapp.geometry import Orientation, spacing
 from rayapp.imaging.volume import Affine
-from rayapp.inference.arrays import Floats, Labels, Shape
+from rayapp.inference.arrays import Floats, Labels, Shape, contiguous
 from rayapp.inference.infer_task import Point
 from rayapp.inference.prompts.guidance import Position
 
@@ -255,7 +255,7 @@ def _resample(array: npt.NDArray[Any], matrices: Sequence[Floats]) -> Floats:
         slab = view[start : start + SLAB].astype(np.float32)
         if array.dtype.kind == "f":
             slab[~np.isfinite(slab)] = least
-        part = middle @ (torch.from_numpy(np.ascontiguousarray(slab)) @ fast.T)
+        part = middle @ (torch.from_numpy(contiguous(slab)) @ fast.T)
         total += slow[:, start : start + SLAB] @ part.flatten(1)
     result: Floats = total.view(len(slow), len(middle), len(fast)).numpy().transpose(np.argsort(order))
     return result

@@ -19,7 +19,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from rayapp.inference.arrays import Box, Floats, Labels
+from rayapp.inference.arrays import Box, Floats, Labels, contiguous
 from rayapp.inference.infer_task import Point
 from rayapp.inference.network.network_grid import SLAB, NetworkGrid
 
@@ -284,7 +284,7 @@ def _interpolated(block: Floats, axes: Sequence[Interpolation]) -> Floats:
     Along i and j voxels are few yet and picked; along k, where most of the work is, planes are mixed by a product of
     matrices, which reads and writes each once.
     """
-    part = torch.from_numpy(np.ascontiguousarray(block))
+    part = torch.from_numpy(contiguous(block))
     for axis in (2, 1):
         part = axes[axis].apply(part, axis)
     mixed = axes[0].matrix() @ part.flatten(1)
