@@ -14,6 +14,7 @@ from deployments.replies import FILE, file_reply
 from deployments.uploads import author_of, check_image, info_of, to_store
 from rayapp.datastore.interfaces import SERIES_EXT
 from rayapp.errors import NotFound
+from rayapp.imaging.detached import DETACHED
 from rayapp.imaging.nifti import write_volume
 from rayapp.imaging.reader import read_volume, split_ext
 from rayapp.models.store import sha256_of
@@ -68,6 +69,8 @@ async def exists(
     """200 if the image exists; with `check_sum`, if its SHA-256 is that (the prefix `SHA256:` is optional)."""
     record = await services.datastore.image(checked_name(image, "image"))
     if check_sum:
+        if record.ext in DETACHED:
+            raise NotFound(f"image {image!r} is stored in two files and has no checksum")
         try:
             digest = await checks.run(sha256_of, record.path)
         except IsADirectoryError:
@@ -79,9 +82,9 @@ async def exists(
 
 @router.get(Route.IMAGE, response_class=Response, responses=FILE)
 async def download(services: Service, checks: Checking, user: AsUser, image: Annotated[str, Query()]) -> Response:
-    """The image's file; a folder of DICOM files is converted to NIfTI."""
+    """The image's file; a folder of DICOM files, and an image in two files, are converted to NIfTI."""
     record = await services.datastore.image(checked_name(image, "image"))
-    if record.ext:
+    if record.ext and record.ext not in DETACHED:
         return await file_reply(record.path, name=record.id + record.ext)
     staged = await services.datastore.stage(SERIES_EXT)
     await checks.run(_convert, record.path, staged, services.settings.max_volume)

@@ -20,7 +20,7 @@ from deployments.services import Services
 from deployments.streams import unless_gone
 from deployments.uploads import Checks, author_of, check_image, to_store
 from rayapp.errors import BadRequest
-from rayapp.imaging.reader import EXTENSIONS
+from rayapp.imaging.writer import WRITABLE
 from rayapp.models.store import sha256_of
 from rayapp.protocol import MASK_MEDIA_TYPE, ORIGINAL, PARAMS_HEADER, Output, Role, Route, checked_name, parse_flag
 from rayapp.serving.messages import InferCall, InferReply, SaveAs
@@ -107,8 +107,8 @@ async def _image_of(
 def _result_ext(params: Mapping[str, Any]) -> str | None:
     """The format that the client asked for; None for that of the image's own file."""
     ext = params.get("result_extension")
-    if ext and ext not in EXTENSIONS:
-        raise BadRequest(f"result_extension must be one of {', '.join(EXTENSIONS)}, not {str(ext)[:60]!r}")
+    if ext and ext not in WRITABLE:
+        raise BadRequest(f"result_extension must be one of {', '.join(WRITABLE)}, not {str(ext)[:60]!r}")
     return str(ext) if ext else None
 
 

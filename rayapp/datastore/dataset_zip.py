@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from rayapp.datastore.folder_scan import voxels_of
 from rayapp.datastore.interfaces import ImageRecord
 
 
@@ -25,12 +26,22 @@ def write_archive(target: Path, pairs: Iterable[tuple[ImageRecord, str, Path]], 
         for image, label_name, label in pairs:
             if not image.path.exists():
                 continue
-            for file in sorted(image.path.iterdir()) if image.path.is_dir() else (image.path,):
-                _add(archive, file, f"image/{file.relative_to(image.path.parent).as_posix()}")
+            for file, name in _files(image):
+                _add(archive, file, f"image/{name}")
             _add(archive, label, f"label/{label_name}")
             written += 1
         archive.writestr("metadata.json", metadata, zipfile.ZIP_DEFLATED)
     return written
+
+
+def _files(image: ImageRecord) -> Iterator[tuple[Path, str]]:
+    """The image's files and their names: of a folder, with the folder's; of a header, its voxels too."""
+    if image.path.is_dir():
+        yield from ((file, f"{image.path.name}/{file.name}") for file in sorted(image.path.iterdir()))
+        return
+    yield image.path, image.path.name
+    if (voxels := voxels_of(image.path)) is not None:
+        yield voxels, voxels.name
 
 
 def _add(archive: zipfile.ZipFile, file: Path, name: str) -> None:

@@ -1,8 +1,9 @@
 """Reading a studies folder as other programs fill it: which names are images and labels, and when a file is complete.
 
-Images lie at the top level: files with a known extension, and subfolders that hold DICOM files (extension ""). Labels
-lie under `labels/<tag>/`. Hidden names and everything else are ignored. An entry that cannot be served is left out with
-its reason; none stops the look at the others, and none is opened that could block (a pipe, a socket, a device).
+Images lie at the top level: files with a known extension, headers with their voxels in another file beside them, and
+subfolders that hold DICOM files (extension ""). Labels lie under `labels/<tag>/`. Hidden names and everything else are
+ignored. An entry that cannot be served is left out with its reason; none stops the look at the others, and none is
+opened that could block (a pipe, a socket, a device).
 """
 
 from __future__ import annotations
@@ -20,10 +21,18 @@ import psutil  # type: ignore[import-untyped]
 
 from rayapp.datastore.image_names import id_of, is_unicode, is_valid_name, label_name
 from rayapp.datastore.revisions import FileStamp
+from rayapp.errors import Unreadable
+from rayapp.imaging.detached import DETACHED
+from rayapp.imaging.reader import data_file
 
-IMAGE_EXTS = (".nii.gz", ".nii", ".nrrd")
-OTHER_EXTS = (".mha", ".mhd", ".nhdr", ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".nii.bz2", ".nii.zip")
+SINGLE_EXTS = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""Formats of one file, which images can be uploaded in and labels kept in."""
+IMAGE_EXTS = (*SINGLE_EXTS, *DETACHED)
+"""Formats of images; of several files with one id, that of the first of these is served."""
+OTHER_EXTS = (".mgz", ".mgh", ".mnc", ".nii.bz2", ".nii.zip", ".hdr.gz")
 """Formats of images that are not read."""
+VOXEL_EXTS = (".img", ".img.gz")
+"""Voxels whose header is a file of the same stem."""
 PROBED = 8
 """Files of a subfolder that are inspected before it is ruled out as a DICOM series."""
 LABELS = "labels"
@@ -32,6 +41,8 @@ RESTING_S = 5.0
 EMPTY = "it is empty: copy it again"
 NOT_REGULAR = "it is not a regular file (a pipe, a socket or a device)"
 NOT_READ = "its format is not read: save it as .nii.gz or .nrrd"
+NO_HEADER = "its header, the .hdr, is not beside it: copy it too"
+TWO_FILES = "a label must be in one file: save it as .nii.gz or .nrrd"
 NOT_UNICODE = "its name is not UTF-8: rename it"
 _REASONS = {
     errno.ENOENT: "it is a link to a file that is not there",
@@ -144,12 +155,40 @@ def _image(entry: os.DirEntry[str]) -> tuple[str, str] | None:
     if split is None:
         if entry.name.lower().endswith(OTHER_EXTS):
             raise LeftOut(NOT_READ)
+        if entry.name.lower().endswith(VOXEL_EXTS) and not _header_beside(entry):
+            raise LeftOut(NO_HEADER)
         return None
     status = os.stat(entry.path)  # noqa: PTH116 -- a DirEntry's path, thousands of times
     check_file(status, entry.path)
     if not is_unicode(entry.name):
         raise LeftOut(NOT_UNICODE)
+    if split[1].lower() in DETACHED and status.st_size:
+        _check_voxels(Path(entry.path))
     return split
+
+
+def _header_beside(entry: os.DirEntry[str]) -> bool:
+    """True if the `.hdr` of an `.img` is there, or was when it was looked for."""
+    stem = entry.path[: entry.path.lower().rindex(".img")]
+    return any(os.path.lexists(stem + ext) for ext in (".hdr", ".HDR"))
+
+
+def _check_voxels(header: Path) -> None:
+    """Check that a header is valid and that the file with its voxels is beside it. Raises LeftOut, OSError."""
+    try:
+        voxels = data_file(header)
+    except Unreadable as error:
+        raise LeftOut(error.detail) from None
+    if voxels is not None:
+        check_file(voxels.stat(), voxels)
+
+
+def voxels_of(path: Path) -> Path | None:
+    """The file with the voxels of a header that has none; None for any other file, and while it is not there."""
+    try:
+        return data_file(path)
+    except Unreadable:
+        return None
 
 
 def check_file(status: os.stat_result, path: str | Path) -> None:
@@ -221,6 +260,8 @@ def files(folder: Path) -> tuple[dict[str, FileStamp], dict[Path, str]]:
                 try:
                     if not is_unicode(entry.name):
                         raise LeftOut(NOT_UNICODE)
+                    if entry.name.lower().endswith(DETACHED):
+                        raise LeftOut(TWO_FILES)
                     status = os.stat(entry.path)  # noqa: PTH116 -- a DirEntry's path, thousands of times
                     check_file(status, entry.path)
                     stamps[entry.name] = FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
@@ -258,9 +299,21 @@ def _signature(path: Path) -> FileStamp | None:
         status = os.stat(path)  # noqa: PTH116 -- thousands of times
         if stat.S_ISDIR(status.st_mode):
             return _sum(FileStamp.of(file) for file in path.iterdir())
-        return FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
+        stamp = FileStamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
+        if status.st_size and path.name.lower().endswith(DETACHED):
+            voxels = voxels_of(path)
+            return None if voxels is None else _both(stamp, FileStamp.of(voxels))
+        return stamp
     except OSError:
         return None
+
+
+def _both(header: FileStamp, voxels: FileStamp | None) -> FileStamp | None:
+    """The stamp of an image in two files; one without voxels yet counts as empty."""
+    if voxels is None:
+        return None
+    size = header.size + voxels.size if voxels.size else 0
+    return FileStamp(size=size, mtime_ns=max(header.mtime_ns, voxels.mtime_ns))
 
 
 def _sum(stamps: Iterable[FileStamp | None]) -> FileStamp:

@@ -33,6 +33,7 @@ from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.datastore.worklist import Worklist
 from rayapp.errors import BadRequest, Busy, Conflict, Disabled, NotFound
 from rayapp.files.durable import checked_ext, disk_error, sync
+from rayapp.imaging.detached import DETACHED
 from rayapp.protocol import FINAL, checked_name
 
 
@@ -125,8 +126,8 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
         target = self._studies / label_name(checked_name(image_id, "image"), checked_ext(ext))
         if id_of(label_name(image_id, "")) != image_id:
             raise BadRequest(f"image id {image_id!r} would be that of another name: choose another id")
-        if ext not in folder_scan.IMAGE_EXTS or image_id == folder_scan.LABELS:
-            raise BadRequest(f"an image file must end in {', '.join(folder_scan.IMAGE_EXTS)}, not {ext!r}")
+        if ext not in folder_scan.SINGLE_EXTS or image_id == folder_scan.LABELS:
+            raise BadRequest(f"an image file must end in {', '.join(folder_scan.SINGLE_EXTS)}, not {ext!r}")
         self._files.staged(staged)
         full_info = {**info, **signed(author), "ts": int(time.time()), "name": target.name}
 
@@ -168,9 +169,12 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
     def remove_image(self, image_id: str) -> None:
         """See `Datastore`. Its click log is removed too; the revisions of its labels are kept.
 
-        Raises Disabled for a DICOM series in a subfolder.
+        Raises Disabled for a DICOM series in a subfolder, and for an image in two files.
         """
-        if self._image(image_id).path.parent != self._studies:
+        image = self._image(image_id)
+        if image.ext in DETACHED:
+            raise Disabled(f"image {image_id!r} is stored in two files: delete them in the studies folder")
+        if image.path.parent != self._studies:
             raise Disabled(
                 f"series {image_id!r} is stored in a subfolder of the studies folder: delete its files there"
             )

@@ -1,5 +1,5 @@
-"""Single-file NIfTI-1 and NIfTI-2, plain or gzipped, in either byte order: read volumes and grids, write volumes and
-label maps.
+"""NIfTI-1 and NIfTI-2, plain or gzipped, in either byte order, in one file or a pair of `.hdr` and `.img`: read volumes
+and grids, write volumes and label maps in one file.
 
 Follows https://nifti.nimh.nih.gov/nifti-1. Where the standard leaves a choice (two affines, no affine, units), the grid
 is the one that ITK, and so 3D Slicer, uses: a mask must lie where the annotator sees the image.
@@ -24,12 +24,16 @@ from nibabel.spatialimages import HeaderDataError
 
 from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_orthogonal, is_sane, spacing
+from rayapp.imaging.detached import beside
 from rayapp.imaging.payload import Payload, check_size, opened
 from rayapp.imaging.raster import raster
 from rayapp.imaging.volume import Grid, Segmentation, Volume, shifted
 
 _SIZES = {348: Nifti1Header, 540: Nifti2Header}
 _MAGIC = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
+_MAGIC_OF_PAIRS = {348: (344, b"ni1\0"), 540: (4, b"ni2\0\r\n\x1a\n")}
+_PAIR = ".hdr"
+_VOXELS = (".img", ".img.gz", ".IMG", ".IMG.gz")
 _MAX_OFFSET = 1 << 24
 _SCANNER = 1
 _MAX_SHEAR = 1e-4  # ITK's tolerance for the axes' dot products
@@ -57,27 +61,56 @@ def write_volume(volume: Volume, path: Path) -> None:
 def read_grid(path: Path) -> Grid:
     """The grid, from the header alone. Raises Unreadable."""
     with _payload(path) as payload:
-        return _header(payload).grid
+        return _header(payload, pair=_is_pair(path)).grid
+
+
+def data_file(path: Path) -> Path | None:
+    """The `.img` of an `.hdr`; None for a file that holds its voxels. Raises Unreadable."""
+    if not _is_pair(path):
+        return None
+    read_grid(path)
+    return _img(path)
+
+
+def _img(path: Path) -> Path:
+    stems = dict.fromkeys((path.stem, path.resolve().stem))  # of a link, also what it links to
+    return beside(path, tuple(stem + ext for stem in stems for ext in _VOXELS))
+
+
+def _is_pair(path: Path) -> bool:
+    return path.suffix.lower() == _PAIR
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
     """The whole image; axes beyond the third, and colour samples, become channels. Raises Unreadable, TooLarge."""
+    pair = _is_pair(path)
     with _payload(path) as payload:
-        header = _header(payload)
+        header = _header(payload, pair=pair)
         slope, inter = _rescale(header.fields)
         count = header.channels * math.prod(header.grid.shape)
         check_size(count * max(header.dtype.itemsize, 4 if slope is not None else 0), max_bytes)
         offset = float(header.fields["vox_offset"])
-        if not header.length <= offset <= _MAX_OFFSET:
+        if not (0 if pair else header.length) <= offset <= _MAX_OFFSET:
             raise Unreadable(f"the NIfTI header's vox_offset {offset} is invalid")
-        payload.read(int(offset) - header.length)
-        data = payload.read(count * header.dtype.itemsize)
-        payload.end()
+        if not pair:
+            payload.read(int(offset) - header.length)
+            data = _voxels(payload, count * header.dtype.itemsize)
+    if pair:
+        with _payload(_img(path)) as payload:
+            payload.read(int(offset))
+            data = _voxels(payload, count * header.dtype.itemsize)
     array = _array(data, header)
     if slope is not None:
         whole = slope == 1 and inter.is_integer() and array.dtype.kind in "iu"
         array = shifted(array, int(inter)) if whole else _rescaled(array, slope, inter)
     return Volume(array=array, affine=header.grid.affine)
+
+
+def _voxels(payload: Payload, nbytes: int) -> npt.NDArray[np.uint8]:
+    """The last bytes of a payload. Raises Unreadable if others follow."""
+    data = payload.read(nbytes)
+    payload.end()
+    return data
 
 
 def encode(segmentation: Segmentation, dtype: np.dtype[Any]) -> npt.NDArray[np.uint8]:
@@ -105,13 +138,14 @@ def encode(segmentation: Segmentation, dtype: np.dtype[Any]) -> npt.NDArray[np.u
 def _payload(path: Path) -> Iterator[Payload]:
     with opened(path) as file:
         packed = file.read(2) == b"\x1f\x8b"
-        if packed and path.suffix.lower() == ".nii":
-            raise Unreadable("the content is gzipped: name the file .nii.gz, as viewers go by the extension")
+        if packed and path.suffix.lower() in (".nii", ".hdr", ".img"):
+            wanted = "name the file .nii.gz" if path.suffix.lower() == ".nii" else "save it as .nii.gz"
+            raise Unreadable(f"the content is gzipped: {wanted}, as viewers go by the extension")
         file.seek(0)
-        yield Payload(file, packed=packed)
+        yield Payload(file, "gzip" if packed else "raw")
 
 
-def _header(payload: Payload) -> _Header:
+def _header(payload: Payload, *, pair: bool) -> _Header:
     start = payload.read(348).tobytes()
     for order in "<>":
         length = int(np.frombuffer(start[:4], f"{order}i4")[0])
@@ -120,9 +154,14 @@ def _header(payload: Payload) -> _Header:
     else:
         raise Unreadable("not a NIfTI file: its header size is neither 348 nor 540 bytes")
     block = start + payload.read(length - len(start)).tobytes()
-    at, magic = _MAGIC[length]
+    at, magic = (_MAGIC_OF_PAIRS if pair else _MAGIC)[length]
     if block[at : at + len(magic)] != magic:
-        raise Unreadable("not a single-file NIfTI (a pair of .hdr and .img, or Analyze): save it as .nii or .nii.gz")
+        what = (
+            "the header of a NIfTI pair (but Analyze)"
+            if pair
+            else "a single-file NIfTI (but the .hdr of a pair, or Analyze)"
+        )
+        raise Unreadable(f"not {what}: save it as .nii or .nii.gz")
     fields = _SIZES[length](block, endianness=order, check=False)
     shape, channels = _shape(fields)
     try:

@@ -1,7 +1,7 @@
 """NRRD, raw or gzipped, and Slicer's `.seg.nrrd`: read volumes, grids and label maps, write label maps.
 
 Follows https://teem.sourceforge.net/nrrd/format.html; segment fields as 3D Slicer writes them (`Segment0_Name`, …).
-Voxels must be in the file itself: a header that refers to a separate data file is refused.
+Voxels are in the file itself, or, of an `.nhdr`, in one other file beside it.
 
 A `.seg.nrrd` is often cropped to its segments. Its origin is then that of the crop, so its affine holds as it stands
 and `Segmentation_ReferenceImageExtentOffset` must not be added; `rayapp.imaging.placement` pads it to the image's grid.
@@ -21,21 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.errors import Unreadable
-from rayapp.geometry import Affine, is_sane, las_to_ras, ras_to_lps
-from rayapp.imaging.payload import Bytes, Payload, check_size, gzipped, opened
+from rayapp.geometry import Affine, is_sane, ras_to_lps
+from rayapp.imaging.detached import beside
+from rayapp.imaging.nrrd_space import placed_axes
+from rayapp.imaging.payload import Bytes, Codec, Payload, check_size, gzipped, opened
 from rayapp.imaging.raster import raster
 from rayapp.imaging.volume import Grid, Masks, Segmentation, Volume, painting_order
 
 _WRITTEN = {"u1": "unsigned char", "u2": "unsigned short", "i2": "short", "u4": "unsigned int", "i4": "int"}
-_RAS = {"right-anterior-superior", "ras"}
-_LAS = {"left-anterior-superior", "las"}
-# ITK, and so Slicer, treats a missing space and spaces unrelated to the patient as LPS.
-_LPS = {"left-posterior-superior", "lps", "", "scanner-xyz", "3d-right-handed", "3d-left-handed"}
-_SPATIAL = {"domain", "space"}
-_EXTRA = {"none", "time"}  # an axis that ITK makes the third one of an image with only two others
 _MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "???", "none"}
 _MAX_HEADER = 1 << 20
 _BLANK = re.compile(rb"\n\r?\n")
+_NAMES_DATA = re.compile(rb"^data ?file:", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,8 @@ class _Header:
     spatial: tuple[int, ...]  # which file axes are i, j and, unless the image is flat, k
     grid: Grid
     dtype: np.dtype[Any]
-    packed: bool
+    codec: Codec
+    data_file: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +53,16 @@ class _Segment:
     layer: int
 
 
+def data_file(path: Path) -> Path | None:
+    """The file with the voxels of an `.nhdr`; None for a file that holds its own. Raises Unreadable."""
+    with opened(path) as file:
+        return _data_file(path, _header(file, path))
+
+
 def read_grid(path: Path) -> Grid:
     """The grid, from the header alone. Raises Unreadable."""
     with opened(path) as file:
-        return _header(file).grid
+        return _header(file, path).grid
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
@@ -147,16 +151,21 @@ def _head(
     return ("\n".join(lines) + "\n\n").encode()
 
 
-def _header(file: BinaryIO) -> _Header:
+def _data_file(path: Path, header: _Header) -> Path | None:
+    return None if header.data_file is None else beside(path, (header.data_file,))
+
+
+def _header(file: BinaryIO, path: Path) -> _Header:
     """Parse the header, leaving the file at the first byte of its payload."""
     start = file.read(_MAX_HEADER)
+    detached = path.suffix.lower() == ".nhdr"
     blank = _BLANK.search(start)
-    if not start.startswith(b"NRRD") or blank is None:
+    if not start.startswith(b"NRRD") or (blank is None and not _NAMES_DATA.search(start)):
         raise Unreadable("not an NRRD file: it has no header that ends in a blank line")
-    file.seek(blank.end())
+    file.seek(len(start) if blank is None else blank.end())
     try:
-        text = start[: blank.start()]
-        return _checked(_fields(text.decode() if _is_utf8(text) else text.decode("latin-1")))
+        text = start if blank is None else start[: blank.start()]
+        return _checked(_fields(text.decode() if _is_utf8(text) else text.decode("latin-1")), detached=detached)
     except Unreadable:
         raise
     except (nrrd.NRRDError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
@@ -185,9 +194,13 @@ def _fields(text: str) -> dict[str, Any]:
     return dict(nrrd.read_header(lines))
 
 
-def _checked(fields: dict[str, Any]) -> _Header:
-    if "data file" in fields or "datafile" in fields:
-        raise Unreadable("the NRRD header refers to a separate data file: save header and voxels in one file")
+def _checked(fields: dict[str, Any], *, detached: bool) -> _Header:
+    named = fields.get("data file", fields.get("datafile"))
+    if detached != (named is not None):
+        wanted = ".nrrd, as it holds its voxels" if detached else ".nhdr, as its voxels are in another file"
+        raise Unreadable(f"the NRRD header disagrees with its extension: name it {wanted}")
+    if named is not None and (str(named) == "LIST" or str(named).startswith("LIST ") or "%" in str(named)):
+        raise Unreadable("the NRRD header names several data files: save it as one .nrrd")
     if any(int(fields.get(name, 0)) for name in ("line skip", "lineskip", "byte skip", "byteskip")):
         raise Unreadable("NRRD files with a line or byte skip are not supported: save it again")
     units = {unit for name in ("space units", "units") for unit in _words(fields.get(name))}
@@ -202,7 +215,7 @@ def _checked(fields: dict[str, Any]) -> _Header:
     sizes = tuple(int(n) for n in fields["sizes"])
     if len(sizes) != int(fields["dimension"]) or len(sizes) not in (2, 3, 4) or any(n < 1 for n in sizes):
         raise Unreadable(f"the NRRD header's sizes {sizes} are not those of an image")
-    spatial, affine = _space(fields, len(sizes))
+    spatial, affine = placed_axes(fields, len(sizes))
     if not is_sane(affine):
         raise Unreadable("the NRRD header's directions are not finite or not invertible")
     i, j, k = (*(sizes[axis] for axis in spatial), 1)[:3]
@@ -212,7 +225,8 @@ def _checked(fields: dict[str, Any]) -> _Header:
         spatial=spatial,
         grid=Grid(shape=(i, j, k), affine=affine),
         dtype=_dtype(fields),
-        packed=encoding != "raw",
+        codec="raw" if encoding == "raw" else "gzip",
+        data_file=None if named is None else str(named),
     )
 
 
@@ -226,91 +240,22 @@ def _dtype(fields: dict[str, Any]) -> np.dtype[Any]:
     return np.dtype(f"{order or ''}{name}")
 
 
-def _space(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Affine]:
-    """The spatial axes and the affine, as ITK determines them."""
-    kinds = [str(kind).lower() for kind in fields.get("kinds", [])]
-    if "complex" in kinds:
-        raise Unreadable("the NRRD image holds complex numbers: save their magnitude")
-    lps = np.eye(4)
-    if "space directions" in fields:
-        directions = np.array(fields["space directions"], float)
-        if len(directions) != dimension:
-            raise Unreadable(f"the NRRD header has {len(directions)} space directions for {dimension} axes")
-        spatial = [axis for axis in range(dimension) if np.isfinite(directions[axis]).all()]
-        vectors, world = directions[spatial].T, directions.shape[1]
-        lps[: vectors.shape[0], : vectors.shape[1]] = vectors
-        if len(spatial) == 2 and len(vectors) == 3:
-            normal = np.cross(vectors[:, 0], vectors[:, 1])
-            lps[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-12)
-    else:
-        spatial = [axis for axis in range(dimension) if not kinds or kinds[axis] in _SPATIAL or kinds[axis] == "???"]
-        if len(spatial) == 2:
-            spatial = [axis for axis in range(dimension) if axis in spatial or kinds[axis] in _EXTRA]
-        if any(kinds[axis] in _EXTRA for axis in range(spatial[0] if spatial else 0) if kinds):
-            raise Unreadable("the NRRD image's first axis is none of space, which ITK takes for one: move it last")
-        world = len(spatial)
-        placed = {"space", "space dimension", "spacedimension"} & fields.keys()
-        if placed and ("spacings" in fields or str(fields.get("space", "")).lower() not in _LPS):
-            raise Unreadable("the NRRD header has a space but no space directions: ITK and 3D Slicer do not open it")
-        sizes = _per_axis(fields, "spacings", dimension)[spatial[:3]]
-        lps[range(len(sizes)), range(len(sizes))] = np.where(np.isnan(sizes), 1.0, sizes)
-        if not placed:
-            lps[range(len(sizes)), 3] = _origin(fields, sizes, spatial[:3], dimension)
-    lost = [kind for axis, kind in enumerate(kinds) if kind in _SPATIAL and axis not in spatial]
-    if len(kinds) not in (0, dimension) or len(spatial) not in (2, 3) or dimension - len(spatial) > 1 or lost:
-        raise Unreadable(f"an NRRD image must have two or three spatial axes and at most one other; its kinds: {kinds}")
-    if "space origin" in fields:
-        lps[:world, 3] = np.array(fields["space origin"], float).reshape(world)
-    space = str(fields.get("space", "")).lower()
-    if space in _RAS:
-        return tuple(spatial), lps
-    if space in _LAS:
-        return tuple(spatial), las_to_ras(lps)
-    if space in _LPS:
-        return tuple(spatial), ras_to_lps(lps)
-    raise Unreadable(f"the NRRD space {space!r} is not supported: save it as left-posterior-superior")
-
-
 def _words(value: object) -> list[str]:
     """The words of a list that pynrrd has parsed or left as text."""
     words = str(value or "").split() if isinstance(value, str | None) else [str(word) for word in cast(Any, value)]
     return [word.strip('"').lower() for word in words]
 
 
-def _per_axis(fields: dict[str, Any], name: str, dimension: int) -> npt.NDArray[np.float64]:
-    """A number for each axis; NaN where the header has none."""
-    return np.array(fields.get(name, np.full(dimension, np.nan)), np.float64).reshape(dimension)
-
-
-def _origin(
-    fields: dict[str, Any], sizes: npt.NDArray[np.float64], spatial: list[int], dimension: int
-) -> npt.NDArray[np.float64]:
-    """Position of the first voxel's centre along each spatial axis of an image without a space.
-
-    An axis min is the edge of the first voxel, or its centre if the axis is node-centred. As in Teem, it counts only if
-    each axis has a min and a spacing or max.
-    """
-    mins = _per_axis(fields, "axis mins" if "axis mins" in fields else "axismins", dimension)[spatial]
-    maxs = _per_axis(fields, "axis maxs" if "axis maxs" in fields else "axismaxs", dimension)[spatial]
-    centers = fields.get("centerings") or str(fields.get("centers", "")).split() or ["???"] * dimension
-    nodes = np.array([str(centers[axis]).lower() == "node" for axis in spatial])
-    counts = np.array([int(fields["sizes"][axis]) for axis in spatial])
-    if np.isnan(mins).all() or (np.isnan(maxs) & np.isnan(sizes)).any():
-        return np.zeros(len(spatial))
-    if not np.isfinite(mins).all():
-        raise Unreadable("the NRRD header's axis mins are not given for each axis: save it with space directions")
-    steps = np.where(np.isnan(sizes), (maxs - mins) / np.maximum(counts - nodes, 1), sizes)
-    origin: npt.NDArray[np.float64] = np.where(nodes, mins, mins + steps / 2)
-    return origin
-
-
 def _read(path: Path, max_bytes: int) -> tuple[_Header, npt.NDArray[Any]]:
     """The header and the voxels, shape (C, I, J, K), without a copy."""
     with opened(path) as file:
-        header = _header(file)
-        nbytes = math.prod(header.sizes) * header.dtype.itemsize
-        check_size(nbytes, max_bytes)
-        payload = Payload(file, packed=header.packed)
+        header = _header(file, path)
+        other, held = _data_file(path, header), file.tell()
+    nbytes = math.prod(header.sizes) * header.dtype.itemsize
+    check_size(nbytes, max_bytes)
+    with opened(other or path) as file:
+        file.seek(0 if other else held)
+        payload = Payload(file, header.codec)
         data: Bytes = payload.read(nbytes)
         payload.end()
     array = data.view(header.dtype).reshape(header.sizes[::-1]).T

@@ -1,7 +1,7 @@
-"""Reading the payload of an image file, plain or gzipped: once, into one buffer, and only the size that its header
-gives.
+"""Reading the payload of an image file, plain, gzipped or a zlib stream: once, into one buffer, and only the size that
+its header gives.
 
-gzip uses ISA-L, about three times as fast as zlib. Sizes are checked before anything is allocated.
+Decompression uses ISA-L, about three times as fast as zlib. Sizes are checked before anything is allocated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from isal import igzip, igzip_lib
 from rayapp.errors import TooLarge, Unreadable
 
 Bytes = npt.NDArray[np.uint8]
+Codec = Literal["raw", "gzip", "zlib"]
+"""How a payload is stored."""
 _CHUNK = 1 << 22
 _MAX_RATIO = 1032  # highest compression ratio of deflate: 258 bytes for two bits
 _DAMAGE: Any = (EOFError, OSError, zlib.error, igzip_lib.error)
@@ -40,10 +42,14 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 class Payload:
     """The rest of an open file, from its current position."""
 
-    def __init__(self, file: BinaryIO, *, packed: bool) -> None:
+    def __init__(self, file: BinaryIO, codec: Codec) -> None:
         stored = os.fstat(file.fileno()).st_size - file.tell()
-        self._most = stored * _MAX_RATIO if packed else stored
-        self._stream: Any = igzip.IGzipFile(fileobj=file, mode="rb") if packed else file
+        self._most = stored if codec == "raw" else stored * _MAX_RATIO
+        self._stream: Any = file
+        if codec == "gzip":
+            self._stream = igzip.IGzipFile(fileobj=file, mode="rb")
+        elif codec == "zlib":
+            self._stream = _ZlibFile(file)
 
     def read(self, size: int) -> Bytes:
         """Read exactly `size` bytes into a new writable buffer. Raises Unreadable if there are fewer."""
@@ -69,6 +75,26 @@ class Payload:
             piece: bytes = self._stream.read(size)
         except _DAMAGE as error:
             raise Unreadable(f"the file is truncated or damaged: {error}") from error
+        return piece
+
+
+class _ZlibFile:
+    """The decompressed bytes of a zlib stream that ends where the file does."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._decompressor = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end. Raises EOFError if the stream does not end there."""
+        piece = b""
+        while not piece and not self._decompressor.eof:
+            more = self._file.read(_CHUNK) if self._decompressor.needs_input else b""
+            if not more and self._decompressor.needs_input:
+                raise EOFError("the compressed data end too early")
+            piece = self._decompressor.decompress(more, size)
+        if not piece and (self._decompressor.unused_data or self._file.read(1)):
+            raise EOFError("more data follow the compressed ones")
         return piece
 
 

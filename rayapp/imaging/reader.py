@@ -15,13 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.errors import Unreadable
-from rayapp.imaging import dicom_series, nifti, nrrd
+from rayapp.imaging import dicom_series, metaimage, nifti, nrrd
+from rayapp.imaging.detached import DETACHED
 from rayapp.imaging.finite_values import finite_values
 from rayapp.imaging.volume import Grid, Segmentation, Volume
 
-_MODULES: dict[str, ModuleType] = {".nii.gz": nifti, ".seg.nrrd": nrrd, ".nii": nifti, ".nrrd": nrrd}
-EXTENSIONS = tuple(_MODULES)
-"""Longer extensions first, so that the first match is the whole extension."""
+_MODULES: dict[str, ModuleType] = {
+    **{".nii.gz": nifti, ".seg.nrrd": nrrd, ".nii": nifti, ".nrrd": nrrd},
+    **{".mha": metaimage, ".mhd": metaimage, ".nhdr": nrrd, ".hdr": nifti},
+}
+IMAGE_EXTENSIONS = tuple(_MODULES)
+"""What is read as an image. Longer extensions first, so that the first match is the whole extension."""
+EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".mha")
+"""What is read in one file, and so can be sent and be a label map."""
 _MAX_LABEL = 65535
 _ROUNDING = 1e-3
 """Largest deviation of a label value from a whole number, for values below 100; a hundred-thousandth of larger ones.
@@ -42,6 +48,14 @@ def split_ext(filename: str) -> tuple[str, str]:
         if name.lower().endswith(ext) and len(name) > len(ext):
             return name[: -len(ext)], ext
     raise Unreadable(f"{name[-60:]!r} is not of a supported format: use {', '.join(EXTENSIONS)}")
+
+
+def data_file(path: Path) -> Path | None:
+    """The file with the voxels of a header that has none; None for a file that holds its own. Raises Unreadable."""
+    if not path.name.lower().endswith(DETACHED):
+        return None
+    other: Path = _module(path).data_file(path)
+    return other
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
@@ -81,8 +95,8 @@ def read_segmentation(path: Path, *, max_bytes: int, ext: str | None = None) -> 
     names: dict[str, int] = {}
     if module is nrrd:
         volume, names = nrrd.read_segmentation(path, max_bytes=max_bytes)
-    elif module is nifti:
-        volume = nifti.read_volume(path, max_bytes=max_bytes)
+    elif module is not None and ext in EXTENSIONS:
+        volume = module.read_volume(path, max_bytes=max_bytes)
     else:
         raise Unreadable(f"{ext!r} is not a supported label map format: use {', '.join(EXTENSIONS)}")
     if volume.channels != 1:
@@ -94,7 +108,10 @@ def read_segmentation(path: Path, *, max_bytes: int, ext: str | None = None) -> 
 
 
 def _module(path: Path) -> ModuleType:
-    return dicom_series if path.is_dir() else _MODULES[split_ext(path.name)[1]]
+    if path.is_dir():
+        return dicom_series
+    ext = next((ext for ext in IMAGE_EXTENSIONS if path.name.lower().endswith(ext)), None)
+    return _MODULES[split_ext(path.name)[1] if ext is None else ext]
 
 
 def _as_labels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -11,6 +11,9 @@ from rayapp.imaging import nifti, nrrd
 from rayapp.imaging.payload import gzipped
 from rayapp.imaging.volume import Segmentation
 
+WRITABLE = (".nii", ".nii.gz", ".nrrd", ".seg.nrrd")
+"""Formats of label maps that are written."""
+
 
 def encode_segmentation(
     segmentation: Segmentation, ext: str, *, compress: bool = True, dtype: np.dtype[Any] | None = None
@@ -19,7 +22,7 @@ def encode_segmentation(
 
     Args:
         segmentation: the label map.
-        ext: `.nii`, `.nii.gz`, `.nrrd` or `.seg.nrrd`.
+        ext: one of `WRITABLE`.
         compress: gzip the voxels of an NRRD file.
         dtype: uint8 or uint16; by default the smaller one that holds the values. Little endian.
 
@@ -39,4 +42,4 @@ def encode_segmentation(
         return gzipped(nifti.encode(segmentation, dtype))
     if ext in (".nrrd", ".seg.nrrd"):
         return nrrd.encode(segmentation, dtype, segments=ext == ".seg.nrrd", packed=compress)
-    raise BadRequest(f"label maps can be written as .nii, .nii.gz, .nrrd or .seg.nrrd, not {ext!r}")
+    raise BadRequest(f"label maps can be written as {', '.join(WRITABLE)}, not {ext!r}")

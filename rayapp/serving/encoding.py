@@ -11,6 +11,7 @@ from typing import Any
 from rayapp.errors import BadRequest
 from rayapp.imaging import dicom_seg, mask_codec
 from rayapp.imaging.label_names import entries_of, with_names
+from rayapp.imaging.writer import WRITABLE
 from rayapp.inference.infer_task import Prediction
 from rayapp.inference.label_file import as_segmentation, encode_prediction
 from rayapp.protocol import Output
@@ -89,7 +90,8 @@ def reply_params(work: Work, prediction: Prediction, write_s: float) -> dict[str
 
 
 def _extension(work: Work) -> str:
-    return work.call.ext or work.image.file.ext or ".nrrd"
+    ext = work.call.ext or work.image.file.ext
+    return ext if ext in WRITABLE else ".nrrd"
 
 
 def _is_points(value: Any) -> bool:

@@ -5,7 +5,6 @@ Each is made once, however many calls wait for it, in the io threads. All method
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import Protocol
 
 from rayapp.datastore.interfaces import ImageRecord
 from rayapp.errors import RayappError, TooLarge, Unreadable
-from rayapp.imaging.reader import EXTENSIONS, read_volume
+from rayapp.imaging.detached import DETACHED
+from rayapp.imaging.reader import EXTENSIONS, data_file, read_volume
 from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import InferTask
 from rayapp.serving.cache import ByteCache, Sized
@@ -46,9 +46,13 @@ class ImageFile:
     inode: int
 
     @classmethod
-    def of(cls, key: str, path: Path, ext: str, status: os.stat_result) -> ImageFile:
-        """The file with that status."""
-        return cls(key=key, path=path, ext=ext, mtime_ns=status.st_mtime_ns, size=status.st_size, inode=status.st_ino)
+    def of(cls, key: str, path: Path, ext: str) -> ImageFile:
+        """The file as it is; a header with its voxels beside it. Raises FileNotFoundError, Unreadable."""
+        status = path.stat()
+        voxels = data_file(path) if ext in DETACHED else None
+        newest = status if voxels is None else max(status, voxels.stat(), key=lambda each: each.st_mtime_ns)
+        size = status.st_size + (0 if voxels is None else voxels.stat().st_size)
+        return cls(key=key, path=path, ext=ext, mtime_ns=newest.st_mtime_ns, size=size, inode=newest.st_ino)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +115,16 @@ class OpenImages:
         """The image's file as it is now. The datastore is asked only the first time, and for a file that went away."""
         if path is not None:
             ext = next((ext for ext in EXTENSIONS if path.name.endswith(ext)), "")
-            return ImageFile.of(key, path, ext, await self._executors.io(path.stat))
+            return await self._executors.io(ImageFile.of, key, path, ext)
         known = self._files.get(key)
         if known is not None:
             with suppress(FileNotFoundError):
-                return ImageFile.of(key, *known, await self._executors.io(known[0].stat))
+                return await self._executors.io(ImageFile.of, key, *known)
         record = await self._images.image(key)
         if len(self._files) >= FILES:
             self._files.clear()
         self._files[key] = record.path, record.ext
-        return ImageFile.of(key, record.path, record.ext, await self._executors.io(record.path.stat))
+        return await self._executors.io(ImageFile.of, key, record.path, record.ext)
 
     async def prepared(self, model: str, task: InferTask, image: OpenImage) -> Sized:
         """The image as this version of the model takes it. Raises what the task raises."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.datastore.document import NAME
-from rayapp.datastore.folder_scan import IMAGE_EXTS
+from rayapp.datastore.folder_scan import IMAGE_EXTS, voxels_of
 from rayapp.datastore.image_names import label_name
 from rayapp.datastore.index import OF_REMOVED, Index
 from rayapp.datastore.revisions import delete
@@ -64,10 +64,20 @@ def erase(studies: Path, workspace: Path, image_id: str) -> list[str]:
 def _files(studies: Path, workspace: Path, image_id: str) -> Iterator[Path]:
     names = {label_name(image_id, ext) for ext in IMAGE_EXTS}
     for folder in (studies, *(studies / "labels").glob("*"), *(studies / HIDDEN / "uncertainty").glob("*")):
-        yield from (folder / name for name in {*names, image_id + ".nii.gz"} if (folder / name).exists())
+        for path in (folder / name for name in {*names, image_id + ".nii.gz"}):
+            if path.exists():
+                yield from _with_voxels(path)
     for path in (workspace / "retrieved" / image_id, *(workspace / "images").glob(f"*/{image_id}.*")):
         if path.exists():
             yield path
+
+
+def _with_voxels(path: Path) -> Iterator[Path]:
+    """The file and, of a header, the file with its voxels that lies beside it."""
+    voxels = voxels_of(path)
+    if voxels is not None and voxels.parent == path.parent:
+        yield voxels
+    yield path
 
 
 def _erase_rows(db: sqlite3.Connection, image_id: str) -> tuple[int, list[str]]:

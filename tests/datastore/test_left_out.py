@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from rayapp.datastore import folder_scan, left_out, watch
+from rayapp.datastore.interfaces import Author
 from rayapp.datastore.reconcile import Reconciler
+from rayapp.errors import Disabled
 from tests.datastore.saves import Open
 from tests.imaging.grids import AFFINES, voxels
 from tests.imaging.series import write_series
@@ -177,9 +181,61 @@ def test_an_entry_that_becomes_good_is_served_and_until_then_nothing_is_scanned(
     assert "problems" not in store.status()
 
 
-@pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nhdr", "a.hdr", "a.IMG", "a.mgz"])
+@pytest.mark.parametrize("name", ["a.mgz", "a.MNC", "a.nii.bz2"])
 def test_an_image_of_another_format_is_named(name: str, studies: Path, open_store: Open) -> None:
     (studies / name).write_bytes(b"x")
     store = open_store(studies)
     assert store.image_ids() == ["ct_a", "ct_b", "mr_c"]
     assert store.status()["problems"] == {name: "its format is not read: save it as .nii.gz or .nrrd"}
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "a.hdr"])
+def test_a_header_without_its_voxels_is_named_and_served_once_they_are_there(
+    name: str, studies: Path, open_store: Open, tmp_path: Path
+) -> None:
+    sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkInt16), str(studies / name))
+    (voxels,) = (path for path in studies.glob("a.*") if path.name != name)
+    voxels.rename(tmp_path / voxels.name)
+    store = open_store(studies)
+    assert store.image_ids() == ["ct_a", "ct_b", "mr_c"]
+    assert "the file with the voxels is not beside its header" in store.status()["problems"][name]
+    (tmp_path / voxels.name).rename(voxels)
+    store.close()
+    store = open_store(studies)
+    assert store.image_ids() == ["a", "ct_a", "ct_b", "mr_c"]
+    assert "problems" not in store.status()
+    with pytest.raises(Disabled, match="two files"):
+        store.remove_image("a")
+    target = tmp_path / "data.zip"
+    staged = store.stage(".nrrd")
+    staged.write_bytes(b"a label")
+    store.save_label("a", "final", staged, ".nrrd", info={}, author=Author())
+    store.archive(target)
+    assert {f"image/{name}", f"image/{voxels.name}"} <= set(zipfile.ZipFile(target).namelist())
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "a.hdr"])
+def test_a_header_whose_voxels_would_block_or_lie_elsewhere_is_left_out(
+    name: str, studies: Path, open_store: Open
+) -> None:
+    sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkInt16), str(studies / name))
+    (voxels,) = (path for path in studies.glob("a.*") if path.name != name)
+    voxels.unlink()
+    os.mkfifo(voxels)
+    (studies / "b.mhd").write_text("ObjectType = Image\nNDims = 1\n")
+    pipe = "it is not a regular file (a pipe, a socket or a device)"
+    assert open_store(studies).status()["problems"] == {
+        name: pipe,
+        **({} if name == "a.hdr" else {voxels.name: pipe}),
+        "b.mhd": "not a MetaImage file: it has no field ElementDataFile",
+    }
+
+
+def test_voxels_without_their_header_and_labels_in_two_files_are_named(studies: Path, open_store: Open) -> None:
+    (studies / "a.IMG").write_bytes(b"x")
+    (studies / "labels" / "final").mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkUInt8), str(studies / "labels" / "final" / "ct_a.mhd"))
+    assert open_store(studies).status()["problems"] == {
+        "a.IMG": "its header, the .hdr, is not beside it: copy it too",
+        "labels/final/ct_a.mhd": "a label must be in one file: save it as .nii.gz or .nrrd",
+    }

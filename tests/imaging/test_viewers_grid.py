@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,70 @@ def test_an_nrrd_image_lies_where_simpleitk_puts_it(header: bytes) -> None:
         if grid is not None:
             assert itk_grid(path) is not None
             _assert_a_mask_lies_on(grid, path)
+
+
+@st.composite
+def metaimage_headers(draw: st.DrawFn) -> str:
+    """Headers with each way of placing an image, numbers of either sign, and fields that do not count."""
+    fields = {"ObjectType": "Image", "NDims": "3", "DimSize": "3 4 5", "ElementType": "MET_SHORT"}
+    columns = rotation(draw(seeds))
+    columns[0] *= draw(st.sampled_from([1, 1, 1, 2, 0.5]))
+    columns[1, 0] += draw(st.sampled_from([0, 0, 1e-5, 0.3]))
+    signs = draw(st.sampled_from([(1, 1, 1), (1, -1, 1), (1, 1, 0), (np.nan, 1, 1)]))
+    rows = draw(st.sampled_from(["TransformMatrix", "Rotation", "Orientation"]))
+    for name, numbers in (
+        (rows, columns.ravel()),
+        (draw(st.sampled_from(["Offset", "Position", "Origin"])), draw(places)),
+        ("ElementSpacing", np.multiply(draw(sizes), signs)),
+        ("ElementSize", draw(sizes)),
+        ("CenterOfRotation", draw(places)),
+    ):
+        if draw(st.integers(0, 3)):
+            fields[name] = " ".join(f"{float(number):.9g}" for number in numbers)
+    if draw(st.booleans()):
+        fields["AnatomicalOrientation"] = draw(st.sampled_from(["RAI", "LPS", "???"]))
+    separator, end = draw(st.sampled_from([" = ", " : ", "="])), draw(st.sampled_from(["\n", "\r\n"]))
+    return "".join(f"{name}{separator}{value}{end}" for name, value in fields.items())
+
+
+@given(metaimage_headers(), st.booleans(), st.booleans(), st.booleans())
+@many
+def test_a_metaimage_lies_where_simpleitk_puts_it(header: str, detached: bool, packed: bool, big: bool) -> None:
+    data = VOXELS.astype(">i2" if big else "<i2").tobytes()
+    data = zlib.compress(data) if packed else data
+    size = f"CompressedDataSize = {len(data)}\n" if packed else ""
+    head = f"{header}BinaryDataByteOrderMSB = {big}\nCompressedData = {packed}\n{size}ElementDataFile = "
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ("image.mhd" if detached else "image.mha")
+        path.write_bytes(f"{head}{'image.raw' if detached else 'LOCAL'}\n".encode())
+        with (path.with_name("image.raw") if detached else path).open("ab") as file:
+            file.write(data)
+        grid = assert_lies_where_itk_puts_it(path)
+        if grid is not None:
+            assert itk_grid(path) is not None
+            _assert_a_mask_lies_on(grid, path)
+
+
+@given(nifti_headers())
+@many
+def test_a_nifti_pair_lies_where_simpleitk_puts_it(header: nibabel.Nifti1Header) -> None:
+    header["magic"], header["vox_offset"] = b"ni1", 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.hdr"
+        path.write_bytes(header.binaryblock)
+        path.with_name("image.img").write_bytes(VOXELS.tobytes())
+        assert_lies_where_itk_puts_it(path)
+
+
+@given(nrrd_headers())
+@many
+def test_an_nrrd_with_a_detached_header_lies_where_simpleitk_puts_it(header: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.nhdr"
+        path.write_bytes(header.rstrip(b"\n") + b"\ndata file: image.raw\n")
+        path.with_name("image.raw").write_bytes(VOXELS.tobytes())
+        if assert_lies_where_itk_puts_it(path) is not None:
+            assert itk_grid(path) is not None
 
 
 @given(seeds, sizes, places, st.integers(2, 9), st.sampled_from([None, -2.5, 40]), st.booleans())
