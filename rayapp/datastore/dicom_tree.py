@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Container, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Container, Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 
 import pydicom
@@ -101,20 +103,22 @@ class DicomTree:
         keys: Mapping[str, SliceKey | None],
     ) -> dict[str, dict[str, Path]]:
         """The links of each image: of a series, or of each of its parts. A series that has not changed stays as it is
-        linked.
+        linked, and a part keeps the id under which its files were linked, whatever has come to the series since.
         """
-        before: dict[str, set[str]] = {}
+        before: dict[str, dict[str, str]] = {}
         for name, image_id in linked.items():
-            before.setdefault(_uid_of(image_id), set()).add(name)
+            before.setdefault(_uid_of(image_id), {})[name] = image_id
         images: dict[str, dict[str, Path]] = {}
         for uid, links in series.items():
-            if set(links) == before.get(uid):
+            old = before.get(uid, {})
+            if links.keys() == old.keys():
                 for name, path in links.items():
                     images.setdefault(linked[name], {})[name] = path
                 continue
             known = {name: keys[name] if name in keys else _key_of(path) for name, path in links.items()}
-            for part, names in split(known).items():
-                images[f"{uid}_{part}" if part else uid] = {name: links[name] for name in names}
+            parts = split(known)
+            for part, image_id in _ids(uid, parts, old).items():
+                images[image_id] = {name: links[name] for name in parts[part]}
         return images
 
     def holds(self, image_id: str) -> bool:
@@ -207,6 +211,26 @@ class DicomTree:
             (folder / name).unlink()
         for name in links.keys() - existing:
             (folder / name).symlink_to(links[name])
+
+
+def _ids(uid: str, parts: Mapping[str, Collection[str]], before: Mapping[str, str]) -> dict[str, str]:
+    """The image id of each part of a series: the one under which most of its files were known, else one of its name.
+
+    Args:
+        uid: The SeriesInstanceUID.
+        parts: Names of each part's files, by the part's name.
+        before: Image id under which a file was known, by the file's name.
+    """
+    shared = Counter((part, before[name]) for part, names in parts.items() for name in names if name in before)
+    ids: dict[str, str] = {}
+    for (part, image_id), _ in shared.most_common():
+        if part not in ids and image_id not in ids.values():
+            ids[part] = image_id
+    for part in parts.keys() - ids.keys():
+        first = f"{uid}{_PART}{part}" if part else uid
+        numbered = (f"{uid}{_PART}{part or 'part'}-{number}" for number in count(2))
+        ids[part] = next(image_id for image_id in chain([first], numbered) if image_id not in ids.values())
+    return ids
 
 
 def _uid_of(image_id: str) -> str:

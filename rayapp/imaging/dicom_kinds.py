@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,15 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from rayapp.errors import Unreadable
+from rayapp.imaging.dicom_plane import first_value
 
 NO_IMAGES = frozenset({"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "M3D"})
 """Modalities of objects that lie beside images and are none."""
+FRAME_ATTRIBUTES = (
+    *("EffectiveEchoTime", "TemporalPositionIndex", "DiffusionBValue", "NominalCardiacTriggerDelayTime"),
+    *("InversionTimes", "FrameAcquisitionNumber", "StackID", "FrameType"),
+)
+"""Attributes that tell the volumes of one multi-frame object apart, the likeliest first."""
 _MOSAIC = (0x0019, 0x100A)  # Siemens: NumberOfImagesInMosaic
 
 
@@ -54,6 +61,25 @@ def check_one_slice(dataset: Dataset) -> None:
             "ImageType says MOSAIC: the slices lie side by side in one picture; convert the series to enhanced DICOM "
             "or NIfTI, with dcm2niix for example"
         )
+
+
+def check_one_volume(frames: Sequence[Sequence[Dataset]]) -> None:
+    """Raise Unreadable for a multi-frame object of several volumes: some frames lie at one position.
+
+    Args:
+        frames: For each frame, the datasets that hold its attributes.
+    """
+    positions = Counter(str(first_value(frame, "ImagePositionPatient")) for frame in frames)
+    if max(positions.values(), default=0) < 2:
+        return
+    for keyword in FRAME_ATTRIBUTES:
+        values = {str(first_value(frame, keyword)) for frame in frames}
+        if len(values) > 1:
+            raise Unreadable(
+                f"{keyword}: one file holds {len(values)} volumes, told apart by it: convert each to a file of its "
+                "own, with dcm2niix for example"
+            )
+    raise Unreadable("ImagePositionPatient: frames of one file lie at the same position: split it into its volumes")
 
 
 def modality_table(places: Sequence[Dataset]) -> ModalityTable | None:

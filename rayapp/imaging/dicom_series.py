@@ -26,7 +26,7 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from rayapp.errors import Unreadable
-from rayapp.imaging.dicom_kinds import ModalityTable, check_one_slice, is_image, modality_table
+from rayapp.imaging.dicom_kinds import ModalityTable, check_one_slice, check_one_volume, is_image, modality_table
 from rayapp.imaging.dicom_plane import Plane, check_parallel, first_value, frame_datasets, read_plane, stack_affine
 from rayapp.imaging.payload import check_size
 from rayapp.imaging.volume import Grid, Volume, shifted
@@ -159,7 +159,9 @@ def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
         if "Rows" not in dataset:
             raise Unreadable("a DICOM file of the folder has no Rows: it is no image, or is truncated; copy it again")
         check_one_slice(dataset)
-        return [_slice(path, number, dataset, where) for number, where in enumerate(frame_datasets(dataset))]
+        frames = frame_datasets(dataset)
+        check_one_volume(frames)
+        return [_slice(path, number, dataset, where) for number, where in enumerate(frames)]
     except Unreadable:
         raise
     except Exception as error:  # damaged files make the parser raise almost anything

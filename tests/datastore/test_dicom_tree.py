@@ -147,6 +147,39 @@ def test_a_series_below_the_folder_is_not_removed_from_here(tree: Path, opened: 
     assert not (tree / "whole").exists()
 
 
+def test_an_image_keeps_its_id_when_further_echoes_arrive_or_leave(tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    (studies / "mr" / "in").mkdir(parents=True)
+
+    def arrive(echo: int) -> None:
+        array = voxels() + np.int16(1000 * echo)
+        for file in write_series(
+            tmp_path / f"sent{len(list(tmp_path.iterdir()))}", array, AFFINES["oblique"], series=ONE
+        ):
+            edit(file, EchoNumbers=echo)
+            shutil.copy(file, studies / "mr" / "in" / f"{echo}-{file.name}")
+
+    def echoes(wanted: dict[str, int]) -> None:
+        store = LocalDatastore(studies, watch=False, settle=0.0)
+        assert store.image_ids() == sorted(wanted)
+        for image_id, echo in wanted.items():
+            found = read_volume(store.image(image_id).path, max_bytes=MAX).array[0]
+            np.testing.assert_array_equal(found - 1000 * echo, voxels())
+        store.close()
+
+    arrive(2)
+    echoes({ONE: 2})
+    arrive(1)
+    echoes({ONE: 2, f"{ONE}_echo-1": 1})
+    arrive(3)
+    echoes({ONE: 2, f"{ONE}_echo-1": 1, f"{ONE}_echo-3": 3})
+    for file in (studies / "mr" / "in").glob("[23]-*"):
+        file.unlink()
+    echoes({f"{ONE}_echo-1": 1})
+    arrive(2)
+    echoes({f"{ONE}_echo-1": 1, f"{ONE}_echo-2": 2})
+
+
 def test_echoes_in_one_series_are_images_of_their_own(tmp_path: Path) -> None:
     """Also in a folder of their own, after a restart, and while slices come and go."""
     studies = tmp_path / "studies"

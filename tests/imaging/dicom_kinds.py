@@ -13,7 +13,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
-from tests.imaging.series import compress, edit, tilt
+from tests.imaging.series import compress, edit, enhanced, tilt
 
 PAGE = Path(__file__).parents[2] / "docs" / "files.md"
 BEGIN, END = "<!-- from tests/imaging/dicom_kinds.py -->\n", "<!-- end -->\n"
@@ -55,6 +55,20 @@ def _round(files: Files) -> None:
     for file in files:
         place = pydicom.dcmread(file).ImagePositionPatient
         edit(file, ImagePositionPatient=[round(float(n), 1) for n in place])
+
+
+def _two_volumes(files: Files) -> None:
+    """One enhanced object with two echoes of each slice."""
+    folder = files[0].parent
+    path = enhanced(folder.parent / "enhanced", [*files, *files]) / "enhanced.dcm"
+    dataset = pydicom.dcmread(path)
+    for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        echo = Dataset()
+        echo.EffectiveEchoTime = 10.0 if number < len(files) else 30.0
+        frame.MREchoSequence = [echo]
+    for file in files:
+        file.unlink()
+    dataset.save_as(folder / "enhanced.dcm")
 
 
 def _localizer(files: Files) -> None:
@@ -154,6 +168,12 @@ KINDS = [
         outcome="refused: convert it to enhanced DICOM or NIfTI",
         make=_each(ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"]),
         refused="MOSAIC",
+    ),
+    Kind(
+        series="an enhanced file of several volumes",
+        outcome="refused, with the attribute that tells them apart: convert each to a file of its own",
+        make=_two_volumes,
+        refused="EffectiveEchoTime: one file holds 2 volumes",
     ),
     Kind(series="no PixelData", outcome="refused", make=_one(PixelData=None), refused="no PixelData"),
     Kind(series="a truncated PixelData", outcome="refused", make=_one(PixelData=b"\0\0"), refused="truncated"),

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayapp.errors import Unreadable
-from rayapp.geometry import index_to_mm
+from rayapp.geometry import index_to_mm, is_orthogonal
 from rayapp.imaging.placement import read_label_map
 from rayapp.imaging.reader import read_grid, read_volume
 from rayapp.imaging.volume import Grid, Segmentation
@@ -235,7 +235,8 @@ def test_a_metaimage_lies_where_simpleitk_puts_it(header: str, detached: bool, p
         grid = assert_lies_where_itk_puts_it(path)
         if grid is not None:
             assert itk_grid(path) is not None
-            _assert_a_mask_lies_on(grid, path)
+            if is_orthogonal(grid.affine):  # ITK opens no NIfTI mask on other axes
+                _assert_a_mask_lies_on(grid, path)
 
 
 @given(nifti_headers())
