@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,21 @@ def finite_values(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
     if array.min() >= -_LARGEST and array.max() <= _LARGEST:  # a NaN makes both NaN
         return array
-    good = np.abs(array) <= _LARGEST
     replaced = array.copy("K")
-    low, high = (array[good].min(), array[good].max()) if good.any() else (0, 0)
-    replaced[~good] = low
-    replaced[array > _LARGEST] = high
+    parts = list(_parts(replaced))
+    spans = [(good.min(), good.max()) for part in parts if (good := part[np.abs(part) <= _LARGEST]).size]
+    low, high = (min(low for low, _ in spans), max(high for _, high in spans)) if spans else (0, 0)
+    for part in parts:
+        part[part > _LARGEST] = np.inf
+        part[~(part >= -_LARGEST)] = low
+        part[part == np.inf] = high
     return replaced
+
+
+def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Views of the array that together cover it, each a plane of its slowest axis that has several: what is computed
+    of one of them is small beside the whole.
+    """
+    axis = max(range(array.ndim), key=lambda axis: (array.shape[axis] > 1, abs(array.strides[axis])))
+    planes = np.moveaxis(array, axis, 0)
+    yield from (planes[n : n + 1] for n in range(len(planes)))

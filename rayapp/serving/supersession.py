@@ -27,23 +27,19 @@ class Supersession:
             whose: identifies annotator and image; None for callers without a client id, who supersede nobody.
 
         Yields:
-            A check that raises Superseded once there is a newer call.
+            A check that raises Superseded once there is a newer call, or the caller gave up: the block was left while
+            a thread still works for it.
         """
-        if whose is None:
-            yield _never
-            return
-        mine = self._calls[whose] = object()
+        mine = object()
+        place = mine if whose is None else whose
+        self._calls[place] = mine
 
         def check() -> None:
-            if self._calls.get(whose) is not mine:
-                raise Superseded("a newer click on this image replaced this one")
+            if self._calls.get(place) is not mine:
+                raise Superseded("a newer click on this image replaced this one, or its caller gave it up")
 
         try:
             yield check
         finally:
-            if self._calls.get(whose) is mine:
-                del self._calls[whose]
-
-
-def _never() -> None:
-    pass
+            if self._calls.get(place) is mine:
+                del self._calls[place]

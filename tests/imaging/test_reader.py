@@ -72,6 +72,39 @@ def test_flipped_bytes_give_an_image_or_a_plain_refusal(tmp_path: Path, ext: str
             assert str(tmp_path) not in error.detail  # noqa: PT017
 
 
+SMALL = 8 << 20
+"""Bytes of voxels that `max_volume` allows in the test of what reading takes."""
+
+
+@pytest.mark.parametrize("name", ["image.nii.gz", "image.nrrd", "image.mha", "image.mhd"])
+@pytest.mark.parametrize(("dtype", "slope"), [("u1", None), ("i2", 2.5), ("f4", None), ("f8", None), ("f8", 0.5)])
+def test_a_small_file_that_unpacks_to_much_takes_twice_the_largest_volume_at_most(
+    tmp_path: Path, name: str, dtype: str, slope: float | None
+) -> None:
+    """Also where values are scaled, and NaN and Inf replaced."""
+    path = tmp_path / name
+    per_voxel = max(np.dtype(dtype).itemsize, 4 if slope and name.endswith("gz") else 0)
+    array = np.zeros((128, 64, SMALL // (128 * 64 * per_voxel)), dtype)
+    if dtype.startswith("f"):
+        array[0, 0, 0], array[1, 1, 1] = np.nan, np.inf
+    if name.endswith("gz"):
+        image = nibabel.Nifti1Image(array, np.eye(4))
+        image.header.set_slope_inter(slope, 0 if slope else None)
+        image.to_filename(path)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path), useCompression=True)
+    del array
+    assert path.stat().st_size < SMALL // 10
+    with pytest.raises(TooLarge):
+        read_volume(path, max_bytes=SMALL - 1)
+    tracemalloc.start()
+    try:
+        read_volume(path, max_bytes=SMALL)
+        assert tracemalloc.get_traced_memory()[1] < 2 * SMALL + (5 << 20)  # and a piece of the file
+    finally:
+        tracemalloc.stop()
+
+
 @every_ext
 @pytest.mark.parametrize(
     "garbage", [b"", b"\0" * 1000, b"\x1f\x8b" + b"\xff" * 600, b"NRRD0004\n", b"\x5c\1\0\0" * 400, b"PK\3\4" * 300]

@@ -183,6 +183,23 @@ async def test_a_model_that_depends_on_the_order_of_an_interactions_prompts_gets
     assert all(turn.label == "bright" for turn in last.turns)
 
 
+@pytest.mark.parametrize("client_id", [None, "slicer"])
+async def test_a_call_that_its_caller_gave_up_ends_at_the_next_window(house, client_id):
+    service, _, _ = house
+    long = Windows()
+    long.order = order = []
+    service._serving.app.infers = {"windows": long}
+    long.go.clear()
+    call = asyncio.create_task(service.infer(click(model="windows", params={}, client_id=client_id)))
+    await until_async(long.started.is_set)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call  # at once, whatever its thread still does
+    long.go.set()
+    await service.infer(click(model="windows", params={}, client_id=client_id))
+    assert order == ["first window", "first window", "window", "window", "window"]
+
+
 async def test_a_click_waits_for_one_window_of_a_segmentation_at_most(house):
     service, task, _ = house
     long = Windows()

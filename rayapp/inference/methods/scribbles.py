@@ -38,6 +38,7 @@ from rayapp.inference.energy.random_walk import random_walk
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan, SlicedRegion, drawing_axis, extent, other_axes
 from rayapp.inference.infer_task import Point, Prediction, Prompts, TaskInfo, label_params
+from rayapp.inference.network.cancellation import checkpoint
 from rayapp.inference.prompts.outlines import enforce_curves
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks, build_marks
 from rayapp.inference.prompts.to_clicks import clear_outside
@@ -144,6 +145,7 @@ class ScribblesTask:
         mask: Bools = np.moveaxis(sliced.region.marks(structure), sliced.axis, -1) == FOREGROUND
         for _ in range(BOX_ITERATIONS):
             outlines = {int(k): mask[..., k] for k in np.flatnonzero(mask.any(axis=(0, 1)))}
+            checkpoint()
             model = self._refit(sliced, outlines)
             if model is None:
                 break
@@ -158,6 +160,7 @@ class ScribblesTask:
         background_anywhere = (marks == BACKGROUND).any(axis=-1)
         outlines = {}
         for k in sliced.drawn_slices():
+            checkpoint()
             in_slice = marks[..., k]
             on, off = in_slice == FOREGROUND, in_slice == BACKGROUND
             background = off if off.any() else background_anywhere & ~on
@@ -284,6 +287,7 @@ def _segment_volume(
     sliced: SlicedRegion, outlines: Mapping[int, Bools], model: Likelihood, optimise: Optimiser
 ) -> Bools:
     """Segment the whole region by appearance and by depth inside the interpolated outlines; marks are kept."""
+    checkpoint()
     depth = sparse_slices.interpolated_depth(outlines, sliced.marks.shape[2], sliced.spacing)
     depth_log_odds = np.clip(depth / np.float32(OUTLINE_MM), -MAX_DEPTH_LOG_ODDS, MAX_DEPTH_LOG_ODDS)
     possible = (depth_log_odds > -MAX_DEPTH_LOG_ODDS) | (sliced.marks == FOREGROUND)

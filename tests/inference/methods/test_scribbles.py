@@ -5,12 +5,13 @@ import pytest
 from scipy import ndimage
 from skimage.measure import find_contours
 
-from rayapp.errors import BadRequest
+from rayapp.errors import BadRequest, Superseded
 from rayapp.imaging.volume import Volume
 from rayapp.inference.energy import likelihood
 from rayapp.inference.energy.region import Region
 from rayapp.inference.infer_task import Prompts
 from rayapp.inference.methods.scribbles import ScribblesTask
+from rayapp.inference.network.cancellation import interruptible
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 from tests.inference.grids import ORIENTATIONS, affine_of, turned, turned_labels
 
@@ -242,3 +243,21 @@ def test_a_slice_with_a_curve_is_as_drawn(task):
     labels = predict(task, volume, marks, curves=[curve])
     np.testing.assert_array_equal(labels[..., 10] == 1, wrong)
     assert obeyed(labels, marks)
+
+
+def test_a_segmentation_that_nobody_waits_for_ends_before_the_next_slice_and_before_the_volume(task):
+    volume, truth = scene()
+    prepared = task.prepare(volume)
+    slices = sorted(set(np.flatnonzero(truth.any(axis=(0, 1)))[::4]))
+    checks = []
+
+    def give_up_at(number):
+        checks.append(number)
+        if len(checks) == number:
+            raise Superseded("given up")
+
+    for number in (2, len(slices) + 2):
+        checks.clear()
+        with pytest.raises(Superseded), interruptible(lambda number=number: give_up_at(number)):
+            task.predict(prepared, Prompts(marks=drawn(truth, slices)), {})
+        assert len(checks) == number
