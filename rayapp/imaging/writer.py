@@ -11,7 +11,7 @@ from rayapp.imaging import nifti, nrrd
 from rayapp.imaging.payload import gzipped
 from rayapp.imaging.volume import Segmentation
 
-WRITABLE = (".nii", ".nii.gz", ".nrrd", ".seg.nrrd")
+WRITABLE = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd")
 """Formats of label maps that are written."""
 
 
