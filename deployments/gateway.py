@@ -23,6 +23,7 @@ from deployments.routes import (
     auth,
     datastore,
     dicomweb,
+    drafts,
     health,
     images,
     infer,
@@ -52,7 +53,7 @@ SWEEP_S = 300.0
 _MODULES = (
     *(pages, health, info, infer, interactions, next_image, images, labels),
     *(datastore, sessions, models, versions, jobs, uncertainty, logs),
-    *(dicomweb, proxy, viewer, ohif, absent),
+    *(dicomweb, proxy, viewer, drafts, ohif, absent),
 )
 
 

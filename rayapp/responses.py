@@ -200,6 +200,31 @@ class ViewerImage(TypedDict):
     not_storable: str
 
 
+class ViewerDraft(TypedDict):
+    """The caller's unsaved label of an image. `base` is the number of the revision that it was made from, 0 for none;
+    `names` are structures by value from 1; `start` is the label that it began with, a packed mask in base64; `done` are
+    the edits since and `undone` those that a redo restores, the next one last; `ts` is when it changed (Unix seconds).
+    """
+
+    draft: str
+    base: int
+    names: list[str]
+    start: str
+    done: list[dict[str, Any]]
+    undone: list[dict[str, Any]]
+    ts: float
+
+
+class LabelRevision(TypedDict):
+    """A saved state of a label: its number from 1, when (Unix seconds) and by whom it was saved, its info."""
+
+    number: int
+    ts: float
+    user: str
+    client_id: str | None
+    info: dict[str, Any]
+
+
 class SignIn(TypedDict):
     """The sign-in method, in the fields that MONAI Label's clients read."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,17 +18,18 @@ from deployments.problems import problems
 from deployments.replies import FILE, file_reply
 from deployments.services import Services
 from deployments.uploads import Checks, author_of, check_label, extension, info_of, label_from_raw, to_store
-from rayapp.datastore.interfaces import ImageRecord, LabelRecord
+from rayapp.datastore.interfaces import Author, ImageRecord, LabelRecord, Revision
 from rayapp.errors import NotFound
 from rayapp.imaging.placement import RAW
 from rayapp.protocol import FINAL, Route, checked_name
-from rayapp.responses import SavedLabel
+from rayapp.responses import LabelRevision, SavedLabel
 
 router = APIRouter(tags=["labels"], responses=problems(400, 404, 409, 413, 422, 503))
 
 logger = logging.getLogger("rayapp.gateway")
 
 Name = Annotated[str, Query()]
+Number = Annotated[int | None, Query(ge=1, description="Number of a revision, from 1.")]
 _FORM = describe_form(
     texts={"params": "JSON object: kept as the label's info."},
     files={"label": "The label map, on the image's grid; `.bin` for raw uint8 voxels, i fastest."},
@@ -100,6 +102,14 @@ async def _label(services: Services, label: str, tag: str) -> LabelRecord:
     return await services.datastore.label(checked_name(label, "label"), checked_name(tag, "tag"))
 
 
+async def revision_of(services: Services, label: str, tag: str, number: int) -> Revision:
+    """The revision with this number. Raises NotFound."""
+    for one in await services.datastore.revisions(checked_name(label, "label"), checked_name(tag, "tag")):
+        if one.number == number:
+            return one
+    raise NotFound(f"no revision {number} of the label {tag!r}: see the list of its revisions")
+
+
 @router.head(Route.LABEL, response_class=Response)
 async def exists(services: Service, user: AsUser, image: Name, tag: Name) -> Response:
     """200 if the image has a label under the tag, else 404."""
@@ -108,12 +118,54 @@ async def exists(services: Service, user: AsUser, image: Name, tag: Name) -> Res
 
 
 @router.get(Route.LABEL, response_class=Response, responses=FILE)
-async def download(services: Service, user: AsUser, label: Name, tag: Name) -> Response:
-    """The file of the newest revision."""
-    record = await _label(services, label, tag)
-    reply = await file_reply(record.path, name=record.id + record.ext)
+async def download(services: Service, user: AsUser, label: Name, tag: Name, revision: Number = None) -> Response:
+    """The file of the newest revision, or of the one with this number."""
+    record: LabelRecord | Revision = await (
+        _label(services, label, tag) if revision is None else revision_of(services, label, tag, revision)
+    )
+    reply = await file_reply(record.path, name=label + record.ext)
     reply.headers["ETag"] = entity_tag(record.number)
     return reply
+
+
+@router.get(Route.LABEL_REVISIONS)
+async def revisions(services: Service, user: AsUser, label: Name, tag: Name) -> list[LabelRevision]:
+    """Every saved state of a label, oldest first; also after the label was deleted."""
+    saved = await services.datastore.revisions(checked_name(label, "label"), checked_name(tag, "tag"))
+    return [
+        LabelRevision(number=one.number, ts=one.ts, user=one.user, client_id=one.client_id, info=one.info)
+        for one in saved
+    ]
+
+
+@router.post(Route.RESTORE_LABEL, response_model=SavedLabel)
+async def restore(
+    services: Service,
+    user: AsAnnotator,
+    expected: Expected,
+    label: Name,
+    tag: Name,
+    revision: Annotated[int, Query(ge=1)],
+) -> JSONResponse:
+    """Save an earlier revision again, as the newest one. With `If-Match`, 409 if somebody else saved meanwhile."""
+    earlier = await revision_of(services, label, tag, revision)
+    staged = await services.datastore.stage(earlier.ext)
+    try:
+        await asyncio.to_thread(shutil.copyfile, earlier.path, staged)
+        saved = await services.datastore.save_label(
+            earlier.image_id,
+            earlier.tag,
+            staged,
+            earlier.ext,
+            info={**info_of(earlier.info), "restored": revision},
+            author=Author(user=user.name),
+            model_version=earlier.model_version,
+            expected=expected,
+        )
+    finally:
+        await asyncio.to_thread(staged.unlink, missing_ok=True)
+    body = {**await _app_says(services, saved.id, saved.tag), **SavedLabel(image=saved.id, label=saved.id)}
+    return JSONResponse(body, headers={"ETag": entity_tag(saved.number)})
 
 
 @router.delete(Route.LABEL)

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Query, Response
 
 from deployments.access import AllSeries, AsUser, Checking, Service
 from deployments.problems import problems
-from rayapp.datastore.interfaces import NOT_STORABLE, ImageRecord, LabelRecord
+from deployments.routes.labels import revision_of
+from rayapp.datastore.interfaces import NOT_STORABLE, ImageRecord, LabelRecord, Revision
 from rayapp.errors import BadRequest
 from rayapp.imaging import mask_codec
 from rayapp.imaging.dicom_instances import uid_of
@@ -59,18 +60,26 @@ async def image(
     responses={200: {"description": "The label map as a packed mask.", "content": {MASK_MEDIA_TYPE: {}}}},
 )
 async def label(
-    services: Service, checks: Checking, user: AsUser, image: Annotated[str, Query()], tag: Annotated[str, Query()]
+    services: Service,
+    checks: Checking,
+    user: AsUser,
+    image: Annotated[str, Query()],
+    tag: Annotated[str, Query()],
+    revision: Annotated[int | None, Query(ge=1)] = None,
 ) -> Response:
-    """A label on its image's grid. The params in the header have its info and when it was `saved` (Unix seconds)."""
+    """A label on its image's grid, as it is or as of a revision. The params in the header have its info and the
+    `number` of the revision."""
     record = await services.datastore.image(checked_name(image, "image"))
-    label = await services.datastore.label(record.id, checked_name(tag, "tag"))
+    label: LabelRecord | Revision = await (
+        services.datastore.label(record.id, checked_name(tag, "tag"))
+        if revision is None
+        else revision_of(services, record.id, tag, revision)
+    )
     body, names = await checks.run(_packed, record, label, services.settings.max_volume)
-    revisions = await services.datastore.revisions(record.id, label.tag)
-    saved = max((revision.ts for revision in revisions if revision.id == label.revision), default=0.0)
-    params: dict[str, Any] = {"label_names": names, "info": label.info, "revision": label.revision, "saved": saved}
+    params: dict[str, Any] = {"label_names": names, "info": label.info, "number": label.number}
     return Response(body, media_type=MASK_MEDIA_TYPE, headers={PARAMS_HEADER: json.dumps(params)})
 
 
-def _packed(record: ImageRecord, label: LabelRecord, max_bytes: int) -> tuple[bytes, dict[str, int]]:
+def _packed(record: ImageRecord, label: LabelRecord | Revision, max_bytes: int) -> tuple[bytes, dict[str, int]]:
     placed = on_grid(read_segmentation(label.path, max_bytes=max_bytes), read_grid(record.path), label.ext)
     return mask_codec.encode(placed.array), placed.names

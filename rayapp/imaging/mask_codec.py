@@ -135,6 +135,14 @@ def sparse_from_text(text: str, shape: Shape) -> SparseLabels:
     return SparseLabels(shape=head.shape, lower=head.corner, part=part)
 
 
+def check_text(text: str) -> None:
+    """Check what can be known of a packed mask in base64 without inflating it. Raises Unreadable."""
+    try:
+        _header(base64.b64decode(text, validate=True))
+    except ValueError as error:
+        raise Unreadable(f"the packed mask is not valid base64: {error}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Header:
     planes: int
