@@ -29,8 +29,8 @@ class Entry(BaseModel):
 
     A `begin` has the `base` (number of the revision, 0 for none), the `names` of the structures by value and the whole
     label as `labels`; or only a `source`, the draft of another tab that it goes on from. An `edit` has the changed
-    boxes of the label (`labels`) and of the annotator's strokes (`strokes`), packed masks in base64, and in `about` what
-    the client wants to know of it again. A `saved` has the new `base`.
+    boxes of the label (`labels`) and of the annotator's strokes (`strokes`), packed masks in base64, and in `about`
+    what the client wants to know of it again. A `saved` has the new `base`.
     """
 
     model_config = ConfigDict(extra="forbid")

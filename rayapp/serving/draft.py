@@ -59,8 +59,9 @@ class Draft:
             return replace(now, base=given["base"], unsaved=False)
         names = tuple(given.get("names", self.names))
         if event.kind == EDIT:
-            edit = {name: value for name, value in given.items() if name not in ("draft", "names")}
-            return replace(now, names=names, done=(*self.done, edit), undone=(), unsaved=True)
+            edit = {name: value for name, value in given.items() if name not in ("draft", "names", "base")}
+            base = given.get("base", self.base)
+            return replace(now, base=base, names=names, done=(*self.done, edit), undone=(), unsaved=True)
         if event.kind == UNDO and self.done:
             return replace(now, done=self.done[:-1], undone=(*self.undone, self.done[-1]), unsaved=True)
         if event.kind == REDO and self.undone:

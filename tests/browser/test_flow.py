@@ -84,7 +84,7 @@ def test_list_open_segment_click_undo_save_and_come_again(torso: Served, image: 
     np.testing.assert_array_equal(mask_codec.decode(now.content), first)
 
     page.reload()
-    assert viewer.said() == "ready; your prompts are restored, and not saved yet"
+    assert viewer.said() == "ready; your work is restored, and not saved yet"
     np.testing.assert_array_equal(viewer.voxels(file)[0], first)
     assert viewer.dots() == 1
     viewer.show(world[1])

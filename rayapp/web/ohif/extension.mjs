@@ -2,8 +2,9 @@
  * Our OHIF extension: the panel, messages for failed requests, and the access token for requests where one is needed.
  */
 
+import { commands } from './commands.mjs';
 import * as faults from './faults.mjs';
-import { Panel } from './panel.mjs';
+import { mount } from './panels.mjs';
 import { keys } from './server.mjs';
 import { KEY_PROMPT, TITLE } from './words.mjs';
 
@@ -24,43 +25,37 @@ export default {
     });
   },
 
+  getCommandsModule: commands,
+
   /** @param {{servicesManager: ServicesManager}} context */
   getPanelModule({ servicesManager }) {
+    const { services } = servicesManager;
+    const mounted = (/** @type {HTMLElement|null} */ node) => node && mount(node, services);
     return [
       {
         name: 'rayapp',
         iconName: 'tab-segmentation',
         iconLabel: TITLE,
         label: TITLE,
-        component: () => element(servicesManager.services),
+        component: () => element(mounted),
       },
     ];
   },
 };
 
-/** @type {Panel|null} */
-let panel = null;
-
-/** A React element that React only mounts; the panel fills it. @param {Services} services */
-function element(services) {
+/**
+ * A React element that React only mounts; the panel fills it.
+ *
+ * @param {(node: HTMLElement|null) => void} ref the same each time, since React calls a new one at each rendering
+ */
+function element(ref) {
   return {
     $$typeof: Symbol.for('react.element'),
     type: 'div',
     key: null,
-    ref: mount,
-    props: { className: 'rayapp', style: { height: '100%', overflowY: 'auto' } },
+    ref,
+    props: { style: { height: '100%', overflowY: 'auto' } },
     _owner: null,
     _store: {},
   };
-
-  /** @param {HTMLElement|null} node */
-  function mount(node) {
-    if (node && panel?.node !== node) {
-      panel?.close();
-      panel = new Panel(node, services);
-    } else if (!node) {
-      panel?.close();
-      panel = null;
-    }
-  }
 }

@@ -142,8 +142,15 @@ export function sliceWith(places, [width, height], [i, j, k]) {
  * @param {Labels[]} slices
  */
 export function scatter(labels, places, slices) {
-  each(places, slices, (slice, pixel, voxel) => {
-    slice[pixel] = labels[voxel];
+  each(places, (number, pixel, voxel, along, columns) => {
+    const slice = slices[number];
+    if (along === 1) {
+      slice.set(labels.subarray(voxel, voxel + columns), pixel);
+      return;
+    }
+    for (let column = 0; column < columns; column++, voxel += along) {
+      slice[pixel + column] = labels[voxel];
+    }
   });
 }
 
@@ -155,22 +162,29 @@ export function scatter(labels, places, slices) {
  * @param {Labels} labels
  */
 export function gather(slices, places, labels) {
-  each(places, slices, (slice, pixel, voxel) => {
-    labels[voxel] = slice[pixel];
+  each(places, (number, pixel, voxel, along, columns) => {
+    const slice = slices[number];
+    if (along === 1) {
+      labels.set(slice.subarray(pixel, pixel + columns), voxel);
+      return;
+    }
+    for (let column = 0; column < columns; column++, voxel += along) {
+      labels[voxel] = slice[pixel + column];
+    }
   });
 }
 
 /**
+ * Visit the slices' rows: the slice, its pixel and the voxel at which the row begins, the step to the next voxel, and
+ * the number of columns.
+ *
  * @param {Place[]} places
- * @param {Labels[]} slices
- * @param {(slice: Labels, pixel: number, voxel: number) => void} visit
+ * @param {(number: number, pixel: number, voxel: number, along: number, columns: number) => void} visit
  */
-function each(places, slices, visit) {
+function each(places, visit) {
   places.forEach(({ first, along, down, columns, rows }, number) => {
-    for (let row = 0, pixel = 0; row < rows; row++) {
-      for (let column = 0; column < columns; column++, pixel++) {
-        visit(slices[number], pixel, first + row * down + column * along);
-      }
+    for (let row = 0; row < rows; row++) {
+      visit(number, row * columns, first + row * down, along, columns);
     }
   });
 }

@@ -4,7 +4,8 @@
  */
 
 import { gather, indexInside, inverse, placed, scatter, sliceWith, voxelOf } from './grid.mjs';
-import { says } from './words.mjs';
+import { hex } from './random.mjs';
+import { PROBLEMS, says } from './words.mjs';
 
 /**
  * @typedef {{value: number, label: string, colour: Colour}} Segment
@@ -34,21 +35,23 @@ export class Labelmap {
    * @param {Image} image
    * @param {Segment[]} segments
    * @param {string} what distinguishes the labelmaps of one image
+   * @param {Segment[]} helpers further values that have a colour and are no segments, so that nothing lists them
    * @throws {Error} if the viewer's slices are not those of the image
    */
-  constructor(services, displaySet, image, segments, what = 'label') {
+  constructor(services, displaySet, image, segments, what = 'label', helpers = []) {
     const planes = displaySet.imageIds.map(id => window.cornerstone.metaData.get('imagePlaneModule', id));
     this.services = services;
     this.displaySet = displaySet;
     this.image = image;
     this.segments = segments;
+    this.helpers = helpers;
     this.planes = planes;
     this.places = placed(planes, image);
     this.back = inverse(image.affine);
-    this.id = `rayapp-${what}-${image.series}`;
+    this.id = ''; // of OHIF's segmentation
     this.what = what;
-    /** @type {Labels|null} */
-    this.shown = null; // the labels that were set last
+    /** @type {Promise<void>|null} */
+    this.pending = null;
   }
 
   /** The voxel at a point in LPS millimetres, or null outside the image. @param {Point3} world */
@@ -78,21 +81,21 @@ export class Labelmap {
     return this.image.shape.reduce((product, n) => product * n, 1);
   }
 
-  /** The labels on the screen, including manual edits. */
+  /** False if the viewer dropped it. */
+  get there() {
+    return Boolean(this.services.segmentationService.getSegmentation(this.id));
+  }
+
+  /** The labels on the screen, including manual edits. @throws {Error} if the viewer dropped the labelmap */
   get() {
     const labels = new Uint8Array(this.size);
-    const slices = this.#slices();
-    if (slices) {
-      gather(slices, this.places, labels);
-    }
+    gather(this.#slices(), this.places, labels);
     return labels;
   }
 
-  /** Show these labels. @param {Labels} labels */
-  async set(labels) {
-    await this.#exists();
-    this.shown = labels;
-    scatter(labels, this.places, this.#slices() ?? []);
+  /** Show these labels, once it is `ready`. @param {Labels} labels */
+  write(labels) {
+    scatter(labels, this.places, this.#slices());
     window.cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(this.id);
   }
 
@@ -100,57 +103,32 @@ export class Labelmap {
   add(segment) {
     this.segments.push(segment);
     const { segmentationService } = this.services;
-    if (segmentationService.getSegmentation(this.id)) {
+    if (this.there) {
       const { value: segmentIndex, label, colour: rgb } = segment;
       segmentationService.addSegment(this.id, { segmentIndex, label, color: [...rgb, 255] });
     }
   }
 
-  /** Make this the segment that OHIF's tools paint. @param {number} segment */
+  /** Make this the segment that OHIF's tools paint, here and in no other labelmap. @param {number} segment */
   select(segment) {
-    if (this.services.segmentationService.getSegmentation(this.id)) {
-      this.services.segmentationService.setActiveSegment(this.id, segment);
-    }
-  }
-
-  /** Show it in viewports opened since, too. */
-  async attach() {
-    const { segmentationService, viewportGridService } = this.services;
-    for (const [viewportId, viewport] of viewportGridService.getState().viewports) {
-      const shows = viewport.displaySetInstanceUIDs?.includes(this.displaySet.displaySetInstanceUID);
-      const has = segmentationService
-        .getSegmentationRepresentations(viewportId)
-        .some(one => one.segmentationId === this.id);
-      if (shows && !has) {
-        await segmentationService.addSegmentationRepresentation(viewportId, {
-          segmentationId: this.id,
-          type: window.cornerstoneTools.Enums.SegmentationRepresentations.Labelmap,
-        });
-        // Colours can be set only once the representation exists.
-        for (const { value, colour: rgb } of this.segments) {
-          segmentationService.setSegmentColor(viewportId, this.id, value, [...rgb, 255]);
-        }
-      }
-    }
-  }
-
-  /** Remove it from the viewer. */
-  remove() {
-    if (this.services.segmentationService.getSegmentation(this.id)) {
-      this.services.segmentationService.remove(this.id);
-    }
-  }
-
-  #slices() {
-    const held = this.services.segmentationService.getSegmentation(this.id);
-    return held?.representationData.Labelmap.imageIds.map(id =>
-      window.cornerstone.cache.getImage(id).voxelManager.getScalarData()
-    );
-  }
-
-  async #exists() {
     const { segmentationService } = this.services;
-    if (!segmentationService.getSegmentation(this.id)) {
+    if (this.there) {
+      this.#viewports().forEach(([id]) => this.#has(id) && segmentationService.setActiveSegmentation(id, this.id));
+      segmentationService.setActiveSegment(this.id, segment);
+    }
+  }
+
+  /** Be in the viewer, also in viewports opened since. */
+  ready() {
+    this.pending ??= this.#place().finally(() => (this.pending = null));
+    return this.pending;
+  }
+
+  async #place() {
+    const { segmentationService } = this.services;
+    if (!this.there) {
+      // OHIF takes a second segmentation of an id for the first one, whose colours it has dropped.
+      this.id = `rayapp-${this.what}-${this.image.series}-${hex(2)}`;
       const segments = Object.fromEntries(
         this.segments.map(({ value, label }, at) => [value, { label, segmentIndex: value, active: at === 0 }])
       );
@@ -160,6 +138,46 @@ export class Labelmap {
         segments,
       });
     }
-    await this.attach();
+    for (const [viewportId] of this.#viewports()) {
+      if (!this.#has(viewportId)) {
+        await segmentationService.addSegmentationRepresentation(viewportId, {
+          segmentationId: this.id,
+          type: window.cornerstoneTools.Enums.SegmentationRepresentations.Labelmap,
+        });
+        // Colours can be set only once the representation exists.
+        for (const { value, colour: rgb } of [...this.segments, ...this.helpers]) {
+          segmentationService.setSegmentColor(viewportId, this.id, value, [...rgb, 255]);
+        }
+      }
+    }
+  }
+
+  /** The viewports that show the series. */
+  #viewports() {
+    const { viewports } = this.services.viewportGridService.getState();
+    const { displaySetInstanceUID } = this.displaySet;
+    return [...viewports].filter(([, viewport]) => viewport.displaySetInstanceUIDs?.includes(displaySetInstanceUID));
+  }
+
+  /** @param {string} viewportId */
+  #has(viewportId) {
+    const { segmentationService } = this.services;
+    return segmentationService.getSegmentationRepresentations(viewportId).some(one => one.segmentationId === this.id);
+  }
+
+  /** Remove it from the viewer. */
+  remove() {
+    if (this.there) {
+      this.services.segmentationService.remove(this.id);
+    }
+  }
+
+  #slices() {
+    const held = this.services.segmentationService.getSegmentation(this.id);
+    const slices = held?.representationData.Labelmap.imageIds.map(id => window.cornerstone.cache.getImage(id));
+    if (!slices?.every(slice => slice)) {
+      throw new Error(PROBLEMS.labelmapGone);
+    }
+    return slices.map(slice => /** @type {CachedImage} */ (slice).voxelManager.getScalarData());
   }
 }

@@ -1,5 +1,6 @@
 /** OHIF's segmentation mode with our panel first on the right. */
 
+import { leave } from './panels.mjs';
 import { MODE } from './words.mjs';
 
 const PANEL = 'rayapp.panelModule.rayapp';
@@ -23,6 +24,11 @@ export default {
       displayName: MODE,
       // The segmentation mode's own hook would switch to another panel whenever a segmentation appears.
       onModeEnter: basic.modeInstance.onModeEnter,
+      /** @param {object} context */
+      onModeExit(context) {
+        leave(); // first: the base removes the segmentations
+        base.onModeExit.call(this, context);
+      },
       hangingProtocol: ['@ohif/mnGrid', 'default'],
       routes: [{ ...route, path: 'rayapp', layoutInstance: layout }],
     };

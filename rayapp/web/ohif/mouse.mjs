@@ -6,7 +6,10 @@ import * as strokes from './strokes.mjs';
 import { groupsOf } from './tools.mjs';
 import { PROBLEMS, says } from './words.mjs';
 
-/** @typedef {import('./labelmap.mjs').Labelmap} Labelmap */
+/**
+ * @typedef {import('./labelmap.mjs').Labelmap} Labelmap
+ * @typedef {{toolName: string, toolBindingsOptions?: {bindings?: {mouseButton: number, modifierKey?: number}[]}}} Activated
+ */
 
 const EXTREMES = 6;
 const TOOLS = {
@@ -33,17 +36,34 @@ export class Mouse {
   /**
    * @param {ToolGroupService} service
    * @param {(mark: Annotation) => void} marked is called with each mark, for `read`
+   * @param {() => void} left is called when another tool than that of the mode was taken
    */
-  constructor(service, marked) {
+  constructor(service, marked, left) {
     this.groups = service;
     /** @type {MouseMode|null} */
     this.mode = null;
     /** @type {{voxel: number[], point: Annotation}[]} */
     this.gathered = []; // corners of a box, or extreme points
-    for (const tool of [points, curves, strokes]) {
-      tool.install(service);
-    }
     this.stops = [points.TOOL, curves.TOOL].map(tool => points.listen(tool, marked));
+    this.stops.push(this.#watch(left));
+  }
+
+  /** @param {() => void} left */
+  #watch(left) {
+    const { eventTarget } = window.cornerstone;
+    const { Events, MouseBindings } = window.cornerstoneTools.Enums;
+    const activated = (/** @type {Event} */ event) => {
+      const { toolName, toolBindingsOptions } = /** @type {CustomEvent<Activated>} */ (event).detail;
+      const bindings = toolBindingsOptions?.bindings ?? [];
+      const primary = bindings.some(one => one.mouseButton === MouseBindings.Primary && !one.modifierKey);
+      if (this.mode && primary && toolName !== TOOLS[this.mode]) {
+        this.mode = null;
+        this.forget();
+        left();
+      }
+    };
+    eventTarget.addEventListener(Events.TOOL_ACTIVATED, activated);
+    return () => eventTarget.removeEventListener(Events.TOOL_ACTIVATED, activated);
   }
 
   close() {
@@ -54,6 +74,7 @@ export class Mouse {
   use(mode) {
     this.mode = mode;
     this.forget();
+    [points, curves, strokes].forEach(tool => tool.install(this.groups)); // which OHIF may have made since
     const { Enums, WindowLevelTool } = window.cornerstoneTools;
     const tool = mode ? TOOLS[mode] : WindowLevelTool.toolName;
     for (const group of groupsOf(this.groups)) {
@@ -75,16 +96,17 @@ export class Mouse {
   }
 
   /**
-   * The meaning of a mark in the current mode.
+   * The meaning of a mark.
    *
    * @param {Annotation} mark
+   * @param {MouseMode|null} mode in which it was made
    * @param {Labelmap} labelmap
    * @param {string} name under which the model takes the structure, or the background
    * @param {string} said what the reader calls it
    * @returns {Marked|Boxed|Unfinished}
    * @throws {Error} if the mark lies outside the image
    */
-  read(mark, labelmap, name, said) {
+  read(mark, mode, labelmap, name, said) {
     if (mark.metadata.toolName === curves.TOOL) {
       const curve = curves.outline(mark, labelmap);
       points.remove(mark);
@@ -97,8 +119,8 @@ export class Mouse {
     if (!voxel) {
       throw new Error(PROBLEMS.pointOutside);
     }
-    if (this.mode === 'corner' || this.mode === 'extreme') {
-      return this.#gather(voxel, mark, name, said);
+    if (mode === 'corner' || mode === 'extreme') {
+      return this.#gather(voxel, mark, mode, name, said);
     }
     return { prompt: { clicks: { [name]: [voxel] } }, points: [mark], what: says.point(said, voxel) };
   }
@@ -106,13 +128,14 @@ export class Mouse {
   /**
    * @param {number[]} voxel
    * @param {Annotation} point
+   * @param {MouseMode} mode
    * @param {string} name
    * @param {string} said
    * @returns {Marked|Boxed|Unfinished}
    */
-  #gather(voxel, point, name, said) {
+  #gather(voxel, point, mode, name, said) {
     this.gathered.push({ voxel, point });
-    const corner = this.mode === 'corner';
+    const corner = mode === 'corner';
     const left = (corner ? 2 : EXTREMES) - this.gathered.length;
     if (left) {
       return { more: corner ? says.corner(voxel) : says.extreme(voxel, left) };

@@ -11,8 +11,9 @@ const REASON = 'rayapp-reason';
  */
 
 export class Next {
-  /** @param {Run} run */
-  constructor(run) {
+  /** @param {Run} run @param {() => Promise<void>} kept waits until the server has all work on this page */
+  constructor(run, kept) {
+    this.kept = kept;
     /** @type {Record<string, {description: string}>} */
     this.strategies = {};
     this.strategy = element('select', { name: 'strategy' });
@@ -49,6 +50,7 @@ export class Next {
     const why = says.reason(strategy, this.strategies[strategy].description, numbers);
     sessionStorage.setItem(REASON, JSON.stringify({ id: sample.id, why }));
     const { study } = await server.image(sample.id);
+    await this.kept();
     const to = new URL('rayapp', new URL(window.config.routerBasename, window.location.origin));
     to.searchParams.set('StudyInstanceUIDs', study);
     window.location.assign(to);

@@ -2,42 +2,49 @@
 
 import { Archive } from './archive.mjs';
 import { button, element, fill, options } from './dom.mjs';
+import * as edits from './edits.mjs';
 import * as keys from './keys.mjs';
+import { BACKGROUND, single } from './meaning.mjs';
 import { MODES, Mouse } from './mouse.mjs';
 import { Next } from './next.mjs';
 import * as points from './points.mjs';
+import { Revisions } from './revisions.mjs';
 import * as server from './server.mjs';
 import * as strokes from './strokes.mjs';
 import { Structures } from './structures.mjs';
 import { Training } from './training.mjs';
 import { Uncertainty } from './uncertainty.mjs';
-import { BUTTONS, DOING, DONE, PROBLEMS, SECTIONS, says } from './words.mjs';
-import { BACKGROUND, Work } from './work.mjs';
+import { BUTTONS, DOING, DONE, DRAFT, PROBLEMS, SECTIONS, says } from './words.mjs';
+import { works } from './works.mjs';
+
+/** @typedef {import('./work.mjs').Work} Work */
 
 const PROMPTED = ['deepedit', 'deepgrow'];
 const SCRIBBLED = ['scribbles'];
 const AUTOMATIC = ['segmentation', 'deepedit'];
 
 export class Panel {
-  /** @param {HTMLElement} node @param {Services} services OHIF's */
-  constructor(node, services) {
-    this.node = node;
+  /** @param {Services} services OHIF's */
+  constructor(services) {
+    this.node = element('div', { className: 'rayapp' });
     this.services = services;
     /** @type {import('./work.mjs').Known|null} */
     this.known = null;
     /** @type {Work|null} */
     this.work = null;
-    this.turn = Promise.resolve();
+    this.queue = Promise.resolve();
     this.waiting = 0; // actions begun or queued
     /** @type {import('./next.mjs').Run} */
     const run = (doing, act) => this.#run(doing, act);
     this.structures = new Structures(
-      () => this.#changeStructure(),
+      left => this.#run(DOING.changing, () => this.#changeStructure(left)),
       name => this.#learn(name)
     );
-    this.next = new Next(run);
+    this.next = new Next(run, () => works.flush().catch(() => {})); // what is lost then, the browser asks about
     this.training = new Training(run);
-    this.uncertainty = new Uncertainty(run, () => this.#needed().labelmap);
+    const reselect = () => this.#select();
+    this.uncertainty = new Uncertainty(run, () => this.#needed().labelmap, reselect);
+    this.revisions = new Revisions(run, () => this.#needed(), reselect);
     this.archive = new Archive();
     this.parts = {
       image: element('div', { className: 'image' }),
@@ -46,11 +53,21 @@ export class Panel {
       prompted: element('select', { name: 'prompted' }),
       scribbled: element('select', { name: 'scribbled' }),
       status: element('div', { className: 'status', role: 'status' }),
+      draft: element('div', { className: 'draft', role: 'status' }),
       again: button('again', () => this.#run(DOING.connecting, () => this.#open())),
     };
     this.#build();
-    this.mouse = new Mouse(services.toolGroupService, mark => run(DOING.prompting, () => this.#mark(mark)));
-    this.stops = [...this.#watchViewports(), keys.watch(node)];
+    const marked = (/** @type {Annotation} */ mark) => {
+      const [mode, label] = [this.mouse.mode, this.structures.active]; // as they are now, not when its turn comes
+      run(DOING.prompting, () => this.#mark(mark, mode, label));
+    };
+    this.mouse = new Mouse(services.toolGroupService, marked, () => this.#left());
+    this.stops = [
+      ...this.#watchViewports(),
+      keys.watch(this.node),
+      edits.watch((id, group) => this.#painted(id, group)),
+    ];
+    works.changed = () => this.#showDraft();
     run(DOING.connecting, () => this.#open());
   }
 
@@ -59,7 +76,32 @@ export class Panel {
     this.mouse.close();
     this.training.close();
     this.archive.close();
-    this.node.replaceChildren();
+    this.node.remove();
+  }
+
+  /** Save, as the button does. */
+  save() {
+    this.#run(DOING.saving, () => this.#save());
+  }
+
+  /** Undo or redo, as the buttons do. @param {'undo'|'redo'} kind */
+  turn(kind) {
+    this.#run(kind === 'undo' ? DOING.undoing : DOING.redoing, () => this.#turn(kind));
+  }
+
+  /** Say that what is shown for comparison is not exported. */
+  refuseExport() {
+    this.#run(DOING.saving, async () => {
+      throw new Error(PROBLEMS.helper);
+    });
+  }
+
+  /** Let something read the labelmap while no strokes are in it. @param {() => Promise<unknown>} read */
+  withoutStrokes(read) {
+    this.#run(DOING.exporting, async () => {
+      await this.#needed().bare(read);
+      return DONE.exported;
+    });
   }
 
   #build() {
@@ -71,6 +113,7 @@ export class Panel {
       parts.image,
       parts.reason,
       parts.status,
+      parts.draft,
       parts.again,
       this.archive.node,
       section('automatic'),
@@ -96,9 +139,11 @@ export class Panel {
         button('stop', () => this.#use(null)),
         button('smaller', () => this.#run(DOING.prompting, () => this.#resize(-1))),
         button('larger', () => this.#run(DOING.prompting, () => this.#resize(1))),
-        button('undo', () => this.#run(DOING.undoing, () => this.#needed().undo())),
-        button('save', () => this.#run(DOING.saving, () => this.#save()))
+        button('undo', () => this.turn('undo')),
+        button('redo', () => this.turn('redo')),
+        button('save', () => this.save())
       ),
+      this.revisions.node,
       this.next.node,
       this.uncertainty.node,
       this.training.node
@@ -114,7 +159,7 @@ export class Panel {
   #run(doing, act) {
     this.waiting += 1;
     this.work?.hurry();
-    this.turn = this.turn.then(async () => {
+    this.queue = this.queue.then(async () => {
       this.#show(doing, 'doing');
       this.#enable(false);
       try {
@@ -126,7 +171,8 @@ export class Panel {
       this.waiting -= 1;
       this.parts.status.dataset.turn = String(Number(this.parts.status.dataset.turn ?? 0) + 1);
       this.#enable(true);
-      this.parts.again.hidden = Boolean(this.work);
+      this.parts.again.hidden = Boolean(this.work?.labelmap.there);
+      this.#showDraft();
     });
   }
 
@@ -164,23 +210,25 @@ export class Panel {
       await server.studies();
       return DONE.noSeries;
     }
-    if (this.work?.labelmap.displaySet === shown) {
-      await this.work.labelmap.attach();
-      return null;
-    }
+    const before = this.work;
     this.work = null;
     this.mouse.forget();
-    this.uncertainty.hide();
-    const work = await Work.open(this.services, shown, this.known);
+    if (before && before.image.series !== shown.SeriesInstanceUID) {
+      before.hide();
+      this.uncertainty.hide();
+      this.revisions.hide();
+    }
+    const { work, text } = await works.open(this.services, shown, this.known);
     const { image, labels, not_storable } = work.image;
+    this.work = work;
     this.parts.image.textContent = image;
     this.parts.reason.textContent = this.next.reason(image);
-    const text = await work.begin();
-    this.work = work;
     this.archive.warn(not_storable);
     if (labels.includes('final')) {
       this.archive.follow(image);
     }
+    await this.revisions.show(work);
+    this.#select();
     return text;
   }
 
@@ -216,37 +264,81 @@ export class Panel {
     }
   }
 
-  #changeStructure() {
-    if (this.work) {
-      this.work.strokes = this.work.box = null;
-    }
-    this.#use(this.mouse.mode);
+  /** @param {string} left the structure that marks were for until now */
+  async #changeStructure(left) {
+    this.mouse.forget();
+    await this.work?.leave(left);
+    this.#select();
+    return says.structure(this.structures.active);
   }
 
   /** Set the action of the primary mouse button. @param {import('./mouse.mjs').MouseMode|null} mode */
   #use(mode) {
-    const painted = { 'stroke-on': strokes.ON, 'stroke-off': strokes.OFF };
-    const stroke = mode === 'stroke-on' || mode === 'stroke-off' ? painted[mode] : null;
-    this.work?.labelmap.select(stroke ?? this.structures.segment);
     this.mouse.use(mode);
+    this.#select();
+  }
+
+  /** Another tool than that of the mode was taken. */
+  #left() {
+    this.#select();
+  }
+
+  /** Let OHIF's tools paint the active structure, and the strokes' tool strokes; and show the mode. */
+  #select() {
+    const { mode } = this.mouse;
+    const stroke = mode === 'stroke-on' ? strokes.ON : mode === 'stroke-off' ? strokes.OFF : null;
+    this.work?.labelmap.select(stroke ?? this.structures.segment);
     MODES.forEach(name => this.node.querySelector(`[name=${name}]`)?.classList.toggle('on', name === mode));
+  }
+
+  /** Something was painted by hand. @param {string} id of the segmentation @param {string} group */
+  #painted(id, group) {
+    const work = works.of(id);
+    if (work?.labelmap.there) {
+      work.observe(group);
+    }
+  }
+
+  /** Say where the unsaved work is. */
+  #showDraft() {
+    const draft = this.work?.draft;
+    const sent = !draft?.unsent.length;
+    const state = draft?.problem ? 'lost' : !sent ? 'sending' : draft?.unsaved ? 'kept' : '';
+    this.parts.draft.dataset.state = state;
+    this.parts.draft.textContent =
+      state === 'lost' ? DRAFT.lost(draft?.problem ?? '') : state === '' ? '' : DRAFT[state === 'kept' ? 'kept' : 'sending'];
+  }
+
+  /** @param {'undo'|'redo'} kind */
+  async #turn(kind) {
+    const { text, left } = await this.#needed().turn(kind);
+    if (left) {
+      this.structures.activate(left);
+      this.#select();
+    }
+    return text;
   }
 
   async #segment() {
     return this.#needed().segment(this.#model(this.parts.automatic, PROBLEMS.noAutomatic));
   }
 
-  /** Act on a point or a curve that the user has placed. @param {Annotation} mark */
-  async #mark(mark) {
-    const label = this.structures.active;
+  /**
+   * Act on a point or a curve that the user has placed.
+   *
+   * @param {Annotation} mark
+   * @param {import('./mouse.mjs').MouseMode|null} mode in which it was made
+   * @param {string} label the structure that was active
+   */
+  async #mark(mark, mode, label) {
     let read, work, model;
     try {
       work = this.#needed();
       model = this.#model(this.parts.prompted, PROBLEMS.noPrompted);
-      const on = this.mouse.mode !== 'background';
-      const name = !on ? BACKGROUND : work.models[model].type === 'deepgrow' ? 'foreground' : label;
+      const on = mode !== 'background';
+      const name = !on ? BACKGROUND : single(work.models[model]) ? 'foreground' : label;
       points.paint(mark, work.colourOf(on ? label : null));
-      read = this.mouse.read(mark, work.labelmap, name, on ? label : BACKGROUND);
+      read = this.mouse.read(mark, mode, work.labelmap, name, on ? label : BACKGROUND);
     } catch (error) {
       points.remove(mark);
       throw error;
@@ -285,7 +377,7 @@ export class Panel {
 
   async #save() {
     const work = this.#needed();
-    const text = await work.save();
+    const text = await this.revisions.save();
     this.archive.follow(work.image.image);
     return text;
   }
@@ -295,8 +387,13 @@ export class Panel {
     const { ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED, VIEWPORTS_READY } = viewportGridService.EVENTS;
     return [ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED, VIEWPORTS_READY].map(name => {
       const { unsubscribe } = viewportGridService.subscribe(name, () => {
-        if (this.known && !this.waiting && this.#shown() !== this.work?.labelmap.displaySet) {
+        if (!this.known || this.waiting) {
+          return;
+        }
+        if (this.#shown() !== this.work?.labelmap.displaySet) {
           this.#run(DOING.opening, () => this.#open());
+        } else if (this.work?.labelmap.there) {
+          this.work.labelmap.ready().then(() => this.#select()); // in viewports opened since
         }
       });
       return unsubscribe;

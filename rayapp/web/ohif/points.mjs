@@ -1,5 +1,6 @@
 /** The tool that places points, and the points it leaves on the screen. */
 
+import { hex } from './random.mjs';
 import { installer } from './tools.mjs';
 
 export const TOOL = 'RayappPoint';
@@ -56,7 +57,7 @@ function draw({ world, plane, imageId }, colour) {
   const { annotation } = window.cornerstoneTools;
   const [r, c] = [plane.rowCosines, plane.columnCosines];
   const point = {
-    annotationUID: crypto.randomUUID(),
+    annotationUID: hex(16),
     highlighted: false,
     invalidated: false,
     metadata: {

@@ -1,6 +1,7 @@
 /** The panel's requests to the server that served it. */
 
 import { decode, fromText } from './mask.mjs';
+import { hex } from './random.mjs';
 import { PROBLEMS } from './words.mjs';
 
 /**
@@ -17,10 +18,10 @@ import { PROBLEMS } from './words.mjs';
  * @typedef {{interaction: {onto: string|null, mask: string}, label_names: Record<string, number>,
  *   latencies: {total: number}, size?: number, smaller?: number, larger?: number}} Params
  * @typedef {{info: {label_info?: {name: string, idx?: number}[]}, label_names: Record<string, number>|null,
- *   saved: number}} LabelParams `saved` is Unix time
+ *   number: number}} LabelParams `number` is the revision's
+ * @typedef {{number: number, ts: number, user: string}} Revision `ts` is Unix time
  * @typedef {{id: string, kind?: string, status: string, details?: string[],
  *   progress?: {epoch?: number, epochs?: number, metric?: number|null, seconds_left?: number|null}|null}} Job
- * @typedef {{id: string, model: string, prompts: (Prompt & {step: number})[], events: {ts: number}[]}} InteractionState
  */
 
 /** This program's id among those of one user. */
@@ -61,13 +62,14 @@ export const keys = {
 /**
  * @param {string} method
  * @param {string} address
- * @param {{query?: Record<string, string|number|undefined>, json?: object, form?: FormData, signal?: AbortSignal}} options
+ * @param {{query?: Record<string, string|number|undefined>, json?: object, form?: FormData, signal?: AbortSignal,
+ *   condition?: Record<string, string>}} options `condition` headers name the revision that a change is made from
  */
-async function ask(method, address, { query = {}, json, form, signal } = {}) {
+async function ask(method, address, { query = {}, json, form, signal, condition = {} } = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined);
   const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)]));
   const url = `${address}${search.size ? `?${search}` : ''}`;
-  const headers = { ...keys.header(), ...(json ? { 'Content-Type': 'application/json' } : {}) };
+  const headers = { ...keys.header(), ...condition, ...(json ? { 'Content-Type': 'application/json' } : {}) };
   let answer;
   try {
     answer = await fetch(url, { method, headers, signal, body: json ? JSON.stringify(json) : form });
@@ -135,9 +137,14 @@ export const image = id => askJson('GET', path('viewer_image'), { query: { image
  *
  * @param {string} id
  * @param {string} tag
+ * @param {number} [revision] number of an earlier one
  * @returns {Promise<{params: LabelParams, mask: Mask}>}
  */
-export const label = async (id, tag) => masked(await ask('GET', path('viewer_label'), { query: { image: id, tag } }));
+export const label = async (id, tag, revision = undefined) =>
+  masked(await ask('GET', path('viewer_label'), { query: { image: id, tag, revision } }));
+
+/** The saved states of a label, oldest first. @param {string} id @param {string} tag @returns {Promise<Revision[]>} */
+export const revisions = (id, tag) => askJson('GET', path('label_revisions'), { query: { label: id, tag } });
 
 /** @param {string} id @param {string} tag @returns {Promise<LabelInfo>} */
 export const labelInfo = (id, tag) => askJson('GET', path('label_info'), { query: { label: id, tag } });
@@ -166,9 +173,30 @@ export const infer = async (model, id, params, label = null) => {
   return masked(await ask('POST', path('infer', { model }), { query, form: form(params, label) }));
 };
 
-/** Save a label map, i fastest. @param {string} id @param {Labels} labels @param {object} params */
-export const save = (id, labels, params) =>
-  askJson('PUT', path('label'), { query: { image: id }, form: form(params, labels) });
+/**
+ * Save a label map as final.
+ *
+ * @param {string} id
+ * @param {Labels} labels i fastest
+ * @param {object} params
+ * @param {number} base number of the revision that it was made from, 0 for none
+ * @returns {Promise<number>} that of the new revision
+ * @throws {Refused} 409 if somebody else saved since
+ */
+export async function save(id, labels, params, base) {
+  /** @type {Record<string, string>} */
+  const condition = base ? { 'If-Match': `"${base}"` } : { 'If-None-Match': '*' };
+  const answer = await ask('PUT', path('label'), { query: { image: id }, form: form(params, labels), condition });
+  await answer.arrayBuffer();
+  return Number((answer.headers.get('ETag') ?? '').replace(/\D/g, ''));
+}
+
+/** The caller's newest draft that is not saved yet. @param {string} id @returns {Promise<import('./history.mjs').Kept|null>} */
+export const draft = id => askJson('GET', path('viewer_draft'), { query: { image: id } });
+
+/** @param {string} id @param {string} key of the draft @param {object[]} entries its changes */
+export const keepDraft = (id, key, entries) =>
+  ask('POST', path('viewer_draft'), { json: { image: id, draft: key, client_id: CLIENT, entries } });
 
 /**
  * The levels of a scoring method's uncertainty map, i fastest: 255 where all structures are equally likely.
@@ -248,9 +276,6 @@ async function* texts(answer) {
   }
 }
 
-/** The caller's interactions on an image, oldest first. @param {string} image @returns {Promise<InteractionState[]>} */
-export const interactions = image => askJson('GET', path('interactions'), { query: { image } });
-
 /** An image worked on prompt by prompt. Calls must not overlap. */
 export class Interaction {
   /** @param {string} model @param {string} image */
@@ -291,14 +316,10 @@ export class Interaction {
     throw new Refused(0, PROBLEMS.brokenOff);
   }
 
-  async undo() {
-    const answer = await ask('POST', this.#path('interaction_undo'), { json: this.#step({}) });
+  /** Undo or redo the last prompt. @param {'undo'|'redo'} kind */
+  async turn(kind) {
+    const answer = await ask('POST', this.#path(`interaction_${kind}`), { json: this.#step({}) });
     return this.#taken(await masked(answer, this.mask));
-  }
-
-  /** The mask after a step of the click log. @param {number} step */
-  async at(step) {
-    return this.#taken(await masked(await ask('GET', this.#path('interaction_mask'), { query: { step } })));
   }
 
   /** @param {string} route */
@@ -308,7 +329,7 @@ export class Interaction {
 
   /** @param {Prompt} prompt */
   #step(prompt) {
-    return { ...prompt, client_id: CLIENT, onto: this.token, request: crypto.randomUUID() };
+    return { ...prompt, client_id: CLIENT, onto: this.token, request: hex(16) };
   }
 
   /** @param {{params: Params, mask: Mask}} answer */

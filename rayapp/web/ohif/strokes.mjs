@@ -1,9 +1,9 @@
-/** Strokes for the scribble models: OHIF's brush paints them as two segments of the labelmap, taken out before use. */
+/** Strokes for the scribble models, painted as two segments of the labelmap that never leave the page. */
 
 import { groupsOf } from './tools.mjs';
 import { STROKES } from './words.mjs';
 
-export const TOOL = 'CircularBrush';
+export const TOOL = 'RayappStroke';
 const RADIUS = 4; // mm, as Cornerstone measures brushes
 
 /** The segments that strokes are painted as, above those of the structures. */
@@ -23,33 +23,49 @@ export const LABEL_INFO = [
 ];
 
 /**
- * Separate the strokes from a label map.
+ * What was painted, separated into labels and strokes.
  *
- * @param {Labels} labels
- * @param {Labels|null} under the labels that the strokes were painted over
- * @returns {{rest: Labels, strokes: Labels}} the labels without strokes, and the strokes alone as 1 and 2
+ * @param {Labels} screen
+ * @param {Labels} labels as they were
+ * @param {Labels} strokes as they were: 1, 2 on the screen, 3, 4 used already and no longer there
+ * @returns {{labels: Labels, strokes: Labels}} as they are now
  */
-export function split(labels, under) {
-  const strokes = new Uint8Array(labels.length);
-  const rest = labels.map((value, at) => {
-    if (value !== ON && value !== OFF) {
-      return value;
+export function split(screen, labels, strokes) {
+  const now = { labels: screen.slice(), strokes: strokes.slice() };
+  for (let at = 0; at < screen.length; at++) {
+    const value = screen[at];
+    if (value === ON || value === OFF) {
+      now.labels[at] = labels[at];
+      now.strokes[at] = value === ON ? 1 : 2;
+    } else if (strokes[at] === 1 || strokes[at] === 2) {
+      now.strokes[at] = 0; // painted over
     }
-    strokes[at] = value === ON ? 1 : 2;
-    return under ? under[at] : 0;
-  });
-  return { rest, strokes };
+  }
+  return now;
 }
 
-/** Earlier strokes with later ones on top. @param {Labels|null} earlier @param {Labels} strokes */
-export function joined(earlier, strokes) {
-  return earlier ? strokes.map((value, at) => value || earlier[at]) : strokes;
+/** What the screen shows. @param {Labels} labels @param {Labels} strokes @returns {Labels} */
+export function over(labels, strokes) {
+  const screen = labels.slice();
+  for (let at = 0; at < strokes.length; at++) {
+    if (strokes[at] === 1 || strokes[at] === 2) {
+      screen[at] = strokes[at] === 1 ? ON : OFF;
+    }
+  }
+  return screen;
 }
 
-/** Set the brush to the width of strokes. @param {ToolGroupService} service */
+/** The strokes after they were used: they leave the screen and count again the next time. @param {Labels} strokes */
+export const used = strokes => strokes.map(value => (value && value < 3 ? value + 2 : value));
+
+/** The strokes as the scribble models take them, 1 and 2. @param {Labels} strokes */
+export const sent = strokes => strokes.map(value => (value > 2 ? value - 2 : value));
+
+/** Add the tool to the tool groups: a brush of its own, so that OHIF's never paints strokes. @param {ToolGroupService} service */
 export function install(service) {
   for (const group of groupsOf(service)) {
-    if (group.hasTool(TOOL)) {
+    if (!group.hasTool(TOOL)) {
+      group.addToolInstance(TOOL, 'Brush', { activeStrategy: 'FILL_INSIDE_CIRCLE', brushSize: RADIUS });
       window.cornerstoneTools.utilities.segmentation.setBrushSizeForToolGroup(group.id, RADIUS, TOOL);
     }
   }

@@ -2,12 +2,12 @@
 
 import { element, fill } from './dom.mjs';
 import { colour } from './labelmap.mjs';
+import { BACKGROUND } from './meaning.mjs';
 import { ADD, UNNAMED } from './words.mjs';
-import { BACKGROUND } from './work.mjs';
 
 export class Structures {
   /**
-   * @param {() => void} changed is called when another structure becomes active
+   * @param {(left: string) => void} changed is called when another structure than `left` becomes active
    * @param {(name: string) => void} added is called with the name of a structure that the reader adds
    */
   constructor(changed, added) {
@@ -55,11 +55,17 @@ export class Structures {
     return this.names.indexOf(this.active) + 1;
   }
 
-  /** @param {string} name */
-  #choose(name) {
+  /** Make a structure active, as it was before. @param {string} name */
+  activate(name) {
     this.active = name;
     this.#draw();
-    this.changed();
+  }
+
+  /** @param {string} name */
+  #choose(name) {
+    const left = this.active;
+    this.activate(name);
+    this.changed(left);
   }
 
   #draw() {

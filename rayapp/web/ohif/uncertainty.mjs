@@ -13,9 +13,14 @@ const BANDS = [
 ];
 
 export class Uncertainty {
-  /** @param {import('./next.mjs').Run} run @param {() => Labelmap} labelmap gives the panel's */
-  constructor(run, labelmap) {
+  /**
+   * @param {import('./next.mjs').Run} run
+   * @param {() => Labelmap} labelmap gives the panel's
+   * @param {() => void} drawn is called when the bands are there, which are not to be painted in
+   */
+  constructor(run, labelmap, drawn) {
     this.labelmap = labelmap;
+    this.drawn = drawn;
     /** @type {Labelmap|null} */
     this.shown = null;
     this.method = element('select', { name: 'scored' });
@@ -53,8 +58,10 @@ export class Uncertainty {
       throw new Error(PROBLEMS.uncertaintyOffGrid);
     }
     const bands = new Labelmap(services, displaySet, image, BANDS, 'uncertainty');
-    await bands.set(levels.map(level => BANDS.filter(({ from }) => level >= from).length));
+    await bands.ready();
+    bands.write(levels.map(level => BANDS.filter(({ from }) => level >= from).length));
     this.shown = bands;
+    this.drawn();
     const { k } = await server.uncertainSlices(this.method.value, image.image);
     return says.uncertainSlices(k.slice(0, 5));
   }

@@ -3,7 +3,8 @@
 /**
  * @typedef {{text: string, key?: string, hint?: string}} Button `key` is pressed with Shift
  * @typedef {'again'|'segment'|'foreground'|'background'|'extreme'|'curve'|'corner'|'stroke-on'|'stroke-off'|'scribble'
- *   |'stop'|'smaller'|'larger'|'undo'|'save'|'next'|'uncertainty'|'train'|'stop-training'} ButtonName
+ *   |'stop'|'smaller'|'larger'|'undo'|'redo'|'save'|'next'|'uncertainty'|'train'|'stop-training'|'look'|'restore'
+ *   |'keep-mine'|'keep-theirs'|'start-theirs'} ButtonName
  */
 
 /** The field for a structure that the server does not know. */
@@ -28,11 +29,17 @@ export const BUTTONS = {
   smaller: { text: 'Smaller', key: 'K', hint: 'the next smaller structure that the prompts may mean' },
   larger: { text: 'Larger', key: 'L', hint: 'the next larger structure that the prompts may mean' },
   undo: { text: 'Undo', key: 'Z' },
+  redo: { text: 'Redo', key: 'Y' },
   save: { text: 'Save', key: 'S', hint: 'save the label as final' },
   next: { text: 'Next image', key: 'N' },
   uncertainty: { text: 'Show/hide', key: 'U', hint: 'color the regions where the model is uncertain' },
   train: { text: 'Train', hint: 'train the model on the images with a final label' },
   'stop-training': { text: 'Stop', hint: 'stop the training' },
+  look: { text: 'Compare', hint: 'show it beside your label, in inverted colors; once more to hide it' },
+  restore: { text: 'Restore', hint: 'go on from it; your label can be had back by Undo' },
+  'keep-mine': { text: 'Save mine', hint: 'save your label over theirs, which stays in the list' },
+  'keep-theirs': { text: 'Keep theirs', hint: 'leave their label as it is and show it' },
+  'start-theirs': { text: 'Start from theirs', hint: 'correct their label; yours can be had back by Undo' },
 };
 
 /** The sections of the panel. */
@@ -41,6 +48,7 @@ export const SECTIONS = {
   structure: 'Structure',
   prompts: 'Prompts',
   strokes: 'Strokes',
+  revisions: 'Saved versions',
   next: 'Next image',
   uncertainty: 'Uncertainty',
   training: 'Training',
@@ -53,6 +61,9 @@ export const DOING = {
   segmenting: 'segmenting…',
   prompting: 'updating the mask…',
   undoing: 'undoing…',
+  redoing: 'redoing…',
+  changing: 'changing the structure…',
+  exporting: 'exporting…',
   saving: 'saving…',
   choosing: 'choosing the next image…',
   loadingUncertainty: 'loading the uncertainty map…',
@@ -64,10 +75,18 @@ export const DOING = {
 export const DONE = {
   fresh: 'ready; this image has no final label yet',
   saved: 'ready; showing the final label',
-  resumed: 'ready; your prompts are restored, and not saved yet',
+  resumed: 'ready; your work is restored, and not saved yet',
+  asLeft: 'ready; your work is as you left it',
+  older: 'ready; somebody saved since your unsaved work, which is under Saved versions',
   noSeries: 'open a series of CT or MR slices',
   undone: 'undone',
   nothingToUndo: 'nothing to undo',
+  redone: 'redone',
+  nothingToRedo: 'nothing to redo',
+  exported: 'exported',
+  restored: 'restored; save it to keep it',
+  revisionShown: 'shown beside your label, in inverted colors',
+  revisionHidden: 'hidden',
   stored: 'saved',
   allLabelled: 'every image has a final label',
   uncertaintyHidden: 'uncertainty map hidden',
@@ -84,8 +103,18 @@ export const ARCHIVE = {
   refused: (/** @type {string} */ reason) => `saved on this server, but the archive rejected it: ${reason}`,
 };
 
+/** Where the unsaved work is. */
+export const DRAFT = {
+  kept: 'not saved yet; the server has a draft of it',
+  sending: 'not saved yet; sending a draft of it…',
+  lost: (/** @type {string} */ reason) => `not saved yet, and not on the server: ${reason}`,
+};
+
 /** Why something could not be done. */
 export const PROBLEMS = {
+  labelmapGone: 'the label was removed from the viewer: press Try again to show it as it was',
+  helper: 'this is shown for comparison only and cannot be exported',
+  noRevision: 'no label of this image was saved yet',
   noSeries: 'open a series first',
   noAutomatic: 'this server has no model for automatic segmentation',
   noPrompted: 'this server has no model that takes prompts',
@@ -154,6 +183,8 @@ export const says = {
   /** @param {number[]} voxel */
   corner: voxel => `corner at ${voxel.join(', ')}; click the opposite corner, on any slice`,
   /** @param {string} name */
+  structure: name => `marks are for ${name}`,
+  /** @param {string} name */
   extremes: name => `extreme points of ${name}`,
   /** @param {string} name */
   curve: name => `closed curve around ${name}`,
@@ -192,6 +223,12 @@ export const says = {
     ].filter(Boolean);
     return [status.toLowerCase(), ...numbers].join(', ') + (status === 'ERROR' ? `: ${problem}` : '');
   },
+  /** @param {number} number @param {number} ts Unix seconds @param {string} user */
+  revision: (number, ts, user) => `${number}: ${user}, ${new Date(1000 * ts).toLocaleString()}`,
+  /** @param {number} ts Unix seconds */
+  olderDraft: ts => `unsaved work, ${new Date(1000 * ts).toLocaleString()}`,
+  /** @param {string} reason who saved when */
+  conflict: reason => `not saved: ${reason}. Compare both below, then choose`,
   /** @param {string} image @param {string} what */
   labelmap: (image, what) => `${image} ${what}`,
 };

@@ -1,28 +1,21 @@
-/** The work on one image: the labels on the screen, the prompts behind them, and the steps that can be undone. */
+/** The work on one image: its labels on the screen, the prompts behind them, and what can be undone. */
 
+import { Draft } from './draft.mjs';
+import { History } from './history.mjs';
 import { Labelmap, colour } from './labelmap.mjs';
-import { decode, fromText, toText } from './mask.mjs';
+import { changed, toText } from './mask.mjs';
+import { BACKGROUND, meaning, over, painted, single, translation, valuesFor } from './meaning.mjs';
 import * as points from './points.mjs';
+import { hex } from './random.mjs';
 import * as server from './server.mjs';
 import * as strokes from './strokes.mjs';
 import { DONE, PROBLEMS, says } from './words.mjs';
 
-export const BACKGROUND = 'background';
-const SINGLE = 'deepgrow'; // the type of models of one structure, whichever the prompts are on
-const STEPS = 20; // that can be undone
-
 /**
+ * @typedef {import('./history.mjs').About} About
+ * @typedef {import('./history.mjs').Edit} Edit
  * @typedef {{names: string[], models: Record<string, server.Model>, learn: (name: string) => void}} Known the
  *   structures that are offered, the server's models, and how to offer one more
- * @typedef {{model: string, label: string|null, labels: Labels}} Own labels that one model alone has produced
- * @typedef {object} Step
- * @property {Labels|null} before null: as of the interaction before the prompt
- * @property {(Omit<Own, 'labels'> & {labels?: Labels})|null} [own]
- * @property {string} [label]
- * @property {server.Interaction} [interaction] of a prompt
- * @property {Annotation[]} [dots] a prompt's points on the screen
- * @typedef {{names: Record<string, number>}|{only: string, slice?: number}} Meaning of a mask's values: the model's
- *   names, or the one structure, perhaps on one slice alone
  */
 
 export class Work {
@@ -32,38 +25,50 @@ export class Work {
    * @param {Services} services
    * @param {DisplaySet} shown
    * @param {Known} known
+   * @param {(work: Work) => void} kept is called when what the server keeps of it has changed
    */
-  static async open(services, shown, known) {
-    const image = await server.imageOfSeries(shown.SeriesInstanceUID);
-    const structures = known.names.map((label, at) => segmentOf(label, at + 1));
-    return new Work(new Labelmap(services, shown, image, [...structures, ...strokes.SEGMENTS]), known);
+  static async open(services, shown, known, kept) {
+    const work = new Work(services, shown, await server.imageOfSeries(shown.SeriesInstanceUID), known, kept);
+    const text = await work.begin();
+    return { work, text };
   }
 
-  /** @param {Labelmap} labelmap @param {Known} known */
-  constructor(labelmap, { names, models, learn }) {
-    this.labelmap = labelmap;
+  /**
+   * @param {Services} services
+   * @param {DisplaySet} shown
+   * @param {import('./labelmap.mjs').Image} image
+   * @param {Known} known
+   * @param {(work: Work) => void} kept
+   */
+  constructor(services, shown, image, { names, models, learn }, kept) {
+    this.services = services;
+    this.image = image;
     this.names = names;
     this.offer = learn;
     this.models = models;
+    this.labelmap = this.#labelmap(shown);
+    this.history = new History(image.shape, new Uint8Array(this.labelmap.size));
+    /** @type {Labels} */
+    this.screen = this.history.labels; // as it was written last
+    this.base = 0; // number of the saved revision that it is made from
+    this.draft = new Draft(image.image, () => kept(this));
+    /** @type {import('./history.mjs').Kept|null} */
+    this.older = null; // unsaved work that was made from an older revision
     /** @type {server.Interaction|null} */
     this.interaction = null;
-    /** @type {Labels|null} */
-    this.strokes = null; // drawn so far
+    this.unknown = false; // true if a prompt failed, so that the server's state is unknown
+    /** @type {Map<string, Annotation[]>} */
+    this.dots = new Map(); // points on the screen by the edit's group
     /** @type {number[]|null} */
     this.box = null; // that limits points and strokes
-    this.model = ''; // the last one that answered
-    /** @type {Own|null} */
-    this.own = null; // the labels on the screen while they are one model's alone
-    /** @type {{size?: number, smaller?: number, larger?: number}} */
-    this.others = {}; // answers that the last prompts may mean as well
-    /** @type {Step[]} */
-    this.done = []; // what can be undone
     /** @type {AbortController|null} */
     this.finer = null; // ends the wait for better masks, once there is a first
   }
 
-  get image() {
-    return this.labelmap.image;
+  /** @param {DisplaySet} shown */
+  #labelmap(shown) {
+    const segments = this.names.map((label, at) => segmentOf(label, at + 1));
+    return new Labelmap(this.services, shown, this.image, segments, 'label', strokes.SEGMENTS);
   }
 
   /** Know a structure from now on. @param {string} name */
@@ -74,24 +79,149 @@ export class Work {
     }
   }
 
-  /** Show the saved label, or the prompts given since. Returns what to say of it. */
+  /** Show the saved label, or the draft that was made from it. Returns what to say of it. */
   async begin() {
-    const saved = this.image.labels.includes('final') ? await server.label(this.image.image, 'final') : null;
-    const blank = new Uint8Array(this.labelmap.size);
-    const labels = saved ? this.#over(blank, saved.mask.labels, { names: this.#saved(saved.params) }) : blank;
-    await this.labelmap.set(labels);
-    if (await this.#resume(labels, saved?.params.saved ?? 0)) {
-      return DONE.resumed;
+    const { image, labels, shape } = this.image;
+    const saved = labels.includes('final') ? await this.saved() : null;
+    this.base = saved?.number ?? 0;
+    this.history = new History(shape, saved?.labels ?? this.history.labels);
+    const kept = await server.draft(image);
+    const current = kept?.base === this.base;
+    this.older = current ? null : kept;
+    if (kept && current) {
+      await this.#resume(kept);
     }
-    return saved ? DONE.saved : DONE.fresh;
+    await this.#draw();
+    this.#point();
+    return current ? DONE.resumed : kept ? DONE.older : saved ? DONE.saved : DONE.fresh;
+  }
+
+  /**
+   * The final label, or an earlier revision of it.
+   *
+   * @param {number} [revision] its number
+   */
+  async saved(revision) {
+    const { mask, params } = await server.label(this.image.image, 'final', revision);
+    const { info, label_names, number } = params;
+    const listed = (info.label_info ?? []).flatMap(one => (one.idx === undefined ? [] : [[one.name, one.idx]]));
+    const named = listed.length ? listed : Object.entries(label_names ?? {});
+    /** @type {Record<string, number>} */
+    const names = Object.fromEntries(named.length ? named : this.names.map((name, at) => [name, at + 1]));
+    Object.keys(names).forEach(name => name !== BACKGROUND && this.learn(name)); // so that saving keeps them
+    const blank = new Uint8Array(this.labelmap.size);
+    return { number, labels: over(this.names, this.image.shape, blank, mask.labels, { names }) };
+  }
+
+  /** @param {import('./history.mjs').Kept} kept */
+  async #resume(kept) {
+    kept.names.forEach(name => this.learn(name));
+    const values = translation(kept.names, this.names);
+    this.history = await History.of(this.image.shape, kept, values);
+    const last = this.history.done.at(-1)?.about;
+    this.box = last?.box ?? null;
+    if (values) {
+      this.draft.begin(this.base, this.names, this.image.shape, this.history.labels);
+      this.draft.unsaved = true;
+    } else {
+      this.draft.resume(kept);
+      const prompted = this.history.done.findLast(({ about }) => about.interaction)?.about;
+      if (prompted?.interaction && prompted.model && this.draft.key === kept.draft) {
+        this.interaction = new server.Interaction(prompted.interaction, prompted.model);
+        this.interaction.box = prompted.box ?? null;
+      }
+    }
+  }
+
+  /** Show it in a display set of the viewer that was made since, with its points. @param {DisplaySet} shown */
+  async show(shown) {
+    if (this.labelmap.displaySet !== shown) {
+      this.labelmap = this.#labelmap(shown);
+    }
+    const dropped = !this.labelmap.there;
+    await this.labelmap.ready();
+    if (dropped) {
+      await this.#draw();
+    }
+    this.#point();
+  }
+
+  /** Take its points off the screen, because another series is shown. */
+  hide() {
+    [...this.dots.values()].flat().forEach(points.remove);
+    this.dots.clear();
+  }
+
+  /** Draw the points of the prompts that are not on the screen. */
+  #point() {
+    for (const { about } of this.history.done) {
+      if (about.prompt && !this.dots.has(about.group)) {
+        const { prompt, label = null, group } = about;
+        this.dots.set(group, points.of(prompt, this.labelmap, name => this.#colour(name, label)));
+      }
+    }
+  }
+
+  async #draw() {
+    await this.labelmap.ready();
+    this.screen = strokes.over(this.history.labels, this.history.strokes);
+    this.labelmap.write(this.screen);
+  }
+
+  /**
+   * Take over what was painted by hand.
+   *
+   * @param {string} group of the edit: one movement of the brush is undone at once
+   */
+  observe(group = hex(4)) {
+    const screen = this.labelmap.get();
+    if (changed(this.screen, screen, this.image.shape)) {
+      const { labels, strokes: drawn } = strokes.split(screen, this.history.labels, this.history.strokes);
+      this.screen = screen;
+      this.#add(labels, drawn, { group });
+    }
+  }
+
+  /** @param {Labels} labels @param {Labels} drawn @param {About} about */
+  #add(labels, drawn, about, always = false) {
+    const before = this.history.labels;
+    const edit = this.history.add(labels, drawn, { ...about, box: this.box }, always);
+    if (edit) {
+      this.draft.begin(this.base, this.names, this.image.shape, before);
+      this.draft.edit(edit, this.names, this.base);
+    }
+    return edit;
+  }
+
+  /**
+   * Add an edit that the panel makes, and show it.
+   *
+   * @param {Labels} labels
+   * @param {About} about
+   * @param {Labels} drawn
+   */
+  async #edit(labels, about, drawn = this.history.strokes) {
+    const edit = this.#add(labels, drawn, about, true);
+    await this.#draw();
+    return edit;
+  }
+
+  /** What the labels are, if they are one model's answer alone. @returns {About|null} */
+  get own() {
+    const last = this.history.done.findLast(({ labels }) => labels)?.about;
+    return last?.own && !this.unknown ? last : null;
   }
 
   /** Segment all structures. @param {string} model */
   async segment(model) {
-    const before = this.#current();
+    this.observe();
+    const { shape } = this.image;
+    const asked = this.history.labels;
     const { params, mask } = await server.infer(model, this.image.image, { client_id: server.CLIENT });
-    await this.#show(model, null, this.#over(before, mask.labels, this.#meaning(model, null, params)));
-    this.#remember({ before });
+    this.observe();
+    const meant = meaning(this.models[model], null, params);
+    const labels = painted(over(this.names, shape, asked, mask.labels, meant), asked, this.history.labels);
+    await this.#edit(labels, { group: hex(4), model, label: null, own: asked === this.history.labels });
     return answered(model, params);
   }
 
@@ -106,18 +236,32 @@ export class Work {
    */
   async prompt(model, label, prompt, dots, tell) {
     const finer = new AbortController();
-    const [before, own] = [this.#current(), this.own];
+    const group = hex(4);
     let text = '';
+    /** @type {Edit|null} */
+    let last = null;
     try {
-      const { interaction, given } = await this.#given(model, label, prompt, before);
+      this.observe();
+      const asked = this.history.labels;
+      const { interaction, given } = await this.#given(model, label, prompt);
       for await (const { params, mask } of interaction.stream(given, finer.signal)) {
-        const labels = this.#over(before, mask.labels, this.#meaning(model, label, params, prompt));
-        await this.#show(model, label, labels);
-        this.others = params;
-        if (!text) {
-          this.#remember({ before, own, interaction, dots });
-          this.finer = finer;
+        this.observe();
+        if (last && this.history.done.at(-1) !== last) {
+          break; // the reader went on: a better mask would undo that
         }
+        const meant = meaning(this.models[model], label, params, prompt);
+        const answer = over(this.names, this.image.shape, asked, mask.labels, meant);
+        const labels = last ? answer : painted(answer, asked, this.history.labels);
+        const own = last ? last.about.own : asked === this.history.labels;
+        const { size, smaller, larger } = params;
+        const others = { size, smaller, larger };
+        const about = { group, model, label, own, others, interaction: interaction.id, ...(last ? {} : { prompt }) };
+        if (!last) {
+          this.dots.set(group, dots);
+          this.finer = finer;
+          this.unknown = false;
+        }
+        last = await this.#edit(labels, about);
         text = answered(model, params);
         tell(text);
       }
@@ -126,7 +270,7 @@ export class Work {
         dots.forEach(points.remove);
       }
       if (!text || !finer.signal.aborted) {
-        this.own = null; // the server's state is unknown
+        this.unknown = true;
         throw error;
       }
     } finally {
@@ -143,12 +287,14 @@ export class Work {
    * @param {(text: string) => void} tell is called after each mask
    */
   async resize(step, label, tell) {
-    const { size = 0, smaller = 0, larger = 0 } = this.others;
-    const held = this.own && this.own.label === label && equal(this.#current(), this.own.labels);
-    if (!this.interaction || !held || !(step > 0 ? larger : smaller)) {
+    this.observe();
+    const { interaction, own } = this;
+    const held = interaction && own?.interaction === interaction.id && own.label === label;
+    const { size = 0, smaller = 0, larger = 0 } = own?.others ?? {};
+    if (!held || !(step > 0 ? larger : smaller)) {
       throw new Error(step > 0 ? PROBLEMS.noLarger : PROBLEMS.noSmaller);
     }
-    return this.prompt(this.interaction.model, label, { size: size + step }, [], tell);
+    return this.prompt(interaction.model, label, { size: size + step }, [], tell);
   }
 
   /** Stop waiting for better masks, because another action is next. */
@@ -162,19 +308,22 @@ export class Work {
    * @param {string} model
    * @param {string} label
    * @param {server.Prompt} prompt
-   * @param {Labels} before
    */
-  async #given(model, label, prompt, before) {
+  async #given(model, label, prompt) {
     const held = this.interaction?.model === model ? this.interaction : null;
+    const last = this.own;
+    const own = last?.model === model && (!single(this.models[model]) || last.label === label) ? last : null;
+    const values = own ? null : valuesFor(this.names, this.models[model], label, this.history.labels);
     const interaction = (this.interaction = held ?? (await server.Interaction.open(model, this.image.image)));
-    const single = this.models[model].type === SINGLE;
-    const own = this.own?.model === model && (!single || this.own.label === label) ? this.own : null;
-    const same = own !== null && equal(before, own.labels);
-    const values = same ? null : this.#values(model, label, before);
     /** @type {server.Prompt} */
-    let anew = same || !held ? {} : { reset: true };
-    if (values) {
+    let anew = {};
+    if (own?.interaction && own.interaction !== interaction.id) {
+      const start = valuesFor(this.names, this.models[model], label, this.history.labels);
+      anew = { reset: true, ...(start ? { start: await toText(this.image.shape, start) } : {}) };
+    } else if (values) {
       anew = { reset: true, start: await toText(this.image.shape, values) };
+    } else if (held && own?.interaction !== held.id) {
+      anew = { reset: true };
     }
     if (anew.reset) {
       interaction.box = null;
@@ -184,30 +333,12 @@ export class Work {
     return { interaction, given: { ...prompt, label, ...anew, ...boxed } };
   }
 
-  /**
-   * Segments as values of a model; null if there is nothing for it to start from.
-   *
-   * @param {string} model
-   * @param {string} label
-   * @param {Labels} segments
-   */
-  #values(model, label, segments) {
-    const { labels, type } = this.models[model];
-    const values = new Uint8Array(256);
-    const named = type === SINGLE ? [/** @type {const} */ ([label, 1])] : Object.entries(labels);
-    for (const [name, value] of named) {
-      if (name !== BACKGROUND && this.names.includes(name)) {
-        values[this.names.indexOf(name) + 1] = value;
-      }
-    }
-    const start = segments.map(segment => values[segment]);
-    return start.some(value => value > 0) ? start : null;
-  }
-
   /** Segment a structure from the strokes. @param {string} model @param {string} label */
   async scribble(model, label) {
-    const before = this.#current();
-    if (!this.strokes && !this.box) {
+    this.observe();
+    const asked = this.history.labels;
+    const drawn = this.history.strokes;
+    if (!this.history.drawn && !this.box) {
       throw new Error(PROBLEMS.noStrokes);
     }
     const given = {
@@ -216,85 +347,111 @@ export class Work {
       selected_label_name: label,
       ...(this.box ? { roi: this.box } : {}),
     };
-    const drawn = this.strokes ?? new Uint8Array(this.labelmap.size);
-    const { params, mask } = await server.infer(model, this.image.image, given, drawn);
-    await this.#show(model, label, this.#over(before, mask.labels, { only: label }));
-    this.own = null;
-    this.#remember({ before });
+    const { params, mask } = await server.infer(model, this.image.image, given, strokes.sent(drawn));
+    this.observe();
+    const answer = over(this.names, this.image.shape, asked, mask.labels, { only: label });
+    const labels = painted(answer, asked, this.history.labels);
+    const left = drawn === this.history.strokes ? strokes.used(drawn) : this.history.strokes;
+    await this.#edit(labels, { group: hex(4), model, label }, left);
     return answered(model, params);
   }
 
-  async undo() {
-    const last = this.done.at(-1);
-    if (!last) {
-      return DONE.nothingToUndo;
+  /** Marks are for another structure from now on: drop the box and the strokes. @param {string} left the one before */
+  async leave(left) {
+    this.observe();
+    this.box = null;
+    if (this.history.drawn) {
+      await this.#edit(this.history.labels, { group: hex(4), left }, new Uint8Array(this.labelmap.size));
     }
-    let labels = last.before;
-    if (last.interaction) {
-      const { model } = last.interaction;
-      const { params, mask } = await last.interaction.undo();
-      this.others = params;
-      labels ??= this.#over(this.#current(), mask.labels, this.#meaning(model, last.label ?? null, params));
-      last.dots?.forEach(points.remove);
-    }
-    const shown = labels ?? this.#current();
-    await this.labelmap.set(shown);
-    this.own = last.own ? { ...last.own, labels: shown } : null;
-    this.done = this.done.slice(0, -1);
-    return DONE.undone;
   }
 
-  async save() {
-    const labels = this.#current();
-    const present = new Set(labels);
-    const label_info = this.names.map((name, at) => ({ name, idx: at + 1 })).filter(one => present.has(one.idx));
-    await server.save(this.image.image, labels, { label_info, client_id: server.CLIENT, model: this.model });
-    await this.labelmap.set(labels);
-    this.strokes = null;
-    return DONE.stored;
+  /** Show other labels, which can be undone. @param {Labels} labels */
+  async replace(labels) {
+    this.observe();
+    await this.#edit(labels, { group: hex(4) });
+  }
+
+  /** The older unsaved work was taken into this one: the server need not offer it again. */
+  async takeOver() {
+    await this.draft.flush();
+    if (this.older) {
+      await server.keepDraft(this.image.image, this.older.draft, [{ request: hex(8), kind: 'saved', base: this.base }]);
+      this.older = null;
+    }
   }
 
   /**
-   * Resume this annotator's last interaction on the image if it is younger than the saved label.
+   * Undo or redo the last edit.
    *
-   * @param {Labels} saved
-   * @param {number} since when it was saved, in Unix time
+   * @param {'undo'|'redo'} kind
+   * @returns {Promise<{text: string, left?: string}>} `left`: marks are on this structure again
    */
-  async #resume(saved, since) {
-    const younger = (/** @type {server.InteractionState} */ one) => (one.events.at(-1)?.ts ?? 0) - since;
-    const known = (await server.interactions(this.image.image)).filter(
-      one => one.prompts.length && this.models[one.model]?.dimension === 3 && younger(one) > 0
-    );
-    const [last] = known.sort((a, b) => younger(b) - younger(a));
-    if (!last) {
-      return false;
+  async turn(kind) {
+    const back = kind === 'undo';
+    this.observe();
+    const list = () => (back ? this.history.done : this.history.undone).at(-1);
+    const group = list()?.about.group;
+    if (!group) {
+      return { text: back ? DONE.nothingToUndo : DONE.nothingToRedo };
     }
-    const { model, prompts } = last;
-    const interaction = (this.interaction = new server.Interaction(last.id, model));
-    let [label, labels] = [this.names[0], saved];
-    for (const [at, prompt] of prompts.entries()) {
-      label = prompt.label ?? label;
-      this.learn(label);
-      this.box = interaction.box = prompt.roi ?? (prompt.reset ? null : this.box);
-      const dots = points.of(prompt, this.labelmap, name => this.#colour(name, label));
-      const start = prompt.start ? await decode(fromText(prompt.start)) : null;
-      const named = { label_names: this.models[model].labels };
-      let before = at ? null : saved;
-      if (start) {
-        before = this.#over(labels, start.labels, this.#meaning(model, label, named));
+    /** @type {About[]} */
+    const turned = [];
+    for (let edit = list(); edit?.about.group === group; edit = list()) {
+      const boxes = await this.history.open(edit, back ? 'before' : 'after');
+      this.observe();
+      if (list() !== edit) {
+        break; // painted on meanwhile
       }
-      this.#remember({ before, own: before ? null : { model, label }, label, interaction, dots });
-      if (!prompts[at + 1] || (prompts[at + 1].reset && this.models[model].type === SINGLE)) {
-        const { params, mask } = await interaction.at(prompt.step); // also of the structures before
-        labels = this.#over(labels, mask.labels, this.#meaning(model, label, params));
-        this.others = params;
-      }
+      this.history[kind](boxes);
+      this.draft.turn(kind);
+      this.screen = strokes.over(this.history.labels, this.history.strokes);
+      this.labelmap.write(this.screen);
+      turned.push(edit.about);
     }
-    await this.#show(model, label, labels);
-    return true;
+    if (back) {
+      this.dots.get(group)?.forEach(points.remove);
+      this.dots.delete(group);
+    }
+    this.#point();
+    if (turned.some(({ prompt, interaction }) => prompt && interaction === this.interaction?.id)) {
+      await this.interaction?.turn(kind).catch(() => (this.interaction = null)); // the next prompt opens another one
+    }
+    return { text: back ? DONE.undone : DONE.redone, left: back ? turned.at(-1)?.left : undefined };
   }
 
-  /** @param {string} name @param {string} label */
+  /** Save the labels as final. @throws {server.Refused} 409 if somebody else saved since */
+  async save() {
+    this.observe();
+    const { labels, strokes: drawn } = this.history;
+    const present = new Set(labels);
+    const label_info = this.names.map((name, at) => ({ name, idx: at + 1 })).filter(one => present.has(one.idx));
+    const model = this.history.done.findLast(({ about }) => about.model)?.about.model ?? '';
+    const params = { label_info, client_id: server.CLIENT, model };
+    this.base = await server.save(this.image.image, labels, params, this.base);
+    this.observe();
+    if (drawn === this.history.strokes && this.history.drawn) {
+      await this.#edit(this.history.labels, { group: hex(4) }, new Uint8Array(this.labelmap.size));
+    }
+    if (labels === this.history.labels) {
+      this.draft.saved(this.base);
+    }
+    return DONE.stored;
+  }
+
+  /** Let something read the labelmap while no strokes are in it. @param {() => Promise<unknown>} read */
+  async bare(read) {
+    this.observe();
+    this.screen = this.history.labels;
+    this.labelmap.write(this.screen);
+    try {
+      await read();
+    } finally {
+      this.observe();
+      await this.#draw();
+    }
+  }
+
+  /** @param {string} name @param {string|null} label */
   #colour(name, label) {
     return this.colourOf(name === BACKGROUND ? null : this.names.includes(name) ? name : label);
   }
@@ -303,88 +460,10 @@ export class Work {
   colourOf(name) {
     return name === null ? [230, 230, 230] : colour(this.names.indexOf(name) + 1);
   }
-
-  /**
-   * @param {string} model
-   * @param {string|null} label
-   * @param {{label_names: Record<string, number>}} params
-   * @param {server.Prompt} prompt
-   * @returns {Meaning}
-   */
-  #meaning(model, label, params, { clicks = {} } = {}) {
-    const { type, dimension } = this.models[model];
-    const slice = dimension === 2 ? Object.values(clicks).flat().at(-1)?.[2] : undefined;
-    return type === SINGLE && label !== null ? { only: label, slice } : { names: params.label_names };
-  }
-
-  /** The values of a saved label by name. @param {server.LabelParams} params @returns {Record<string, number>} */
-  #saved({ info, label_names }) {
-    const listed = (info.label_info ?? []).flatMap(one => (one.idx === undefined ? [] : [[one.name, one.idx]]));
-    const named = listed.length ? listed : Object.entries(label_names ?? {});
-    const names = Object.fromEntries(named.length ? named : this.names.map((name, at) => [name, at + 1]));
-    Object.keys(names).forEach(name => name !== BACKGROUND && this.learn(name)); // so that saving keeps them
-    return names;
-  }
-
-  /**
-   * A mask over earlier labels: structures that the model does not know stay where it finds none of its own.
-   *
-   * @param {Labels} before
-   * @param {Uint8Array|Uint16Array} mask
-   * @param {Meaning} meaning
-   */
-  #over(before, mask, meaning) {
-    const [segments, owned] = [new Uint8Array(65536), new Uint8Array(256)];
-    let [first, end] = [0, before.length];
-    if ('only' in meaning) {
-      segments.fill(this.names.indexOf(meaning.only) + 1, 1);
-      owned[segments[1]] = 1;
-      if (meaning.slice !== undefined) {
-        const plane = this.image.shape[0] * this.image.shape[1];
-        [first, end] = [meaning.slice * plane, (meaning.slice + 1) * plane];
-      }
-    } else {
-      for (const [name, value] of Object.entries(meaning.names)) {
-        segments[value] = this.names.indexOf(name) + 1;
-        owned[segments[value]] = 1;
-      }
-    }
-    const over = before.slice();
-    for (let at = first; at < end; at++) {
-      over[at] = segments[mask[at]] || (owned[before[at]] ? 0 : before[at]);
-    }
-    return over;
-  }
-
-  /** @param {string} model @param {string|null} label @param {Labels} labels */
-  async #show(model, label, labels) {
-    await this.labelmap.set(labels);
-    this.model = model;
-    this.own = { model, label, labels };
-  }
-
-  /** The segments on the screen without strokes; new strokes are kept for later. */
-  #current() {
-    const { rest, strokes: drawn } = strokes.split(this.labelmap.get(), this.labelmap.shown);
-    if (drawn.some(value => value > 0)) {
-      this.strokes = strokes.joined(this.strokes, drawn);
-    }
-    return rest;
-  }
-
-  /** @param {Step} step */
-  #remember(step) {
-    this.done = [...this.done, { own: null, ...step }].slice(-STEPS);
-  }
 }
 
 /** @param {string} model @param {server.Params} params */
 const answered = (model, params) => says.answered(model, params.latencies.total, params);
-
-/** @param {Labels} one @param {Labels} other */
-function equal(one, other) {
-  return one.every((value, at) => value === other[at]);
-}
 
 /** @param {string} label @param {number} value from 1 @returns {import('./labelmap.mjs').Segment} */
 function segmentOf(label, value) {

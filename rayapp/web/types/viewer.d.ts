@@ -49,6 +49,7 @@ interface ToolGroup {
   id: string;
   hasTool(name: string): boolean;
   addTool(name: string): void;
+  addToolInstance(name: string, parent: string, configuration: object): void;
   getActivePrimaryMouseButtonTool(): string | undefined;
   setToolActive(name: string, options: { bindings: { mouseButton: number }[] }): void;
   setToolPassive(name: string): void;
@@ -59,7 +60,7 @@ interface CachedImage {
 }
 
 interface Cornerstone {
-  cache: { getImage(imageId: string): CachedImage };
+  cache: { getImage(imageId: string): CachedImage | undefined };
   eventTarget: EventTarget;
   getRenderingEngines(): { getViewports(): { render(): void }[] }[];
   metaData: { get(module: 'imagePlaneModule', imageId: string): ImagePlane };
@@ -67,7 +68,7 @@ interface Cornerstone {
 
 interface CornerstoneTools {
   Enums: {
-    Events: { ANNOTATION_COMPLETED: string };
+    Events: { ANNOTATION_COMPLETED: string; SEGMENTATION_DATA_MODIFIED: string; TOOL_ACTIVATED: string };
     MouseBindings: { Primary: number };
     SegmentationRepresentations: { Labelmap: string };
   };
@@ -106,6 +107,7 @@ interface SegmentationService {
     options: { segmentationId: string; label: string; segments: object }
   ): Promise<string>;
   setActiveSegment(id: string, segment: number): void;
+  setActiveSegmentation(viewportId: string, id: string): void;
   addSegment(id: string, segment: { segmentIndex: number; label: string; color: number[] }): void;
   setSegmentColor(viewportId: string, id: string, segment: number, rgba: number[]): void;
   remove(id: string): void;
@@ -153,6 +155,7 @@ interface Mode {
   id: string;
   routes: Route[];
   onModeEnter: (context: object) => void;
+  onModeExit: (context: object) => void;
 }
 
 interface Window {
