@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayapp.inference.prompts import outlines
+from rayapp.inference.zoom.border import drawn
 from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, candidates, framed, glances, ladder, solid
 from rayapp.inference.zoom.marks import Box, Marks, bounds_of
 from rayapp.inference.zoom.view import Bools, Source
@@ -86,7 +87,7 @@ def outcomes(
     yield Outcome(mask, best.quality, *others)
     boxes = [box for box in marks.boxes if solid(box, source)]
     margin = optics.box_margin if len(boxes) == 1 else optics.margin
-    quality = best.quality
+    quality, seen = best.quality, best
     for _ in range(1 if previous is not None else optics.looks):
         found = boxes[0] if len(boxes) == 1 else mask.bounds(source.spacing)
         if found is None:
@@ -95,8 +96,8 @@ def outcomes(
         closer = glances(ask, source, [view], marks, mask)[0]
         if not (closer.logits > 0).any():
             break
-        mask, quality = rendered(closer, source, marks), closer.quality
-    yield Outcome(mask, quality, *others)
+        mask, quality, seen = rendered(closer, source, marks), closer.quality, closer
+    yield Outcome(enforced(drawn(seen, mask, source, marks), source, marks), quality, *others)
 
 
 def rendered(answer: Glance, source: Source, marks: Marks) -> Mask:

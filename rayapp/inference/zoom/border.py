@@ -1,0 +1,140 @@
+"""The border of an answer on the image's own voxels: a minimum cut of what the network saw coarsely.
+
+The network looks at the structure in a few dozen voxels along each axis. A minimum cut (`rayapp.inference.energy`)
+then draws its border: by the network's log-odds, by what the image's values inside and around the answer tell of each
+voxel, and along the image's edges.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from rayapp.inference.energy.graph_cut import FIXED, graph_cut
+from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
+from rayapp.inference.zoom.glance import Glance, Mask
+from rayapp.inference.zoom.marks import Marks
+from rayapp.inference.zoom.view import Bools, Floats, Source, transfer
+
+SURE = 7.0
+"""Logit of the network from which a voxel is as it says."""
+LIKELY = 1.0
+"""Logit of the network from which a voxel tells of the values inside, or around, the structure."""
+BOUND = 3.0
+"""Largest log-odds from a voxel's value."""
+STIFFNESS = 3.0
+"""Cost of the border's surface, as a multiple of the graph cut's own."""
+BINS = 24
+FEWEST = 30
+"""Voxels inside and around an answer without which nothing is known of their values."""
+MARGIN = 0.12
+"""What is looked at around an answer, as a share of its size."""
+MOST = 400_000
+"""Voxels that the cut takes; a larger part of the image is cut at a coarser resolution."""
+
+
+def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks) -> Mask:
+    """A mask with its border drawn along the image.
+
+    Args:
+        answer: what the network saw.
+        mask: its mask on the image's voxels.
+        source: the image.
+        marks: the prompts, of which points and strokes hold in the cut.
+    """
+    bounds = mask.bounds(source.spacing)
+    if bounds is None:
+        return mask
+    low, high = np.array(bounds.low), np.array(bounds.high)
+    margin = np.maximum(MARGIN * (high - low), 2 * source.spacing)
+    first = np.clip(np.floor((low - margin) / source.spacing), 0, None).astype(int)
+    last = np.minimum(np.ceil((high + margin) / source.spacing).astype(int) + 1, source.array.shape)
+    step = _step(last - first)
+    spacing = np.asarray(source.spacing * step, float)
+    a, b, c = (slice(int(x), int(y)) for x, y in zip(first, last, strict=True))
+    image = _coarse(np.asarray(source.array[a, b, c], np.float32), step)
+    at = (first + (step - 1) / 2) * source.spacing
+    logits = transfer(answer.connected(marks.on_structure()).logits, answer.view, at, spacing, image.shape)
+    inside, outside = logits > LIKELY, logits < -LIKELY
+    if inside.sum() < FEWEST or outside.sum() < FEWEST:
+        return mask
+    costs = (np.clip(logits, -SURE, SURE) + _evidence(image, inside, outside)) / STIFFNESS
+    costs[logits >= SURE], costs[logits <= -SURE] = FIXED, -FIXED
+    middle, spread = np.median(image[inside]), max(float(image[inside].std()), 1e-6)
+    shown = ((image - middle) / (2 * spread)).astype(np.float32)
+    held = _held(marks, at, spacing, image.shape)
+    cut = graph_cut(costs.astype(np.float32), shown[None], held, spacing)
+    parts, count = ndimage.label(cut, np.ones((3, 3, 3)))
+    known = np.zeros(count + 1, bool)
+    known[parts[cut & ((logits > 0) | (held == FOREGROUND))]] = True  # what only looks alike is something else
+    known[0] = False
+    return Mask((a, b, c), _fine(known[parts], step, (last - first).tolist()))
+
+
+def _step(shape: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Voxels along each axis that are taken as one, so that no more than `MOST` are left."""
+    step = np.ones(3, int)
+    while (-(-shape // step)).prod() > MOST:
+        step[(-(-shape // step)).argmax()] += 1
+    return step
+
+
+def _coarse(values: Floats, step: NDArray[np.int64]) -> Floats:
+    """Means of `step` voxels along each axis; the last ones stand for those beyond the end."""
+    for axis, count in enumerate(step.tolist()):
+        if count > 1:
+            missing = -values.shape[axis] % count
+            widths = [(0, missing if other == axis else 0) for other in range(3)]
+            rows = np.moveaxis(np.pad(values, widths, mode="edge"), axis, 0)
+            values = np.moveaxis(rows.reshape(-1, count, *rows.shape[1:]).mean(1), 0, axis)
+    return np.ascontiguousarray(values)
+
+
+def _fine(mask: Bools, step: NDArray[np.int64], shape: list[int]) -> Bools:
+    """A coarse mask on the image's voxels, its border interpolated linearly."""
+    if (step == 1).all():
+        return mask
+    field = mask.astype(np.float32)
+    for axis, count in enumerate(step.tolist()):
+        if count > 1:
+            places = (np.arange(shape[axis]) - (count - 1) / 2) / count
+            before = np.clip(np.floor(places).astype(int), 0, field.shape[axis] - 1)
+            after = np.minimum(before + 1, field.shape[axis] - 1)
+            share = (
+                np.clip(places - before, 0, 1).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(3)])
+            )
+            field = field.take(before, axis) * (1 - share) + field.take(after, axis) * share
+    return np.asarray(field > 0.5)
+
+
+def _evidence(image: Floats, inside: Bools, outside: Bools) -> Floats:
+    """Log-odds of each voxel by its value: how often that is found inside and around, as smoothed histograms."""
+    low, high = np.percentile(image[inside], (1, 99))
+    width = max(float(high - low), 1e-6)
+    bins = np.clip((image - low + width) / (3 * width) * BINS, 0, BINS - 1).astype(np.intp)
+    smooth = np.array([1, 2, 3, 2, 1]) / 9
+    within, beyond = (
+        np.convolve(np.bincount(bins[where], minlength=BINS) / where.sum(), smooth, "same") + 1e-3
+        for where in (inside, outside)
+    )
+    odds = np.clip(np.log(within / beyond), -BOUND, BOUND).astype(np.float32)
+    return np.asarray(odds[bins])
+
+
+def _held(
+    marks: Marks, at: NDArray[np.float64], spacing: NDArray[np.float64], shape: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """Where points and strokes are, as a scribble map."""
+    held = np.zeros(shape, np.uint8)
+    for groups, value in (
+        (marks.strokes, FOREGROUND),
+        (marks.erasers, BACKGROUND),
+        (marks.include, FOREGROUND),
+        (marks.exclude, BACKGROUND),
+    ):
+        for group in groups:
+            voxels = np.rint((np.reshape(group, (-1, 3)) - at) / spacing).astype(int)
+            voxels = voxels[((voxels >= 0) & (voxels < shape)).all(1)]
+            held[tuple(voxels.T)] = value
+    return held
