@@ -30,6 +30,8 @@ FEWEST = 30
 """Voxels inside and around an answer without which nothing is known of their values."""
 MARGIN = 0.12
 """What is looked at around an answer, as a share of its size."""
+KEPT = 0.5
+"""Share of an answer that is left of it, at least; else it stays as it was."""
 MOST = 400_000
 """Voxels that the cut takes; a larger part of the image is cut at a coarser resolution."""
 
@@ -69,7 +71,10 @@ def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks) -> Mask:
     known = np.zeros(count + 1, bool)
     known[parts[cut & ((logits > 0) | (held == FOREGROUND))]] = True  # what only looks alike is something else
     known[0] = False
-    return Mask((a, b, c), _fine(known[parts], step, (last - first).tolist()))
+    found = _fine(known[parts], step, (last - first).tolist())
+    if found.sum() < KEPT * mask.inside.sum():  # what is so thin or faint is not worth its surface
+        return mask
+    return Mask((a, b, c), found)
 
 
 def _step(shape: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -24,12 +24,13 @@ class Optics:
         fine: voxels along the edge of the look at the structure's own size.
         margin: that look's size over the structure's longest side.
         box_margin: the same where a box says where the structure ends.
-        looks: looks at the structure's own size, each from the answer before; one where there was a mask before.
+        looks: looks at the structure's own size in a box, each from the answer before; without a box, or with a mask to
+            start from, there is one.
     """
 
     coarse: int = 32
     steps: int = 7
-    fine: int = 48
+    fine: int = 64
     margin: float = 1.35
     box_margin: float = 1.2
     looks: int = 2
@@ -88,15 +89,16 @@ def outcomes(
     boxes = [box for box in marks.boxes if solid(box, source)]
     margin = optics.box_margin if len(boxes) == 1 else optics.margin
     quality, seen = best.quality, best
-    for _ in range(1 if previous is not None else optics.looks):
+    for _ in range(optics.looks if boxes and previous is None else 1):
         found = boxes[0] if len(boxes) == 1 else mask.bounds(source.spacing)
         if found is None:
             break
         view = framed(_around(found, marks), optics.fine, margin, smallest, source.column)
         closer = glances(ask, source, [view], marks, mask)[0]
-        if not (closer.logits > 0).any():
+        closest = rendered(closer, source, marks)
+        if not closest.inside.any():
             break
-        mask, quality, seen = rendered(closer, source, marks), closer.quality, closer
+        mask, quality, seen = closest, closer.quality, closer
     yield Outcome(enforced(drawn(seen, mask, source, marks), source, marks), quality, *others)
 
 

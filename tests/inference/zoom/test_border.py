@@ -113,6 +113,14 @@ def test_an_answer_of_a_few_voxels_tells_nothing_of_values_and_stays_as_it_is(so
     assert drawn(tiny, mask, source, MARKS) is mask
 
 
+def test_a_faint_answer_does_not_vanish(source):
+    seen = answer()
+    faint = Glance(seen.view, np.clip(seen.logits, -2, 1.5), 0.4, 32.0)
+    flat = Source(np.random.default_rng(2).normal(60, 12, SHAPE), SPACING)
+    mask = rendered(faint, flat, MARKS)
+    assert drawn(faint, mask, flat, MARKS).inside.sum() >= mask.inside.sum() / 2
+
+
 @pytest.mark.parametrize("axis", range(3))
 def test_a_slice_alone_gets_its_border_too(source, truth, axis):
     at = round(CENTRE[axis] / SPACING[axis])

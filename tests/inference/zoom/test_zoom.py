@@ -122,8 +122,12 @@ def test_optics_decide_how_many_voxels_are_looked_at():
         edges.append(inputs.shape[-1])
         return threshold(inputs)
 
-    list(outcomes(ask, source, Marks(include=[CENTRE]), optics=Optics(coarse=16, fine=64, looks=3)))
-    assert edges == [16, 16, 64, 64, 64], "of the views, of the best of them mirrored, and of each closer look"
+    box = Marks(boxes=[Box.of(CENTRE - 16, CENTRE + 16)])
+    list(outcomes(ask, source, box, optics=Optics(coarse=16, fine=48, looks=3)))
+    assert edges == [16, 16, 48, 48, 48], "of the views, of the best of them mirrored, and of each closer look"
+    edges.clear()
+    list(outcomes(ask, source, Marks(include=[CENTRE]), optics=Optics(coarse=16, fine=48, looks=3)))
+    assert edges == [16, 16, 48], "without a box there is one closer look"
 
 
 def test_an_answer_that_gives_up_the_mask_before_is_believed_less():
