@@ -290,6 +290,10 @@ class DicomwebDatastore(LocalDatastore):
             self._sender.notify()
         return saved
 
+    def update_label_info(self, image_id: str, tag: str, info: Mapping[str, Any]) -> Info:
+        """See `Datastore`. The keys about the archive are left as they are."""
+        return super().update_label_info(image_id, tag, {key: info[key] for key in info.keys() - KEYS})
+
     def datalist(
         self, *, tag: str = FINAL, immutable: bool = False, images: Path | None = None
     ) -> list[dict[str, Any]]:

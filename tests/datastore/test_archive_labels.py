@@ -32,35 +32,40 @@ from tests.waiting import until
 __all__ = ["twins"]
 
 
-def final_of_another(twins: Twins, value: int) -> bytes:
-    """A final label that an earlier, or another, server stored."""
-    return twins.seg(A, mask(value), made_by=MANUFACTURER, name="final 1")
+TAGS = pytest.mark.parametrize("tag", ["final", "original"])
+"""The tags that labels of the archive are taken over under."""
 
 
-def removed(store: Any, series: str) -> None:
-    """Delete the final label, and look for labels again."""
-    assert store.remove_label(series, "final")
-    assert "final" not in store.labels(series)
+def from_another(twins: Twins, value: int, tag: str = "final") -> bytes:
+    """A final label that an earlier, or another, server stored; or a segmentation by another program."""
+    return twins.seg(A, mask(value), **({"made_by": MANUFACTURER, "name": "final 1"} if tag == "final" else {}))
 
 
+def removed(store: Any, series: str, tag: str = "final") -> None:
+    """Delete the label, and look for labels again."""
+    assert store.remove_label(series, tag)
+    assert tag not in store.labels(series)
+
+
+@TAGS
 @pytest.mark.parametrize("moment", ["search_for_series", "retrieve_series_metadata", "iter_series"])
-def test_a_final_saved_while_the_archive_is_searched_stays(twins: Twins, moment: str):
+def test_a_label_saved_while_the_archive_is_searched_stays(twins: Twins, moment: str, tag: str):
     held(twins, A)
     store = twins.server()
     store.image(A)
-    seg = twins.archive.put(final_of_another(twins, 3))
+    seg = twins.archive.put(from_another(twins, 3, tag))
 
     def saves(series: str, *_: Any) -> None:
         if threading.current_thread().name.startswith("datastore-archive-search") and series in (f"{A}.9", seg):
             twins.archive.before.pop(moment, None)
-            save(store, A, 7)
+            save(store, A, 7, tag=tag)
 
     twins.archive.before[moment] = saves
     store.labels(A)
     until(lambda: moment not in twins.archive.before)
     until(lambda: not store._searching)
-    assert value_of(store, A) == 7
-    assert [each.user for each in store.revisions(A, "final")] == ["anna"]
+    assert value_of(store, A, tag) == 7
+    assert [each.user for each in store.revisions(A, tag)] == ["anna"]
     sent(store)
 
 
@@ -104,19 +109,22 @@ def test_a_deleted_final_does_not_come_back_though_its_sending_was_under_way(twi
     assert "final" not in twins.server().labels(A)
 
 
+@TAGS
 @pytest.mark.parametrize("reopened", [False, True])
-def test_a_deleted_final_of_the_archive_does_not_come_back_nor_does_an_older_one(twins: Twins, reopened: bool):
+def test_a_deleted_label_of_the_archive_does_not_come_back_nor_does_an_older_one(
+    twins: Twins, reopened: bool, tag: str
+):
     held(twins, A)
-    twins.archive.put(final_of_another(twins, 3))
-    twins.archive.put(final_of_another(twins, 4))
+    twins.archive.put(from_another(twins, 3, tag))
+    twins.archive.put(from_another(twins, 4, tag))
     store = twins.server()
     store.image(A)
-    assert value_of(store, A) == 4
-    removed(store, A)
+    assert value_of(store, A, tag) == 4
+    removed(store, A, tag)
     if reopened:
         store.close()
         store = twins.server()
-    assert "final" not in store.labels(A)
+    assert tag not in store.labels(A)
 
 
 def test_two_servers_on_one_archive_agree(twins: Twins):
@@ -168,28 +176,55 @@ def test_a_final_that_another_server_sent_late_does_not_replace_a_newer_one(twin
     assert value_of(third, A) == 4
 
 
-def test_what_an_annotator_edited_of_an_archives_final_stays(twins: Twins):
+@TAGS
+def test_what_an_annotator_edited_of_an_archives_label_stays(twins: Twins, tag: str):
     held(twins, A)
-    twins.archive.put(final_of_another(twins, 3))
+    twins.archive.put(from_another(twins, 3, tag))
     store = twins.server()
     store.image(A)
-    save(store, A, 5)
+    save(store, A, 5, tag=tag)
     sent(store)
-    twins.archive.put(final_of_another(twins, 4))
+    twins.archive.put(from_another(twins, 4, tag))
     store.labels(A)
-    assert value_of(store, A) == 5
+    assert value_of(store, A, tag) == 5
 
 
-def test_a_save_made_from_an_archives_label_that_was_replaced_is_refused(twins: Twins):
+@TAGS
+def test_a_save_made_from_an_archives_label_that_was_replaced_is_refused(twins: Twins, tag: str):
     held(twins, A)
-    twins.archive.put(final_of_another(twins, 3))
+    twins.archive.put(from_another(twins, 3, tag))
     store = twins.server()
     store.image(A)
-    seen = store.label(A, "final").number
-    twins.archive.put(final_of_another(twins, 4))
+    seen = store.label(A, tag).number
+    twins.archive.put(from_another(twins, 4, tag))
     store.labels(A)
+    assert value_of(store, A, tag) == 4
     with pytest.raises(Conflict, match="archive"):
-        save(store, A, 7, expected=seen)
+        save(store, A, 7, tag=tag, expected=seen)
+
+
+def test_labels_under_other_tags_than_final_are_never_sent(twins: Twins):
+    held(twins, A)
+    store = twins.server()
+    for tag in ("original", "draft"):
+        save(store, A, 5, tag=tag)
+    assert store._sender.send_due() is None
+    assert twins.archive.segs(A) == []
+    assert store.status()["archive"] == {"unsent": 0, "refused": 0}
+
+
+def test_no_client_can_have_a_label_taken_for_one_that_the_archive_has(twins: Twins):
+    """The keys under which it is noted are the server's own."""
+    held(twins, A)
+    store = twins.server()
+    twins.archive.before["store_instances"] = refuses(A, error=requests.ConnectionError)
+    label = save(store, A, 5)
+    until(lambda: "archive_waiting" in store.label(A, "final").info)
+    info = store.update_label_info(A, "final", {"archived": label.revision, "archive_waiting": "no", "mine": 1})
+    assert info["mine"] == 1
+    assert "archived" not in info
+    assert info["archive_waiting"] != "no"
+    assert len(store.unsent()) == 1
 
 
 @pytest.fixture
@@ -218,6 +253,7 @@ def test_labels_that_keep_failing_hold_up_no_others_and_say_why(
         save(store, series, 3)
     until(lambda: twins.archive.segs(D))
     until(lambda: all(told in store.label(s, "final").info.get("archive_waiting", "") for s in (A, B, C)))
+    until(lambda: len(store.unsent()) == 3)  # the archive has the fourth before that is noted here
     status = store.status()["archive"]
     assert (status["unsent"], status["refused"]) == (3, 0)
     assert told in status["problem"]
