@@ -167,7 +167,8 @@ class DicomwebDatastore(LocalDatastore):
 
     def _search_if_due(self, image_id: str) -> None:
         record = self._image(image_id)
-        if record.path.exists() and self._archived.due(image_id):
+        # Also for a search that is under way: the opening of the image may have waited for it in vain.
+        if record.path.exists() and (self._archived.due(image_id) or image_id in self._searching):
             self._waits.briefly(lambda: self._search_labels(record), LABEL_SEARCH_S)
 
     def _search_labels(self, image: ImageRecord) -> Future[None]:

@@ -297,6 +297,31 @@ def test_a_first_opening_waits_for_a_search_of_labels_for_a_limited_time(twins: 
     until(lambda: "original" in store.labels(A))
 
 
+def test_labels_asked_for_while_their_search_is_under_way_are_those_that_it_finds(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dicomweb, "FIRST_SEARCH_S", 0.0)
+    monkeypatch.setattr(dicomweb, "LABEL_SEARCH_S", 600.0)
+    held(twins, A)
+    twins.archive.put(twins.seg(A, mask(2)))
+    store = twins.server(dicomweb={"fresh": 60.0})
+    go = threading.Event()
+    twins.archive.before["retrieve_series_metadata"] = lambda *_: go.wait(30)
+    store.image(A)
+    until(lambda: twins.archive.asked("retrieve_series_metadata"))
+    briefly = store._waits.briefly
+
+    def waits(*args: Any) -> None:
+        go.set()
+        briefly(*args)
+
+    monkeypatch.setattr(store._waits, "briefly", waits)
+    try:
+        assert value_of(store, A, "original") == 2
+    finally:
+        go.set()
+
+
 def test_what_is_wrong_with_the_archive_is_in_the_status(twins: Twins):
     held(twins, A)
     store = twins.server()

@@ -117,6 +117,14 @@ def test_a_label_of_a_series_that_was_made_anonymous_by_leaving_things_out_is_in
     assert "archive_problem" not in store.label("1.2.7", "final").info
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches of the archive are waited for, however long they take on a busy machine."""
+    for name in ("FIRST_SEARCH_S", "LABEL_SEARCH_S"):
+        monkeypatch.setattr(dicomweb, name, 600.0)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_labels_in_the_archive_are_labels_of_a_new_server(placed: Placed) -> None:
     first = placed.open()
     for number in range(2):
@@ -141,6 +149,7 @@ def test_labels_in_the_archive_are_labels_of_a_new_server(placed: Placed) -> Non
     assert store.labels(MR) == {}
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_segmentations_by_dcmqi_are_labels_also_when_they_come_late_and_overlap(placed: Placed) -> None:
     placed.archive.store([*sorted(real("dcmqi_seg", "ct-3slice").iterdir()), real("dcmqi_seg", "liver.dcm")])
     store = placed.open(dicomweb={"fresh": 0.0})
