@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
 import sqlite3
@@ -40,8 +41,9 @@ PATIENCE_S = 10.0
 """The document is written this long after the last change, and at the latest this long after the first."""
 DUTY = 20
 """Under continuous changes the thread spends at most 1 / DUTY of its time writing the document."""
-BASES = 4
-"""Earlier documents that are kept, to tell from which of them another program made its own."""
+BASES, BASE_BYTES = 4, 64 << 20
+"""Earlier documents that are kept, to tell from which of them another program made its own: as many as have so many
+bytes together, but at least so many."""
 _EXT = re.compile(r"(\.\w{1,10}){0,3}", re.ASCII)
 
 Entries = dict[str, dict[str, Any]]
@@ -127,8 +129,37 @@ def edited(old: Mapping[str, Any], new: Mapping[str, Any]) -> Info:
 
 
 def _differences(base: Entries, theirs: Entries) -> int:
-    """The number of images whose entries differ."""
-    return sum(base.get(image_id) != entry for image_id, entry in theirs.items())
+    """The number of items of infos that differ."""
+    both = ((base.get(image_id), theirs.get(image_id)) for image_id in base.keys() | theirs.keys())
+    return sum(_different_items(_items(old), _items(new)) for old, new in both if old != new)
+
+
+def _items(entry: Mapping[str, Any] | None) -> dict[tuple[str, str], Any]:
+    """The items of an image's info, and of its labels' infos, by tag ("" for the image) and key."""
+    if entry is None:
+        return {}
+    infos = {"": entry["image"]["info"], **{tag: label["info"] for tag, label in entry["labels"].items()}}
+    return {(tag, key): value for tag, info in infos.items() for key, value in info.items()}
+
+
+def _different_items(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> int:
+    return sum(key not in old or key not in new or old[key] != new[key] for key in old.keys() | new.keys())
+
+
+def _number(base: Path) -> int:
+    """The number of a kept document; a newer one has a higher number."""
+    return int(base.suffix[1:])
+
+
+def _announce(descriptor: int) -> None:
+    """Have the system report that the document was modified, by cutting it to the length and time that it has.
+
+    A running MONAI Label overlooks that a file was renamed into its place, and would go on with what it has read before.
+    """
+    with suppress(OSError):
+        status = os.fstat(descriptor)
+        os.ftruncate(descriptor, status.st_size)
+        os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 class DocumentFile:
@@ -156,7 +187,7 @@ class DocumentFile:
             merge: `merge(names, theirs, base)` imports another program's document; `base` is the last one we wrote.
         """
         self._path = studies / NAME
-        self._bases = [studies / ".rayapp" / (NAME + (f".{age}" if age else "")) for age in range(BASES)]
+        self._bases = studies / ".rayapp"
         self._advisory = FileLock(studies / ".lock", timeout=2)
         self._index = index
         self._commit = commit
@@ -224,12 +255,13 @@ class DocumentFile:
             self._remember(digest)
             # MONAI Label writes the file under the same lock, so that nothing is written between the look and the
             # rename. The stamp is taken before the rename, as a later one may be that of another program's file.
-            with self._advisory:
+            with self._advisory, staged.open("r+b") as written:
                 if FileStamp.of(self._path) not in (None, self._seen):
                     return False
                 seen = FileStamp.of(staged)
                 replace(staged, self._path)
                 self._seen = seen
+                _announce(written.fileno())
             self._keep_base(copy)
             return True
         finally:
@@ -237,11 +269,20 @@ class DocumentFile:
             copy.unlink(missing_ok=True)
 
     def _keep_base(self, document: Path) -> None:
-        """Keep a document as the newest that another program may have begun with; the oldest is dropped."""
-        for newer, older in reversed(list(itertools.pairwise(self._bases))):
-            if newer.exists():
-                newer.replace(older)
-        replace(document, self._bases[0])
+        """Keep a document as the newest that another program may have begun with; the oldest are dropped."""
+        kept = self._kept()
+        number = _number(kept[0]) + 1 if kept else 0
+        replace(document, self._bases / f"{NAME}.{number}")
+        kept.insert(0, self._bases / f"{NAME}.{number}")
+        sizes = itertools.accumulate(base.stat().st_size for base in kept)
+        for age, (base, total) in enumerate(zip(kept, sizes, strict=True)):
+            if age >= BASES and total > BASE_BYTES:
+                base.unlink(missing_ok=True)
+
+    def _kept(self) -> list[Path]:
+        """The documents that are kept, newest first."""
+        kept = (base for base in self._bases.glob(f"{NAME}.*") if base.suffix[1:].isdecimal())
+        return sorted(kept, key=_number, reverse=True)
 
     def _write(self, file: BinaryIO) -> str:
         digest = hashlib.sha256()
@@ -290,7 +331,7 @@ class DocumentFile:
         return min(self._kept_bases(), key=lambda base: _differences(base, theirs), default={})
 
     def _kept_bases(self) -> Iterator[Entries]:
-        for base in self._bases:
+        for base in self._kept():
             with suppress(OSError, RayappError):
                 yield parse(base.read_bytes())[1]
 

@@ -151,6 +151,49 @@ def test_what_another_program_made_from_an_older_document_turns_nothing_back(pla
     assert plain.image("ct_b").info["text"] == "second"
 
 
+def test_an_edit_of_an_image_that_was_changed_here_meanwhile_turns_nothing_of_it_back(
+    plain: Any, studies: Path
+) -> None:
+    plain.update_image_info("ct_a", {"text": "first"})
+    plain._document.flush()
+    theirs = written(studies)
+    plain.update_image_info("ct_a", {"text": "second"})
+    plain._document.flush()
+    theirs["objects"]["ct_a"]["image"]["info"]["theirs"] = 1
+    (studies / "datastore_v2.json").write_text(json.dumps(theirs))
+    plain.refresh()
+    assert plain.image("ct_a").info["theirs"] == 1
+    assert plain.image("ct_a").info["text"] == "second"
+
+
+def test_a_document_made_from_one_that_was_replaced_many_times_since_turns_nothing_back(
+    plain: Any, studies: Path
+) -> None:
+    plain.update_image_info("ct_b", {"text": "-1"})
+    plain._document.flush()
+    theirs = written(studies)
+    for number in range(20):
+        plain.update_image_info("ct_b", {"text": f"{number}"})
+        plain._document.flush()
+    theirs["objects"]["ct_a"]["image"]["info"]["theirs"] = 1
+    (studies / "datastore_v2.json").write_text(json.dumps(theirs))
+    plain.refresh()
+    assert plain.image("ct_a").info["theirs"] == 1
+    assert plain.image("ct_b").info["text"] == "19"
+
+
+def test_of_large_documents_few_earlier_ones_are_kept(
+    plain: Any, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document, "BASE_BYTES", 1)
+    for number in range(9):
+        plain.update_image_info("ct_b", {"text": f"{number}"})
+        plain._document.flush()
+    kept = [path.read_text() for path in (studies / ".rayapp").glob(f"{document.NAME}.*")]
+    assert len(kept) == document.BASES
+    assert all(any(f'"text": "{number}"' in text for text in kept) for number in range(5, 9))
+
+
 def test_an_edit_while_the_document_is_made_is_imported_before_it_is_replaced(
     plain: Any, studies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,8 +43,6 @@ class StoreMachine(RuleBasedStateMachine):
         self.pending: list[Pending] = []
         self.bodies = self.crashes = self.clock = 0
         self.theirs: dict[str, Any] | None = None
-        self.age = 0
-        """Documents that were written since it read one."""
 
     def teardown(self) -> None:
         try:
@@ -219,11 +217,11 @@ class StoreMachine(RuleBasedStateMachine):
     def another_program_reads_the_document(self) -> None:
         path = self.studies / document.NAME
         if path.exists():
-            self.theirs, self.age = json.loads(path.read_bytes()), 0
+            self.theirs = json.loads(path.read_bytes())
 
     def edit_document(self, image: str, number: int) -> None:
         """Another program changes one info in the document as it read it, and writes it, if it gets the lock."""
-        if self.theirs is None or image not in self.theirs["objects"] or self.age >= document.BASES:
+        if self.theirs is None or image not in self.theirs["objects"]:
             return
         lock = FileLock(self.studies / ".lock", timeout=0)
         try:
@@ -231,7 +229,6 @@ class StoreMachine(RuleBasedStateMachine):
                 self.theirs["objects"][image]["image"]["info"]["mark"] = number
                 (self.studies / document.NAME).write_text(json.dumps(self.theirs))
                 self.model.marks[image] = number
-                self.age = 0
         except Timeout:
             pass
 
@@ -246,7 +243,6 @@ class StoreMachine(RuleBasedStateMachine):
 
     def flush(self) -> None:
         self.store._document.flush()
-        self.age += 2  # another program's document is kept too
 
     @rule(
         image=st.sampled_from(IMAGES),
