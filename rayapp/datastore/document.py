@@ -154,7 +154,7 @@ def _number(base: Path) -> int:
 def _announce(descriptor: int) -> None:
     """Have the system report that the document was modified, by cutting it to the length and time that it has.
 
-    A running MONAI Label overlooks that a file was renamed into its place, and would go on with what it has read before.
+    A running MONAI Label overlooks that a file was renamed into its place, and goes on with what it has read before.
     """
     with suppress(OSError):
         status = os.fstat(descriptor)

@@ -24,6 +24,10 @@ REMOVED = "@removed-"
 """Between the id of a removed image and a number, in the rows of its revisions, once another image has that id."""
 OF_REMOVED = "image_id > ? || '@removed-' AND image_id < ? || '@removed.'"
 """Condition of these rows, for an id that is given twice."""
+REPLACED = "image_replaced"
+"""Key of an image's info, and of its labels' that were saved before: when another file was found under its name."""
+_COMPUTED = ("unreadable", "strategy", "dice")
+"""Keys of an image's info that are of its voxels or of its leases, beside those that begin with a score's name."""
 QUARANTINE = "nobody"
 """Leaseholder of a quarantined (unreadable) image."""
 MAX_WAL = 64 << 20
@@ -241,10 +245,40 @@ def delete_image(db: sqlite3.Connection, image_id: str) -> None:
 
 
 def forget_results(db: sqlite3.Connection, image_id: str) -> None:
-    """Delete what was computed from the image's voxels: scores, features, and the quarantine of an unreadable image."""
+    """Delete what was computed from the image's voxels: scores with what its info has of them, features, and the
+    quarantine of an unreadable image.
+    """
+    scores = [name for (name,) in db.execute("SELECT name FROM score WHERE image_id = ?", (image_id,))]
+    row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
+    if row is not None:
+        computed = (*(f"{name}_" for name in scores),)
+        info = {k: v for k, v in info_of(row[0]).items() if k not in _COMPUTED and not k.startswith(computed)}
+        db.execute("UPDATE image SET info = ?, served = 0 WHERE id = ?", (json_text(info), image_id))
+    reopen(db, image_id)  # the scores in memory
     for table in ("scored", "score", "feature"):
         db.execute(f"DELETE FROM {table} WHERE image_id = ?", (image_id,))
     db.execute("DELETE FROM lease WHERE image_id = ? AND holder = ?", (image_id, QUARANTINE))
+
+
+def mark_replaced(db: sqlite3.Connection, image_id: str, ts: int) -> None:
+    """Another file was found under the image's name: forget results and leases, and mark labels, which stay.
+
+    Args:
+        db: the writer connection.
+        image_id: the image.
+        ts: the time in seconds since the epoch.
+    """
+    forget_image(db, image_id)
+    update_image(db, image_id, {REPLACED: ts})
+    for (tag,) in db.execute("SELECT tag FROM label WHERE image_id = ?", (image_id,)).fetchall():
+        update_label(db, image_id, tag, {REPLACED: ts})
+
+
+def forget_vanished(db: sqlite3.Connection, image_id: str) -> None:
+    """Delete what was kept of an image that vanished, as another one has its name now. Its revisions stay."""
+    forget_image(db, image_id)
+    for table, column in (("vanished", "id"), ("event", "image_id"), ("image_file", "image_id")):
+        db.execute(f"DELETE FROM {table} WHERE {column} = ?", (image_id,))
 
 
 def forget_image(db: sqlite3.Connection, image_id: str) -> None:

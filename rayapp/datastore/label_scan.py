@@ -145,6 +145,19 @@ class LabelScan:
             self._record_one(db, image_id, tag, *pair, {})
             self._touched()
 
+    def delete_published(self, db: sqlite3.Connection, image_id: str) -> None:
+        """Delete the files of a vanished image's labels, as another image has its name now; their revisions stay.
+
+        What another program wrote there meanwhile is left: it is the new image's. Call on the commit thread, while the
+        revisions are still the vanished image's.
+        """
+        for tag in folder_scan.tags(self._labels):
+            for ext, path in self.files(tag, image_id, None):
+                stamp = FileStamp.of(path)
+                if stamp is not None and self._is_ours(db, image_id, tag, ext, stamp):
+                    path.unlink(missing_ok=True)
+                    sync(path.parent)
+
     def files(self, tag: str, image_id: str, ext: str | None) -> list[tuple[str, Path]]:
         """(extension, path) of the files that lie there as the label, in whatever format.
 

@@ -16,11 +16,12 @@ from typing import Any
 from rayapp.datastore import folder_scan
 from rayapp.datastore.dataset_zip import write_archive
 from rayapp.datastore.document import pieces
-from rayapp.datastore.image_names import id_of, label_name
+from rayapp.datastore.image_files import delete_maps
+from rayapp.datastore.image_names import id_of, label_name, shown
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (
     delete_image,
-    forget_image,
+    forget_vanished,
     info_of,
     insert_image,
     update_image,
@@ -29,6 +30,7 @@ from rayapp.datastore.interfaces import Author, ImageRecord, Info
 from rayapp.datastore.journal import Journal
 from rayapp.datastore.local_labels import DOOM, UNDOOM, Doomed, LocalLabels, no_image, no_staged, signed
 from rayapp.datastore.records import IMAGE
+from rayapp.datastore.schema import OF_REPLACED
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.datastore.worklist import Worklist
 from rayapp.errors import BadRequest, Busy, Conflict, Disabled, NotFound
@@ -81,15 +83,28 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
         """See `Datastore`."""
         with self._index.reader() as db:
             rows = db.execute("SELECT kind, name, n FROM count ORDER BY rowid").fetchall()
+            replaced = self._of_replaced(db)
         tags = {name: n for kind, name, n in rows if kind == "tag" and n}
         total = next(n for kind, _, n in rows if kind == "image")
-        problems = self._opened.left_out.reasons()
+        problems = self._opened.left_out.reasons() | replaced
         return {
             "total": total,
             "completed": tags.get(FINAL, 0),
             "label_tags": tags,
             **({"problems": problems} if problems else {}),
             "storage": self._opened.sizes(rows),
+        }
+
+    def _of_replaced(self, db: sqlite3.Connection) -> dict[str, str]:
+        """What is wrong with images that were replaced after labels of them had been saved, by their files' names."""
+        rows = db.execute(
+            "SELECT id, ext, n FROM image JOIN (SELECT image_id, count(*) AS n FROM label INDEXED BY label_replaced"
+            f" WHERE {OF_REPLACED} GROUP BY image_id) ON id = image_id"
+        )
+        return {
+            shown(self._opened.source.path(image_id, ext).name): f"it was replaced after {number} of its labels were"
+            " saved: check them, and save or remove them"
+            for image_id, ext, number in rows
         }
 
     def image(self, image_id: str) -> ImageRecord:
@@ -138,6 +153,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             if row is not None or target.exists():
                 raise _taken(image_id)
             staged.stat()  # raises FileNotFoundError
+            self._opened.reconciler.make_way(db, image_id, staged)
             insert_image(db, image_id, ext, full_info, staged.name)
             update_image(db, image_id, full_info)
             db.execute(DOOM, (image_id, "", ext))  # until the file has its name
@@ -187,8 +203,8 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
                 self._opened.reconciler.adopt_unseen(db, tag, image_id)
             labels = db.execute("SELECT tag, ext FROM label WHERE image_id = ?", (image_id,)).fetchall()
             delete_image(db, image_id)
-            forget_image(db, image_id)
-            db.execute("DELETE FROM event WHERE image_id = ?", (image_id,))
+            forget_vanished(db, image_id)
+            delete_maps(self._files.root, image_id)
             files = [each for tag, ext in labels for each in self._opened.reconciler.doomed(image_id, tag, ext)]
             return [*files, (image_id, "", row[0])]
 

@@ -19,6 +19,7 @@ from typing import Any
 from rayapp.datastore import folder_scan
 from rayapp.datastore.commit import GroupCommit, chunks
 from rayapp.datastore.document import NAME, Entries, edited, entry
+from rayapp.datastore.image_files import Fingerprint, ImageFiles, delete_maps, fingerprint, record, recorded
 from rayapp.datastore.image_names import id_of, is_unicode
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (
@@ -26,7 +27,9 @@ from rayapp.datastore.index import (
     delete_image,
     forget_image,
     forget_results,
+    forget_vanished,
     insert_image,
+    mark_replaced,
     reopen,
     set_meta,
     update_image,
@@ -67,6 +70,7 @@ class Reconciler:
         self._commit = commit
         self._source = source
         self._settle = settle
+        self._image_files = ImageFiles(index, source, settle)
         self._left_out = left_out
         self._repair = repair
         self._touched = touched
@@ -150,6 +154,9 @@ class Reconciler:
             image_id = id_of(stem)
             row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()
             served = row is not None and self._source.path(image_id, row[0]).name == path.name
+            if served and path.exists():
+                known = db.execute("SELECT size, mtime_ns FROM image_file WHERE image_id = ?", (image_id,)).fetchone()
+                return known is None or FileStamp.of(path) != FileStamp(size=known[0], mtime_ns=known[1])
             return served != os.path.lexists(path) and not self._left_out.holds(path)
         if path.parent == self._labels:
             return path.is_dir()
@@ -166,7 +173,8 @@ class Reconciler:
                 return stamp != FileStamp(size=row[0], mtime_ns=row[1])
         return stamp is not None
 
-    def _scan_images(self, hints: Mapping[str, Any]) -> bool:
+    def _scan_images(self, hints: dict[str, Any]) -> bool:
+        """Update the images. The hints of images that are other ones now are removed."""
         with self._index.reader() as db:
             indexed = dict(db.execute("SELECT id, ext FROM image"))
         extensions, problems = self._source.images(indexed)
@@ -177,8 +185,10 @@ class Reconciler:
         stuck = {i: reason for i, ext in unfinished.items() if (reason := self._source.why_incomplete(i, ext))}
         problems |= {self._source.path(i, unfinished[i]): reason for i, reason in stuck.items()}
         self._left_out.replace(IMAGES, problems)
+        waits = self._look_at_files({i: ext for i, ext in extensions.items() if indexed.get(i) == ext and i not in new})
         for chunk in chunks([i for i in new if i in complete]):
             self._commit.do(lambda db, chunk=chunk: self._add_images(db, chunk, extensions, hints))  # type: ignore[misc]
+        waits |= self._look_at_files({i: extensions[i] for i in complete})
         gone = [image_id for image_id in indexed if image_id not in extensions and (image_id, "") not in late]
         for chunk in chunks(gone):
             self._commit.do(lambda db, chunk=chunk: self._drop_images(db, chunk))  # type: ignore[misc]
@@ -187,15 +197,65 @@ class Reconciler:
         if complete or gone:
             log.info("%d images added, %d removed", len(complete), len(gone))
             self._touched()
-        return len(stuck) < len(unfinished)
+        return waits or len(stuck) < len(unfinished)
+
+    def _look_at_files(self, images: Mapping[str, str]) -> bool:
+        """Note the images' files, and which of them were replaced. True if another look is due soon."""
+        look = self._image_files.look(images)
+        for chunk in chunks([*look.same, *look.replaced]):
+            self._commit.do(lambda db, chunk=chunk: self._note_files(db, chunk, look.same, look.replaced))  # type: ignore[misc]
+        if look.replaced:
+            log.warning("the files of %d images were replaced; the labels that they had stay", len(look.replaced))
+            self._touched()
+        return look.waits
+
+    def _note_files(
+        self,
+        db: sqlite3.Connection,
+        ids: Iterable[str],
+        same: Mapping[str, Fingerprint],
+        replaced: Mapping[str, Fingerprint],
+    ) -> None:
+        for image_id in ids:
+            if not db.execute("SELECT 1 FROM image WHERE id = ?", (image_id,)).fetchone():
+                continue  # removed since
+            if image_id in replaced:
+                self._mark_replaced(db, image_id)
+            record(db, image_id, replaced[image_id] if image_id in replaced else same[image_id])
+
+    def _mark_replaced(self, db: sqlite3.Connection, image_id: str) -> None:
+        mark_replaced(db, image_id, int(time.time()))
+        delete_maps(self._studies / ".rayapp", image_id)
+
+    def make_way(self, db: sqlite3.Connection, image_id: str, file: Path) -> bool:
+        """Before an image is inserted: set aside what is kept of a vanished one of its name, if that was another one.
+
+        Call on the commit thread, within a change.
+
+        Returns:
+            True if the image is not the vanished one.
+        """
+        if self._source.keeps_ids() or db.execute("SELECT 1 FROM image WHERE id = ?", (image_id,)).fetchone():
+            return False
+        vanished = db.execute("SELECT 1 FROM vanished WHERE id = ?", (image_id,)).fetchone() is not None
+        if vanished:
+            digest, seen = recorded(db, image_id), fingerprint(file)
+            if digest is None or seen is None or seen.digest == digest:
+                return False
+            self._label_scan.delete_published(db, image_id)
+            forget_vanished(db, image_id)
+        delete_maps(self._studies / ".rayapp", image_id)
+        return vanished
 
     def _add_images(
-        self, db: sqlite3.Connection, ids: Iterable[str], extensions: Mapping[str, str], hints: Mapping[str, Any]
+        self, db: sqlite3.Connection, ids: Iterable[str], extensions: Mapping[str, str], hints: dict[str, Any]
     ) -> None:
         now = int(time.time())
         for image_id in ids:
             ext = extensions[image_id]
             if self._source.exists(image_id, ext):
+                if self.make_way(db, image_id, self._source.path(image_id, ext)):
+                    hints.pop(image_id, None)
                 hint = hints[image_id]["image"]["info"] if image_id in hints else {}
                 info = {**self._source.info(image_id), **hint}
                 insert_image(db, image_id, ext, {"ts": now, **info, "name": self._name(image_id, ext)}, None)

@@ -59,6 +59,7 @@ class RevisionStore:
     """The revision and staging files of one store, under `root` (`<studies>/.rayapp`)."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._revisions = root / "revisions"
         self.staging = root / "staging"
         self.staging.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-TABLES = ("revision", "event", "image", "label", "vanished", "job", "scored", "score", "feature", "segmentation")
+TABLES = (
+    *("revision", "event", "image", "image_file", "label", "vanished", "job", "scored", "score", "feature"),
+    "segmentation",
+)
 SPLITS = 20_000
 """Maximum number of ranges that are split in halves and read again; a bad page costs about one per row it held."""
 

@@ -6,6 +6,8 @@ UNSENT = "tag = 'final' AND CASE WHEN json_valid(info) THEN json_extract(info, '
 """Condition of the final labels that an archive has neither stored nor refused; queries use the index on it."""
 REFUSED = "tag = 'final' AND CASE WHEN json_valid(info) THEN json_extract(info, '$.archive_problem') END IS NOT NULL"
 """Condition of the final labels that an archive has refused."""
+OF_REPLACED = "CASE WHEN json_valid(info) THEN json_extract(info, '$.image_replaced') END IS NOT NULL"
+"""Condition of the labels whose image's file was replaced after they were saved."""
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
@@ -145,6 +147,15 @@ CREATE TRIGGER revision_removed AFTER DELETE ON revision BEGIN
   UPDATE count SET n = n - old.size WHERE kind = 'revision_bytes';
 END;
 PRAGMA user_version = 6;
+""",
+    """
+-- The files of images as they were seen last, so that another image under a name is told from the one before.
+CREATE TABLE image_file(
+  image_id TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
+"""
+    + f"""
+CREATE INDEX label_replaced ON label(image_id) WHERE {OF_REPLACED};
+PRAGMA user_version = 7;
 """,
 )
 """Migrations from each version of the schema to the next; a new index runs all of them."""

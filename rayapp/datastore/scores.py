@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -82,12 +82,20 @@ class ScoreTable:
             touched.add(image_id)
         again, self._reopened = reopened(db, self._reopened)
         if since:
+            self._read_again(db, [image_id for image_id in again if image_id in self._rows])
             touched.update(image_id for image_id in again if image_id in self._rows)
             for image_id in touched:
                 self._unlabeled[self._rows[image_id]] = _lacks(db, image_id, FINAL)
         elif touched:  # the first read: one query for all images is faster than one for each
             unlabeled = {image_id for (image_id,) in db.execute("SELECT id FROM image WHERE final = 0")}
             self._unlabeled[: len(self._ids)] = [image_id in unlabeled for image_id in self._ids]
+
+    def _read_again(self, db: sqlite3.Connection, ids: Iterable[str]) -> None:
+        """Read all scores of images of which some may have been forgotten."""
+        for image_id in ids:
+            scores = dict(db.execute("SELECT name, value FROM score WHERE image_id = ?", (image_id,)))
+            for name, values in self._values.items():
+                values[self._rows[image_id]] = scores.get(name, np.nan)
 
     def _row(self, image_id: str) -> int:
         row = self._rows.get(image_id)

@@ -19,7 +19,10 @@ from rayapp.files.durable import replacing, sync
 from rayapp.protocol import checked_name
 from rayapp.upkeep.stored_index import HIDDEN, alone, reading
 
-TABLES = ("label", "revision", "event", "lease", "scored", "score", "feature", "segmentation", "doomed", "reopened")
+TABLES = (
+    *("label", "revision", "event", "lease", "scored", "score", "feature", "segmentation", "doomed", "image_file"),
+    "reopened",
+)
 """Tables with a column `image_id`."""
 
 
