@@ -31,7 +31,7 @@ from rayapp.commands import (
     upkeep,
     viewer,
 )
-from rayapp.errors import RayappError
+from rayapp.errors import RayappError, disk_reason
 
 app = typer.Typer(
     help="AI-assisted interactive labelling of 3D medical images, served by Ray.",
@@ -93,7 +93,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        _fail(f"{error.filename or 'rayapp'}: {error.strerror or error}", 1)
+        _fail(f"{error.filename or 'rayapp'}: {disk_reason(error)}", 1)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
 

@@ -6,6 +6,22 @@ can be pickled and cross process borders unchanged.
 
 from __future__ import annotations
 
+import errno
+
+_DISK = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; make it writable",
+    errno.EACCES: "this server has no permission; change it",
+    errno.EPERM: "this server has no permission; change it",
+    errno.EIO: "the disk reports an error; check it",
+}
+
+
+def disk_reason(error: OSError) -> str:
+    """Why the system does not read or write a file, and what to do."""
+    return _DISK.get(error.errno or 0) or error.strerror or type(error).__name__
+
 
 class RayappError(Exception):
     """Base class. `status` is the HTTP status that the gateway answers."""

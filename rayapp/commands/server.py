@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rayapp.commands import WrongUsage
+from rayapp.errors import disk_reason
 from rayapp.protocol import RESERVED_LABEL_NAMES
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from rayapp.config import Settings
 
 logger = logging.getLogger("rayapp.ray")
+
+PROBE = 1 << 20
+"""Bytes that must fit into the folders when a server starts."""
 
 Studies = Annotated[
     str | None,
@@ -179,6 +183,8 @@ def settings(flags: Mapping[str, Any]) -> Settings:
         WrongUsage: Naming the flag or setting that is wrong, in one line.
     """
     checked = places(flags)
+    _check_writable("--studies", checked.studies)
+    _check_writable("--workspace", checked.workspace)
     _check_labels(checked.labels)
     _check_address(checked)
     return checked.model_copy(update={"app": _app(checked.app)})
@@ -242,13 +248,24 @@ def _line(error: ValidationError) -> str:
 def _check_studies(studies: Path) -> None:
     try:
         next(studies.iterdir(), None)
-        tempfile.TemporaryFile(dir=studies).close()
     except FileNotFoundError as error:
         raise WrongUsage(f"--studies: there is no folder {studies}") from error
     except NotADirectoryError as error:
         raise WrongUsage(f"--studies: {studies} is not a folder") from error
     except OSError as error:
-        raise WrongUsage(f"--studies: {studies} cannot be read and written: {error.strerror}") from error
+        raise WrongUsage(f"--studies: {studies} cannot be read: {disk_reason(error)}") from error
+
+
+def _check_writable(flag: str, folder: Path) -> None:
+    """Write something below the folder, or below where it will be created."""
+    existing = next(each for each in (folder, *folder.parents) if each.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(bytes(PROBE))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise WrongUsage(f"{flag}: {folder} cannot be written: {disk_reason(error)}") from error
 
 
 def _check_labels(labels: tuple[str, ...]) -> None:

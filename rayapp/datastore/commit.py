@@ -61,7 +61,7 @@ class _Change(Generic[T]):
         except Exception as error:
             expected = (FileNotFoundError, FileExistsError)
             failed = isinstance(error, (sqlite3.OperationalError, OSError)) and not isinstance(error, expected)
-            self.error = commit_error(error) if failed else error
+            self.error = commit_error(error, folder_of(db)) if failed else error
             db.execute("ROLLBACK TO change")
         db.execute("RELEASE change")
 
@@ -159,7 +159,7 @@ class GroupCommit:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             for change in batch:
-                change.answer.set_exception(commit_error(error))
+                change.answer.set_exception(commit_error(error, folder_of(self._db)))
             return
         for change in batch:
             change.finish()
@@ -170,15 +170,41 @@ def end_process() -> None:
     os._exit(EXIT_STATUS)
 
 
-def commit_error(error: Exception) -> Busy:
-    """The error to raise when a commit fails, with the reason that SQLite or the system gives."""
+def folder_of(db: sqlite3.Connection) -> Path | None:
+    """The folder that a database's file is in; None if SQLite cannot say."""
+    try:
+        return Path(db.execute("PRAGMA database_list").fetchone()[2]).parent
+    except sqlite3.Error:
+        return None
+
+
+def commit_error(error: Exception, folder: Path | None) -> Busy:
+    """The error to raise when a commit fails, with the reason that SQLite or the system gives.
+
+    SQLite reports almost anything as an error of the disk: then the file system of the folder is asked.
+    """
     if isinstance(error, OSError):
         return disk_error(error)
     # The low byte of an extended result code is the result code itself.
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_IOERR) & 0xFF
     if code in _LOCKED:
         return Busy("another program has locked .rayapp/index.db: close it, then try again")
-    return disk_error(OSError(_OF_SQLITE.get(int(code), 0), str(error)))
+    reason = _OF_SQLITE.get(int(code), 0)
+    if reason in (errno.EIO, errno.EACCES) and folder is not None:
+        reason = disk_state(folder) or reason
+    return disk_error(OSError(reason, str(error)))
+
+
+def disk_state(folder: Path, needed: int = 1) -> int | None:
+    """The system's error for a file system that is read-only, or has fewer bytes than needed left; else None."""
+    try:
+        status = os.statvfs(folder)
+    except OSError as error:
+        return error.errno
+    if status.f_flag & os.ST_RDONLY:
+        return errno.EROFS
+    # Some file systems in user space report no blocks at all.
+    return errno.ENOSPC if status.f_blocks and status.f_bavail * status.f_frsize < needed else None
 
 
 def chunks(items: list[str]) -> Iterable[list[str]]:

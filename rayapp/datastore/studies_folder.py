@@ -11,13 +11,14 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from rayapp.datastore import folder_scan, leases
 from rayapp.datastore.age_sampler import AgeSampler
-from rayapp.datastore.commit import GroupCommit
+from rayapp.datastore.commit import GroupCommit, commit_error, disk_state
 from rayapp.datastore.document import DocumentFile, Entries
 from rayapp.datastore.image_source import FolderSource, ImageSource
 from rayapp.datastore.index import meta, set_meta
@@ -29,11 +30,13 @@ from rayapp.datastore.repair import Repair
 from rayapp.datastore.revisions import FileStamp, RevisionStore
 from rayapp.datastore.scores import ScoreTable
 from rayapp.datastore.watch import Watcher
-from rayapp.errors import Conflict, NotFound
+from rayapp.errors import Busy, Conflict, NotFound
 from rayapp.files.durable import make_folder, sync
 from rayapp.protocol import FINAL, ORIGINAL
 
 REMOTE_POLL_S = 10.0
+NEEDED = 1 << 20
+"""Bytes that must be free to open a studies folder."""
 
 
 log = logging.getLogger(__name__)
@@ -52,29 +55,46 @@ class StudiesFolder:
         patience: float,
         source: ImageSource | None = None,
     ) -> None:
-        """Open the folder; see `LocalDatastore`."""
+        """Open the folder; see `LocalDatastore`. Raises Busy, with the reason, if it cannot be read or written."""
         if not root.is_dir():
             raise NotFound("the studies folder does not exist: check the path, or create it")
         self.root = root.resolve()
         self.labels = self.root / folder_scan.LABELS
         self.source = source or FolderSource(self.root)
-        hidden = self.root / ".rayapp"
+        self._closing: list[Callable[[], None]] = []
+        try:
+            self._lock(self.root / ".rayapp", patience)
+            self._open(self.root / ".rayapp", settle)
+            if watch:
+                self._watch(poll)
+        except (OSError, sqlite3.OperationalError) as error:
+            self._abandon()
+            raise Busy(f"the studies folder cannot be opened: {commit_error(error, self.root).detail}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self, hidden: Path, patience: float) -> None:
+        """Create the hidden folder and lock it."""
+        if state := disk_state(self.root, NEEDED):  # SQLite would try for half a minute, and say less
+            raise OSError(state, os.strerror(state))
         make_folder(hidden)
         lock = FileLock(hidden / "lock", thread_local=False)
         try:
             lock.acquire(timeout=patience)
         except Timeout:
             raise Conflict("the studies folder is open in another process: stop that process first") from None
-        self._closing: list[Callable[[], None]] = [lock.release]
+        except NotImplementedError:
+            raise Conflict("the file system of the studies folder has no file locks: mount it with locks") from None
+        self._closing.append(lock.release)
         if not _locks_hold(hidden / "lock"):
             log.error("file locks have no effect on this file system: let no second server open the studies folder")
-        try:
-            self._open(hidden, settle)
-            if watch:
-                self._watch(poll)
-        except BaseException:
-            self.close()
-            raise
+
+    def _abandon(self) -> None:
+        """Release the folder after an error of the disk, which closing may meet again."""
+        while self._closing:
+            with suppress(OSError, sqlite3.Error, Busy):
+                self._closing.pop()()
 
     def close(self) -> None:
         """Write pending changes and release the folder."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -11,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayapp.errors import BadRequest, Busy
+from rayapp.errors import BadRequest, Busy, disk_reason
 
 _EXT = re.compile(r"(\.\w{1,16}){1,3}", re.ASCII)
 
@@ -57,20 +56,9 @@ def make_folder(path: Path) -> None:
         sync(folder.parent)
 
 
-_REASONS = {
-    errno.ENOSPC: "the disk is full; free some space",
-    errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EROFS: "the file system is read-only; make it writable",
-    errno.EACCES: "this server has no permission; change it",
-    errno.EPERM: "this server has no permission; change it",
-    errno.EIO: "the disk reports an error; check it",
-}
-
-
 def disk_error(error: OSError) -> Busy:
     """The error to raise when a file cannot be written, with the reason that the system gives."""
-    reason = _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
-    return Busy(f"a file could not be written: {reason}, then try again")
+    return Busy(f"a file could not be written: {disk_reason(error)}, then try again")
 
 
 @contextlib.contextmanager
