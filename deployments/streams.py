@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
@@ -20,9 +21,20 @@ KEEP_ALIVE = format_sse_event(comment="keep-alive")
 EVENT_STREAM = EventSourceResponse.media_type
 
 
-def server_sent_event(kind: StreamEvent, data: Any) -> bytes:
-    """Encode one server-sent event with JSON data."""
-    return format_sse_event(event=kind, data_str=json.dumps(data))
+def server_sent_event(kind: StreamEvent, data: Any, *, id: str | None = None) -> bytes:
+    """Encode one server-sent event with JSON data.
+
+    Args:
+        kind: the event's type.
+        data: what JSON can hold.
+        id: what a client that reconnects sends as `Last-Event-ID`.
+    """
+    return format_sse_event(event=kind, data_str=json.dumps(data), id=id)
+
+
+def digest_of(data: Any) -> str:
+    """An event's id where events are states: the same for the same data, from any gateway."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:32]
 
 
 def event_stream(events: AsyncIterator[bytes]) -> EventSourceResponse:

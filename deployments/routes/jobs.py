@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from deployments.access import AsAdmin, AsAnnotator, AsUser, Described, Service
 from deployments.forms import describe_json, read_json
 from deployments.problems import problems
 from deployments.replies import file_reply
 from deployments.services import Services
-from deployments.streams import EVENT_STREAM, KEEP_ALIVE, event_stream, server_sent_event
+from deployments.streams import EVENT_STREAM, KEEP_ALIVE, digest_of, event_stream, server_sent_event
 from deployments.train_options import check_train_options
 from rayapp import responses
 from rayapp.datastore.job_record import Job, State
@@ -273,24 +273,37 @@ async def cancel(job_id: str, services: Service, user: AsAdmin) -> responses.Job
 
 
 @router.get(Route.JOB_EVENTS, response_class=Response, responses=_EVENTS)
-async def events(job_id: str, request: Request, services: Service, user: AsUser) -> Response:
-    """The job at each change, as server-sent events, until it is over."""
+async def events(
+    job_id: str,
+    request: Request,
+    services: Service,
+    user: AsUser,
+    last_event_id: Annotated[str, Header(max_length=100)] = "",
+) -> Response:
+    """The job at each change, as server-sent events, until it is over.
+
+    Each event is the whole job, with all that was noted, and its id is that of this state: whoever reconnects with
+    `Last-Event-ID` gets the job as it is now only if it has changed since. 204 ends the reconnecting of a browser.
+    """
     first = await services.jobs.job(checked_name(job_id, "job"))
+    if first.over and digest_of(first.as_json()) == last_event_id:
+        return Response(status_code=204)
     state = request.app.state
     if getattr(state, "streams", 0) >= STREAMS:
         raise Busy("too many clients are following jobs: poll GET /jobs instead")
-    return event_stream(_follow(services, state, first))
+    return event_stream(_follow(services, state, first, last_event_id))
 
 
-async def _follow(services: Services, state: Any, job: Job) -> AsyncIterator[bytes]:
+async def _follow(services: Services, state: Any, job: Job, sent: str) -> AsyncIterator[bytes]:
+    """Events of a job; `sent` is the id of the one that the client has."""
     state.streams = getattr(state, "streams", 0) + 1
     try:
-        sent, silent = b"", 0.0
+        silent = 0.0
         while True:
-            current = server_sent_event(StreamEvent.JOB, job.as_json())
-            if current != sent:
-                sent, silent = current, 0.0
-                yield current
+            current = job.as_json()
+            if (state_id := digest_of(current)) != sent:
+                sent, silent = state_id, 0.0
+                yield server_sent_event(StreamEvent.JOB, current, id=state_id)
             elif silent >= HEARTBEAT_S:
                 silent = 0.0
                 yield KEEP_ALIVE

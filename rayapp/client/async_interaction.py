@@ -188,7 +188,7 @@ class AsyncInteraction:
     async def _stages(self, route: Route, fields: Mapping[str, Any]) -> AsyncGenerator[Mask, None]:
         mask, call = self.labels, self._post(route, fields, deduplicated=False)
         async with self._transport.opened(call) as response, aclosing(events(response)) as stages:
-            async for kind, data in stages:
+            async for kind, data, _ in stages:
                 if kind == StreamEvent.PROBLEM:
                     raise error_of(data["status"], data["detail"])
                 if kind == StreamEvent.END:

@@ -71,18 +71,19 @@ class JobCalls(Caller):
         return cast(Job, await self._get(Route.JOB.filled(job_id=job)))
 
     async def follow(self, job: str) -> AsyncGenerator[Job, None]:
-        """Follow a job: its state at each change, up to its end. Reconnects when the connection breaks.
+        """Follow a job: its state at each change, up to its end. Reconnects when the connection breaks, and then goes on
+        behind the last state that it has received.
 
         Args:
             job: The job's id.
         """
-        failures = 0
+        failures, last = 0, ""
         while True:
             try:
-                call = Call(method="GET", path=Route.JOB_EVENTS.filled(job_id=job))
+                call = Call(method="GET", path=Route.JOB_EVENTS.filled(job_id=job), last_event=last)
                 async with self._transport.opened(call) as response, aclosing(events(response)) as changes:
-                    async for _, change in changes:
-                        failures = 0
+                    async for _, change, event_id in changes:
+                        failures, last = 0, event_id
                         yield cast(Job, change)
                         if "end_ts" in change:
                             return

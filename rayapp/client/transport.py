@@ -13,7 +13,7 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -65,6 +65,7 @@ class Call:
         files: Field name and file of each upload; files are streamed from disk.
         retry_if_refused: Send the call again after the server refused it as busy.
         deduplicated: The call carries a request id by which the server recognises it when it is sent again.
+        last_event: Id of the last server-sent event that was received, to go on behind it; "" for none.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Call:
     files: Sequence[tuple[str, Path]] | None = None
     retry_if_refused: bool = False
     deduplicated: bool = False
+    last_event: str = ""
 
     @property
     def idempotent(self) -> bool:
@@ -159,7 +161,10 @@ class Transport:
             body = {"data": await _multipart(call, stack)}
         elif call.form:
             body = {"data": dict(call.form)}
-        request = self._session.request(call.method, url, params=call.query, allow_redirects=False, **body)
+        headers = {"Last-Event-ID": call.last_event} if call.last_event else {}
+        request = self._session.request(
+            call.method, url, params=call.query, headers=headers, allow_redirects=False, **body
+        )
         return await stack.enter_async_context(request)
 
 
@@ -196,15 +201,24 @@ async def discard(response: aiohttp.ClientResponse) -> None:
     await response.read()
 
 
-async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str, Any], None]:
-    """Server-Sent Events of a response: event type and parsed JSON data. Comments are skipped."""
+class ServerSentEvent(NamedTuple):
+    """One event of a stream: its type, its data, parsed from JSON, and its id ("" for none)."""
+
+    kind: str
+    data: Any
+    id: str
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[ServerSentEvent, None]:
+    """Server-Sent Events of a response. Comments are skipped."""
     rest = b""
     async for chunk in response.content.iter_any():
         *blocks, rest = (rest + chunk).split(b"\n\n")
         for event in blocks:
             fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if not line.startswith(b":"))
             if b"data" in fields:
-                yield fields.get(b"event", b"message").decode(), json.loads(fields[b"data"])
+                kind, event_id = fields.get(b"event", b"message").decode(), fields.get(b"id", b"").decode()
+                yield ServerSentEvent(kind, json.loads(fields[b"data"]), event_id)
 
 
 def error_of(status: int, detail: str) -> RayappError:

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rayapp.datastore.interfaces import ClickEvent
+from rayapp.datastore.interfaces import ClickEvent, Info
 from rayapp.errors import BadRequest, RayappError
 from rayapp.imaging import mask_codec
 from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.infer_task import Prompts, TaskInfo
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND, structure_names
 from rayapp.serving.cache import ByteCache
-from rayapp.serving.interaction import PROMPT, WITHDRAW, Interaction, opened_at
+from rayapp.serving.interaction import WITHDRAW, Interaction, opened_at
 from rayapp.serving.messages import InferCall, Turn
 
 Mask = npt.NDArray[np.uint8]
@@ -63,6 +63,7 @@ class ClickLog:
         self._log = log
         self._folds: OrderedDict[str, Interaction] = OrderedDict()
         self._turns: dict[str, asyncio.Lock] = {}
+        self._answered: OrderedDict[str, int] = OrderedDict()
         self._masks: ByteCache[Mask] = ByteCache(MASK_BYTES)
 
     async def record(self, call: InferCall, version: str, prompts: Prompts, payload: Mapping[str, Any]) -> None:
@@ -130,9 +131,20 @@ class ClickLog:
                     return now, prompts
             return now, await parse(now.params)
 
+    def answer(self, at: Interaction) -> None:
+        """Note that the model answered to all prompts in force."""
+        self._answered[at.id] = at.step
+        self._answered.move_to_end(at.id)
+        if len(self._answered) > INTERACTIONS:
+            self._answered.popitem(last=False)
+
+    def unanswered(self, at: Interaction) -> list[Info]:
+        """The prompts in force since the model answered last, as far as this replica knows."""
+        return [prompt for prompt in at.done if prompt["step"] > self._answered.get(at.id, 0)]
+
     async def withdraw(self, turn: Turn, step: int) -> None:
         """Append that the prompt of entry number `step`, which the model could not work with, does not count."""
-        if turn.event is None or turn.event.kind != PROMPT:
+        if turn.event is None:
             return
         event = turn.interaction.event(
             WITHDRAW,

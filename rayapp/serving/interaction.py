@@ -18,6 +18,8 @@ from rayapp.inference.prompts.parse import BACKGROUND
 OPEN, PROMPT, UNDO, REDO = "open", "prompt", "undo", "redo"
 WITHDRAW = "withdraw"
 """Event that removes a prompt which the model rejected."""
+REFUSABLE = 100
+"""Prompts that may turn out not to count, from the newest back."""
 
 _ID = re.compile(r"(\d{1,18})-([0-9a-f]{16})")
 
@@ -60,7 +62,8 @@ class Interaction:
             `marks`, `extremes`, `start`, `roi`, `label`, `slice`, `size` and `reset`.
         undone: prompts that a redo restores; the next one to restore is the last.
         requests: ids of the requests that were logged.
-        emptied: the newest prompt's step and what could be redone before it, which comes back if it does not count.
+        emptied: step of each of the last prompts, and what could be redone before it, which comes back if it does not
+            count, nor any newer one.
     """
 
     id: str
@@ -71,7 +74,7 @@ class Interaction:
     done: tuple[Info, ...] = ()
     undone: tuple[Info, ...] = ()
     requests: frozenset[str] = frozenset()
-    emptied: tuple[int, tuple[Info, ...]] = (0, ())
+    emptied: tuple[tuple[int, tuple[Info, ...]], ...] = ()
 
     @classmethod
     def of(cls, event: ClickEvent) -> Interaction:
@@ -115,7 +118,7 @@ class Interaction:
             return replace(self, step=event.seq)
         done, undone, emptied = self.done, self.undone, self.emptied
         if event.kind == PROMPT:
-            done, undone, emptied = (*done, prompt_of(event)), (), (event.seq, undone)
+            done, undone, emptied = (*done, prompt_of(event)), (), (*emptied, (event.seq, undone))[-REFUSABLE:]
         elif event.kind == UNDO and done:
             done, undone = done[:-1], (*undone, done[-1])
         elif event.kind == REDO and undone:
@@ -124,8 +127,7 @@ class Interaction:
             step = event.payload.get("withdrawn")
             done = tuple(prompt for prompt in done if prompt["step"] != step)
             undone = tuple(prompt for prompt in undone if prompt["step"] != step)  # undone before it was refused
-            if step == emptied[0]:
-                undone, emptied = (*emptied[1], *undone), (0, ())
+            undone, emptied = _given_back(step, undone, emptied)
         return replace(
             self, step=event.seq, done=done, undone=undone, requests=self.requests | {request}, emptied=emptied
         )
@@ -191,6 +193,23 @@ class Interaction:
             replace(self, done=({name: prompt[name] for name in prompt if _in_turn(name, number == boxed)},)).params
             for number, prompt in enumerate(prompts)
         )
+
+
+def _given_back(
+    step: Any, undone: tuple[Info, ...], emptied: tuple[tuple[int, tuple[Info, ...]], ...]
+) -> tuple[tuple[Info, ...], tuple[tuple[int, tuple[Info, ...]], ...]]:
+    """(`undone`, `emptied`) once the prompt of that step does not count: what it had emptied can be redone again, or
+    belongs to what the next prompt has emptied.
+    """
+    steps = [each for each, _ in emptied]
+    if step not in steps:
+        return undone, emptied
+    place = steps.index(step)
+    before, after = emptied[:place], emptied[place + 1 :]
+    if not after:
+        return (*emptied[place][1], *undone), before
+    following, had = after[0]
+    return undone, (*before, (following, (*emptied[place][1], *had)), *after[1:])
 
 
 def _in_turn(name: str, boxed: bool) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 from rayapp.app import app_traceback, validation
 from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
-from rayapp.datastore.interfaces import Author, LabelRecord
+from rayapp.datastore.interfaces import Author, Info, LabelRecord
 from rayapp.errors import AppBroken, BadRequest, Superseded
 from rayapp.imaging.placement import read_label_map
 from rayapp.imaging.volume import Grid
@@ -35,9 +35,10 @@ from rayapp.inference.prompts.to_clicks import enforce_drawings, lower_drawings
 from rayapp.planner.machine import hardware
 from rayapp.planner.replicas import Plan, plan
 from rayapp.protocol import Output
-from rayapp.serving.click_log import ClickLog, Log, Mask, payload_of
+from rayapp.serving.click_log import ClickLog, Log, Mask, Parse, payload_of
 from rayapp.serving.encoding import encode_dicom_seg, encode_file, encode_reply, reply_params
 from rayapp.serving.executors import Executors
+from rayapp.serving.interaction import Interaction
 from rayapp.serving.live_versions import Serving
 from rayapp.serving.messages import HandedOut, InferCall, InferReply, SaveAs, Turn
 from rayapp.serving.prefetch import Prefetcher
@@ -167,28 +168,66 @@ class InferenceService:
         def parse(params: Mapping[str, Any]) -> Awaitable[Prompts]:
             return self._executors.io(self._prompts, replace(call, params=params), task, image)
 
-        at, prompts = await self._log.advance(turn, task.info, task.version, parse)
-        call = replace(call, params=at.params)
-        if task.info.ordered:
-            turns = [await parse({**params, "label": at.params.get("label")}) for params in at.turns]
-            prompts = replace(prompts, turns=turns)
+        at, _ = await self._log.advance(turn, task.info, task.version, parse)
         with self._supersession.place(_annotator(call)) as check:
-            work = Work(call=call, task=task, image=image, prompts=prompts, check=check, began=began)
+            started = Work(call=call, task=task, image=image, prompts=Prompts(), check=check, began=began)
             token, onto = turn.onto, self._log.mask(turn.onto)
+            while True:
+                work = await _with_prompts(started, at, parse)
+                try:
+                    async with aclosing(self._predictions(work, ask)) as predictions:
+                        async for prediction in predictions:
+                            state = self._log.described(turn, at, prediction.labels, "" if onto is None else token)
+                            yield await self._reply(work, prediction, onto, {"interaction": state})
+                            token, onto = state["mask"], prediction.labels
+                    self._log.answer(at)
+                    return
+                except BadRequest:
+                    if not at.done:
+                        break
+                    if turn.event is None:
+                        raise
+                    refused = await self._refused(work, at, parse)
+                    for step in refused:
+                        await self._log.withdraw(turn, step)
+                    if not refused or at.step in refused:
+                        raise
+                    # Earlier prompts that were superseded before the model saw them; this one is answered without them.
+                    at = replace(at, done=tuple(prompt for prompt in at.done if prompt["step"] not in refused))
+            # Everything was undone, and the model does not answer without prompts: an empty mask.
+            empty = Prediction(labels=np.zeros(image.volume.shape, np.uint8, order="F"))
+            state = self._log.described(turn, at, empty.labels, "" if onto is None else token)
+            yield await self._reply(work, empty, onto, {"interaction": state})
+
+    async def _refused(self, work: Work, at: Interaction, parse: Parse) -> list[int]:
+        """Steps of the prompts in force that the model cannot work with: that of the turn itself, or those before it
+        that were never answered.
+        """
+        earlier = [prompt for prompt in self._log.unanswered(at) if prompt["step"] != at.step]
+        own = [prompt for prompt in at.done if prompt["step"] == at.step]
+        kept = [prompt for prompt in at.done if prompt not in earlier]
+
+        async def accepts(prompts: list[Info]) -> bool:
+            if not prompts:
+                return True
+            tried = await _with_prompts(work, replace(at, done=tuple(prompts)), parse)
             try:
-                async with aclosing(self._predictions(work, ask)) as predictions:
-                    async for prediction in predictions:
-                        state = self._log.described(turn, at, prediction.labels, "" if onto is None else token)
-                        yield await self._reply(work, prediction, onto, {"interaction": state})
-                        token, onto = state["mask"], prediction.labels
+                async with aclosing(self._predictions(tried, _last)) as predictions:
+                    await anext(predictions)
             except BadRequest:
-                if at.done:
-                    await self._log.withdraw(turn, at.step)
-                    raise
-                # Everything was undone, and the model does not answer without prompts: an empty mask.
-                empty = Prediction(labels=np.zeros(image.volume.shape, np.uint8, order="F"))
-                state = self._log.described(turn, at, empty.labels, "" if onto is None else token)
-                yield await self._reply(work, empty, onto, {"interaction": state})
+                return False
+            return True
+
+        if own and not (earlier and await accepts(kept)):
+            return [at.step]
+        refused = []
+        for prompt in earlier:
+            more = sorted([*kept, prompt], key=lambda each: int(each["step"]))
+            if await accepts(more):
+                kept = more
+            else:
+                refused.append(int(prompt["step"]))
+        return refused
 
     async def _task(self, call: InferCall) -> InferTask:
         task = await self._serving.task(call.model, call.version)
@@ -309,6 +348,15 @@ class InferenceService:
         self._serving.close()
         self._prefetcher.close()
         self._executors.close()
+
+
+async def _with_prompts(work: Work, at: Interaction, parse: Parse) -> Work:
+    """The work with the interaction's prompts in force."""
+    prompts = await parse(at.params)
+    if work.task.info.ordered:
+        turns = [await parse({**params, "label": at.params.get("label")}) for params in at.turns]
+        prompts = replace(prompts, turns=turns)
+    return replace(work, call=replace(work.call, params=at.params), prompts=prompts)
 
 
 def _best(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:

@@ -331,14 +331,15 @@ def _names(folder: Path) -> list[str]:
 
 async def test_a_job_is_followed_across_a_broken_connection_to_its_end():
     states = [{"status": "RUNNING", "progress": None}, {"status": "DONE", "progress": None, "end_ts": "now"}]
-    served_events = []
+    served_events, last = [], []
 
     async def handler(request: web.Request) -> web.StreamResponse:
         served_events.append(request.path)
+        last.append(request.headers.get("Last-Event-ID"))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         event = states[len(served_events) - 1]
-        await response.write(f": keep-alive\n\nevent: job\ndata: {json.dumps(event)}\n\n".encode())
+        await response.write(f": keep-alive\n\nevent: job\ndata: {json.dumps(event)}\nid: {len(last)}\n\n".encode())
         if "end_ts" not in event:
             assert request.transport is not None
             request.transport.abort()
@@ -347,6 +348,7 @@ async def test_a_job_is_followed_across_a_broken_connection_to_its_end():
     async with served(handler) as client:
         assert [job["status"] async for job in client.follow("a b")] == ["RUNNING", "DONE"]
     assert served_events == ["/jobs/a b/events"] * 2
+    assert last == [None, "1"]
 
 
 async def test_following_a_job_that_is_not_there_says_so():

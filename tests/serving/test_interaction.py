@@ -97,6 +97,22 @@ def test_a_prompt_that_was_refused_leaves_what_can_be_redone():
     assert again.params == {"label": "b"}
 
 
+@pytest.mark.parametrize("order", [(10, 11), (11, 10)])
+def test_of_several_prompts_that_were_refused_none_leaves_less_to_redo(order: tuple[int, int]):
+    at = folded([(PROMPT, {"label": "a"}), (UNDO, {}), (PROMPT, {"label": "c"}), (PROMPT, {"label": "d"})])
+    for number, step in enumerate(order):
+        at = refused(at, step, 20 + number)
+    assert at.done == ()
+    assert [prompt["label"] for prompt in at.undone] == ["a"]
+
+
+def test_a_prompt_that_was_refused_late_leaves_nothing_to_redo_behind_one_that_counts():
+    at = folded([(PROMPT, {"label": "a"}), (UNDO, {}), (PROMPT, {"label": "c"}), (PROMPT, {"label": "d"})])
+    at = refused(at, at.step - 1, 20)
+    assert [prompt["label"] for prompt in at.done] == ["d"]
+    assert at.undone == ()
+
+
 def test_a_prompt_that_was_undone_before_it_was_refused_cannot_be_redone():
     at = folded([(PROMPT, {"label": "a"}), (UNDO, {}), (PROMPT, {"label": "c"}), (UNDO, {})])
     at = refused(at, 10, 12)

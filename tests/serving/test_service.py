@@ -19,7 +19,7 @@ from rayapp.inference.infer_task import Prediction, TaskInfo
 from rayapp.inference.network import cancellation
 from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
-from rayapp.serving.interaction import PROMPT, Interaction, opening_event
+from rayapp.serving.interaction import PROMPT, REDO, UNDO, Interaction, opening_event
 from rayapp.serving.messages import InferCall, Turn
 from rayapp.serving.service import InferenceService
 from tests.serving.places import record_places
@@ -198,6 +198,93 @@ async def test_a_call_that_its_caller_gave_up_ends_at_the_next_window(house, cli
     long.go.set()
     await service.infer(click(model="windows", params={}, client_id=client_id))
     assert order == ["first window", "first window", "window", "window", "window"]
+
+
+class Picky(Threshold):
+    """A task that cannot work with a click on the voxel (6, 5, 4), which is found out in the network only."""
+
+    def predict(self, prepared, prompts, config):
+        if (6, 5, 4) in {point for points in prompts.clicks.values() for point in points}:
+            raise BadRequest("not there")
+        return super().predict(prepared, prompts, config)
+
+
+GOOD, OTHER, BAD = [1, 2, 3], [2, 2, 2], [6, 5, 4]
+
+
+class Picked:
+    """An interaction with a model that is picky. `say` logs a prompt that the model never gets to see, as one that a
+    newer one supersedes; `ask` waits for the answer."""
+
+    def __init__(self, house):
+        self.service, _, self.store = house
+        self.service._serving.app.infers = {"picky": Picky()}
+        event = opening_event(image_id="ct", model="picky", user="ann", client_id=None, ts=1.0)
+        self.opened = Interaction.of(replace(event, seq=7))
+        self.requests = 0
+
+    def event(self, point, kind=PROMPT):
+        self.requests += 1
+        prompt = {} if point is None else {"clicks": {"bright": [point]}}
+        return self.opened.event(kind, prompt, request=str(self.requests), client_id=None, ts=1.0)
+
+    async def say(self, point):
+        await self.store.append_turn(self.event(point), opened=7, after=10**9)
+
+    async def ask(self, point, kind=PROMPT):
+        turn = Turn(interaction=self.opened, event=self.event(point, kind))
+        return await self.service.infer(click(model="picky", user="ann", turn=turn))
+
+    def now(self):
+        at = self.opened
+        for event in self.store.log:
+            at = at.after(event)
+        return at
+
+    @property
+    def points(self):
+        return [point for prompt in self.now().done for point in prompt["clicks"]["bright"]]
+
+
+async def test_a_refused_prompt_that_was_superseded_is_withdrawn_and_later_ones_are_answered(house):
+    picked = Picked(house)
+    await picked.ask(GOOD)
+    await picked.say(BAD)
+    await picked.say(OTHER)
+    for number in range(2):
+        assert (await picked.ask([3, 3, number])).body
+        assert picked.points == [GOOD, OTHER, *([3, 3, each] for each in range(number + 1))]
+
+
+async def test_a_refused_prompt_behind_one_that_was_superseded_is_the_one_that_does_not_count(house):
+    picked = Picked(house)
+    await picked.say(GOOD)
+    with pytest.raises(BadRequest, match="not there"):
+        await picked.ask(BAD)
+    assert picked.points == [GOOD]
+
+
+async def test_refused_prompts_leave_what_can_be_redone(house):
+    picked = Picked(house)
+    await picked.ask(GOOD)
+    await picked.ask(OTHER)
+    await picked.ask(None, UNDO)
+    await picked.say(BAD)
+    with pytest.raises(BadRequest, match="not there"):
+        await picked.ask(BAD)
+    assert (picked.points, len(picked.now().undone)) == ([GOOD, BAD], 0)
+    await picked.ask(None, UNDO)
+    assert picked.points == [GOOD]
+    await picked.ask(None, REDO)
+
+
+async def test_an_undo_that_leaves_a_refused_prompt_in_force_withdraws_it(house):
+    picked = Picked(house)
+    await picked.ask(GOOD)
+    await picked.say(BAD)
+    await picked.say(OTHER)
+    assert (await picked.ask(None, UNDO)).body
+    assert picked.points == [GOOD]
 
 
 async def test_a_click_waits_for_one_window_of_a_segmentation_at_most(house):
