@@ -71,7 +71,7 @@ class JobCalls(Caller):
         return cast(Job, await self._get(Route.JOB.filled(job_id=job)))
 
     async def follow(self, job: str) -> AsyncGenerator[Job, None]:
-        """Follow a job: its state at each change, up to its end. Reconnects when the connection breaks, and then goes on
+        """Follow a job: its state at each change, up to its end. Reconnects when the connection breaks, and goes on
         behind the last state that it has received.
 
         Args:
