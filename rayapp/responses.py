@@ -26,7 +26,8 @@ class ArchiveStatus(TypedDict):
 class DatastoreStatus(TypedDict):
     """Numbers of images, of images with a `final` label, and of labels by tag.
 
-    `problems` gives the reason why an entry of the studies folder is left out, by its path there; absent without any.
+    `problems` gives the reason why an entry of the studies folder is left out, by its path there, or says that it was
+    replaced after labels of it had been saved; absent without any.
     `archive` is there if the studies are in a DICOM archive.
     """
 
