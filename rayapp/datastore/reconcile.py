@@ -43,6 +43,8 @@ from rayapp.datastore.revisions import FileStamp, RevisionStore
 
 IMAGES = "images"
 """The part of the folder whose left-out entries a scan of the images finds."""
+LONG_S, DUTY = 5.0, 20
+"""Looks at all images' files that take longer, in seconds, take at most 1 / DUTY of the time."""
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Reconciler:
         self._source = source
         self._settle = settle
         self._image_files = ImageFiles(index, source, settle)
+        self._next_look = 0.0
         self._left_out = left_out
         self._repair = repair
         self._touched = touched
@@ -185,7 +188,7 @@ class Reconciler:
         stuck = {i: reason for i, ext in unfinished.items() if (reason := self._source.why_incomplete(i, ext))}
         problems |= {self._source.path(i, unfinished[i]): reason for i, reason in stuck.items()}
         self._left_out.replace(IMAGES, problems)
-        waits = self._look_at_files({i: ext for i, ext in extensions.items() if indexed.get(i) == ext and i not in new})
+        waits = self._look_at_all({i: ext for i, ext in extensions.items() if indexed.get(i) == ext and i not in new})
         for chunk in chunks([i for i in new if i in complete]):
             self._commit.do(lambda db, chunk=chunk: self._add_images(db, chunk, extensions, hints))  # type: ignore[misc]
         waits |= self._look_at_files({i: extensions[i] for i in complete})
@@ -198,6 +201,16 @@ class Reconciler:
             log.info("%d images added, %d removed", len(complete), len(gone))
             self._touched()
         return waits or len(stuck) < len(unfinished)
+
+    def _look_at_all(self, images: Mapping[str, str]) -> bool:
+        """As `_look_at_files`, but where that takes long, as on a network file system, only in part of the scans."""
+        began = time.monotonic()
+        if began < self._next_look:
+            return False
+        waits = self._look_at_files(images)
+        if (spent := time.monotonic() - began) > LONG_S:
+            self._next_look = time.monotonic() + DUTY * spent
+        return waits
 
     def _look_at_files(self, images: Mapping[str, str]) -> bool:
         """Note the images' files, and which of them were replaced. True if another look is due soon."""

@@ -81,7 +81,7 @@ def test_slices_that_come_late_are_retrieved_too(placed: Placed, server: Server)
 def test_a_list_that_shifts_between_two_pages_loses_nothing(
     placed: Placed, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rayapp.datastore.pacs.PAGE", 1)
+    monkeypatch.setattr("rayapp.datastore.pacs.PAGE", 2)
     for number in range(4):
         files = write_series(
             placed.folder / f"ct{number}",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rayapp.datastore import image_files
+from rayapp.datastore import image_files, reconcile
 from rayapp.datastore.image_files import fingerprint
 from rayapp.datastore.interfaces import ClickEvent, ImageScore
 from rayapp.datastore.local import LocalDatastore
@@ -230,6 +230,20 @@ def test_very_many_new_files_are_read_in_parts(
     assert not store._opened.scan()
     with store._index.reader() as db:
         assert db.execute("SELECT count(*) FROM image_file").fetchone() == (3,)
+
+
+def test_looks_at_files_that_take_long_are_made_in_part_of_the_scans(
+    plain: LocalDatastore, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "LONG_S", -1.0)
+    monkeypatch.setattr(reconcile, "DUTY", 10**9)
+    plain.refresh()
+    (studies / NAME).write_bytes(b"another patient")
+    plain.refresh()
+    assert "image_replaced" not in plain.image("ct_a").info
+    plain._opened.reconciler._next_look = 0.0
+    plain.refresh()
+    assert "image_replaced" in plain.image("ct_a").info
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
