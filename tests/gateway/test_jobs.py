@@ -200,6 +200,27 @@ def test_events_tell_each_change_until_the_job_is_over(trained: Served):
     assert trained.get("/jobs/nothing/events").status_code == 404
 
 
+def job_events(served: Served, job: str, last: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """Id and data of the events of a job that is over, for a client that has the event `last`."""
+    headers = {"Last-Event-ID": last} if last else {}
+    with requests.get(f"{served.url}/jobs/{job}/events", stream=True, timeout=60, headers=headers) as stream:
+        if stream.status_code == 204:
+            return []
+        lines = [line for line in stream.iter_lines() if line.startswith((b"id: ", b"data: "))]
+    ids = [line.removeprefix(b"id: ").decode() for line in lines if line.startswith(b"id: ")]
+    data = [json.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data: ")]
+    return list(zip(ids, data, strict=True))
+
+
+def test_a_client_that_reconnects_gets_what_changed_since_and_nothing_twice(trained: Served):
+    job = train(trained)["id"]
+    settle(trained)
+    ((last, data),) = job_events(trained, job)
+    assert data["status"] == "DONE"
+    assert job_events(trained, job, last) == [], "it has the end already"
+    assert job_events(trained, job, "0" * 32) == [(last, data)], "it has an earlier state"
+
+
 def test_files_for_people_are_listed_and_nothing_else_of_a_job_is_served(trained: Served):
     job = train(trained)["id"]
     settle(trained)
