@@ -152,14 +152,12 @@ def _number(base: Path) -> int:
 
 
 def _announce(descriptor: int) -> None:
-    """Have the system report that the document was modified, by cutting it to the length and time that it has.
+    """Have the system report that the document was modified, by writing its first byte, which is always this, again.
 
     A running MONAI Label overlooks that a file was renamed into its place, and goes on with what it has read before.
     """
     with suppress(OSError):
-        status = os.fstat(descriptor)
-        os.ftruncate(descriptor, status.st_size)
-        os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.pwrite(descriptor, b"{", 0)
 
 
 class DocumentFile:
@@ -263,6 +261,7 @@ class DocumentFile:
                 self._seen = seen
                 _announce(written.fileno())
             self._keep_base(copy)
+            self._import_edits(opening=False)  # it has another time now, by which it is to be recognised as ours
             return True
         finally:
             staged.unlink(missing_ok=True)

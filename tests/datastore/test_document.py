@@ -182,6 +182,24 @@ def test_a_document_made_from_one_that_was_replaced_many_times_since_turns_nothi
     assert plain.image("ct_b").info["text"] == "19"
 
 
+def test_an_edit_of_the_same_length_right_behind_our_rename_is_taken_over(
+    plain: Any, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain.update_image_info("ct_a", {"number": 1})
+    real = document.replace
+
+    def replace(staged: Path, path: Path) -> None:
+        real(staged, path)
+        if path.name == document.NAME:
+            path.write_text(path.read_text().replace('"number":1', '"number":2').replace('"number": 1', '"number": 2'))
+
+    monkeypatch.setattr(document, "replace", replace)
+    plain._document.flush()
+    monkeypatch.undo()
+    plain.refresh()
+    assert plain.image("ct_a").info["number"] == 2
+
+
 def test_of_large_documents_few_earlier_ones_are_kept(
     plain: Any, studies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
