@@ -490,7 +490,8 @@ class Client:
         return self._run(self._client.job(job))
 
     def follow(self, job: str) -> Iterator[Job]:
-        """Follow a job: its state at each change, up to its end. Reconnects when the connection breaks.
+        """Follow a job: its state at each change, up to its end. Reconnects when the connection breaks, and goes on
+        behind the last state that it has received.
 
         Args:
             job: The job's id.
