@@ -51,7 +51,7 @@ def test_a_folder_of_version_one_opens_with_all_it_holds(studies: Path, open_sto
         db.execute("DROP TRIGGER lease_ended")
         for index_name in ("label_unsent", "label_refused"):
             db.execute(f"DROP INDEX {index_name}")
-        for table in ("job", "lease", "scored", "score", "feature", "reopened", "segmentation"):
+        for table in ("job", "lease", "scored", "score", "feature", "reopened", "segmentation", "image_file"):
             db.execute(f"DROP TABLE {table}")
             assert f"TABLE {table}(" not in SCHEMA
         for kind, name in (("INDEX", "event_ts"), ("TRIGGER", "revision_added"), ("TRIGGER", "revision_removed")):
