@@ -49,7 +49,7 @@ def test_a_folder_of_version_one_opens_with_all_it_holds(studies: Path, open_sto
     index = studies / ".rayapp" / "index.db"
     with sqlite3.connect(index) as db:
         db.execute("DROP TRIGGER lease_ended")
-        for index_name in ("label_unsent", "label_refused"):
+        for index_name in ("label_unsent", "label_refused", "label_replaced"):
             db.execute(f"DROP INDEX {index_name}")
         for table in ("job", "lease", "scored", "score", "feature", "reopened", "segmentation", "image_file"):
             db.execute(f"DROP TABLE {table}")
