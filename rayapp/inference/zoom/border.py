@@ -30,13 +30,11 @@ FEWEST = 30
 """Voxels inside and around an answer without which nothing is known of their values."""
 MARGIN = 0.12
 """What is looked at around an answer, as a share of its size."""
-KEPT = 0.5
-"""Share of an answer that is left of it, at least; else it stays as it was."""
 MOST = 400_000
 """Voxels that the cut takes; a larger part of the image is cut at a coarser resolution."""
 
 
-def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks) -> Mask:
+def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks, kept: float = 0.5) -> Mask:
     """A mask with its border drawn along the image.
 
     Args:
@@ -44,6 +42,7 @@ def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks) -> Mask:
         mask: its mask on the image's voxels.
         source: the image.
         marks: the prompts, of which points and strokes hold in the cut.
+        kept: share of the mask that is left, at least; else it stays as it was.
     """
     bounds = mask.bounds(source.spacing)
     if bounds is None:
@@ -72,7 +71,7 @@ def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks) -> Mask:
     known[parts[cut & ((logits > 0) | (held == FOREGROUND))]] = True  # what only looks alike is something else
     known[0] = False
     found = _fine(known[parts], step, (last - first).tolist())
-    if found.sum() < KEPT * mask.inside.sum():  # what is so thin or faint is not worth its surface
+    if found.sum() < kept * mask.inside.sum():  # what is so thin or faint is not worth its surface
         return mask
     return Mask((a, b, c), found)
 

@@ -13,6 +13,10 @@ from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, candidates
 from rayapp.inference.zoom.marks import Box, Marks, bounds_of
 from rayapp.inference.zoom.view import Bools, Source
 
+KEPT, KEPT_AGAIN = 0.5, 0.1
+"""Share of an answer that its border encloses, at least, without and with a mask before: what a prompt corrects may
+shrink."""
+
 
 @dataclass(frozen=True)
 class Optics:
@@ -21,7 +25,8 @@ class Optics:
     Attributes:
         coarse: voxels along a view's edge while views are compared.
         steps: views that are compared after a click.
-        fine: voxels along the edge of the look at the structure's own size.
+        fine: voxels along the edge of the look at the structure's own size, where there was no mask before.
+        again: the same where there was one.
         margin: that look's size over the structure's longest side.
         box_margin: the same where a box says where the structure ends.
         looks: looks at the structure's own size in a box, each from the answer before; without a box, or with a mask to
@@ -31,6 +36,7 @@ class Optics:
     coarse: int = 32
     steps: int = 7
     fine: int = 64
+    again: int = 48
     margin: float = 1.35
     box_margin: float = 1.2
     looks: int = 2
@@ -89,17 +95,19 @@ def outcomes(
     boxes = [box for box in marks.boxes if solid(box, source)]
     margin = optics.box_margin if len(boxes) == 1 else optics.margin
     quality, seen = best.quality, best
+    edge, kept = (optics.fine, KEPT) if previous is None else (optics.again, KEPT_AGAIN)
     for _ in range(optics.looks if boxes and previous is None else 1):
         found = boxes[0] if len(boxes) == 1 else mask.bounds(source.spacing)
         if found is None:
             break
-        view = framed(_around(found, marks), optics.fine, margin, smallest, source.column)
+        view = framed(_around(found, marks), edge, margin, smallest, source.column)
         closer = glances(ask, source, [view], marks, mask)[0]
         closest = rendered(closer, source, marks)
         if not closest.inside.any():
             break
         mask, quality, seen = closest, closer.quality, closer
-    yield Outcome(enforced(drawn(seen, mask, source, marks), source, marks), quality, *others)
+    border = drawn(seen, mask, source, marks, kept)
+    yield Outcome(enforced(border, source, marks), quality, *others)
 
 
 def rendered(answer: Glance, source: Source, marks: Marks) -> Mask:

@@ -128,6 +128,10 @@ def test_optics_decide_how_many_voxels_are_looked_at():
     edges.clear()
     list(outcomes(ask, source, Marks(include=[CENTRE]), optics=Optics(coarse=16, fine=48, looks=3)))
     assert edges == [16, 16, 48], "without a box there is one closer look"
+    edges.clear()
+    before = Mask((slice(40, 60), slice(34, 54), slice(15, 25)), np.ones((20, 20, 10), bool))
+    list(outcomes(ask, source, Marks(include=[CENTRE]), before, optics=Optics(coarse=16, fine=64, again=48)))
+    assert edges[-1] == 48, "from a mask on it looks again"
 
 
 def test_an_answer_that_gives_up_the_mask_before_is_believed_less():
