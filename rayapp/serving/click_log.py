@@ -139,8 +139,12 @@ class ClickLog:
             self._answered.popitem(last=False)
 
     def unanswered(self, at: Interaction) -> list[Info]:
-        """The prompts in force since the model answered last, as far as this replica knows."""
-        return [prompt for prompt in at.done if prompt["step"] > self._answered.get(at.id, 0)]
+        """The prompts in force since the model answered last. None where this replica does not know when that was, so
+        that no prompt is withdrawn that an annotator has seen at work."""
+        if len(at.done) <= 1:  # it has been here from the beginning
+            self._answered.setdefault(at.id, 0)
+        answered = self._answered.get(at.id, at.step)
+        return [prompt for prompt in at.done if prompt["step"] > answered]
 
     async def withdraw(self, turn: Turn, step: int) -> None:
         """Append that the prompt of entry number `step`, which the model could not work with, does not count."""

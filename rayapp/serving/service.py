@@ -23,7 +23,7 @@ import numpy as np
 from rayapp.app import app_traceback, validation
 from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
-from rayapp.datastore.interfaces import Author, Info, LabelRecord
+from rayapp.datastore.interfaces import Author, ClickEvent, Info, LabelRecord
 from rayapp.errors import AppBroken, BadRequest, Superseded
 from rayapp.imaging.placement import read_label_map
 from rayapp.imaging.volume import Grid
@@ -38,7 +38,7 @@ from rayapp.protocol import Output
 from rayapp.serving.click_log import ClickLog, Log, Mask, Parse, payload_of
 from rayapp.serving.encoding import encode_dicom_seg, encode_file, encode_reply, reply_params
 from rayapp.serving.executors import Executors
-from rayapp.serving.interaction import Interaction
+from rayapp.serving.interaction import PROMPT, REDO, Interaction
 from rayapp.serving.live_versions import Serving
 from rayapp.serving.messages import HandedOut, InferCall, InferReply, SaveAs, Turn
 from rayapp.serving.prefetch import Prefetcher
@@ -178,6 +178,8 @@ class InferenceService:
                     async with aclosing(self._predictions(work, ask)) as predictions:
                         async for prediction in predictions:
                             state = self._log.described(turn, at, prediction.labels, "" if onto is None else token)
+                            if ask is _last:  # nothing more is asked for, so this never gets to its end
+                                self._log.answer(at)
                             yield await self._reply(work, prediction, onto, {"interaction": state})
                             token, onto = state["mask"], prediction.labels
                     self._log.answer(at)
@@ -187,7 +189,7 @@ class InferenceService:
                         break
                     if turn.event is None:
                         raise
-                    refused = await self._refused(work, at, parse)
+                    refused = await self._refused(turn.event, work, at, parse)
                     for step in refused:
                         await self._log.withdraw(turn, step)
                     if not refused or at.step in refused:
@@ -199,12 +201,12 @@ class InferenceService:
             state = self._log.described(turn, at, empty.labels, "" if onto is None else token)
             yield await self._reply(work, empty, onto, {"interaction": state})
 
-    async def _refused(self, work: Work, at: Interaction, parse: Parse) -> list[int]:
+    async def _refused(self, event: ClickEvent, work: Work, at: Interaction, parse: Parse) -> list[int]:
         """Steps of the prompts in force that the model cannot work with: that of the turn itself, or those before it
         that were never answered.
         """
-        earlier = [prompt for prompt in self._log.unanswered(at) if prompt["step"] != at.step]
-        own = [prompt for prompt in at.done if prompt["step"] == at.step]
+        own = at.done[-1:] if event.kind in (PROMPT, REDO) else ()
+        earlier = [prompt for prompt in self._log.unanswered(at) if prompt not in own]
         kept = [prompt for prompt in at.done if prompt not in earlier]
 
         async def accepts(prompts: list[Info]) -> bool:
@@ -219,7 +221,7 @@ class InferenceService:
             return True
 
         if own and not (earlier and await accepts(kept)):
-            return [at.step]
+            return [int(prompt["step"]) for prompt in own]
         refused = []
         for prompt in earlier:
             more = sorted([*kept, prompt], key=lambda each: int(each["step"]))

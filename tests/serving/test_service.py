@@ -264,6 +264,16 @@ async def test_a_refused_prompt_behind_one_that_was_superseded_is_the_one_that_d
     assert picked.points == [GOOD]
 
 
+async def test_a_replica_that_took_over_withdraws_no_prompt_that_another_one_has_answered(house):
+    picked = Picked(house)
+    await picked.ask(GOOD)
+    await picked.ask(OTHER)
+    picked.service._log._answered.clear()
+    with pytest.raises(BadRequest, match="not there"):
+        await picked.ask(BAD)
+    assert picked.points == [GOOD, OTHER]
+
+
 async def test_refused_prompts_leave_what_can_be_redone(house):
     picked = Picked(house)
     await picked.ask(GOOD)
