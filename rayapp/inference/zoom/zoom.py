@@ -13,9 +13,8 @@ from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, candidates
 from rayapp.inference.zoom.marks import Box, Marks, bounds_of
 from rayapp.inference.zoom.view import Bools, Source
 
-KEPT, KEPT_AGAIN = 0.5, 0.1
-"""Share of an answer that its border encloses, at least, without and with a mask before: what a prompt corrects may
-shrink."""
+KEPT = 0.5
+"""Share of a first answer that its border encloses, at least; what a prompt corrects may shrink."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def outcomes(
     boxes = [box for box in marks.boxes if solid(box, source)]
     margin = optics.box_margin if len(boxes) == 1 else optics.margin
     quality, seen = best.quality, best
-    edge, kept = (optics.fine, KEPT) if previous is None else (optics.again, KEPT_AGAIN)
+    edge, kept = (optics.fine, KEPT) if previous is None else (optics.again, 0.0)
     for _ in range(optics.looks if boxes and previous is None else 1):
         found = boxes[0] if len(boxes) == 1 else mask.bounds(source.spacing)
         if found is None:
