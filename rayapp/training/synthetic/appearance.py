@@ -46,7 +46,7 @@ class Acquisition:
     def on_image(self, mask: Bools) -> Bools:
         """A mask of the canvas on the image's voxels: those that it fills by half."""
         part = mask[self.region].astype(np.float32)
-        return np.asarray(_thick(part, self.thickness) > 0.5)
+        return np.asarray(thick(part, self.thickness) > 0.5)
 
 
 def acquire(random: Random, scene: Scene) -> Acquisition:
@@ -70,7 +70,7 @@ def acquire(random: Random, scene: Scene) -> Acquisition:
     if kind == "mr" and random.random() < 0.7:
         image = image * np.exp(smooth(random, image.shape, 3) * np.float32(random.uniform(0, 0.3)))
     region, thickness = _field_of_view(random, edge)
-    image = _thick(image[region], thickness, skip=random.random() < 0.3)
+    image = thick(image[region], thickness, skip=random.random() < 0.3)
     noise = unit * random.choice([random.uniform(0, 0.3), random.uniform(0, 0.9)])
     grain = random.standard_normal(image.shape, dtype=np.float32)
     if random.random() < 0.3:
@@ -158,8 +158,14 @@ def _field_of_view(random: Random, edge: int) -> tuple[tuple[slice, ...], tuple[
     return tuple(region), (thickness[0], thickness[1], thickness[2])
 
 
-def _thick(values: Floats, thickness: tuple[int, int, int], *, skip: bool = False) -> Floats:
-    """Average over slices; `skip` leaves gaps between thinner ones."""
+def thick(values: Floats, thickness: tuple[int, int, int], *, skip: bool = False) -> Floats:
+    """Averages over `thickness` voxels along each axis, without what is left over at the ends.
+
+    Args:
+        values: (i, j, k).
+        thickness: voxels that become one, along each axis.
+        skip: leave gaps between thinner slices.
+    """
     for axis, factor in enumerate(thickness):
         if factor > 1:
             rows = np.moveaxis(values, axis, 0)

@@ -18,7 +18,7 @@ from rayapp.training.synthetic.anatomy import anatomy
 from rayapp.training.synthetic.appearance import Acquisition, acquire
 from rayapp.training.synthetic.gallery import excerpt
 from rayapp.training.synthetic.scenes import Scene, scene
-from rayapp.training.synthetic.shapes import Bools, Random
+from rayapp.training.synthetic.shapes import Bools, Random, sides
 
 BODIES = 0.4
 """Share of scenes that are laid out as bodies are."""
@@ -190,7 +190,7 @@ def _structure(random: Random, drawn: Scene, taken: Acquisition) -> Bools | None
             part = ndimage.binary_fill_holes(part)
         if part.sum() < 40 or part.mean() > 0.5 or (part.mean() > 0.1 and random.random() < 0.6):
             continue
-        if random.random() < min(0.8, 0.2 * _sides(part)) or not _visible(random, labels, part, taken):
+        if random.random() < min(0.8, 0.2 * sides(part)) or not _visible(random, labels, part, taken):
             continue
         share = np.zeros(drawn.labels.shape, bool)
         share[taken.region] = part
@@ -210,11 +210,6 @@ def _slice(random: Random, source: Source, mask: Bools) -> tuple[Source, Bools]:
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return Source(source.array.take([at], axis), source.spacing), parts == sizes.argmax()
-
-
-def _sides(part: Bools) -> int:
-    """Number of the image's sides that a structure reaches; in patients it is small."""
-    return sum(bool(part.take(end, axis).any()) for axis in range(3) for end in (0, -1))
 
 
 def _visible(random: Random, labels: NDArray[np.int16], part: Bools, taken: Acquisition) -> bool:

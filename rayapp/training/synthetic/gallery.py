@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rayapp.inference.zoom.view import Source
+from rayapp.training.synthetic.appearance import thick
 from rayapp.training.synthetic.regions import Regions, regions
-from rayapp.training.synthetic.shapes import Bools, Floats, Random
+from rayapp.training.synthetic.shapes import Bools, Floats, Random, sides
 
 LONGEST = 112
 """Voxels of an excerpt along each axis, at most."""
@@ -69,8 +70,7 @@ class Excerpt:
             mask = parts == sizes.argmax()
             if self._nothing(mask) or _contrast(self.image, mask) < SEEN:
                 continue
-            sides = sum(bool(mask.take(end, axis).any()) for axis in range(3) for end in (0, -1))
-            if random.random() >= min(0.9, 0.25 * sides):
+            if random.random() >= min(0.9, 0.25 * sides(mask)):
                 return np.asarray(mask)
         return None
 
@@ -104,8 +104,9 @@ def excerpt(random: Random, path: Path) -> Excerpt:
         axis = int(random.integers(3))
         factor[axis] = min(factor[axis] * int(random.integers(2, 6)), max(1, count[axis] // 6))
     part = tuple(slice(a, a + n) for a, n in zip(first, count, strict=True))
-    values = _coarser(image[part].astype(np.float32), factor)
-    drawn = None if mask is None else _coarser(mask[part].astype(np.float32), factor) > 0.5
+    i, j, k = factor.tolist()
+    values = thick(image[part].astype(np.float32), (i, j, k))
+    drawn = None if mask is None else thick(mask[part].astype(np.float32), (i, j, k)) > 0.5
     spacing = spacing * factor
     order = random.permutation(3)
     flips = tuple(slice(None, None, int(random.choice([-1, 1]))) for _ in range(3))
@@ -131,16 +132,6 @@ def _contrast(image: Floats, mask: Bools) -> float:
         return 0.0
     within, beyond = values[inner], values[outer]
     return float(abs(within.mean() - beyond.mean()) / max(np.sqrt((within.var() + beyond.var()) / 2), 1e-6))
-
-
-def _coarser(values: Floats, factor: NDArray[np.int64]) -> Floats:
-    """Averages over `factor` (3) voxels along each axis; what is left over at the ends is cut off."""
-    for axis, step in enumerate(factor.tolist()):
-        if step > 1:
-            rows = np.moveaxis(values, axis, 0)
-            rows = rows[: len(rows) // step * step]
-            values = np.moveaxis(rows.reshape(-1, step, *rows.shape[1:]).mean(1), 0, axis)
-    return np.asarray(values)
 
 
 def _shown(random: Random, values: Floats) -> Floats:

@@ -144,3 +144,8 @@ def cells(random: Random, at: Floats, inside: Bools, count: int) -> NDArray[np.i
     nearest = ((points[:, None] - seeds[None]) ** 2).sum(2) * np.exp(random.normal(0, 0.3, count)).astype(np.float32)
     parts[inside] = nearest.argmin(1).astype(np.int16)
     return parts
+
+
+def sides(part: Bools) -> int:
+    """Number of the image's sides that a structure reaches; in patients it is small."""
+    return sum(bool(part.take(end, axis).any()) for axis in range(3) for end in (0, -1))
