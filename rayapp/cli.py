@@ -21,6 +21,7 @@ from rayapp.commands import (
     doctor,
     images,
     jobs,
+    labels,
     models,
     nninteractive_models,
     plan,
@@ -45,6 +46,7 @@ app.add_typer(datasets.commands, name="datasets")
 app.command()(images.images)
 app.command()(annotation.infer)
 app.command("next")(annotation.next_image)
+app.add_typer(labels.commands, name="labels")
 app.command()(replay.replay)
 app.command()(jobs.train)
 app.command()(score.score)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from rayapp.client.caller import Caller, Params
 from rayapp.client.transport import Call, read_json
 from rayapp.protocol import FINAL, Route
-from rayapp.responses import DatastoreStatus, SavedLabel
+from rayapp.responses import DatastoreStatus, LabelRevision, SavedLabel
 
 
 class DatastoreCalls(Caller):
@@ -91,7 +91,9 @@ class DatastoreCalls(Caller):
         """Merge `info` into the image's info."""
         await self._send("PUT", Route.IMAGE_INFO, form={"info": json.dumps(dict(info))}, image=image)
 
-    async def save_label(self, image: str, file: Path, *, tag: str = FINAL, params: Params | None = None) -> SavedLabel:
+    async def save_label(
+        self, image: str, file: Path, *, tag: str = FINAL, params: Params | None = None, onto: int | None = None
+    ) -> SavedLabel:
         """Save a label map of an image; once this returns, it is durable. Earlier ones are kept as revisions.
 
         Args:
@@ -99,9 +101,12 @@ class DatastoreCalls(Caller):
             file: The label map, on the image's voxel grid.
             tag: Tag to save it under; `final` marks the image as finished.
             params: The label's info, such as `label_info`.
+            onto: Number of the revision that the label map was made from, 0 if there was none: the save is refused if
+                another one is the newest by now. By default the newest one is replaced, whichever it is.
 
         Raises:
             NotFound: If there is no such image.
+            Conflict: If somebody else saved since the revision `onto`; the text says who and when.
             GridMismatch: If the label map lies on another voxel grid; nothing is stored then.
             Unreadable: If the file is damaged; nothing is stored then.
         """
@@ -111,6 +116,7 @@ class DatastoreCalls(Caller):
             query={"image": image, "tag": tag},
             form={"params": json.dumps(self._with_client_id(params))},
             files=[("label", file)],
+            onto=onto,
         )
         return cast(SavedLabel, await self._transport.send(call, read_json))
 
@@ -122,18 +128,46 @@ class DatastoreCalls(Caller):
         """True when the image has a label under the tag."""
         return await self._exists(Route.LABEL, image=image, tag=tag)
 
-    async def download_label(self, image: str, to: Path, *, tag: str = FINAL) -> Path:
-        """Download the newest revision of a label.
+    async def download_label(self, image: str, to: Path, *, tag: str = FINAL, revision: int | None = None) -> Path:
+        """Download a label.
 
         Args:
             image: The image's id.
             to: File or folder to write to.
             tag: The label's tag.
+            revision: Number of an earlier revision; the newest one by default.
 
         Returns:
             The file written.
+
+        Raises:
+            NotFound: If there is no such label, or no such revision of it.
         """
-        return await self._download(Route.LABEL, to, label=image, tag=tag)
+        query = {} if revision is None else {"revision": str(revision)}
+        return await self._download(Route.LABEL, to, label=image, tag=tag, **query)
+
+    async def label_revisions(self, image: str, tag: str = FINAL) -> list[LabelRevision]:
+        """Every saved state of a label, oldest first, also after the label was deleted."""
+        return cast("list[LabelRevision]", await self._get(Route.LABEL_REVISIONS, label=image, tag=tag))
+
+    async def restore_label(
+        self, image: str, revision: int, *, tag: str = FINAL, onto: int | None = None
+    ) -> SavedLabel:
+        """Save an earlier revision of a label again, as the newest one; those between are kept.
+
+        Args:
+            image: The image's id.
+            revision: Number of the revision to restore.
+            tag: The label's tag.
+            onto: Number of the revision that must still be the newest one; any by default.
+
+        Raises:
+            NotFound: If there is no such revision.
+            Conflict: If somebody else saved since the revision `onto`; the text says who and when.
+        """
+        query = {"label": image, "tag": tag, "revision": str(revision)}
+        call = Call(method="POST", path=Route.RESTORE_LABEL, query=query, onto=onto)
+        return cast(SavedLabel, await self._transport.send(call, read_json))
 
     async def label_info(self, image: str, tag: str = FINAL) -> dict[str, Any]:
         """The info recorded with a label; empty for an unknown label."""

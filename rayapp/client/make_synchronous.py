@@ -53,6 +53,7 @@ from rayapp.responses import (
     Info,
     InteractionState,
     Job,
+    LabelRevision,
     ModelFile,
     Sample,
     SavedLabel,

@@ -22,6 +22,7 @@ from rayapp.responses import (
     Info,
     InteractionState,
     Job,
+    LabelRevision,
     ModelFile,
     Sample,
     SavedLabel,
@@ -314,7 +315,9 @@ class Client:
         """Merge `info` into the image's info."""
         self._run(self._client.update_image_info(image, info))
 
-    def save_label(self, image: str, file: Path, *, tag: str = FINAL, params: Params | None = None) -> SavedLabel:
+    def save_label(
+        self, image: str, file: Path, *, tag: str = FINAL, params: Params | None = None, onto: int | None = None
+    ) -> SavedLabel:
         """Save a label map of an image; once this returns, it is durable. Earlier ones are kept as revisions.
 
         Args:
@@ -322,13 +325,16 @@ class Client:
             file: The label map, on the image's voxel grid.
             tag: Tag to save it under; `final` marks the image as finished.
             params: The label's info, such as `label_info`.
+            onto: Number of the revision that the label map was made from, 0 if there was none: the save is refused if
+                another one is the newest by now. By default the newest one is replaced, whichever it is.
 
         Raises:
             NotFound: If there is no such image.
+            Conflict: If somebody else saved since the revision `onto`; the text says who and when.
             GridMismatch: If the label map lies on another voxel grid; nothing is stored then.
             Unreadable: If the file is damaged; nothing is stored then.
         """
-        return self._run(self._client.save_label(image, file, tag=tag, params=params))
+        return self._run(self._client.save_label(image, file, tag=tag, params=params, onto=onto))
 
     def delete_label(self, image: str, tag: str = FINAL) -> None:
         """Delete the label under a tag, if there is one; its revisions are kept. Needs the role of an administrator."""
@@ -338,18 +344,41 @@ class Client:
         """True when the image has a label under the tag."""
         return self._run(self._client.has_label(image, tag))
 
-    def download_label(self, image: str, to: Path, *, tag: str = FINAL) -> Path:
-        """Download the newest revision of a label.
+    def download_label(self, image: str, to: Path, *, tag: str = FINAL, revision: int | None = None) -> Path:
+        """Download a label.
 
         Args:
             image: The image's id.
             to: File or folder to write to.
             tag: The label's tag.
+            revision: Number of an earlier revision; the newest one by default.
 
         Returns:
             The file written.
+
+        Raises:
+            NotFound: If there is no such label, or no such revision of it.
         """
-        return self._run(self._client.download_label(image, to, tag=tag))
+        return self._run(self._client.download_label(image, to, tag=tag, revision=revision))
+
+    def label_revisions(self, image: str, tag: str = FINAL) -> list[LabelRevision]:
+        """Every saved state of a label, oldest first, also after the label was deleted."""
+        return self._run(self._client.label_revisions(image, tag))
+
+    def restore_label(self, image: str, revision: int, *, tag: str = FINAL, onto: int | None = None) -> SavedLabel:
+        """Save an earlier revision of a label again, as the newest one; those between are kept.
+
+        Args:
+            image: The image's id.
+            revision: Number of the revision to restore.
+            tag: The label's tag.
+            onto: Number of the revision that must still be the newest one; any by default.
+
+        Raises:
+            NotFound: If there is no such revision.
+            Conflict: If somebody else saved since the revision `onto`; the text says who and when.
+        """
+        return self._run(self._client.restore_label(image, revision, tag=tag, onto=onto))
 
     def label_info(self, image: str, tag: str = FINAL) -> dict[str, Any]:
         """The info recorded with a label; empty for an unknown label."""

@@ -66,6 +66,7 @@ class Call:
         retry_if_refused: Send the call again after the server refused it as busy.
         deduplicated: The call carries a request id by which the server recognises it when it is sent again.
         last_event: Id of the last server-sent event that was received, to go on behind it; "" for none.
+        onto: Number of the revision that the call must find as the newest, 0 for none; None for any.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Call:
     retry_if_refused: bool = False
     deduplicated: bool = False
     last_event: str = ""
+    onto: int | None = None
 
     @property
     def idempotent(self) -> bool:
@@ -162,6 +164,8 @@ class Transport:
         elif call.form:
             body = {"data": dict(call.form)}
         headers = {"Last-Event-ID": call.last_event} if call.last_event else {}
+        if call.onto is not None:
+            headers |= {"If-Match": f'"{call.onto}"'} if call.onto else {"If-None-Match": "*"}
         request = self._session.request(
             call.method, url, params=call.query, headers=headers, allow_redirects=False, **body
         )
