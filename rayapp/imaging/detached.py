@@ -5,15 +5,37 @@ The other file must lie in the same folder: a header never names one elsewhere o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from rayapp.errors import Unreadable
+from rayapp.imaging.volume import Grid
 
 DETACHED = (".mhd", ".nhdr", ".hdr")
 """Extensions of such headers."""
 
 
-def beside(header: Path, names: tuple[str, ...]) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class ImageHeader:
+    """What every image format's header gives.
+
+    Attributes:
+        grid: The grid of the image.
+        data_files: Names that the file with the voxels may have, the likeliest first; none if the header's own file
+            holds them.
+    """
+
+    grid: Grid
+    data_files: tuple[str, ...] = ()
+
+    def data_file(self, path: Path) -> Path | None:
+        """The file with the voxels of the header at `path`; None if it holds them itself. Raises Unreadable if the file
+        is not there.
+        """
+        return _beside(path, self.data_files) if self.data_files else None
+
+
+def _beside(header: Path, names: tuple[str, ...]) -> Path:
     """The file with the voxels of a header.
 
     Args:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rayapp.errors import Unreadable
 from rayapp.geometry import is_sane, ras_to_lps
-from rayapp.imaging.detached import beside
+from rayapp.imaging.detached import ImageHeader
 from rayapp.imaging.payload import Payload, check_size, opened
 from rayapp.imaging.volume import Grid, Volume
 
@@ -36,26 +36,18 @@ _LOCAL = "LOCAL"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Header:
-    grid: Grid
+class _Header(ImageHeader):
     channels: int
     samples: int
     dtype: np.dtype[Any]
     packed: bool
-    data_file: str
     length: int
 
 
-def data_file(path: Path) -> Path | None:
-    """The file with the voxels of an `.mhd`; None for an `.mha`, which holds its own. Raises Unreadable."""
+def read_header(path: Path) -> ImageHeader:
+    """The header. Raises Unreadable."""
     with opened(path) as file:
-        return _data_file(path, _header(file, path))
-
-
-def read_grid(path: Path) -> Grid:
-    """The grid, from the header alone. Raises Unreadable."""
-    with opened(path) as file:
-        return _header(file, path).grid
+        return _header(file, path)
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
@@ -68,7 +60,7 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
     shape = (header.channels, *header.grid.shape[::-1], header.samples)
     nbytes = math.prod(shape) * header.dtype.itemsize
     check_size(nbytes, max_bytes)
-    other = _data_file(path, header)
+    other = header.data_file(path)
     with opened(other or path) as file:
         file.seek(0 if other else header.length)
         payload = Payload(file, "zlib" if header.packed else "raw")
@@ -78,10 +70,6 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
     if not header.dtype.isnative:
         array = array.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
     return Volume(array=array.transpose(0, 4, 3, 2, 1).reshape(-1, *header.grid.shape), affine=header.grid.affine)
-
-
-def _data_file(path: Path, header: _Header) -> Path | None:
-    return None if header.data_file == _LOCAL else beside(path, (header.data_file,))
 
 
 def _header(file: BinaryIO, path: Path) -> _Header:
@@ -141,7 +129,7 @@ def _checked(fields: Mapping[str, str], length: int, *, detached: bool) -> _Head
         samples=samples,
         dtype=_dtype(fields),
         packed=_flag(fields, "CompressedData", default=False),
-        data_file=data,
+        data_files=() if data == _LOCAL else (data,),
         length=length,
     )
 

@@ -24,7 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_orthogonal, is_sane, spacing
-from rayapp.imaging.detached import beside
+from rayapp.imaging.detached import ImageHeader
 from rayapp.imaging.payload import Payload, check_size, opened
 from rayapp.imaging.raster import raster
 from rayapp.imaging.volume import Grid, Segmentation, Volume, shifted
@@ -42,10 +42,9 @@ _MILLIMETRES = {1: 1e3, 3: 1e-3}  # units code -> mm; mm and "unknown" are 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Header:
+class _Header(ImageHeader):
     fields: Any
     length: int
-    grid: Grid
     channels: int
     dtype: np.dtype[Any]
 
@@ -58,45 +57,35 @@ def write_volume(volume: Volume, path: Path) -> None:
     image.to_filename(path)
 
 
-def read_grid(path: Path) -> Grid:
-    """The grid, from the header alone. Raises Unreadable."""
+def read_header(path: Path) -> ImageHeader:
+    """The header. Raises Unreadable."""
     with _payload(path) as payload:
-        return _header(payload, pair=_is_pair(path)).grid
+        return _header(payload, path)
 
 
-def data_file(path: Path) -> Path | None:
-    """The `.img` of an `.hdr`; None for a file that holds its voxels. Raises Unreadable."""
-    if not _is_pair(path):
-        return None
-    read_grid(path)
-    return _img(path)
-
-
-def _img(path: Path) -> Path:
+def _images(path: Path) -> tuple[str, ...]:
+    """Names that the `.img` of an `.hdr` may have; none for a file that holds its voxels."""
+    if path.suffix.lower() != _PAIR:
+        return ()
     stems = dict.fromkeys((path.stem, path.resolve().stem))  # of a link, also what it links to
-    return beside(path, tuple(stem + ext for stem in stems for ext in _VOXELS))
-
-
-def _is_pair(path: Path) -> bool:
-    return path.suffix.lower() == _PAIR
+    return tuple(stem + ext for stem in stems for ext in _VOXELS)
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
     """The whole image; axes beyond the third, and colour samples, become channels. Raises Unreadable, TooLarge."""
-    pair = _is_pair(path)
     with _payload(path) as payload:
-        header = _header(payload, pair=pair)
+        header = _header(payload, path)
         slope, inter = _rescale(header.fields)
         count = header.channels * math.prod(header.grid.shape)
         check_size(count * max(header.dtype.itemsize, 4 if slope is not None else 0), max_bytes)
         offset = float(header.fields["vox_offset"])
-        if not (0 if pair else header.length) <= offset <= _MAX_OFFSET:
+        if not (0 if header.data_files else header.length) <= offset <= _MAX_OFFSET:
             raise Unreadable(f"the NIfTI header's vox_offset {offset} is invalid")
-        if not pair:
+        if not header.data_files:
             payload.read(int(offset) - header.length)
             data = _voxels(payload, count * header.dtype.itemsize)
-    if pair:
-        with _payload(_img(path)) as payload:
+    if other := header.data_file(path):
+        with _payload(other) as payload:
             payload.read(int(offset))
             data = _voxels(payload, count * header.dtype.itemsize)
     array = _array(data, header)
@@ -145,7 +134,8 @@ def _payload(path: Path) -> Iterator[Payload]:
         yield Payload(file, "gzip" if packed else "raw")
 
 
-def _header(payload: Payload, *, pair: bool) -> _Header:
+def _header(payload: Payload, path: Path) -> _Header:
+    images = _images(path)
     start = payload.read(348).tobytes()
     for order in "<>":
         length = int(np.frombuffer(start[:4], f"{order}i4")[0])
@@ -154,11 +144,11 @@ def _header(payload: Payload, *, pair: bool) -> _Header:
     else:
         raise Unreadable("not a NIfTI file: its header size is neither 348 nor 540 bytes")
     block = start + payload.read(length - len(start)).tobytes()
-    at, magic = (_MAGIC_OF_PAIRS if pair else _MAGIC)[length]
+    at, magic = (_MAGIC_OF_PAIRS if images else _MAGIC)[length]
     if block[at : at + len(magic)] != magic:
         what = (
             "the header of a NIfTI pair (but Analyze)"
-            if pair
+            if images
             else "a single-file NIfTI (but the .hdr of a pair, or Analyze)"
         )
         raise Unreadable(f"not {what}: save it as .nii or .nii.gz")
@@ -172,7 +162,14 @@ def _header(payload: Payload, *, pair: bool) -> _Header:
         raise Unreadable(f"voxels of type {dtype} are not supported: save them as integers or 32-bit floats")
     if not is_sane(affine):
         raise Unreadable("the NIfTI header's affine is not finite or not invertible")
-    return _Header(fields=fields, length=length, grid=Grid(shape=shape, affine=affine), channels=channels, dtype=dtype)
+    return _Header(
+        grid=Grid(shape=shape, affine=affine),
+        data_files=images,
+        fields=fields,
+        length=length,
+        channels=channels,
+        dtype=dtype,
+    )
 
 
 def _shape(fields: Any) -> tuple[tuple[int, int, int], int]:

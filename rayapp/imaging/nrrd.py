@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_sane, ras_to_lps
-from rayapp.imaging.detached import beside
+from rayapp.imaging.detached import ImageHeader
 from rayapp.imaging.nrrd_space import placed_axes
 from rayapp.imaging.payload import Bytes, Codec, Payload, check_size, gzipped, opened
 from rayapp.imaging.raster import raster
@@ -36,14 +36,12 @@ _NAMES_DATA = re.compile(rb"^data ?file:", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Header:
+class _Header(ImageHeader):
     fields: dict[str, Any]
     sizes: tuple[int, ...]
     spatial: tuple[int, ...]  # which file axes are i, j and, unless the image is flat, k
-    grid: Grid
     dtype: np.dtype[Any]
     codec: Codec
-    data_file: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +51,10 @@ class _Segment:
     layer: int
 
 
-def data_file(path: Path) -> Path | None:
-    """The file with the voxels of an `.nhdr`; None for a file that holds its own. Raises Unreadable."""
+def read_header(path: Path) -> ImageHeader:
+    """The header. Raises Unreadable."""
     with opened(path) as file:
-        return _data_file(path, _header(file, path))
-
-
-def read_grid(path: Path) -> Grid:
-    """The grid, from the header alone. Raises Unreadable."""
-    with opened(path) as file:
-        return _header(file, path).grid
+        return _header(file, path)
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
@@ -151,10 +143,6 @@ def _head(
     return ("\n".join(lines) + "\n\n").encode()
 
 
-def _data_file(path: Path, header: _Header) -> Path | None:
-    return None if header.data_file is None else beside(path, (header.data_file,))
-
-
 def _header(file: BinaryIO, path: Path) -> _Header:
     """Parse the header, leaving the file at the first byte of its payload."""
     start = file.read(_MAX_HEADER)
@@ -226,7 +214,7 @@ def _checked(fields: dict[str, Any], *, detached: bool) -> _Header:
         grid=Grid(shape=(i, j, k), affine=affine),
         dtype=_dtype(fields),
         codec="raw" if encoding == "raw" else "gzip",
-        data_file=None if named is None else str(named),
+        data_files=() if named is None else (str(named),),
     )
 
 
@@ -250,7 +238,7 @@ def _read(path: Path, max_bytes: int) -> tuple[_Header, npt.NDArray[Any]]:
     """The header and the voxels, shape (C, I, J, K), without a copy."""
     with opened(path) as file:
         header = _header(file, path)
-        other, held = _data_file(path, header), file.tell()
+        other, held = header.data_file(path), file.tell()
     nbytes = math.prod(header.sizes) * header.dtype.itemsize
     check_size(nbytes, max_bytes)
     with opened(other or path) as file:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rayapp.errors import Unreadable
 from rayapp.imaging import dicom_series, metaimage, nifti, nrrd
-from rayapp.imaging.detached import DETACHED
+from rayapp.imaging.detached import DETACHED, ImageHeader
 from rayapp.imaging.finite_values import finite_values
 from rayapp.imaging.volume import Grid, Segmentation, Volume
 
@@ -52,10 +52,9 @@ def split_ext(filename: str) -> tuple[str, str]:
 
 def data_file(path: Path) -> Path | None:
     """The file with the voxels of a header that has none; None for a file that holds its own. Raises Unreadable."""
-    if not path.name.lower().endswith(DETACHED):
+    if path.is_dir() or not path.name.lower().endswith(DETACHED):
         return None
-    other: Path = _module(path).data_file(path)
-    return other
+    return _header(path).data_file(path)
 
 
 def read_volume(path: Path, *, max_bytes: int) -> Volume:
@@ -74,8 +73,7 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
 
 def read_grid(path: Path) -> Grid:
     """The grid of an image or label file, from its header alone. Raises Unreadable."""
-    grid: Grid = _module(path).read_grid(path)
-    return grid
+    return dicom_series.read_grid(path) if path.is_dir() else _header(path).grid
 
 
 def read_segmentation(path: Path, *, max_bytes: int, ext: str | None = None) -> Segmentation:
@@ -105,6 +103,11 @@ def read_segmentation(path: Path, *, max_bytes: int, ext: str | None = None) -> 
             "the number of the highest channel"
         )
     return Segmentation(array=_as_labels(volume.array[0]), affine=volume.affine, names=names)
+
+
+def _header(path: Path) -> ImageHeader:
+    header: ImageHeader = _module(path).read_header(path)
+    return header
 
 
 def _module(path: Path) -> ModuleType:

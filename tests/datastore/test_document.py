@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,23 @@ from tests.waiting import until
 @pytest.fixture(autouse=True)
 def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document, "DELAY_S", 0.05)
+
+
+class FakeClock:
+    """The clock, and the condition that the writer waits for: only waiting moves the clock on."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def monotonic(self) -> float:
+        return sum(self.waits)
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
 
 
 def written(studies: Path) -> dict[str, Any]:
@@ -128,58 +144,37 @@ def test_the_document_and_the_copy_that_edits_are_compared_with_survive_power_lo
     assert {studies, studies / ".rayapp"} <= {*synced}
 
 
-def test_the_document_of_a_large_store_is_not_written_again_before_its_share_of_time_is_due(plain: Any) -> None:
+def test_the_document_of_a_large_store_is_not_written_again_before_its_share_of_time_is_due(
+    plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = plain._document
-    plain._document.close()
+    file.close()
+    clock = FakeClock()
     file._closed, file._dirty, file._touched = False, True, 0.0
-    earliest = time.monotonic() + 0.3
-    assert file._due(0.0, earliest)
-    assert time.monotonic() >= earliest
+    with monkeypatch.context() as patch:
+        patch.setattr(document, "time", clock)
+        patch.setattr(file, "_wake", clock)
+        assert file._due(0.0, 1000.0)
+    assert clock.waits == [1000.0]
 
 
-def test_what_another_program_made_from_an_older_document_turns_nothing_back(plain: Any, studies: Path) -> None:
+@pytest.mark.parametrize("changed", ["ct_a", "ct_b"], ids=["the same image", "another image"])
+@pytest.mark.parametrize("versions", [1, 20], ids=["the last but one", "long replaced"])
+def test_an_edit_of_an_older_document_is_imported_and_turns_nothing_back(
+    plain: Any, studies: Path, changed: str, versions: int
+) -> None:
     """MONAI Label keeps the document in memory and writes all of it."""
-    plain.update_image_info("ct_b", {"text": "first"})
+    plain.update_image_info(changed, {"text": "first"})
     plain._document.flush()
     theirs = written(studies)
-    plain.update_image_info("ct_b", {"text": "second"})
-    plain._document.flush()
-    theirs["objects"]["ct_a"]["image"]["info"]["theirs"] = 1
-    (studies / "datastore_v2.json").write_text(json.dumps(theirs))
-    plain.refresh()
-    assert plain.image("ct_a").info["theirs"] == 1
-    assert plain.image("ct_b").info["text"] == "second"
-
-
-def test_an_edit_of_an_image_that_was_changed_here_meanwhile_turns_nothing_of_it_back(
-    plain: Any, studies: Path
-) -> None:
-    plain.update_image_info("ct_a", {"text": "first"})
-    plain._document.flush()
-    theirs = written(studies)
-    plain.update_image_info("ct_a", {"text": "second"})
-    plain._document.flush()
-    theirs["objects"]["ct_a"]["image"]["info"]["theirs"] = 1
-    (studies / "datastore_v2.json").write_text(json.dumps(theirs))
-    plain.refresh()
-    assert plain.image("ct_a").info["theirs"] == 1
-    assert plain.image("ct_a").info["text"] == "second"
-
-
-def test_a_document_made_from_one_that_was_replaced_many_times_since_turns_nothing_back(
-    plain: Any, studies: Path
-) -> None:
-    plain.update_image_info("ct_b", {"text": "-1"})
-    plain._document.flush()
-    theirs = written(studies)
-    for number in range(20):
-        plain.update_image_info("ct_b", {"text": f"{number}"})
+    for number in range(versions):
+        plain.update_image_info(changed, {"text": f"{number}"})
         plain._document.flush()
     theirs["objects"]["ct_a"]["image"]["info"]["theirs"] = 1
     (studies / "datastore_v2.json").write_text(json.dumps(theirs))
     plain.refresh()
     assert plain.image("ct_a").info["theirs"] == 1
-    assert plain.image("ct_b").info["text"] == "19"
+    assert plain.image(changed).info["text"] == f"{versions - 1}"
 
 
 def test_an_edit_of_the_same_length_right_behind_our_rename_is_taken_over(

@@ -84,7 +84,7 @@ def test_small_images_are_seen_whole_as_they_are_on_a_gpu_by_a_network_of_full_r
 
 @pytest.mark.parametrize("data", [TORSOS, THICK], ids=["torsos", "thick slices"])
 @pytest.mark.parametrize("kind", ["segmentation", "deepedit"])
-def test_on_two_cores_a_glance_and_a_step_stay_short(data: Survey, kind: Kind):
+def test_the_footprints_of_a_forward_pass_and_of_a_step_fit_the_budgets_of_two_cores(data: Survey, kind: Kind):
     proposal = proposed(data, SMALL, kind)
     assert 0 < proposal.forward_seconds <= SLACK * FORWARD_BUDGET_S
     assert proposal.step_seconds <= STEP_BUDGET_S
