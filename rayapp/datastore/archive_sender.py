@@ -22,16 +22,16 @@ from rayapp.errors import ArchiveAway, Busy, NotFound, RayappError
 from rayapp.protocol import FINAL
 
 ARCHIVED, PROBLEM, WAITING = "archived", "archive_problem", "archive_waiting"
-"""Keys of a label's info: the revision that the archive has or has refused, the reason of a refusal, and the reason why
-it was not stored yet."""
+"""Keys of a label's info: the revision that the archive stored or refused, the reason of a refusal, and the reason why
+it is not stored yet."""
 KEYS = (ARCHIVED, PROBLEM, WAITING)
 RETRY_S = 10.0
 MAX_RETRY_S = 300.0
 """Seconds until a label is sent again after a failure: at first, and at most."""
 MAX_FAILURES = 3
-"""Failures in a row after which the archive is taken to be unavailable."""
+"""Consecutive failures after which the archive is taken to be unavailable."""
 UnsentLabel = tuple[str, str]
-"""Image id, and SHA-256 of the revision."""
+"""Image id, and the revision's SHA-256."""
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,9 @@ class LabelSender:
 
         Args:
             index: the index of labels.
-            commit: its writer.
-            send: sends a label, given its image's id and its revision's SHA-256; returns the info to record. Raises
-                ArchiveAway, Busy or NotFound if it may succeed later, any other RayappError if it never will.
+            commit: the index's writer.
+            send: sends a label, given its image's id and its revision's SHA-256, and returns the info to record. Raises
+                ArchiveAway, Busy or NotFound if a later attempt may succeed, any other RayappError if none will.
             touched: called after an info has changed.
         """
         self._index = index
@@ -97,7 +97,7 @@ class LabelSender:
             )
 
     def status(self) -> Info:
-        """Numbers of labels `unsent` and `refused`, and under `problem` why the last one that failed was not sent."""
+        """Numbers of labels `unsent` and `refused`, and under `problem` the reason of the latest failure."""
         with self._index.reader() as db:
             (unsent,) = db.execute(f"SELECT count(*) FROM label INDEXED BY label_unsent WHERE {UNSENT}").fetchone()
             (refused,) = db.execute(f"SELECT count(*) FROM label INDEXED BY label_refused WHERE {REFUSED}").fetchone()
@@ -115,10 +115,10 @@ class LabelSender:
                 log.error("labels could not be sent to the archive and will be sent again: %s", type(error).__name__)
 
     def send_due(self) -> float | None:
-        """Send the labels that are due, those first that have waited longest. Called by one thread.
+        """Send the labels that are due, the longest waiting first. Called by one thread.
 
         Returns:
-            Seconds until the next one is due; None while none is left.
+            Seconds until the next one is due; None if none is left.
         """
         unsent = self.unsent()
         self._failed = {label: self._failed[label] for label in unsent if label in self._failed}
@@ -144,7 +144,7 @@ class LabelSender:
         return 0.0 if failed is None else failed.due
 
     def _attempt(self, label: UnsentLabel) -> str | None:
-        """Send one label and record the outcome. Returns the reason why it has to be sent again, if it has."""
+        """Send one label and record the outcome. Returns the reason if it has to be sent again, else None."""
         try:
             self._note(label, {ARCHIVED: label[1], **self._send(*label)})
         except (ArchiveAway, Busy, NotFound) as error:
@@ -165,7 +165,7 @@ class LabelSender:
         self._note(label, {WAITING: reason})
 
     def _note(self, label: UnsentLabel, info: Info) -> None:
-        """Record the outcome in the label's info, in place of an earlier one, if it is still the current label."""
+        """Record the outcome in the label's info, replacing an earlier one, if the label is still current."""
         image_id, sha = label
 
         def apply(db: sqlite3.Connection) -> Info | None:

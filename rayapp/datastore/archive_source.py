@@ -1,7 +1,8 @@
 """ArchiveSource: the series that a DICOM archive lists, as a datastore's images.
 
-A list is not trusted at once. A new series is taken when two looks see the same number of instances, for it may still
-be arriving; a series that is missing is asked for by itself before it is dropped, and an empty list has to repeat.
+A list is not trusted at once. A new series is accepted when two successive lists give the same number of instances,
+since it may still be arriving; a missing series is queried individually before it is dropped; and an empty list has to
+repeat.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from rayapp.datastore.series_cache import SeriesCache
 from rayapp.errors import RayappError
 
 EMPTY_LOOKS = 3
-"""Looks in a row that must find nothing at all before an empty archive is believed."""
+"""Consecutive empty lists after which an archive is believed to be empty."""
 ASKED = 20
-"""Series that are asked for by themselves in one look; more than these are never dropped at once."""
+"""Missing series that are queried individually per scan; if more are missing, none is dropped yet."""
 
 log = logging.getLogger(__name__)
 
 
 class ArchiveSource:
-    """The images of a datastore on an archive; an `ImageSource`. One look at a time; the rest is thread-safe."""
+    """The images of a datastore on an archive; an `ImageSource`. One scan at a time; all else is thread-safe."""
 
     def __init__(self, pacs: PacsClient, cache: SeriesCache, filters: Mapping[str, str]) -> None:
         self._pacs = pacs
@@ -39,10 +40,10 @@ class ArchiveSource:
         self._filters = dict(filters)
         self._listed: dict[str, ListedSeries] = {}
         self._unsettled: dict[str, int | None] = {}
-        """Numbers of instances that the last look saw of series that are not images yet."""
+        """Numbers of instances of series that are not images yet, from the last list."""
         self._empty = 0
         self.problem: str | None = None
-        """Why the archive could not be listed at the last look."""
+        """The reason why the archive could not be listed the last time."""
         self._changed: deque[str] = deque()
 
     def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], dict[Path, str]]:
@@ -72,7 +73,7 @@ class ArchiveSource:
         return self._empty == 0 or self._empty >= EMPTY_LOOKS
 
     def _gone(self, missing: Iterable[str]) -> set[str]:
-        """Those of the missing series that the archive does not have, when it is asked for each."""
+        """The missing series that the archive, queried for each, does not have."""
         some = sorted(missing)
         if len(some) > ASKED:
             some = random.sample(some, ASKED)  # others in the next look, so that none is passed over for ever
@@ -97,9 +98,9 @@ class ArchiveSource:
             return False
 
     def complete(self, new: Mapping[str, str], settle: float) -> set[str]:
-        """See `ImageSource`: the series of which two looks saw the same number of instances.
+        """See `ImageSource`: the series with the same number of instances in two successive lists.
 
-        The first look may be that of an earlier scan; otherwise the archive is asked again after `settle` seconds.
+        The first list may be that of an earlier scan; otherwise the archive is listed again after `settle` seconds.
         """
         counts = {uid: self.count(uid) for uid in new}
         unsure = {uid for uid in new if self._unsettled.get(uid) != counts[uid]}
@@ -115,7 +116,7 @@ class ArchiveSource:
         return None
 
     def _look_again(self, series: set[str]) -> dict[str, int | None]:
-        """Numbers of instances now; of a series that is not found or not told of, 0."""
+        """Present numbers of instances; 0 for a series that is not found or that the archive gives no number for."""
         try:
             if len(series) > ASKED:
                 found = self._pacs.series(self._filters)
@@ -126,14 +127,14 @@ class ArchiveSource:
         return {uid: found[uid].instances if uid in found else 0 for uid in series}
 
     def count(self, series: str) -> int | None:
-        """Number of instances that the last list announces; None if it does not say."""
+        """Number of instances according to the last list; None if it gives none."""
         listed = self._listed.get(series)
         return None if listed is None else listed.instances
 
     def recheck(self, study: str, series: str) -> bool:
-        """Ask for one series, and drop what was retrieved of it if the archive has another number of instances now.
+        """Query one series, and drop its retrieved files if the archive now has another number of instances.
 
-        An archive that does not announce numbers is asked for the instances themselves.
+        For an archive that gives no numbers, the instances themselves are listed.
 
         Returns:
             True if the series had changed.

@@ -16,13 +16,13 @@ from rayapp.errors import Busy
 
 T = TypeVar("T")
 WAITING = 8
-"""Callers that may wait at once; the others are told to try again."""
+"""Maximum number of callers that wait at once; others are told to try again."""
 PATIENCE_S = 50.0
-"""Seconds that a caller waits; then it is told to try again."""
+"""Maximum seconds that a caller waits before it is told to try again."""
 
 
 class BoundedWait:
-    """Waits for work that goes on in the background. Thread-safe."""
+    """Waits, with a limit, for work that runs in the background. Thread-safe."""
 
     def __init__(self) -> None:
         self._places = threading.Semaphore(WAITING)
@@ -31,12 +31,12 @@ class BoundedWait:
         """The result of the work, or whatever it raises.
 
         Args:
-            begin: starts the work, or joins it if it is under way.
-            late: what is not finished when the patience ends, for the error's text.
+            begin: starts the work, or joins it if it is in progress.
+            late: what is not finished when the time is up, for the error's text.
             patience: seconds to wait.
 
         Raises:
-            Busy: the work takes longer and continues, or too many callers wait already.
+            Busy: the work takes longer and continues, or too many callers are waiting already.
         """
         if not self._places.acquire(blocking=False):
             raise Busy("too many requests are waiting for the DICOM archive; try again in a second")
@@ -48,7 +48,7 @@ class BoundedWait:
             self._places.release()
 
     def briefly(self, begin: Callable[[], Future[T]], seconds: float) -> None:
-        """Wait for the work, but not for long, and not if too many callers wait already; it continues in any case."""
+        """Wait up to `seconds` for the work, unless too many callers are waiting already; it continues in any case."""
         work = begin()
         if self._places.acquire(blocking=False):
             try:

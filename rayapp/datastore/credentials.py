@@ -31,7 +31,9 @@ class Credentials(AuthBase):
         self._expires = 0.0
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Sign a request, to be sent again once if its token is refused. Raises ArchiveAway if there is no token."""
+        """Sign a request; if its token is refused, it is sent once more with a new one. Raises ArchiveAway if there is
+        no token.
+        """
         value = self.header()
         if value:
             request.headers["Authorization"] = value
@@ -39,7 +41,7 @@ class Credentials(AuthBase):
         return request
 
     def _resend_if_refused(self, answer: requests.Response, **sending: Any) -> requests.Response:
-        """The answer to the request signed anew, if the answer is a refusal that a new token may mend."""
+        """The response; if it is a refusal that a new token may mend, the response to the request signed again."""
         refused = answer.request
         if answer.status_code != 401 or not self.drop(str(refused.headers.get("Authorization"))):
             return answer
@@ -66,13 +68,13 @@ class Credentials(AuthBase):
         return ""
 
     def drop(self, header: str) -> bool:
-        """Forget the access token that the archive refused.
+        """Discard the access token that the archive refused.
 
         Args:
-            header: The value of `Authorization` that was refused.
+            header: the value of `Authorization` that was refused.
 
         Returns:
-            True if `header` may have another value now, so that asking again makes sense.
+            True if `header` may have another value now, so that repeating the request makes sense.
         """
         if not self._archive.token_url:
             return False

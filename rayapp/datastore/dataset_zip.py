@@ -11,7 +11,7 @@ from rayapp.datastore.interfaces import ImageRecord
 
 
 def write_archive(target: Path, pairs: Iterable[tuple[ImageRecord, str, Path]], metadata: str) -> int:
-    """Write the zip. Files that are compressed already are stored as they are; images whose files are gone are skipped.
+    """Write the zip. Compressed files are stored as they are; images whose files have disappeared are skipped.
 
     Args:
         target: path of the zip.
@@ -35,7 +35,9 @@ def write_archive(target: Path, pairs: Iterable[tuple[ImageRecord, str, Path]], 
 
 
 def _files(image: ImageRecord) -> Iterator[tuple[Path, str]]:
-    """The image's files and their names: of a folder, with the folder's; of a header, its voxels too."""
+    """An image's files with their names in the zip: for a folder its files, for a detached header its voxel file
+    too.
+    """
     if image.path.is_dir():
         yield from ((file, f"{image.path.name}/{file.name}") for file in sorted(image.path.iterdir()))
         return

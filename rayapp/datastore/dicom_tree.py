@@ -1,9 +1,9 @@
 """DicomTree: DICOM files nested at any depth below a studies folder, as series; an image's id is its SeriesInstanceUID.
 
-A series of several volumes is offered apart, each part under an id that names it: `<SeriesInstanceUID>_echo-2`. Each
-image becomes a folder `.rayapp/series/<id>` of symbolic links to its files, read like any folder
-with one series. A link's name encodes the file's path, size and modification time, so that each state of a file is
-parsed once, also across restarts. A top-level folder that is an image itself (exactly one series) is left out.
+A series that holds several volumes becomes one image per part, whose id names the part: `<SeriesInstanceUID>_echo-2`.
+Each image is a folder `.rayapp/series/<id>` of symbolic links to its files, read like any folder with one series. A
+link's name encodes the file's path, size and modification time, so that each state of a file is parsed once, even
+across restarts. A top-level folder that is an image itself (exactly one series) is left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TAGS = (
     *("StudyDate", "StudyTime", "PatientID"),
 )
 _PART = "_"
-"""Between a SeriesInstanceUID and the name of a part in an image's id; no UID has it."""
+"""Separates the SeriesInstanceUID and the name of a part in an image's id; no UID contains it."""
 
 
 class DicomTree:
@@ -45,7 +45,7 @@ class DicomTree:
         self._series: dict[str, Info | None] = {}
         self._others: dict[str, str] = {}
         self.problems: dict[Path, str] = {}
-        """Reason why a file or folder below the studies folder was left out of the last scan, by path."""
+        """The reason why a file or folder below the studies folder was left out of the last scan, by path."""
 
     def scan(self, image_folders: Container[str]) -> dict[str, str]:
         """Find the series now in the folder and update their links.
@@ -102,8 +102,10 @@ class DicomTree:
         linked: Mapping[str, str],
         keys: Mapping[str, SliceKey | None],
     ) -> dict[str, dict[str, Path]]:
-        """The links of each image: of a series, or of each of its parts. A series that has not changed stays as it is
-        linked, and a part keeps the id under which its files were linked, whatever has come to the series since.
+        """The links of each image, which is a series or one of its parts.
+
+        An unchanged series stays as it is linked, and a part keeps the id under which its files were linked before,
+        whatever was added to the series since.
         """
         before: dict[str, dict[str, str]] = {}
         for name, image_id in linked.items():
@@ -214,7 +216,7 @@ class DicomTree:
 
 
 def _ids(uid: str, parts: Mapping[str, Collection[str]], before: Mapping[str, str]) -> dict[str, str]:
-    """The image id of each part of a series: the one under which most of its files were known, else one of its name.
+    """The image id of each part of a series: the one under which most of its files were known, else a new one.
 
     Args:
         uid: The SeriesInstanceUID.
@@ -234,12 +236,12 @@ def _ids(uid: str, parts: Mapping[str, Collection[str]], before: Mapping[str, st
 
 
 def _uid_of(image_id: str) -> str:
-    """The SeriesInstanceUID of an image."""
+    """The SeriesInstanceUID in an image's id."""
     return image_id.partition(_PART)[0]
 
 
 def _key_of(path: Path) -> SliceKey | None:
-    """What tells a DICOM file's slice from others of its series; None if it cannot be read."""
+    """The key that distinguishes a DICOM file's slice within its series; None if the file cannot be read."""
     try:
         return SliceKey.of(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS)))
     except Exception:  # damaged files make the parser raise almost anything
@@ -247,7 +249,7 @@ def _key_of(path: Path) -> SliceKey | None:
 
 
 def _link_name(path: Path) -> str:
-    """A name that is unique to the file and its present state. Raises OSError, or LeftOut for what is no such file."""
+    """A name unique to the file and its present state. Raises OSError; LeftOut if the file cannot be read safely."""
     status = path.stat()
     folder_scan.check_file(status, path)
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:24]
@@ -255,8 +257,11 @@ def _link_name(path: Path) -> str:
 
 
 def _series_of(path: Path) -> tuple[str | None, Info | None, str, SliceKey | None]:
-    """SeriesInstanceUID and info of a DICOM image file, "", and what tells its slice from others; of any other file
-    None, None, the reason and None. The reason is "" for one that is no image.
+    """Series, info and slice key of a file.
+
+    Returns:
+        (SeriesInstanceUID, info, "", slice key) of a DICOM image; (None, None, reason, None) of any other file, where
+        the reason is "" if it is simply not an image.
     """
     try:
         with path.open("rb") as file:

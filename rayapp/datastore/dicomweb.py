@@ -1,11 +1,11 @@
 """DicomwebDatastore: studies in a DICOMweb archive; an image is a series, its id the SeriesInstanceUID.
 
-What an archive cannot hold (revisions, clicks, infos, leases, jobs) is kept in a `LocalDatastore` in the workspace,
+An archive cannot hold revisions, clicks, infos, leases and jobs. These are kept in a `LocalDatastore` in the workspace,
 whose images are the series that the archive lists; a series is retrieved when it is first needed. A final label is
-durable there before it is acknowledged, and is then sent to the archive as DICOM SEG. The index records which revision
-the archive has. A label that could not be sent (archive unavailable, server killed) is sent later; sending twice is
-harmless, since the UIDs are derived from the revision and stay the same. By these UIDs our own segmentations are
-recognised in the archive, also those of labels that were deleted since.
+durable there before it is acknowledged, and is then sent to the archive as DICOM SEG; the index records which revision
+the archive has. A label that could not be sent (archive unavailable, server killed) is sent later. Sending twice is
+harmless, since the UIDs are derived from the revision. By these UIDs our own segmentations are also recognised in the
+archive, even those of labels deleted since.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ FILTER = "qido."
 RETRIEVED = "retrieved"
 """Folder of the workspace with the retrieved series."""
 SEARCHES = 4
-"""Searches for labels, or for one series, at the same time."""
+"""Maximum number of concurrent searches for labels, or for one series."""
 LABEL_SEARCH_S, FIRST_SEARCH_S = 2.0, 10.0
-"""Seconds that a request for labels, and the first opening of a series, wait for a search of the archive; after that it
-is answered without the newest labels."""
+"""Seconds that a request for labels, and the first opening of a series, wait for a search of the archive; after that
+they are answered without its result."""
 ARCHIVE = Author(user="archive")
 """Author of labels that were found in the archive."""
 
@@ -61,7 +61,7 @@ class DicomwebDatastore(LocalDatastore):
     """Implements `rayapp.datastore.interfaces.Datastore` on the archive in `settings.dicomweb`."""
 
     def __init__(self, settings: Settings, *, watch: bool = True, settle: float = 1.0, patience: float = 0.0) -> None:
-        """Open the local part and list the archive's series; while it is unavailable, those of the last listing.
+        """Open the local part and list the archive's series; if it is unavailable, those of the last list are used.
 
         Other arguments and errors as `LocalDatastore`.
         """
@@ -100,7 +100,7 @@ class DicomwebDatastore(LocalDatastore):
         self._sender.start()
 
     def close(self) -> None:
-        """See `LocalDatastore`. Labels not sent yet are sent after the next opening."""
+        """See `LocalDatastore`. Labels not sent yet are sent after the next start."""
         self._sender.close()
         for pool in (self._scans, self._searches):
             pool.shutdown(cancel_futures=True)
@@ -108,14 +108,14 @@ class DicomwebDatastore(LocalDatastore):
         super().close()
 
     def status(self) -> Info:
-        """See `Datastore`. `archive` has the state of sending, and under `problem` what is wrong with the archive."""
+        """See `Datastore`. `archive` has the state of sending, and under `problem` the archive's last error."""
         problem = {"problem": self._listed.problem} if self._listed.problem else {}
         return {**super().status(), "archive": {**self._sender.status(), **problem}}
 
     def image(self, image_id: str) -> ImageRecord:
         """See `Datastore`. Retrieves the series on first use, and so also raises ArchiveAway, Unreadable and Busy.
 
-        Its info says under `NOT_STORABLE` why no DICOM SEG can be stored for it, if so.
+        If no DICOM SEG can be stored for the image, its info gives the reason under `NOT_STORABLE`.
         """
         record = self._record(image_id)
         first = not record.path.exists()
@@ -126,7 +126,7 @@ class DicomwebDatastore(LocalDatastore):
         return replace(record, info={**record.info, NOT_STORABLE: obstacle}) if obstacle else record
 
     def _record(self, image_id: str) -> ImageRecord:
-        """The image's record, also if the series has arrived after the last listing."""
+        """The image's record, even if the series arrived after the last list."""
         try:
             return self._image(image_id)
         except NotFound:
@@ -146,7 +146,7 @@ class DicomwebDatastore(LocalDatastore):
         self._waits.result(self._scan, "the list of series is still being read")
 
     def _scan(self) -> Future[None]:
-        """A scan that begins after this call; concurrent callers share it."""
+        """A scan that begins after this call; concurrent callers share it (single flight)."""
         with self._lock:
             if self._next_scan is None or self._next_scan.running() or self._next_scan.done():
                 self._next_scan = self._scans.submit(super().refresh)
@@ -172,7 +172,7 @@ class DicomwebDatastore(LocalDatastore):
             self._waits.briefly(lambda: self._search_labels(record), LABEL_SEARCH_S)
 
     def _search_labels(self, image: ImageRecord) -> Future[None]:
-        """The search for the image's labels that is under way, or a new one."""
+        """The running search for the image's labels, or a new one."""
         with self._lock:
             if image.id not in self._searching:
                 search = self._searching[image.id] = self._searches.submit(self._import_labels, image)
@@ -181,7 +181,7 @@ class DicomwebDatastore(LocalDatastore):
             return self._searching[image.id]
 
     def _import_labels(self, image: ImageRecord) -> None:
-        """Import the archive's labels of the image, where there is none or an older one from the archive."""
+        """Import the archive's labels of the image where there is none, or an older one from the archive."""
         if not self._archived.due(image.id):  # another thread has searched since
             return
         try:
@@ -207,7 +207,9 @@ class DicomwebDatastore(LocalDatastore):
             log.error("the labels in the archive could not be read: %s", type(error).__name__)
 
     def _known_segmentations(self, image_id: str) -> set[str]:
-        """SeriesInstanceUIDs of the segmentations that are, were or will be this store's own, or were considered."""
+        """SeriesInstanceUIDs of the segmentations that are, were or will be this store's own, or were considered
+        before.
+        """
         with self._index.reader() as db:
             revisions = db.execute(
                 "SELECT tag, number, sha, json_extract(info, '$.SeriesInstanceUID') FROM revision WHERE image_id = ?",
@@ -218,7 +220,9 @@ class DicomwebDatastore(LocalDatastore):
         return {*own, *(str(uid) for *_, uid in revisions), *(uid for (uid,) in considered)}
 
     def _consider(self, image_id: str, series: list[str]) -> None:
-        """Record that these segmentations were considered, so that none of them comes back after a removal."""
+        """Record that these segmentations were considered, so that none of them comes back after its label is
+        removed.
+        """
         if series:
             rows = [(image_id, uid) for uid in series]
             self._commit.do(lambda db: db.executemany("INSERT OR IGNORE INTO segmentation VALUES(?, ?)", rows).rowcount)
@@ -237,7 +241,7 @@ class DicomwebDatastore(LocalDatastore):
         return str(created) if created else None if tag == FINAL else ""
 
     def _adopt(self, image_id: str, archived: ArchivedLabel, seen: int) -> None:
-        """Save a label from the archive, unless another revision than `seen` is the newest now."""
+        """Save a label from the archive, unless the newest revision is another one than `seen`."""
         staged = self.stage(".nii.gz")
         staged.write_bytes(encode_segmentation(archived.label, ".nii.gz"))
         sha = hashlib.sha256(staged.read_bytes()).hexdigest()  # the revision's id, which the archive has
@@ -310,10 +314,10 @@ class DicomwebDatastore(LocalDatastore):
         return [{**pair, "image": str(links[image_id])} for image_id, pair in zip(ids, pairs, strict=True)]
 
     def _retrieve_all(self, paths: Mapping[str, Path], *, linked: bool) -> None:
-        """Retrieve the series whose path does not exist; raises Busy with what was done so far after `PATIENCE_S`.
+        """Retrieve the missing series; after `PATIENCE_S` raises Busy, and keeps what was retrieved.
 
         Args:
-            paths: by image id.
+            paths: path of each volume by image id.
             linked: link the volumes to these paths.
         """
 
@@ -340,7 +344,7 @@ class DicomwebDatastore(LocalDatastore):
         return self._sender.unsent()
 
     def _send(self, image_id: str, sha: str) -> Info:
-        """Send one label; see `LabelSender`. Returns what is to be recorded."""
+        """Send one label; see `LabelSender`. Returns the info to record."""
         revision = next(each for each in reversed(self.revisions(image_id, FINAL)) if each.id == sha)
         self._listed.recheck(_study(self._image(image_id)), image_id)
         instance = self._encoded(image_id, revision)

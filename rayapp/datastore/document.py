@@ -38,12 +38,12 @@ NAME = "datastore_v2.json"
 DEFAULTS = {"name": "new-dataset", "description": "New Dataset"}
 DELAY_S = 1.0
 PATIENCE_S = 10.0
-"""The document is written this long after the last change, and at the latest this long after the first."""
+"""The document is written `DELAY_S` after the last change, and at the latest `PATIENCE_S` after the first."""
 DUTY = 20
 """Under continuous changes the thread spends at most 1 / DUTY of its time writing the document."""
 BASES, BASE_BYTES = 4, 64 << 20
-"""Earlier documents that are kept, to tell from which of them another program made its own: as many as have so many
-bytes together, but at least so many."""
+"""Earlier documents that are kept, to find the one that another program's edit is based on: those that fit into
+`BASE_BYTES`, and at least `BASES`."""
 _EXT = re.compile(r"(\.\w{1,10}){0,3}", re.ASCII)
 
 Entries = dict[str, dict[str, Any]]
@@ -147,14 +147,14 @@ def _different_items(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> int:
 
 
 def _number(base: Path) -> int:
-    """The number of a kept document; a newer one has a higher number."""
+    """The number of a kept document; newer ones have higher numbers."""
     return int(base.suffix[1:])
 
 
 def _announce(descriptor: int) -> None:
-    """Have the system report that the document was modified, by writing its first byte, which is always this, again.
+    """Make the kernel report the document as modified, by rewriting its first byte, which is always `{`.
 
-    A running MONAI Label overlooks that a file was renamed into its place, and goes on with what it has read before.
+    A running MONAI Label does not notice a file renamed into place, and would go on with the old content.
     """
     with suppress(OSError):
         os.pwrite(descriptor, b"{", 0)
@@ -268,7 +268,7 @@ class DocumentFile:
             copy.unlink(missing_ok=True)
 
     def _keep_base(self, document: Path) -> None:
-        """Keep a document as the newest that another program may have begun with; the oldest are dropped."""
+        """Keep a document as the newest that another program's edit may be based on; the oldest are dropped."""
         kept = self._kept()
         number = _number(kept[0]) + 1 if kept else 0
         replace(document, self._bases / f"{NAME}.{number}")
@@ -326,7 +326,7 @@ class DocumentFile:
         self._seen = stamp
 
     def _base_of(self, theirs: Entries) -> Entries:
-        """The document that theirs was made from: of those that are kept, the newest with the fewest differences."""
+        """The document that theirs is based on: among those kept, the newest of those with the fewest differences."""
         return min(self._kept_bases(), key=lambda base: _differences(base, theirs), default={})
 
     def _kept_bases(self) -> Iterator[Entries]:

@@ -1,9 +1,10 @@
-"""Reading a studies folder as other programs fill it: which names are images and labels, and when a file is complete.
+"""Reading a studies folder as other programs fill it: which entries are images and labels, and whether a file is
+complete.
 
 Images lie at the top level: files with a known extension, headers with their voxels in another file beside them, and
 subfolders that hold DICOM files (extension ""). Labels lie under `labels/<tag>/`. Hidden names and everything else are
-ignored. An entry that cannot be served is left out with its reason; none stops the look at the others, and none is
-opened that could block (a pipe, a socket, a device).
+ignored. An entry that cannot be served is left out, with the reason, and does not keep others from being read; entries
+that could block when opened (a pipe, a socket, a device) are not opened.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from rayapp.imaging.detached import DETACHED
 from rayapp.imaging.reader import data_file
 
 SINGLE_EXTS = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""Formats of one file, which images can be uploaded in and labels kept in."""
+"""Single-file formats, in which images can be uploaded and labels kept."""
 IMAGE_EXTS = (*SINGLE_EXTS, *DETACHED)
-"""Formats of images; of several files with one id, that of the first of these is served."""
+"""Formats of images; of several files with one id, the first in this order is served."""
 OTHER_EXTS = (".mgz", ".mgh", ".mnc", ".nii.bz2", ".nii.zip", ".hdr.gz")
-"""Formats of images that are not read."""
+"""Image formats that are not supported."""
 VOXEL_EXTS = (".img", ".img.gz")
-"""Voxels whose header is a file of the same stem."""
+"""Voxel files whose header is another file with the same stem."""
 PROBED = 8
-"""Files of a subfolder that are inspected before it is ruled out as a DICOM series."""
+"""Number of files of a subfolder that are inspected before it is ruled out as a DICOM series."""
 LABELS = "labels"
 RESTING_S = 5.0
-"""Seconds without a change after which an empty file counts as a failed copy, not as one that has just begun."""
+"""Seconds without a change after which an empty file counts as a failed copy instead of one in progress."""
 EMPTY = "it is empty: copy it again"
 NOT_REGULAR = "it is not a regular file (a pipe, a socket or a device)"
 NOT_READ = "its format is not read: save it as .nii.gz or .nrrd"
@@ -56,7 +57,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class LeftOut(Exception):
-    """An entry cannot be served; the text says why."""
+    """An entry cannot be served; the text gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class Scan:
 
 
 def why(error: OSError) -> str:
-    """The reason that an error of the file system gives to leave an entry out."""
+    """The reason to leave an entry out, from a file system error."""
     return _REASONS.get(error.errno or 0) or f"it cannot be read: {error.strerror or error}"
 
 
@@ -141,7 +142,7 @@ def _rank(ext: str) -> tuple[int, str]:
 
 
 def _image(entry: os.DirEntry[str]) -> tuple[str, str] | None:
-    """(stem, extension) of an entry that is an image; None for anything else. Raises LeftOut, OSError.
+    """(stem, extension) of an entry that is an image; None for any other. Raises LeftOut, OSError.
 
     A folder whose name is not Unicode is left to the tree of DICOM series, whose ids are UIDs.
     """
@@ -168,7 +169,7 @@ def _image(entry: os.DirEntry[str]) -> tuple[str, str] | None:
 
 
 def _header_beside(entry: os.DirEntry[str]) -> bool:
-    """True if the `.hdr` of an `.img` is there, or was when it was looked for."""
+    """True if the `.hdr` of an `.img` is there, or was at an earlier check."""
     stem = entry.path[: entry.path.lower().rindex(".img")]
     return any(os.path.lexists(stem + ext) for ext in (".hdr", ".HDR"))
 
@@ -184,7 +185,7 @@ def _check_voxels(header: Path) -> None:
 
 
 def voxels_of(path: Path) -> Path | None:
-    """The file with the voxels of a header that has none; None for any other file, and while it is not there."""
+    """The file with the voxels of a detached header; None for any other file, or while the voxel file is missing."""
     try:
         return data_file(path)
     except Unreadable:
@@ -192,7 +193,7 @@ def voxels_of(path: Path) -> Path | None:
 
 
 def check_file(status: os.stat_result, path: str | Path) -> None:
-    """Check that a file is one that can be read without blocking. Raises LeftOut."""
+    """Check that a file can be read without blocking. Raises LeftOut."""
     if not stat.S_ISREG(status.st_mode):
         raise LeftOut(NOT_REGULAR)
     if not os.access(path, os.R_OK):
@@ -220,7 +221,7 @@ def _holds_dicom(folder: str) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """True for a regular file or a link to one; False also for what cannot be examined."""
+    """True for a regular file or a link to one; False if this cannot be determined."""
     try:
         return entry.is_file()
     except OSError:
@@ -249,7 +250,9 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def files(folder: Path) -> tuple[dict[str, FileStamp], dict[Path, str]]:
-    """The files of a tag's folder with their stamps, and those left out with the reason; none if there is no folder."""
+    """The files of a tag's folder with their stamps, and those left out with the reason; empty if there is no
+    folder.
+    """
     stamps: dict[str, FileStamp] = {}
     problems: dict[Path, str] = {}
     try:

@@ -1,7 +1,7 @@
-"""ImageFiles: tells whether an image's file is still the one that its scores, leases and labels are of.
+"""ImageFiles: recognises when an image's file was replaced by another image under the same name.
 
-Size and time of each file are compared with what they were. A file whose time alone is another, because it was touched
-or copied again, has the same digest of samples, and is the same image.
+Size and modification time of each file are compared with those that were recorded. If only the time differs, as after a
+touch or a second copy, a digest of samples tells whether the content is the same.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SAMPLES = 16
 READERS = 4
 """Threads that read samples."""
 MAX_NEW = 20_000
-"""Files that one look reads for the first time; the others wait for the next one."""
+"""Maximum number of files that one look reads for the first time; the others wait for the next one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """A file's, or a DICOM folder's, size and time, and the digest of its samples."""
+    """Size and modification time of a file or DICOM folder, and the digest of its samples."""
 
     stamp: FileStamp
     digest: str
@@ -40,11 +40,11 @@ class Fingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a look at the files found.
+    """Result of a look at the files.
 
     Attributes:
-        same: fingerprints of files that were not known yet, or that were only touched, by image id.
-        replaced: fingerprints of files that are other images now.
+        same: fingerprints, by image id, of files that are new here or were only touched.
+        replaced: fingerprints of files that now hold another image.
         waits: True if a file was still being written, or was not read yet.
     """
 
@@ -54,16 +54,22 @@ class Look:
 
 
 class ImageFiles:
-    """Looks at the files of a studies folder's images. The images of an archive are another matter."""
+    """Looks at the files of a studies folder's images; images of an archive are compared by `ArchiveSource`."""
 
     def __init__(self, index: Index, source: ImageSource, settle: float) -> None:
-        """Prepare it; `settle` is the number of seconds for which a file must be unchanged to count as complete."""
+        """Prepare it.
+
+        Args:
+            index: the index, which records the fingerprints.
+            source: the studies folder's images.
+            settle: seconds for which a file must be unchanged to count as complete.
+        """
         self._index = index
         self._source = source
         self._settle = settle
 
     def look(self, images: Mapping[str, str]) -> Look:
-        """Compare the files of the images ({id: extension}) with what they were."""
+        """Compare the files of the images ({id: extension}) with their recorded fingerprints."""
         if self._source.keeps_ids():
             return Look(same={}, replaced={}, waits=False)
         with self._index.reader() as db:
@@ -84,7 +90,7 @@ class ImageFiles:
         )
 
     def fingerprints(self, paths: Mapping[str, Path]) -> dict[str, Fingerprint]:
-        """Fingerprints of the files at these paths; of those that cannot be read, or are being written, none."""
+        """Fingerprints of the files at these paths, without those that cannot be read or are being written."""
         with ThreadPoolExecutor(READERS) as pool:
             found = zip(paths, pool.map(fingerprint, paths.values()), strict=True)
             return {image_id: seen for image_id, seen in found if seen is not None}
@@ -113,9 +119,10 @@ def _of_file(path: Path, size: int) -> str:
 
 
 def _of_folder(path: Path) -> str:
-    """The digest of the names and sizes of a folder's files, and of the beginning of the first one.
+    """The digest of a folder: its files' names and sizes, and the beginning of the first file.
 
-    Of links to the files of a series, which has its own UID, only the sizes count: the files may be moved.
+    For links to the files of a series, which is identified by its UID, only the sizes count, since the files may be
+    moved.
     """
     with os.scandir(path) as entries:
         files = sorted(
@@ -131,13 +138,13 @@ def _of_folder(path: Path) -> str:
 
 
 def recorded(db: sqlite3.Connection, image_id: str) -> str | None:
-    """The digest of the image's file when it was looked at last; None if it never was."""
+    """The digest of the image's file as last recorded; None if it never was."""
     row = db.execute("SELECT digest FROM image_file WHERE image_id = ?", (image_id,)).fetchone()
     return None if row is None else str(row[0])
 
 
 def record(db: sqlite3.Connection, image_id: str, seen: Fingerprint) -> None:
-    """Note the fingerprint of the image's file."""
+    """Record the fingerprint of the image's file."""
     db.execute(
         "INSERT OR REPLACE INTO image_file VALUES(?, ?, ?, ?)",
         (image_id, seen.stamp.size, seen.stamp.mtime_ns, seen.digest),
@@ -145,6 +152,6 @@ def record(db: sqlite3.Connection, image_id: str, seen: Fingerprint) -> None:
 
 
 def delete_maps(hidden: Path, image_id: str) -> None:
-    """Delete the uncertainty maps of an image that is another one now, or is removed; `hidden` is `.rayapp`."""
+    """Delete the uncertainty maps of an image that was replaced or removed; `hidden` is the folder `.rayapp`."""
     for method in (hidden / "uncertainty").glob("*"):
         delete(method / f"{image_id}.nii.gz")

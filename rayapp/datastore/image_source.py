@@ -1,4 +1,4 @@
-"""ImageSource: where a datastore's images come from: a studies folder or a DICOM archive."""
+"""ImageSource: the interface of a datastore to the origin of its images, a studies folder or a DICOM archive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rayapp.datastore.interfaces import Info
 
 
 class ImageSource(Protocol):
-    """A source of images, as the datastore's scans and readers use it. Thread-safe."""
+    """A source of images for the datastore's scans and readers. Thread-safe."""
 
     def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], dict[Path, str]]:
         """The images available now.
@@ -41,10 +41,12 @@ class ImageSource(Protocol):
         """Initial info of a new image."""
 
     def replaced(self) -> set[str]:
-        """Ids of images that were found to have other voxels than before; each is returned once."""
+        """Ids of images whose voxels were found to have changed; each is returned once."""
 
     def keeps_ids(self) -> bool:
-        """True if an id never names another image, so that scores of an image that vanished hold if it comes back."""
+        """True if an id never names another image, so that the scores of a vanished image are valid if it comes
+        back.
+        """
 
 
 class FolderSource:
@@ -95,9 +97,9 @@ class FolderSource:
         return self._tree.info(image_id) if self._tree.holds(image_id) else {}
 
     def replaced(self) -> set[str]:
-        """See `ImageSource`: files are not compared with what they were."""
+        """See `ImageSource`: always empty, since `ImageFiles` compares the files."""
         return set()
 
     def keeps_ids(self) -> bool:
-        """See `ImageSource`: a file's name may be used again for another image."""
+        """See `ImageSource`: False, since a file name may be reused for another image."""
         return False

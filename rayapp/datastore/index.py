@@ -21,17 +21,17 @@ from rayapp.datastore.schema import CHANGES, SCHEMA, VERSION
 from rayapp.errors import BadRequest, Conflict
 
 REMOVED = "@removed-"
-"""Between the id of a removed image and a number, in the rows of its revisions, once another image has that id."""
+"""Separates the id of a removed image from a number, in the revisions' rows, once another image has that id."""
 OF_REMOVED = "image_id > ? || '@removed-' AND image_id < ? || '@removed.'"
-"""Condition of these rows, for an id that is given twice."""
+"""Condition that selects these rows; the id is given as two parameters."""
 REPLACED = "image_replaced"
-"""Key of an image's info, and of its labels' that were saved before: when another file was found under its name."""
+"""Key in the info of an image, and of its earlier labels: when another file was found under its name."""
 _COMPUTED = ("unreadable", "strategy", "dice")
-"""Keys of an image's info that are of its voxels or of its leases, beside those that begin with a score's name."""
+"""Keys of an image's info that concern its voxels or leases, besides those that begin with a score's name."""
 QUARANTINE = "nobody"
 """Leaseholder of a quarantined (unreadable) image."""
 MAX_WAL = 64 << 20
-"""Bytes to which the write-ahead log is cut after a reader that was open for long has let it grow."""
+"""Size in bytes to which the write-ahead log is truncated after a long-running reader has let it grow."""
 _JSON = json.JSONEncoder(allow_nan=False)
 
 
@@ -79,7 +79,7 @@ class Index:
             self._idle.put(db)
 
     def close(self) -> None:
-        """Close every connection that is not lent out."""
+        """Close every connection that is not in use."""
         while not self._idle.empty():
             self._idle.get_nowait().close()
         self.writer.close()
@@ -111,8 +111,8 @@ def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:
 def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[str, Any], staged: str | None) -> None:
     """Insert the image's row; an existing image gets the new extension and keeps its info.
 
-    A new image under the name of one that was removed does not inherit its history, which is kept under a name that no
-    image has (`REMOVED`).
+    A new image with the name of a removed one does not inherit its history, which is kept under an id that no image has
+    (`REMOVED`).
     """
     if (
         db.execute("SELECT 1 FROM revision WHERE image_id = ?", (image_id,)).fetchone()
@@ -136,7 +136,7 @@ def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[
 
 
 def last_served(info: Mapping[str, Any]) -> int:
-    """The latest time at which any strategy handed the image out, in seconds since the epoch; 0 for never."""
+    """The latest time at which any strategy handed out the image, in seconds since the epoch; 0 for never."""
     strategies = info.get("strategy")
     if not isinstance(strategies, dict):
         return 0
@@ -245,8 +245,8 @@ def delete_image(db: sqlite3.Connection, image_id: str) -> None:
 
 
 def forget_results(db: sqlite3.Connection, image_id: str) -> None:
-    """Delete what was computed from the image's voxels: scores with what its info has of them, features, and the
-    quarantine of an unreadable image.
+    """Delete results computed from the image's voxels: its scores, also in its info, its features, and its
+    quarantine.
     """
     scores = [name for (name,) in db.execute("SELECT name FROM score WHERE image_id = ?", (image_id,))]
     row = db.execute("SELECT info FROM image WHERE id = ?", (image_id,)).fetchone()
@@ -261,7 +261,7 @@ def forget_results(db: sqlite3.Connection, image_id: str) -> None:
 
 
 def mark_replaced(db: sqlite3.Connection, image_id: str, ts: int) -> None:
-    """Another file was found under the image's name: forget results and leases, and mark labels, which stay.
+    """Record that the image's file was replaced: delete results and leases, and mark its labels, which stay.
 
     Args:
         db: the writer connection.
@@ -275,14 +275,14 @@ def mark_replaced(db: sqlite3.Connection, image_id: str, ts: int) -> None:
 
 
 def forget_vanished(db: sqlite3.Connection, image_id: str) -> None:
-    """Delete what was kept of an image that vanished, as another one has its name now. Its revisions stay."""
+    """Delete what was kept of a vanished image when another one takes its name. Its revisions stay."""
     forget_image(db, image_id)
     for table, column in (("vanished", "id"), ("event", "image_id"), ("image_file", "image_id")):
         db.execute(f"DELETE FROM {table} WHERE {column} = ?", (image_id,))
 
 
 def forget_image(db: sqlite3.Connection, image_id: str) -> None:
-    """Delete what is known of an image that was deleted and will not come back: its results, and any lease."""
+    """Delete the results and any lease of an image that was deleted for good."""
     forget_results(db, image_id)
     db.execute("DELETE FROM lease WHERE image_id = ?", (image_id,))
 

@@ -21,7 +21,7 @@ MONAI Label."""
 SERIES_EXT = ".nii"
 """Extension under which a client downloads an image that is a folder of DICOM files."""
 NOT_STORABLE = "not_storable"
-"""Key in the info of an archive's series: why no DICOM SEG can be stored for it, known before any work is done."""
+"""Key in the info of an archive's series: the reason why no DICOM SEG can be stored for it, known in advance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +113,11 @@ class ImageScore:
     """Result of a scoring run for one image.
 
     Attributes:
-        run: names the method, the model version and the options that the image was scored with.
+        run: identifies the method, model version and options with which the image was scored.
         ts: Unix seconds.
-        failed: the run could not score the image; then everything below is empty.
+        failed: the run could not score the image; everything below is then empty.
         values: scores by name, as strategies rank by them.
-        feature: embedding of the image, which says how alike two images look.
+        feature: embedding of the image, by which images are compared.
         info: merged into the image's info.
         label_infos: by tag, merged into the labels' infos.
     """
@@ -255,7 +255,7 @@ class WorklistStore(Protocol):
             strategy: its name; the record is `info.strategy[strategy]`, which `Order` "age" reads.
             client_id: the client program that asked.
             ts: Unix seconds.
-            holder: takes a lease on the image, until it has a `final` label or nobody worked on it for a while.
+            holder: gets a lease on the image, which ends with a `final` label or after a while without activity.
 
         Returns:
             The image, which is not retrieved from an archive for this; None, and nothing is recorded, if somebody other
@@ -263,7 +263,7 @@ class WorklistStore(Protocol):
         """
 
     def quarantine(self, image_id: str, reason: str) -> None:
-        """Quarantine an unreadable image for one hour: until then it is handed out to nobody.
+        """Quarantine an unreadable image for one hour, during which it is not handed out.
 
         The reason and the time are kept in `info["unreadable"]`.
 
@@ -273,7 +273,7 @@ class WorklistStore(Protocol):
 
 
 class ScoreStore(Protocol):
-    """Scores and features of images, as scoring runs found them."""
+    """Scores and features of images, recorded by scoring runs."""
 
     def save_scores(self, scores: Sequence[ImageScore]) -> None:
         """Durably record results; a newer score of a name replaces the image's older one."""
@@ -296,19 +296,19 @@ class ScoreStore(Protocol):
             tag: images with a label under this tag are left out.
             power: draw without replacement with a probability proportional to score ** power instead (power sampling;
                 Kirsch et al., Stochastic Batch Acquisition, 2023); images whose score is 0 are then left out.
-            limit: at most so many.
-            holder: images leased to somebody else are left out.
+            limit: maximum number of images.
+            holder: images leased to others are left out.
         """
 
     def features(self, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """Features by id, of those images that have one."""
 
     def farthest(self, ids: Sequence[str], *, against: int) -> str | None:
-        """The image among `ids` that looks least like the labelled ones (greedy core-set selection).
+        """The image among `ids` that is least similar to the labelled ones (greedy core-set selection).
 
         Args:
             ids: candidates.
-            against: compare with so many of the images that got a `final` label last.
+            against: number of most recently labelled images (`final`) to compare with.
 
         Returns:
             The id with the largest distance to its nearest labelled neighbour in feature space; None without features.
@@ -322,26 +322,26 @@ class ClickStore(Protocol):
         """Durably append to the log and return the sequence numbers."""
 
     def append_turn(self, event: ClickEvent, *, opened: int, after: int) -> list[ClickEvent]:
-        """Durably append the next entry of an interaction, unless it went on meanwhile.
+        """Durably append the next entry of an interaction, unless the log already has newer entries of it.
 
         Args:
             event: the entry.
             opened: sequence number of the entry that opened the interaction.
-            after: sequence number of the last entry of the interaction that the caller knows of.
+            after: sequence number of the interaction's last entry that the caller knows.
 
         Returns:
-            The interaction's entries behind `after`: the new one alone; or those that somebody else appended meanwhile,
-            and then `event` is not appended, unless it is among them.
+            The interaction's entries after `after`: the new one alone; or those appended by others meanwhile, in which
+            case `event` is not appended (unless it is among them).
 
         Raises:
-            NotFound: the image, or the interaction, is gone.
+            NotFound: the image or the interaction no longer exists.
         """
 
     def event(self, seq: int) -> ClickEvent:
         """One entry. Raises NotFound."""
 
     def events(self, image_id: str, *, user: str | None = None, after: int = 0) -> list[ClickEvent]:
-        """The image's entries in order, from those behind sequence number `after`; with `user` only theirs."""
+        """The image's entries in order, after sequence number `after`; with `user`, only that user's."""
 
 
 class Datastore(ImageStore, LabelStore, WorklistStore, ScoreStore, ClickStore, Protocol):
@@ -357,15 +357,14 @@ class Datastore(ImageStore, LabelStore, WorklistStore, ScoreStore, ClickStore, P
 
         Args:
             tag: tag of the labels.
-            immutable: a label's path is that of its revision file, which later saves and removals leave unchanged, and
-                its info is given too, as `info`, and what tells the image's patient from others, as `patient`; None if
-                that is not known.
-            images: a folder on the same file system, for the images of a datastore that does not keep them all, such
-                as one on an archive: they get a second name there, which stays until the caller deletes it. Images of
-                a studies folder stay where they are.
+            immutable: give each label's revision file, which later saves and removals leave unchanged, together with
+                its `info` and a key that identifies the image's `patient` (None if unknown).
+            images: a folder on the same file system in which the images of a datastore that may evict them, such as one
+                on an archive, are hard-linked; the links stay until the caller deletes them. Images of a studies folder
+                stay where they are.
 
         Raises:
-            Busy: images are still being retrieved from an archive: ask again.
+            Busy: images are still being retrieved from an archive; try again.
         """
 
     def document(self) -> Info:
@@ -382,7 +381,9 @@ class Datastore(ImageStore, LabelStore, WorklistStore, ScoreStore, ClickStore, P
         """Rescan the folder or archive: new images appear, vanished ones go."""
 
     def staging(self) -> Path:
-        """Folder on the store's own file system for files that it shall take over; what is left there is swept."""
+        """Folder on the store's own file system for files that the store will take over; abandoned files are
+        deleted.
+        """
 
     def stage(self, suffix: str) -> Path:
-        """A new path in `staging`, such as `rayapp.files.durable.new_path` makes too."""
+        """A new path in `staging`, like those of `rayapp.files.durable.new_path`."""

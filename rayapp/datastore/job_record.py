@@ -59,19 +59,19 @@ class Job:
 
     Attributes:
         id: unique id.
-        kind: what the job does.
+        kind: the kind of job.
         name: the model, or the scoring method.
         request: parameters of the request that submitted it.
-        user: who submitted it.
+        user: the user who submitted it.
         created: time of submission.
-        state: where it stands.
+        state: current state.
         started: time when it began to run.
         ended: time when it reached a final state.
         stopping: True once it was asked to stop.
-        details: messages about its course, oldest first.
-        progress: how far it is.
+        details: messages for people, oldest first.
+        progress: current progress.
         stats: extra figures of a training for `/info/`.
-        result: what it produced.
+        result: the job's result.
     """
 
     id: str

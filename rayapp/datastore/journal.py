@@ -1,7 +1,7 @@
-"""Journal: the click log, whose fold is each annotator's session, and the job records of a study set.
+"""Journal: the click log, of which each annotator's session is a fold, and the job records of a study set.
 
-Job records live in the index rather than in a file of their own, because a job belongs to a study set: its records are
-then written by the single writer and are salvaged with the index if it is damaged. Thread-safe.
+Job records live in the index because a job belongs to a study set: they are then written by the single writer, and are
+salvaged with the index if it is damaged. Thread-safe.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""LabelScan: takes over the label files that other programs add to, change in, or remove from the studies folder.
+"""LabelScan: imports label files that other programs add, change or remove in the studies folder.
 
-Published files change on the commit thread only, so a difference seen there was made by another program.
+The server itself changes published files on the commit thread only, so a difference seen there was made by another
+program.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class LabelScan:
         Args:
             labels: the folder `labels/`.
             index: the index.
-            commit: its writer.
-            files: takes the files as revisions.
+            commit: the index's writer.
+            files: stores the files as revisions.
             settle: seconds for which a file must be unchanged to count as complete.
             session: number of this opening of the folder.
-            left_out: receives what cannot be taken over.
+            left_out: receives the files that cannot be imported.
             late: (image id, tag) of labels whose own publication or removal is still due.
             touched: called after a change.
         """
@@ -120,7 +121,7 @@ class LabelScan:
                 db.execute("DELETE FROM label WHERE image_id = ? AND tag = ?", (image_id, tag))
 
     def adopt_unseen(self, db: sqlite3.Connection, tag: str, image_id: str, ext: str | None = None) -> None:
-        """Record what another program wrote to a label's file and no scan has seen, before the file is replaced.
+        """Record what another program wrote to a label's file since the last scan, before the file is replaced.
 
         Call on the commit thread, within a change.
 
@@ -146,10 +147,10 @@ class LabelScan:
             self._touched()
 
     def delete_published(self, db: sqlite3.Connection, image_id: str) -> None:
-        """Delete the files of a vanished image's labels, as another image has its name now; their revisions stay.
+        """Delete the label files of a vanished image when another image takes its name; their revisions stay.
 
-        What another program wrote there meanwhile is left: it is the new image's. Call on the commit thread, while the
-        revisions are still the vanished image's.
+        Files that another program wrote there meanwhile belong to the new image and stay. Call on the commit thread,
+        while the revisions are still the vanished image's.
         """
         for tag in folder_scan.tags(self._labels):
             for ext, path in self.files(tag, image_id, None):
@@ -159,23 +160,25 @@ class LabelScan:
                     sync(path.parent)
 
     def files(self, tag: str, image_id: str, ext: str | None) -> list[tuple[str, Path]]:
-        """(extension, path) of the files that lie there as the label, in whatever format.
+        """(extension, path) of the label's files, in every format.
 
         Args:
             tag: the label's tag.
             image_id: its image.
-            ext: its extension, if that is known.
+            ext: its extension, if known.
         """
         exts = dict.fromkeys((*folder_scan.IMAGE_EXTS, *(() if ext is None else (ext,))))
         paths = [(each, self._labels / tag / label_name(image_id, each)) for each in exts]
         return [(each, path) for each, path in paths if path.exists()]
 
     def doomed(self, image_id: str, tag: str, ext: str) -> list[tuple[str, str, str]]:
-        """(image id, tag, extension) of each file to delete with a label of this extension."""
+        """(image id, tag, extension) of each file to delete when a label with this extension is deleted."""
         return [(image_id, tag, each) for each in dict.fromkeys((ext, *(e for e, _ in self.files(tag, image_id, ext))))]
 
     def _is_ours(self, db: sqlite3.Connection, image_id: str, tag: str, ext: str, stamp: FileStamp) -> bool:
-        """True if the published file is a recorded revision, though perhaps not the newest, which is published next."""
+        """True if the published file is a recorded revision, possibly not the newest one, which is then about to be
+        published.
+        """
         return (
             db.execute(
                 "SELECT 1 FROM revision WHERE image_id = ? AND tag = ? AND ext = ? AND size = ? AND mtime_ns = ?",
@@ -192,8 +195,12 @@ class LabelScan:
         numbers: Mapping[str, int],
         problems: dict[Path, str],
     ) -> bool:
-        """Store the files of a tag's folder as revisions. True if one of them was not complete yet; those that rest in
-        a state that cannot be stored are added to `problems`.
+        """Store the files of a tag's folder as revisions.
+
+        Files that no longer change and cannot be stored are added to `problems`.
+
+        Returns:
+            True if one of the files was not complete yet.
         """
         home = self._labels / tag
         complete = folder_scan.settled({name: home / name for name in names}, self._settle)
@@ -222,7 +229,7 @@ class LabelScan:
         return waits
 
     def _keep_or_say(self, path: Path, ext: str) -> tuple[RevisionFile, FileStamp] | str | None:
-        """The file as a revision; None if it changed while it was copied; the reason if it cannot be read."""
+        """The file as a revision; None if it changed during the copy; the reason if it cannot be read."""
         try:
             with path.open("rb"):
                 pass
@@ -233,7 +240,7 @@ class LabelScan:
         return self._keep(path, ext)
 
     def _keep(self, path: Path, ext: str) -> tuple[RevisionFile, FileStamp] | None:
-        """The file as a revision; None if it changed while it was copied."""
+        """The file as a revision; None if it changed during the copy."""
         staged = self._files.stage(ext)
         try:
             before = FileStamp.of(path)
@@ -254,7 +261,7 @@ class LabelScan:
         hints: Mapping[str, Any],
         numbers: Mapping[str, int],
     ) -> list[tuple[Path, FileStamp]]:
-        """Returns the files of other formats that the new labels replace."""
+        """Record the files as labels. Returns the files of other formats that these labels replace."""
         outdated = []
         for image_id, (kept, stamp) in files.items():
             # If it was replaced, removed or edited since it was read, the next scan compares again.
@@ -272,7 +279,9 @@ class LabelScan:
         return outdated
 
     def _delete(self, tag: str, outdated: Iterable[tuple[Path, FileStamp]]) -> None:
-        """Delete files of ours, unless another program has written them since. What cannot be deleted stays ours."""
+        """Delete outdated files of ours, unless another program has written them since. A file that cannot be deleted
+        still counts as ours.
+        """
         for path, stamp in outdated:
             try:
                 if FileStamp.of(path) == stamp:
@@ -328,7 +337,7 @@ def _number(db: sqlite3.Connection, image_id: str, tag: str) -> int:
 
 
 def _unindexed(names: Iterable[str], tag: str, hints: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """{file name: (image id, extension)} of the files without an index entry, split by the hints or else by name."""
+    """{file name: (image id, extension)} of the files without an index entry, split by the hints, or else by name."""
     hinted = {
         label_name(image_id, hint["labels"][tag]["ext"]): (image_id, hint["labels"][tag]["ext"])
         for image_id, hint in hints.items()
@@ -339,7 +348,7 @@ def _unindexed(names: Iterable[str], tag: str, hints: Mapping[str, Any]) -> dict
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """(image id, extension) of a label's file, None for one that no image's label is called."""
+    """(image id, extension) of a label's file; None for a name that no image's label can have."""
     parts = folder_scan.split_name(name)
     if parts is None:
         return None

@@ -13,7 +13,7 @@ from rayapp.datastore.index import QUARANTINE
 LEASE_S = 1800.0
 """Duration of a lease in seconds, from the last activity on the image."""
 MAX_LEASES = 2
-"""Leases per annotator: the image being worked on and the one prefetched."""
+"""Maximum number of leases per annotator: the image in progress and the prefetched one."""
 QUARANTINE_S = 3600.0
 """Duration of the quarantine of an unreadable image, in seconds."""
 OF_OTHERS = "FROM lease WHERE until > :now AND holder <> :holder"
@@ -21,7 +21,7 @@ OF_OTHERS = "FROM lease WHERE until > :now AND holder <> :holder"
 
 
 def start(db: sqlite3.Connection) -> None:
-    """On opening: end leases that are longer than any can be, since the clock was set back while nobody looked."""
+    """On opening, shorten leases that end too late because the clock was set back while the store was closed."""
     longest = "CASE holder WHEN :nobody THEN :quarantine ELSE :lease END"
     db.execute(
         f"UPDATE lease SET until = :now + {longest} WHERE until > :now + {longest}",
@@ -53,7 +53,7 @@ def grant(db: sqlite3.Connection, image_id: str, holder: str) -> bool:
 
 
 def quarantine(db: sqlite3.Connection, image_id: str) -> None:
-    """Lease an unreadable image to nobody."""
+    """Lease an unreadable image to the placeholder holder, so that nobody gets it."""
     db.execute(
         "INSERT OR REPLACE INTO lease VALUES(?, ?, ?)",
         (image_id, QUARANTINE, steady_clock.steady_time() + QUARANTINE_S),

@@ -1,6 +1,7 @@
-"""LeftOutEntries: what lies in a studies folder and is not served, with the reason, and whether any of it has changed.
+"""LeftOutEntries: entries of a studies folder that are not served, with the reasons, and whether any of them has
+changed.
 
-Each entry is logged once (without its name, which may be a patient's) and looked at again only when it changes.
+Each entry is logged once, without its name, which may be a patient's, and is examined again only when it changes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from rayapp.datastore.image_names import shown
 
 SHARE = 0.01
-"""Largest share of the time that is spent on looking whether entries have changed."""
+"""Maximum share of time spent on checking entries for changes."""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class LeftOutEntries:
         self._next = 0.0
 
     def replace(self, part: str, problems: Mapping[Path, str]) -> None:
-        """Set the entries left out of a part of the folder, each with its reason; entries that are new are logged."""
+        """Set the entries left out of a part of the folder, each with its reason; new ones are logged."""
         entries = {path: (reason, _state(path)) for path, reason in problems.items()}
         with self._lock:
             old = self._parts.get(part, {})
@@ -55,7 +56,7 @@ class LeftOutEntries:
         return {self._shown(path): reason for path, reason in sorted(found.items())}
 
     def changed(self) -> bool:
-        """True if an entry has changed since it was left out. Looks seldom enough to cost `SHARE` of the time."""
+        """True if an entry has changed since it was left out. Checks at most as often as `SHARE` allows."""
         began = time.monotonic()
         if began < self._next:
             return False
@@ -79,5 +80,5 @@ def _state(path: Path) -> _State:
 
 
 def _nameless(reason: str) -> str:
-    """The reason without what to do and without names of files."""
+    """The reason without the advice and without file names."""
     return reason.partition(":")[0].partition(" as ")[0]

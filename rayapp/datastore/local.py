@@ -96,7 +96,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
         }
 
     def _of_replaced(self, db: sqlite3.Connection) -> dict[str, str]:
-        """What is wrong with images that were replaced after labels of them had been saved, by their files' names."""
+        """Advice on images that were replaced after labels of them had been saved, by file name."""
         rows = db.execute(
             "SELECT id, ext, n FROM image JOIN (SELECT image_id, count(*) AS n FROM label INDEXED BY label_replaced"
             f" WHERE {OF_REPLACED} GROUP BY image_id) ON id = image_id"
@@ -255,7 +255,9 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
         return write_archive(target, [pair[:3] for pair in pairs], self._text())
 
     def _pairs(self, db: sqlite3.Connection, tag: str, limit: int | None) -> list[tuple[ImageRecord, str, Path, Info]]:
-        """(image, name of the label's file, path of its revision, its info) of the images with a label of the tag."""
+        """Images with a label under the tag: (image, name of the label's file, path of its revision, the label's
+        info).
+        """
         rows = db.execute(
             "SELECT i.id, i.ext, i.info, l.ext, l.sha, l.info FROM label AS l JOIN image AS i ON i.id = l.image_id"
             " WHERE l.tag = ? ORDER BY i.id LIMIT ?",

@@ -74,7 +74,7 @@ class LocalLabels:
     ) -> LabelRecord:
         """See `Datastore`. Idempotent for the same staged file.
 
-        What another program wrote to the label's file, and no scan has seen yet, becomes a revision first.
+        If another program has written to the label's file since the last scan, its content becomes a revision first.
         """
         checked_name(tag, "tag")
         if not checked_ext(ext):
@@ -126,12 +126,19 @@ class LocalLabels:
         return self._records.label((image_id, tag, ext, kept.sha, number, json_text(full_info)))
 
     def _kept(self, staged: Path, ext: str, now: int) -> tuple[RevisionFile, Path, FileStamp]:
-        """Keep the staged file as a revision. Returns it, and a copy to publish, with its stamp, of the time `now` in
-        nanoseconds.
+        """Keep the staged file as a revision.
+
+        Args:
+            staged: the staged file.
+            ext: its extension.
+            now: modification time of the copy, in nanoseconds since the epoch.
+
+        Returns:
+            The revision, a copy to publish, and the copy's stamp.
 
         Raises:
-            NotFound: the staged file is not there.
-            Busy: the disk does not take them.
+            NotFound: the staged file does not exist.
+            Busy: the files cannot be written to the disk.
         """
         try:
             kept = self._files.keep(staged, ext)
@@ -143,7 +150,7 @@ class LocalLabels:
         return kept, copy, stamp
 
     def _replaced(self, db: sqlite3.Connection, image_id: str, tag: str, ext: str, expected: int | None) -> set[Path]:
-        """The files of the label that a save replaces, once what another program wrote to them is a revision.
+        """The label's files that a save replaces, after edits by other programs were stored as a revision.
 
         Raises:
             NotFound: unknown image.
@@ -157,7 +164,7 @@ class LocalLabels:
         return {path for _, path in self._opened.reconciler.files(tag, image_id, None)} | unpublished
 
     def _saved_before(self, image_id: str, tag: str, staged: str) -> bool:
-        """True if this staged file was saved already by a call whose answer was lost in a crash."""
+        """True if an earlier call saved this staged file, and its answer was lost in a crash."""
         query = "SELECT 1 FROM revision WHERE image_id = ? AND tag = ? AND staged = ?"
         with self._index.reader() as db:
             return db.execute(query, (image_id, tag, staged)).fetchone() is not None
@@ -253,7 +260,7 @@ def _check_expected(db: sqlite3.Connection, image_id: str, tag: str, expected: i
 
 
 def signed(author: Author) -> Info:
-    """The author's part of an info."""
+    """The author's fields in an info."""
     return {"user": author.user, **({"client_id": author.client_id} if author.client_id else {})}
 
 

@@ -26,11 +26,12 @@ from rayapp.errors import ArchiveAway, ArchiveSlow, NotFound, RayappError
 PAGE = 500
 """Number of results requested per page."""
 ATTEMPTS = 3
-"""Times that a list is read which changes while it is read."""
+"""Number of times that a list is read if it keeps changing meanwhile."""
 MAX_RESULTS = 1_000_000
-"""Results after which a list counts as endless."""
+"""Number of results from which a list counts as endless."""
 CONFIRMATIONS, CONFIRM_S = 3, 0.5
-"""Times that the archive is asked whether it keeps an instance, and seconds between them: some index with a delay."""
+"""Number of times that the archive is asked whether it has an instance, and seconds in between: some archives index
+with a delay."""
 MODALITIES = ("CT", "MR")
 """Modalities searched for if no filter names any."""
 UNKNOWN = "UNK"
@@ -62,9 +63,9 @@ class StoreRefused(RayappError):
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSeries:
-    """A series in a list of the archive: the attributes that identify it, and how many instances it has now.
+    """A series in a list of the archive: its identifying attributes and its present number of instances.
 
-    `instances` is None if the archive does not say.
+    `instances` is None if the archive does not give a number.
     """
 
     info: Info
@@ -115,7 +116,7 @@ class PacsClient:
     def series(self, filters: Mapping[str, str]) -> dict[str, ListedSeries]:
         """The series that match the filters, by SeriesInstanceUID.
 
-        A list that changes while it is read is read again; after `ATTEMPTS` times everything seen in them is returned.
+        A list that changes while it is read is read again, up to `ATTEMPTS` times; then everything seen is returned.
 
         Args:
             filters: attributes and values as in QIDO-RS, with wildcards and ranges; `Modality` may list several,
@@ -187,8 +188,11 @@ class PacsClient:
                 yield instance, instance.buffer.getvalue()
 
     def store(self, instance: Dataset) -> None:
-        """Store one instance; idempotent. Raises ArchiveAway, also if the archive accepts it and does not have it
-        afterwards; StoreRefused.
+        """Store one instance; idempotent.
+
+        Raises:
+            ArchiveAway: if the archive is unavailable, or accepts the instance but does not have it afterwards.
+            StoreRefused: if the archive rejects the instance.
         """
         with _asking(storing=True):
             answer = self._client.store_instances([instance])
@@ -205,7 +209,7 @@ class PacsClient:
         raise StoreRefused(f"the DICOM archive refused to store the segmentation{reason}: see the archive's log")
 
     def _keeps(self, instance: Dataset) -> bool:
-        """True if the archive lists the instance, now or soon."""
+        """True if the archive lists the instance, immediately or after a short wait."""
         for attempt in range(CONFIRMATIONS):
             if attempt:
                 time.sleep(CONFIRM_S)
@@ -220,9 +224,14 @@ Search = Callable[[int, int], list[dict[str, Any]]]
 
 
 def _all_pages(tag: str, search: Search) -> dict[str, dict[str, Any]]:
-    """Every result of a search that is answered in pages, by the attribute `tag`, which identifies a result.
+    """All results of a paged search.
 
-    Raises ArchiveAway if the archive cannot be brought to list everything.
+    Args:
+        tag: attribute that identifies a result.
+        search: the search.
+
+    Raises:
+        ArchiveAway: if no complete list can be obtained.
     """
     results: dict[str, dict[str, Any]] = {}
     limit = PAGE
@@ -235,7 +244,9 @@ def _all_pages(tag: str, search: Search) -> dict[str, dict[str, Any]]:
 
 
 class _Outcome(enum.Enum):
-    """How a list was read: to its end; while it shifted; or without offsets, to the limit."""
+    """How reading a list ended: complete; inconsistent, as the list changed meanwhile; or at the limit, as offsets are
+    ignored.
+    """
 
     COMPLETE = enum.auto()
     SHIFTED = enum.auto()
@@ -243,11 +254,11 @@ class _Outcome(enum.Enum):
 
 
 def _read_pages(tag: str, search: Search, results: dict[str, dict[str, Any]], limit: int) -> _Outcome:
-    """Add all pages to the results, until one has nothing new: a short page is not the last one if the archive caps its
-    answers.
+    """Add all pages to the results, up to the first one without a new result; an archive may cap pages, so a short page
+    need not be the last.
 
-    Each page begins with the last result of the one before: if it does not, results in front of it came or went, or the
-    archive ignores offsets. Raises ArchiveAway for a list without UIDs or without an end.
+    Each page begins with the last result of the page before. If it does not, earlier results were added or removed
+    meanwhile, or the archive ignores offsets. Raises ArchiveAway for a list without UIDs or without an end.
     """
     seen: set[str] = set()
     last = None
@@ -281,7 +292,7 @@ def _text(item: Mapping[str, Any], tag: str, *, missing: str = UNKNOWN) -> str:
 
 
 _REFUSALS = frozenset({400, 404, 406, 409, 413, 415, 422})
-"""HTTP statuses that mean that the instance itself is at fault."""
+"""HTTP statuses that mean that the instance itself is rejected."""
 
 
 @contextmanager

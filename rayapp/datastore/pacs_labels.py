@@ -2,10 +2,10 @@
 
 They are searched for when a series is retrieved, and again, at most once per `fresh` seconds, when its labels are
 requested. The newest of ours becomes the `final` label if there is none. The newest made by others becomes the
-`original` label, which 3D Slicer shows as a pre-segmentation. A label from the archive is replaced by a newer one from
-the archive; a label that was saved here never is. Each segmentation is considered once: what was passed over, replaced
-or deleted does not come back. A label map cannot hold overlapping segments: there the smaller segment covers the larger
-one, and the archive keeps the original.
+`original` label, which 3D Slicer shows as a pre-segmentation. A newer label from the archive replaces an older one from
+the archive, never one that was saved here. Each segmentation is considered once, so one that was skipped, replaced or
+deleted does not come back. Where segments overlap, the smaller one covers the larger, since a label map cannot hold
+both; the archive keeps the original.
 """
 
 from __future__ import annotations
@@ -52,15 +52,17 @@ class ArchivedLabels:
         self._max_bytes = max_bytes
         self._searched: dict[str, float] = {}
         self._unreadable: dict[str, set[str]] = {}
-        """Segmentations that cannot be read as labels of a series, by its UID."""
+        """Segmentations that cannot be read as labels of a series, by the series' UID."""
 
     def due(self, series: str) -> bool:
         """True if the last search for the series' labels is older than `fresh` seconds."""
         return time.monotonic() - self._searched.get(series, -self._fresh) >= self._fresh
 
     def search(self, study: str, series: str, frame: str, *, known: Collection[str]) -> list[SegSeries]:
-        """The series' segmentations, newest first. One that names no series counts as one of each series in its frame
-        of reference; whether it lies on the series' voxels is seen when it is read.
+        """The series' segmentations, newest first.
+
+        A segmentation that names no series counts for every series in its frame of reference; whether it lies on the
+        series' voxels is checked when it is read.
 
         Args:
             study: StudyInstanceUID.
@@ -83,7 +85,7 @@ class ArchivedLabels:
     def newest(
         self, study: str, series: str, segmentations: Sequence[SegSeries], grid: Grid, *, tag: str, after: str
     ) -> ArchivedLabel | None:
-        """The newest segmentation that belongs under the tag, as a label. Unreadable ones are passed over.
+        """The newest segmentation for the tag, as a label. Unreadable ones are skipped.
 
         Args:
             study: StudyInstanceUID.
@@ -108,11 +110,13 @@ class ArchivedLabels:
         return None
 
     def readable(self, series: str, segmentations: Iterable[SegSeries]) -> list[str]:
-        """SeriesInstanceUIDs of those that were not found unreadable, which may be a fault of this version."""
+        """SeriesInstanceUIDs of the segmentations that could be read. The others may be readable by a later version, so
+        they are not recorded as considered.
+        """
         return [seg.series for seg in segmentations if seg.series not in self._unreadable.get(series, ())]
 
     def _read(self, study: str, seg: SegSeries, grid: Grid) -> tuple[Segmentation, Info]:
-        """The label map, and additions to its info: whether its segments overlap."""
+        """The label map, and the addition to its info if its segments overlap."""
         instances = [file for _, file in self._pacs.retrieve(study, seg.series)]
         if len(instances) != 1:
             raise Unreadable("the series does not hold exactly one segmentation object")
@@ -130,7 +134,7 @@ def _tag(seg: SegSeries) -> str:
 
 
 def _age(seg: SegSeries) -> tuple[str, int]:
-    """Sort key: content date and time, then the revision's number, which our own labels' description holds."""
+    """Sort key: content date and time, then the revision's number from our own labels' description."""
     number = re.match(rf"{FINAL} (\d+)", seg.description)
     return seg.created, int(number[1]) if number and _tag(seg) == FINAL else 0
 

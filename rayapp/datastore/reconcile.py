@@ -1,7 +1,8 @@
 """Reconciler: updates the index from the studies folder and imports MONAI Label's document.
 
 A scan compares folder and index without blocking writers; each difference is checked again within the commit that
-records it. Published files change on the commit thread only, so a difference seen there was made by another program.
+records it. The server itself changes published files on the commit thread only, so a difference seen there was made by
+another program.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from rayapp.datastore.repair import Repair
 from rayapp.datastore.revisions import FileStamp, RevisionStore
 
 IMAGES = "images"
-"""The part of the folder whose left-out entries a scan of the images finds."""
+"""The part of the folder that a scan of the images covers, in `LeftOutEntries`."""
 LONG_S, DUTY = 5.0, 20
-"""Looks at all images' files that take longer, in seconds, take at most 1 / DUTY of the time."""
+"""Looks at all images' files that take longer than this, in seconds, use at most 1 / DUTY of the time."""
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Reconciler:
         Args:
             names: name and description of the study set.
             theirs: entries of the document.
-            base: entries of the last document we wrote; only what differs from it is an edit.
+            base: entries of the document it is based on; only differences count as edits.
         """
 
         def apply(db: sqlite3.Connection) -> None:
@@ -177,7 +178,7 @@ class Reconciler:
         return stamp is not None
 
     def _scan_images(self, hints: dict[str, Any]) -> bool:
-        """Update the images. The hints of images that are other ones now are removed."""
+        """Update the images. Hints for images that turn out to be replaced are removed."""
         with self._index.reader() as db:
             indexed = dict(db.execute("SELECT id, ext FROM image"))
         extensions, problems = self._source.images(indexed)
@@ -203,7 +204,7 @@ class Reconciler:
         return waits or len(stuck) < len(unfinished)
 
     def _look_at_all(self, images: Mapping[str, str]) -> bool:
-        """As `_look_at_files`, but where that takes long, as on a network file system, only in part of the scans."""
+        """As `_look_at_files`, but if that takes long, as on a network file system, only in some of the scans."""
         began = time.monotonic()
         if began < self._next_look:
             return False
@@ -213,7 +214,9 @@ class Reconciler:
         return waits
 
     def _look_at_files(self, images: Mapping[str, str]) -> bool:
-        """Note the images' files, and which of them were replaced. True if another look is due soon."""
+        """Record fingerprints of the images' files, and which images were replaced. True if another look is due
+        soon.
+        """
         look = self._image_files.look(images)
         for chunk in chunks([*look.same, *look.replaced]):
             self._commit.do(lambda db, chunk=chunk: self._note_files(db, chunk, look.same, look.replaced))  # type: ignore[misc]
@@ -241,7 +244,8 @@ class Reconciler:
         delete_maps(self._studies / ".rayapp", image_id)
 
     def make_way(self, db: sqlite3.Connection, image_id: str, file: Path) -> bool:
-        """Before an image is inserted: set aside what is kept of a vanished one of its name, if that was another one.
+        """Before an image is inserted: set aside what is kept of a vanished image of the same name, unless it is the
+        same image.
 
         Call on the commit thread, within a change.
 
@@ -276,7 +280,7 @@ class Reconciler:
                     reopen(db, image_id)
 
     def _name(self, image_id: str, ext: str) -> str:
-        """The image's file name, as people know it."""
+        """The image's file name, as users know it."""
         path = self._source.path(image_id, ext)
         name = path.name if path.parent == self._studies else image_id + ext
         return name if ext else name + SERIES_EXT

@@ -24,7 +24,7 @@ class RecordMapper:
     def __init__(
         self, studies: Path, files: RevisionStore, source: ImageSource, late: Collection[tuple[str, str]]
     ) -> None:
-        """Prepare it; `late` are the (image id, tag) of labels that are not published yet."""
+        """Prepare it; `late` holds the (image id, tag) of labels whose files are not published yet."""
         self._source = source
         self._labels = studies / LABELS
         self._files = files

@@ -1,7 +1,7 @@
-"""Repair: finishes what was committed but not published or removed: after a crash, and after an error of the disk.
+"""Repair: completes what was committed but not published or removed because of a crash or a disk error.
 
-The index is authoritative: a label whose file could not be replaced is saved all the same. Until its file is published
-it is `late`: readers get its revision, and scans leave its file alone.
+The index is authoritative: a label is saved even if its file could not be replaced. Until the file is published the
+label is `late`: readers get its revision, and scans ignore its file.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ Key = tuple[str, str]
 
 
 class Repair:
-    """Publications and removals of a studies folder that are still due. `run` and `catch_up` from any other thread than
-    the commit thread. A label that cannot be repaired is logged and left for an operator.
+    """Pending publications and removals of a studies folder.
+
+    Call `run` and `catch_up` from any thread but the commit thread. A label that cannot be repaired is logged and left
+    for an operator.
 
     Attributes:
         late: labels whose publication or removal failed, and images whose removal failed.
@@ -62,7 +64,7 @@ class Repair:
         sync(self._labels)
 
     def catch_up(self) -> None:
-        """Try again to publish and remove what is late."""
+        """Retry pending publications and removals."""
         if self.late:
             self._commit.do(lambda db: self._finish_all(db, sorted(self.late)))
 
@@ -72,7 +74,7 @@ class Repair:
         log.error("a change is saved, but its file could not be replaced and is replaced later: %s", error.strerror)
 
     def place_image(self, staged: Path, target: Path) -> None:
-        """Give a committed image its name in the studies folder, durably.
+        """Rename a committed image's staged file to its name in the studies folder, durably.
 
         Raises:
             FileExistsError: another file has that name.

@@ -40,7 +40,7 @@ class RevisionFile:
 
 @dataclass(frozen=True, kw_only=True)
 class FileStamp:
-    """Size and modification time of a file, which tell its states apart without reading it."""
+    """Size and modification time of a file, by which changes are recognised without reading it."""
 
     size: int
     mtime_ns: int
@@ -128,7 +128,11 @@ class RevisionStore:
             return False
 
     def copy(self, kept: RevisionFile, mtime_ns: int) -> tuple[Path, FileStamp]:
-        """A durable copy in the staging folder, to be renamed to its published path, and its stamp there."""
+        """Copy the revision durably into the staging folder, to be renamed to its published path.
+
+        Returns:
+            The copy, and its stamp.
+        """
         target = self.stage(kept.ext)
         shutil.copyfile(kept.path, target)
         os.utime(target, ns=(mtime_ns, mtime_ns))
@@ -138,13 +142,15 @@ class RevisionStore:
         return target, stamp
 
     def discard(self, path: Path) -> Path:
-        """Move a file or folder into staging, out of sight. Returns the new path, for the caller to delete."""
+        """Move a file or folder into staging, where no reader sees it. Returns the new path, for the caller to
+        delete.
+        """
         gone = self.staging / uuid.uuid4().hex
         path.rename(gone)
         return gone
 
     def drop(self, staged: Path) -> None:
-        """Delete a staged file or folder that is not needed any more. What cannot be deleted is swept later."""
+        """Delete a staged file or folder. One that cannot be deleted is swept later."""
         try:
             delete(staged)
         except OSError as error:
@@ -178,7 +184,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """True if both names are of one file, or of files with the same bytes, as `link_or_copy` leaves them."""
+    """True if both names are of one file, or of files with the same content, as `link_or_copy` leaves them."""
     return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
 
 

@@ -40,9 +40,7 @@ def salvage(broken: Path, db: sqlite3.Connection) -> int:
 
 
 def _readable(source: sqlite3.Connection, table: str) -> Iterator[Row]:
-    """The readable rows of a table, some possibly twice: from its start and from its end up to a bad page, then
-    between.
-    """
+    """The readable rows of a table, some possibly twice: from both ends up to a bad page, then those in between."""
     try:
         yield from source.execute(f"SELECT * FROM {table}")
         return

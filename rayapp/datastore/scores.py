@@ -91,7 +91,7 @@ class ScoreTable:
             self._unlabeled[: len(self._ids)] = [image_id in unlabeled for image_id in self._ids]
 
     def _read_again(self, db: sqlite3.Connection, ids: Iterable[str]) -> None:
-        """Read all scores of images of which some may have been forgotten."""
+        """Read all scores of images again, since some may have been deleted."""
         for image_id in ids:
             scores = dict(db.execute("SELECT name, value FROM score WHERE image_id = ?", (image_id,)))
             for name, values in self._values.items():

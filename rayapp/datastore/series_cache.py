@@ -31,17 +31,17 @@ from rayapp.imaging import dicom_series, nifti
 from rayapp.imaging.dicom_seg_source import obstacle
 
 RETRIEVALS = 4
-"""Series retrieved concurrently; further ones are queued."""
+"""Maximum number of series retrieved concurrently; others are queued."""
 SYNCS = 16
-"""Instances written or parsed concurrently."""
+"""Maximum number of instances written or parsed concurrently."""
 AHEAD = 2 * SYNCS
-"""Received instances that may wait to be written; a faster archive is not read further until the disk catches up."""
+"""Maximum number of received instances that wait to be written; at this number reading from the archive pauses."""
 GRACE_S = 600.0
 """Seconds after its last use for which a series is never evicted: someone may still be reading it."""
 VOLUME = "volume.nii"
 INSTANCES = "instances"
 ANNOUNCED = "announced"
-"""File with the number of instances that the archive announces, where it persistently sends another number."""
+"""File with the number of instances according to the archive, if the archive repeatedly sends another number."""
 FACTS = "facts.json"
 """File with the series' `SeriesFacts`."""
 
@@ -50,11 +50,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesFacts:
-    """What a retrieved series' headers say beyond its volume.
+    """Facts from a retrieved series' headers that its volume does not hold.
 
     Attributes:
         frame_of_reference: FrameOfReferenceUID; "" if there is none, or not one for all slices.
-        obstacle: why no DICOM SEG can be made for it; None if one can.
+        obstacle: the reason why no DICOM SEG can be made for it; None if one can.
     """
 
     frame_of_reference: str
@@ -84,9 +84,9 @@ class SeriesCache:
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[None]] = {}
         self._folders = threading.RLock()
-        """Held while a series' folder is removed, and while one is found and marked as used."""
+        """Held while a series' folder is removed, or looked up and marked as used."""
         self._dropped: dict[str, tuple[int, int]] = {}
-        """Number of instances held and announced of series that were dropped and not retrieved since."""
+        """Numbers of instances held and announced, of series that were dropped and not retrieved since."""
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(".*"):  # of a crash
             delete(leftover)
@@ -105,7 +105,7 @@ class SeriesCache:
         return self._root / series / INSTANCES
 
     def facts(self, series: str) -> SeriesFacts:
-        """What the headers of a retrieved series say; nothing of one that has just been evicted. Raises Unreadable."""
+        """The facts from a retrieved series' headers; empty for one that has just been evicted. Raises Unreadable."""
         try:
             return SeriesFacts(**json.loads((self._root / series / FACTS).read_text()))
         except (FileNotFoundError, ValueError, TypeError):  # retrieved by an earlier version, or evicted
@@ -131,7 +131,7 @@ class SeriesCache:
         return self.path(series)
 
     def link(self, study: str, series: str, target: Path) -> None:
-        """Give the series' volume a second name, which evictions leave alone; retrieve it if needed.
+        """Hard-link the series' volume to a path that evictions do not touch; retrieve it if needed.
 
         Raises the errors of `retrieve`.
         """
@@ -149,11 +149,11 @@ class SeriesCache:
             return True
 
     def drop_changed(self, announced: Mapping[str, int | None], asked: float) -> set[str]:
-        """Drop the series of which the archive announces another number of instances than are held.
+        """Drop the series of which the archive now has another number of instances than are held.
 
         Args:
-            announced: number of instances by series; None if the archive does not say.
-            asked: when the archive was asked, in Unix seconds; series retrieved since are left for the next look.
+            announced: number of instances by series; None if the archive gives none.
+            asked: time of the archive's answer, in Unix seconds; series retrieved later are left for the next scan.
 
         Returns:
             The series that were dropped.
@@ -187,7 +187,7 @@ class SeriesCache:
         delete(gone)
 
     def _retrieval(self, study: str, series: str) -> Future[None]:
-        """The retrieval of the series that is under way, or a new one."""
+        """The running retrieval of the series, or a new one."""
         with self._lock:
             if series not in self._under_way:
                 retrieval = self._under_way[series] = self._pool.submit(self._retrieve, study, series)
@@ -215,16 +215,16 @@ class SeriesCache:
         self._make_room(series)
 
     def _accept_repeated(self, series: str, part: Path) -> None:
-        """Accept the number of instances if the archive sent as many before, though it announces another number."""
+        """Accept the number of instances if the archive sent the same number before, although it announces another."""
         held, announced = self._dropped.pop(series, (None, 0))
         if held is not None and held == _instances_in(part):
             (part / ANNOUNCED).write_text(str(announced))
 
     def _write(self, study: str, series: str, target: Path) -> list[Future[list[dicom_series.Slice]]]:
-        """Write every instance of the series to a file; raises ArchiveAway if any is missing. Returns the slices of
-        each.
+        """Write all instances of the series to files. Returns the slices in each.
 
-        Writing, parsing headers and listing the series overlap with the transfer.
+        Writing, parsing headers and listing the series overlap with the transfer. Raises ArchiveAway if any instance is
+        missing.
         """
         target.mkdir(parents=True)
         size = 0
@@ -287,7 +287,9 @@ def _facts_of(slices: list[dicom_series.Slice]) -> SeriesFacts:
 
 
 def _instances_in(folder: Path, *, before: float = math.inf) -> int | None:
-    """Number of instances of a series' folder; None if it is gone, or was not retrieved before that time."""
+    """Number of instances in a series' folder; None if the folder does not exist, or was not retrieved before that
+    time.
+    """
     try:
         if (folder / INSTANCES).stat().st_mtime >= before:
             return None
@@ -297,7 +299,7 @@ def _instances_in(folder: Path, *, before: float = math.inf) -> int | None:
 
 
 def _accepted(folder: Path) -> int | None:
-    """The announced number of instances that was accepted though another number is sent; None if there is none."""
+    """The announced number of instances that was accepted although another was sent; None if there is none."""
     try:
         return int((folder / ANNOUNCED).read_text())
     except (FileNotFoundError, ValueError):

@@ -25,7 +25,7 @@ _ABANDONED_S = 3600
 
 
 def base_name(filename: str) -> str:
-    """The file name of an upload, whose name may be a whole client path, including a Windows one.
+    """The file name of an upload, without the client's folders, which may be those of a Windows path.
 
     Raises BadRequest if it is not a valid file name here.
     """

@@ -91,7 +91,7 @@ class StudiesFolder:
             log.error("file locks have no effect on this file system: let no second server open the studies folder")
 
     def _abandon(self) -> None:
-        """Release the folder after an error of the disk, which closing may meet again."""
+        """Release the folder after a disk error, ignoring further ones."""
         while self._closing:
             with suppress(OSError, sqlite3.Error, Busy):
                 self._closing.pop()()
@@ -102,15 +102,20 @@ class StudiesFolder:
             self._closing.pop()()
 
     def scan(self) -> bool:
-        """Import document edits and scan the folder. True if a file was not complete yet and another scan is due."""
+        """Import document edits and scan the folder. True if a file was not complete yet, so that another scan is
+        due.
+        """
         self.document.import_edits()
         return self.reconciler.scan()
 
     def sizes(self, counts: Iterable[tuple[str, str, int]]) -> dict[str, int]:
-        """Bytes of the index, its log and the revisions, the number of revisions, and the bytes that are free.
+        """Sizes of the store for its status.
 
         Args:
             counts: rows of the index's table `count`.
+
+        Returns:
+            Bytes of the index, its log and the revisions, the number of revisions, and free bytes on the disk.
         """
         stored = {kind: n for kind, _, n in counts if kind.startswith("revision")}
         sides = {"index": "index.db", "log": "index.db-wal"}
@@ -203,7 +208,7 @@ class StudiesFolder:
 
 
 def _locks_hold(locked: Path) -> bool:
-    """True if a second lock on a file that is locked is refused, as some network file systems do not."""
+    """True if a second lock on a locked file is refused; on some network file systems it is not."""
     descriptor = os.open(locked, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

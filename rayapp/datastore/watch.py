@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Calls `scan()` when `concerns(paths)` is true of the changed paths, or when the last scan asked for another.
+    """Calls `scan()` when `concerns(paths)` is true for the changed paths, or when the last scan asked for another.
 
-    With `poll` it scans every `poll` seconds instead: on a network file system the kernel does not report changes made
-    by other hosts.
+    With `poll` it scans every `poll` seconds instead, since on a network file system the kernel does not report changes
+    made by other hosts.
     """
 
     def __init__(
