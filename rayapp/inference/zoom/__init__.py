@@ -1,1 +1,3 @@
-"""Views of an image at many sizes, the promptable network's answers in them, and the choice among these."""
+"""Adaptive zoom: views of an image at several sizes, the promptable network's answers in them, and the choice of
+one.
+"""

@@ -1,8 +1,8 @@
-"""The border of an answer on the image's own voxels: a minimum cut of what the network saw coarsely.
+"""Refinement of an answer's border at the image's own resolution, by a minimum cut.
 
-The network looks at the structure in a few dozen voxels along each axis. A minimum cut (`rayapp.inference.energy`)
-then draws its border: by the network's log-odds, by what the image's values inside and around the answer tell of each
-voxel, and along the image's edges.
+The network sees the structure in a few dozen voxels along each axis. A minimum cut (`rayapp.inference.energy`) then
+draws its border from the network's log-odds, from the intensities inside and around the answer, and along the image's
+edges.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from rayapp.inference.zoom.marks import Marks
 from rayapp.inference.zoom.view import Bools, Floats, Source, transfer
 
 SURE = 7.0
-"""Logit of the network from which a voxel is as it says."""
+"""Magnitude of the network's logit from which a voxel's label is fixed."""
 LIKELY = 1.0
-"""Logit of the network from which a voxel tells of the values inside, or around, the structure."""
+"""Magnitude of the network's logit from which a voxel is a sample of the intensities inside or around the structure."""
 BOUND = 3.0
-"""Largest log-odds from a voxel's value."""
+"""Bound on the log-odds from a voxel's intensity."""
 STIFFNESS = 3.0
-"""Cost of the border's surface, as a multiple of the graph cut's own."""
+"""Cost of the border's surface, relative to that of `graph_cut`."""
 BINS = 24
 FEWEST = 30
-"""Voxels inside and around an answer without which nothing is known of their values."""
+"""Least number of samples inside, and around, an answer to learn intensities from."""
 MARGIN = 0.12
-"""What is looked at around an answer, as a share of its size."""
+"""Margin around an answer that is included in the cut, as a share of the answer's size."""
 MOST = 400_000
-"""Voxels that the cut takes; a larger part of the image is cut at a coarser resolution."""
+"""Largest number of voxels in the cut; a larger part of the image is cut at a coarser resolution."""
 
 
 def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks, kept: float = 0.5) -> Mask:
-    """A mask with its border drawn along the image.
+    """Refine a mask's border along the edges of the image.
 
     Args:
-        answer: what the network saw.
+        answer: the network's answer.
         mask: its mask on the image's voxels.
         source: the image.
-        marks: the prompts, of which points and strokes hold in the cut.
-        kept: share of the mask that is left, at least; else it stays as it was.
+        marks: the prompts; points and strokes are constraints of the cut.
+        kept: least share of the mask that must remain; if less does, the mask stays as it was.
     """
     bounds = mask.bounds(source.spacing)
     if bounds is None:
@@ -77,7 +77,7 @@ def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks, kept: float 
 
 
 def _step(shape: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Voxels along each axis that are taken as one, so that no more than `MOST` are left."""
+    """Voxels along each axis that are averaged to one, so that at most `MOST` are left."""
     step = np.ones(3, int)
     while (-(-shape // step)).prod() > MOST:
         step[(-(-shape // step)).argmax()] += 1
@@ -85,7 +85,7 @@ def _step(shape: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _coarse(values: Floats, step: NDArray[np.int64]) -> Floats:
-    """Means of `step` voxels along each axis; the last ones stand for those beyond the end."""
+    """Means of blocks of `step` voxels along each axis; blocks at the end may be smaller."""
     for axis, count in enumerate(step.tolist()):
         if count > 1:
             missing = -values.shape[axis] % count
@@ -96,7 +96,7 @@ def _coarse(values: Floats, step: NDArray[np.int64]) -> Floats:
 
 
 def _fine(mask: Bools, step: NDArray[np.int64], shape: list[int]) -> Bools:
-    """A coarse mask on the image's voxels, its border interpolated linearly."""
+    """Upsample a coarse mask to the image's voxels, with a linearly interpolated border."""
     if (step == 1).all():
         return mask
     field = mask.astype(np.float32)
@@ -113,7 +113,7 @@ def _fine(mask: Bools, step: NDArray[np.int64], shape: list[int]) -> Bools:
 
 
 def _evidence(image: Floats, inside: Bools, outside: Bools) -> Floats:
-    """Log-odds of each voxel by its value: how often that is found inside and around, as smoothed histograms."""
+    """Log-odds of each voxel by its intensity, from smoothed histograms of the samples inside and outside."""
     low, high = np.percentile(image[inside], (1, 99))
     width = max(float(high - low), 1e-6)
     bins = np.clip((image - low + width) / (3 * width) * BINS, 0, BINS - 1).astype(np.intp)
@@ -129,7 +129,7 @@ def _evidence(image: Floats, inside: Bools, outside: Bools) -> Floats:
 def _held(
     marks: Marks, at: NDArray[np.float64], spacing: NDArray[np.float64], shape: tuple[int, ...]
 ) -> NDArray[np.uint8]:
-    """Where points and strokes are, as a scribble map."""
+    """Points and strokes as a scribble map."""
     held = np.zeros(shape, np.uint8)
     for groups, value in (
         (marks.strokes, FOREGROUND),

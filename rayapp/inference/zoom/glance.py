@@ -1,4 +1,4 @@
-"""Glances: the promptable network's input and answer in a view, and the choice among several views."""
+"""Glances: the promptable network's answers in views, their scores, and the choice among them."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from rayapp.inference.zoom.marks import Box, Marks, channels
 from rayapp.inference.zoom.view import Bools, Column, Floats, Source, View, normalised, transfer
 
 Ask = Callable[[Floats], tuple[Floats, Floats, Floats]]
-"""The network: from inputs (N, 10, edge, edge, edge) to the logits (N, edge, edge, edge), the expected Dice (N) and the
-expected longest side of the structure as a share of the view's (N)."""
+"""The network: maps inputs (N, 10, edge, edge, edge) to logits (N, edge, edge, edge), expected Dice scores (N) and the
+expected longest sides of the structure, as a share of the view's (N)."""
 Region = tuple[slice, slice, slice]
 NOTHING = -20.0
-"""Logit where the structure surely is not."""
+"""Logit of voxels that are certainly background."""
 WORTH = 0.3
-"""Belief in an alternative, as a share of that in the best answer, at least."""
+"""Least score of an alternative answer, relative to the best one's."""
 CHANGED = 0.3
-"""Less belief in an answer that has nothing of the mask before, or is twelve times as large."""
+"""Reduction of the score of an answer that keeps nothing of the previous mask, or is twelve times as large."""
 APART = 0.35
-"""Logarithm of the ratio of two alternatives' volumes, at least."""
+"""Least difference of two alternatives' log volumes."""
 DOUBTED = 3
-"""Views that are looked at again."""
+"""Number of the best views that are evaluated again, mirrored."""
 LARGE = 0.2
-"""Share of an answer's largest part that another part needs to be kept where no prompt decides."""
+"""Least size of a component without prompts that is kept, relative to the answer's largest component."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask of an image, kept for a part of it.
+    """A mask of an image, of which only a box is stored.
 
     Attributes:
-        region: that part, voxels.
-        inside: the structure in it.
+        region: the box, as an index into the image.
+        inside: the mask within the box.
     """
 
     region: Region
     inside: Bools
 
     def sample(self, view: View, spacing: NDArray[np.float64]) -> Floats:
-        """The share (edge, edge, edge) of a view's voxels that the structure takes."""
+        """The share of each voxel of a view that lies in the structure, (edge, edge, edge)."""
         start = np.array([side.start for side in self.region]) * spacing
         part = Source(self.inside.astype(np.float32), spacing)
         moved = view.moved(-start)
         return np.asarray(part.sample(moved) * part.inside(moved), np.float32)
 
     def bounds(self, spacing: NDArray[np.float64]) -> Box | None:
-        """The box around the structure, millimetres; None if there is none."""
+        """The bounding box of the structure in mm; None for an empty mask."""
         sides = []
         for axis in range(3):
             marked = np.flatnonzero(self.inside.any(tuple(other for other in range(3) if other != axis)))
@@ -62,12 +62,12 @@ class Mask:
         return Box.of(low, high)
 
     def indices(self, positions: NDArray[np.float64], spacing: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Indices (n, 3) in `inside` of positions in millimetres; those beyond it are left out."""
+        """Indices (n, 3) into `inside` of positions in mm; positions outside the box are left out."""
         voxels = np.rint(positions / spacing).astype(np.int64) - np.array([side.start for side in self.region])
         return np.asarray(voxels[((voxels >= 0) & (voxels < self.inside.shape)).all(1)])
 
     def whole(self, shape: Sequence[int]) -> Bools:
-        """The mask of the whole image."""
+        """A mask of the whole image."""
         full = np.zeros(tuple(shape), bool, order="F")
         full[self.region] = self.inside
         return full
@@ -75,13 +75,13 @@ class Mask:
 
 @dataclass(frozen=True)
 class Glance:
-    """An answer in a view.
+    """The network's answer in a view.
 
     Attributes:
-        view: where.
+        view: the view.
         logits: (edge, edge, edge).
-        quality: the Dice with the whole structure that the network expects.
-        length: the structure's longest side that it expects, millimetres.
+        quality: expected Dice score against the whole structure.
+        length: expected longest side of the structure, mm.
     """
 
     view: View
@@ -90,7 +90,7 @@ class Glance:
     length: float
 
     def bounds(self) -> Box | None:
-        """The box around the answer, millimetres; None if there is none."""
+        """The bounding box of the answer in mm."""
         inside = self.logits > 0
         marked = [np.flatnonzero(inside.any(tuple(b for b in range(3) if b != axis))) for axis in range(3)]
         if not len(marked[0]):
@@ -100,7 +100,7 @@ class Glance:
         return Box.of(self.view.to_millimetres(low), self.view.to_millimetres(high))
 
     def at(self, positions: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Logits at positions (n, 3) in millimetres; nothing is known beyond the view, so 0 there."""
+        """Logits at positions (n, 3) in mm; 0, which is undecided, outside the view."""
         voxels = np.rint(self.view.to_voxels(positions)).astype(int)
         within = ((voxels >= 0) & (voxels < self.view.edge)).all(1)
         values = np.zeros(len(voxels), np.float32)
@@ -108,8 +108,10 @@ class Glance:
         return values
 
     def changed(self, mask: Mask, spacing: NDArray[np.float64]) -> float:
-        """Disagreement with a mask, 0 to 2: the share of the mask that the answer lacks, in its view or beyond it, plus
-        its growth, from 0 at three times the mask's size to 1 at twelve times, where it means something else."""
+        """Disagreement with a mask, from 0 to 2: the share of the mask that the answer lacks, inside or outside its
+        view, plus a penalty for growth, which rises from 0 at three times the mask's size to 1 at twelve times, where
+        it is another structure.
+        """
         inside, cell = self.logits > 0, self.view.cell
         before = max(float(mask.inside.sum() * spacing.prod()), 1e-9)
         kept = float((mask.sample(self.view, spacing) * inside).sum()) * cell
@@ -117,10 +119,11 @@ class Glance:
         return max(0.0, 1 - kept / before) + float(np.clip(grown, 0, 1))
 
     def connected(self, seeds: NDArray[np.float64]) -> Glance:
-        """The parts of the answer that hold a seed, or else the large ones; what is dropped is surely not it.
+        """The answer's connected components that contain a seed, or without seeds the large ones; the others become
+        background.
 
         Args:
-            seeds: positions (n, 3), millimetres.
+            seeds: positions (n, 3), mm.
         """
         parts, count = ndimage.label(self.logits > 0, np.ones((3, 3, 3)))
         if count < 2:
@@ -138,7 +141,7 @@ class Glance:
         return replace(self, logits=np.where(keep[parts], self.logits, np.minimum(self.logits, NOTHING)))
 
     def on_image(self, source: Source) -> tuple[Region, Floats]:
-        """Logits on the image's own voxels, and the part of the image that they are for: what the structure takes."""
+        """The logits on the image's own voxels, and the box of the image around the structure that they cover."""
         low, high = self.view.low - self.view.spacing / 2, self.view.low + self.view.size - self.view.spacing / 2
         bounds = self.bounds()
         if bounds is not None:
@@ -161,16 +164,17 @@ def glances(
     *,
     doubt: bool = False,
 ) -> list[Glance]:
-    """Look at an image in several views, all of one edge, at once.
+    """Run the network on several views with the same edge, in one batch.
 
     Args:
         ask: the network.
         source: the image.
-        views: where to look.
+        views: the views.
         marks: the prompts.
         previous: the mask to start from.
-        doubt: whether to look at the best views again, mirrored: their quality is the lesser of both, and that of the
-            others is no better. Now and then the network is sure of an answer in a view that shows too much.
+        doubt: evaluate the best views a second time, mirrored. Their quality is then the lesser of both values, and
+            bounds that of all other views. This catches views that show too much, in which the network is sometimes
+            wrongly certain.
     """
     inputs = []
     for view in views:
@@ -188,7 +192,7 @@ def glances(
 
 
 def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
-    """Views of the prompts of sizes that grow geometrically, from what holds them to the whole image.
+    """Views around the prompts, with sizes in a geometric series from the prompts' extent to the whole image's.
 
     Raises:
         ValueError: without any prompt for the structure.
@@ -216,13 +220,14 @@ def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
 def believed(
     answers: Sequence[Glance], marks: Marks, previous: Mask | None = None, spacing: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Confidence in each answer: its expected quality, reduced where it contradicts the prompts, where it drops part
-    of the mask before, and where it is many times larger.
+    """Score of each answer: its expected quality, reduced if it contradicts prompts, loses part of the previous mask,
+    or is many times larger than it.
 
     Args:
-        answers: of several views.
+        answers: the answers in several views.
         marks: all prompts.
-        previous: the mask before, of an image of this `spacing`.
+        previous: the previous mask.
+        spacing: voxel spacing of the image, mm.
     """
     on = marks.on_structure()
     off = np.concatenate([np.zeros((0, 3)), *(np.reshape(p, (-1, 3)) for p in (*marks.exclude, *marks.erasers))])
@@ -237,14 +242,14 @@ def believed(
 
 
 def candidates(answers: Sequence[Glance], scores: NDArray[np.float64]) -> tuple[list[Glance], int]:
-    """Answers that somebody may have meant, a part, the structure, the whole, from small to large.
+    """Answers that the annotator may have meant, such as a part, the structure and the whole, in ascending size.
 
     Args:
-        answers: of several views.
-        scores: how much each is believed.
+        answers: the answers in several views.
+        scores: score of each answer.
 
     Returns:
-        The candidates, no two of nearly the same volume, and which of them is the most believed of all.
+        The candidates, no two with nearly the same volume, and the index of the one with the highest score.
     """
     volumes = np.array([(answer.logits > 0).sum() * answer.view.cell for answer in answers])
     chosen: list[int] = []
@@ -258,7 +263,9 @@ def candidates(answers: Sequence[Glance], scores: NDArray[np.float64]) -> tuple[
 
 
 def framed(box: Box, edge: int, margin: float, smallest: float, column: Column = None) -> View:
-    """A view of a box with a margin: its size is `margin` times the box's longest side, or that on a single slice."""
+    """A view around a box. Its size is `margin` times the box's longest side; for an image of one slice, the longest
+    within the slice.
+    """
     low, high = np.array(box.low), np.array(box.high)
     size = max(float((high - low)[across(column)].max()) * margin, smallest)
     centre = (low + high) / 2
@@ -266,7 +273,7 @@ def framed(box: Box, edge: int, margin: float, smallest: float, column: Column =
 
 
 def solid(box: Box, source: Source) -> bool:
-    """Whether a box is of more than one slice along each axis of the image's that has more."""
+    """True if a box spans more than one slice along each axis of which the image has more than one."""
     sides = np.array(box.high) - box.low > 1.01 * source.spacing
     return bool(sides[across(source.column)].all())
 

@@ -1,4 +1,4 @@
-"""Prompts of a request, in voxels, as marks in millimetres."""
+"""Conversion of a request's prompts, in voxels, to marks in millimetres."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rayapp.inference.zoom.glance import Mask
 from rayapp.inference.zoom.marks import Box, Lasso, Marks
 
 STROKE_PLACES = 40_000
-"""Painted voxels that are kept, at most, evenly thinned."""
+"""Maximum number of scribbled voxels that are kept, thinned evenly."""
 
 
 def marks_of(prompts: Prompts, spacing: NDArray[np.float64]) -> Marks:
-    """The marks that a request's prompts are, for a model of one structure.
+    """The marks for a request's prompts, for a single-structure model.
 
     Args:
-        prompts: in voxels of the image; clicks on the structure are `foreground`, or carry the prompts' label.
-        spacing: of the image, millimetres.
+        prompts: in voxels of the image; clicks on the structure are under `foreground`, or under the prompts' label.
+        spacing: voxel spacing of the image, mm.
     """
     marks = Marks(pitch=float(spacing.min()))
     marks.include += [np.array(point) * spacing for point in foreground(prompts)]
@@ -45,14 +45,14 @@ def marks_of(prompts: Prompts, spacing: NDArray[np.float64]) -> Marks:
 
 
 def steps_of(prompts: Prompts, spacing: NDArray[np.float64]) -> list[Marks]:
-    """The marks after each prompt, in the order in which a request's prompts are answered.
+    """The marks after each prompt, in the order in which the prompts are answered.
 
-    That is the order of its turns where it has some. Else whatever was drawn and the first click on the structure are
-    one step, each further click one more, and last comes all that the structure is not.
+    That is the order of the turns, if the prompts have any. Otherwise all drawings and the first click on the structure
+    form the first step, each further click on it one more, and everything that excludes voxels the last.
 
     Args:
         prompts: in voxels of the image.
-        spacing: of the image, millimetres.
+        spacing: voxel spacing of the image, mm.
     """
     steps: list[Marks] = []
     for turn in prompts.turns:
@@ -68,7 +68,7 @@ def steps_of(prompts: Prompts, spacing: NDArray[np.float64]) -> list[Marks]:
 
 
 def lasso_of(curve: Sequence[CurvePoint], spacing: NDArray[np.float64]) -> Lasso:
-    """A closed curve on one slice, in fractional voxels, as a lasso."""
+    """A closed curve on one slice, in fractional voxels, as a lasso in mm."""
     points = np.array(curve)
     axis, _ = outlines.slice_of(curve)
     others = [other for other in range(3) if other != axis]
@@ -77,7 +77,7 @@ def lasso_of(curve: Sequence[CurvePoint], spacing: NDArray[np.float64]) -> Lasso
 
 
 def start_of(prompts: Prompts) -> Mask | None:
-    """The mask to start from, if there is one that is not empty."""
+    """The mask to start from; None if there is none or it is empty."""
     if prompts.start is None or not (prompts.start == 1).any():
         return None
     inside = prompts.start == 1
@@ -90,11 +90,11 @@ def start_of(prompts: Prompts) -> Mask | None:
 
 
 def foreground(prompts: Prompts) -> tuple[Point, ...]:
-    """The clicks on the structure, under its own name or under none."""
+    """The clicks on the structure, under its own name or under `foreground`."""
     names = dict.fromkeys((prompts.label or FOREGROUND, FOREGROUND))
     return tuple(point for name in names if name != BACKGROUND for point in prompts.clicks.get(name, ()))
 
 
 def _box(low: NDArray[np.int64], high: NDArray[np.int64], spacing: NDArray[np.float64]) -> Box:
-    """From voxels, upper corner exclusive, to the box of their outer sides."""
+    """Convert a box from voxels, upper corner exclusive, to the outer faces of its voxels in mm."""
     return Box.of((low - 0.5) * spacing, (high - 0.5) * spacing)

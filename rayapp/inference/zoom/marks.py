@@ -1,4 +1,4 @@
-"""Prompts in millimetres, and what they look like in a view: the promptable network's input channels."""
+"""Prompts in millimetres, and their encoding as the promptable network's input channels in a view."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from rayapp.inference.zoom.view import Floats, View
 from rayapp.models.promptable import Channel
 
 Positions = NDArray[np.float64]
-"""(n, 3), millimetres along the image's axes from the centre of its first voxel."""
+"""Positions (n, 3) in mm along the image's axes, from the centre of its first voxel."""
 
 POINT = 2.0
-"""Radius of a point's ball, in the view's voxels."""
+"""Radius of the ball around a point, in voxels of the view."""
 BINS = 32
-"""Of the histograms that tell a box's inside from its outside."""
+"""Number of bins of the histograms that separate intensities inside a box from those outside."""
 CLOSE = 3.0
-"""Scale of the image as seen from the prompts, in units of what varies around them."""
+"""Scale of the channel `NEAR`, relative to the spread of intensities around the prompts."""
 FAINT = 0.015
-"""The least such scale, of a view's range of intensities from -1 to 1."""
+"""Least such scale; intensities in a view range from -1 to 1."""
 SURROUND = 2
-"""What varies around prompts is measured within this many of the view's voxels."""
+"""Distance around prompts, in voxels of the view, within which that spread is measured."""
 STROKE = 1.0
-"""Radius of a stroke, in the view's voxels."""
+"""Radius of a stroke, in voxels of the view."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box with sides along the image's axes; `low` and `high` are its corners, millimetres."""
+    """An axis-aligned box; `low` and `high` are its corners in mm."""
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
 
     @classmethod
     def of(cls, low: NDArray[np.float64], high: NDArray[np.float64]) -> Box:
-        """The box between two corners (3), millimetres."""
+        """The box between two corners (3), in mm."""
         return cls((float(low[0]), float(low[1]), float(low[2])), (float(high[0]), float(high[1]), float(high[2])))
 
 
@@ -49,10 +49,10 @@ class Lasso:
     """A closed curve around the structure on one slice.
 
     Attributes:
-        axis: the axis that the slice is perpendicular to.
-        at: the slice's position on it, millimetres.
-        thickness: of the slice, millimetres.
-        curve: (n, 2), millimetres along the other two axes.
+        axis: axis perpendicular to the slice.
+        at: position of the slice on this axis, mm.
+        thickness: thickness of the slice, mm.
+        curve: (n, 2), mm along the other two axes.
     """
 
     axis: int
@@ -66,10 +66,10 @@ class Marks:
     """All prompts for one structure.
 
     Attributes:
-        include, exclude: points of the structure, and of anything else.
-        strokes, erasers: places painted on the structure and on anything else, each (n, 3) millimetres.
-        boxes, lassos: drawn around the structure.
-        pitch: the distance between a stroke's neighbouring places, millimetres; it is drawn without gaps.
+        include, exclude: points inside and outside the structure.
+        strokes, erasers: points of strokes inside and outside the structure, each (n, 3), mm.
+        boxes, lassos: boxes and closed curves around the structure.
+        pitch: distance in mm between neighbouring points of a stroke, which is drawn without gaps.
     """
 
     include: list[Positions] = field(default_factory=list)
@@ -81,16 +81,16 @@ class Marks:
     pitch: float = 0.0
 
     def copy(self) -> Marks:
-        """Other lists with the same prompts, to add to."""
+        """A copy with lists of its own, to which prompts can be added."""
         return self.plus(Marks())
 
     def plus(self, more: Marks) -> Marks:
-        """These prompts and more, of the same pitch."""
+        """These prompts together with others of the same pitch."""
         lists = ("include", "exclude", "strokes", "erasers", "boxes", "lassos")
         return Marks(**{name: [*getattr(self, name), *getattr(more, name)] for name in lists}, pitch=self.pitch)
 
     def digest(self) -> bytes:
-        """A digest of the prompts."""
+        """A digest of all prompts."""
         found = hashlib.blake2b(repr((self.boxes, self.pitch)).encode(), digest_size=16)
         for group in (self.include, self.exclude, self.strokes, self.erasers):
             found.update(b"|")
@@ -101,32 +101,32 @@ class Marks:
         return found.digest()
 
     def denied(self) -> bool:
-        """Whether anything is said not to be the structure."""
+        """True if any prompt excludes voxels from the structure."""
         return bool(self.exclude or self.erasers)
 
     def on_structure(self) -> Positions:
-        """Positions (n, 3) that are said to be the structure's."""
+        """Positions (n, 3) of points and strokes inside the structure."""
         placed = [np.reshape(p, (-1, 3)) for p in (*self.include, *self.strokes)]
         return np.concatenate(placed) if placed else np.zeros((0, 3))
 
     def around(self) -> list[Box]:
-        """Boxes, and lassos as boxes."""
+        """The boxes, including the bounding boxes of lassos."""
         return [*self.boxes, *(bounds_of(lasso) for lasso in self.lassos)]
 
     def bounds(self) -> Box | None:
-        """The box around all prompts for the structure; None without any."""
+        """The bounding box of all prompts for the structure; None without any."""
         corners = [self.on_structure(), *(np.array([box.low, box.high]) for box in self.around())]
         placed = np.concatenate(corners)
         return Box.of(placed.min(0), placed.max(0)) if len(placed) else None
 
 
 def channels(view: View, image: Floats, marks: Marks, previous: Floats | None = None) -> Floats:
-    """The network's inputs (10, edge, edge, edge) for prompts in a view.
+    """The network's input channels (10, edge, edge, edge), see `Channel`.
 
     Args:
-        view: where to look.
-        image: (edge, edge, edge), as `view.normalised` gives it.
-        marks: the prompts, wherever they lie.
+        view: the view.
+        image: (edge, edge, edge), as returned by `view.normalised`.
+        marks: the prompts, inside the view or not.
         previous: the probability (edge, edge, edge) of the mask to start from.
     """
     edge = view.edge
@@ -148,13 +148,13 @@ def channels(view: View, image: Floats, marks: Marks, previous: Floats | None = 
 
 
 def _seen(drawn: Floats) -> tuple[Floats, Floats]:
-    """The image as seen from the prompts: 0 on tissue like theirs, towards +-1 where it differs.
+    """The image relative to the prompted tissue: 0 for similar intensities, towards +-1 for different ones.
 
-    The tissue is what points and strokes lie on, or else the mask to start from: tanh((x - centre) / scale). The scale
-    is first twice the median absolute difference in the view's part around the prompts, which may hold bone and air,
-    then `CLOSE` times that within `SURROUND` voxels of them, which is mostly the tissue itself. Of boxes and lassos
-    alone the first is what is inside rather than around, by the intensities' histograms, and the second is seen from
-    the intensity that is likeliest inside.
+    The tissue is sampled at points and strokes, or else in the mask to start from; the values are tanh((x - centre) /
+    scale). In the first channel the scale is twice the median absolute difference within the part of the view around
+    the prompts, which may contain bone and air; in the second it is `CLOSE` times that within `SURROUND` voxels of the
+    prompts, which is mostly the tissue itself. With boxes and lassos alone, the first channel is derived from intensity
+    histograms inside and outside them, and the second is centred on the most likely intensity inside.
     """
     image, edge = drawn[Channel.IMAGE], drawn.shape[-1]
     tissue = (drawn[Channel.INCLUDE] + drawn[Channel.STROKE]) > 0
@@ -180,7 +180,7 @@ def _seen(drawn: Floats) -> tuple[Floats, Floats]:
 
 
 def _spread(values: Floats, centre: float, share: float) -> float:
-    """The distance from `centre` that `share` of some intensities keep."""
+    """The distance from `centre` within which a share of the intensities lie."""
     if not values.size:
         return 1.0
     distances = np.abs(values - np.float32(centre)).ravel()
@@ -189,14 +189,17 @@ def _spread(values: Floats, centre: float, share: float) -> float:
 
 
 def _differences(image: Floats, centre: float, scale: float) -> Floats:
-    """Intensities around `centre` in units of `scale`, bent to -1 … 1; 0 beyond the image."""
+    """Differences of intensities from `centre` in units of `scale`, compressed to -1 … 1; 0 outside the image."""
     seen = np.tanh((image - np.float32(centre)) / np.float32(max(scale, FAINT)))
     return np.asarray(np.where(image == 0, 0, seen), np.float32)
 
 
 def _unlike(image: Floats, around: NDArray[np.bool_]) -> tuple[Floats, float]:
-    """How much likelier each voxel's intensity is around a drawn region than inside it, 0 to 1 and negative where it is
-    darker than what is likeliest inside; and that intensity."""
+    """How much more likely each voxel's intensity is outside a drawn region than inside.
+
+    Returns:
+        Values from 0 to 1, negative for voxels darker than the most likely intensity inside; and that intensity.
+    """
     shown = image != 0
     inner, outer = image[around & shown], image[~around & shown]
     if not len(inner) or not len(outer):
@@ -214,7 +217,7 @@ def _unlike(image: Floats, around: NDArray[np.bool_]) -> tuple[Floats, float]:
 
 
 def _balls(channel: Floats, points: Sequence[Positions], radius: float) -> None:
-    """Set balls around points, given in voxels, to 1."""
+    """Set balls around points, given in voxels of the view, to 1."""
     if not points:
         return
     edge = channel.shape[0]
@@ -231,7 +234,7 @@ def _balls(channel: Floats, points: Sequence[Positions], radius: float) -> None:
 
 
 def _voxels(view: View, box: Box) -> tuple[slice, ...]:
-    """The view's voxels whose centres a box holds, at least one along each axis, and all of a column's height."""
+    """The view's voxels whose centres lie in a box: at least one along each axis, and in a column at every height."""
     low = view.to_voxels(np.array(box.low))
     high = view.to_voxels(np.array(box.high))
     thin = high - low < 1
@@ -261,7 +264,7 @@ def _fill(channel: Floats, view: View, lasso: Lasso) -> None:
 
 
 def bounds_of(lasso: Lasso) -> Box:
-    """The box around a lasso, with its slice's thickness."""
+    """The bounding box of a lasso, as thick as its slice."""
     low, high = np.zeros(3), np.zeros(3)
     others = [axis for axis in range(3) if axis != lasso.axis]
     low[others], high[others] = lasso.curve.min(0), lasso.curve.max(0)

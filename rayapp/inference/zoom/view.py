@@ -1,11 +1,11 @@
-"""Views: isotropic cubes of any size in millimetres, resampled from an image's own voxels.
+"""Views: isotropic cubes of any size in millimetres, resampled from an image.
 
-All positions are millimetres along the image's axes, from the centre of its first voxel: index times spacing. A view is
-sampled axis by axis, with a kernel as wide as the coarser of the two grids, so that nothing aliases and thick slices
-are interpolated. Training and serving sample by the same code.
+Positions are in mm along the image's axes, from the centre of its first voxel: index times spacing. A view is sampled
+axis by axis, with a kernel as wide as the coarser of the two grids, so that there is no aliasing and thick slices are
+interpolated. Training and inference use the same code.
 
-An image of one slice (a radiograph, an ultrasound image, a slice of a stack) is looked at as a column: the same at
-every height.
+An image of one slice (a radiograph, an ultrasound image, a slice of a stack) is treated as a column: the same at every
+height.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Column = tuple[int, float] | None
 
 @dataclass(frozen=True)
 class View:
-    """A cube to look at.
+    """A cube-shaped field of view.
 
     Attributes:
-        centre: millimetres along the image's three axes.
-        size: the cube's edge, millimetres.
-        edge: voxels along each axis.
-        column: for an image of one slice, the axis across it and its thickness in millimetres.
+        centre: mm along the image's three axes.
+        size: edge of the cube, mm.
+        edge: number of voxels along each axis.
+        column: for an image of one slice, the axis across it and its thickness in mm.
     """
 
     centre: tuple[float, float, float]
@@ -40,44 +40,46 @@ class View:
 
     @classmethod
     def around(cls, centre: NDArray[np.float64], size: float, edge: int, column: Column = None) -> View:
-        """The view around a position (3), millimetres."""
+        """The view around a position (3), in mm."""
         return cls((float(centre[0]), float(centre[1]), float(centre[2])), float(size), edge, column)
 
     def moved(self, by: NDArray[np.float64]) -> View:
-        """The view from another origin: its centre moved by (3) millimetres."""
+        """The view in coordinates with another origin: its centre is moved by (3) mm."""
         x, y, z = (np.array(self.centre) + by).tolist()
         return replace(self, centre=(x, y, z))
 
     @property
     def spacing(self) -> float:
-        """The edge of a voxel, millimetres."""
+        """Voxel spacing, mm."""
         return self.size / self.edge
 
     @property
     def cell(self) -> float:
-        """What a voxel stands for of the image, cubic millimetres; those of a column share the slice's thickness."""
+        """Volume in mm³ of the image that a voxel stands for; in a column all voxels above each other share the slice's
+        thickness.
+        """
         return self.spacing**3 if self.column is None else self.spacing**2 * self.column[1] / self.edge
 
     @property
     def low(self) -> NDArray[np.float64]:
-        """The centre of the first voxel, millimetres."""
+        """Centre of the first voxel, mm."""
         return np.asarray(np.array(self.centre) - self.size / 2 + self.spacing / 2)
 
     def to_voxels(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Positions (…, 3) in millimetres as fractional indices of the view's voxels."""
+        """Convert positions (…, 3) in mm to fractional indices of the view."""
         return np.asarray((positions - self.low) / self.spacing)
 
     def to_millimetres(self, voxels: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Fractional indices (…, 3) of the view's voxels as positions in millimetres."""
+        """Convert fractional indices (…, 3) of the view to positions in mm."""
         return np.asarray(voxels * self.spacing + self.low)
 
 
 class Source:
-    """An image to be looked at: its voxels, their spacing, and coarser copies for large views.
+    """An image with its voxel spacing and coarser copies for large views.
 
     Args:
         array: (i, j, k).
-        spacing: millimetres along each axis.
+        spacing: mm along each axis.
     """
 
     def __init__(self, array: NDArray[np.generic], spacing: Sequence[float] | NDArray[np.float64]) -> None:
@@ -86,18 +88,20 @@ class Source:
 
     @property
     def column(self) -> Column:
-        """The axis across an image of one slice and its thickness; None for a volume."""
+        """For an image of one slice the axis across it and its thickness; None for a volume."""
         flat = [axis for axis in range(3) if self.array.shape[axis] == 1]
         return (flat[-1], float(self.spacing[flat[-1]])) if flat else None
 
     @property
     def extent(self) -> NDArray[np.float64]:
-        """Millimetres from the first voxel's centre to the last one's, along each axis."""
+        """Distance in mm from the first voxel's centre to the last one's, along each axis."""
         return np.asarray((np.array(self.array.shape) - 1) * self.spacing)
 
     @cached_property
     def _levels(self) -> list[tuple[Floats, NDArray[np.float64], NDArray[np.float64]]]:
-        """Each level's voxels, spacing and first voxel's centre; the next one is coarser along its finest axes."""
+        """For each level its voxels, spacing and first voxel's centre; each level is coarser than the previous one
+        along the finest axes.
+        """
         levels = [(self.array, self.spacing, np.zeros(3))]
         while True:
             array, spacing, start = levels[-1]
@@ -115,7 +119,7 @@ class Source:
             levels.append((coarse, spacing * np.where(step, 2, 1), start + np.where(step, spacing / 2, 0)))
 
     def sample(self, view: View) -> Floats:
-        """The image (edge, edge, edge) in a view; where the view goes beyond the image, its nearest voxels."""
+        """Sample the image in a view, (edge, edge, edge); beyond the image its nearest voxels are repeated."""
         array, spacing, start = next(
             (level for level in reversed(self._levels) if level[1].max() <= view.spacing * 1.01), self._levels[0]
         )
@@ -129,7 +133,7 @@ class Source:
         return _separable(part, matrices)
 
     def inside(self, view: View) -> Bools:
-        """Mask (edge, edge, edge) of the view's voxels that lie on the image; a column does at every height."""
+        """Mask (edge, edge, edge) of the view's voxels that lie in the image; in a column at every height."""
         sides = []
         for axis in range(3):
             at = view.low[axis] + np.arange(view.edge) * view.spacing
@@ -142,14 +146,15 @@ class Source:
 def transfer(
     values: Floats, view: View, start: NDArray[np.float64], spacing: NDArray[np.float64], shape: Sequence[int]
 ) -> Floats:
-    """Values of a view's voxels, linearly interpolated on another grid; beyond the view its outermost values hold.
+    """Resample values of a view onto another grid by linear interpolation; beyond the view its outermost values are
+    repeated.
 
     Args:
         values: (edge, edge, edge).
-        view: where these lie.
-        start: the centre of the grid's first voxel, millimetres.
-        spacing: of the grid, millimetres.
-        shape: of the grid, voxels.
+        view: the grid of `values`.
+        start: centre of the target grid's first voxel, mm.
+        spacing: spacing of the target grid, mm.
+        shape: voxels of the target grid.
     """
     matrices = []
     for axis in range(3):
@@ -162,7 +167,7 @@ def transfer(
 
 
 def between(values: Floats, view: View, other: View) -> Floats:
-    """A mask's values in `view` as seen in `other`: 0 where `view` did not look."""
+    """Resample a mask from one view to another; 0 outside the first."""
     edge, step = other.edge, np.full(3, other.spacing)
     moved = transfer(values, view, other.low, step, (edge,) * 3)
     at = other.low[:, None] + np.arange(edge) * other.spacing - np.array(view.centre)[:, None]
@@ -174,7 +179,7 @@ def between(values: Floats, view: View, other: View) -> Floats:
 
 
 def normalised(image: Floats, inside: Bools) -> Floats:
-    """Intensities in a view scaled to -1 … 1 between its percentiles .5 and 99.5; 0 beyond the image."""
+    """Scale intensities in a view to -1 … 1 between its 0.5th and 99.5th percentiles; 0 outside the image."""
     seen = image[::2, ::2, ::2][inside[::2, ::2, ::2]]
     if not len(seen):
         return np.zeros_like(image)
@@ -184,11 +189,13 @@ def normalised(image: Floats, inside: Bools) -> Floats:
 
 
 def _kernel(targets: NDArray[np.float64], ratio: float, length: int) -> tuple[Floats, int]:
-    """Weights (targets, voxels) of a triangle as wide as the coarser grid, and the first voxel they are for.
+    """Weights (targets, voxels) of a triangular kernel as wide as the coarser grid, and the index of the first voxel
+    they apply to.
 
     Args:
         targets: fractional indices on an axis of `length` voxels.
-        ratio: the target grid's spacing over the axis's.
+        ratio: ratio of the target grid's spacing to the axis's.
+        length: number of voxels of the axis.
     """
     width = max(1.0, ratio)
     clipped = np.clip(targets, 0, length - 1)

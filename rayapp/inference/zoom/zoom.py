@@ -1,4 +1,6 @@
-"""From prompts to a mask by adaptive zoom: the view that promises most, the structure's own size, its borders."""
+"""Adaptive zoom: from prompts to a mask, by comparing views, looking closer at the structure, and refining its
+border.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,23 @@ from rayapp.inference.zoom.marks import Box, Marks, bounds_of
 from rayapp.inference.zoom.view import Bools, Source
 
 KEPT = 0.5
-"""Share of a first answer that its border encloses, at least; what a prompt corrects may shrink."""
+"""Least share of a first answer that must remain when its border is refined; an answer to a correction may shrink
+further."""
 
 
 @dataclass(frozen=True)
 class Optics:
-    """Settings of the views: their number and sizes.
+    """Settings of the views.
 
     Attributes:
-        coarse: voxels along a view's edge while views are compared.
-        steps: views that are compared after a click.
-        fine: voxels along the edge of the look at the structure's own size, where there was no mask before.
-        again: the same where there was one.
-        margin: that look's size over the structure's longest side.
-        box_margin: the same where a box says where the structure ends.
-        looks: looks at the structure's own size in a box, each from the answer before; without a box, or with a mask to
-            start from, there is one.
+        coarse: edge, in voxels, of the views that are compared.
+        steps: number of views that are compared after a click.
+        fine: edge, in voxels, of the closer view of the structure if there was no mask before.
+        again: the same if there was one.
+        margin: size of the closer view, relative to the structure's longest side.
+        box_margin: the same if a box gives the structure's extent.
+        looks: number of closer views inside a box, each starting from the previous answer; without a box, or with a
+            mask to start from, there is one.
     """
 
     coarse: int = 32
@@ -47,9 +50,9 @@ class Outcome:
 
     Attributes:
         mask: the structure.
-        quality: the Dice that the network expects of it.
-        smaller, larger: how many other answers there are that somebody may have meant.
-        size: how many answers this one is larger than the likeliest.
+        quality: expected Dice score.
+        smaller, larger: number of smaller and of larger alternatives.
+        size: position of this answer relative to the likeliest: 1 for the next larger, -1 for the next smaller.
     """
 
     mask: Mask
@@ -67,15 +70,15 @@ def outcomes(
     optics: Optics = Optics(),
     size: int = 0,
 ) -> Iterator[Outcome]:
-    """Answers to prompts, a coarse one first.
+    """Yield answers to prompts, a coarse one first.
 
     Args:
         ask: the network.
         source: the image.
         marks: all prompts so far, at least one for the structure unless there is a mask to start from.
-        previous: the mask to start from, or the answer to the prompts before.
-        optics: how to look.
-        size: how many answers larger (or, below 0, smaller) than the likeliest.
+        previous: the mask to start from, or the answer to the previous prompts.
+        optics: settings of the views.
+        size: which alternative to give: 1 for the next larger than the likeliest, -1 for the next smaller, and so on.
     """
     known = previous.bounds(source.spacing) if previous is not None else None
     smallest = 8 * float(source.spacing.min())
@@ -110,7 +113,7 @@ def outcomes(
 
 
 def rendered(answer: Glance, source: Source, marks: Marks) -> Mask:
-    """The mask on the image's voxels that a view's answer gives, on which the prompts hold."""
+    """Convert an answer to a mask on the image's voxels, with the prompts enforced."""
     seeds = marks.on_structure()
     region, piece = answer.connected(seeds).on_image(source)
     low, high = np.array([[side.start, side.stop] for side in region]).T
@@ -128,10 +131,10 @@ def rendered(answer: Glance, source: Source, marks: Marks) -> Mask:
 
 
 def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
-    """The mask on which prompts hold.
+    """Enforce the prompts on a mask.
 
-    A slice with lassos is what they enclose; painted voxels hold over these, points over painted voxels; and nothing is
-    outside solid boxes.
+    On a slice with lassos the mask is what they enclose; strokes take precedence over lassos, and points over strokes.
+    Outside boxes of more than one slice the mask is empty.
     """
     inside = mask.inside.copy()
     start = np.array([side.start for side in mask.region])
@@ -155,7 +158,7 @@ def enforced(mask: Mask, source: Source, marks: Marks) -> Mask:
 
 
 def _enclosed(marks: Marks, source: Source) -> dict[outlines.Slice, Bools]:
-    """The regions that lassos enclose on each slice, as with every method (`rayapp.inference.prompts.outlines`)."""
+    """The regions that lassos enclose on each slice, as for every method (`rayapp.inference.prompts.outlines`)."""
     curves = []
     for lasso in marks.lassos:
         others = [axis for axis in range(3) if axis != lasso.axis]
@@ -168,7 +171,7 @@ def _enclosed(marks: Marks, source: Source) -> dict[outlines.Slice, Bools]:
 
 
 def _around(box: Box, marks: Marks) -> Box:
-    """A box that holds the prompts for the structure as well."""
+    """The smallest box that contains `box` and the prompts for the structure."""
     bounds = marks.bounds()
     if bounds is None:
         return box
