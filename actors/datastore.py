@@ -26,11 +26,11 @@ GROUPS = {
     "open": (16, ("image", "instances", "label", "labels")),
     "whole": (4, ("archive", "datalist", "document", "refresh")),
 }
-"""Calls with threads of their own, so that saves and clicks never wait for them: `open` may wait for a DICOM archive,
-and `whole` takes long in a large store."""
+"""Concurrency groups with threads of their own, so that saves and clicks never wait for them: calls of `open` may wait
+for a DICOM archive, and those of `whole` take long in a large store."""
 RETRIES = 5
 OWN = {"host", "port", "ray_address"}
-"""Settings in which two starts of one server may differ."""
+"""Settings that may differ when a server is started again and finds its actor running."""
 
 
 class DatastoreActor:
@@ -46,7 +46,7 @@ class DatastoreActor:
         self._settings = settings
 
     def settings(self) -> Settings:
-        """Those that the actor was started with."""
+        """The settings that the actor was started with."""
         return self._settings
 
 

@@ -1,4 +1,4 @@
-"""HAProxy as Ray Serve starts it, kept from serving anybody but the server's clients.
+"""HAProxy as Ray Serve starts it, restricted to the traffic of the server's clients.
 
 Ray's configuration opens HAProxy's statistics and metrics to everybody who reaches the machine, and its administration
 socket to every user. No setting says otherwise, but Ray runs any program that it is told is HAProxy: a script that

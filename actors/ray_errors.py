@@ -26,9 +26,9 @@ def unwrapped_errors() -> Iterator[None]:
 
 
 def error_in(message: str) -> RayappError | None:
-    """The error of `rayapp.errors` that ends a message of Ray's, None if there is none.
+    """The error of `rayapp.errors` at the end of one of Ray's messages; None if there is none.
 
-    Of an actor or replica whose constructor raised, Ray keeps the text only.
+    If the constructor of an actor or replica raised an error, Ray keeps only its text.
     """
     matches = re.findall(r"^\s*rayapp\.errors\.(\w+): (.+)$", message, re.MULTILINE)
     return getattr(errors, matches[-1][0], RayappError)(matches[-1][1]) if matches else None

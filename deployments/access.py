@@ -23,7 +23,10 @@ from rayapp.protocol import Role
 from rayapp.users import User
 
 EVERYONE = User(name="admin", role=Role.ADMIN)
-_bearer = HTTPBearer(auto_error=False, description="A key of `rayapp users add`, where the server asks for one.")
+_bearer = HTTPBearer(
+    auto_error=False,
+    description="A key that `rayapp users add` printed; needed if the server runs with `--auth token`.",
+)
 
 
 def services_of(request: Request) -> Services:
@@ -57,7 +60,7 @@ def series_store_of(request: Request) -> SeriesStore:
 
 
 def metrics_of(request: Request) -> Metrics:
-    """The gateway's figures."""
+    """The gateway's metrics."""
     metrics: Metrics = request.app.state.metrics
     return metrics
 

@@ -49,7 +49,7 @@ class DatastoreClient(ActorClient[Datastore]):
     _folder: Path | None = None
 
     async def stage(self, suffix: str) -> Path:
-        """As of `Datastore.stage`; the store is asked for its folder once only."""
+        """As `Datastore.stage`; asks the store for its folder only once."""
         if self._folder is None:
             self._folder = await self.staging()
         return new_path(self._folder, suffix)

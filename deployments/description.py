@@ -48,7 +48,7 @@ class Description:
         self._until = 0.0
 
     async def spelled(self, section: str, name: str) -> str:
-        """A name from a path in the app's spelling: `+` and a space stand for each other. Unknown names stay unchanged.
+        """The app's spelling of a name from a URL, where `+` and a space are the same. Unknown names stay unchanged.
 
         Args:
             section: key of the description that lists the names: "models", "trainers", …

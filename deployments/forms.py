@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # It warns of the newline after the last boundary.
 
 Stage = Callable[[str], Awaitable[Path]]
-"""From the client's file name (without folders) to a new path to write the file to; may refuse the name."""
+"""Maps a client's file name (without folders) to the new path that the file is written to; may refuse the name."""
 
 _FLUSH = 1 << 20
 MAX_PARTS = 20_001
@@ -117,7 +117,7 @@ async def read_form(
     """Parse the form in the body; its files exist until the block ends.
 
     Args:
-        request: with a body that nobody has read.
+        request: its body must not have been read yet.
         texts: text fields to read; other fields are skipped.
         files: file fields to read.
         stage: chooses the path of each file.

@@ -13,7 +13,7 @@ from rayapp.protocol import Route
 
 _ARCHIVE = Route.PROXY.partition("{")[0]
 MAX_TEXT = 4 << 20
-"""Bytes that a body or a field may have that is held in memory, such as JSON."""
+"""Maximum bytes of a body or a field that is held in memory, such as JSON."""
 
 
 class BodyCap:

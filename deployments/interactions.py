@@ -12,10 +12,10 @@ REMEMBERED = 10_000
 
 
 class OpenedInteractions:
-    """Finds interactions in the click log and remembers those used last. Belongs to one event loop.
+    """Looks up interactions in the click log and caches the most recently used ones. Belongs to one event loop.
 
-    How an interaction was opened never changes, so that a turn of one that is known here costs no call. Whether it
-    still exists shows when the turn is logged.
+    How an interaction was opened never changes, so a turn of a cached one needs no lookup. If it no longer exists,
+    logging the turn fails.
     """
 
     def __init__(self, datastore: DatastoreClient) -> None:
@@ -23,18 +23,18 @@ class OpenedInteractions:
         self._known: OrderedDict[str, Interaction] = OrderedDict()
 
     def add(self, interaction: Interaction) -> None:
-        """Remember one that was opened just now."""
+        """Cache an interaction that was just opened."""
         self._known[interaction.id] = interaction
         self._known.move_to_end(interaction.id)
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
 
     async def known(self, interaction_id: str) -> Interaction:
-        """As `find`, without looking whether one that is remembered still exists."""
+        """As `find`, but a cached interaction may have been removed since."""
         return self._known.get(interaction_id) or await self.find(interaction_id)
 
     async def find(self, interaction_id: str) -> Interaction:
-        """The interaction with nothing but its opening. Raises NotFound."""
+        """The interaction as it was opened, without its turns. Raises NotFound."""
         try:
             interaction = Interaction.of(await self._datastore.event(opened_at(interaction_id)))
         except NotFound:

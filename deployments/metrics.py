@@ -15,12 +15,12 @@ from rayapp.datastore.job_record import Job
 from rayapp.serving.messages import HandedOut, InferCall, InferReply
 
 NONE = "none"
-"""The route of requests that no route answers: their paths would be labels without end."""
+"""Label value of requests that match no route; one for each path would be unbounded."""
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0)
 
 
 class Metrics:
-    """The gateway's figures. Labels are routes, models and kinds: never an image's name, a path or a person."""
+    """The gateway's metrics. Labels are routes, models and kinds of job, never images, paths or people."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -45,18 +45,18 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def inferred(self, call: InferCall, reply: InferReply) -> None:
-        """Count a model's answer, by the time that each of its stages took."""
+        """Record an inference, with the seconds that each of its stages took."""
         for stage, seconds in reply.params.get("latencies", {}).items():
             if isinstance(seconds, int | float):
                 self._stages.labels(call.model, stage).observe(seconds)
 
     def text(self, described: Mapping[str, Any], status: Mapping[str, Any], jobs: Iterable[Job]) -> bytes:
-        """All figures in Prometheus's text format.
+        """All metrics in Prometheus's text format.
 
         Args:
             described: the app, as `/info/` has it.
             status: counts of images and labels, as `/info/` has them.
-            jobs: all that are known.
+            jobs: all jobs.
         """
         for gauge in (self._jobs, self._labels, self._models):
             gauge.clear()

@@ -76,7 +76,7 @@ async def _restarting(request: Request, error: Exception) -> Response:  # noqa: 
 
 
 async def _gone(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """The client is gone; proxies log it as 499."""
+    """The client disconnected; proxies log this as 499."""
     return JSONResponse({"detail": "the client closed the connection"}, status_code=499)
 
 

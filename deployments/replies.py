@@ -54,7 +54,7 @@ async def file_reply(path: Path, *, name: str | None, media_type: str = OCTETS, 
         path: the file.
         name: sends it as an attachment of that name; None shows it inline.
         media_type: of the file.
-        remove: unlink the file now; it is sent all the same.
+        remove: unlink the file at once; the open file is still sent.
 
     Raises:
         NotFound: there is no such file (any more).

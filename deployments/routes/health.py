@@ -1,4 +1,4 @@
-"""`/healthz`: the process answers. `/readyz`: all that it needs answers too. `/metrics`: figures for Prometheus."""
+"""`/healthz`: the process answers. `/readyz`: all that it needs answers too. `/metrics`: metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ OK = "ok"
 
 @router.get(Route.HEALTH)
 async def health() -> dict[str, str]:
-    """The gateway's process answers. No key is asked for."""
+    """The gateway's process answers. No key is required."""
     return {"status": OK}
 
 
-@router.get(Route.READY, responses={503: {"description": "a part does not answer: which, and how it failed"}})
+@router.get(
+    Route.READY, responses={503: {"description": "A component does not answer; the body names it and the error."}}
+)
 async def ready(services: Service) -> JSONResponse:
-    """The state of each part: datastore, models, jobs and a replica for inference. No key is asked for."""
+    """The state of each component: datastore, models, jobs and inference replicas. No key is required."""
     asked = {
         "datastore": services.datastore.status(),
         "models": services.models.describe(),
@@ -56,6 +58,6 @@ async def _said(answer: Awaitable[Any]) -> str:
     responses={200: {"content": {CONTENT_TYPE_LATEST: {}}}, **problems(503)},
 )
 async def metrics(services: Service, described: Described, measures: Measures, user: AsUser) -> Response:
-    """Requests, seconds by route and by stage of each model, jobs, images, labels and versions, for Prometheus."""
+    """Metrics for Prometheus: requests by route, inferences by model and stage, jobs, images, labels and versions."""
     description, status, jobs = await asyncio.gather(described.get(), services.datastore.status(), services.jobs.jobs())
     return Response(measures.text(description, status, jobs), media_type=CONTENT_TYPE_LATEST)

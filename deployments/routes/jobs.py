@@ -282,8 +282,8 @@ async def events(
 ) -> Response:
     """The job at each change, as server-sent events, until it is over.
 
-    Each event is the whole job, with all that was noted, and its id is that of this state: whoever reconnects with
-    `Last-Event-ID` gets the job as it is now only if it has changed since. 204 ends the reconnecting of a browser.
+    Each event is the whole job, with all its details, and its id identifies this state: a client that reconnects with
+    `Last-Event-ID` gets the job only if it has changed since. 204 tells browsers to stop reconnecting.
     """
     first = await services.jobs.job(checked_name(job_id, "job"))
     if first.over and digest_of(first.as_json()) == last_event_id:

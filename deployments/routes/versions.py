@@ -27,7 +27,7 @@ async def versions(services: Service, user: AsAdmin) -> dict[str, Versions]:
 
 @router.post(Route.PROMOTE)
 async def promote(model: str, choice: Choice, services: Service, described: Described, user: AsAdmin) -> ServedVersion:
-    """Promote a version to production. Requests under way finish on the version before."""
+    """Promote a version to production. Requests in progress finish on the previous version."""
     name = checked_name(model, "model")
     version = await services.models.promote(name, checked_name(choice.version, "version"))
     described.forget()
