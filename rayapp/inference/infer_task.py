@@ -54,19 +54,19 @@ class Prompts:
         label: Name of the structure that is being annotated.
         roi: Box of interest: inclusive lower and exclusive upper corner.
         slice: Index k of the slice that a 2D model shall segment.
-        reset: True where the client asks to forget earlier prompts.
-        marks: Scribbles, shape (I, J, K), values of `rayapp.inference.prompts.scribble_map`; given as an array too, of
-            which only the box around the scribbles is kept.
+        reset: True if the client asks to drop earlier prompts.
+        marks: Scribbles, shape (I, J, K), values of `rayapp.inference.prompts.scribble_map`; may be given as an array,
+            of which only the box around the scribbles is kept.
         curves: Closed polygons, each in one slice across any axis, in fractional voxel indices.
         start: Existing mask to be corrected instead of segmenting anew, shape (I, J, K). Its values are the model's
             labels. For a single-structure model 1 is that structure, and voxels of any other value belong to other
             structures, which the model leaves as they are.
         extremes: Structure name to its outermost points along i, j and k.
         drawings: Structure name to its strokes and curves, in place of `marks` and `curves` for multi-structure models.
-        sizes: How many answers larger (below 0: smaller) than the likeliest is meant, by the number of clicks on the
-            structure that had been made when it was chosen.
-        turns: Of an interaction and for a model whose `info.ordered` is True: the same prompts one by one, in the order
-            in which they were made, each as it was given. A mask to start from is in `start` only.
+        sizes: Which alternative answer is wanted (1: the next larger than the likeliest, -1: the next smaller, …), by
+            the number of clicks on the structure at the time of that choice.
+        turns: For a model with `info.ordered`, the prompts of an interaction one by one, in the order in which they
+            were made. A mask to start from is in `start` only.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Prompts:
 
     @property
     def empty(self) -> bool:
-        """True if nothing is clicked, drawn or given to start from; a box, a label or a slice alone do not count."""
+        """True if there are no clicks, drawings or mask to start from; a box, a label or a slice alone do not count."""
         masks = self.marks is not None or self.start is not None
         return not (masks or self.clicks or self.curves or self.extremes or self.drawings)
 
@@ -114,7 +114,7 @@ class Prediction:
 
 
 def label_params(prompts: Prompts) -> dict[str, Any]:
-    """`Prediction.params` of a mask of the one structure that the prompts name: its name, with value 1."""
+    """`Prediction.params` for a mask of the one structure that the prompts name: its name, with value 1."""
     return {"label_names": {prompts.label: 1}} if prompts.label else {}
 
 
@@ -210,6 +210,6 @@ class StagedTask(InferTask, Protocol):
 
 
 def runs_network(task: InferTask, prepared: Any) -> bool:
-    """Whether `predict` runs a network for this image; see `InferTask`."""
+    """True if `predict` runs a network for this image; see `InferTask`."""
     needs_network = getattr(task, "needs_network", None)
     return needs_network is None or bool(needs_network(prepared))

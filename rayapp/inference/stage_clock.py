@@ -17,11 +17,11 @@ class StageClock:
         self._last = time.perf_counter()
 
     def stage(self, name: str) -> None:
-        """Book the time since the last call under a stage."""
+        """Add the time since the last call to a stage."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
 
     def resume(self) -> None:
-        """Leave out the time since the last call, in which the prediction was suspended."""
+        """Ignore the time since the last call, during which the prediction was suspended."""
         self._last = time.perf_counter()

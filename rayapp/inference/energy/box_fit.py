@@ -1,9 +1,9 @@
-"""Find the structure that a box was drawn around, for a box without any other prompt.
+"""Segmentation of the structure that a box was drawn around, without any other prompt.
 
 An annotator's box is tight: the structure touches its sides and does not continue beyond them. So for many intensity
-ranges, the connected components of the smoothed image are scored by how much of the box they span and which share of
-them lies within it. No position in the box has to belong to the structure; the centre of a curved one does not. Pure
-functions, thread-safe.
+ranges, the connected components of the smoothed image are scored by how much of the box they span and by the share of
+them that lies within it. No position in the box has to belong to the structure; the centre of a curved structure, for
+example, does not. Pure functions, thread-safe.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _best_component(channels: Sequence[Floats], box: Box) -> Bools:
 def _intensity_ranges(image: Floats, box: Box) -> Iterator[Bools]:
     """The voxels in each intensity range, after a morphological opening that removes structures one voxel thin.
 
-    Beyond the image's ends its outermost voxels go on, so that structures are not thin there, nor in a single slice.
+    The image is extended by its outermost voxels, so that structures are not thin at its border, nor in a single slice.
     """
     for centre in np.quantile(image[box], (np.arange(CENTRES) + 0.5) / CENTRES):
         for width in WIDTHS:

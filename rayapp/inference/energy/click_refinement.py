@@ -69,7 +69,7 @@ MASK_LOG_ODDS = 3.0
 
 
 def is_worthwhile(grid: NetworkGrid) -> bool:
-    """Whether the image has detail that the network's grid does not resolve."""
+    """True if the image has detail that the network's grid does not resolve."""
     return any(n > MIN_RATIO * m for n, m in zip(grid.source, grid.resampled, strict=True))
 
 

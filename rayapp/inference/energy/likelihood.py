@@ -18,8 +18,8 @@ from rayapp.inference.arrays import Bools, Floats, Spacing
 Likelihood = Callable[[Floats], Floats]
 """Maps features (N, F) to the log-odds (N,) of foreground against background."""
 LikelihoodFit = Callable[[Floats, Bools], Likelihood]
-"""Fits a likelihood to samples: features (N, F), and whether each is foreground (N,). Samples of one class alone, as of
-an image of a few voxels that are all marked, tell nothing apart: the log-odds are then 0 everywhere."""
+"""Fits a likelihood to samples: features (N, F), and whether each is foreground (N,). If all samples are of one class,
+as in an image of a few voxels that are all marked, the log-odds are 0 everywhere."""
 
 SCALES_MM = (0.0, 1.5, 3.0)
 """Standard deviations, in mm, of the Gaussians whose smoothed intensities are a voxel's features."""
@@ -76,7 +76,7 @@ def subsample(values: Floats, foreground: Bools) -> tuple[Floats, Bools]:
 
 
 def _of_two_classes(fit: LikelihoodFit) -> LikelihoodFit:
-    """The fit where both classes occur; else log-odds of 0."""
+    """Wrap a fit so that it returns log-odds of 0 if only one class occurs."""
 
     @wraps(fit)
     def fitted(values: Floats, foreground: Bools) -> Likelihood:

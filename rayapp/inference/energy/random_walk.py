@@ -1,8 +1,7 @@
 """Random walker segmentation (Grady, 2006) of log-odds; its borders are softer than a graph cut's.
 
-Voxels of clear log-odds count as marked, so that the linear system covers the others only. A step's penalty is for the
-difference in intensity that it makes, whatever its length: an edge is an edge across thick slices too. Solved by
-scikit-image.
+Voxels with clear log-odds are seeds, so that the linear system covers the others only. A step is penalised for its
+difference in intensity, whatever its length, since an edge is an edge across thick slices too. Solved by scikit-image.
 Pure functions, thread-safe.
 """
 

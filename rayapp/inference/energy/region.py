@@ -97,7 +97,7 @@ class Region:
         return np.where(on + off > 0, np.where(on >= off, FOREGROUND, BACKGROUND), 0).astype(np.uint8)
 
     def _counts(self, marks: SparseLabels, mark: int) -> npt.NDArray[np.intp]:
-        """The number of voxels of each block that have a mark."""
+        """The number of voxels in each block that have a mark."""
         low, high = np.maximum(self.lower, marks.lower), np.minimum(self.upper, marks.upper)
         high = np.maximum(low, high)
         counts = np.zeros(self.shape, dtype=np.intp)
@@ -163,18 +163,18 @@ class Region:
 
 
 Weights = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]
-"""For each voxel along an axis the two blocks between whose centres its own lies, and the second one's weight."""
+"""For each voxel along an axis, the two blocks whose centres it lies between, and the weight of the second one."""
 
 
 def _between(count: int, step: int, blocks: int) -> Weights:
-    """Where the centres of voxels lie between the centres of blocks, the outermost of which go on beyond their own."""
+    """The positions of voxel centres between block centres. The outermost blocks are extrapolated."""
     places = np.clip((np.arange(count) + 0.5) / step - 0.5, 0, blocks - 1)
     first = np.floor(places).astype(np.intp)
     return first, np.minimum(first + 1, blocks - 1), (places - first).astype(np.float32)
 
 
 def _mixed(field: Floats, weights: Weights, axis: int) -> Floats:
-    """A field interpolated along one axis."""
+    """Interpolate a field along one axis."""
     first, second, share = weights
     shares = np.expand_dims(share, 1) if axis == 0 else share
     mixed: Floats = field.take(first, axis) * (1 - shares) + field.take(second, axis) * shares
@@ -182,7 +182,7 @@ def _mixed(field: Floats, weights: Weights, axis: int) -> Floats:
 
 
 def _lengths(lower: int, upper: int, step: int, first: int, last: int) -> npt.NDArray[np.intp]:
-    """How many voxels of each block along an axis lie from `first` up to `last`."""
+    """For each block along an axis, the number of its voxels from `first` (inclusive) to `last` (exclusive)."""
     starts = np.arange(lower, upper, step)
     ends = np.minimum(np.minimum(starts + step, upper), last)
     lengths: npt.NDArray[np.intp] = np.maximum(0, ends - np.maximum(starts, first))
@@ -202,7 +202,7 @@ def _block_means(array: Floats, axis: int, step: int) -> Floats:
 
 
 def _finite(part: npt.NDArray[Any], array: npt.NDArray[Any]) -> Floats:
-    """A part of an array as floats; what is no number, such as padding, has the array's least value."""
+    """A part of an array as floats; values that are not finite, such as padding, become the array's least value."""
     values = part.astype(np.float32)
     if part.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
         values[~finite] = least_finite(array)

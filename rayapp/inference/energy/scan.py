@@ -24,7 +24,7 @@ from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks
 STROKED_SHARE = 0.25
 """Least number of foreground voxels in a slice that counts as drawn on, relative to the slice with the most."""
 MAX_CHANNELS = 8
-"""Largest number of channels that are segmented together; an image of more is taken for a series of images."""
+"""Largest number of channels that are segmented together; an image with more is taken for a series of images."""
 RANGE_SAMPLES = 1 << 18
 """Approximate number of voxels from which an image's intensity range is estimated."""
 
@@ -37,7 +37,7 @@ class Scan:
         array: The source's voxels, (C, I, J, K).
         spacing: mm along i, j, k.
         ranges: For each channel, the intensities that are normalised to -1 and 1.
-        remarks: What an answer's `params` say of the image.
+        remarks: Remarks on the image, for the `params` of an answer.
     """
 
     array: npt.NDArray[Any]
@@ -49,7 +49,7 @@ class Scan:
     def of(cls, volume: Volume) -> Scan:
         """A scan that shares the volume's voxels; the ranges are estimated from a sample of them.
 
-        Of a series of images, such as time points, it is the first, which is the one that viewers show.
+        A series of images, such as time points, is represented by the first one, which viewers show.
         """
         array, remarks = volume.array, {}
         if volume.channels > MAX_CHANNELS:
@@ -139,10 +139,9 @@ def extent(mask: npt.NDArray[Any]) -> tuple[list[int], list[int]]:
 
 
 def drawing_axis(marks: SparseLabels, spacing: Spacing) -> int:
-    """The axis across the drawn slices: that with the fewest drawn slices; of equals, that of largest spacing.
+    """The axis across the drawn slices: that with the fewest drawn slices; of equals, that with the largest spacing.
 
-    Strokes around the structure count as those on it do: of a thin structure, the latter are a few voxels, which are on
-    as few slices across any axis.
+    Background strokes count too: those on a thin structure cover few voxels, which lie on few slices across any axis.
     """
     drawn = [marks.part == mark for mark in (FOREGROUND, BACKGROUND)]
     planes = [sum(np.count_nonzero(one.any(axis=tuple(other_axes(axis)))) for one in drawn) for axis in range(3)]

@@ -28,7 +28,8 @@ SINGLE_SLICE_REACH = 1.5
 STEEPNESS = 2.0
 """Rate at which depth falls beyond the ellipsoid's end, relative to that towards it."""
 MAX_PARTS = 32
-"""Largest number of parts of a slice that are told apart; more are noise, and taken together."""
+"""Largest number of components in a slice that are treated separately; if there are more, they are noise and treated as
+one."""
 NEIGHBOURS = np.ones((3, 3), dtype=bool)
 """A pixel and its eight neighbours."""
 
@@ -92,7 +93,9 @@ def _fill_between(field: Floats, before: int, after: int, slices: Mapping[int, B
 
 
 def _between(first: Floats | None, second: Floats | None, shift: npt.NDArray[np.float64], share: float) -> Floats:
-    """The depth of a part at a share of the way between two slices; one on one of them alone ends at the other."""
+    """The depth of a part at a fraction of the distance between two slices; a part on one of them alone ends at the
+    other.
+    """
     if first is None or second is None:
         depth, relative = (first, share) if first is not None else (second, 1 - share)
         assert depth is not None
@@ -123,7 +126,7 @@ def _parts(mask: Bools) -> list[Bools]:
 def _corresponding(
     first: Sequence[Bools], second: Sequence[Bools], gap_mm: float, spacing: Spacing
 ) -> Iterator[tuple[Bools | None, Bools | None]]:
-    """Which parts of one slice belong to which of another.
+    """Assign the parts of one slice to those of another.
 
     Args:
         first: The parts of one slice.
@@ -132,7 +135,7 @@ def _corresponding(
         spacing: mm along the slices' axes.
 
     Returns:
-        Unions of parts that belong together; None where a part belongs to none.
+        Pairs of unions of parts that belong together; None in place of a part without a counterpart.
     """
     away = [ndimage.distance_transform_edt(~part, sampling=spacing) for part in second]
     apart = np.array([[float(distance[part].min()) for distance in away] for part in first])

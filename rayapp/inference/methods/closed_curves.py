@@ -1,9 +1,8 @@
 """ClosedCurvesTask: from closed curves or painted slices on a few slices to a volume.
 
-Drawn slices are taken as they are: what curves enclose, and voxels as they are painted, with what is painted as
-background taken out. The slices between and beyond them are segmented by interpolated shape and by the appearance
-learnt from the drawn slices, with borders along image edges (the idea of Biomedisa, Lösel et al., 2020). Stateless and
-thread-safe.
+Drawn slices are taken as they are: what curves enclose, or the painted voxels, without those painted as background. The
+slices between and beyond them are segmented by interpolated shape and by the appearance learnt from the drawn slices,
+with borders along image edges (the idea of Biomedisa, Lösel et al., 2020). Stateless and thread-safe.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND, Marks,
 
 
 class ClosedCurvesTask(ScribblesTask):
-    """Segmentation from closed curves or painted slices. Arguments as of `ScribblesTask`."""
+    """Segmentation from closed curves or painted slices. Arguments as for `ScribblesTask`."""
 
     def predict(self, prepared: Scan, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
         """Segment the drawn structure as label 1; the drawn slices are exactly as drawn.
@@ -52,13 +51,13 @@ class ClosedCurvesTask(ScribblesTask):
 
 
 def _within(marks: SparseLabels, where: Slice) -> Slice:
-    """A slice of the image as a slice of the scribble map's box."""
+    """The index into the scribble map's box of a slice of the image."""
     axis, index = where
     return axis, index - marks.lower[axis]
 
 
 def _drawn_slices(scan: Scan, prompts: Prompts) -> list[Slice]:
-    """The slices with curves or, without any curve, those that are painted; strokes beside curves are only strokes."""
+    """The slices with curves or, if there are none, the painted ones; strokes on slices with curves remain strokes."""
     if prompts.curves:
         return list(dict.fromkeys(slice_of(curve) for curve in prompts.curves))
     if prompts.marks is None or not prompts.marks.any(FOREGROUND):
@@ -69,6 +68,6 @@ def _drawn_slices(scan: Scan, prompts: Prompts) -> list[Slice]:
 
 
 def _mark_outline(marks: Marks, inside: Bools) -> None:
-    """Mark a line of background around what is drawn on a slice, where nothing else is marked."""
+    """Mark a line of background around the drawing on a slice, where nothing else is marked."""
     around = ndimage.binary_dilation(inside, NEIGHBOURS) & ~inside
     marks[around & (marks == 0)] = BACKGROUND

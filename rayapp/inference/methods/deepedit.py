@@ -90,7 +90,7 @@ class LogOddsCache:
 
 
 class DeepEditTask(SegmentationTask):
-    """Interactive segmentation by clicks. Arguments as of `SegmentationTask`; images are resampled into `roi_size`."""
+    """Interactive segmentation by clicks. Arguments as for `SegmentationTask`; images are resampled into `roi_size`."""
 
     type = "deepedit"
 
@@ -290,7 +290,7 @@ class DeepEditTask(SegmentationTask):
 
 
 def _only_reduced(before: Floats, after: Floats) -> Floats:
-    """The lower ones of two answers' log-odds (L, …), with which no voxel passes from one structure to another."""
+    """The lower log-odds (L, …) of two answers, without moving any voxel from one structure to another."""
     reduced = np.minimum(before, after)
     if len(reduced) > 1:
         passed = restoration.labels_of(reduced) != restoration.labels_of(before)

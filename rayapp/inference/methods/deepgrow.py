@@ -39,7 +39,7 @@ HINT_CLEARANCE_MM = 10.0
 
 
 class DeepGrow3DTask(DeepEditTask):
-    """Segmentation of the clicked structure as label 1. Arguments as of `DeepEditTask`, with a single structure."""
+    """Segmentation of the clicked structure as label 1. Arguments as for `DeepEditTask`, with a single structure."""
 
     type = "deepgrow"
 
@@ -67,7 +67,7 @@ class DeepGrow3DTask(DeepEditTask):
         return clicks
 
     def _log_odds(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> tuple[Floats, Floats]:
-        """Log-odds as of `DeepEditTask`; those of an empty mask without clicks on the structure."""
+        """Log-odds as in `DeepEditTask`; without clicks on the structure, those of an empty mask."""
         if not clicks[0]:
             empty = self._automatic(prepared, clock)
             return empty, empty
@@ -112,7 +112,7 @@ class PreparedStack(PreparedImage):
 
 
 class DeepGrow2DTask(DeepGrow3DTask):
-    """Segmentation of the clicked structure in one slice. Arguments as of `DeepGrow3DTask`; `roi_size` is 2D."""
+    """Segmentation of the clicked structure in one slice. Arguments as for `DeepGrow3DTask`; `roi_size` is 2D."""
 
     dimension = 2
 

@@ -1,13 +1,12 @@
 """DeepGrowPipelineTask: DeepGrow 2D proposes slices, from which DeepGrow 3D makes a volume.
 
-The 2D network is the sharper one, and a click on a slice tells it what the structure is. So it outlines the clicked
-slices and walks from each to neighbouring ones above and below: at the deepest point of an outline it clicks on the
-next slice, until the structure ends or changes into something else. Those points are hints to the 3D network
-(`rayapp.inference.methods.deepgrow`), whose answer to the annotator's own clicks is the mask; a walk that went astray
-has at most half the weight, and none near background clicks.
+The 2D network is more precise, and a click on a slice identifies the structure. So it segments the clicked slices and
+proceeds from each to neighbouring ones above and below: it places a click at the deepest point of an outline on the
+next slice, until the structure ends or changes into something else. These points are hints to the 3D network
+(`rayapp.inference.methods.deepgrow`), whose answer to the annotator's own clicks is the mask; wrong hints have at most
+half the weight, and none near background clicks.
 
-Background clicks play no part in the proposal, so that they cannot move it; they only remove from the mask that there
-is without them.
+Background clicks are not used for the proposal, so that they cannot change it; they only remove voxels from the mask.
 """
 
 from __future__ import annotations
@@ -176,7 +175,7 @@ def _deepest_point(outline: Bools, k: int) -> Point:
 
 
 def _is_continuation(outline: Bools, next_outline: Bools) -> bool:
-    """Whether two neighbouring outlines can be of one structure, by their areas and their overlap."""
+    """True if two neighbouring outlines can belong to one structure, by their areas and their overlap."""
     smaller, larger = sorted((np.count_nonzero(outline), np.count_nonzero(next_outline)))
     overlap = np.count_nonzero(outline & next_outline)
     return bool(0 < larger <= MAX_GROWTH * smaller and overlap >= MIN_OVERLAP * smaller)

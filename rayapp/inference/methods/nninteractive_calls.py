@@ -1,14 +1,14 @@
-"""Prompts as calls of nnInteractive's inference session, in its order of axes.
+"""Conversion of prompts to calls of nnInteractive's inference session, in its order of axes.
 
-The session takes volumes as SimpleITK gives them, with the axes k, j, i of the file, and without any resampling or
-reorientation: an index is reversed and nothing else happens to it. The order of calls matters to the session: each
-prompt is answered on top of those before it, and older ones fade.
+The session takes volumes as SimpleITK gives them, with the axes k, j, i of the file, without resampling or
+reorientation, so an index is simply reversed. The order of calls matters: the session answers each prompt on top of the
+previous ones, and older prompts fade.
 
     click                 add_point_interaction
     box                   add_bbox_interaction; for a network that takes flat boxes only, its middle in each plane
-    extreme points        the box that they span
-    closed curves         add_lasso_interaction, what those of a prompt enclose on each slice
-    strokes               add_scribble_interaction, those on the structure and those off it
+    extreme points        their bounding box
+    closed curves         add_lasso_interaction, with the region that a prompt's curves enclose on each slice
+    strokes               add_scribble_interaction, once for those on the structure and once for those off it
     mask to start from    add_initial_seg_interaction, before all others
 """
 
@@ -34,22 +34,22 @@ from rayapp.inference.zoom.lowering import foreground
 POINTS, BBOX_2D, BBOX_3D, LASSO, SCRIBBLE = "points", "bbox2d", "bbox3d", "lasso", "scribble"
 """Kinds of prompts, as `supported_interactions` of a model folder names them."""
 START = "initial_label"
-"""The same for a mask to start from."""
+"""The name of a mask to start from in `supported_interactions`."""
 
 Abilities = Mapping[str, bool]
-"""Kind of prompt to whether the network was trained for it; absent kinds are not."""
+"""Maps a kind of prompt to whether the network was trained for it; missing kinds count as False."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of a method of the session, by its name, with keyword arguments."""
+    """One call of a method of the session: the method's name and keyword arguments."""
 
     method: str
     arguments: Mapping[str, Any]
 
     @property
     def includes(self) -> bool:
-        """True unless the call says what is not the structure."""
+        """True unless the call excludes voxels from the structure."""
         return bool(self.arguments.get("include_interaction", True))
 
     def apply(self, session: Any) -> None:
@@ -57,7 +57,9 @@ class Call:
         getattr(session, self.method)(**self.arguments)
 
     def digest(self, before: bytes) -> bytes:
-        """A key of this call after those whose key is `before`; equal only for equal calls in the same order."""
+        """A key of this call after earlier calls with the key `before`; equal only for equal calls in the same
+        order.
+        """
         hashed = hashlib.blake2b(before, digest_size=16)
         hashed.update(self.method.encode())
         for name, value in self.arguments.items():
@@ -67,15 +69,15 @@ class Call:
 
 
 def calls_of(prompts: Prompts, shape: Shape, abilities: Abilities) -> list[Call]:
-    """The calls that a request's prompts are.
+    """The session's calls for a request's prompts.
 
-    In the order in which the prompts were made, if that is known (`Prompts.turns`); otherwise boxes, curves, strokes on
-    the structure, clicks on it, and then what is off it.
+    They are in the order in which the prompts were made, if that is known (`Prompts.turns`). Otherwise boxes, curves,
+    strokes on the structure and clicks on it come first, then prompts off it.
 
     Args:
         prompts: In voxels of the image, (i, j, k).
         shape: Voxels of the image along i, j, k.
-        abilities: What the network takes.
+        abilities: Kinds of prompts that the network takes.
 
     Raises:
         BadRequest: For a kind of prompt that the network does not take.
@@ -114,7 +116,11 @@ def _calls_of_turn(prompts: Prompts, shape: Shape, abilities: Abilities) -> Iter
 
 
 def _box(low: Point, high: Point, abilities: Abilities) -> Iterator[Call]:
-    """A box, upper corner exclusive: in one call, or flat through its middle in each plane, answered with the last."""
+    """Calls for a box, upper corner exclusive.
+
+    It is one call, or for a network that takes flat boxes only one in each plane through its middle; the answer is that
+    to the last call.
+    """
     sides = [[first, last] for first, last in zip(reversed(low), reversed(high), strict=True)]
     flat = any(last - first == 1 for first, last in sides)
     if abilities.get(BBOX_3D) or (flat and abilities.get(BBOX_2D)):
@@ -132,7 +138,14 @@ def _bbox(sides: list[list[int]], *, predict: bool) -> Call:
 
 
 def _drawn(method: str, drawn: Bools, corner: Sequence[int], *, include: bool) -> Call:
-    """Voxels that are drawn on, at least one of a box at `corner`, as a mask of their bounding box."""
+    """The call for drawn voxels, of which there is at least one, with a mask of their bounding box.
+
+    Args:
+        method: The session's method.
+        drawn: Mask of a box of the image.
+        corner: Lower corner of this box.
+        include: False for voxels off the structure.
+    """
     (region,) = ndimage.find_objects(drawn.astype(np.uint8))
     sides = [[int(side.start) + at, int(side.stop) + at] for side, at in zip(region, corner, strict=True)][::-1]
     image = np.ascontiguousarray(drawn[region].T.astype(np.uint8))

@@ -1,9 +1,10 @@
-"""NNInteractiveTask: any structure by nnInteractive (Isensee et al., 2025), with a network from a model folder.
+"""NNInteractiveTask: segmentation of any structure by nnInteractive (Isensee et al., 2025), with a network from a model
+folder.
 
 The network, its zoom and its memory of prompts are those of the official package, which the extra
-`rayapp[nninteractive]` installs and which is imported when a model is loaded, never before. Requests for all images
-share one network; each image has a session that is brought to the prompts of each request. The network sees the image
-as it is stored, with its own voxels, as in nnInteractive's clients.
+`rayapp[nninteractive]` installs and which is imported only when a model is loaded. Requests for all images share one
+network; each image has a session, which is brought to the prompts of each request. The network sees the image as it is
+stored, with its own voxels, as in nnInteractive's clients.
 
 A checkpoint is a pickle, which can run code when it is loaded: a folder is trusted like an app.
 """
@@ -35,14 +36,14 @@ from rayapp.models.nninteractive_folder import NNInteractiveFolder
 logger = logging.getLogger(__name__)
 
 MODULE = "nnInteractive.inference.inference_session"
-"""The module of the official package that has its session."""
+"""Module of the official package that contains its session."""
 
 
 class NNInteractiveTask:
-    """The structure that is pointed at, as label 1.
+    """Segmentation of the prompted structure as label 1.
 
     Args:
-        name: The model's name, for messages.
+        name: The model's name, for error messages.
         folder: The model folder.
     """
 
@@ -123,10 +124,10 @@ class NNInteractiveTask:
         return ReplayedSession(session, image[None])
 
     def predict(self, prepared: ReplayedSession, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:  # noqa: ARG002
-        """Segment what is pointed at.
+        """Segment the prompted structure.
 
         Raises:
-            BadRequest: Without any prompt for a structure, for prompts that the network does not take, and for an image
+            BadRequest: Without any prompt for a structure, for prompts that the network does not take, or for an image
                 in which all voxels are zero.
         """
         clock = StageClock()
@@ -144,7 +145,9 @@ class NNInteractiveTask:
 
 
 def enforced(answer: Bools, prompts: Prompts) -> Labels:
-    """An answer, (I, J, K), as labels that agree with clicks and strokes and leave other structures as they are."""
+    """The answer (I, J, K) as a label map in which clicks and strokes are enforced and other structures are
+    unchanged.
+    """
     labels = answer.astype(np.uint8, order="F")
     if prompts.start is not None:
         labels[prompts.start > 1] = 0
@@ -159,5 +162,5 @@ def enforced(answer: Bools, prompts: Prompts) -> Labels:
 
 
 def _printed(*parts: object, **_: object) -> None:
-    """Takes the place of `print` in the official module, which reports every step to stdout."""
+    """Replacement for `print` in the official module, which reports every step to stdout."""
     logger.debug("%s", " ".join(map(str, parts)))

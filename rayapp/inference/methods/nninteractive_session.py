@@ -1,9 +1,9 @@
-"""One image's session of nnInteractive, brought to whatever prompts a request has.
+"""One image's nnInteractive session, brought to the prompts of each request.
 
-The session itself remembers prompts and answers, as its clients expect it to. Here it is a cache: each request has all
-its prompts, and `ReplayedSession` adds to the session what is new, takes back what was undone last, or else starts
-again and repeats all of them. The answer depends on the prompts alone, never on what the session was used for before,
-so any replica gives it, also after another was killed.
+The official session remembers prompts and answers, since its clients rely on that. Here it is a cache: each request
+contains all its prompts, and `ReplayedSession` adds the new ones, undoes the last ones, or else starts again and
+repeats all. The answer depends on the prompts alone, never on earlier requests, so any replica can give it, even after
+another was killed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rayapp.inference.arrays import Bools, Labels, Shape
 from rayapp.inference.methods.nninteractive_calls import Call
 
 KEPT = 24
-"""Answers kept with an image, so that undo, and turning to another structure and back, need no network."""
+"""Number of answers cached per image, so that undo, or a return to an earlier structure, needs no network."""
 
 
 @contextlib.contextmanager
 def _seeded(key: bytes) -> Iterator[None]:
-    """Let what numpy draws be the same for the same prompts: the official planner of patches draws some at random."""
+    """Make numpy's random numbers depend on the prompts alone, since the official planner of patches draws some."""
     state = np.random.get_state()
     np.random.seed(int.from_bytes(key[:4], "little"))
     try:
@@ -34,31 +34,31 @@ def _seeded(key: bytes) -> Iterator[None]:
 
 
 class OfficialSession(Protocol):
-    """The part of `nnInteractiveInferenceSession` that is used besides the methods that take prompts."""
+    """The part of `nnInteractiveInferenceSession` that is used, apart from the methods that take prompts."""
 
     @property
     def num_interaction_channels(self) -> int:
-        """Channels, with the one of the last answer, that hold prompts as half floats."""
+        """Number of half-precision channels that hold prompts, including the one of the last answer."""
 
     def set_image(self, image: Any) -> None:
-        """Take an image, (1, K, J, I)."""
+        """Set the image, (1, K, J, I)."""
 
     def set_target_buffer(self, target_buffer: Any) -> None:
-        """Take the array, (K, J, I), into which answers are written."""
+        """Set the array, (K, J, I), into which answers are written."""
 
     def reset_interactions(self) -> None:
-        """Forget all prompts and answers of the image."""
+        """Drop all prompts and answers of the image."""
 
     def undo(self) -> bool:
-        """Take back the last prompt exactly; False if that cannot be done. It is once only, until the next prompt."""
+        """Undo the last prompt exactly; False if that is not possible. Works once until the next prompt."""
 
 
 class ReplayedSession:
-    """A session with its image. Used by one thread at a time.
+    """A session with its image. For use by one thread at a time.
 
     Args:
-        session: With the network, without an image. A call that fails, as when a click supersedes it, must leave it as
-            it was before the call; the official class does so while undo is enabled.
+        session: A session with the network and without an image. A call that fails, for example when a click supersedes
+            it, must leave it in its state before the call; the official class does so while undo is enabled.
         image: Intensities, (1, K, J, I); not modified.
     """
 
@@ -78,12 +78,12 @@ class ReplayedSession:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image as 32-bit floats, of the prompts' channels, and of the answers."""
+        """Memory of the image (32-bit floats), the prompts' channels and the answers, in bytes."""
         each = 4 + 2 * self._session.num_interaction_channels + 1
         return self._answer.size * each + self._answer.size * KEPT // 8
 
     def answer(self, calls: Sequence[Call]) -> Bools:
-        """The answer to prompts, (K, J, I), whichever came before.
+        """The answer to prompts, (K, J, I), regardless of earlier requests.
 
         Args:
             calls: All prompts in their order; at least one.
@@ -108,7 +108,7 @@ class ReplayedSession:
         return self._answer.astype(bool)
 
     def _rewind(self, keys: Sequence[bytes]) -> None:
-        """Take back prompts until those in the session are the first of the wanted ones."""
+        """Undo prompts until those in the session are a prefix of the requested ones."""
 
         def first(count: int) -> bool:
             return self._keys[:count] == keys[:count]

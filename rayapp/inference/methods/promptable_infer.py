@@ -1,9 +1,8 @@
-"""PromptableTask: any structure of any image, from the first click, by the network that ships.
+"""PromptableTask: segmentation of any structure in any image, from the first click, by the network that ships.
 
-The answer to prompts is found by adaptive zoom (`rayapp.inference.zoom`). They are answered in their order, each from
-the answer before; where it is not known, those for what is not the structure come last. Prompts that only say what the
-structure is not only take away. So the same prompts have the same answer, whichever replica gives it; answers on the
-way are kept with the image.
+Prompts are answered by adaptive zoom (`rayapp.inference.zoom`), in their order, each starting from the previous answer;
+where the order is unknown, prompts off the structure come last, and these only remove voxels. The same prompts
+therefore have the same answer on any replica. Intermediate answers are cached with the image.
 """
 
 from __future__ import annotations
@@ -37,40 +36,40 @@ from rayapp.models.promptable import Promptable, channels_last
 from rayapp.models.store import ModelVersion
 
 CHAIN = 6
-"""Prompts, at most, that are answered one after the other; those before are answered together."""
+"""Maximum number of prompts that are answered one by one; earlier ones are answered together."""
 KEPT = 24
-"""Answers kept with an image."""
+"""Number of answers cached per image."""
 
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """An image to look at, and the answers that were given on it."""
+    """An image with cached answers."""
 
     source: Source
     answers: OrderedDict[bytes, Mask] = field(default_factory=OrderedDict)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image, its coarser copies, and answers."""
+        """Memory of the image, its coarser copies and the answers, in bytes."""
         return self.source.array.nbytes + self.source.array.size * 2
 
     def keep(self, key: bytes, mask: Mask) -> None:
-        """Remember an answer; the oldest is forgotten."""
+        """Cache an answer; the oldest one is dropped."""
         self.answers[key] = mask
         while len(self.answers) > KEPT:
             self.answers.popitem(last=False)
 
 
 class PromptableTask:
-    """The structure that is pointed at, as label 1.
+    """Segmentation of the prompted structure as label 1.
 
     Args:
-        name: the model's name, for messages.
+        name: the model's name, for error messages.
         weights: the safetensors file.
         network: arguments of `Promptable`.
-        description: what clients show.
+        description: one sentence for the annotator.
         version: the model version's name.
-        optics: how to look.
+        optics: settings of adaptive zoom.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class PromptableTask:
 
     @classmethod
     def from_version(cls, version: ModelVersion) -> Self:
-        """The task of a model version, by its card."""
+        """Create the task that a model version's card describes."""
         return cls(
             name=version.name,
             weights=version.weights,
@@ -106,7 +105,7 @@ class PromptableTask:
 
     @property
     def info(self) -> TaskInfo:
-        """The model's entry in `/info/`. It has no labels of its own: the mask is of whatever was pointed at."""
+        """The model's entry in `/info/`. It has no labels, since the mask is of any prompted structure."""
         return TaskInfo(
             type="deepgrow",
             labels={},
@@ -120,11 +119,11 @@ class PromptableTask:
 
     @property
     def version(self) -> str:
-        """The model version."""
+        """The model version's name."""
         return self._version
 
     def load(self) -> None:
-        """Load the weights, once. Raises ModelBroken naming the file."""
+        """Load the weights; later calls do nothing. Raises ModelBroken, naming the file."""
         with self._loading:
             if self._network is not None:
                 return
@@ -137,11 +136,11 @@ class PromptableTask:
             self._network = channels_last(network)
 
     def prepare(self, volume: Volume) -> PreparedSource:
-        """The image's first channel."""
+        """Take the image's first channel."""
         return PreparedSource(source_of(volume))
 
     def predict(self, prepared: PreparedSource, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
-        """Segment what was pointed at. Raises BadRequest without any prompt for a structure."""
+        """Segment the prompted structure. Raises BadRequest without any prompt for a structure."""
         *_, last = self.stages(prepared, prompts, config)
         return last
 
@@ -151,7 +150,7 @@ class PromptableTask:
         prompts: Prompts,
         config: Mapping[str, Any],  # noqa: ARG002
     ) -> Iterator[Prediction]:
-        """Segment coarsely, then finely. Raises BadRequest without any prompt for a structure."""
+        """Yield a coarse mask, then a fine one. Raises BadRequest without any prompt for a structure."""
         clock = StageClock()
         source = prepared.source
         steps, start = steps_of(prompts, source.spacing), start_of(prompts)
@@ -168,13 +167,13 @@ class PromptableTask:
     def answers(
         self, prepared: PreparedSource, steps: Sequence[Marks], start: Mask | None, sizes: Mapping[int, int]
     ) -> Iterator[Outcome]:
-        """Coarse and fine answers to all prompts, from the kept answers to fewer.
+        """Coarse and fine answers to all prompts, computed from cached answers to earlier ones.
 
         Args:
             prepared: the image.
             steps: the prompts after each step, see `steps_of`.
             start: the mask to start from.
-            sizes: as of `Prompts`.
+            sizes: as in `Prompts`.
         """
         source, kept = prepared.source, prepared.answers
         answered = [marks for marks in steps if marks.bounds() is not None or (start is not None and marks.denied())]
@@ -212,14 +211,14 @@ class PromptableTask:
 
 
 def source_of(volume: Volume) -> Source:
-    """An image's first channel to look at, 0 where a voxel is no number."""
+    """The first channel of an image; values that are not a number become 0."""
     array = volume.array[0]
     finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
     return Source(array if finite else np.nan_to_num(array), geometry.spacing(volume.affine))
 
 
 def _only_denies(marks: Marks, before: Marks) -> bool:
-    """Whether all that came to the prompts says what the structure is not."""
+    """True if the prompts added since `before` only exclude voxels."""
 
     def more(*names: str) -> bool:
         return any(len(getattr(marks, name)) > len(getattr(before, name)) for name in names)
@@ -228,7 +227,9 @@ def _only_denies(marks: Marks, before: Marks) -> bool:
 
 
 def _less(mask: Mask, before: Mask, marks: Marks, source: Source) -> Mask:
-    """The mask before without the parts that an answer has not and that hold, or touch, what is denied."""
+    """The previous mask without those components of the difference to an answer that contain or touch excluded
+    voxels.
+    """
     kept = np.zeros_like(before.inside)
     overlap = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(mask.region, before.region, strict=True)]
     if all(low < high for low, high in overlap):

@@ -1,7 +1,7 @@
-"""PromptableSliceTask: any structure on one slice, by the network that ships: DeepGrow 2D from the first click.
+"""PromptableSliceTask: segmentation of any structure on one slice, by the network that ships (DeepGrow 2D).
 
-The slice is looked at as an image of its own, at the resolution in its plane, so that its outline is sharper than a
-volume's would be. Only prompts on the slice count.
+The slice is treated as an image of its own, at its in-plane resolution, so that its outline is more precise than in a
+volume. Only prompts on the slice count.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from rayapp.inference.zoom.lowering import foreground
 from rayapp.inference.zoom.view import Source
 
 AXIS = 2
-"""Slices are across the source's k."""
+"""Slices lie across the source's k axis."""
 KEPT = 8
-"""Slices of an image whose answers are kept."""
+"""Number of slices per image whose answers are cached."""
 
 
 @dataclass(frozen=True)
 class PreparedSlices:
-    """An image to look at slice by slice, and the slices that were looked at."""
+    """An image with cached slices."""
 
     source: Source
     slices: OrderedDict[int, PreparedSource] = field(default_factory=OrderedDict)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image and of the answers on its slices."""
+        """Memory of the image and of the answers on its slices, in bytes."""
         array = self.source.array
         return int(array.nbytes + min(array.shape[AXIS], KEPT) * array.size // array.shape[AXIS])
 
     def at(self, k: int) -> PreparedSource:
-        """The slice with an index, as an image of its own."""
+        """The slice with this index, as an image of its own."""
         known = self.slices.setdefault(
             k, PreparedSource(Source(self.source.array[:, :, k : k + 1], self.source.spacing))
         )
@@ -53,12 +53,12 @@ class PreparedSlices:
 
 
 class PromptableSliceTask:
-    """The structure that is pointed at on one slice, as label 1.
+    """Segmentation of the prompted structure on one slice, as label 1.
 
     Args:
-        network: the task whose network answers, which may serve volumes too.
-        name: the model's name, for messages.
-        description: what clients show.
+        network: the task whose network is used; it may serve volumes too.
+        name: the model's name, for error messages.
+        description: one sentence for the annotator.
     """
 
     def __init__(self, network: PromptableTask, name: str, description: str) -> None:
@@ -77,23 +77,24 @@ class PromptableSliceTask:
         return self._network.version
 
     def load(self) -> None:
-        """Load the network's weights, once. Raises ModelBroken naming the file."""
+        """Load the network's weights; later calls do nothing. Raises ModelBroken, naming the file."""
         self._network.load()
 
     def prepare(self, volume: Volume) -> PreparedSlices:
-        """The image's first channel."""
+        """Take the image's first channel."""
         return PreparedSlices(source_of(volume))
 
     def predict(self, prepared: PreparedSlices, prompts: Prompts, config: Mapping[str, Any]) -> Prediction:
-        """Segment what was pointed at on the slice. Raises BadRequest as `stages`."""
+        """Segment the prompted structure on the slice. Raises as `stages`."""
         *_, last = self.stages(prepared, prompts, config)
         return last
 
     def stages(self, prepared: PreparedSlices, prompts: Prompts, config: Mapping[str, Any]) -> Iterator[Prediction]:
-        """Segment coarsely, then finely, in the slice that the prompts name, else in the one where the last of them is.
+        """Yield a coarse mask, then a fine one, of the slice that the prompts name, else of the slice with the last
+        prompt.
 
         Raises:
-            BadRequest: without a prompt for a structure on the slice, or for a slice that the image has not.
+            BadRequest: without a prompt for a structure on the slice, or for a slice outside the image.
         """
         shape = prepared.source.array.shape
         k = prompts.slice if prompts.slice is not None else _last_slice(prompts)
@@ -136,7 +137,7 @@ def on_slice(prompts: Prompts, k: int) -> Prompts:
 
 
 def _last_slice(prompts: Prompts) -> int | None:
-    """The slice of the last prompt, or of the last click, or the only slice that is drawn on; None if there is none."""
+    """The slice of the last prompt or click, or the only slice that is drawn on; None if there is none."""
     for turn in reversed(prompts.turns):
         found = _last_slice(turn)
         if found is not None:

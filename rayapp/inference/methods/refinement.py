@@ -158,7 +158,7 @@ class RefinementTask:
 
 
 def _region(lead: Floats, grid: NetworkGrid, marks: SparseLabels, prompts: Prompts, scan: Scan) -> Region:
-    """The region around the annotator's box, or else around the marks and the structure that the network found."""
+    """The region around the annotator's box, or else around the marks and the structure found by the network."""
     if prompts.roi is not None:
         return region_of_box(prompts.roi, scan)
     margin_voxels = np.ceil(MARGIN_MM / scan.spacing)

@@ -227,7 +227,7 @@ def restored_labels(mask: Bools, region: Region, marks: SparseLabels, prompts: P
 def region_of_box(roi: tuple[Point, Point], scan: Scan) -> Region:
     """The region of a box with a margin around it; a box on one slice is segmented on that slice alone.
 
-    Beside a single slice all is background because of the box, not because the structure ends there.
+    Neighbouring slices of a single slice are background because of the box, not because the structure ends there.
     """
     low, high = np.array(roi)
     margin = np.where(high - low > 1, np.ceil(MARGIN_MM / scan.spacing), 0)

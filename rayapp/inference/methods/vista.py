@@ -38,7 +38,7 @@ def vista_prompts(
     shape: Shape,
     all_classes: Sequence[int],
 ) -> VistaPrompts:
-    """Combine a request's prompts, in either client's form.
+    """Combine a request's prompts in the forms of both clients.
 
     Args:
         prompts: Prompts as 3D Slicer sends them.

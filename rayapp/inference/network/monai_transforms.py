@@ -135,7 +135,7 @@ class TransformPipeline:
 
     @property
     def sigmoid(self) -> bool:
-        """Whether channels are independent (sigmoid), not exclusive classes (softmax)."""
+        """True for independent channels (sigmoid), False for exclusive classes (softmax)."""
         dictionaries = (any(t.sigmoid) for t in self._post if isinstance(t, Activationsd))
         return any(dictionaries) or any(t.sigmoid for t in self._post if isinstance(t, Activations))
 
@@ -152,7 +152,7 @@ class TransformPipeline:
         return transform if keeps else KeepMetadata(transform, self.image)
 
     def _only_touches_image(self, transform: Any) -> bool:
-        """Whether a transform reads and changes nothing but the image, and is deterministic."""
+        """True if a transform reads and changes nothing but the image, and is deterministic."""
         if isinstance(transform, ChannelFirst):
             return True
         known = type(transform).__module__.startswith("monai.transforms")
@@ -341,7 +341,7 @@ def _flattened(transforms: Any) -> tuple[list[Any], bool | None]:
 
 
 def _loads_channel_first(transforms: Sequence[Any], image: str) -> bool:
-    """Whether the author's LoadImaged returns a channel axis even for a single channel."""
+    """True if the author's LoadImaged returns a channel axis even for a single channel."""
     if any(isinstance(t, (EnsureChannelFirst, EnsureChannelFirstd)) for t in transforms):
         return False
     loaders = [t for t in transforms if isinstance(t, LoadImaged) and image in t.keys]

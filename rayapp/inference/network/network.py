@@ -172,7 +172,7 @@ def divisor_of(config: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
+    """True if the hardware computes in bfloat16: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()

@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 MAX_AXIS = 4096
 """Largest number of network voxels along an axis that a spacing in mm may ask for, whatever size a file claims."""
 MAX_FINER, ALWAYS = 64, 1 << 21
-"""Largest number of network voxels for each of the image's, and the number that any image may have: an image whose
-spacing is that of a landscape, because micrometres are read as millimetres, must not cost minutes."""
+"""Limits on the number of network voxels: relative to the image's own, and one that any image may reach. An image whose
+micrometres are read as millimetres must not cost minutes."""
 MAX_LOGITS = 1 << 32
 """Largest number of logits, all classes together, that a network may give for one image: 16 GiB."""
 TIE = 1e-5
@@ -122,7 +122,7 @@ class NetworkGrid:
 
     @property
     def remarks(self) -> dict[str, str]:
-        """The grid's entries in an answer's `params`: `coarsened`, where it is coarser than asked for."""
+        """The grid's entries in an answer's `params`: `coarsened`, if it is coarser than requested."""
         if self.coarsening == 1:
             return {}
         sizes = "x".join(map(str, self.canonical))
@@ -187,7 +187,7 @@ class NetworkGrid:
         return np.pad(canonical, padding)
 
     def _keep_thin(self, labels: Labels, resampled: Labels) -> None:
-        """Put structures back, in place, where no voxel next to the one that contains them has their label."""
+        """Restore structures, in place, of which the voxel that contains them and its neighbours have no label."""
         scale = np.array(self.resampled) / self.source
         for value, box in enumerate(ndimage.find_objects(labels), start=1):
             if box is None:
@@ -209,9 +209,9 @@ def _coarsening(wanted: npt.NDArray[np.float64], most: npt.NDArray[np.float64], 
     """The factor, at least 1, by which voxels must grow along all axes.
 
     Args:
-        wanted: Voxels wanted along the axes.
+        wanted: Voxels requested along the axes.
         most: Largest number along each of them.
-        max_voxels: Largest number in all.
+        max_voxels: Largest total number.
     """
     coarsening = max(1.0, float((wanted / most).max()))
     while max_voxels and (excess := np.maximum(1, np.rint(wanted / coarsening)).prod() / max_voxels) > 1:

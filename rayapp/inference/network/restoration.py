@@ -279,10 +279,10 @@ def _positions(n: int, m: int) -> npt.NDArray[np.float64]:
 
 
 def _interpolated(block: Floats, axes: Sequence[Interpolation]) -> Floats:
-    """A block of the resampled voxels that the interpolations along k, j, i depend on, on the source voxels.
+    """Interpolate a block of resampled voxels along k, j, i at the source voxels.
 
-    Along i and j voxels are few yet and picked; along k, where most of the work is, planes are mixed by a product of
-    matrices, which reads and writes each once.
+    Voxels along i and j are few at this point and are picked; along k, where most of the work is, planes are combined
+    by a matrix product, which reads and writes each once.
     """
     part = torch.from_numpy(contiguous(block))
     for axis in (2, 1):

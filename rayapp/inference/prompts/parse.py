@@ -1,18 +1,19 @@
 """Parse prompts from a request's `params`, as 3D Slicer, OHIF and our own client send them.
 
 Clicks come under one key per label name, or as `foreground` and `background`; each value is a list of [i, j, k] voxel
-indices of the source image. Labels of other models are ignored beside the model's own, unless they resemble one of
-these; unknown keys are ignored. A model without labels takes the
-key that `label` names as its foreground. Keys that only our clients and interactions send:
+indices of the source image. Labels of other models are ignored if labels of this model have clicks too, unless they
+resemble one of these; unknown keys are ignored. A model without labels takes the key that `label` names as its
+foreground. Keys that only our clients and interactions send:
 
     curves     closed curves: lists of points, or {label, points}; points may be fractional, and share a whole index
     extremes   label name to the outermost points of the structure: six, or four in one slice
     marks      strokes: {label, packed, after}, where `packed` is a mask encoded by `mask_codec`, 1 background and 2
-               foreground, and `after` tells for each name how many of its clicks came before: the strokes hold over
-               these, and later clicks over the strokes
+               foreground, and `after` gives for each name the number of clicks made before: the strokes take
+               precedence over these clicks, and later clicks over the strokes
     start      a mask to correct, encoded likewise, with the model's own label values
-    size       how many answers larger (below 0: smaller) than the likeliest is meant: a whole number for the answer to
-               all prompts, or such numbers by how many clicks on the structure had been made
+    size       the alternative answer that is wanted, 1 for the next larger than the likeliest and -1 for the next
+               smaller: a number for the answer to all prompts, or numbers by the count of clicks on the structure at
+               the time
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def _without_overdrawn(
 
 
 def _structure_at(strokes: _Strokes, point: Point) -> str | None:
-    """The label that a stroked voxel is said to have."""
+    """The label that strokes give a voxel."""
     return strokes.label if strokes.marks[point] == scribble_map.FOREGROUND else BACKGROUND
 
 
@@ -210,7 +211,7 @@ def _labelled_items(key: str, value: object, content: str) -> list[Mapping[str, 
 
 
 def _overlaid(strokes: Sequence[SparseLabels]) -> SparseLabels | None:
-    """Strokes drawn over each other in order, the last on top."""
+    """Combine strokes in order, later ones on top."""
     return functools.reduce(lambda drawn, later: later.over(drawn), strokes) if strokes else None
 
 
@@ -235,7 +236,7 @@ def _parse_mask(key: str, text: object, shape: Shape) -> SparseLabels:
 
 
 def _parse_extremes(value: object, names: Sequence[str], shape: Shape) -> dict[str, tuple[Point, ...]]:
-    """Extreme points by structure; names other than `names` are ignored, as with clicks."""
+    """Extreme points by structure; other names than `names` are ignored, as with clicks."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -341,7 +342,7 @@ def _parse_sizes(value: object, clicks: int) -> dict[int, int]:
 
 
 def _number_in(value: object) -> int | None:
-    """A whole number, also as text, as forms and the keys of JSON have it."""
+    """A whole number; text is accepted too, as in forms and JSON keys."""
     if isinstance(value, str) and len(value) < 10:
         try:
             return int(value)

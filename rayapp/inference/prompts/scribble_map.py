@@ -28,7 +28,7 @@ FOREGROUND = 2
 FOREGROUND_SCRIBBLES = "foreground_scribbles"
 BACKGROUND_SCRIBBLES = "background_scribbles"
 SEED_VOXELS = 10
-"""Side, in voxels, of the cube in a box's centre that is taken as foreground if nothing else is marked so."""
+"""Edge, in voxels, of the cube in a box's centre that becomes foreground if nothing else is marked as such."""
 
 
 def parse_marks(label_map: npt.NDArray[Any], params: Mapping[str, Any], labels: Mapping[str, int]) -> SparseLabels:
@@ -152,7 +152,7 @@ def _canvas(
     planes: Sequence[tuple[npt.NDArray[np.intp], Marks]],
     points: Sequence[npt.NDArray[np.intp]],
 ) -> SparseLabels:
-    """An unmarked scribble map with the box that is needed for the annotator's box, or else for all that is drawn."""
+    """An unmarked scribble map of the annotator's box, or else of the bounding box of everything drawn."""
     if prompts.roi is not None:
         return SparseLabels.blank(shape, *prompts.roi, beyond=BACKGROUND)
     boxes = [(low, low + plane.shape) for low, plane in planes] + [(point, point + 1) for point in points]

@@ -25,9 +25,9 @@ from rayapp.inference.prompts.parse import FOREGROUND as FOREGROUND_NAME
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 
 STROKE_CLICKS = 8
-"""Clicks placed on all strokes on a structure together, and as many on its background strokes."""
+"""Maximum number of clicks placed on all strokes on a structure, and on all its background strokes."""
 CURVE_CLICKS = 3
-"""Clicks placed in each connected part of what closed curves enclose on a slice."""
+"""Number of clicks placed in each connected part of a region that closed curves enclose on a slice."""
 MIN_DEPTH = 0.6
 """Least depth of those clicks, relative to the largest depth in the part."""
 
@@ -143,7 +143,7 @@ def farthest_point_sample(points: npt.NDArray[np.intp], count: int) -> list[Poin
 
 
 def _drawings_by_name(prompts: Prompts, info: TaskInfo) -> Mapping[str, Drawing]:
-    """Drawings by structure; those for a single-structure model are on its foreground."""
+    """Drawings by structure; for a single-structure model they all belong to its foreground."""
     if info.structures or (prompts.marks is None and not prompts.curves):
         return prompts.drawings
     return {FOREGROUND_NAME: Drawing(marks=prompts.marks, curves=prompts.curves)}
