@@ -1,7 +1,7 @@
 """The work of background jobs on single images: scoring an image, or labelling it with a model.
 
-`ImageWork` describes the work, `ImageWorker` does it, in any process. A worker's effects are idempotent: a label is
-saved by one call of the datastore, an uncertainty map by one rename.
+`ImageWork` describes the work; `ImageWorker` does it, in any process. Its effects are idempotent: a label is saved by
+one call of the datastore, an uncertainty map by one rename.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A class-agnostic promptable network: an image and prompts in, the logits of one structure and their quality out.
+"""A class-agnostic promptable network: maps an image and prompts to the logits of one structure and their expected
+quality.
 
-A U-Net whose stem strides, so that most of its work is done at half the view's resolution, with one thin convolution
-at full resolution, and two heads: the structure's logits, and how good that answer is. It takes cubes (or squares) of
-any edge that 16 divides; each resolution of the same structure is a view of it, see `rayapp.inference.zoom`.
+A U-Net with a strided stem, so that most of its work is done at half the view's resolution, with one thin convolution
+at full resolution, and two heads: the structure's logits, and the quality of that answer. It takes cubes (or squares)
+whose edge is a multiple of 16; each resolution of a structure is a view of it, see `rayapp.inference.zoom`.
 """
 
 from __future__ import annotations
@@ -16,36 +17,37 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 STRIDE = 16
-"""A view's edge, in voxels, is a multiple of this."""
+"""The edge of a view, in voxels, is a multiple of this."""
 
 
 class Channel(IntEnum):
     """The network's input channels, on the view's grid."""
 
     IMAGE = 0
-    """Intensities, -1 to 1 between the view's percentiles; 0 beyond the image."""
+    """Intensities, -1 to 1 between the view's 0.5th and 99.5th percentiles; 0 outside the image."""
     SEEN = 1
-    """The image as seen from the prompts: 0 where it is as the prompted tissue, +-1 where it differs by much."""
+    """The image relative to the prompted tissue: 0 for similar intensities, +-1 for very different ones."""
     NEAR = 2
-    """The same in units of what varies near the prompts: soft tissues differ in it beside bone and air too."""
+    """The same on a finer scale, that of the intensities near the prompts, in which soft tissues differ even beside
+    bone and air."""
     PREVIOUS = 3
     """Probability of the structure in the mask to start from, 0 if there is none."""
     INCLUDE = 4
     """Balls at points of the structure."""
     EXCLUDE = 5
-    """Balls at points of anything else."""
+    """Balls at points outside the structure."""
     STROKE = 6
     """Strokes on the structure."""
     ERASER = 7
-    """Strokes on anything else."""
+    """Strokes outside the structure."""
     BOX = 8
-    """The boxes' inside; a box drawn on one slice is a slab of that slice."""
+    """The inside of boxes; a box drawn on one slice covers that slice only."""
     LASSO = 9
-    """The inside of curves drawn around the structure, on their slices."""
+    """The inside of closed curves around the structure, on their slices."""
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut."""
+    """Two convolutions and a shortcut connection."""
 
     def __init__(self, dimensions: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -68,7 +70,7 @@ class Promptable(nn.Module):
     Args:
         dimensions: 3, or 2 for images of one slice.
         widths: channels at a half, a quarter, an eighth and a sixteenth of the view's resolution; multiples of 8.
-        tail: channels of the convolution at full resolution. None leaves the logits at half resolution, interpolated.
+        tail: channels of the convolution at full resolution; None interpolates logits of half resolution instead.
     """
 
     def __init__(self, dimensions: int = 3, widths: Sequence[int] = (24, 64, 128, 192), tail: int | None = 8) -> None:
@@ -97,12 +99,12 @@ class Promptable(nn.Module):
         """Segment a batch of views.
 
         Args:
-            x: (N, 10, edge, edge, edge), as `Channel` says.
+            x: (N, 10, edge, edge, edge), with the channels of `Channel`.
 
         Returns:
-            The structure's logits (N, edge, edge, edge); the logit (N) of their expected Dice against the whole
-            structure, beyond the view too; and the expected logarithm (N) of the structure's longest side over the
-            view's.
+            The structure's logits (N, edge, edge, edge); the logit (N) of their expected Dice score against the whole
+            structure, including its part outside the view; and the expected logarithm (N) of the structure's longest
+            side relative to the view's.
         """
         h = self.stem(x)
         kept: list[Tensor] = []
@@ -123,7 +125,9 @@ class Promptable(nn.Module):
         return logits[:, 0], judged[:, 0], judged[:, 1]
 
     def _evidence(self, deep: Tensor, shallow: Tensor, logits: Tensor) -> Tensor:
-        """The judge's input (N, …): features of the view and of the structure, and whether the view's sides cut it."""
+        """The quality head's input (N, …): features of the view and of the structure, and whether the view's faces cut
+        it.
+        """
         axes = tuple(range(2, 2 + self.dimensions))
         probability = torch.sigmoid(logits.detach())
         inside = _halved(probability)
@@ -136,13 +140,13 @@ class Promptable(nn.Module):
 
 
 def channels_last(network: Promptable) -> Promptable:
-    """The network with its weights laid out as CPUs convolve fastest."""
+    """The network with its weights in the memory layout that CPUs convolve fastest."""
     layout = torch.channels_last_3d if network.dimensions == 3 else torch.channels_last
     return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def _widened(network: nn.Module, state: dict[str, Tensor], *_: object) -> None:
-    """Take weights that were learnt before there was the channel NEAR: it counts for nothing in them."""
+    """Extend weights from before the channel `NEAR` existed, with zeros for it."""
     for name, number in (("stem.weight", int(Channel.NEAR)), ("tail.weight", None)):
         kernel = state.get(name)
         if kernel is not None and kernel.shape[1] == network.get_parameter(name).shape[1] - 1:

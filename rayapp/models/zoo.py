@@ -43,7 +43,7 @@ _SHA1 = re.compile(r"[0-9a-f]{40}")
 
 
 class WrongDigest(Exception):
-    """The downloaded archive is damaged, or another one."""
+    """The downloaded archive is damaged, or another file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Archive:
 
     @property
     def host(self) -> str:
-        """The server it comes from; "" for a local file."""
+        """The server that it is downloaded from; "" for a local file."""
         return urlparse(self.url).netloc
 
 

@@ -18,9 +18,9 @@ from rayapp.planner.survey import Survey
 SMALL_WINDOWS = 32
 """Maximum number of windows per image where structures are small."""
 VOXELS_ACROSS = 5
-"""Number of voxels that should span the smallest structure."""
+"""Number of voxels across the smallest structure."""
 CONTEXT = 1.5
-"""Size of a window worth having, as a multiple of the box around all structures."""
+"""Size of a useful window, as a multiple of the box around all structures."""
 MIN_SIZE = 4
 """Minimum number of voxels along an axis at the coarsest level."""
 MAX_ANISOTROPY = 2.0
@@ -37,8 +37,8 @@ class Needs:
         finest: spacing of the images, mm.
         extent: size of the images, mm.
         around: part of the image that a window should see, mm.
-        window: edge of a cube of as many voxels as it should see whatever the structures measure, since a lesion is
-            told by what is around it.
+        window: edge of a cube with the least number of voxels that a window should have, whatever the size of the
+            structures, since a lesion is recognised by its surroundings.
         smallest: diameter of the smallest structure, mm; infinite if none is known.
     """
 
@@ -84,8 +84,8 @@ class Needs:
         return np.clip(np.maximum(self.finest, self.smallest / VOXELS_ACROSS), finer, usual)
 
     def region(self, spacing: Numbers, voxels: float) -> Numbers:
-        """Voxels to see at once: the whole image if it fits, else a cube-shaped part of it, as far as it is worth
-        seeing.
+        """The region to see at once, in voxels: the whole image if it fits, else a part as close to a cube as is
+        useful.
         """
         if self.whole or (self.extent / spacing).prod() <= voxels:
             return np.maximum(1, np.rint(self.extent / spacing))
@@ -107,7 +107,7 @@ class Needs:
 
 
 def _cube(most: Numbers, spacing: Numbers, voxels: float) -> Numbers:
-    """The size in mm of the largest part that holds so many voxels, as near to a cube as `most` (mm) lets it."""
+    """The size in mm of the largest part with that many voxels, as close to a cube as `most` (mm) allows."""
     low, high = 0.0, float(most.max())
     for _ in range(50):
         middle = (low + high) / 2

@@ -15,7 +15,7 @@ from rayapp.errors import BadRequest
 Numbers = npt.NDArray[np.float64]
 
 MAX_AXIS = 384
-"""Voxels that a region may have along an axis."""
+"""Maximum number of voxels of a region along an axis."""
 PRECISIONS = ("float32", "bfloat16")
 
 

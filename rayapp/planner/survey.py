@@ -1,8 +1,8 @@
-"""Survey: what a data set looks like, from its headers and a sample of decoded images.
+"""Survey: summary of a data set, from its headers and a sample of decoded images.
 
 Headers give spacing and size; some images are decoded for intensities and modality, some label maps for volumes and
 boxes of the structures. All axes are reordered to R, A, S. The work is bounded in number of files, bytes per image and
-time. Read-only, so it may run beside anything.
+time. Read-only, so it may run while the folder is in use.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def _measure(path: Path, image: Path | None) -> tuple[dict[int, Structure], Trip
 
 
 def _within(labels: npt.NDArray[np.uint8], image: Path | None) -> npt.NDArray[np.float32]:
-    """Values of evenly spaced voxels of an image's first channel where there are labels; none on another grid."""
+    """Values of evenly spaced labelled voxels of an image's first channel; none if the image has another grid."""
     if image is None:
         return np.zeros(0, np.float32)
     array = read_volume(image, max_bytes=MAX_BYTES).array[0]

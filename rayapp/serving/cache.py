@@ -20,7 +20,7 @@ T = TypeVar("T", bound=Sized)
 
 
 class ByteCache(Generic[T]):
-    """Evicts the least recently used values once all together have more than `capacity` bytes.
+    """Evicts the least recently used values when all together exceed `capacity` bytes.
 
     Belongs to one event loop. A single value may be larger than the capacity.
     """
@@ -41,7 +41,7 @@ class ByteCache(Generic[T]):
         return list(self._values)[-count:]
 
     def kept(self, key: Hashable) -> T | None:
-        """The value of `key`, None if it is not cached."""
+        """The value of `key`; None if it is not cached."""
         if key in self._values:
             self._values.move_to_end(key)
         return self._values.get(key)
@@ -57,7 +57,7 @@ class ByteCache(Generic[T]):
     async def get(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
         """The value of `key`, computed by `make` if it is not cached.
 
-        A cancelled caller does not cancel the computation, for which others may wait. An error of `make` goes to all
+        A cancelled caller does not cancel the computation, since others may wait for it. An error of `make` goes to all
         callers that wait, and nothing is cached.
         """
         if key in self._values:

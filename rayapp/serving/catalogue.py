@@ -92,9 +92,9 @@ class Catalogue:
 
         Args:
             name: the model.
-            weights: safetensors or a torch file, which is converted here, since the gateway has no torch.
+            weights: safetensors or a torch file; the latter is converted here, since the gateway has no torch.
             card: added to the settings.
-            request: as of `publish`.
+            request: see `publish`.
 
         Raises:
             NotFound: no version is in production, so there are no settings for the weights.
@@ -127,10 +127,10 @@ class Catalogue:
             name: the model.
             weights: safetensors.
             card: the version's settings, metrics and so on.
-            request: id of the request; sent again, it publishes one version only.
+            request: id of the request; a repeated one publishes nothing new.
             promote: also promote the version to production.
-            expected: promote it only while this version is in production, "" while none is; None in any case. If
-                another one is, the card's `verdict` says so.
+            expected: promote it only if this version is in production ("" for none); None promotes it in any case. If
+                another version is in production, the card's `verdict` says so.
 
         Raises:
             NotFound: the app has no such model.
@@ -183,14 +183,15 @@ class Catalogue:
             raise Unreadable(error.detail) from error
 
     def _renew(self, *, load: bool = True) -> None:
-        """Take over the versions in production. A version that was tried just now is not loaded again, since no model
-        runs here."""
+        """Adopt the versions in production. A version whose weights were just checked is not loaded again, since no
+        model runs here.
+        """
         self._app = self._app.renewed(load=load)
 
 
 _SHOWN = ("parent", "created", "metrics", "data", "params", "code", "job", "uploaded_by", "verdict")
 _OF_ONE_VERSION = frozenset({*_SHOWN, "request", "trained"})
-"""Keys of a card that describe its own weights, and not how such weights are used."""
+"""Keys of a card that describe its weights, as opposed to their use."""
 
 
 def _version_info(version: ModelVersion) -> dict[str, Any]:

@@ -32,11 +32,11 @@ Mask = npt.NDArray[np.uint8]
 INTERACTIONS = 1000
 """Cached interactions."""
 MASK_BYTES = 256 << 20
-"""Bytes of cached masks, on top of which the next answer is only what changed."""
+"""Bytes of cached masks, relative to which the next answer is sent as changes."""
 
 
 class Log(Protocol):
-    """The part of the datastore that it needs, asynchronously."""
+    """The part of the datastore that the click log needs, asynchronously."""
 
     def append_events(self, events: Sequence[ClickEvent]) -> Awaitable[list[int]]:
         """See `rayapp.datastore.interfaces.ClickStore`."""
@@ -56,7 +56,7 @@ class ClickLog:
     """The click log as one replica writes and reads it.
 
     A turn costs one call: the entry is checked against the interaction as this replica knows it, and appended if the
-    log has nothing newer; otherwise the newer entries come back and the turn is tried again on top of them.
+    log has nothing newer. Otherwise the call returns the newer entries, and the turn is tried again on top of them.
     """
 
     def __init__(self, log: Log) -> None:
@@ -67,13 +67,13 @@ class ClickLog:
         self._masks: ByteCache[Mask] = ByteCache(MASK_BYTES)
 
     async def record(self, call: InferCall, version: str, prompts: Prompts, payload: Mapping[str, Any]) -> None:
-        """Append the prompts of a call that stands alone.
+        """Append the prompts of a single call outside any interaction.
 
         Args:
-            call: names image, model and user.
-            version: of the model that answers.
-            prompts: of the call.
-            payload: the same, as the log keeps them; see `payload_of`.
+            call: the call, with image, model and user.
+            version: version of the model that answers.
+            prompts: the call's prompts.
+            payload: the same prompts as the log stores them; see `payload_of`.
         """
         event = ClickEvent(
             image_id=call.key,
@@ -90,21 +90,21 @@ class ClickLog:
     async def advance(self, turn: Turn, info: TaskInfo, version: str, parse: Parse) -> tuple[Interaction, Prompts]:
         """Append a turn's entry to the log, unless it is there already.
 
-        Turns of one interaction go one after another, each on top of those before.
+        Turns of one interaction are appended one after another, each on top of the previous ones.
 
         Args:
-            turn: without an event nothing is appended.
-            info: of the model that answers.
-            version: of the model that answers; logged with the entry.
+            turn: the turn; nothing is appended if it has no event.
+            info: the model that answers.
+            version: version of the model that answers; logged with the entry.
             parse: checks the prompts in force against the image.
 
         Returns:
             The interaction as of the turn, and all prompts in force.
 
         Raises:
-            BadRequest: a prompt that does not fit the image, or that names a structure unknown to the model.
+            BadRequest: a prompt does not fit the image, or names a structure unknown to the model.
             Conflict: there is nothing to undo, or to redo.
-            NotFound: the image, or the interaction, is gone.
+            NotFound: the image or the interaction no longer exists.
         """
         event = turn.event
         if event is None:
@@ -132,22 +132,26 @@ class ClickLog:
             return now, await parse(now.params)
 
     def answer(self, at: Interaction) -> None:
-        """Note that the model answered to all prompts in force."""
+        """Record that the model answered to all prompts in force."""
         self._answered[at.id] = at.step
         self._answered.move_to_end(at.id)
         if len(self._answered) > INTERACTIONS:
             self._answered.popitem(last=False)
 
     def unanswered(self, at: Interaction) -> list[Info]:
-        """The prompts in force since the model answered last. None where this replica does not know when that was, so
-        that no prompt is withdrawn that an annotator has seen at work."""
+        """The prompts in force since the model's last answer.
+
+        Returns:
+            The prompts; None if this replica does not know when that answer was, so that no prompt is withdrawn whose
+            effect an annotator has seen.
+        """
         if len(at.done) <= 1:  # it has been here from the beginning
             self._answered.setdefault(at.id, 0)
         answered = self._answered.get(at.id, at.step)
         return [prompt for prompt in at.done if prompt["step"] > answered]
 
     async def withdraw(self, turn: Turn, step: int) -> None:
-        """Append that the prompt of entry number `step`, which the model could not work with, does not count."""
+        """Append that the prompt of entry number `step` is withdrawn, since the model rejected it."""
         if turn.event is None:
             return
         event = turn.interaction.event(
@@ -163,7 +167,9 @@ class ClickLog:
                 now, appended = await self._append(event, now)
 
     async def _append(self, event: ClickEvent, now: Interaction) -> tuple[Interaction, bool]:
-        """The interaction with what the log has behind `now`, and whether `event` was appended as the only entry."""
+        """The interaction including the log's entries after `now`, and whether `event` was appended as the only new
+        one.
+        """
         newer = await self._log.append_turn(event, opened=opened_at(now.id), after=now.step)
         for each in newer:
             now = now.after(each)
@@ -176,7 +182,7 @@ class ClickLog:
         return self._turns.setdefault(interaction_id, asyncio.Lock())
 
     async def _read(self, opened: Interaction, until: int | None = None) -> Interaction:
-        """The interaction as of entry `until` (None: the newest), read from where it was left."""
+        """The interaction as of entry `until` (None: the newest), continued from the cached state."""
         now = self._folds.get(opened.id, opened)
         if until is not None and now.step > until:
             now = opened
@@ -195,13 +201,13 @@ class ClickLog:
             self._folds.popitem(last=False)
 
     def described(self, turn: Turn, at: Interaction, labels: Mask, onto: str) -> dict[str, Any]:
-        """The reply's `interaction`. The mask is kept under a new token, unless it is that of a past step.
+        """The reply's `interaction`. The mask is cached under a new token, unless it is that of a past step.
 
         Args:
-            turn: the one that is answered.
+            turn: the turn that is answered.
             at: the interaction as of that turn.
             labels: the mask, shape (I, J, K).
-            onto: token of the mask that the reply's changes go onto, "" for zeros.
+            onto: token of the mask that the reply's changes apply to, "" for zeros.
         """
         return {
             "step": at.step,
@@ -212,7 +218,7 @@ class ClickLog:
         }
 
     def mask(self, token: str) -> Mask | None:
-        """The mask that was answered under this token, None if it is no longer kept."""
+        """The mask that was sent with this token; None if it is no longer cached."""
         return self._masks.kept(token)
 
     def _keep(self, labels: Mask) -> str:
@@ -222,8 +228,10 @@ class ClickLog:
 
 
 def _check_labels(now: Interaction, event: ClickEvent, info: TaskInfo) -> None:
-    """Raise BadRequest for clicks on a structure that the model does not know: they would have no effect. Models of any
-    structure know the one that `label` names."""
+    """Raise BadRequest for clicks on a structure that the model does not know, which would have no effect.
+
+    A model without labels of its own knows the structure that `label` names.
+    """
     label = event.payload.get("label", now.params.get("label"))
     known = dict.fromkeys((*structure_names(info, label), FOREGROUND, BACKGROUND))
     for name in (*event.payload.get("clicks", {}), *event.payload.get("extremes", {})):

@@ -1,6 +1,6 @@
 """A draft: one annotator's unsaved label of one image, as a fold over the click log.
 
-Whatever changes the label on the annotator's screen is an entry: a brush stroke, the answer to a prompt, undo and redo.
+Every change of the label on the annotator's screen is an entry: a brush stroke, the answer to a prompt, undo and redo.
 Immutable.
 """
 
@@ -14,7 +14,8 @@ from rayapp.datastore.interfaces import ClickEvent, Info
 from rayapp.serving.interaction import REDO, UNDO
 
 BEGIN, EDIT, SAVED = "begin", "edit", "saved"
-"""The draft begins with a label; voxels change; the label was saved. Undo and redo are as of interactions."""
+"""Kinds of entries: the draft begins with a label, voxels change, the label was saved. Undo and redo are as in
+interactions."""
 KINDS = (BEGIN, EDIT, UNDO, REDO, SAVED)
 
 

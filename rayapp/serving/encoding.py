@@ -20,7 +20,11 @@ from rayapp.serving.work import Work
 
 
 def encode_reply(work: Work, prediction: Prediction, onto: Mask | None) -> tuple[bytes | None, str, float]:
-    """The reply's body, its extension, and the seconds that encoding took."""
+    """Encode a prediction.
+
+    Returns:
+        The reply's body, its extension, and the seconds that encoding took.
+    """
     began = time.perf_counter()
     body, ext = None, _extension(work)
     if work.call.output is Output.BOX:
@@ -31,7 +35,7 @@ def encode_reply(work: Work, prediction: Prediction, onto: Mask | None) -> tuple
 
 
 def encode_file(work: Work, prediction: Prediction) -> tuple[bytes, str]:
-    """The mask as a file and its extension; of a model that answers JSON, that."""
+    """The mask as a file, with its extension; for a model that answers with JSON, its JSON."""
     if prediction.document is not None:
         return prediction.document, ".json"
     wide = work.call.params.get("result_dtype") == "uint16"
@@ -46,13 +50,13 @@ def encode_dicom_seg(
 
     Args:
         work: the call.
-        prediction: of its model.
-        params: those of the reply, as which the segmentation says how it was made.
+        prediction: the model's prediction.
+        params: the reply's params, from which the segmentation states how it was made.
         instances: folder of the image's DICOM files.
-        kind: of segmentation.
+        kind: type of segmentation.
 
     Raises:
-        BadRequest: the model answers JSON and makes no masks.
+        BadRequest: the model answers with JSON and makes no masks.
     """
     if prediction.document is not None:
         raise BadRequest("this model does not make masks: ask for output=json")
@@ -75,7 +79,7 @@ def reply_params(work: Work, prediction: Prediction, write_s: float) -> dict[str
 
     Args:
         work: the call.
-        prediction: of its model.
+        prediction: the model's prediction.
         write_s: seconds that encoding took.
     """
     latencies = {**prediction.seconds, "write": write_s}

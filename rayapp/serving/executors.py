@@ -1,12 +1,12 @@
-"""The threads of a replica, and who goes first on the one that runs networks.
+"""The threads of a replica, and the priorities on the one that runs networks.
 
     network   one thread, so that a device never computes for two requests at once; clicks go first (`Lane`)
     strokes   two threads for models that run no network, so that no click waits behind another's graph cut
     io        reading, decoding, preparing, encoding
 
-While a click is being answered, background work waits before each of its steps and, inside a network, gives way at the
+While a click is being answered, background work waits before each of its steps and, inside a network, yields at the
 next window; background work of other processes pauses too (`rayapp.runtime.priority`). All methods belong to one event
-loop; `give_way`, `let_pass` and `close` may be called in other threads.
+loop; `give_way`, `let_pass` and `close` may also be called from other threads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 IO_THREADS = 4
 STROKE_THREADS = 2
 STROKE_NICE = 5
-"""Added to the niceness of the strokes' threads, which then yield to the network where cores are short."""
+"""Added to the niceness of the strokes' threads, so that they yield to the network if cores are scarce."""
 
 
 class GaveWay(Exception):
@@ -58,18 +58,18 @@ class Executors:
         self._quiet.set()
 
     async def io(self, function: Callable[..., T], /, *args: Any) -> T:
-        """Run `function` in an io thread, beside the network."""
+        """Run `function` in an io thread, in parallel to the network."""
         return await asyncio.get_running_loop().run_in_executor(self._io, partial(function, *args))
 
     async def model(self, function: Callable[..., T], /, *args: Any, network: bool, click: bool = True) -> T:
-        """Run a model, in the network's thread if it runs a network; there, clicks go before all else."""
+        """Run a model: in the network's thread if it runs a network, where clicks go first, else in one for strokes."""
         work = partial(function, *args)
         if network:
             return await asyncio.wrap_future(self._network.submit(work, click=click))
         return await asyncio.get_running_loop().run_in_executor(self._strokes, work)
 
     def let_pass(self) -> None:
-        """Run the clicks that wait for the network. Called in its thread by work that is no click."""
+        """Run the clicks that wait for the network. Work other than clicks calls this in the network's thread."""
         self._network.let_pass()
 
     @contextlib.contextmanager
@@ -107,7 +107,7 @@ class Executors:
 
 
 def _set_up_strokes() -> None:
-    """Set up a thread for strokes: one core, and below the network's priority (Linux has priorities by thread)."""
+    """Set up a thread for strokes: one core, and a lower priority than the network's (per thread on Linux)."""
     torch.set_num_threads(1)
     if sys.platform == "linux":
         mine = threading.get_native_id()

@@ -19,7 +19,7 @@ OPEN, PROMPT, UNDO, REDO = "open", "prompt", "undo", "redo"
 WITHDRAW = "withdraw"
 """Event that removes a prompt which the model rejected."""
 REFUSABLE = 100
-"""Prompts that may turn out not to count, from the newest back."""
+"""Maximum number of prompts, from the newest back, that may be withdrawn."""
 
 _ID = re.compile(r"(\d{1,18})-([0-9a-f]{16})")
 
@@ -62,8 +62,8 @@ class Interaction:
             `marks`, `extremes`, `start`, `roi`, `label`, `slice`, `size` and `reset`.
         undone: prompts that a redo restores; the next one to restore is the last.
         requests: ids of the requests that were logged.
-        emptied: step of each of the last prompts, and what could be redone before it, which comes back if it does not
-            count, nor any newer one.
+        emptied: for each of the last prompts its step and the redo list that it discarded, which is restored if the
+            prompt is withdrawn.
     """
 
     id: str
@@ -96,7 +96,7 @@ class Interaction:
         return self.id.partition("-")[2]
 
     def event(self, kind: str, prompt: Info, *, request: str, client_id: str | None, ts: float) -> ClickEvent:
-        """The next event, not logged yet. A `request` counts once, however often it is logged."""
+        """The next event, not logged yet. The same `request` counts once, however often it is logged."""
         return ClickEvent(
             image_id=self.image_id,
             kind=kind,
@@ -141,8 +141,9 @@ class Interaction:
     def params(self) -> Info:
         """The prompts in force as a request's `params`; see `rayapp.inference.prompts.parse`.
 
-        Clicks, curves and strokes accumulate, each on the structure that was active then; of several clicks on a voxel,
-        and of everything else, the last counts. Strokes and sizes come with the number of clicks before them.
+        Clicks, curves and strokes accumulate, each on the structure that was active at the time. Of several clicks on a
+        voxel, and of everything else, the last one counts. Strokes and sizes come with the number of clicks made before
+        them.
         """
         last: Info = {}
         clicks: dict[str, list[tuple[int, Any]]] = {}  # with the number of the prompt that each came with
@@ -184,7 +185,7 @@ class Interaction:
     def turns(self) -> tuple[Info, ...]:
         """The prompts in force one by one, in the order in which they were made, each as a request's `params`.
 
-        As in `params`, a reset forgets those before it and only the last box counts. Masks to start from are left out.
+        As in `params`, a reset drops earlier prompts and only the last box counts. Masks to start from are left out.
         """
         since = max((number for number, prompt in enumerate(self.done) if prompt.get("reset")), default=0)
         prompts = self.done[since:]
@@ -198,8 +199,10 @@ class Interaction:
 def _given_back(
     step: Any, undone: tuple[Info, ...], emptied: tuple[tuple[int, tuple[Info, ...]], ...]
 ) -> tuple[tuple[Info, ...], tuple[tuple[int, tuple[Info, ...]], ...]]:
-    """(`undone`, `emptied`) once the prompt of that step does not count: what it had emptied can be redone again, or
-    belongs to what the next prompt has emptied.
+    """Restore the redo list that the prompt of this step discarded, as the prompt is withdrawn.
+
+    Returns:
+        (`undone`, `emptied`): the list can be redone again, or is part of what the next prompt discarded.
     """
     steps = [each for each, _ in emptied]
     if step not in steps:
@@ -213,7 +216,7 @@ def _given_back(
 
 
 def _in_turn(name: str, boxed: bool) -> bool:
-    """True if a part of a prompt is a part of its turn; `boxed` is True for the last prompt with a box."""
+    """True if a field of a prompt belongs to its turn; `boxed` is True for the last prompt with a box."""
     return name != "start" and (name != "roi" or boxed)
 
 

@@ -1,4 +1,4 @@
-"""Lane: the one thread of a replica that runs networks, on which clicks pass work that takes long."""
+"""Lane: the one thread of a replica that runs networks, on which clicks overtake longer work."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 
 class Lane:
-    """A thread that takes clicks first, each kind in its order.
+    """A thread that runs clicks first, and otherwise works in the order of submission.
 
-    Work that takes long lets clicks pass between two of its windows: they run inside it, on the same thread, so that a
-    device never computes for two at once. Clicks do not pass each other.
+    Longer work lets clicks pass between two of its windows: they run inside it, on the same thread, so that a device
+    never computes for two requests at once. Clicks do not overtake each other.
 
     Args:
-        name: of the thread.
-        set_up: called in it first.
+        name: name of the thread.
+        set_up: called in the thread first.
     """
 
     def __init__(self, name: str, set_up: Callable[[], object]) -> None:
@@ -29,7 +29,7 @@ class Lane:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def submit(self, work: Callable[[], Any], *, click: bool) -> Future[Any]:
-        """Queue work. Once the lane is closed it is cancelled at once."""
+        """Queue work. After the lane is closed, it is cancelled at once."""
         future: Future[Any] = Future()
         with self._changed:
             if self._closed:
@@ -40,12 +40,12 @@ class Lane:
         return future
 
     def let_pass(self) -> None:
-        """Run all clicks that wait. To be called in the lane's thread by work that is no click."""
+        """Run all clicks that wait. Work other than clicks calls this in the lane's thread."""
         while self._clicks:
             _run(*self._clicks.popleft())
 
     def close(self) -> None:
-        """Cancel what waits and end the thread after what runs."""
+        """Cancel queued work and end the thread after the work in progress."""
         with self._changed:
             self._closed = True
             for queue in (self._clicks, self._others):

@@ -1,7 +1,7 @@
 """Hot swap of model versions in a replica.
 
-A newer version is loaded and warmed beside the served one, and takes its place only then; calls under way finish on the
-version they began with. All methods belong to one event loop.
+A newer version is loaded and warmed in parallel to the served one, and only then replaces it; calls in progress finish
+on the version they began with. All methods belong to one event loop.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Serving:
         return self.app.task(model)
 
     async def _recalled(self, model: str, version: str) -> InferTask:
-        """A version that need not be in production, for a replay. The last one is cached."""
+        """A version other than the one in production, for a replay. The last one is cached."""
         async with self._recalling:
             if self._past is None or self._past[:2] != (model, version):
                 app = self.app
@@ -72,7 +72,7 @@ class Serving:
         return await self._executors.io(self.app.models.serving, model)
 
     async def _watching(self) -> None:
-        """Check for newer versions also between calls, so that no call has to wait for the swap."""
+        """Check for newer versions between calls too, so that no call has to wait for the swap."""
         while True:
             await asyncio.sleep(WATCH_S)
             for model in list(self.app.infers):
@@ -80,7 +80,7 @@ class Serving:
                     self._swapping()
 
     def _swapping(self) -> asyncio.Task[None]:
-        """The swap to the versions in production: the one under way, or a new one."""
+        """The running swap to the versions in production, or a new one."""
         if self._swap is None or self._swap.done():
             self._swap = asyncio.create_task(self._renew())
             self._swap.add_done_callback(_noticed)

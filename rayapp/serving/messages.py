@@ -14,13 +14,14 @@ from rayapp.serving.interaction import Interaction
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One turn of an interaction, or a look at its mask.
+    """One turn of an interaction, or a request for its mask.
 
     Attributes:
-        interaction: as it was opened, or later; the turn goes on from the newest entry of its log.
-        event: the entry to log before the network runs; sent again, it is logged once. None to look only.
-        until: look at the mask as of this entry of the log; None for the newest.
-        onto: token of the mask that the client holds, "" for none; the answer may be the changes to that mask.
+        interaction: the interaction as it was opened, or a later state; the turn continues from the newest entry of its
+            log.
+        event: the entry to log before the network runs; sent again, it is logged once. None to get the mask only.
+        until: give the mask as of this entry of the log; None for the newest.
+        onto: token of the mask that the client has, "" for none; the answer may consist of the changes to that mask.
     """
 
     interaction: Interaction
@@ -31,7 +32,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class SaveAs:
-    """The tag of the image under which a prediction is saved, and its author."""
+    """The tag under which a prediction is saved, and its author."""
 
     tag: str
     author: Author
@@ -42,18 +43,18 @@ class InferCall:
     """One request to a model.
 
     Attributes:
-        model: its name.
+        model: the model's name.
         key: the image, for caching and affinity: its id, or `session/<id>` or `upload/<digest>` (an id has no slash).
         params: prompts and options as the client sent them.
-        output: what the reply's body is.
+        output: content of the reply's body.
         ext: format of the mask (".nrrd", ".nii.gz", …); None for that of the image's own file.
-        path: the image's file, which the server wrote itself, where it is not the datastore's.
+        path: the image's file, if it is not the datastore's but one that the server wrote.
         mask: an uploaded label map: scribbles, or a mask to start from.
         user: name of the annotator.
-        client_id: id of their program; None for one that does not say.
-        turn: makes it a turn of an interaction, whose prompts take the place of `params`.
-        version: of the model; None for the version that is served.
-        save: keep the prediction as a label.
+        client_id: id of their program; None if it sends none.
+        turn: the turn of an interaction, whose prompts replace `params`; None for a single call.
+        version: version of the model; None for the one in production.
+        save: save the prediction as a label.
     """
 
     model: str
@@ -84,8 +85,8 @@ class HandedOut:
     """An image that an annotator is about to work on.
 
     Attributes:
-        key, path: as of `InferCall`.
-        model: the model they will use, if it is known.
+        key, path: as in `InferCall`.
+        model: the model they will use, if known.
         user, client_id: the annotator.
     """
 
@@ -97,5 +98,5 @@ class HandedOut:
 
     @property
     def annotator(self) -> tuple[str, str | None]:
-        """The annotator, who with the next image needs this one no more."""
+        """Identifies the annotator, who no longer needs this image once they get the next one."""
         return self.user, self.client_id

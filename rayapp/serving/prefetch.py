@@ -1,10 +1,10 @@
 """Prefetching: open and prepare an image before its first click, while the replica is idle.
 
-An image that was handed out is decoded, prepared for the models in use, and segmented as far as that needs no click:
-the first mask is cached, and so is whatever a network computes once per image. This is background work of the lowest
-priority: one image at a time and a short queue; it gives way to clicks before every step and at each window of a
-network; an annotator's next image replaces their previous one; errors are only logged. All methods belong to one event
-loop.
+An image that was handed out is decoded, prepared for the models in use, and segmented as far as possible without a
+click: the first mask is cached, and so are results that a network computes once per image. This is background work of
+the lowest priority: one image at a time and a short queue; it yields to clicks before every step and at each window of
+a network; an annotator's next image replaces their previous one; errors are only logged. All methods belong to one
+event loop.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from rayapp.serving.volume_cache import OpenImage, OpenImages
 logger = logging.getLogger(__name__)
 
 QUEUE = 8
-"""Images in the queue, at most; the oldest is dropped."""
+"""Maximum number of images in the queue; the oldest is dropped."""
 MODELS = 2
-"""Models that an image is prepared for, if it is not known which one the annotator will use."""
+"""Number of models that an image is prepared for, if the annotator's model is not known."""
 PATIENCE_S = 1.0
-"""Longest wait for an idle moment before each step; decoding and preparing, beside the network, then start anyway."""
+"""Longest wait for an idle moment before each step; decoding and preparing then start anyway, in parallel to the
+network."""
 TRIES = 5
-"""Runs of a network that clicks may interrupt before it is left to the image's first click."""
+"""Number of attempts to run a network that clicks may interrupt; after these the image's first click runs it."""
 MASK_BYTES = 128 << 20
 """Bytes of first masks in the cache."""
 WARMED = 16
-"""Most recently used images that are prepared for a newer version before it is served."""
+"""Number of most recently used images that are prepared for a newer version before it is served."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Prefetcher:
             self._working = asyncio.create_task(self._work())
 
     def used(self, model: str) -> None:
-        """Note that a model is in use."""
+        """Record that a model is in use."""
         self._used[model] = None
         self._used.move_to_end(model)
 
@@ -93,7 +94,7 @@ class Prefetcher:
         return None if mask is None else dataclasses.replace(mask.prediction, seconds={})
 
     async def warm(self, model: str, old: InferTask, task: InferTask) -> None:
-        """Prepare for a new version the images that are prepared for the old one, and run its network once."""
+        """Prepare, for a new version, the images that are prepared for the old one, and run its network once."""
         try:
             prepared = None
             for image in await self._images.recent(model, old.version, WARMED):
@@ -158,7 +159,7 @@ class Prefetcher:
             raise _Replaced
 
     def _likely(self) -> list[str]:
-        """The most recently used models; before any was used, the app's first ones that need no drawing."""
+        """The most recently used models; if none was used yet, the app's first ones that need no drawing."""
         infers = self._serving.app.infers
         used = [model for model in reversed(self._used) if model in infers]
         return (used or [model for model, task in infers.items() if task.info.type != "scribbles"])[:MODELS]

@@ -1,4 +1,4 @@
-"""Supersession of clicks: of one annotator's calls on one image only the newest is computed.
+"""Supersession of clicks: of an annotator's calls on an image, only the newest is computed.
 
 `place` belongs to one event loop; the check that it yields may be called in any thread.
 """
@@ -27,8 +27,8 @@ class Supersession:
             whose: identifies annotator and image; None for callers without a client id, who supersede nobody.
 
         Yields:
-            A check that raises Superseded once there is a newer call, or the caller gave up: the block was left while
-            a thread still works for it.
+            A check that raises Superseded once there is a newer call, or after the block was left while a thread still
+            works for it, since its caller gave up.
         """
         mine = object()
         place = mine if whose is None else whose

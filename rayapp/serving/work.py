@@ -1,4 +1,4 @@
-"""A call to a model once it is parsed: what one click's way through a replica works on."""
+"""A parsed call to a model, on which the steps of a replica work."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Work:
     """A parsed call.
 
     Attributes:
-        call: as it came, with the interaction's prompts as `params` if it is a turn.
+        call: the call as received; for a turn, `params` are the interaction's prompts.
         task: the model.
-        image: decoded.
-        prompts: all that are in force.
-        check: raises Superseded once the annotator's newer call is here.
-        began: `time.perf_counter()` when the call came.
+        image: the decoded image.
+        prompts: all prompts in force.
+        check: raises Superseded once the annotator's newer call has arrived.
+        began: `time.perf_counter()` when the call arrived.
     """
 
     call: InferCall
@@ -32,5 +32,7 @@ class Work:
 
     @property
     def click(self) -> bool:
-        """True if somebody waits for the answer to a prompt: it passes work without any, such as a segmentation."""
+        """True if somebody waits for the answer to a prompt; such calls overtake those without one, such as
+        segmentations.
+        """
         return self.call.turn is not None or not self.prompts.empty or self.prompts.roi is not None

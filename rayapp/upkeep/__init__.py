@@ -1,1 +1,1 @@
-"""Upkeep of what is stored: backup, restore, check, removal of what nothing refers to, and erasure of one image."""
+"""Upkeep of a store: backup, restoration, check, removal of unreferenced files, and erasure of one image."""

@@ -27,7 +27,7 @@ from rayapp.upkeep.stored_index import HIDDEN, alone, reading
 
 STUDIES, WORKSPACE = "studies", "workspace"
 MANIFEST = "backup.json"
-"""Written last: a folder without it is no complete backup."""
+"""Written last, so that a folder without it is not a complete backup."""
 RESULTS = ("scores", "uncertainty")
 _VERSION = re.compile(r"v\d+")
 
@@ -125,7 +125,7 @@ def restore(source: Path, studies: Path, workspace: Path) -> Copied:
 
 
 def _images(studies: Path) -> Iterator[Path]:
-    """The files of the folder, except hidden ones, labels and the document, which are made again."""
+    """The files of the folder, except hidden ones, labels and the document, which a server generates again."""
     for top in sorted(studies.iterdir()) if studies.is_dir() else ():
         if top.name.startswith(".") or top.name in ("labels", "datastore_v2.json"):
             continue
@@ -133,7 +133,7 @@ def _images(studies: Path) -> Iterator[Path]:
 
 
 def _copy_models(models: Path, target: Path, copied: Copied) -> None:
-    """Versions first, then what is in production, so that no version in production is missing."""
+    """Copy the versions before the list of production versions, so that none of these is missing."""
     for model in sorted(models.iterdir()) if models.is_dir() else ():
         for version in sorted(model.iterdir()):
             if _VERSION.fullmatch(version.name):
@@ -149,7 +149,7 @@ def _copy_all(source: Path, target: Path, copied: Copied, *, changing: bool = Fa
 
 
 def _copy(source: Path, target: Path, name: str, copied: Copied, *, changing: bool = False) -> None:
-    """Copy a file, durably, unless it is there: by its size, and where it may have changed by its time too."""
+    """Copy a file, durably, unless it exists there with the same size (and, if it may change, the same time)."""
     there, here = source / name, target / name
     try:
         status = there.stat()

@@ -1,4 +1,4 @@
-"""Check of what is stored: the index itself, digests of revisions, labels against the index, and model versions."""
+"""Check of a store's integrity: the index, digests of revisions, labels against the index, and model versions."""
 
 from __future__ import annotations
 

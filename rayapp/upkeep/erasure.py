@@ -1,4 +1,4 @@
-"""Erasure of one image: everything that is stored of it is removed, and what cannot be removed here is named."""
+"""Erasure of one image: everything stored about it is removed, and remains that cannot be removed here are listed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TABLES = (
 def erase(studies: Path, workspace: Path, image_id: str) -> list[str]:
     """Remove the image, its labels with their history, clicks, scores, leases, uncertainty maps and infos.
 
-    May be repeated, also after it was cut short.
+    May be repeated, for example after an interruption.
 
     Args:
         studies: the studies folder; no server may have it open.
@@ -37,10 +37,10 @@ def erase(studies: Path, workspace: Path, image_id: str) -> list[str]:
         image_id: the image's id.
 
     Returns:
-        What is left, one sentence each.
+        The remains, one sentence each.
 
     Raises:
-        NotFound: nothing of such an image is stored.
+        NotFound: nothing is stored about such an image.
         Conflict: a server has the studies folder open.
     """
     checked_name(image_id, "image")
@@ -76,7 +76,7 @@ def _files(studies: Path, workspace: Path, image_id: str) -> Iterator[Path]:
 
 
 def _with_voxels(path: Path) -> Iterator[Path]:
-    """The file and, of a header, the file with its voxels that lies beside it."""
+    """The file and, for a detached header, the file with its voxels."""
     voxels = voxels_of(path)
     if voxels is not None and voxels.parent == path.parent:
         yield voxels
@@ -84,7 +84,7 @@ def _with_voxels(path: Path) -> Iterator[Path]:
 
 
 def _erase_rows(db: sqlite3.Connection, image_id: str) -> tuple[int, list[str]]:
-    """Delete the image's rows, and overwrite where they were.
+    """Delete the image's rows, and overwrite them on disk.
 
     Returns:
         (number of rows, names of the revision files that no other image has).
@@ -117,7 +117,7 @@ def _erase_rows(db: sqlite3.Connection, image_id: str) -> tuple[int, list[str]]:
 
 
 def _without(value: Any, image_id: str) -> Any:
-    """The value without texts about the image, and without what is stored under its id."""
+    """The value without texts about the image and entries under its id."""
     if isinstance(value, dict):
         return {key: _without(each, image_id) for key, each in value.items() if key != image_id}
     if isinstance(value, list):

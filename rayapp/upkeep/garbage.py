@@ -1,4 +1,4 @@
-"""Garbage: files that nothing refers to any more, which crashes and ended jobs leave behind, and old model versions."""
+"""Garbage: unreferenced files, which crashes and ended jobs leave behind, and old model versions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rayapp.datastore.revisions import delete
 from rayapp.upkeep.stored_index import HIDDEN, alone, reading
 
 AGE_S = 24 * 3600.0
-"""A file that is younger may belong to a change that is under way."""
+"""Age in seconds; younger files may belong to a change in progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """A file or folder that can be deleted: what it is, its path, and its size in bytes."""
+    """A file or folder that can be deleted: its kind, its path, and its size in bytes."""
 
     what: str
     path: Path
@@ -24,12 +24,12 @@ class Garbage:
 
 
 def orphans(studies: Path, workspace: Path, *, versions: int | None = None) -> list[Garbage]:
-    """Files that can be deleted: none that the index, a job or production refers to.
+    """Files that can be deleted, since neither the index nor a job nor production refers to them.
 
     Args:
         studies: the studies folder.
         workspace: the workspace.
-        versions: keep so many of the newest versions of each model, and those in the history of production; None for
+        versions: number of newest versions of each model to keep, besides those in the history of production; None for
             all.
     """
     with reading(studies) as db:
@@ -57,10 +57,10 @@ def orphans(studies: Path, workspace: Path, *, versions: int | None = None) -> l
 
 
 def collect(studies: Path, workspace: Path, *, versions: int | None = None) -> list[Garbage]:
-    """Delete the orphans, while no server has the folder open. Returns what was deleted.
+    """Delete the orphans. Returns what was deleted.
 
     Raises:
-        Conflict: a server has it open.
+        Conflict: a server has the folder open.
     """
     with alone(studies):
         found = orphans(studies, workspace, versions=versions)

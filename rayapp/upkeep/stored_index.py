@@ -1,4 +1,4 @@
-"""The index of a studies folder as other processes than its server open it: read-only, or alone."""
+"""The index of a studies folder, opened by another process than its server: read-only, or exclusively."""
 
 from __future__ import annotations
 
