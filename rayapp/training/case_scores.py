@@ -1,8 +1,8 @@
-"""Scores of each validation case: overlap, distances of surfaces, and volumes, by structure.
+"""Scores of each validation case: overlap, surface distances and volumes, by structure.
 
 Dice and surface Dice (the share of both surfaces that lies within `TOLERANCE` of the other) are better the greater they
-are, the 95th percentile of the surfaces' distances (HD95) the smaller it is. The definitions are those of Metrics
-Reloaded (Maier-Hein et al. 2024); MONAI computes the distances.
+are; the 95th percentile of the surface distances (HD95) is better the smaller it is. The definitions are those of
+Metrics Reloaded (Maier-Hein et al. 2024); MONAI computes the distances.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from rayapp.training.metrics import dice
 from rayapp.training.recipe import Evaluation
 
 TOLERANCE = 2.0
-"""Distance in mm up to which surfaces count as one in the surface Dice."""
+"""Distance in mm up to which two surfaces count as coincident in the surface Dice."""
 DRAWS = 2000
-"""Bootstrap samples of an interval."""
+"""Number of bootstrap samples for a confidence interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseScore:
-    """How well one structure of one image was predicted.
+    """Scores of one structure in one image.
 
     Attributes:
         image: The image's name.
-        measurement: How it was predicted, such as `dice_after_clicks`.
+        measurement: The kind of prediction, such as `dice_after_clicks`.
         structure: The structure's name.
         dice: Dice score.
         surface_dice: Surface Dice at `TOLERANCE`.
-        hd95: 95th percentile of the surfaces' distances, mm; NaN if only one of the label maps has the structure.
-        volume: Of the prediction, ml.
-        reference: Of the reference, ml.
+        hd95: 95th percentile of the surface distances, mm; NaN if only one of the label maps has the structure.
+        volume: Volume of the prediction, ml.
+        reference: Volume of the reference, ml.
 
-    All but Dice are NaN where they were not measured, as where the size of voxels is unknown.
+    All but Dice are NaN if they were not measured, for example because the voxel size is unknown.
     """
 
     image: str
@@ -55,12 +55,12 @@ class CaseScore:
 
 
 def scores_of(evaluation: Evaluation, labels: Mapping[str, int], *, distances: bool = True) -> list[CaseScore]:
-    """The scores of a validation case; structures that are in neither label map or that nobody looked for are left out.
+    """The scores of a validation case, without structures that are in neither label map or were not looked for.
 
     Args:
         evaluation: The predictions and the reference.
         labels: Value by structure name.
-        distances: False leaves the distances of surfaces out, which take longest.
+        distances: False omits the surface distances, which take longest.
     """
     edges = spacing(evaluation.volume.affine) if evaluation.placed else np.full(3, np.nan)
     voxel = float(edges.prod()) / 1000
@@ -110,7 +110,7 @@ def _distances(
 
 
 def write_scores(scores: Iterable[CaseScore], path: Path) -> None:
-    """Write scores as CSV with a line of names; what is not a number is empty."""
+    """Write scores as CSV with a header line; NaN becomes empty."""
     with replacing(path) as staged, staged.open("w", newline="") as file:
         table = csv.DictWriter(file, [field.name for field in fields(CaseScore)])
         table.writeheader()
@@ -120,15 +120,15 @@ def write_scores(scores: Iterable[CaseScore], path: Path) -> None:
 
 
 def compared(scores: Sequence[CaseScore], baseline: Sequence[CaseScore]) -> dict[str, float] | None:
-    """The mean difference in Dice to another version on the same structures of the same images.
+    """Mean difference in Dice from another version, on the structures and images that both were scored on.
 
     Args:
-        scores: Of the new version.
-        baseline: Of the other version.
+        scores: Scores of the new version.
+        baseline: Scores of the other version.
 
     Returns:
-        `difference`, its 95 % interval `low` to `high` by a bootstrap over images, and `images`, their number; None
-        without a common one.
+        `difference`; `low` and `high`, its 95 % confidence interval by a bootstrap over images; and `images`, their
+        number. None without a common image.
     """
     before = {(one.image, one.measurement, one.structure): one.dice for one in baseline}
     by_image: dict[str, list[float]] = {}

@@ -30,7 +30,7 @@ from rayapp.training.partial import unsought
 from rayapp.training.train_task import Pair
 
 MIN_PAIRS = 2
-"""Labelled images of a training, at least: one to learn from and one to validate with."""
+"""Least number of labelled images for a training: one to learn from and one to validate with."""
 MAX_BYTES = 4096 << 20
 """Largest decoded image or label map, in bytes."""
 SUBJECT = re.compile(r"sub-[A-Za-z0-9]+(?=_|$)")
@@ -44,7 +44,7 @@ class Case:
     Attributes:
         image: Normalised channels, (C, …), float16.
         labels: Label map, (…), uint8; `UNSEEN` where nobody looked.
-        unsought: Values of the structures that nobody looked for.
+        unsought: Values of the structures that were not looked for.
     """
 
     image: Tensor
@@ -60,8 +60,8 @@ class Case:
 class Cases:
     """A sequence of cases with a cache.
 
-    The cache keeps the cases that were read first, up to its capacity, and never evicts: for epochs that visit each
-    case once in random order this yields more hits than evicting the least recently used.
+    The cache keeps the cases that were read first, up to its capacity, and never evicts: if each epoch visits every
+    case once in random order, this gives more hits than evicting the least recently used.
     """
 
     def __init__(self, pairs: Sequence[Pair], read: Callable[[Pair], Case], *, capacity: int) -> None:
@@ -111,12 +111,12 @@ def case_of(image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], unsou
 
 
 class Annotated(NamedTuple):
-    """An image and what was annotated in it.
+    """An image with its annotation.
 
     Attributes:
         volume: The image.
         labels: Label map, (I, J, K); `UNSEEN` where nobody looked.
-        unsought: Values of the structures that nobody looked for.
+        unsought: Values of the structures that were not looked for.
     """
 
     volume: Volume
@@ -127,9 +127,9 @@ class Annotated(NamedTuple):
 def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> Annotated:
     """Read an image, and its label map on the image's voxel grid.
 
-    A label file that names its segments (`.seg.nrrd`) is mapped by name, and segments of other names become background;
-    it must name at least one structure of `labels`. So is one whose info names one of them. Any other must have the
-    values of `labels`.
+    A label file that names its segments (`.seg.nrrd`) is mapped by name; segments with other names become background,
+    and at least one must be a structure of `labels`. The same applies if the label's info names a structure of
+    `labels`. Any other label file must have the values of `labels`.
 
     Args:
         pair: The labelled image.
@@ -185,7 +185,7 @@ def _mapped(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt
 
 
 def _valued(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt.NDArray[np.uint8]:
-    """The label map without unseen voxels, with the values of `labels`."""
+    """The label map with the values of `labels`, from a label file without unseen voxels."""
     array = segmentation.array
     highest = int(array.max(initial=0))
     if labels is None:
@@ -213,7 +213,9 @@ def _valued(segmentation: Segmentation, labels: Mapping[str, int] | None) -> npt
 
 
 def _value_of(name: str, values: Mapping[str, int], *, taken: Container[str]) -> int:
-    """The value of the structure of this name, or of the only one, not `taken`, that differs in case alone; else 0."""
+    """The value of the structure with this name, or with the only name not in `taken` that differs in case alone; else
+    0.
+    """
     alike = [value for other, value in values.items() if other.casefold() == name.casefold() and other not in taken]
     return values.get(name, alike[0] if len(alike) == 1 else 0)
 
@@ -234,10 +236,10 @@ def too_few(count: int, without: str = "") -> BadRequest:
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
     """Split pairs into training and validation pairs, at least one each.
 
-    All images of a patient are on one side: else a model would be validated on what it has nearly seen. The side
-    depends on the patient alone, or on the image's name where the patient is not known, so that it stays as more images
-    are labelled: the images that validate a model were not trained on by its parent either. Where all images are of one
-    patient, they are split by their names.
+    All images of a patient are on the same side, since a model validated on a patient that it was trained on looks too
+    good. The side depends on the patient alone (or the image's name, if the patient is unknown), so it does not change
+    as more images are labelled, and a version's validation images were not in its parent's training set either. If all
+    images are of one patient, they are split by name.
 
     Args:
         pairs: At least two labelled images.
@@ -258,7 +260,7 @@ def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
 
 
 def patient_of(pair: Pair) -> str:
-    """What tells an image's patient from others: as the datastore knows, as BIDS names it, or else the image's name."""
+    """The key of an image's patient: the datastore's, or the subject in a BIDS file name, or else the image's name."""
     subject = SUBJECT.match(name_of(pair))
     return pair.patient or (subject.group() if subject else name_of(pair))
 

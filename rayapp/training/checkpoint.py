@@ -1,8 +1,8 @@
-"""Checkpoint: everything that a run needs to resume as if it had never stopped.
+"""Checkpoint: the complete state of a run, from which it resumes as if it had never stopped.
 
 A checkpoint is a folder with `tensors.pt` (network, optimiser, scheduler and the best weights so far; loaded with
-`weights_only`, which runs no code) and `state.json`, which is written last. No random generator's state is saved: all
-randomness depends on the seed and the step (see `feed` and `learner`).
+`weights_only`, which runs no code) and `state.json`, which is written last. No random generator's state is saved, since
+all randomness depends on the seed and the step (see `feed` and `learner`).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class State:
         best: The best validation metric; None before the first validation.
         best_epoch: The epoch of the best validation metric.
         validations_since: Validations since the best one.
-        validated: The share of a run of given length that had passed at the last validation.
-        seconds: Time spent on training, in seconds, over all starts of the run.
+        validated: Progress of the run at the last validation, from 0 to 1.
+        seconds: Seconds of training, over all starts of the run.
         started: When the run first started, in seconds since the epoch.
         kept: The iteration of the last checkpoint.
-        resumed: How many times the run resumed from a checkpoint.
+        resumed: Number of times that the run resumed from a checkpoint.
         rows: The metrics of validated epochs, as `rayapp.training.run_report` shows them.
         design: The run's `Design`, as part of a card.
-        left_out: The reason why an image is not trained with, by its name.
+        left_out: By the image's name, the reason why it is excluded from the training.
     """
 
     epoch: int = 0
@@ -65,7 +65,7 @@ class State:
         """The training's record for a version's card.
 
         Args:
-            start: The version from which it went on; None if from random weights.
+            start: The version it was fine-tuned from; None for random initial weights.
         """
         return {
             "epochs": self.epoch,

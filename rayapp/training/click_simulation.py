@@ -127,7 +127,7 @@ def largest_component(truth: Array, label: int) -> Region | None:
 
 
 def clamped(voxel: tuple[int, int, int], shape: tuple[int, ...]) -> Position:
-    """A click's voxel as a position, moved onto the grid of this shape where noise took it beyond."""
+    """A click's voxel as a position, clamped to the grid of this shape."""
     x, y, z = (float(min(index, n - 1)) for index, n in zip(voxel, shape, strict=True))
     return x, y, z
 

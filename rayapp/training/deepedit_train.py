@@ -35,7 +35,7 @@ class DeepEditTrainTask(ClickTrainTask):
     whole_image = True
 
     def inputs(self, batch: Batch, predict: Predict, options: ClickOptions, rng: np.random.Generator) -> Tensor:
-        """The images with guidance: empty, or of the clicks of one to `rounds` rounds."""
+        """The images with guidance: without clicks, or with those of one to `rounds` rounds."""
         clicks = [self.no_clicks() for _ in batch.images]
         count = int(rng.integers(1, options.rounds + 1)) if rng.random() < 0.5 else 0
         self.simulate_rounds(batch, clicks, predict, options, rng, count=count)

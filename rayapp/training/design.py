@@ -55,7 +55,7 @@ class Design:
 
     @classmethod
     def of(cls, card: Mapping[str, Any], *, guidance: int) -> Self:
-        """The design that a card states.
+        """The design in a card.
 
         Args:
             card: A version's card.
@@ -141,7 +141,7 @@ class Design:
 
 
 def range_of(value: Sequence[float] | None) -> tuple[float, float] | None:
-    """A range of intensities as a card states it."""
+    """A range of intensities in the form that cards have it."""
     if value is None:
         return None
     low, high = value
@@ -149,7 +149,7 @@ def range_of(value: Sequence[float] | None) -> tuple[float, float] | None:
 
 
 def spacing_of(value: Any) -> float | tuple[float, ...]:
-    """A spacing in mm as a card or a request states it: a number, or a list that becomes a tuple.
+    """A spacing in mm from a card or a request: a number, or a list, which becomes a tuple.
 
     Raises:
         TypeError, ValueError: If it is neither.
@@ -158,7 +158,7 @@ def spacing_of(value: Any) -> float | tuple[float, ...]:
 
 
 def broadcast_design(host: Host, decide: Callable[[], Design], *, guidance: int) -> Design:
-    """The design that rank 0 decides on, in every worker: the workers' machines may differ, and so would their designs.
+    """The design that rank 0 chooses, in every worker; the workers' machines, and so their own choices, may differ.
 
     Args:
         host: The worker's environment.
@@ -187,7 +187,7 @@ def broadcast_design(host: Host, decide: Callable[[], Design], *, guidance: int)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """True for equal values of two cards; numbers may differ by a thousandth."""
+    """True if two values of cards are equal; numbers may differ by a thousandth."""
     if isinstance(one, (int, float, Sequence)) and not isinstance(one, str):
         try:
             return bool(np.allclose(np.array(one, dtype=float), np.array(other, dtype=float), rtol=1e-3))

@@ -33,7 +33,7 @@ class Batch:
     Attributes:
         images: (N, C, …), float32.
         labels: (N, …), uint8; `UNSEEN` where nobody looked.
-        unsought: Of each image, values of the structures that nobody looked for; empty if all were looked for.
+        unsought: For each image, values of the structures that were not looked for.
     """
 
     images: Tensor
@@ -63,7 +63,7 @@ class Feed:
     world_size: int
 
     def batches(self, consumed: int = 0) -> int:
-        """Batches left in an epoch of which all workers together have trained on `consumed` cases."""
+        """Number of batches left in an epoch of which all workers together have trained on `consumed` cases."""
         return -(-(len(self.cases) - consumed) // (self.batch_size * self.world_size))
 
     def epoch(self, epoch: int, *, consumed: int = 0) -> Iterator[Batch]:

@@ -45,7 +45,7 @@ class Learner(Generic[Opts]):
             options: The run's options.
             host: The worker's environment.
             steps: Number of steps of the whole run, which the learning rate schedule spans.
-            timed: True for a run of unknown length: the schedule goes on by `advance` alone.
+            timed: True for a run of unknown length, whose schedule is moved by `advance` alone.
         """
         self._task = task
         self._options = options
@@ -117,7 +117,7 @@ class Learner(Generic[Opts]):
         return sum(losses), mean_of(scores)
 
     def advance(self, done: float) -> None:
-        """Move the learning rate schedule on to where a share `done` of the run, 0 to 1, has passed."""
+        """Move the learning rate schedule to the fraction `done` of the run, from 0 to 1."""
         while self._scheduler.last_epoch < round(done * self._steps):
             self._scheduler.step()
 

@@ -1,4 +1,4 @@
-"""Length: how far a run is, and when it is over, whether it is given in epochs, steps or minutes."""
+"""Length: the progress and the end of a run whose length is given in epochs, steps or minutes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rayapp.training.options import Options
 from rayapp.training.train_task import Host
 
 VALIDATIONS = 20
-"""Validations of a run that is given in steps or minutes, about."""
+"""Approximate number of validations in a run whose length is given in steps or minutes."""
 TICKS = 10_000
-"""Steps of the learning rate schedule of a run that is given in minutes."""
+"""Steps of the learning rate schedule if the length is given in minutes."""
 
 
 class Length:
     """The length of one run.
 
     Args:
-        options: `minutes` and `max_steps`, the first reached ends the run; without both, `max_epochs`.
-        host: All workers agree on the time that rank 0 measured.
+        options: `minutes` and `max_steps`, of which the first to be reached ends the run; without both, `max_epochs`.
+        host: All workers agree on the time measured by rank 0.
     """
 
     def __init__(self, options: Options, host: Host) -> None:
@@ -30,7 +30,7 @@ class Length:
 
     @property
     def timed(self) -> bool:
-        """True if the number of steps is not known beforehand."""
+        """True if the number of steps is not known in advance."""
         return self._options.minutes > 0
 
     @property
@@ -43,7 +43,7 @@ class Length:
         return TICKS if self.timed else self._options.max_steps or self._options.max_epochs * steps_per_epoch
 
     def done(self, state: State) -> float:
-        """The share of the run that has passed, 0 to 1. Every worker calls this at the same moment."""
+        """Progress of the run, from 0 to 1. Every worker calls this at the same point."""
         shares = [0.0]
         if self.in_epochs:
             shares.append(state.epoch / self._options.max_epochs)
@@ -54,7 +54,7 @@ class Length:
         return min(1.0, max(shares))
 
     def epochs(self, state: State, done: float) -> int:
-        """Epochs of the whole run, as far as that can be told now."""
+        """Estimated number of epochs of the whole run."""
         if self.in_epochs:
             return self._options.max_epochs
         return max(1, state.epoch, math.ceil(state.epoch / done) if done else 0)

@@ -130,7 +130,7 @@ class Run:
 
         Args:
             pairs: The labelled images.
-            fresh: True for a run that starts: all pairs are read, and the bad ones sorted out if the options allow it.
+            fresh: True for a run that starts; all pairs are then read, and bad ones excluded if the options allow it.
 
         Raises:
             BadRequest: Naming every pair that cannot be trained with, or if fewer than two can.
@@ -152,7 +152,7 @@ class Run:
     def _choose_design(self, pairs: Sequence[Pair]) -> Design:
         """The parent's design if its version can be fine-tuned on these images, else the one that suits them best.
 
-        The plan's `start` says which it is and why.
+        The plan's `start` names the choice and the reason.
         """
         task, params, parent = self._task, self._request.params, self._request.parent
         device = self._host.device
@@ -214,7 +214,7 @@ class Run:
         return self._state.iteration - self._state.kept >= self._options.checkpoint_every
 
     def _train_epoch(self) -> bool:
-        """Train for one epoch, or for the rest of it after a resumption, or to the run's end; False when stopped."""
+        """Train for one epoch, or the rest of it after a resumption, or until the run ends; False when stopped."""
         state, options = self._state, self._options
         per_batch = options.train_batch_size * self._host.world_size
         self._losses: list[float] = []
@@ -237,7 +237,7 @@ class Run:
         return True
 
     def _advance(self) -> None:
-        """Note how far the run is."""
+        """Record the run's progress."""
         self._done = self._length.done(self._state)
         if self._length.timed:
             self._learner.advance(self._done)
@@ -321,7 +321,7 @@ class Run:
     # Result
 
     def _result(self, report: RunReport) -> TrainResult:
-        """Write the best weights, and evaluate them and the baseline as they would serve."""
+        """Write the best weights, and evaluate them and the baseline as they would be served."""
         network = build(self._design.network)
         network.load_state_dict(self._best or self._learner.weights())
         weights = self._request.folder / WEIGHTS

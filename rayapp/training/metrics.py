@@ -31,10 +31,10 @@ def dice(
         predicted: Label map, (…).
         truth: Reference label map of the same shape; voxels of `UNSEEN` do not count.
         labels: The largest label value; structures have the values 1 to `labels`.
-        unsought: Values of the structures that nobody looked for.
+        unsought: Values of the structures that were not looked for.
 
     Returns:
-        Scores in the order of values; NaN for a structure that is in neither label map or that nobody looked for.
+        Scores in the order of values; NaN for a structure that is in neither label map or was not looked for.
     """
     predicted = np.where(truth == UNSEEN, UNSEEN, predicted)
     size_predicted, size_truth, overlap = (

@@ -11,9 +11,9 @@ from rayapp.errors import BadRequest
 from rayapp.protocol import parse_flag
 
 MONTH = 43_200
-"""Minutes of a month."""
+"""Minutes in a month."""
 STEPS = {"cpu": 2_000, "cuda": 20_000}
-"""Steps of a training for which nobody said how long it shall be, by device."""
+"""Steps of a training if no length is given, by device."""
 CACHE = 1024
 """Default size of a worker's cache of decoded images, in MiB, when neither options nor plan set it."""
 
@@ -61,7 +61,7 @@ class Options:
     skip_bad: bool = False
 
     def over(self, params: Mapping[str, Any]) -> Self:
-        """A copy with the values of a request, or of an app's `conf`, whose other keys are left to others.
+        """A copy with the values of a request, or of an app's `conf`. Keys that are not options are ignored.
 
         Raises:
             BadRequest: Naming the option whose value is not allowed.
@@ -86,7 +86,7 @@ class Options:
         return options
 
     def bounded(self, device: str) -> Self:
-        """A copy that says how long to train: `STEPS` of the device, unless epochs, steps or minutes are set."""
+        """A copy with a definite length: `STEPS` of the device, unless epochs, steps or minutes are set."""
         if self.max_epochs or self.max_steps or self.minutes:
             return self
         return dataclasses.replace(self, max_steps=STEPS.get(device, STEPS["cpu"]))
@@ -111,7 +111,7 @@ class ClickOptions(Options):
     Attributes:
         rounds: Largest number of rounds of prediction and corrective clicks within one step.
         click_noise: Standard deviation of a click's position, in voxels of the network's grid.
-        val_clicks: Clicks that each validation case gets.
+        val_clicks: Number of clicks on each validation case.
     """
 
     rounds: int = 6
@@ -131,13 +131,13 @@ class ClickOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptableOptions:
-    """Options of the trainer of any structure by any prompt.
+    """Options of the trainer of the promptable network.
 
     Attributes:
         max_epochs: Epochs to train, each of `promptable_train.STEPS` steps.
         val_split: Share of the images that is held out for validation.
         learning_rate: Peak of the learning rate schedule.
-        scenes: Share of what is learnt from that is random scenes, so that other structures are not forgotten.
+        scenes: Share of random scenes among the training cases, so that other structures are not forgotten.
         pretrained: Start from the version in production, or from the weights that ship. Otherwise the DeepGrow network
             of the paper is trained on the labels alone.
         seed: Seed of all randomness.
@@ -171,10 +171,10 @@ class PromptableOptions:
 
 
 def given(options: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass of options that a request sets, in the types of their present values.
+    """The fields of an options dataclass that a request sets, converted to the types of their present values.
 
     Raises:
-        BadRequest: Naming the option whose value is of another type.
+        BadRequest: Naming the option whose value has another type.
     """
     return {
         field.name: _parsed(field.name, getattr(options, field.name), params[field.name])
@@ -184,7 +184,9 @@ def given(options: Any, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(name: str, default: object, value: object) -> object:
-    """The value in the default's type. Clients may send text, or a list of choices whose first item is the selected."""
+    """The value converted to the default's type. Clients may send text, or a list of choices whose first item is
+    selected.
+    """
     if isinstance(value, (list, tuple)):
         value = value[0] if value else default
     if isinstance(default, bool):

@@ -1,8 +1,8 @@
-"""Labels that leave something open: voxels that nobody looked at, and structures that nobody looked for.
+"""Partial labels: voxels that nobody looked at, and structures that were not looked for.
 
-What was not annotated teaches nothing, instead of teaching that nothing is there. Of voxels, `rayapp.imaging.unseen`
-says how that is known. Of structures, `looked_for` in a label's info lists those that the annotator looked for, and
-background may be any of the others.
+Unannotated voxels and structures are excluded from the loss, instead of being learnt as background.
+`rayapp.imaging.unseen` describes how unseen voxels are marked. `looked_for` in a label's info lists the structures that
+the annotator looked for; background may contain any of the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rayapp.errors import BadRequest
 from rayapp.imaging.unseen import UNSEEN
 
 NEVER = -1e4
-"""Logit of a class that a voxel cannot be."""
+"""Logit of a class that is excluded at a voxel."""
 
 
 def unsought(info: Mapping[str, Any], labels: Mapping[str, int], present: Collection[int]) -> tuple[int, ...]:
@@ -26,7 +26,7 @@ def unsought(info: Mapping[str, Any], labels: Mapping[str, int], present: Collec
     Args:
         info: The label's info.
         labels: Value by structure name.
-        present: Values that the label map has; these were looked for, whatever the info says.
+        present: Values in the label map; these were looked for, whatever the info says.
 
     Raises:
         BadRequest: If `looked_for` is not a list of names.
@@ -43,15 +43,15 @@ def unsought(info: Mapping[str, Any], labels: Mapping[str, int], present: Collec
 
 
 def taught(logits: Tensor, labels: Tensor, open_: Sequence[Collection[int]]) -> tuple[Tensor, Tensor]:
-    """What a loss may compare: logits and labels in which nothing that was left open counts.
+    """Logits and labels for a loss, in which unannotated voxels and structures have no effect.
 
-    Where nobody looked, the network is as if certain of background and right. A structure that nobody looked for is
-    counted with background: their probabilities are added.
+    Unseen voxels become certain and correct background. A structure that was not looked for is merged with background
+    by adding their probabilities.
 
     Args:
         logits: (N, 1 + L, …).
         labels: (N, …), with `UNSEEN` where nobody looked.
-        open_: Of each image, the values of the structures that nobody looked for.
+        open_: For each image, the values of the structures that were not looked for.
     """
     if any(open_):
         logits = torch.stack([_folded(one, sorted(values)) for one, values in zip(logits, open_, strict=True)])
@@ -65,7 +65,7 @@ def taught(logits: Tensor, labels: Tensor, open_: Sequence[Collection[int]]) -> 
 
 
 def _folded(logits: Tensor, values: Sequence[int]) -> Tensor:
-    """Logits (1 + L, …) with the classes of some values counted with background."""
+    """Logits (1 + L, …) with the classes of some values merged into background."""
     if not values:
         return logits
     classes = list(logits)

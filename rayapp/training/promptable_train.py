@@ -1,8 +1,8 @@
-"""PromptableTrainTask: teaches the network for any structure what was labelled here.
+"""PromptableTrainTask: fine-tunes the promptable network on the images labelled here.
 
-It goes on from the version in production, or from the weights that ship, as these were trained (see
-`rayapp.training.synthetic`): simulated prompts and corrections on each labelled structure, in views of all sizes, with
-random scenes among them. A version is measured as it serves, by clicks into the largest error of held-out images.
+Training continues from the version in production, or from the weights that ship, in the way these were trained (see
+`rayapp.training.synthetic`): simulated prompts and corrections on each labelled structure, in views of all sizes, mixed
+with random scenes. A version is evaluated as it is served, by clicks into the largest error on held-out images.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ from rayapp.training.train_task import Host, Pair, Progress, TrainerInfo, TrainR
 logger = logging.getLogger(__name__)
 
 STEPS = 100
-"""Steps of an epoch."""
+"""Number of steps in an epoch."""
 EDGES = (32, 32, 48)
-"""Voxels along the edges of the views that are learnt from."""
+"""Edges of the training views, in voxels."""
 VISIT = 6
-"""Cases of an image each time it is read."""
+"""Number of cases drawn each time an image is read."""
 SAMPLES = 5
-"""Samples for each case that is made."""
+"""Number of samples drawn from each case."""
 CLICKS = 5
-"""Clicks on each structure that a version is measured by."""
+"""Number of clicks on each structure in an evaluation."""
 MEASURED = 24
-"""Held-out structures that versions are measured on, at most."""
+"""Largest number of held-out structures in an evaluation."""
 MEASUREMENTS = ("dice_after_one_click", "dice_after_clicks")
 SMALLEST = 12
-"""Voxels of a structure, at least."""
+"""Least size in voxels of a structure that is trained on."""
 
 Mask = NDArray[np.bool_]
 
 
 class PromptableTrainTask:
-    """The trainer of a network for any structure.
+    """The trainer of the promptable network.
 
     Args:
         shipped: the safetensors file of the weights that ship.
         card: their card.
-        scratch: the trainer for requests that do not want to go on from any weights.
+        scratch: the trainer for requests that start from random weights.
         options: defaults, which a request may override.
     """
 
@@ -91,14 +91,14 @@ class PromptableTrainTask:
         return _Run(request, host, options, self._parent(request)).train()
 
     def _parent(self, request: TrainRequest) -> ModelVersion:
-        """The version to go on from: that of the request if it has such a network, or else the one that ships."""
+        """The version to fine-tune: the request's parent if it is a promptable network, else the one that ships."""
         if request.parent is not None and is_promptable(request.parent):
             return request.parent
         return ModelVersion(name=request.model, version="shipped", weights=self._shipped, card=self._card)
 
 
 def is_promptable(version: ModelVersion) -> bool:
-    """True if a version is a network for any structure by any prompt."""
+    """True if a version is a promptable network."""
     return bool(version.card["network"].get("name") == Promptable.__name__)
 
 
@@ -111,12 +111,12 @@ class Labelled:
 
     @classmethod
     def read(cls, pair: Pair) -> Labelled:
-        """Read a pair; the image's first channel counts. Raises BadRequest naming the image."""
+        """Read a pair; only the image's first channel is used. Raises BadRequest, naming the image."""
         volume, labels, _ = read_pair(pair, None)
         return cls(source_of(volume), labels)
 
     def structures(self) -> list[int]:
-        """Values of the structures that were annotated whole: nobody left anything unseen close to them."""
+        """Values of the completely annotated structures, without unseen voxels close to them."""
         counts = np.bincount(self.labels.ravel())
         values = [int(value) for value in np.flatnonzero(counts >= SMALLEST) if value not in (0, UNSEEN)]
         return [value for value in values if not _unseen_near(self.labels, value)]
@@ -124,13 +124,15 @@ class Labelled:
 
 @dataclass
 class Lessons:
-    """Endless cases from labelled images, read in random order, and from random scenes. Raises BadRequest if no image
-    has a structure.
+    """An endless sequence of cases from labelled images, read in random order, and from random scenes.
 
     Attributes:
         pairs: the images.
-        scenes: the share of cases that are of random scenes.
-        random: what is drawn.
+        scenes: share of cases that come from random scenes.
+        random: source of randomness.
+
+    Raises:
+        BadRequest: If no image has a structure.
     """
 
     pairs: Sequence[Pair]
@@ -161,14 +163,14 @@ class Lessons:
 
 
 def _unseen_near(labels: NDArray[np.uint8], value: int) -> bool:
-    """Whether there are voxels that nobody looked at in the box around a structure, or next to it."""
+    """True if there are unseen voxels in the box around a structure, or next to it."""
     (box,) = ndimage.find_objects((labels == value).view(np.uint8))
     near = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
     return bool((labels[near] == UNSEEN).any())
 
 
 def one_part(random: np.random.Generator, mask: Mask) -> Mask:
-    """A structure that somebody may point at: all of it if it is mostly in one piece, or else one of its pieces."""
+    """A structure to point at: the whole if it is mostly connected, else one of its components."""
     parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(parts.ravel())[1:]
     large = np.flatnonzero(sizes >= SMALLEST)
@@ -209,7 +211,7 @@ class _Run:
             self._report = RunReport(request.folder, model=request.model, epochs=options.max_epochs)
 
     def train(self) -> TrainResult | None:
-        """Train to the end; gives the result on rank 0, or None when the run was stopped."""
+        """Train to the end. Returns the result on rank 0; None on other ranks, or when the run was stopped."""
         try:
             while self._state.epoch < self._options.max_epochs:
                 if not self._epoch():
@@ -220,7 +222,7 @@ class _Run:
                 self._report.close()
 
     def _epoch(self) -> bool:
-        """Take `STEPS` steps and measure what came of them; False when stopped."""
+        """Take `STEPS` steps and validate; False when stopped."""
         score, state, begun = Score(), self._state, time.monotonic()
         owed = 0.0
         for _ in range(STEPS):
@@ -263,7 +265,7 @@ class _Run:
         )
 
     def _validate(self, score: Score, report: RunReport) -> bool:
-        """Measure the average of the weights so far; False when stopped."""
+        """Validate the average of the weights so far; False when stopped."""
         state = self._state
         weights = self._request.folder / ".candidate.safetensors"
         save_weights(self._student.average, weights)
@@ -291,7 +293,9 @@ class _Run:
         self._host.report(self._progress(loss), checkpoint=folder)
 
     def _measured(self, weights: Path) -> tuple[Metrics, list[CaseScore]] | None:
-        """Dice after one click and after `CLICKS` on held-out structures, as a version serves; None when stopped."""
+        """Dice after one click and after `CLICKS` on held-out structures, as the version is served; None when
+        stopped.
+        """
         task = PromptableTask(name=self._request.model, weights=weights, network=self._network)
         found: list[CaseScore] = []
         for pair in self._val:
@@ -310,7 +314,7 @@ class _Run:
         return {name: {"mean": round(float(np.mean(own)), 4) if own else 0.0} for name, own in dices.items()}, found
 
     def _result(self) -> TrainResult:
-        """Write the best weights, measured as they serve, beside the version in production."""
+        """Write the best weights, and evaluate them and the version in production."""
         assert self._report is not None
         trained = Promptable(**self._network)
         trained.load_state_dict(self._best or self._student.average.state_dict())

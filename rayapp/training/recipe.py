@@ -46,15 +46,15 @@ Predict = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The predictions for a validation case, on the grid that they are measured on.
+    """The predictions for a validation case, on the grid on which they are evaluated.
 
     Attributes:
         volume: The image.
         truth: The reference label map, (I, J, K).
         predictions: By measurement the predicted label map, (I, J, K).
-        unsought: Values of the structures that nobody looked for.
-        name: The image's, and what of it is evaluated if that is not all.
-        placed: Whether the volume's affine is that of the grid; else sizes in mm are unknown.
+        unsought: Values of the structures that were not looked for.
+        name: The image's name, and if necessary the part that is evaluated.
+        placed: True if the volume's affine is that of the grid; otherwise sizes in mm are unknown.
     """
 
     volume: Volume
@@ -195,7 +195,8 @@ class Recipe(Generic[Opts]):
         return Design.proposed(proposal, survey, labels=self.labels)
 
     def overrides(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The values that replace the planner's, by name: the app's `conf`, and with precedence the request's params.
+        """The values that replace the planner's, by name: those of the app's `conf` and, with precedence, the
+        request's.
 
         Raises:
             BadRequest: Naming the value that is not allowed.
@@ -263,7 +264,7 @@ class Recipe(Generic[Opts]):
         yield evaluation_of(image, case.labels, {"dice": labels_of(predict(image[None]))}, case.unsought)
 
     def evaluate(self, version: ModelVersion, pairs: Sequence[Pair], options: Opts) -> Iterator[Evaluation]:
-        """Evaluate a version as it serves, on the images' own grids.
+        """Evaluate a version as it is served, on the images' own grids.
 
         Raises:
             ModelBroken: If the version cannot be loaded.

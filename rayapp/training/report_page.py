@@ -1,4 +1,4 @@
-"""The page of a training's result: one HTML file with its pictures in it, to read, keep and send."""
+"""The report page of a training: a single HTML file that contains its pictures."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def write_page(
     """Write the page.
 
     Args:
-        path: Of the file.
-        title: What was trained.
-        facts: What there is to know of the training, in order.
-        scores: Of all validation cases.
-        reasons: The plan: what was chosen and why.
+        path: The file.
+        title: The page's title.
+        facts: Facts about the training, in order.
+        scores: Scores of all validation cases.
+        reasons: The plan: each choice with its reason.
         pictures: PNG files by caption.
     """
     parts = [f"<h1>{escape(title)}</h1>", _table(("", ""), [(name, _text(value)) for name, value in facts.items()])]
@@ -65,7 +65,7 @@ def _means(scores: Sequence[CaseScore]) -> list[tuple[Any, ...]]:
 
 
 def _each(scores: Sequence[CaseScore]) -> list[tuple[Any, ...]]:
-    """The scores of each case and structure by the last measurement, the one with most help."""
+    """The scores of each case and structure for the last measurement, the one with the most prompts."""
     last = scores[-1].measurement
     ordered = sorted((score for score in scores if score.measurement == last), key=lambda score: score.dice)
     return [(score.image, score.structure, *_numbers(score)) for score in ordered]
@@ -76,7 +76,7 @@ def _numbers(score: CaseScore) -> tuple[float, ...]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean of what is a number; NaN without any."""
+    """The mean without NaN; NaN if there is none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 

@@ -1,12 +1,12 @@
-"""RunReport: the files that a run writes to its folder for people. Each is there whole or not at all; rank 0 only.
+"""RunReport: the files that a run writes to its folder for people. Each is complete or absent; rank 0 only.
 
 design.json      the design and its reasons, as in the model's card; written before the first step
 stats.json       the statistics that `/info/` shows as `train_stats`, rewritten after each validation
-curves.png       loss, Dice score and learning rate by epoch, drawn every 20 s at most and at the end
+curves.png       loss, Dice score and learning rate by epoch, drawn at most every 20 s and at the end
 events/          the same for TensorBoard
 cases.csv        the scores of each validation case, see `rayapp.training.case_scores`; written at the end
-worst-N.png      the validation images with the least scores: the reference (top) and the prediction (bottom)
-report.html      all of it as a page
+worst-N.png      the validation images with the lowest scores: the reference (top) and the prediction (bottom)
+report.html      a page with all of this
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from rayapp.training.report_page import write_page
 DESIGN, STATS, CURVES, EVENTS = "design.json", "stats.json", "curves.png", "events"
 CASES, PAGE = "cases.csv", "report.html"
 WORST = 3
-"""Number of validation images that are drawn."""
+"""Number of validation images that are drawn, the worst first."""
 CURVES_S = 20.0
-"""Least time in seconds between two drawings of the curves, each of which takes most of a second of one core."""
+"""Least time in seconds between two drawings of the curves; each takes most of a second of one core."""
 
 
 class RunReport:
@@ -111,7 +111,7 @@ class RunReport:
 
         Args:
             scores: Its scores.
-            evaluation: What they are of.
+            evaluation: The predictions and the reference.
             names: Value by structure name.
         """
         self.scored(scores)
@@ -128,8 +128,8 @@ class RunReport:
         """Write the scores, the pictures and the page of the finished model.
 
         Args:
-            card: Its card.
-            baseline: How it compares with the version in production, see `compared`; None if it was not compared.
+            card: The model's card.
+            baseline: Comparison with the version in production, see `compared`; None without one.
         """
         write_scores(self._scores, self._folder / CASES)
         pictures = {"Loss, Dice and learning rate": self._folder / CURVES}

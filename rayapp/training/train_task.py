@@ -42,9 +42,9 @@ class Pair:
     Attributes:
         image: The image's file, or the folder of a DICOM series.
         label: The label map's file.
-        info: What was saved with the label: the names of its values (see `rayapp.imaging.label_names`), and what it
-            leaves open (see `rayapp.training.partial`).
-        patient: What tells the image's patient from others; None if that is not known.
+        info: The label's info: names of its values (see `rayapp.imaging.label_names`), and what is unannotated (see
+            `rayapp.training.partial`).
+        patient: Key of the image's patient; None if unknown.
     """
 
     image: Path
