@@ -1,1 +1,1 @@
-"""Random scenes, the prompts that people give in them, and the training of the promptable network on both."""
+"""Training of the promptable network on random scenes with simulated prompts."""

@@ -1,8 +1,8 @@
-"""Scenes laid out as bodies are: a torso, a head, a limb, with organs where they lie, each drawn anew in size and form.
+"""Scenes with the layout of bodies: a torso, a head or a limb, with organs in their places, varied in size and form.
 
-What the other scenes lack is context: how large an organ is beside the body around it, what lies next to what, and
-which tissues a scan shows together. Positions are in a frame of the body: x from one side to the other, y from front
-to back, z along it, -1 to 1 from its middle to its skin; which way it lies in the image is drawn too.
+They provide context, which other scenes lack: the size of an organ relative to the body, its neighbours, and the
+tissues that a scan shows together. Positions are in a frame of the body: x from one side to the other, y from front to
+back, z along the body, from -1 to 1 between opposite sides of the skin. The body's orientation in the image is random.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Body:
     """A scene in which a body is drawn.
 
     Args:
-        random: what all is drawn by.
+        random: source of randomness.
         made: the scene.
-        scale: how much of the body the canvas shows; 1 is its width.
+        scale: share of the body that the canvas shows; 1 is its width.
     """
 
     def __init__(self, random: Random, made: Scene, scale: float) -> None:
@@ -39,7 +39,9 @@ class Body:
         self._tissues: dict[str, int] = {}
 
     def ellipsoid(self, centre: Place, axes: Place, bumps: float = 0.1) -> Floats:
-        """The field of a lump with half-axes `axes`, varied by a third and moved a little."""
+        """The field of an ellipsoid with half-axes `axes`, which are varied by a third, at a slightly random
+        position.
+        """
         random = self.random
         place = np.array(centre) + random.normal(0, 0.03, 3)
         size = np.array(axes) * np.exp(random.normal(0, 0.15) + random.normal(0, 0.12, 3))
@@ -47,7 +49,7 @@ class Body:
         return field + np.float32(random.uniform(0.3, 1) * bumps) * self.uneven(int(random.integers(5, 12)))
 
     def tube(self, place: tuple[float, float], radius: float, along: int = 2) -> Floats:
-        """The field of a winding tube along an axis, about at `place` on the other two."""
+        """The field of a winding tube along an axis, approximately at `place` on the other two axes."""
         first, second = (axis for axis in range(3) if axis != along)
         bend = self.random.normal(0, 0.05, (2, 6)).cumsum(1)
         t = self.at[along]
@@ -60,7 +62,9 @@ class Body:
         return shapes.smooth(self.random, self.made.labels.shape, cells)
 
     def paint(self, where: Bools, tissue: Tissue, alike: str | None = None) -> int | None:
-        """Paint a structure of a kind of tissue; structures `alike` share it. None if too little of it shows."""
+        """Paint a structure with a kind of tissue, which structures with the same `alike` share. None if too little of
+        it is visible.
+        """
         if where.sum() < 12:
             return None
         known = self._tissues.get(alike) if alike else None
@@ -70,22 +74,22 @@ class Body:
         return label
 
     def organ(self, *labels: int | None) -> None:
-        """Say that structures are parts of one organ."""
+        """Record that structures are parts of one organ."""
         parts = frozenset(label for label in labels if label is not None)
         if len(parts) > 1:
             self.made.wholes.append(parts)
 
     def chance(self, probability: float) -> bool:
-        """Draw whether."""
+        """True with a probability."""
         return bool(self.random.random() < probability)
 
     def either(self, first: Tissue, second: Tissue) -> Tissue:
-        """Draw one of two kinds of tissue."""
+        """One of two kinds of tissue, at random."""
         return first if self.chance(0.5) else second
 
 
 def anatomy(random: Random, edge: int | None = None) -> Scene:
-    """A torso, a head or a limb on a canvas of `edge` voxels; of 80 to 120 unless told."""
+    """A torso, a head or a limb on a canvas of `edge` voxels, by default 80 to 120."""
     made = Scene(np.zeros((edge or int(random.integers(80, 121)),) * 3, np.int16))
     kind = random.random()
     if kind < 0.65:
@@ -184,7 +188,7 @@ def _chest(body: Body, cavity: Bools) -> None:
 
 
 def _heart(body: Body, place: Place, size: float) -> None:
-    """Four chambers, two of them in a thick wall."""
+    """Paint four chambers, two of them with a thick wall."""
     random = body.random
     whole = body.ellipsoid(place, (size, size * 0.9, size))
     body.paint(whole < 1, "soft", "heart")
@@ -235,7 +239,7 @@ def _abdomen(body: Body, cavity: Bools) -> None:
 
 
 def _filled(body: Body, where: Bools, inner: Tissue, alike: str) -> None:
-    """A solid organ, perhaps with vessels or lesions in it."""
+    """Paint a solid organ, sometimes with vessels or lesions in it."""
     random = body.random
     parts = [body.paint(where, "soft", alike)]
     edge = where.shape[0]
@@ -253,7 +257,7 @@ def _filled(body: Body, where: Bools, inner: Tissue, alike: str) -> None:
 
 
 def _kidney(body: Body, cavity: Bools, field: Floats, side: int) -> None:
-    """Cortex, pyramids and the fat and urine in the middle, open towards the spine."""
+    """Paint a kidney: cortex, pyramids, and fat and urine in the middle, open towards the spine."""
     random = body.random
     cortex = body.paint(cavity & (field < 1), "soft", "cortex")
     parts = [cortex]
@@ -272,7 +276,7 @@ def _kidney(body: Body, cavity: Bools, field: Floats, side: int) -> None:
 
 
 def _bowel(body: Body, cavity: Bools, field: Floats) -> None:
-    """A wall, and what it holds: gas above, fluid or food below, or all mixed."""
+    """Paint a bowel: a wall with contents, which are gas above and fluid or food below, or a mixture."""
     random = body.random
     inside = cavity & (field < 1)
     wall = body.paint(inside, "soft", "bowel")
@@ -353,7 +357,7 @@ def _head(body: Body) -> None:
 
 
 def _limb(body: Body) -> None:
-    """Muscles around one or two bones, or a joint."""
+    """Paint muscles around one or two bones, or a joint."""
     random, (x, y, z) = body.random, body.at
     skin = (np.hypot(x, y) + np.float32(0.04) * body.uneven(5)).astype(np.float32)
     outside = body.paint(skin < 99, "air")

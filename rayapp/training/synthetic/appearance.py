@@ -15,21 +15,21 @@ UNITS: dict[Tissue, tuple[float, float]] = {
     "air": (-10, 0.1), "gas": (-9.5, 0.5), "lung": (-8.2, 0.7), "fat": (-0.95, 0.12), "fluid": (0.15, 0.15),
     "soft": (0.5, 0.25), "vessel": (1.2, 0.9), "marrow": (2, 0.8), "bone": (7, 2.5),
 }  # fmt: skip
-"""Mean and deviation of tissues in CT, hundreds of Hounsfield units, with and without contrast agent."""
+"""Mean and standard deviation of tissues in CT, in hundreds of Hounsfield units, with and without contrast agent."""
 DARK: frozenset[Tissue] = frozenset({"air", "gas", "lung"})
-"""Tissues that have nearly no signal in MR."""
+"""Tissues with almost no signal in MR."""
 
 
 @dataclass
 class Acquisition:
-    """A scene as a scanner saw it.
+    """A simulated scan of a scene.
 
     Attributes:
         image: (i, j, k).
-        labels: (i, j, k), the scene's labels on the image's voxels, where slices are thin.
-        thickness: canvas voxels in one slice along each axis; one axis is more than 1 where slices are thick.
+        labels: (i, j, k), the scene's labels on the image's voxels, if slices are thin.
+        thickness: canvas voxels per slice along each axis; above 1 along one axis if slices are thick.
         region: the part of the canvas that was imaged.
-        means: what each label looks like, and `noise` how uncertain that is: to tell which borders can be seen.
+        means, noise: mean intensity of each label, and its standard deviation, which tell whether a border is visible.
     """
 
     image: Floats
@@ -44,13 +44,15 @@ class Acquisition:
         return np.array(self.thickness, float)
 
     def on_image(self, mask: Bools) -> Bools:
-        """A mask of the canvas on the image's voxels: those that it fills by half."""
+        """A mask of the canvas on the image's voxels: those that are more than half filled."""
         part = mask[self.region].astype(np.float32)
         return np.asarray(thick(part, self.thickness) > 0.5)
 
 
 def acquire(random: Random, scene: Scene) -> Acquisition:
-    """Image a scene: like CT, MR or PET, with texture, blur, bias field, thick slices, noise, metal and cut ends."""
+    """Simulate a scan in the style of CT, MR or PET, with texture, blur, bias field, thick slices, noise, metal and
+    cropping.
+    """
     edge = scene.labels.shape[0]
     kind = random.choice(["mr", "ct", "pet"], p=[0.5, 0.4, 0.1])
     means, spread, unit = {"mr": _mr, "ct": _ct, "pet": _pet}[kind](random, scene)
@@ -82,7 +84,7 @@ def acquire(random: Random, scene: Scene) -> Acquisition:
 
 
 def _mr(random: Random, scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Any tissue has any intensity."""
+    """Intensities as in MR: any tissue may have any intensity."""
     tissues = np.array(scene.tissues)
     means = random.uniform(0, 1, tissues.max() + 1)
     if random.random() < 0.35:
@@ -98,7 +100,9 @@ def _mr(random: Random, scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _ct(random: Random, scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Hundreds of Hounsfield units: soft tissues close together, fat, bone, air, contrast agent."""
+    """Intensities as in CT, in hundreds of Hounsfield units: soft tissues close together, fat, bone, air, contrast
+    agent.
+    """
     tissues = np.array(scene.tissues)
     count = tissues.max() + 1
     means = random.normal(0.5, random.uniform(0.15, 0.5), count)
@@ -117,7 +121,7 @@ def _ct(random: Random, scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _pet(random: Random, scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Little everywhere, much in a few tissues."""
+    """Intensities as in PET: low everywhere, high in a few tissues."""
     tissues = np.array(scene.tissues)
     means = random.gamma(0.8, 0.5, tissues.max() + 1)[tissues]
     means[list(scene.air)] = 0
@@ -125,7 +129,7 @@ def _pet(random: Random, scene: Scene) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _metal(random: Random, image: Floats) -> None:
-    """A bright piece and streaks through its slices."""
+    """A bright object with streaks in its slices."""
     edge = image.shape[0]
     at = random.integers(8, edge - 8, 3)
     across, along = np.meshgrid(np.arange(edge) - at[1], np.arange(edge) - at[2], indexing="ij")
@@ -138,7 +142,7 @@ def _metal(random: Random, image: Floats) -> None:
 
 
 def _field_of_view(random: Random, edge: int) -> tuple[tuple[slice, ...], tuple[int, int, int]]:
-    """The part of the canvas that is imaged, and its slices' thickness."""
+    """The part of the canvas that is imaged, and the thickness of its slices."""
     thickness = [1, 1, 1]
     axis = int(random.integers(3))
     if random.random() < 0.5:
@@ -159,11 +163,11 @@ def _field_of_view(random: Random, edge: int) -> tuple[tuple[slice, ...], tuple[
 
 
 def thick(values: Floats, thickness: tuple[int, int, int], *, skip: bool = False) -> Floats:
-    """Averages over `thickness` voxels along each axis, without what is left over at the ends.
+    """Averages of `thickness` voxels along each axis; an incomplete block at the end is dropped.
 
     Args:
         values: (i, j, k).
-        thickness: voxels that become one, along each axis.
+        thickness: voxels per average, along each axis.
         skip: leave gaps between thinner slices.
     """
     for axis, factor in enumerate(thickness):

@@ -1,4 +1,4 @@
-"""Cases to learn from: a structure of a scene, its first prompts, and views of it from close by and from afar."""
+"""Training cases: a structure of a scene, its first prompts, and views of it from near and far."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rayapp.training.synthetic.scenes import Scene, scene
 from rayapp.training.synthetic.shapes import Bools, Random, sides
 
 BODIES = 0.4
-"""Share of scenes that are laid out as bodies are."""
+"""Share of scenes with the layout of bodies."""
 SLICES = 0.1
 """Share of cases on a single slice of an image."""
 REAL = 0.35
-"""Share of scenes that are excerpts of real images, where there is a gallery of them."""
+"""Share of scenes that are excerpts of real images, if there is a gallery."""
 
 Learned = tuple[Source, Callable[[Random], Bools | None]]
 
@@ -35,10 +35,10 @@ class Look:
     """One view of a case.
 
     Attributes:
-        view: where.
+        view: the view.
         image: (edge, edge, edge), normalised, as float16.
-        truth: the share of each voxel that is the structure, (edge, edge, edge), 0 to 255.
-        prompted: whether the view is meant for the first prompts; else it is a patch, for a mask to be refined in.
+        truth: the share of each voxel that lies in the structure, (edge, edge, edge), 0 to 255.
+        prompted: True for a view around the first prompts, False for a patch in which a mask is refined.
     """
 
     view: View
@@ -49,14 +49,14 @@ class Look:
 
 @dataclass(frozen=True)
 class Case:
-    """A structure to be learned from.
+    """A structure to learn from.
 
     Attributes:
         marks: the first prompts.
         looks: views of it; the first is prompted.
-        volume: of the whole structure, cubic millimetres.
-        length: of its longest side, millimetres.
-        spacing: of the image's voxels.
+        volume: volume of the whole structure, mm³.
+        length: its longest side, mm.
+        spacing: voxel spacing of the image, mm.
     """
 
     marks: Marks
@@ -73,14 +73,14 @@ def cases(
     bodies: float = BODIES,
     gallery: Sequence[Path] = (),
 ) -> Iterator[Case]:
-    """Endless cases, `count` of each scene, whose views have each one of `edges` voxels.
+    """An endless sequence of cases.
 
     Args:
-        seed: of scenes and cases.
-        edges: see above.
-        count: see above.
-        bodies: share of random scenes that are laid out as bodies are.
-        gallery: real images to learn from beside random scenes, see `gallery`.
+        seed: seed of scenes and cases.
+        edges: edges of views in voxels; all views of a case have the same one.
+        count: number of cases from each scene.
+        bodies: share of random scenes with the layout of bodies.
+        gallery: real images to learn from besides random scenes, see `gallery`.
     """
     random = np.random.default_rng(seed)
     while True:
@@ -100,13 +100,13 @@ def cases(
 
 
 def _part(random: Random, gallery: Sequence[Path]) -> Learned:
-    """An excerpt of a real image, and what draws a structure of it."""
+    """An excerpt of a real image, and a function that chooses a structure in it."""
     part = excerpt(random, gallery[int(random.integers(len(gallery)))])
     return part.source, part.structure
 
 
 def _scene(random: Random, bodies: float) -> Learned:
-    """The image of a random scene, and what draws a structure of it."""
+    """The image of a random scene, and a function that chooses a structure in it."""
     drawn = anatomy(random) if random.random() < bodies else scene(random, int(random.integers(72, 112)))
     taken = acquire(random, drawn)
     return Source(taken.image, taken.spacing), lambda random: _structure(random, drawn, taken)
@@ -116,9 +116,10 @@ def case(random: Random, source: Source, mask: Bools, edge: int) -> Case:
     """A case of one structure in an image.
 
     Args:
+        random: source of randomness.
         source: the image.
-        mask: the structure on its voxels, not empty.
-        edge: voxels of the views.
+        mask: the structure on the image's voxels, not empty.
+        edge: edge of the views, voxels.
     """
     spacing = source.spacing
     marks = prompts.first(random, mask, spacing)
@@ -162,7 +163,7 @@ def case(random: Random, source: Source, mask: Bools, edge: int) -> Case:
 
 
 def _structure(random: Random, drawn: Scene, taken: Acquisition) -> Bools | None:
-    """A structure that can be told from what touches it, on the image's voxels: a label's part, or a whole."""
+    """A structure with a visible border, on the image's voxels: a component of a label, or a whole organ."""
     labels = drawn.labels[taken.region]
     shape = np.array(labels.shape)
     sizes = np.bincount(labels.ravel(), minlength=len(drawn.tissues))
@@ -201,7 +202,7 @@ def _structure(random: Random, drawn: Scene, taken: Acquisition) -> Bools | None
 
 
 def _slice(random: Random, source: Source, mask: Bools) -> tuple[Source, Bools]:
-    """A slice of an image across its thickest side, or any, and the largest part of a structure on it."""
+    """A slice of an image, across its thickest axis or any other, and the largest component of a structure on it."""
     thickest = int(source.spacing.argmax())
     axis = thickest if source.spacing[thickest] > source.spacing.min() else int(random.integers(3))
     areas = mask.sum(tuple(other for other in range(3) if other != axis))
@@ -213,7 +214,7 @@ def _slice(random: Random, source: Source, mask: Bools) -> tuple[Source, Bools]:
 
 
 def _visible(random: Random, labels: NDArray[np.int16], part: Bools, taken: Acquisition) -> bool:
-    """Whether most of the structure's border shows; now and then one that does not is kept."""
+    """True if most of the structure's border is visible; sometimes also if it is not."""
     sides = ndimage.find_objects(part.astype(np.uint8))[0]
     region = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in sides)
     mask, around = part[region], labels[region]

@@ -1,6 +1,6 @@
-"""Turn a training's checkpoint into weights that ship: `python -m rayapp.training.synthetic.export FOLDER TARGET`.
+"""Export a training's checkpoint as weights that ship: `python -m rayapp.training.synthetic.export FOLDER TARGET`.
 
-TARGET.safetensors holds the average network as float16, TARGET.json its card.
+TARGET.safetensors holds the averaged network as float16, TARGET.json its card.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DESCRIPTION = "Any structure, from the first click, stroke, curve or box"
 
 
 def export(folder: Path, target: Path) -> dict[str, Any]:
-    """Write the weights and the card of the checkpoint in a folder; gives the card."""
+    """Write weights and card of the checkpoint in a folder. Returns the card."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     network = {"dimensions": 3, "widths": state["widths"], "tail": state["tail"]}
     trained = Promptable(**network)
@@ -46,14 +46,14 @@ def export(folder: Path, target: Path) -> dict[str, Any]:
 
 
 def validations(folder: Path) -> list[dict[str, Any]]:
-    """The log's validations on real structures, with the samples seen until then."""
+    """Validations on real structures in the log, with the number of samples seen by then."""
     log = folder / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     return [line for line in lines if "click" in line]
 
 
 def main() -> None:
-    """Read the command line and export."""
+    """Parse the command line and export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the training")
     parser.add_argument("target", type=Path, help="without suffix")

@@ -1,7 +1,7 @@
-"""Real images to learn from beside random scenes: structures that people drew, and regions that stand out.
+"""Real images to learn from besides random scenes: annotated structures, and salient regions.
 
-A gallery is a folder of files `NAME.npz` with `image` (i, j, k), `spacing` (3, millimetres) and, where somebody drew a
-structure, its `mask` (i, j, k).
+A gallery is a folder of files `NAME.npz` with `image` (i, j, k), `spacing` (3, mm) and, for annotated images, `mask`
+(i, j, k).
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from rayapp.training.synthetic.regions import Regions, regions
 from rayapp.training.synthetic.shapes import Bools, Floats, Random, sides
 
 LONGEST = 112
-"""Voxels of an excerpt along each axis, at most."""
+"""Largest number of voxels of an excerpt along each axis."""
 DRAWN = 0.4
-"""Share of cases on a drawn structure, where there is one."""
+"""Share of cases on an annotated structure, if there is one."""
 UNITS = -500
-"""Images with values below are taken for CT, in Hounsfield units."""
+"""Images with values below this are taken for CT, in Hounsfield units."""
 
 SEEN = 0.9
-"""Difference between a region and what surrounds it, in their standard deviations, for people to see it."""
+"""Least difference between a visible region and its surroundings, in their standard deviations."""
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A part of a real image, as it is or coarser.
+    """A part of a real image, possibly downsampled.
 
     Attributes:
         image: (i, j, k).
-        spacing: millimetres.
-        regions: those that stand out.
-        drawn: the drawn structure, None where there is none in the part.
+        spacing: mm.
+        regions: salient regions.
+        drawn: the annotated structure; None if the part contains none.
     """
 
     image: Floats
@@ -48,11 +48,11 @@ class Excerpt:
 
     @cached_property
     def source(self) -> Source:
-        """The voxels, to be looked at in views."""
+        """The excerpt as the source of views."""
         return Source(self.image, self.spacing)
 
     def structure(self, random: Random) -> Bools | None:
-        """A structure to learn from; None where none was found."""
+        """A structure to learn from; None if none was found."""
         if self.drawn is not None and random.random() < DRAWN:
             return self.drawn
         for _ in range(20):
@@ -75,13 +75,13 @@ class Excerpt:
         return None
 
     def _nothing(self, mask: Bools) -> bool:
-        """Whether a mask lies in air, or where the image is black."""
+        """True if a mask lies in air, or in black parts of the image."""
         low, high = np.quantile(self.image, [0.01, 0.95])
         return bool(self.image[mask].mean() < low + 0.08 * (high - low))
 
 
 def excerpt(random: Random, path: Path) -> Excerpt:
-    """A random excerpt of an image of a gallery: any part of it, at any resolution, turned over, with some noise."""
+    """A random excerpt of a gallery's image: any part, at any resolution, flipped at random, with some noise."""
     with np.load(path) as stored:
         image, spacing = stored["image"], stored["spacing"].astype(float)
         mask = stored["mask"] > 0 if "mask" in stored else None
@@ -122,7 +122,9 @@ def excerpt(random: Random, path: Path) -> Excerpt:
 
 
 def _contrast(image: Floats, mask: Bools) -> float:
-    """How much the voxels of a mask next to its border differ from those beyond it, in standard deviations."""
+    """Contrast of a mask: the difference between its voxels next to the border and those outside, in standard
+    deviations.
+    """
     sides = ndimage.find_objects(mask.astype(np.uint8))[0]
     region = tuple(slice(max(0, side.start - 3), side.stop + 3) for side in sides)
     part, values = mask[region], image[region]
@@ -135,7 +137,7 @@ def _contrast(image: Floats, mask: Bools) -> float:
 
 
 def _shown(random: Random, values: Floats) -> Floats:
-    """The image as another scanner or export might show it: cut off, uneven, noisy, of another contrast."""
+    """The image as another scanner or export might show it: clipped, inhomogeneous, noisy, with another contrast."""
     if values.min() < UNITS and random.random() < 0.5:
         values = np.clip(values, random.uniform(-500, -150), random.uniform(200, 600))
     low, high = np.quantile(values, [0.005, 0.995])

@@ -1,8 +1,8 @@
-"""Muon: momentum whose step on each convolution is made orthogonal, so that it teaches all directions alike.
+"""Muon: momentum whose update of each convolution is orthogonalised, so that all directions are learnt equally fast.
 
 Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). `torch.optim.Muon` takes
-matrices only and multiplies in bfloat16, which CPUs are slow at. Here a convolution's weights are a matrix of a row for
-each output, and the iteration runs on its small Gram matrix, where all factors commute.
+matrices only and multiplies in bfloat16, which is slow on CPUs. Here a convolution's weights are a matrix with one row
+per output, and the iteration runs on its small Gram matrix, where all factors commute.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz iteration, by Jordan et al.: singular values end between .7 and 1.2."""
+"""Coefficients of the quintic Newton-Schulz iteration (Jordan et al.); singular values end between 0.7 and 1.2."""
 ITERATIONS = 5
 
 
@@ -21,10 +21,10 @@ class Muon(torch.optim.Optimizer):
     """The optimiser.
 
     Args:
-        parameters: weights of two axes or more, the outputs first.
-        lr: the spectral norm of a step, about.
-        momentum: of the gradients' average (Nesterov's).
-        weight_decay: share of the weights that a step of `lr` 1 would take away.
+        parameters: weights with at least two axes, outputs first.
+        lr: approximate spectral norm of an update.
+        momentum: coefficient of the gradients' moving average (Nesterov).
+        weight_decay: share of the weights that an update with `lr` 1 would subtract.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix (rows, columns) with all singular values brought near 1, those that are 0 excepted."""
+    """The matrix (rows, columns) with all singular values, except zeros, brought close to 1."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
     gram = wide @ wide.T

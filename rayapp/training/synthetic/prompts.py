@@ -1,7 +1,8 @@
-"""Prompts as people give them: off centre, near borders, shaky, loose, on one slice or some, and what they correct.
+"""Simulated prompts as people give them: off-centre, near borders, shaky, loose, on one slice or several; and
+corrections.
 
-A structure is a mask on an image's voxels; prompts come in millimetres along the image's axes, as
-`rayapp.inference.zoom.marks` has them.
+A structure is a mask on an image's voxels; prompts are in mm along the image's axes, as in
+`rayapp.inference.zoom.marks`.
 """
 
 from __future__ import annotations
@@ -32,16 +33,17 @@ KINDS = {
 """Relative frequency of each kind of first prompt."""
 BOXES = ("box", "box and click", "ends")
 FILLED = 0.3
-"""Share of its box that a structure takes. Those that take less are boxed more often, those that take more less often:
-or else the network learns to fill boxes, for most structures nearly do."""
+"""Typical share of its box that a structure fills. Structures that fill less are boxed more often, those that fill more
+less often; otherwise the network would learn to fill boxes, since most structures nearly do."""
 
 
 def first(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Marks:
     """A simulated annotator's first prompts for a structure.
 
     Args:
+        random: source of randomness.
         mask: the structure, (i, j, k), not empty.
-        spacing: millimetres.
+        spacing: voxel spacing, mm.
     """
     low, high = _bounds(mask)
     likelier = np.clip(FILLED / (mask.sum() / (high - low + 1).prod()), 0.4, 3)
@@ -82,7 +84,7 @@ def first(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Marks:
 
 
 def click(random: Random, mask: Bools, spacing: NDArray[np.float64]) -> Positions:
-    """A click on a mask: at its middle or anywhere else, seldom close to its border; millimetres (3)."""
+    """A click on a mask, mostly away from its border: at its middle or anywhere else; (3), mm."""
     place, region = _depths(mask, spacing, _flat(mask))
     limit = place.max() * random.choice([0.99, random.uniform(0.2, 0.95), 0.05], p=[0.25, 0.65, 0.1])
     voxels = np.argwhere(place >= limit)
@@ -100,10 +102,16 @@ def middle(mask: Bools, spacing: NDArray[np.float64]) -> Voxels:
 def correction(
     random: Random | None, truth: Bools, answer: Bools, spacing: NDArray[np.float64]
 ) -> tuple[Voxels, bool] | None:
-    """The next click: in the largest part that is wrong, at its middle (or anywhere deep, at random).
+    """The next click: mostly in the largest error region, at its middle or at random deep inside.
+
+    Args:
+        random: source of randomness; None clicks at the middle.
+        truth: the structure, (i, j, k).
+        answer: the current mask, (i, j, k).
+        spacing: voxel spacing, mm.
 
     Returns:
-        The voxel, and whether the structure is there; None if all is right.
+        The voxel, and True if it lies in the structure; None if there is no error.
     """
     wrong = truth ^ answer
     parts, count = ndimage.label(wrong)
@@ -127,7 +135,7 @@ def correction(
 
 
 def box(random: Random, mask: Bools, spacing: NDArray[np.float64], *, loose: bool = True) -> Box:
-    """A box around a mask: tight, or a little off on each side."""
+    """A box around a mask: tight, or slightly off on each side."""
     low, high = _bounds(mask)
     sides = []
     for axis in range(3):
@@ -150,7 +158,7 @@ def _slice_box(random: Random, mask: Bools, spacing: NDArray[np.float64], axis: 
 
 
 def _slice(random: Random, mask: Bools) -> tuple[int, int]:
-    """An axis and a slice across it on which to draw: mostly where the structure is large, and slices are thick."""
+    """An axis and a slice to draw on, mostly one where the structure is large, across the axis of thick slices."""
     fewest = int(np.argmin(mask.shape))
     axis = fewest if _flat(mask) or random.random() < 0.4 else int(random.integers(3))
     areas = mask.sum(tuple(b for b in range(3) if b != axis)).astype(float)
@@ -159,7 +167,9 @@ def _slice(random: Random, mask: Bools) -> tuple[int, int]:
 
 
 def _lassos(random: Random, mask: Bools, spacing: NDArray[np.float64], axis: int, at: int) -> list[Lasso]:
-    """A curve around the structure on a slice, shaky and mostly a little too large; now and then on three slices."""
+    """A closed curve around the structure on a slice, shaky and mostly slightly too large; sometimes on three
+    slices.
+    """
     others = [b for b in range(3) if b != axis]
     drawn = []
     numbers = {at}
@@ -190,7 +200,7 @@ def _lassos(random: Random, mask: Bools, spacing: NDArray[np.float64], axis: int
 
 
 def _paint(random: Random, marks: Marks, mask: Bools, spacing: NDArray[np.float64], axis: int) -> None:
-    """The structure painted on every slice, or every few; or its outline."""
+    """Paint the structure on every slice or every few slices, or paint its outline."""
     filled = np.flatnonzero(mask.any(tuple(b for b in range(3) if b != axis)))
     step = int(random.choice([1, 1, 2, 3, 5]))
     outline = random.random() < 0.3
@@ -211,7 +221,7 @@ def _strokes(
     size: float,
     rings: bool,
 ) -> None:
-    """A line on the structure on one slice, and perhaps a loose ring or a line on what lies beside it."""
+    """A stroke on the structure on one slice, and sometimes a loose ring around it or a stroke next to it."""
     others = [b for b in range(3) if b != axis]
     flat = np.take(mask, number, axis)
     if not flat.any():
@@ -240,7 +250,7 @@ def _strokes(
 
 
 def _line(random: Random, voxels: Floats) -> NDArray[np.float64]:
-    """A stroke between two or three voxels."""
+    """A stroke through two or three voxels."""
     ends = voxels[random.integers(len(voxels), size=int(random.integers(2, 4)))]
     pieces = [np.linspace(a, b, max(2, int(np.abs(b - a).max() * 1.5))) for a, b in itertools.pairwise(ends)]
     return np.concatenate(pieces)
@@ -256,14 +266,14 @@ def _bounds(mask: Bools) -> tuple[Voxels, Voxels]:
 
 
 def _flat(mask: Bools) -> list[int]:
-    """The axes along which an image has only one voxel; distances to borders are not along these."""
+    """The axes along which an image has only one voxel, which distances to borders ignore."""
     return [axis for axis in range(3) if mask.shape[axis] == 1]
 
 
 def _depths(
     mask: Bools, spacing: NDArray[np.float64], flat: Sequence[int]
 ) -> tuple[NDArray[np.float64], tuple[slice, ...]]:
-    """Distances to the border, but along `flat` axes, in the box around a mask, and that box."""
+    """Distances to the border in a mask's bounding box, ignoring `flat` axes, and that box."""
     low, high = _bounds(mask)
     region = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
     part = mask[region]

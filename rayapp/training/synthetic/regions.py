@@ -1,8 +1,8 @@
-"""Regions of a real image without labels: a hierarchy of parts and wholes, told apart by the strength of their borders.
+"""Regions of an unlabelled real image: a hierarchy of parts and wholes, by the strength of their borders.
 
-Basins of the image's gradient are merged, the two with the weakest border between them first. A region that stays as it
-is for long while weaker borders vanish stands out as a structure does: parts, organs and groups of organs are all in
-the hierarchy. nnInteractive learns from supervoxels of real images likewise (arXiv 2503.08373).
+Watershed basins of the image's gradient are merged, those with the weakest border first. A region that persists while
+many weaker borders vanish is as salient as a structure: the hierarchy contains parts, organs and groups of organs.
+nnInteractive learns from supervoxels of real images likewise (arXiv 2503.08373).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from rayapp.training.synthetic.shapes import Bools, Floats, Random
 
 Ints = NDArray[np.int64]
 STANDING = 1.35
-"""How much stronger the border of a region is than any within it, at least, for it to be learned from."""
+"""Least ratio of a region's border to the strongest border within it, for the region to be learnt from."""
 FAINTEST = 0.12
-"""Borders with less than this share of the image's strong slopes are noise."""
+"""Borders with less than this share of the image's strong gradients are noise."""
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of an image that stand out.
+    """The salient regions of an image.
 
     Attributes:
-        basins: (i, j, k), the number of each voxel's basin; a region's basins have numbers one after the other.
-        first, end: of each region, its first basin and the one after its last.
+        basins: (i, j, k), the number of each voxel's basin; the basins of a region are numbered consecutively.
+        first, end: for each region, its first basin and the one after its last.
         sizes: voxels of each region.
-        stands: how much stronger each region's border is than the strongest within it.
+        stands: for each region, the ratio of its border to the strongest border within it.
     """
 
     basins: NDArray[np.int32]
@@ -41,7 +41,8 @@ class Regions:
     stands: NDArray[np.float64]
 
     def draw(self, random: Random) -> Bools | None:
-        """A region at random: each order of magnitude of their sizes as often, the clearer ones more often.
+        """A random region: all orders of magnitude of size are equally likely, and more salient regions are more
+        likely.
 
         Returns:
             Its voxels (i, j, k); None if the image has no region.
@@ -56,13 +57,13 @@ class Regions:
 
 
 def regions(image: Floats, width: float, *, smallest: int = 80, largest: float = 0.3) -> Regions:
-    """The regions of an image that stand out.
+    """Find the salient regions of an image.
 
     Args:
         image: (i, j, k).
-        width: of the Gaussian that smooths the image first, voxels.
-        smallest: voxels of a region.
-        largest: share of the image that a region takes.
+        width: standard deviation of the Gaussian that smooths the image first, voxels.
+        smallest: least number of voxels of a region.
+        largest: largest share of the image that a region covers.
     """
     from skimage.segmentation import watershed  # slow to import
 
@@ -102,7 +103,7 @@ def regions(image: Floats, width: float, *, smallest: int = 80, largest: float =
 
 
 def _borders(basins: NDArray[np.int32], slope: Floats) -> dict[tuple[int, int], tuple[float, int]]:
-    """Of each two basins that touch, the sum of the slopes along their border and its faces."""
+    """For every two touching basins, the sum of gradients along their border and its number of faces."""
     keys, values = [], []
     count = int(basins.max()) + 1
     for axis in range(3):
@@ -123,10 +124,10 @@ def _borders(basins: NDArray[np.int32], slope: Floats) -> dict[tuple[int, int], 
 
 
 def _merged(count: int, borders: dict[tuple[int, int], tuple[float, int]]) -> tuple[list[int], list[int], list[float]]:
-    """Merge basins, those with the least mean slope between them first.
+    """Merge basins, those with the least mean gradient between them first.
 
     Returns:
-        For each region that merging makes, numbered from `count`: the two that it is of, and their border's mean slope.
+        For each merged region, numbered from `count`: its two parts, and the mean gradient of their border.
     """
     touching: list[dict[int, tuple[float, int]]] = [{} for _ in range(count)]
     heap = []

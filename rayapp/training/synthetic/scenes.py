@@ -1,4 +1,4 @@
-"""Random scenes: label maps in which many structures touch, contain, repeat and cut each other."""
+"""Random scenes: label maps whose structures touch, contain, repeat and intersect each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rayapp.training.synthetic.shapes import Bools, Floats, Random
 
 Labels = NDArray[np.int16]
 Tissue = Literal["air", "gas", "lung", "fat", "fluid", "soft", "vessel", "marrow", "bone"]
-"""What a tissue is, where that decides how a scanner shows it."""
+"""Kind of a tissue, if it determines how a scanner shows it."""
 
 
 @dataclass
@@ -22,10 +22,10 @@ class Scene:
 
     Attributes:
         labels: (edge, edge, edge), 0 to `len(tissues)` - 1.
-        tissues: the tissue of each label; labels of one tissue look alike.
-        wholes: labels that together are one organ, as a wall and what it holds.
-        air: labels that are air, or nothing.
-        kinds: what some tissues are; the others are anything.
+        tissues: the tissue of each label; labels with the same tissue look alike.
+        wholes: groups of labels that form one organ, such as a wall and its contents.
+        air: labels of air, or of nothing.
+        kinds: kinds of some tissues; the others may be anything.
     """
 
     labels: Labels
@@ -42,7 +42,7 @@ class Scene:
         *,
         kind: Tissue | None = None,
     ) -> int:
-        """Paint a new label, of a new tissue unless told; gives the label."""
+        """Paint a new label, by default with a new tissue. Returns the label."""
         label = len(self.tissues)
         self.tissues.append(1 + max(self.tissues, default=-1) if tissue is None else tissue)
         if kind is not None:
@@ -53,7 +53,7 @@ class Scene:
 
 
 def scene(random: Random, edge: int = 96) -> Scene:
-    """A scene: a background of some tissues or a body in air, and 5 to 21 structures over it."""
+    """A scene: a background of several tissues, or a body in air, with 5 to 21 structures."""
     made = Scene(np.zeros((edge,) * 3, np.int16))
     at = shapes.warped(random, edge)
     kind = random.random()
@@ -85,7 +85,7 @@ def _tissues(random: Random, made: Scene) -> None:
 
 
 def _body(random: Random, made: Scene, at: Floats) -> None:
-    """Air, a skin of fat and muscle, and what is inside."""
+    """Paint a body in air: a skin of fat and muscle, and its inside."""
     edge = made.labels.shape[0]
     centre = edge * random.uniform(0.35, 0.65, 3)
     axes = edge * random.uniform(0.4, 0.75, 3)
@@ -103,7 +103,7 @@ def _body(random: Random, made: Scene, at: Floats) -> None:
 
 
 def _cut(random: Random, made: Scene) -> None:
-    """Nothing beyond a cylinder, as where a scanner's field of view ends."""
+    """Clear everything outside a cylinder, like a scanner's field of view."""
     edge = made.labels.shape[0]
     axis = int(random.integers(3))
     plane = [other for other in range(3) if other != axis]
@@ -112,7 +112,7 @@ def _cut(random: Random, made: Scene) -> None:
 
 
 def _structure(random: Random, made: Scene, at: Floats, centre: NDArray[np.float64], size: float) -> None:
-    """Paint one structure, or some that belong together."""
+    """Paint one structure, or several that belong together."""
     edge = made.labels.shape[0]
     draw = random.random()
     if draw < 0.14:
@@ -157,7 +157,7 @@ def _structure(random: Random, made: Scene, at: Floats, centre: NDArray[np.float
 
 
 def _shell(random: Random, made: Scene, field_: Floats, at: Floats, region: tuple[slice, ...], size: float) -> None:
-    """A wall around something, thick to very thin, often open on one side as a cup."""
+    """Paint a wall around a structure, thin to thick, often open on one side like a cup."""
     thickness = np.exp(random.uniform(np.log(0.08), np.log(0.6)))
     thickness = max(thickness, 1.3 / size)
     wall = made.add(field_ < 1, region)
@@ -178,7 +178,7 @@ def _shell(random: Random, made: Scene, field_: Floats, at: Floats, region: tupl
 
 
 def _contents(random: Random, made: Scene, field_: Floats, region: tuple[slice, ...], label: int) -> None:
-    """Lumps or holes inside an organ: lesions, calyces, vessels; the organ is whole with them."""
+    """Paint lumps or holes inside an organ: lesions, calyces, vessels. They count as parts of the organ."""
     places = np.argwhere(field_ < 0.75)
     if not len(places):
         return
@@ -198,7 +198,7 @@ def _contents(random: Random, made: Scene, field_: Floats, region: tuple[slice, 
 
 
 def _twin(random: Random, made: Scene, region: tuple[slice, ...], inside: Bools, label: int) -> None:
-    """The same on the other side, as the other kidney."""
+    """Paint the mirrored structure on the other side, like the second kidney."""
     axis = int(random.integers(3))
     mirrored = np.zeros(made.labels.shape, bool)
     mirrored[region] = inside
@@ -222,7 +222,7 @@ def _tree(random: Random, made: Scene, size: float) -> None:
 
 
 def _chain(random: Random, made: Scene, size: float) -> None:
-    """Bodies of one tissue one after the other, touching or nearly: vertebrae, ribs, teeth, bowel loops."""
+    """Paint a row of bodies with the same tissue that touch or nearly do: vertebrae, ribs, teeth, bowel loops."""
     edge = made.labels.shape[0]
     radius = np.clip(size * 0.5, 2.0, 12.0)
     pitch = radius * random.uniform(1.5, 2.6)

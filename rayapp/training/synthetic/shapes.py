@@ -1,6 +1,6 @@
-"""Random shapes on a cubic canvas, as fields: a shape is where its field is below 1.
+"""Random shapes on a cubic canvas, as fields: a shape is the region where its field is below 1.
 
-Lengths are in voxels of the canvas. Fields may be warped by the grid that they are drawn on, see `warped`.
+Lengths are in voxels of the canvas. The grid on which fields are drawn may be warped, see `warped`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Random = np.random.Generator
 
 
 def smooth(random: Random, shape: Sequence[int], cells: int) -> Floats:
-    """A smooth random field: normal numbers at `cells` places along each axis, interpolated."""
+    """A smooth random field: normally distributed numbers at `cells` points along each axis, interpolated."""
     coarse = torch.from_numpy(random.standard_normal((1, 1, cells, cells, cells), dtype=np.float32))
     fine = functional.interpolate(coarse, size=tuple(shape), mode="trilinear", align_corners=True)
     return np.asarray(fine[0, 0].numpy())
@@ -45,7 +45,9 @@ def rotation(random: Random) -> Floats:
 def radial(
     random: Random, at: Floats, centre: NDArray[np.float64], axes: NDArray[np.float64], *, turned: bool = True
 ) -> Floats:
-    """A superellipsoid's radial field around `centre` with half-axes `axes`; between a diamond and a box."""
+    """The radial field of a superellipsoid around `centre` with half-axes `axes`; its form is between a diamond and a
+    box.
+    """
     turn = rotation(random) if turned else np.eye(3, dtype=np.float32)
     offset = at - centre[:, None, None, None].astype(np.float32)
     local = np.abs(np.tensordot(turn, offset, 1)) / axes[:, None, None, None].astype(np.float32)
@@ -56,7 +58,7 @@ def radial(
 
 
 def blob(random: Random, at: Floats, centre: NDArray[np.float64], size: float) -> Floats:
-    """A smooth lump of about `size` in radius, round to long, with a bumpy surface."""
+    """A smooth lump with a radius of about `size`, round to elongated, with a bumpy surface."""
     axes = size * np.exp(random.uniform(-0.55, 0.55, 3))
     field = radial(random, at, centre, axes)
     bumps = np.float32(random.uniform(0, 0.3))
@@ -64,7 +66,7 @@ def blob(random: Random, at: Floats, centre: NDArray[np.float64], size: float) -
 
 
 def lobed(random: Random, at: Floats, centre: NDArray[np.float64], size: float) -> Floats:
-    """Two to five lumps that run into each other, as a stomach, a bean or a cluster does."""
+    """Two to five merging lumps, like a stomach, a bean or a cluster."""
     field: Floats | None = None
     for _ in range(int(random.integers(2, 6))):
         place = centre + random.normal(0, 0.6 * size, 3)
@@ -75,7 +77,7 @@ def lobed(random: Random, at: Floats, centre: NDArray[np.float64], size: float) 
 
 
 def folded(random: Random, at: Floats, centre: NDArray[np.float64], size: float) -> Floats:
-    """A lump whose surface lies in folds, as a cortex or a gut's wall does."""
+    """A lump with a folded surface, like a cortex or a bowel wall."""
     field = blob(random, at, centre, size)
     waves = smooth(random, at.shape[1:], int(random.integers(5, 10))) * np.float32(random.uniform(2, 6))
     depth = np.float32(random.uniform(0.08, 0.25))
@@ -83,14 +85,14 @@ def folded(random: Random, at: Floats, centre: NDArray[np.float64], size: float)
 
 
 def bar(random: Random, at: Floats, centre: NDArray[np.float64], size: float) -> Floats:
-    """A long or flat bent body: a muscle, a bone, a plate."""
+    """A long or flat bent body, like a muscle, a bone or a plate."""
     axes = size * np.array([1.0, *np.exp(random.uniform(-2.0, -0.5, 2))])
     field = radial(random, at, centre, axes)
     return field + np.float32(random.uniform(0, 0.2)) * smooth(random, at.shape[1:], int(random.integers(4, 12)))
 
 
 def path(random: Random, start: NDArray[np.float64], steps: int, *, bend: float = 0.15) -> NDArray[np.float64]:
-    """A smooth random walk (steps, 3) of about a voxel a step."""
+    """A smooth random walk (steps, 3) with steps of about one voxel."""
     direction = random.standard_normal(3)
     direction /= np.linalg.norm(direction)
     turn = random.standard_normal(3) * bend
@@ -104,7 +106,7 @@ def path(random: Random, start: NDArray[np.float64], steps: int, *, bend: float 
 
 
 def tree(random: Random, edge: int, start: NDArray[np.float64], radius: float, branches: int) -> Floats:
-    """A tube, or a tree of them that thins as it branches: a vessel, an airway, a gut, a duct."""
+    """A tube, or a tree of tubes that become thinner with each branch: a vessel, an airway, a bowel, a duct."""
     mask = np.full((edge,) * 3, 9.0, np.float32)
     line = path(random, start, int(random.uniform(0.5, 1.6) * edge), bend=random.uniform(0.05, 0.35))
     stack = [(line, radius, branches)]
@@ -122,7 +124,7 @@ def tree(random: Random, edge: int, start: NDArray[np.float64], radius: float, b
 
 
 def stamp(field: Floats, place: NDArray[np.float64], radius: float) -> None:
-    """Lower a field to a ball's: distance over radius, below 1 inside."""
+    """Lower a field to that of a ball: distance over radius, below 1 inside."""
     low = np.maximum(0, np.floor(place - radius - 1).astype(int))
     high = np.minimum(field.shape, np.ceil(place + radius + 2).astype(int))
     if (low >= high).any():
@@ -134,7 +136,7 @@ def stamp(field: Floats, place: NDArray[np.float64], radius: float) -> None:
 
 
 def cells(random: Random, at: Floats, inside: Bools, count: int) -> NDArray[np.int16]:
-    """`inside` cut into touching neighbours, 0 to count - 1, as lobes, gyri or nuclei; -1 elsewhere."""
+    """Divide `inside` into touching cells, numbered 0 to count - 1, like lobes, gyri or nuclei; -1 elsewhere."""
     places = np.argwhere(inside)
     parts = np.full(inside.shape, -1, np.int16)
     if not len(places):
@@ -147,5 +149,5 @@ def cells(random: Random, at: Floats, inside: Bools, count: int) -> NDArray[np.i
 
 
 def sides(part: Bools) -> int:
-    """Number of the image's sides that a structure reaches; in patients it is small."""
+    """Number of the image's faces that a structure reaches; it is small for structures in patients."""
     return sum(bool(part.take(end, axis).any()) for axis in range(3) for end in (0, -1))

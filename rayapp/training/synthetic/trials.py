@@ -1,6 +1,6 @@
-"""Trials: structures of real images on which training is validated, and how good first answers are on them.
+"""Trials: structures of real images for validation, and the quality of first answers on them.
 
-A trial is a file `NAME.npz` with `image` (i, j, k), `mask` (i, j, k) and `spacing` (3, millimetres).
+A trial is a file `NAME.npz` with `image` (i, j, k), `mask` (i, j, k) and `spacing` (3, mm).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rayapp.models.promptable import Promptable
 from rayapp.training.synthetic.prompts import correction, middle
 
 STEPS = 7
-"""Views of a trial after a click, of sizes that grow geometrically to the image's."""
+"""Number of views of a trial after a click; their sizes form a geometric series up to the image's."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Trial:
     """A structure of a real image.
 
     Attributes:
-        name: of the structure and its image.
+        name: names the structure and its image.
         source: the image.
-        mask: the structure on its voxels.
+        mask: the structure on the image's voxels.
     """
 
     name: str
@@ -46,15 +46,15 @@ def corrected(
     count: int,
     answer: NDArray[np.bool_] | None = None,
 ) -> Iterator[NDArray[np.bool_]]:
-    """The masks after each of some clicks, each at the middle of the largest error: the protocol of the CVPR 2025
+    """The masks after each of several clicks at the middle of the largest error, the protocol of the CVPR 2025
     challenge on interactive segmentation.
 
     Args:
-        ask: gives the mask of all clicks on the structure and of all clicks off it.
+        ask: returns the mask for all clicks on the structure and all clicks off it.
         truth: the structure, (i, j, k).
-        spacing: millimetres.
-        count: of clicks; no more are made once the mask is right.
-        answer: the mask before the first click; None: the first click is at the structure's middle.
+        spacing: voxel spacing, mm.
+        count: maximum number of clicks; none follows a perfect mask.
+        answer: the mask before the first click; None places the first click at the structure's middle.
     """
     on: list[Point] = []
     off: list[Point] = []
@@ -82,11 +82,11 @@ def load_trials(folder: Path) -> list[Trial]:
 
 
 def score(network: Promptable, trials: list[Trial], edge: int = 32) -> dict[str, float]:
-    """Mean Dice, in views against the whole structure, after a click in the middle and after a tight box.
+    """Mean Dice against the whole structure, in views, after a click in its middle and after a tight box.
 
     Returns:
-        `click`: of the view that the judge prefers; `best`: of the best view; `box`: of a view around the box; `judge`:
-        the judge's mean error.
+        `click`: in the view that the quality head prefers; `best`: in the best view; `box`: in a view around the box;
+        `judge`: mean error of the quality head.
     """
     clicks, bests, boxes, errors = [], [], [], []
     network.eval()
@@ -121,7 +121,7 @@ def _answers(
     sizes: NDArray[np.float64],
     edge: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each view's Dice against the whole structure, and what the judge expected."""
+    """For each view, the Dice against the whole structure and the expected one."""
     truth = Source(trial.mask.astype(np.float32), trial.source.spacing)
     volume = float(trial.mask.sum() * trial.source.spacing.prod())
     inputs, masks, wholes = [], [], []

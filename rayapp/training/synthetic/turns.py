@@ -1,4 +1,4 @@
-"""Turns of an annotator and the network on a case: the first prompts, an answer, a correction, another view."""
+"""Turns of a simulated annotator and the network on a case: first prompts, an answer, a correction, another view."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rayapp.training.synthetic.examples import Case, Look
 from rayapp.training.synthetic.shapes import Random
 
 ROUNDS = 6
-"""Turns on a case, at most."""
+"""Maximum number of turns on a case."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Turn:
 
     Attributes:
         case: the case.
-        look: which view of it.
+        look: the view.
         marks: the prompts so far.
-        previous: the mask to start from in this view, None without one.
-        sign: -1 where the image is shown inverted.
-        number: answers given before.
+        previous: the mask to start from in this view; None without one.
+        sign: -1 if the image is inverted.
+        number: number of previous answers.
     """
 
     case: Case
@@ -44,12 +44,12 @@ class Turn:
         return channels(self.look.view, image, self.marks, self.previous)
 
     def truth(self) -> Floats:
-        """The share (edge, edge, edge) of each voxel that is the structure, 0 to 1."""
+        """The share (edge, edge, edge) of each voxel that lies in the structure, 0 to 1."""
         return np.asarray(self.look.truth / np.float32(255), np.float32)
 
 
 def opening(random: Random, case: Case) -> Turn:
-    """The first turn on a case; now and then it starts from a mask that is nearly right."""
+    """The first turn on a case; sometimes it starts from an almost correct mask."""
     looks = [look for look in case.looks if look.prompted]
     look = looks[int(random.integers(len(looks)))]
     sign = -1 if random.random() < 0.4 else 1
@@ -64,9 +64,11 @@ def opening(random: Random, case: Case) -> Turn:
 
 
 def following(random: Random, turn: Turn, answer: Floats) -> Turn | None:
-    """The turn after an answer: a correction where it is wrong, or the answer in another view; None at the end.
+    """The turn after an answer: a correction of its error, or the answer in another view; None at the end.
 
     Args:
+        random: source of randomness.
+        turn: the turn that was answered.
         answer: the probability of the structure (edge, edge, edge) in the turn's view.
     """
     if turn.number + 1 >= ROUNDS or random.random() < 0.22:
@@ -89,7 +91,7 @@ def following(random: Random, turn: Turn, answer: Floats) -> Turn | None:
 
 
 def _correction(random: Random, look: Look, answer: Floats) -> tuple[prompts.Voxels, bool] | None:
-    """The next click in a view, as of `prompts.correction`; in a column it is on the slice, at half the height."""
+    """The next click in a view, see `prompts.correction`; in a column it is on the slice, at half the height."""
     truth, column = look.truth > 127, look.view.column
     if column is None:
         return prompts.correction(random, truth, answer > 0.5, np.ones(3))
@@ -103,7 +105,7 @@ def _correction(random: Random, look: Look, answer: Floats) -> tuple[prompts.Vox
 
 
 def _with(marks: Marks, look: Look, wrong: tuple[prompts.Voxels, bool] | None, *, line: bool = False) -> Marks:
-    """The prompts and a click, or a short stroke, at a voxel of a view."""
+    """The prompts with an additional click, or short stroke, at a voxel of a view."""
     more = marks.copy()
     if wrong is None:
         return more
@@ -120,7 +122,7 @@ def _with(marks: Marks, look: Look, wrong: tuple[prompts.Voxels, bool] | None, *
 
 
 def _worn(random: Random, truth: Floats) -> Floats:
-    """A mask as an earlier method may have left it: coarser, shifted, a part missing or too much."""
+    """A mask as an earlier method may have left it: coarser, shifted, incomplete or too large."""
     width = random.uniform(0.5, 3)
     worn = ndimage.gaussian_filter(truth, width) + random.normal(0, 0.15)
     worn = np.roll(worn, random.integers(-2, 3, 3), (0, 1, 2))
