@@ -21,7 +21,7 @@ from rayapp.errors import AppBroken
 
 DATASTORE_HOOK = "init_datastore"
 UNUSED_MODULES = ("test", "antigravity", "this")
-"""Modules of Python's standard library that nothing imports."""
+"""Modules of Python's standard library that nothing imports, so that an app may shadow them."""
 
 
 def app_class(settings: Settings) -> type[LabelApp]:
@@ -73,7 +73,7 @@ def own_datastore(settings: Settings) -> Datastore:
 
 
 def _load_main(folder: Path) -> Any:
-    """Load main.py and the modules it imports from the app's folder, which is put on the import path, afresh."""
+    """Import main.py and the modules it imports from the app's folder afresh, with the folder on the import path."""
     name = f"rayapp_app_{folder.name}"
     for loaded, module in list(sys.modules.items()):
         if loaded.startswith("rayapp_app_") or _is_of_app(module):
@@ -111,7 +111,7 @@ def _refuse_shadowing(folder: Path) -> None:
 
 
 _loading = threading.Lock()
-"""Held while an app's code is loaded, which first removes the modules of the app before from the process."""
+"""Held while an app's code is loaded, which first removes the previous app's modules from the process."""
 _folders: list[str] = []
 """Folder of the app that was loaded last. Only one is on the import path at a time, since each has its own `lib`."""
 

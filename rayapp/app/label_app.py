@@ -36,9 +36,10 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 20
 """Attempts to lease an image while other clients lease the chosen one first."""
 _retrying = threading.Lock()
-"""Held by a client that lost an image to another once: retries are serialised, so that none loses for ever."""
+"""Held by a client that lost an image to another client once: retries are serialised, so that no client loses
+forever."""
 PATIENCE_S = 60.0
-"""Seconds that a datastore waits for the process before it to release the folder."""
+"""Seconds that a datastore waits for the previous process to release the folder."""
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class LabelApp:
         """Instantiate the app, with the model store of these settings.
 
         Raises:
-            AppBroken: If a hook fails or returns something else than a dict.
+            AppBroken: If a hook fails or returns something other than a dict.
         """
         return run_hook(cls.app_dir, cls, settings=settings, models=ModelStore.of(settings))
 
@@ -88,7 +89,7 @@ class LabelApp:
             models: The store of model versions.
 
         Raises:
-            AppBroken: If a hook fails or returns something else than a dict.
+            AppBroken: If a hook fails or returns something other than a dict.
         """
         self.settings = settings
         self.models = models
@@ -131,9 +132,9 @@ class LabelApp:
         """The datastore: by default a folder or a DICOMweb archive, according to the settings.
 
         Called once, in the process that owns the data, before the app is instantiated; the datastore is then called
-        from several threads. A datastore of one's own has all methods of `rayapp.datastore.interfaces.Datastore` and
-        of `rayapp.datastore.job_record.Ledger`. It is easiest to subclass `rayapp.datastore.local.LocalDatastore`, or
-        to bring images into the folder `settings.studies` before calling this method.
+        from several threads. A custom datastore has all methods of `rayapp.datastore.interfaces.Datastore` and of
+        `rayapp.datastore.job_record.Ledger`. The easiest way is to subclass `rayapp.datastore.local.LocalDatastore`, or
+        to copy images into the folder `settings.studies` before calling this method.
 
         Args:
             settings: The server's settings.
@@ -257,7 +258,7 @@ class LabelApp:
     def next_image(self, strategy: str, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Choose the next image and lease it to the request's `holder`.
 
-        Other holders do not get the image before it is labelled or the lease expires.
+        Other holders do not get the image before the lease expires.
 
         Args:
             strategy: Name of the strategy.
@@ -269,7 +270,7 @@ class LabelApp:
 
         Raises:
             NotFound: If there is no such strategy.
-            AppBroken: If the strategy fails, or returns something else than a `Pick`.
+            AppBroken: If the strategy fails, or returns something other than a `Pick`.
             Busy: If other clients leased the chosen image first at each attempt.
         """
         try:

@@ -75,7 +75,7 @@ def _problem_of_info(info: Any, info_class: Any) -> str | None:
 
 
 def datastore_problem(hook: Any, returned: Any, folder: Path) -> str | None:
-    """The reason why the object that `init_datastore` returned is no datastore; None if it is one.
+    """The reason why the object that `init_datastore` returned is not a datastore; None if it is one.
 
     Args:
         hook: The hook.
@@ -103,7 +103,7 @@ def checked_prediction(prediction: Any, task: InferTask, shape: tuple[int, int, 
         folder: The app's folder.
 
     Raises:
-        AppBroken: If it is no Prediction, or its labels are not uint8 of the image's shape.
+        AppBroken: If it is not a Prediction, or its labels are not uint8 of the image's shape.
     """
     labels: Any = getattr(prediction, "labels", None)
     is_mask = isinstance(labels, np.ndarray) and labels.shape == shape and labels.dtype == np.uint8
@@ -116,7 +116,7 @@ def checked_prediction(prediction: Any, task: InferTask, shape: tuple[int, int, 
 
 
 def expected_dict(hook: Any, returned: Any, protocol: str, folder: Path) -> str:
-    """The error text for a hook that returned something else than a dict of objects by name."""
+    """The error text for a hook that returned something other than a dict of objects by name."""
     where = app_traceback.definition(hook, folder)
     return f"{where} must return a dict of {protocol} by name, not {_type_name(returned)}"
 

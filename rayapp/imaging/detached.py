@@ -17,12 +17,12 @@ DETACHED = (".mhd", ".nhdr", ".hdr")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageHeader:
-    """What every image format's header gives.
+    """The parts of a header that all image formats share.
 
     Attributes:
         grid: The grid of the image.
-        data_files: Names that the file with the voxels may have, the likeliest first; none if the header's own file
-            holds them.
+        data_files: File names that the voxels may be in, the likeliest first; empty if the header's own file holds
+            them.
     """
 
     grid: Grid

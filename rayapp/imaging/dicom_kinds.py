@@ -16,18 +16,18 @@ from rayapp.errors import Unreadable
 from rayapp.imaging.dicom_plane import first_value
 
 NO_IMAGES = frozenset({"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "FID", "DOC", "M3D"})
-"""Modalities of objects that lie beside images and are none."""
+"""Modalities of objects that accompany images without being images."""
 FRAME_ATTRIBUTES = (
     *("EffectiveEchoTime", "TemporalPositionIndex", "DiffusionBValue", "NominalCardiacTriggerDelayTime"),
     *("InversionTimes", "FrameAcquisitionNumber", "StackID", "FrameType"),
 )
-"""Attributes that tell the volumes of one multi-frame object apart, the likeliest first."""
+"""Attributes that distinguish the volumes of one multi-frame object, the likeliest first."""
 _MOSAIC = (0x0019, 0x100A)  # Siemens: NumberOfImagesInMosaic
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityTable:
-    """A Modality LUT (DICOM PS3.3 C.11.1.1): the value of stored number `first` and of those that follow it.
+    """A Modality LUT (DICOM PS3.3 C.11.1.1): the values of the stored number `first` and of those that follow it.
 
     Smaller stored numbers have the first value, larger ones the last.
     """
@@ -42,9 +42,9 @@ class ModalityTable:
 
 
 def is_image(dataset: Dataset) -> bool:
-    """False for an object of another kind: a report, a PDF, a structure set, a segmentation.
+    """False for an object that is not an image: a report, a PDF, a structure set, a segmentation.
 
-    A file that does not say what it is counts as an image, so that a truncated slice is never left out.
+    A file that does not state its kind counts as an image, so that a truncated slice is never left out.
     """
     if dataset.get("Modality") in NO_IMAGES:
         return False
@@ -64,7 +64,7 @@ def check_one_slice(dataset: Dataset) -> None:
 
 
 def check_one_volume(frames: Sequence[Sequence[Dataset]]) -> None:
-    """Raise Unreadable for a multi-frame object of several volumes: some frames lie at one position.
+    """Raise Unreadable for a multi-frame object of several volumes, in which frames share a position.
 
     Args:
         frames: For each frame, the datasets that hold its attributes.
@@ -83,7 +83,7 @@ def check_one_volume(frames: Sequence[Sequence[Dataset]]) -> None:
 
 
 def modality_table(places: Sequence[Dataset]) -> ModalityTable | None:
-    """The frame's Modality LUT; None if its values are those stored, or follow a slope. Raises Unreadable."""
+    """The frame's Modality LUT; None if values are stored directly or rescaled by a slope. Raises Unreadable."""
     for place in places:
         if place.get("ModalityLUTSequence"):
             item = place.ModalityLUTSequence[0]

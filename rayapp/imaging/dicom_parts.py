@@ -1,7 +1,7 @@
-"""Parts of a DICOM series that holds several volumes: its echoes, phases, acquisitions, told apart by one attribute.
+"""Parts of a DICOM series that holds several volumes, such as echoes, phases or acquisitions.
 
-A series is split only where slices share a position, and only by an attribute whose values leave no two slices of a
-part at one position. What cannot be told apart stays together and is refused when it is read.
+A series is split only if slices share a position, and only by an attribute whose values leave no two slices of a part
+at one position. Otherwise it stays together and is refused when it is read.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ATTRIBUTES = {
     "AcquisitionNumber": "acquisition",
     "ImageType": "type",
 }
-"""Attributes by which parts are told apart, the likeliest first, and their names in an image's id."""
+"""Attributes by which parts are distinguished, the likeliest first, and their names in an image's id."""
 TAGS = ("ImagePositionPatient", "NumberOfFrames", *ATTRIBUTES)
-"""What `SliceKey.of` reads of a header."""
+"""The attributes of a header that `SliceKey.of` reads."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
 K = TypeVar("K", bound=Hashable)
@@ -35,14 +35,14 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True)
 class SliceKey:
-    """Position of a slice, and its values of `ATTRIBUTES` as text, "" for each that it lacks."""
+    """Position of a slice, and its values of `ATTRIBUTES` as text, "" for each that is missing."""
 
     position: tuple[float, ...]
     values: tuple[str, ...]
 
     @classmethod
     def of(cls, header: Dataset) -> SliceKey | None:
-        """The key of a file's slice; None for a file that has no position, or several frames."""
+        """The key of a file's slice; None for a file without a position or with several frames."""
         try:
             position = tuple(round(float(number), 3) for number in header.get("ImagePositionPatient") or ())
             if len(position) != 3 or int(header.get("NumberOfFrames") or 1) > 1:
@@ -53,7 +53,7 @@ class SliceKey:
 
 
 def _text(header: Dataset, keyword: str) -> str:
-    """The attribute's value in characters that an id may have; "" if it is missing or damaged."""
+    """The attribute's value in characters that are valid in an id; "" if it is missing or damaged."""
     try:
         value = header.get(keyword)
     except Exception:  # values are parsed when they are first asked for
@@ -63,7 +63,7 @@ def _text(header: Dataset, keyword: str) -> str:
 
 
 def split(keys: Mapping[K, SliceKey | None]) -> dict[str, list[K]]:
-    """The slices of each part of a series, by the part's name, such as `echo-2`; all under "" if there is one part."""
+    """The slices of each part of a series, by the part's name, such as `echo-2`; a single part has the name ""."""
     whole = {"": list(keys)}
     slices = {name: key for name, key in keys.items() if key is not None}
     if len(slices) < len(keys) or len({key.position for key in slices.values()}) == len(slices):

@@ -23,7 +23,7 @@ _MAX_TILT = 1e-2  # radians between the stacking direction and the normal; more 
 _MAX_SIDESTEP = 0.25  # of a pixel, between a slice's first pixel and the line through those of all slices
 _TENTH = 0.1
 ROUNDING_MM = 3**0.5 * _TENTH
-"""By how much positions rounded to a tenth of a millimetre may move two slices against each other, in mm."""
+"""Largest relative displacement of two slices, in mm, that comes from rounding positions to a tenth of a millimetre."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -159,11 +159,11 @@ def _distance(planes: Sequence[Plane]) -> float:
 
 
 def _slack(positions: npt.NDArray[np.float64]) -> float:
-    """Millimetres by which rounding may have moved a slice against the first and last."""
+    """Largest displacement in mm of a slice against the first and last that rounding may cause."""
     return ROUNDING_MM if is_rounded(positions) else 0.0
 
 
 def is_rounded(positions: npt.NDArray[np.float64]) -> bool:
-    """True if all coordinates are tenths of a millimetre, to which some programs round them."""
+    """True if all coordinates are multiples of a tenth of a millimetre, to which some programs round."""
     tenths = positions / _TENTH
     return bool(np.abs(tenths - np.rint(tenths)).max() < 1e-3)

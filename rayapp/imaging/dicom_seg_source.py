@@ -1,7 +1,7 @@
-"""The series that a DICOM SEG is made for: what is copied from its headers, mended, and what it must have.
+"""The source series of a DICOM SEG: what a segmentation copies from its headers, repaired, and what it requires.
 
 A segmentation refers to each instance of the series and shares its patient, study and frame of reference (DICOM PS3.3
-A.51). What a series lacks is known from its headers, before any work is done on it.
+A.51). Missing attributes are detected from the headers, before any work is done.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _TIMES = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
 
 
 def complete(image: Dataset) -> None:
-    """Set missing or invalid patient and study attributes of the image to empty and drop incomplete codes, in place."""
+    """Repair the image in place: missing or invalid patient and study attributes become empty, incomplete codes are
+    dropped.
+    """
     for keyword in _MAY_BE_EMPTY:
         image.setdefault(keyword, "")
     for keyword, kind in _TIMES.items():
@@ -54,7 +56,7 @@ def _is_coded(item: Dataset) -> bool:
 
 
 def obstacle(slices: Sequence[Slice]) -> str | None:
-    """Why no DICOM SEG can be made for a series; None if one can. Reads the header of one file."""
+    """The reason why no DICOM SEG can be made for a series; None if one can. Reads the header of one file."""
     frames = {piece.frame_of_reference for piece in slices}
     if "" in frames:
         return "the series lacks FrameOfReferenceUID, which a DICOM SEG must copy from it"
@@ -73,10 +75,14 @@ def obstacle(slices: Sequence[Slice]) -> str | None:
 
 
 def sources(source: Path) -> tuple[list[Dataset], list[int], tuple[float, ...]]:
-    """The series' instances without pixel data, for each of their frames the k of its slice, and the position of the
-    first frame.
+    """The instances that a DICOM SEG refers to.
 
-    Raises Unreadable if no DICOM SEG can be made for them.
+    Returns:
+        The series' instances without pixel data; for each of their frames the k of its slice; and the position of the
+        first frame.
+
+    Raises:
+        Unreadable: if no DICOM SEG can be made for them.
     """
     slices = dicom_series.read_slices(source)
     if reason := obstacle(slices):

@@ -131,7 +131,7 @@ def _slices(path: Path) -> list[Slice]:
     """The slices in one file: none if it is not DICOM or is a DICOMDIR, several if it is an enhanced (multi-frame)
     object.
 
-    A truncated file is refused rather than skipped: without it the series would look complete, only shorter.
+    A truncated file is refused instead of skipped, since the series would otherwise look complete but shorter.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Images without NaN and infinities, which ratio and T1 maps have and neither networks nor DICOM can take."""
+"""Replacement of NaN and infinities, which occur in ratio and T1 maps and which neither networks nor DICOM accept."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def finite_values(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array with the lowest finite value for NaN and -Inf, and the highest for Inf; what a 32-bit float cannot hold
-    counts as infinite.
+    """The array with the lowest finite value for NaN and -Inf, and the highest for Inf. Values beyond the range of
+    32-bit floats count as infinite.
 
-    The same array if there is nothing to replace; zeros if no value is finite.
+    Returns the same array if there is nothing to replace, and zeros if no value is finite.
     """
     if array.dtype.kind != "f" or not array.size:
         return array
@@ -33,8 +33,8 @@ def finite_values(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Views of the array that together cover it, each a plane of its slowest axis that has several: what is computed
-    of one of them is small beside the whole.
+    """Views that together cover the array, one per plane of its slowest axis of more than one element, so that
+    temporary arrays stay small.
     """
     axis = max(range(array.ndim), key=lambda axis: (array.shape[axis] > 1, abs(array.strides[axis])))
     planes = np.moveaxis(array, axis, 0)

@@ -26,8 +26,8 @@ def with_names(segmentation: Segmentation, info: Mapping[str, Any]) -> Segmentat
 def names_of(info: Mapping[str, Any], values: set[int]) -> dict[str, int]:
     """Name and value of each segment.
 
-    Numbers in `label_info` that do not cover the `values` that occur are positions among more segments than were saved;
-    the values then are ranks in that list.
+    If the numbers in `label_info` do not cover the `values` that occur, they are positions in a longer list of segments
+    than was saved; the values are then ranks in that list.
     """
     entries = entries_of(info)
     if entries:

@@ -64,7 +64,7 @@ def read_header(path: Path) -> ImageHeader:
 
 
 def _images(path: Path) -> tuple[str, ...]:
-    """Names that the `.img` of an `.hdr` may have; none for a file that holds its voxels."""
+    """Possible names of an `.hdr`'s voxel file; empty for a file that holds its own voxels."""
     if path.suffix.lower() != _PAIR:
         return ()
     stems = dict.fromkeys((path.stem, path.resolve().stem))  # of a link, also what it links to

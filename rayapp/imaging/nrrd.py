@@ -80,8 +80,9 @@ def read_segmentation(path: Path, *, max_bytes: int) -> tuple[Volume, dict[str, 
 
 
 def read_masks(path: Path, *, max_bytes: int) -> Masks | None:
-    """The segments of a `.seg.nrrd` of several layers, which may overlap; None for a file of one. Raises Unreadable,
-    TooLarge.
+    """The segments of a `.seg.nrrd` with several layers, which may overlap; None for a file with one layer.
+
+    Raises Unreadable, TooLarge.
     """
     header, layers = _read(path, max_bytes)
     if len(layers) == 1:

@@ -1,4 +1,4 @@
-"""Where an NRRD image lies: its spatial axes and their affine, as ITK determines them."""
+"""The position of an NRRD image in space: its spatial axes and their affine, as ITK determines them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _EXTRA = {"none", "time"}  # an axis that ITK makes the third one of an image wi
 
 
 def placed_axes(fields: dict[str, Any], dimension: int) -> tuple[tuple[int, ...], Affine]:
-    """Which axes of the file are spatial, and the affine from their indices to RAS mm.
+    """The file's spatial axes, and the affine from indices along them to RAS mm.
 
     Args:
         fields: The header's fields, parsed by pynrrd.
         dimension: Number of axes of the file.
 
     Raises:
-        Unreadable: If ITK would refuse them too, or viewers would place them differently.
+        Unreadable: If ITK would refuse the image too, or viewers would place it differently.
     """
     kinds = [str(kind).lower() for kind in fields.get("kinds", [])]
     if "complex" in kinds:

@@ -1,5 +1,5 @@
-"""Reading the payload of an image file, plain, gzipped or a zlib stream: once, into one buffer, and only the size that
-its header gives.
+"""Reading the payload of an image file (plain, gzip or zlib) in one pass into one buffer of the size given by its
+header.
 
 Decompression uses ISA-L, about three times as fast as zlib. Sizes are checked before anything is allocated.
 """
@@ -21,7 +21,7 @@ from rayapp.errors import TooLarge, Unreadable
 
 Bytes = npt.NDArray[np.uint8]
 Codec = Literal["raw", "gzip", "zlib"]
-"""How a payload is stored."""
+"""Encodings of a payload."""
 _CHUNK = 1 << 22
 _MAX_RATIO = 1032  # highest compression ratio of deflate: 258 bytes for two bits
 _DAMAGE: Any = (EOFError, OSError, zlib.error, igzip_lib.error)

@@ -39,7 +39,7 @@ def raw_label_map(path: Path, grid: Grid) -> Segmentation:
 
 
 def on_grid(label: Segmentation, grid: Grid, ext: str) -> Segmentation:
-    """Return the label map if it lies on this grid; a cropped `.seg.nrrd` is padded to it.
+    """The label map, if it lies on this grid; a cropped `.seg.nrrd` is padded to it.
 
     Raises GridMismatch if it lies elsewhere.
     """

@@ -25,13 +25,13 @@ _MODULES: dict[str, ModuleType] = {
     **{".mha": metaimage, ".mhd": metaimage, ".nhdr": nrrd, ".hdr": nifti},
 }
 IMAGE_EXTENSIONS = tuple(_MODULES)
-"""What is read as an image. Longer extensions first, so that the first match is the whole extension."""
+"""Extensions of images. Longer ones first, so that the first match is the whole extension."""
 EXTENSIONS = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".mha")
-"""What is read in one file, and so can be sent and be a label map."""
+"""Extensions of single-file formats, which can be uploaded and hold label maps."""
 _MAX_LABEL = 65535
 _ROUNDING = 1e-3
-"""Largest deviation of a label value from a whole number, for values below 100; a hundred-thousandth of larger ones.
-It is what scaling to 16 bits leaves: 1 comes back as 1.0000153."""
+"""Largest deviation of a label value from an integer, for values below 100; for larger ones, a hundred-thousandth. This
+is the rounding error of values scaled to 16 bits: 1 becomes 1.0000153."""
 
 
 def split_ext(filename: str) -> tuple[str, str]:
@@ -51,7 +51,7 @@ def split_ext(filename: str) -> tuple[str, str]:
 
 
 def data_file(path: Path) -> Path | None:
-    """The file with the voxels of a header that has none; None for a file that holds its own. Raises Unreadable."""
+    """The voxel file of a detached header; None for a file that holds its own voxels. Raises Unreadable."""
     if path.is_dir() or not path.name.lower().endswith(DETACHED):
         return None
     return _header(path).data_file(path)

@@ -1,7 +1,7 @@
-"""Label maps that are empty almost everywhere, such as strokes: the voxels within a box, and one value beyond it.
+"""Label maps that are mostly empty, such as strokes: the voxels within a box, and one value outside it.
 
-Memory and time follow from the box, not from the image. Immutable by convention; `part` may be written only by whoever
-has just made it. Thread-safe.
+Memory and time depend on the box, not on the image. Immutable by convention; only the creator of a `part` may write to
+it. Thread-safe.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ class SparseLabels:
 
     @classmethod
     def of(cls, array: npt.NDArray[Any]) -> SparseLabels:
-        """The label map of an array (I, J, K), whose box is the smallest that contains all labelled voxels."""
+        """The label map of an array (I, J, K); its box is the bounding box of all labelled voxels."""
         box = bounding_box(array) or (slice(0, 0),) * 3
         part = np.asarray(array[box], dtype=np.uint8, order="F")
         return cls(shape=_triple(array.shape), lower=_triple([side.start for side in box]), part=part)
 
     @classmethod
     def blank(cls, shape: Point, lower: npt.ArrayLike, upper: npt.ArrayLike, *, beyond: int = 0) -> SparseLabels:
-        """A label map without labels within a box, which is clipped to the image, and `beyond` outside it."""
+        """A label map without labels within a box, which is clipped to the image, and with the value `beyond` outside
+        it.
+        """
         low = np.clip(lower, 0, shape)
         high = np.clip(upper, low, shape)
         return cls(shape=shape, lower=_triple(low), part=np.zeros(high - low, np.uint8, order="F"), beyond=beyond)
@@ -84,7 +86,7 @@ class SparseLabels:
     __hash__ = None  # type: ignore[assignment]  # as of arrays
 
     def within(self, lower: npt.ArrayLike, upper: npt.ArrayLike) -> Labels:
-        """The labels of any box of the image, as an array of its own."""
+        """The labels of any box of the image, as a new array."""
         low, high = np.asarray(lower), np.asarray(upper)
         labels = np.zeros(high - low, np.uint8, order="F")  # whose pages take no memory until they are written
         if self.beyond:
@@ -94,7 +96,7 @@ class SparseLabels:
         return labels
 
     def covering(self, lower: npt.ArrayLike, upper: npt.ArrayLike) -> SparseLabels:
-        """The same label map, with a box of its own that also contains another box, which is clipped to the image."""
+        """The same label map with a larger box, which also contains another box clipped to the image."""
         low, high = np.maximum(0, lower), np.minimum(self.shape, upper)
         if self.part.size:
             low, high = np.minimum(low, self.lower), np.maximum(high, self.upper)
@@ -111,7 +113,7 @@ class SparseLabels:
         return SparseLabels(shape=shape, lower=(i, j, 0), part=part, beyond=self.beyond)
 
     def over(self, other: SparseLabels) -> SparseLabels:
-        """These labels laid over others: the labelled voxels of both boxes, these where both are labelled."""
+        """These labels over others, in a box that contains both; where both label a voxel, these count."""
         if not self.part.size:
             return other
         both = other.covering(self.lower, self.upper)
@@ -120,18 +122,18 @@ class SparseLabels:
         return both
 
     def view(self, lower: npt.ArrayLike, upper: npt.ArrayLike) -> Labels:
-        """A view of a box that lies in the own one."""
+        """A view of a part of the box."""
         return self.part[_box(np.subtract(lower, self.lower), np.subtract(upper, self.lower))]
 
     def overlap(self, lower: npt.ArrayLike, array: npt.NDArray[Any]) -> tuple[Labels, npt.NDArray[Any]]:
-        """Where the box and an array at another corner lie on each other.
+        """The overlap of the box with an array at another corner.
 
         Args:
             lower: Corner of the array in the image.
             array: Any values of a box of the image.
 
         Returns:
-            Views of the own box and of the array, both of the voxels that they share.
+            Views of the label map's box and of the array, restricted to the voxels that they share.
         """
         low = np.asarray(lower)
         first, last = np.maximum(low, self.lower), np.minimum(low + array.shape, self.upper)
@@ -144,16 +146,16 @@ class SparseLabels:
         return found
 
     def any(self, value: int) -> bool:
-        """Whether any voxel of the box has a value."""
+        """True if any voxel of the box has a value."""
         return bool((self.part == value).any())
 
     def paint(self, labels: npt.NDArray[Any], value: int, label: int) -> None:
-        """Give all voxels of the box that have `value` the value `label` in a label map of the image, in place."""
+        """Set all voxels of the box that have `value` to `label` in a label map of the image, in place."""
         labels[self.box][self.part == value] = label
 
 
 def bounding_box(array: npt.NDArray[Any]) -> Box | None:
-    """The smallest box that contains all elements that are not zero; None if there are none."""
+    """The bounding box of all non-zero elements; None if there are none."""
     found = occupied(raster(array))
     return None if found is None else (found[2], found[1], found[0])
 

@@ -1,7 +1,8 @@
-"""What nobody looked at in a label map.
+"""Unseen voxels: voxels of a label map that nobody looked at.
 
-A voxel of `UNSEEN` says so by itself. `annotated_slices` in a label's info, `{"axis": 2, "slices": [12, 30]}` with a
-voxel axis of the label file and indices along it, says it of all voxels of the other slices.
+They are marked by the value `UNSEEN`. Alternatively, `annotated_slices` in a label's info, such as `{"axis": 2,
+"slices": [12, 30]}` with a voxel axis of the label file and indices along it, marks all voxels of other slices as
+unseen.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from rayapp.errors import BadRequest
 from rayapp.imaging.volume import Segmentation
 
 UNSEEN = 255
-"""Value of a label map where nobody looked."""
+"""Value of unseen voxels in a label map."""
 
 
 def unseen_voxels(segmentation: Segmentation) -> npt.NDArray[np.bool_] | None:
-    """Where nobody looked (I, J, K); None if that is nowhere.
+    """Mask (I, J, K) of the unseen voxels; None if there are none.
 
-    A segment may have the value `UNSEEN` too: where names say so, or where a label map without names has no other.
+    The value `UNSEEN` belongs to a segment instead if the label map's names say so, or if it has no names and no other
+    value.
     """
     array = segmentation.array
     if UNSEEN in segmentation.names.values() or int(array.max(initial=0)) != UNSEEN:
@@ -32,7 +34,7 @@ def unseen_voxels(segmentation: Segmentation) -> npt.NDArray[np.bool_] | None:
 
 
 def with_unseen_slices(labels: npt.NDArray[np.uint8], info: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-    """A label map (I, J, K) with `UNSEEN` on the slices that its info says were not annotated; the same without.
+    """A label map (I, J, K) with `UNSEEN` on the slices that were not annotated according to its info.
 
     Raises:
         BadRequest: If `annotated_slices` does not name slices of the label map.

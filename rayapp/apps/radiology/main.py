@@ -166,7 +166,9 @@ def pipeline(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
 
 
 def slices(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
-    """DeepGrow 2D by the network of `deepgrow_3d`, if that answers on any image: until there is one of its own."""
+    """DeepGrow 2D by the network of `deepgrow_3d`, if that is a promptable network; used until `deepgrow_2d` has one of
+    its own.
+    """
     solid = networks.get("deepgrow_3d")
     if not isinstance(solid, PromptableTask):
         return {}
@@ -176,7 +178,8 @@ def slices(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
 
 def scribbles(networks: Mapping[str, InferTask]) -> dict[str, InferTask]:
     """The scribble methods by name: those without weights, and one for each network. 3D Slicer's panel shows the
-    names."""
+    names.
+    """
     tasks: dict[str, InferTask] = {
         name: ScribblesTask(fit=fit, description=f"Scribbles: appearance model by {by}, boundaries by graph cut")
         for name, (fit, by) in ONLINE.items()
@@ -199,7 +202,7 @@ def _fits(card: Mapping[str, Any], settings: Settings) -> bool:
 
 
 def _other_labels(version: ModelVersion, settings: Settings) -> str:
-    """The reason why a version does not serve under the server's labels."""
+    """The reason why a version is not served with the server's labels."""
     own = ", ".join(name for name, value in version.card["labels"].items() if value)
     return (
         f"{version.version} in production was trained for {own}, and --labels are {', '.join(settings.labels)}: train "
