@@ -105,7 +105,7 @@ def show(
 
 
 def described(card: Mapping[str, Any]) -> list[str]:
-    """What a version's card says, one line for each thing that is known."""
+    """The known facts in a version's card, one line each."""
     verdict, trained, data = (card.get(name) or {} for name in ("verdict", "trained", "data"))
     known: dict[str, Any] = {
         "description": card.get("description"),

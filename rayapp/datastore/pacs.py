@@ -244,8 +244,8 @@ def _all_pages(tag: str, search: Search) -> dict[str, dict[str, Any]]:
 
 
 class _Outcome(enum.Enum):
-    """How reading a list ended: complete; inconsistent, as the list changed meanwhile; or at the limit, as offsets are
-    ignored.
+    """Result of reading a list: complete; inconsistent, as the list changed meanwhile; or cut at the limit, as offsets
+    are ignored.
     """
 
     COMPLETE = enum.auto()

@@ -195,7 +195,7 @@ def _differences(image: Floats, centre: float, scale: float) -> Floats:
 
 
 def _unlike(image: Floats, around: NDArray[np.bool_]) -> tuple[Floats, float]:
-    """How much more likely each voxel's intensity is outside a drawn region than inside.
+    """Preference of each voxel's intensity for the outside of a drawn region over its inside.
 
     Returns:
         Values from 0 to 1, negative for voxels darker than the most likely intensity inside; and that intensity.
