@@ -25,7 +25,7 @@ from rayapp.users import User
 EVERYONE = User(name="admin", role=Role.ADMIN)
 _bearer = HTTPBearer(
     auto_error=False,
-    description="A key that `rayapp users add` printed; needed if the server runs with `--auth token`.",
+    description="A key of `rayapp users add`; needed with `--auth token`.",
 )
 
 

@@ -31,7 +31,7 @@ _MEANINGS = {
     404: "Not found; the detail says what there is.",
     406: "The feature is not available on this server.",
     409: "The current state does not allow it.",
-    413: "The body, or a size that it declares, is over a cap, which the detail names.",
+    413: "The body, or a size that it declares, exceeds a limit; the detail names the limit.",
     422: "A parameter is missing or of the wrong type, or a file is damaged or unsuitable; nothing was stored.",
     429: "A job of this kind is running; stop it, or queue this one with `enqueue`.",
     502: "The DICOM archive is unreachable, or its answer is invalid.",

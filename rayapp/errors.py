@@ -1,4 +1,4 @@
-"""Errors that callers can meet, each named for what to do next.
+"""Errors that callers may receive; each class stands for one way to react.
 
 The gateway maps each to one HTTP status with the body `{"detail": text}`. They take one string argument, so that they
 can be pickled and cross process borders unchanged.
@@ -19,7 +19,7 @@ _DISK = {
 
 
 def disk_reason(error: OSError) -> str:
-    """Why the system does not read or write a file, and what to do."""
+    """The reason why a file cannot be read or written, and what to do."""
     return _DISK.get(error.errno or 0) or error.strerror or type(error).__name__
 
 
@@ -70,7 +70,7 @@ class Conflict(RayappError):
 
 
 class TooLarge(RayappError):
-    """The body, or a size that a file declares, is over a cap: send less, or raise the setting that the text names."""
+    """The body, or a size that a file declares, exceeds a limit: send less, or raise the setting named in the text."""
 
     status = 413
 

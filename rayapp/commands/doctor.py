@@ -27,7 +27,7 @@ MIN_MEMORY = 4 * GIB
 MIN_SHARED_MEMORY = 1 * GIB
 MIN_DISK = 5 * GIB
 MAX_LISTED = 8
-"""Structures that are listed with their size; of more than these only the number is shown."""
+"""Maximum number of structures that are listed with their size; if there are more, only their number is shown."""
 
 
 def doctor(
@@ -44,7 +44,7 @@ def doctor(
     from rich.table import Table
 
     if every and studies is None:
-        raise WrongUsage("--all: say which images with --studies")
+        raise WrongUsage("--all: needs --studies, the folder of images to read")
     if studies is not None and not studies.is_dir():
         raise WrongUsage(f"--studies: there is no folder {studies}")
     console, errors = Console(), Console(stderr=True)

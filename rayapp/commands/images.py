@@ -11,12 +11,13 @@ from rayapp.commands.annotation import LOCAL, Server, Token
 
 def images(
     problems: Annotated[
-        bool, typer.Option("--problems", help="Only what is left out or cannot be read, with the reasons.")
+        bool,
+        typer.Option("--problems", help="List only entries that are left out or cannot be read, with the reasons."),
     ] = False,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
-    """List the images by id, with the file names where these differ; or what is wrong in the studies folder."""
+    """List the images by id, with file names that differ from the id; with --problems, entries that are not served."""
     from rich.console import Console
     from rich.table import Table
 
@@ -33,13 +34,13 @@ def images(
 
 
 def image_rows(listed: dict[str, Any]) -> list[tuple[str, str]]:
-    """(id, file name) of each image; the name is "" where the id tells it."""
+    """(id, file name) of each image; the name is "" if it follows from the id."""
     names = {image_id: str(entry["image"]["info"].get("name", "")) for image_id, entry in listed.items()}
     return [(image_id, "" if name.startswith(f"{image_id}.") else name) for image_id, name in sorted(names.items())]
 
 
 def problem_rows(listed: dict[str, Any], left_out: dict[str, str]) -> list[tuple[str, str]]:
-    """(entry or image id, reason) of what is left out, then of the images that could not be read."""
+    """(entry or image id, reason) of the entries that are left out, then of the images that could not be read."""
     unreadable = {image_id: entry["image"]["info"].get("unreadable") for image_id, entry in listed.items()}
     return [
         *sorted(left_out.items()),

@@ -25,7 +25,9 @@ def train(
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the trainer; may be repeated.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(min=0, help="How long to train, instead of for epochs.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Minutes to train, instead of a number of epochs.")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--detach", help="Follow the job to its end, or only print its id.")
     ] = True,

@@ -83,24 +83,24 @@ def show(
     model: Model,
     version: Version,
     page: Annotated[
-        Path | None, typer.Option(help="Write the page of its training to this file or folder: scores, pictures, plan.")
+        Path | None, typer.Option(help="Write its training report to this file or folder: scores, pictures, plan.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the version's card as JSON.")] = False,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
-    """Show a version: how it was trained, how well it does on the validation images, and why it serves or does not."""
+    """Show a version: its training, its scores on the validation images, and why it is or is not in production."""
     with _client(server, token) as client:
         card = next((one for one in client.models().get(model, NONE)["versions"] if one["version"] == version), None)
         if card is None:
-            raise NotFound(f"model {model!r} has no version {version!r}: rayapp models list shows those there are")
+            raise NotFound(f"model {model!r} has no version {version!r}: `rayapp models list` lists the versions")
         if as_json:
             print(json.dumps(card, indent=1))
         else:
             print("\n".join(described(card)))
         if page is not None:
             if card.get("job") is None:
-                raise NotFound(f"{version} of {model} was not trained by this server: it has no page")
+                raise NotFound(f"{version} of {model} was not trained by this server, so it has no training report")
             print(client.download_job_file(card["job"], PAGE, page))
 
 
@@ -129,7 +129,7 @@ def promote(
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
-    """Promote a version to production; requests in flight finish on the version before."""
+    """Promote a version to production; requests in flight finish on the previous version."""
     with _client(server, token) as client:
         print(client.promote(model, version))
 

@@ -11,15 +11,13 @@ commands = typer.Typer(help="Official models of nnInteractive, for `rayapp start
 
 @commands.callback()
 def _nninteractive() -> None:
-    """Keep `download` a command of its own while it is the only one."""
+    """Make `download` a subcommand although it is the only one."""
 
 
 @commands.command()
 def download(
     model_id: Annotated[str, typer.Argument(metavar="ID", help="The model's id, such as nnInteractive_v1.0.")],
-    accept: Annotated[
-        bool, typer.Option("--accept-licence", help="Do not ask: the licence is known and accepted.")
-    ] = False,
+    accept: Annotated[bool, typer.Option("--accept-licence", help="Accept the licence without being asked.")] = False,
 ) -> None:
     """Show the licence of the weights, ask, download them from Hugging Face (400 MB), and print the folder."""
     from rayapp.downloads import nninteractive

@@ -23,7 +23,7 @@ CHOICES = ("spacing", "roi_size", "network", "train_batch_size", "precision", "i
 
 
 def plan(
-    studies: Annotated[Path, typer.Option(metavar="DIR", help="The images, with the labels that they have.")],
+    studies: Annotated[Path, typer.Option(metavar="DIR", help="Folder of images, with any labels they have.")],
     model: Annotated[
         str | None, typer.Option(help="Plan for one of segmentation, deepedit, deepgrow_2d and deepgrow_3d.")
     ] = None,

@@ -26,7 +26,7 @@ def replay(
         str, typer.Option(metavar="ID", help="Interaction to replay.  [default: the image's newest]")
     ] = "",
     user: Annotated[
-        str, typer.Option(metavar="NAME", help="Replay this user's; reviewers only.  [default: your own]")
+        str, typer.Option(metavar="NAME", help="Replay this user's interaction; reviewers only.  [default: your own]")
     ] = "",
     model: Annotated[str, typer.Option(metavar="MODEL", help="Model to use.  [default: the interaction's]")] = "",
     version: Annotated[

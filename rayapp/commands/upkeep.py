@@ -1,4 +1,4 @@
-"""`rayapp backup`, `restore`, `check`, `gc` and `erase`: what is stored, kept safe, checked and removed."""
+"""`rayapp backup`, `restore`, `check`, `gc` and `erase`: upkeep of what a server stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rayapp.commands import server
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the backup; again, it adds what is new.")],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the backup; an existing one is updated.")],
     images: Annotated[bool, typer.Option("--images", help="Copy the images too.")] = False,
     studies: server.Studies = None,
     workspace: server.Workspace = None,
@@ -22,7 +22,7 @@ def backup(
 
     places = server.places(_flags(studies, workspace))
     copied = back_up(places.studies, places.workspace, target, images=images)
-    print(f"{copied.files} files copied ({_size(copied.bytes)}), {copied.kept} were there already")
+    print(f"{copied.files} files copied ({_size(copied.bytes)}), {copied.kept} unchanged")
 
 
 def restore(
@@ -53,15 +53,17 @@ def check(studies: server.Studies = None, workspace: server.Workspace = None) ->
 
 
 def gc(
-    delete: Annotated[bool, typer.Option("--delete", help="Delete it; the server must be stopped.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; the server must be stopped.")] = False,
     versions: Annotated[
         int | None,
-        typer.Option(min=1, help="Also old model versions: keep so many of each model, and all that have served."),
+        typer.Option(
+            min=1, help="Include old model versions, except this many of each model and all that were in production."
+        ),
     ] = None,
     studies: server.Studies = None,
     workspace: server.Workspace = None,
 ) -> None:
-    """Show what nothing refers to any more and is older than a day, and with --delete remove it."""
+    """List unreferenced files older than a day, and with --delete remove them."""
     from rayapp.upkeep.garbage import collect, orphans
 
     places = server.places(_flags(studies, workspace))
@@ -77,18 +79,18 @@ def gc(
 
 def erase(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Id of the image.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     studies: server.Studies = None,
     workspace: server.Workspace = None,
 ) -> None:
-    """Remove an image with all that is stored of it, while the server is stopped, and say what is left."""
+    """Remove an image and everything stored about it, while the server is stopped, and list what remains."""
     from rayapp.upkeep.erasure import erase as erase_image
 
     places = server.places(_flags(studies, workspace))
     if not yes:
         typer.confirm(f"Remove image {image}, its labels, their history and its clicks for good?", abort=True)
     left = erase_image(places.studies, places.workspace, image)
-    print("erased; what is left:")
+    print("erased; what remains:")
     for each in left:
         print(f"- {each}")
 

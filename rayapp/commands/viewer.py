@@ -12,7 +12,7 @@ commands = typer.Typer(help="The OHIF viewer, which `rayapp start` serves at /oh
 
 @commands.callback()
 def _ohif() -> None:
-    """Keep `install` a command of its own while it is the only one."""
+    """Make `install` a subcommand although it is the only one."""
 
 
 @commands.command()

@@ -140,7 +140,9 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
         """See `Datastore`. Idempotent for the same staged file."""
         target = self._studies / label_name(checked_name(image_id, "image"), checked_ext(ext))
         if id_of(label_name(image_id, "")) != image_id:
-            raise BadRequest(f"image id {image_id!r} would be that of another name: choose another id")
+            raise BadRequest(
+                f"image id {image_id!r} is reserved for the encoded form of another file name: choose another id"
+            )
         if ext not in folder_scan.SINGLE_EXTS or image_id == folder_scan.LABELS:
             raise BadRequest(f"an image file must end in {', '.join(folder_scan.SINGLE_EXTS)}, not {ext!r}")
         self._files.staged(staged)

@@ -99,8 +99,8 @@ def read_segmentation(path: Path, *, max_bytes: int, ext: str | None = None) -> 
         raise Unreadable(f"{ext!r} is not a supported label map format: use {', '.join(EXTENSIONS)}")
     if volume.channels != 1:
         raise Unreadable(
-            f"a label map must have one channel, not {volume.channels}: of a one-hot file or of probabilities, save "
-            "the number of the highest channel"
+            f"a label map must have one channel, not {volume.channels}: for one-hot channels or "
+            "probabilities, save the number of the highest channel"
         )
     return Segmentation(array=_as_labels(volume.array[0]), affine=volume.affine, names=names)
 
@@ -128,6 +128,6 @@ def _as_labels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     labels: npt.NDArray[Any] = whole.astype(np.uint8 if whole.max() < 256 else np.uint16)
     whole -= array
     if np.abs(whole, out=whole).max() > max(_ROUNDING, 1e-5 * float(high)):
-        what = "these look like probabilities, which are not thresholded unasked" if high <= 1 else f"not up to {high}"
+        what = "these look like probabilities: threshold them first" if high <= 1 else f"not up to {high}"
         raise Unreadable(f"label values must be whole numbers: {what}")
     return labels

@@ -36,7 +36,7 @@ class Supersession:
 
         def check() -> None:
             if self._calls.get(place) is not mine:
-                raise Superseded("a newer click on this image replaced this one, or its caller gave it up")
+                raise Superseded("a newer click on this image superseded this one, or its client disconnected")
 
         try:
             yield check

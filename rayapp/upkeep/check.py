@@ -59,10 +59,13 @@ def _of_labels(db: sqlite3.Connection, studies: Path) -> Iterator[str]:
         try:
             status = path.stat()
         except OSError:
-            yield f"the file of label {tag!r} of image {image_id!r} is missing; the next scan takes that for a removal"
+            yield (
+                f"the file of label {tag!r} of image {image_id!r} is missing: restore it, or the next scan records the "
+                "label as removed"
+            )
             continue
         if (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
-            yield f"label {tag!r} of image {image_id!r} was edited by another program; the next scan takes it over"
+            yield f"label {tag!r} of image {image_id!r} was edited by another program; the next scan imports the edit"
 
 
 def _of_models(models: Path) -> Iterator[str]:

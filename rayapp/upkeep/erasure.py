@@ -53,7 +53,7 @@ def erase(studies: Path, workspace: Path, image_id: str) -> list[str]:
         files += [path for name in revisions if (path := studies / HIDDEN / "revisions" / name[:2] / name).exists()]
         files += (studies / HIDDEN).glob("index.db.broken-*")  # which hold its rows too
         if not rows and not files:
-            raise NotFound(f"nothing is stored of an image {image_id[:200]!r}")
+            raise NotFound(f"nothing is stored about an image {image_id[:200]!r}")
         for path in files:
             delete(path)
             sync(path.parent)
@@ -172,7 +172,7 @@ def _left(studies: Path, workspace: Path, image_id: str) -> Iterator[str]:
         ]
         if trained:
             yield f"model versions that were trained with it: {', '.join(trained)}"
-    yield "backups, the server's log, and what was sent to a DICOM archive are not touched"
+    yield "backups, the server's log, and labels sent to a DICOM archive are not touched"
 
 
 def _in_tree(studies: Path) -> bool:

@@ -284,7 +284,7 @@ class DeepEditTask(SegmentationTask):
                 target = next(iter(self._structures))
             if target is None:
                 names = ", ".join(self._structures)
-                raise BadRequest(f"foreground clicks: name their structure in 'label', one of {names}")
+                raise BadRequest(f"foreground clicks are ambiguous: name their structure in 'label', one of {names}")
             by_name[target] = (*by_name.get(target, ()), *foreground)
         return tuple(by_name.get(name, ()) for name in (*self._structures, BACKGROUND))
 

@@ -63,7 +63,7 @@ class DeepGrow3DTask(DeepEditTask):
     def _clicks_by_channel(self, prompts: Prompts) -> Clicks:
         clicks = (foreground_clicks(prompts), tuple(prompts.clicks.get(BACKGROUND, ())))
         if not any(clicks):
-            raise BadRequest(f"model {self._name!r} segments what is clicked: click on a structure")
+            raise BadRequest(f"model {self._name!r} needs a click on a structure")
         return clicks
 
     def _log_odds(self, prepared: PreparedEdit, clicks: Clicks, clock: StageClock) -> tuple[Floats, Floats]:
@@ -175,7 +175,7 @@ def clicked_slice(prompts: Prompts, model: str) -> int:
     k = prompts.slice if prompts.slice is not None else next((k for _, _, k in reversed(points)), None)
     if k is None or all(point[2] != k for point in points):
         where = "" if k is None else f" on slice {k}"
-        raise BadRequest(f"model {model!r} segments what is clicked: click on a structure{where}")
+        raise BadRequest(f"model {model!r} needs a click on a structure{where}")
     return k
 
 

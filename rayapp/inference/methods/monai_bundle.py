@@ -268,7 +268,7 @@ class BundleTask:
         if self.kind == DEEPGROW:
             clicks = {FOREGROUND: foreground_clicks(prompts), BACKGROUND: tuple(prompts.clicks.get(BACKGROUND, ()))}
             if not any(clicks.values()):
-                raise BadRequest(f"model {self._folder.name!r} segments what is clicked: click on a structure")
+                raise BadRequest(f"model {self._folder.name!r} needs a click on a structure")
             where = {"slice": clicked_slice(prompts, self._folder.name)} if self._two_dimensional else {}
             return {**{name: prepared.clicks(points) for name, points in clicks.items()}, **where}
         if self.kind != DEEPEDIT:
@@ -284,7 +284,9 @@ class BundleTask:
             only = next(iter(self.labels)) if len(self.labels) == 1 else None
             label = prompts.label if prompts.label in self.labels else only
             if label is None:
-                raise BadRequest(f"foreground clicks: name their structure in 'label', one of {', '.join(self.labels)}")
+                raise BadRequest(
+                    f"foreground clicks are ambiguous: name their structure in 'label', one of {', '.join(self.labels)}"
+                )
             clicks[label] = (*clicks.get(label, ()), *foreground)
         return dict(clicks)
 

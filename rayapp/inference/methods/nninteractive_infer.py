@@ -133,7 +133,7 @@ class NNInteractiveTask:
         clock = StageClock()
         calls = calls_of(prompts, prepared.shape, self._abilities)
         if not any(call.includes for call in calls):
-            raise BadRequest(f"model {self._name!r} segments what is pointed at: click on a structure, or draw a box")
+            raise BadRequest(f"model {self._name!r} needs a prompt: click on a structure, or draw a box")
         try:
             answer = prepared.answer(calls)
         except ValueError as error:  # which is what the official session raises for what it cannot work with

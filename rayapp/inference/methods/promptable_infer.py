@@ -155,7 +155,7 @@ class PromptableTask:
         source = prepared.source
         steps, start = steps_of(prompts, source.spacing), start_of(prompts)
         if start is None and not any(marks.bounds() for marks in steps):
-            raise BadRequest(f"model {self._name!r} segments what is pointed at: click on a structure, or draw a box")
+            raise BadRequest(f"model {self._name!r} needs a prompt: click on a structure, or draw a box")
         for outcome in self.answers(prepared, steps, start, prompts.sizes):
             labels = outcome.mask.whole(source.array.shape).astype(np.uint8)
             clock.stage("infer")

@@ -99,9 +99,11 @@ class PromptableSliceTask:
         shape = prepared.source.array.shape
         k = prompts.slice if prompts.slice is not None else _last_slice(prompts)
         if k is None:
-            raise BadRequest(f"model {self._name!r} segments what is pointed at on a slice: click on a structure there")
+            raise BadRequest(f"model {self._name!r} needs a prompt on a slice: click on a structure there")
         if not 0 <= k < shape[AXIS]:
-            raise BadRequest(f"model {self._name!r}: there is no slice {k}, the image has {shape[AXIS]}")
+            raise BadRequest(
+                f"model {self._name!r}: there is no slice {k}; the image has slices 0 to {shape[AXIS] - 1}"
+            )
         for prediction in self._network.stages(prepared.at(k), on_slice(prompts, k), config):
             labels = np.zeros(shape, np.uint8, order="F")
             labels[:, :, k] = prediction.labels[:, :, 0]

@@ -163,7 +163,7 @@ class RemoteTask:
             structure = foreground if name == FOREGROUND else name
             if structure is None:
                 names = ", ".join(self._labels)
-                raise BadRequest(f"foreground clicks: name their structure in 'label', one of {names}")
+                raise BadRequest(f"foreground clicks are ambiguous: name their structure in 'label', one of {names}")
             clicks += [(point, values[structure]) for point in points]
         positions = prepared.grid.positions([point for point, _ in clicks])
         voxels = np.rint(np.array(positions, dtype=np.float64).reshape(1, -1, 3)).astype(np.int32)

@@ -62,7 +62,9 @@ def vista_prompts(
     if unknown:
         raise BadRequest(f"label_prompt: this model has no label {min(unknown)}")
     if len(by_class) > 1 or (given and len(classes) > 1):
-        raise BadRequest("points of one label at a time: this model corrects one structure by clicks")
+        raise BadRequest(
+            "points on several labels: this model corrects one structure at a time, so send points on one label"
+        )
     inside = [*(point for points in by_class.values() for point in points), *foreground]
     points = (*given, *inside, *outside)
     if not points:

@@ -184,7 +184,7 @@ def _parse_drawings(
     for name in structure_of.values():
         if name not in info.structures:
             raise BadRequest(
-                f"strokes and curves: name their structure in 'label', one of {', '.join(info.structures)}"
+                f"strokes and curves belong to a structure: name it in 'label', one of {', '.join(info.structures)}"
             )
     return {
         "drawings": {
