@@ -21,7 +21,7 @@ _FOREIGN = frozenset({"cross-site", "same-site"})
 
 
 class OwnPages:
-    """Answers 403 to what a page of another origin sends, where there are no keys.
+    """Answers 403 to requests from pages of other origins, on servers without keys.
 
     A request is foreign if its `Origin` is neither this server's, by whichever loopback name, nor one of `allowed`; or,
     where a browser sends no `Origin`, if its `Sec-Fetch-Site` says so. Following a link to one of our pages is not a

@@ -1,4 +1,4 @@
-"""JSON responses of the HTTP API: what the gateway answers, and what the Python client returns.
+"""JSON responses of the HTTP API, as the gateway sends them and the Python client returns them.
 
 The gateway's routes name them as response models, so the OpenAPI description has the same types.
 """
@@ -15,7 +15,7 @@ from rayapp.protocol import Role
 class ArchiveStatus(TypedDict):
     """Numbers of final labels that are still to be stored in the DICOM archive and that it has refused.
 
-    `problem` says what is wrong with the archive, or why the last label could not be stored; absent if nothing is.
+    `problem` is the archive's error, or the reason why the last label could not be stored; absent if there is none.
     """
 
     unsent: int
@@ -90,8 +90,9 @@ class SavedLabel(TypedDict):
 
 
 class SessionInfo(TypedDict):
-    """An image that a client brought for a while, without storing it. Times are in Unix seconds, `expiry` in seconds
-    without use."""
+    """An image that a client uploaded for a limited time, without storing it. Times are in Unix seconds, `expiry` in
+    seconds without use.
+    """
 
     name: str
     path: str
@@ -112,8 +113,8 @@ class Session(TypedDict):
 class Job(TypedDict):
     """A background job. `status` is SUBMITTED, RUNNING, DONE, ERROR or STOPPED; `end_ts` appears once it is over.
 
-    `progress` has epoch, epochs, iteration, iterations, loss, metric, best and seconds_left; `result` says what the
-    job produced; `files` are the names of its pictures.
+    `progress` has epoch, epochs, iteration, iterations, loss, metric, best and seconds_left; `result` is the
+    job's result; `files` are the names of its pictures.
     """
 
     id: str

@@ -83,8 +83,8 @@ class UserStore:
             self._write({other: entry for other, entry in entries.items() if other != name})
 
     def authenticate(self, token: str) -> User | None:
-        """The user with this token; None if there is none. Takes constant time, so that timing reveals nothing of the
-        digests.
+        """The user with this token; None if there is none. Takes constant time, so that timing reveals nothing about
+        the digests.
         """
         digest, user = _digest(token), None
         for name, entry in self._read().items():

@@ -1,4 +1,4 @@
-"""`GET /info/`: models, strategies and counts; also the readiness check. `POST /reload`: load the app anew."""
+"""`GET /info/`: models, strategies and counts; also the readiness check. `POST /reload`: reload the app."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def info(services: Service, described: Described, user: AsUser) -> JSONRes
 
 @router.post(Route.RELOAD)
 async def reload(services: Service, described: Described, user: AsAdmin) -> dict[str, Any]:
-    """Load the app anew."""
+    """Reload the app."""
     await services.models.reload()
     described.forget()
     return {}

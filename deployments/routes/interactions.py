@@ -143,7 +143,7 @@ async def mask(
     model: Annotated[str, Query()] = "",
     version: Annotated[str, Query()] = "",
 ) -> Response:
-    """The mask now or as of a step of the log, by the interaction's model or another `model`, in the served version or
+    """The mask now or at a step of the log, by the interaction's model or another `model`, in the served version or
     in `version`."""
     interaction = _checked(await opened.find(interaction_id), user, reading=True)
     call = InferCall(
@@ -223,7 +223,7 @@ async def undo(
 async def undo_stream(
     interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
-    """Undo the last prompt and get the masks as events, as of `stream`. 409 if there is none."""
+    """Undo the last prompt and get the masks as events, like `stream`. 409 if there is none."""
     return await _streamed(request, services, await _turn(interaction_id, UNDO, asked, {}, opened, user))
 
 
@@ -239,7 +239,7 @@ async def redo(
 async def redo_stream(
     interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
-    """Redo the prompt that was undone last and get the masks as events, as of `stream`. 409 if there is none."""
+    """Redo the prompt that was undone last and get the masks as events, like `stream`. 409 if there is none."""
     return await _streamed(request, services, await _turn(interaction_id, REDO, asked, {}, opened, user))
 
 

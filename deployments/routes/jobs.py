@@ -31,7 +31,7 @@ OneOrAll = responses.Job | list[responses.Job]
 Submitted = dict[str, responses.SubmittedJob]
 """By trainer or method, the job or the reason why it was refused."""
 Stats = dict[str, Any]
-"""Answer of `run_sync`: what the job produced."""
+"""Answer of `run_sync`: the job's result."""
 
 STOPS_S = 15.0
 """Seconds that a request to stop a job waits for its end; the job ends anyway."""

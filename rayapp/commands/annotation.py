@@ -123,7 +123,7 @@ def _show(result: InferResult, target: Path) -> Segmentation | None:
 
 
 def _label_values(result: InferResult) -> dict[str, int]:
-    """Value by structure; a model of whatever is pointed at names none and gives the value 1."""
+    """Value by structure. A model without labels of its own names none, and its mask has the value 1."""
     named = {label: value for label, value in result.params["label_names"].items() if value}
     return named or {"structure": 1}
 

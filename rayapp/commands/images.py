@@ -1,4 +1,4 @@
-"""`rayapp images`: what a running server serves, and what it leaves out."""
+"""`rayapp images`: the images of a running server, and the entries that it leaves out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rayapp plan`: what the planner would train on a folder of studies, on this machine or another, and why."""
+"""`rayapp plan`: the planner's choices for a folder of studies, on this machine or another, with the reasons."""
 
 from __future__ import annotations
 

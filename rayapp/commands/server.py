@@ -307,7 +307,7 @@ def names(text: str | None) -> tuple[str, ...] | None:
 
 
 def pair(flag: str, text: str, separator: str) -> tuple[str, str]:
-    """The two parts of a flag's value, as of KEY=VALUE or MIN:MAX.
+    """The two parts of a flag's value, such as KEY=VALUE or MIN:MAX.
 
     Raises:
         WrongUsage: Naming the flag, if there is no separator.

@@ -110,7 +110,7 @@ def simulate(
 
 
 def _run(simulation: Simulation, budgets: Sequence[int], out: Path) -> None:
-    """Run it, write what was measured also if it is cut short, and show all results in the folder."""
+    """Run it, write its results even if it is interrupted, and show all results in the folder."""
     from rayapp.active_learning.outcome import draw, read_rounds
 
     try:

@@ -250,7 +250,7 @@ class DicomwebDatastore(LocalDatastore):
             super().save_label(image_id, archived.tag, staged, ".nii.gz", info=info, author=ARCHIVE, expected=seen)
         except Conflict:
             staged.unlink(missing_ok=True)
-            log.info("a label from the archive was passed over: the label was changed here meanwhile")
+            log.info("skipped a label from the archive: the label was changed here meanwhile")
 
     def instances(self, image_id: str) -> Path:
         """See `Datastore`. Raises the errors of `image`."""
@@ -302,7 +302,7 @@ class DicomwebDatastore(LocalDatastore):
     def datalist(
         self, *, tag: str = FINAL, immutable: bool = False, images: Path | None = None
     ) -> list[dict[str, Any]]:
-        """See `Datastore`. Retrieves the labelled series first; raises Busy while that is under way."""
+        """See `Datastore`. Retrieves the labelled series first; raises Busy while that is in progress."""
         pairs = super().datalist(tag=tag, immutable=immutable)
         ids = [Path(pair["image"]).parent.name for pair in pairs]
         if images is None:

@@ -313,7 +313,7 @@ class DocumentFile:
                     return  # another program may be writing it at this moment
                 if isinstance(error, Conflict) and opening:
                     raise
-                log.error("%s; it is renamed and written anew", error.detail)
+                log.error("%s; it is renamed and written again", error.detail)
                 self._path.rename(self._path.with_name(f"{NAME}.broken-{time.time_ns() // 1_000_000_000}"))
                 self.touch()
                 return

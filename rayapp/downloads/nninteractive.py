@@ -1,6 +1,6 @@
 """Official model folders of nnInteractive, fetched by its own package. A folder appears complete or not at all.
 
-The weights are not rayapp's: they are licensed CC BY-NC-SA 4.0, and are fetched only by whoever has seen that.
+The weights are not rayapp's: they are licensed CC BY-NC-SA 4.0, and are downloaded only after the licence was shown.
 """
 
 from __future__ import annotations

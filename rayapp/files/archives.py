@@ -127,7 +127,7 @@ def _zipped(file: BinaryIO) -> Iterator[_Member]:
                 raise Unreadable("the archive contains a link or a device: include the files themselves")
             # zipfile unpacks other methods without a bound on memory.
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise Unreadable("the archive is encrypted or compressed by a method other than deflate: pack it anew")
+                raise Unreadable("the archive is encrypted or compressed by a method other than deflate: pack it again")
             yield member.filename, member.file_size, None if member.is_dir() else opened.open(member)
 
 
@@ -164,7 +164,7 @@ class _BoundedHeader(tarfile.TarInfo):
         """See TarInfo."""
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0 or (header.type in _EXTENDED_HEADERS and header.size > _LONGEST_HEADER):
-            raise Unreadable("the archive has an oversized extended header: pack it anew")
+            raise Unreadable("the archive has an oversized extended header: pack it again")
         return header
 
 

@@ -76,7 +76,7 @@ def check_one_volume(frames: Sequence[Sequence[Dataset]]) -> None:
         values = {str(first_value(frame, keyword)) for frame in frames}
         if len(values) > 1:
             raise Unreadable(
-                f"{keyword}: one file holds {len(values)} volumes, told apart by it: convert each to a file of its "
+                f"{keyword}: one file holds {len(values)} volumes, which differ in it: convert each to a file of its "
                 "own, with dcm2niix for example"
             )
     raise Unreadable("ImagePositionPatient: frames of one file lie at the same position: split it into its volumes")

@@ -149,7 +149,7 @@ def _slices(path: Path) -> list[Slice]:
 
 
 def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
-    """The slices that a parsed file describes; none for a DICOMDIR and for what is no image. Raises Unreadable."""
+    """The slices in a parsed file; none for a DICOMDIR or an object that is not an image. Raises Unreadable."""
     try:
         check_syntax(dataset.file_meta)
         if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:

@@ -40,7 +40,7 @@ class Volume:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The voxel grid of an image without its values: what a label map must match."""
+    """The voxel grid of an image without its values, which a label map must match."""
 
     shape: tuple[int, int, int]
     affine: Affine

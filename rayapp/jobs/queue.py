@@ -355,7 +355,7 @@ class JobQueue:
 
 
 def _clean(runner: Runner, job: Job) -> None:
-    """Remove a job's files. A failure, as of a busy network folder, does not block other jobs."""
+    """Remove a job's files. A failure, for example on a busy network folder, does not block other jobs."""
     try:
         runner.clean(job)
     except Exception as error:

@@ -87,7 +87,7 @@ def _plain(numbers: Sequence[int]) -> int | list[int]:
 
 N = TypeVar("N", bound=type[nn.Module])
 _registered: dict[str, type[nn.Module]] = {}
-"""Networks that apps registered, by name; an app that is reloaded registers them anew."""
+"""Networks that apps registered, by name; reloading an app registers them again."""
 
 
 def register(cls: N) -> N:

@@ -53,7 +53,7 @@ class Workload:
     training: bool = False
 
     def prepare(self, device: str = "cpu") -> Callable[[], Tensor]:
-        """Create network, input, optimiser and what a step leaves behind: gradients and the optimiser's state.
+        """Create the network, its input and the optimiser, with gradients and optimiser state as after a first step.
 
         Each call of the returned function runs the workload once.
         """

@@ -187,7 +187,7 @@ def labelled_images(studies: Path) -> dict[Path, Path]:
 
 
 def _studies(studies: Path) -> tuple[list[Path], dict[Path, Path], dict[Path, str]]:
-    """The images of a studies folder, their label maps, and what is left out with the reason."""
+    """The images of a studies folder, their label maps, and the entries left out, with the reasons."""
     scan = folder_scan.images(studies, {})
     images = {
         image_id: studies / ((scan.stems.get(image_id) or label_name(image_id, "")) + ext)

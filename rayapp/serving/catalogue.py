@@ -38,7 +38,7 @@ class Catalogue:
         self.reload()
 
     def reload(self) -> None:
-        """Load the app anew, and check that the weights of every model load."""
+        """Reload the app, and check that the weights of every model load."""
         cls = app_class(self._settings)
         run_hook(cls.app_dir, cls.install, settings=self._settings, models=self._models)
         app = cls.of(self._settings)

@@ -17,7 +17,7 @@ from rayapp.inference.network.normalisation import PADDING
 KEYS = ("image", "labels")
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _NUMBERED = re.compile(r"(?<![A-Za-z])[A-Za-z]\d")
-"""A letter with a number, as of the vertebra L1: no side."""
+"""A letter with a number, such as the vertebra L1, which is not a side."""
 _SIDES = {
     *("left", "right", "l", "r", "lt", "rt", "lh", "rh", "sin", "dex", "sinister", "dexter"),
     *("lul", "lll", "rul", "rml", "rll"),  # lobes of the lung

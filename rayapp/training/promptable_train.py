@@ -80,7 +80,7 @@ class PromptableTrainTask:
     @property
     def info(self) -> TrainerInfo:
         """The trainer as `/info/` lists it."""
-        description = "Any structure by any prompt: goes on from the weights that ship"
+        description = "Any structure by any prompt: fine-tunes the weights that ship"
         return TrainerInfo(description=description, labels={FOREGROUND: 1}, config=asdict(self._options))
 
     def train(self, request: TrainRequest, host: Host) -> TrainResult | None:

@@ -1,14 +1,15 @@
-"""Refinement at full resolution: a network's coarse answer, segmented anew at the image's own voxels around the clicks.
+"""Refinement at full resolution: a network's coarse answer, segmented again at the image's own resolution around the
+clicks.
 
 A network whose input covers the whole image sees it coarsely: a CT of 0.8 mm in voxels of 4 or 5 mm. Its answer is
 therefore refined where the annotator clicked, by a minimum cut of three terms: the network's log-odds, evidence from
 the clicks for similar tissue around them, and the edges of the image itself.
 
 - A region is a box around the clicks on one structure, extended over the connected component of the structure that
-  they are on as far as `MAX_VOXELS` allows. On the region's faces the coarse mask holds, so that the result has no
-  seams.
+they are on as far as `MAX_VOXELS` allows. On the region's faces the coarse mask holds, so that the result has no
+seams.
 - A region grows, up to `GROWTHS` times, where the cut leaves it although the network is confident that the structure
-  ends there.
+ends there.
 - A change must be connected to a click; elsewhere the mask stays as it was without the clicks.
 - Background clicks are applied last and only remove.
 
@@ -105,7 +106,7 @@ def changed_at_clicks(before: Floats, after: Floats, positions: Sequence[Positio
 def grow_at_clicks(
     labels: Labels, scan: Scan, grid: NetworkGrid, fields: Floats, clicks: Sequence[Sequence[Point]]
 ) -> None:
-    """Segment each clicked structure anew around the clicks on it.
+    """Segment each clicked structure again around the clicks on it.
 
     Args:
         labels: Label map (I, J, K), as restored from `fields`; modified.
@@ -280,7 +281,7 @@ def _structure_masks(
     *,
     around: Sequence[Point],
 ) -> Iterator[tuple[Region, Bools]]:
-    """One structure's mask, segmented anew in a region around each group of clicks.
+    """One structure's mask, segmented again in a region around each group of clicks.
 
     Args:
         scan: The image.

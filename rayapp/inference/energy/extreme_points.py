@@ -31,7 +31,7 @@ def with_paths(marks: SparseLabels, scan: Scan, points: Sequence[Point]) -> Spar
     """A scribble map with the paths between the first and the last extreme point along each axis as foreground.
 
     Args:
-        marks: Scribble map of the image; what is marked keeps its mark.
+        marks: Scribble map of the image; marked voxels keep their mark.
         scan: The image.
         points: Extreme points in source voxels.
     """

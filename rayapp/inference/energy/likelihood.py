@@ -1,6 +1,6 @@
 """Appearance models: learnt from the features of marked voxels, they give any voxel's log-odds of being foreground.
 
-Models are fitted anew for each request, which takes milliseconds since there are few samples, and are deterministic.
+Models are fitted again for each request, which takes milliseconds since there are few samples, and are deterministic.
 Pure functions, thread-safe.
 """
 

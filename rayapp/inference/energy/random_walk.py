@@ -21,7 +21,7 @@ BETA = 130.0
 
 
 def random_walk(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> Bools:  # noqa: ARG001
-    """Segment by random walks; arguments and result as of `graph_cut`, but the spacing does not matter."""
+    """Segment by random walks; arguments and result as for `graph_cut`, but the spacing is not used."""
     from skimage.segmentation import random_walker  # slow to import
 
     seeds = np.where(logits > SEED_LOG_ODDS, FOREGROUND, np.where(logits < -SEED_LOG_ODDS, BACKGROUND, 0))

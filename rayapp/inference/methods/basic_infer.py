@@ -145,7 +145,7 @@ class BasicInferTask:
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities (N, 1 + L, *shape), background first, of images (N, C, *shape) as of `network_input`."""
+        """Class probabilities (N, 1 + L, *shape), background first, of images (N, C, *shape) from `network_input`."""
         outputs = torch.cat([self._output(image[None]) for image in images])
         return probabilities(outputs, max(self.info.labels.values()), sigmoid=self._loaded.sigmoid)
 

@@ -246,7 +246,7 @@ class BundleTask:
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities (N, 1 + L, *shape), background first, of images (N, C, *shape) as of `network_input`."""
+        """Class probabilities (N, 1 + L, *shape), background first, of images (N, C, *shape) from `network_input`."""
         components = self.components
         guidance_channels = len(self._label_names) if self.kind == DEEPEDIT else 0
         images = functional.pad(images, (0, 0) * 3 + (0, guidance_channels))

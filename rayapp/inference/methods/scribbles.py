@@ -45,7 +45,7 @@ from rayapp.inference.prompts.to_clicks import clear_outside
 from rayapp.inference.stage_clock import StageClock
 
 Optimiser = Callable[[Floats, Floats, Marks, Spacing], Bools]
-"""Segments log-odds along image edges; arguments and result as of `graph_cut`."""
+"""Segments log-odds along image edges; arguments and result as for `graph_cut`."""
 OPTIMISERS: Mapping[str, Optimiser] = {"graph cut": graph_cut, "random walk": random_walk}
 
 MARGIN_MM = 15.0

@@ -1,6 +1,7 @@
 """Intensity normalisation: of CT by a fixed range of Hounsfield units, of other images by the body's percentiles.
 
-A model's card states the range; one without it, as of MR, was trained on percentiles. Pure functions, thread-safe.
+A model's card states the range; one without it, such as a model for MR, was trained on percentiles. Pure functions,
+thread-safe.
 """
 
 from __future__ import annotations

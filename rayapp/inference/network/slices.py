@@ -62,7 +62,7 @@ def stack(grid: NetworkGrid, affine: Affine, array: npt.NDArray[Any]) -> Floats:
 
 
 def label_stack(grid: NetworkGrid, affine: Affine, labels: npt.NDArray[Any]) -> Labels:
-    """Sample every slice of a label map (I, J, K) at the pixels' centres; arguments and shape as of `stack`."""
+    """Sample every slice of a label map (I, J, K) at the pixels' centres; arguments and shape as for `stack`."""
     axis = _stacking_axis(affine)
     slices = [grid.labels_from_source(labels[:, :, k : k + 1]).take(0, axis) for k in range(labels.shape[2])]
     return np.stack(slices)

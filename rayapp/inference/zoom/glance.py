@@ -199,7 +199,7 @@ def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
     """
     bounds = marks.bounds()
     if bounds is None:
-        raise ValueError("nothing was pointed at")
+        raise ValueError("no prompt for the structure")
     low, high = np.array(bounds.low), np.array(bounds.high)
     along = across(source.column)
     reach = float((high - low)[along].max())
