@@ -16,7 +16,7 @@ from typing import IO, BinaryIO
 from rayapp.errors import TooLarge, Unreadable
 
 MAX_MEMBERS = 20_000
-"""Most members of one archive: several times the slices of the longest series."""
+"""Maximum number of members of an archive: several times the slices of the longest series."""
 
 Place = Callable[[PurePosixPath], PurePosixPath | None]
 """From a member's path to the path below the target folder that it is unpacked to; None leaves the member out."""
