@@ -192,7 +192,7 @@ class PromptableTask:
             state, before = kept[keys[first]], answered[first - 1]
         for marks, size, key in list(zip(answered, chosen, keys[1:], strict=True))[first:]:
             lessened = state if _only_denies(marks, before) else None
-            for outcome in outcomes(self._ask, source, marks, state, self._optics, size):
+            for outcome in outcomes(self._ask, source, marks, state, self._optics, size, marks.since(before)):
                 if lessened is not None:
                     outcome = replace(outcome, mask=_less(outcome.mask, lessened, marks, source))
                 if marks is answered[-1]:
@@ -219,11 +219,8 @@ def source_of(volume: Volume) -> Source:
 
 def _only_denies(marks: Marks, before: Marks) -> bool:
     """True if the prompts added since `before` only exclude voxels."""
-
-    def more(*names: str) -> bool:
-        return any(len(getattr(marks, name)) > len(getattr(before, name)) for name in names)
-
-    return more("exclude", "erasers") and not more("include", "strokes", "boxes", "lassos")
+    added = marks.since(before)
+    return added.denied() and added.bounds() is None
 
 
 def _less(mask: Mask, before: Mask, marks: Marks, source: Source) -> Mask:
@@ -237,7 +234,7 @@ def _less(mask: Mask, before: Mask, marks: Marks, source: Source) -> Mask:
         origin = tuple(slice(lo - r.start, hi - r.start) for (lo, hi), r in zip(overlap, mask.region, strict=True))
         kept[target] = mask.inside[origin]
     parts, count = ndimage.label(before.inside & ~kept)
-    denied = np.concatenate([np.reshape(p, (-1, 3)) for p in (*marks.exclude, *marks.erasers)])
+    denied = marks.off_structure()
     near = np.zeros_like(kept)
     near[tuple(before.indices(denied, source.spacing).T)] = True
     near = ndimage.binary_dilation(near, np.ones((3, 3, 3)))

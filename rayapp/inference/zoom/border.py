@@ -28,13 +28,17 @@ STIFFNESS = 3.0
 BINS = 24
 FEWEST = 30
 """Least number of samples inside, and around, an answer to learn intensities from."""
+BORDER = 2.0
+"""Depth in an answer, in voxels of its view, in which no voxel is certain."""
+KEPT = 0.5
+"""Least share of a mask that must remain when its border is refined."""
 MARGIN = 0.12
 """Margin around an answer that is included in the cut, as a share of the answer's size."""
 MOST = 400_000
 """Largest number of voxels in the cut; a larger part of the image is cut at a coarser resolution."""
 
 
-def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks, kept: float = 0.5) -> Mask:
+def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks, core: float | None = None) -> Mask:
     """Refine a mask's border along the edges of the image.
 
     Args:
@@ -42,7 +46,10 @@ def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks, kept: float 
         mask: its mask on the image's voxels.
         source: the image.
         marks: the prompts; points and strokes are constraints of the cut.
-        kept: least share of the mask that must remain; if less does, the mask stays as it was.
+        core: depth, relative to the answer's largest, at which a voxel is inside for certain; None: at none.
+
+    Returns:
+        The mask, or the given one where too little of it would remain.
     """
     bounds = mask.bounds(source.spacing)
     if bounds is None:
@@ -62,6 +69,8 @@ def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks, kept: float 
         return mask
     costs = (np.clip(logits, -SURE, SURE) + _evidence(image, inside, outside)) / STIFFNESS
     costs[logits >= SURE], costs[logits <= -SURE] = FIXED, -FIXED
+    if core is not None:
+        costs[transfer(_core(answer, core), answer.view, at, spacing, image.shape) > 0.5] = FIXED
     middle, spread = np.median(image[inside]), max(float(image[inside].std()), 1e-6)
     shown = ((image - middle) / (2 * spread)).astype(np.float32)
     held = _held(marks, at, spacing, image.shape)
@@ -71,9 +80,15 @@ def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks, kept: float 
     known[parts[cut & ((logits > 0) | (held == FOREGROUND))]] = True  # what only looks alike is something else
     known[0] = False
     found = _fine(known[parts], step, (last - first).tolist())
-    if found.sum() < kept * mask.inside.sum():  # what is so thin or faint is not worth its surface
+    if found.sum() < KEPT * mask.inside.sum():  # what is so thin or faint is not worth its surface
         return mask
     return Mask((a, b, c), found)
+
+
+def _core(answer: Glance, share: float) -> Floats:
+    """The core of an answer, as 1 in its view: what lies deeper than a share of the largest depth."""
+    depth = ndimage.distance_transform_edt(np.pad(answer.logits > 0, 1))[1:-1, 1:-1, 1:-1]
+    return np.asarray(depth > max(BORDER, share * depth.max()), np.float32)
 
 
 def _step(shape: NDArray[np.int64]) -> NDArray[np.int64]:

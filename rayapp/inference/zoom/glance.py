@@ -66,6 +66,19 @@ class Mask:
         voxels = np.rint(positions / spacing).astype(np.int64) - np.array([side.start for side in self.region])
         return np.asarray(voxels[((voxels >= 0) & (voxels < self.inside.shape)).all(1)])
 
+    def union(self, other: Mask) -> Region:
+        """The part of the image that contains this mask's part and another's."""
+        sides = zip(self.region, other.region, strict=True)
+        a, b, c = (slice(min(own.start, its.start), max(own.stop, its.stop)) for own, its in sides)
+        return a, b, c
+
+    def within(self, region: Region) -> Bools:
+        """The mask in a part of the image that contains its own."""
+        full = np.zeros([side.stop - side.start for side in region], bool)
+        sides = zip(self.region, region, strict=True)
+        full[tuple(slice(own.start - its.start, own.stop - its.start) for own, its in sides)] = self.inside
+        return full
+
     def whole(self, shape: Sequence[int]) -> Bools:
         """A mask of the whole image."""
         full = np.zeros(tuple(shape), bool, order="F")
@@ -230,7 +243,7 @@ def believed(
         spacing: voxel spacing of the image, mm.
     """
     on = marks.on_structure()
-    off = np.concatenate([np.zeros((0, 3)), *(np.reshape(p, (-1, 3)) for p in (*marks.exclude, *marks.erasers))])
+    off = marks.off_structure()
     scores = []
     for answer in answers:
         missed = float((answer.at(on) <= 0).mean()) if len(on) else 0.0

@@ -61,6 +61,9 @@ class Lasso:
     curve: NDArray[np.float64]
 
 
+_LISTS = ("include", "exclude", "strokes", "erasers", "boxes", "lassos")
+
+
 @dataclass
 class Marks:
     """All prompts for one structure.
@@ -86,8 +89,11 @@ class Marks:
 
     def plus(self, more: Marks) -> Marks:
         """These prompts together with others of the same pitch."""
-        lists = ("include", "exclude", "strokes", "erasers", "boxes", "lassos")
-        return Marks(**{name: [*getattr(self, name), *getattr(more, name)] for name in lists}, pitch=self.pitch)
+        return Marks(**{name: [*getattr(self, name), *getattr(more, name)] for name in _LISTS}, pitch=self.pitch)
+
+    def since(self, before: Marks) -> Marks:
+        """The prompts that were added to `before`."""
+        return Marks(**{name: getattr(self, name)[len(getattr(before, name)) :] for name in _LISTS}, pitch=self.pitch)
 
     def digest(self) -> bytes:
         """A digest of all prompts."""
@@ -106,8 +112,11 @@ class Marks:
 
     def on_structure(self) -> Positions:
         """Positions (n, 3) of points and strokes inside the structure."""
-        placed = [np.reshape(p, (-1, 3)) for p in (*self.include, *self.strokes)]
-        return np.concatenate(placed) if placed else np.zeros((0, 3))
+        return _positions([*self.include, *self.strokes])
+
+    def off_structure(self) -> Positions:
+        """Positions (n, 3) of points and strokes outside the structure."""
+        return _positions([*self.exclude, *self.erasers])
 
     def around(self) -> list[Box]:
         """The boxes, including the bounding boxes of lassos."""
@@ -214,6 +223,11 @@ def _unlike(image: Floats, around: NDArray[np.bool_]) -> tuple[Floats, float]:
     index = np.clip(((image + 1) * (BINS / 2)).astype(int), 0, BINS - 1)
     seen = np.where(shown, outside[index] * np.where(image < likely, -1, 1), 0)
     return np.asarray(seen, np.float32), float(likely) + 1 / BINS
+
+
+def _positions(groups: Sequence[Positions]) -> Positions:
+    placed = [np.reshape(group, (-1, 3)) for group in groups]
+    return np.concatenate(placed) if placed else np.zeros((0, 3))
 
 
 def _balls(channel: Floats, points: Sequence[Positions], radius: float) -> None:

@@ -11,13 +11,15 @@ import numpy as np
 
 from rayapp.inference.prompts import outlines
 from rayapp.inference.zoom.border import drawn
+from rayapp.inference.zoom.correction import Correction
 from rayapp.inference.zoom.glance import Ask, Glance, Mask, believed, candidates, framed, glances, ladder, solid
 from rayapp.inference.zoom.marks import Box, Marks, bounds_of
 from rayapp.inference.zoom.view import Bools, Source
 
-KEPT = 0.5
-"""Least share of a first answer that must remain when its border is refined; an answer to a correction may shrink
-further."""
+UNLIKELY = 0.6
+"""Weight of the doubt in an answer to a correction, see `Correction.doubt`."""
+CORE = 0.5
+"""Depth, relative to the largest, at which the answer to a correction is certain when its border is refined."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def outcomes(
     previous: Mask | None = None,
     optics: Optics = Optics(),
     size: int = 0,
+    told: Marks = Marks(),  # noqa: B008
 ) -> Iterator[Outcome]:
     """Yield answers to prompts, a coarse one first.
 
@@ -79,6 +82,7 @@ def outcomes(
         previous: the mask to start from, or the answer to the previous prompts.
         optics: settings of the views.
         size: which alternative to give: 1 for the next larger than the likeliest, -1 for the next smaller, and so on.
+        told: the prompts among `marks` that correct `previous`.
     """
     known = previous.bounds(source.spacing) if previous is not None else None
     smallest = 8 * float(source.spacing.min())
@@ -89,27 +93,34 @@ def outcomes(
         wide = _around(known, marks)
         views = [framed(wide, optics.coarse, margin, smallest, source.column) for margin in (optics.margin, 2.2)]
         compared += glances(ask, source, views, marks, previous)
-    meant, likeliest = candidates(compared, believed(compared, marks, previous, source.spacing))
+    correction = Correction(previous, told, source)
+    doubts = np.array([correction.doubt(answer) for answer in compared])
+    scores = believed(compared, marks, previous, source.spacing) - UNLIKELY * doubts
+    meant, likeliest = candidates(compared, scores)
     at = int(np.clip(likeliest + size, 0, len(meant) - 1))
     best, others = meant[at], (at, len(meant) - 1 - at, at - likeliest)
-    mask = rendered(best, source, marks)
+
+    def settled(mask: Mask) -> Mask:
+        """The likely changes, unless an alternative was asked for; prompts are enforced."""
+        return enforced(correction.accepted(mask) if at == likeliest else mask, source, marks)
+
+    mask = settled(rendered(best, source, marks))
     yield Outcome(mask, best.quality, *others)
     boxes = [box for box in marks.boxes if solid(box, source)]
     margin = optics.box_margin if len(boxes) == 1 else optics.margin
     quality, seen = best.quality, best
-    edge, kept = (optics.fine, KEPT) if previous is None else (optics.again, 0.0)
+    edge, core = (optics.fine, None) if previous is None else (optics.again, CORE)
     for _ in range(optics.looks if boxes and previous is None else 1):
         found = boxes[0] if len(boxes) == 1 else mask.bounds(source.spacing)
         if found is None:
             break
         view = framed(_around(found, marks), edge, margin, smallest, source.column)
         closer = glances(ask, source, [view], marks, mask)[0]
-        closest = rendered(closer, source, marks)
-        if not closest.inside.any():
+        closest = settled(rendered(closer, source, marks))
+        if not closest.inside.any() or (previous is not None and closer.quality < quality):
             break
         mask, quality, seen = closest, closer.quality, closer
-    border = drawn(seen, mask, source, marks, kept)
-    yield Outcome(enforced(border, source, marks), quality, *others)
+    yield Outcome(settled(drawn(seen, mask, source, marks, core)), quality, *others)
 
 
 def rendered(answer: Glance, source: Source, marks: Marks) -> Mask:

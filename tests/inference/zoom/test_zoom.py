@@ -144,6 +144,35 @@ def test_an_answer_that_gives_up_the_mask_before_is_believed_less():
     assert (believed(answers, marks, lost, SPACING) < usual - 0.1).all()
 
 
+def test_a_click_beside_an_answer_does_not_exchange_it_for_something_else():
+    source, truth = scene()
+    beside = CENTRE + np.array([18.0, 0, 0])
+    marks = Marks(include=[CENTRE, beside])
+
+    def other(inputs):
+        logits, quality, length = threshold(inputs)
+        return -logits, quality, length
+
+    *_, last = outcomes(other, source, marks, Mask(WHOLE, truth), told=Marks(include=[beside]))
+    assert dice(last.mask, truth) > 0.8
+    assert last.mask.whole(SHAPE)[tuple(np.rint(beside / SPACING).astype(int))]
+    *_, last = outcomes(other, source, Marks(include=[CENTRE]))
+    assert dice(last.mask, truth) < 0.1
+
+
+def test_a_closer_look_that_promises_less_does_not_correct_an_answer():
+    source, truth = scene()
+
+    def unsure(inputs):
+        logits, quality, length = threshold(inputs)
+        closer = inputs.shape[-1] == Optics().again
+        return (0 * logits - 1, quality / 10, length) if closer else (logits, quality, length)
+
+    marks = Marks(include=[CENTRE])
+    *_, last = outcomes(unsure, source, marks, Mask(WHOLE, truth))
+    assert dice(last.mask, truth) > 0.9
+
+
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("thickness", [0.5, 8.0])
 def test_an_image_of_one_slice_is_segmented_whichever_axis_it_lies_across(axis, thickness):
