@@ -6,6 +6,7 @@ their name are cached for ever, the others are revalidated.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 import rayapp.web
 from deployments.access import Service
+from deployments.page_policy import policy_of
 from deployments.services import Services
 from rayapp.downloads.ohif import is_prepared
 from rayapp.errors import NotFound
@@ -58,7 +60,15 @@ async def ohif(path: str, request: Request, services: Service) -> Response:
             raise NotFound("the viewer has no such file") from error
         answer = await files.get_response("index.html", request.scope)
     answer.headers["Cache-Control"] = _FOREVER if _DIGEST.search(path) else _ASK
+    if answer.headers.get("Content-Type", "").startswith("text/html"):
+        page = folder / (path if path.endswith(".html") else "index.html")
+        answer.headers["Content-Security-Policy"] = await asyncio.to_thread(_policy, page)
     return answer
+
+
+def _policy(page: Path) -> str:
+    """The Content-Security-Policy of a page of the viewer, which compiles array loops and decoders."""
+    return policy_of(page.read_bytes(), evaluates=True)
 
 
 def _config(services: Services) -> str:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
+import rayapp.web
+from deployments.access import Service
+from deployments.page_policy import policy_of
+from rayapp.config import Settings
+from rayapp.downloads.ohif import is_prepared
 from rayapp.protocol import Route
 
 router = APIRouter(include_in_schema=False)
 
+_START = Path(rayapp.web.__file__).parent / "start.html"
 _HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>rayapp</title>
 <link rel="icon" href="favicon.ico" type="image/svg+xml">
 <style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 code{background:#eee;padding:.1em .3em}summary{cursor:pointer}details{margin:.3rem 0}td{padding:0 1rem 0 0}</style>"""
-_FIRST = f"""{_HEAD}<h1>rayapp</h1>
-<p>The server is running. Point 3D Slicer's MONAI Label module or the Python client at this address.</p>
-<ul><li><a href="ohif/">The viewer</a></li>
-<li><a href="info/">What it offers</a></li><li><a href="docs">Its HTTP interface</a></li></ul></html>"""
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7" fill="#2a6"/>'
     '<circle cx="6" cy="9" r="3" fill="#fff"/></svg>'
@@ -27,9 +31,24 @@ _ICON = (
 
 
 @router.get(Route.ROOT)
-async def first() -> HTMLResponse:
-    """The start page."""
-    return HTMLResponse(_FIRST)
+async def first(services: Service) -> HTMLResponse:
+    """The start page: studies to open, the next image, what is served. It asks the server for these with the key of
+    whoever reads it."""
+    page = await asyncio.to_thread(_start_page, services.settings)
+    policy = policy_of(page.encode())
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
+
+
+def _start_page(settings: Settings) -> str:
+    page = _START.read_text(encoding="utf-8")
+    facts = {
+        "VIEWER": is_prepared(settings.ohif),
+        "KEYS": settings.auth != "none",
+        "ARCHIVE": bool(settings.dicomweb.url),
+    }
+    for name, fact in facts.items():
+        page = page.replace(f'"{name}"', '"yes"' if fact else '"no"', 1)
+    return page
 
 
 @router.get(Route.DOCS)

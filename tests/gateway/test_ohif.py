@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import json
 import re
@@ -36,6 +38,19 @@ def test_every_page_of_the_viewer_is_the_viewer(viewer: Served, path: str):
     assert answer.text == "<title>OHIF</title>"
     assert answer.headers["Content-Type"].startswith("text/html")
     assert answer.headers["Cache-Control"] == "no-cache"
+
+
+def test_the_viewer_runs_no_script_of_elsewhere_and_of_inline_scripts_only_its_own(viewer: Served):
+    page = viewer.settings.ohif / "inline.html"
+    page.write_text('<script>a()</script><script type="module">\nb()\n</script><script src="c.js"></script>')
+    rules = dict(
+        rule.split(" ", 1) for rule in viewer.get("/ohif/inline.html").headers["Content-Security-Policy"].split("; ")
+    )
+    digests = [base64.b64encode(hashlib.sha256(text).digest()).decode() for text in (b"a()", b"\nb()\n")]
+    assert rules["script-src"].split() == ["'self'", "'unsafe-eval'", *(f"'sha256-{digest}'" for digest in digests)]
+    assert rules["default-src"] == rules["frame-ancestors"] == "'self'"
+    for path in ("", "rayapp", "index.html"):
+        assert "script-src 'self' 'unsafe-eval';" in viewer.get(f"/ohif/{path}").headers["Content-Security-Policy"]
 
 
 @pytest.mark.parametrize(

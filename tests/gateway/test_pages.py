@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -27,6 +29,18 @@ def test_info_has_what_the_clients_read(gateway: Served):
     assert {"tta", "epistemic", "dice", "sum"} == set(info["scoring"])
     assert {"first", "last", "random", "foreground_random", "tta", "epistemic"} <= set(info["strategies"])
     assert info["datastore"] == gateway.store.status()
+
+
+def test_the_start_page_knows_whether_keys_are_asked_for_and_runs_its_own_script_alone(gateway: Served, keyed: Served):
+    for served, keys in ((gateway, "no"), (keyed, "yes")):
+        answer = requests.get(served.url + "/", timeout=20)  # without a key: it holds nothing of any patient
+        facts = re.search('<body data-viewer="(.*)" data-keys="(.*)" data-archive="(.*)">', answer.text)
+        assert facts is not None
+        assert facts.groups() == ("no", keys, "no")
+        (script,) = re.findall('<script type="module">(.*?)</script>', answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'self' 'sha256-{digest}';" in answer.headers["Content-Security-Policy"]
+        assert all(word not in answer.text for word in ("ct_a", str(served.settings.studies)))
 
 
 def test_info_counts_a_label_as_soon_as_it_is_saved(gateway: Served, tmp_path: Path):
