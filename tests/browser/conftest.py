@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,8 +27,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--no-first-run", "--disable-background-networking", "--disable-sync"),
     *("--disable-component-update", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
+    "--host-resolver-rules=MAP *.test 127.0.0.1",  # names of other machines, and of pages of elsewhere
 )
 PATIENCE_MS = 90_000
+_HERE = re.compile(r"http://(127\.0\.0\.1|\w+\.test):")
 
 # The labelmap as the viewer holds it, slice by slice, with the places and values of the image's pixels that its own
 # loader gives: nothing here comes from our extension.
@@ -198,7 +201,7 @@ def viewer(browser: Browser, tmp_path: Path) -> Iterator[Viewer]:
     """A page of a new profile. `RAYAPP_PICTURES` names a folder to keep its pictures in."""
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     # No page asks anything of another host.
-    context.route(lambda url: not url.startswith("http://127.0.0.1:"), lambda route: route.abort())
+    context.route(lambda url: not _HERE.match(url), lambda route: route.abort())
     shown = Viewer(context.new_page(), Path(os.environ.get("RAYAPP_PICTURES") or tmp_path))
     yield shown
     context.close()
