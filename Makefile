@@ -26,7 +26,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q
 # The tests that draw histories of failures; each has a short and a long variant.
 MACHINES := $(wildcard tests/*/test_*_machine.py tests/*/test_failing_disk.py tests/*/test_power_loss.py)
 
-.PHONY: docs install orthanc viewer demo test test-slow test-browser fuzz chaos lint lint-python lint-web format weights clean
+.PHONY: docs install ohif orthanc viewer demo test test-slow test-browser fuzz chaos lint lint-python lint-web format weights clean
 
 # The type checker of the browser modules is installed too where npm is; without it everything but `lint-web` works.
 install: $(VENV)/.installed
@@ -50,9 +50,9 @@ $(TSC): rayapp/web/package-lock.json | $(VENV)/.installed
 	@cd $(VENV)/web && $(NPM) ci --silent --no-fund --no-audit --fetch-retries=1
 	@touch $@
 
-demo: install
+demo: ohif
 	@echo "==> starting the demo: generated studies, the models that ship; Ctrl-C stops it"
-	@$(BIN)/rayapp demo
+	@if test -e $(VIEWER)/rayapp.json; then export RAYAPP_OHIF=$(VIEWER); fi; $(BIN)/rayapp demo
 
 # The DICOM archive and the DICOM validator that some tests need. Installed automatically only for root, as in a container.
 orthanc:
@@ -64,12 +64,15 @@ orthanc:
 				>/dev/null 2>&1; \
 		fi || echo "==> they could not be installed: those tests will be skipped"; }
 
-# The viewer and the browser that some tests need.
-viewer: install
+# The viewer of the demo and of the tests in a browser. Without npm or a network, both go on without it.
+ohif: install
 	@test -e $(VIEWER)/rayapp.json || { \
-		echo "==> tests in a browser need OHIF: fetching it by npm"; \
+		echo "==> fetching the OHIF viewer by npm (50 MB)"; \
 		RAYAPP_OHIF=$(VIEWER) $(BIN)/rayapp ohif install >/dev/null || \
-			echo "==> OHIF could not be installed: those tests will be skipped"; }
+			echo "==> OHIF could not be installed: there is no viewer in the browser, and its tests are skipped"; }
+
+# The viewer and the browser that some tests need.
+viewer: ohif
 	@test -x "$$(command -v chromium)" || { \
 		echo "==> tests in a browser need: apt-get install chromium"; \
 		if test "$$(id -u)" = 0; then \

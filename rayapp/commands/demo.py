@@ -36,7 +36,7 @@ def demo(
         "num_cpus": num_cpus,
     }
     settings = server.settings({name: value for name, value in flags.items() if value is not None})
-    precondition = "" if is_prepared(settings.ohif) else ", after `rayapp ohif install`"
+    precondition = "" if is_prepared(settings.ohif) else " (its viewer comes by `rayapp ohif install`, before the start)"
 
     def greet(url: str) -> None:
         print(_greeting(url, studies, images[0], click, precondition), file=sys.stderr, flush=True)
@@ -94,7 +94,7 @@ rayapp serves {STUDIES} generated torsos from {studies}. Try, in another termina
   segment it          rayapp infer segmentation {image} --picture torso.png{flag}
   with a click        rayapp infer deepedit {image} --click liver={click}{flag}
 
-In a browser{precondition}: {url}/ohif/
+In a browser{precondition}: {url}
 In 3D Slicer, with the MONAI Label extension, the server's address is {url}
 The HTTP API is described at {url}/docs
 Ctrl-C stops the server; images and saved labels are kept."""
