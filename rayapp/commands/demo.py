@@ -36,7 +36,7 @@ def demo(
         "num_cpus": num_cpus,
     }
     settings = server.settings({name: value for name, value in flags.items() if value is not None})
-    precondition = "" if is_prepared(settings.ohif) else " (its viewer comes by `rayapp ohif install`, before the start)"
+    precondition = "" if is_prepared(settings.ohif) else " (the viewer is there after `rayapp ohif install`)"
 
     def greet(url: str) -> None:
         print(_greeting(url, studies, images[0], click, precondition), file=sys.stderr, flush=True)
