@@ -16,6 +16,7 @@ from rayapp.datastore.interfaces import NOT_STORABLE, ImageRecord, LabelRecord, 
 from rayapp.errors import BadRequest
 from rayapp.imaging import mask_codec
 from rayapp.imaging.dicom_instances import uid_of
+from rayapp.imaging.label_names import with_names
 from rayapp.imaging.placement import on_grid
 from rayapp.imaging.reader import read_grid, read_segmentation
 from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Route, checked_name
@@ -67,8 +68,8 @@ async def label(
     tag: Annotated[str, Query()],
     revision: Annotated[int | None, Query(ge=1)] = None,
 ) -> Response:
-    """A label on its image's grid, as it is or as of a revision. The params in the header have its info and the
-    `number` of the revision."""
+    """A label on its image's grid, as it is or as of a revision. The params in the header have its info, the `number`
+    of the revision, and the values by name, as its file or its info gives them."""
     record = await services.datastore.image(checked_name(image, "image"))
     label: LabelRecord | Revision = await (
         services.datastore.label(record.id, checked_name(tag, "tag"))
@@ -82,4 +83,4 @@ async def label(
 
 def _packed(record: ImageRecord, label: LabelRecord | Revision, max_bytes: int) -> tuple[bytes, dict[str, int]]:
     placed = on_grid(read_segmentation(label.path, max_bytes=max_bytes), read_grid(record.path), label.ext)
-    return mask_codec.encode(placed.array), placed.names
+    return mask_codec.encode(placed.array), with_names(placed, label.info).names

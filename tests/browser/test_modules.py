@@ -28,6 +28,9 @@ def run(script: str, given: Any) -> Any:
         import * as mask from '{(MODULES / "mask.mjs").as_uri()}';
         import * as curves from '{(MODULES / "curves.mjs").as_uri()}';
         import * as grid from '{(MODULES / "grid.mjs").as_uri()}';
+        import * as history from '{(MODULES / "history.mjs").as_uri()}';
+        import * as stored from '{(MODULES / "stored.mjs").as_uri()}';
+        import * as strokes from '{(MODULES / "strokes.mjs").as_uri()}';
         import * as words from '{(MODULES / "words.mjs").as_uri()}';
         const given = JSON.parse(await new Response(process.stdin).text());
         const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
@@ -88,6 +91,68 @@ def test_a_mask_that_is_sent_is_read_as_it_was(most: int):
     script = "given => mask.toText(given.shape, Uint8Array.from(given.labels))"
     said = run(script, {"shape": array.shape, "labels": array.ravel(order="F").tolist()})
     np.testing.assert_array_equal(mask_codec.from_text(said, array.shape), array)
+
+
+_SPLIT = """given => {
+    const [before, screen, labels, drawn] = given.map(values => Uint8Array.from(values));
+    const now = strokes.split(before, screen, labels, drawn);
+    return [Array.from(now.labels), Array.from(now.strokes)];
+}"""
+
+
+def test_what_is_painted_while_an_answer_is_not_shown_yet_takes_nothing_of_the_answer_back():
+    before = [0, 0, 0, 0, 1, 1, 254, 253]  # on the screen when it was written last
+    screen = [0, 2, 254, 253, 1, 0, 2, 253]  # painted over since
+    labels = [1, 1, 1, 0, 1, 1, 1, 1]  # with an answer that is not on the screen
+    drawn = [0, 0, 0, 3, 4, 3, 1, 2]
+    assert run(_SPLIT, [before, screen, labels, drawn]) == [[1, 2, 1, 0, 1, 0, 2, 1], [0, 0, 1, 2, 4, 3, 0, 2]]
+
+
+_NAMED = "given => stored.named(given.names, Uint16Array.from(given.labels), ['liver', 'spleen'])"
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "said"),
+    [
+        ({}, [0, 1, 2, 7], {"liver": 1, "spleen": 2, "segment 7": 7}),
+        ({"background": 0, "spleen": 1, "lesion": 4}, [0, 1, 2], {"spleen": 1, "lesion": 4, "segment 2": 2}),
+        ({"liver": 1}, [0, 1, 255], {"liver": 1, "not annotated": 255}),
+        ({"liver": 1, "last": 255}, [255], {"liver": 1, "last": 255}),
+    ],
+)
+def test_every_value_of_a_label_gets_a_name_and_so_is_kept(names: dict, labels: list, said: dict):
+    assert run(_NAMED, {"names": names, "labels": labels}) == said
+
+
+def test_where_nobody_looked_is_saved_as_that():
+    script = "given => Array.from(stored.unnamed(given.names, Uint8Array.from(given.labels)))"
+    given = {"names": ["liver", "not annotated", "spleen"], "labels": [0, 1, 2, 3]}
+    assert run(script, given) == [0, 1, 255, 3]
+    assert run(script, {**given, "names": ["liver", "spleen", "lesion"]}) == [0, 1, 2, 3]
+
+
+_COUNT = """async ({ shape, states }) => {
+    const volumes = states.map(values => Uint8Array.from(values));
+    const work = new history.History(shape, volumes[0]);
+    const counts = [work.counts.slice(0, 4)];
+    for (const volume of volumes.slice(1)) {
+        work.add(volume, work.strokes, { group: '' });
+        counts.push(work.counts.slice(0, 4));
+    }
+    for (const kind of ['undo', 'undo', 'redo']) {
+        const edit = (kind === 'undo' ? work.done : work.undone).at(-1);
+        work[kind](await work.open(edit, kind === 'undo' ? 'before' : 'after'));
+        counts.push(work.counts.slice(0, 4));
+    }
+    return counts.map(one => Array.from(one));
+}"""
+
+
+def test_voxels_are_counted_from_the_changed_boxes_alone_also_when_undone():
+    rng = np.random.default_rng(3)
+    states = [rng.integers(0, 4, 60) for _ in range(3)]
+    counts = [np.bincount(states[at], minlength=4).tolist() for at in (0, 1, 2, 1, 0, 1)]
+    assert run(_COUNT, {"shape": [3, 4, 5], "states": [state.tolist() for state in states]}) == counts
 
 
 _OUTLINE = """({ worlds, image }) => {

@@ -14,7 +14,12 @@ const STYLE = `
 .rayapp button:disabled { opacity: .55; cursor: wait; }
 .rayapp button.on { border-color: #fff; }
 .rayapp .labels button { background: #0b1a42; }
-.rayapp .labels button::before { content: ''; display: inline-block; width: 10px; height: 10px; margin-right: 6px;
+.rayapp .structure { display: flex; align-items: baseline; }
+.rayapp .structure .label { overflow-wrap: anywhere; text-align: left; }
+.rayapp .structure .volume { margin-left: auto; padding: 0 6px; color: #8fb4d9; white-space: nowrap; }
+.rayapp .structure [name=looked] { padding: 2px 7px; color: transparent; border-color: #3a5080; }
+.rayapp .structure [name=looked][aria-pressed=true] { color: inherit; }
+.rayapp .labels .label::before { content: ''; display: inline-block; width: 10px; height: 10px; margin-right: 6px;
   border-radius: 50%; background: var(--colour); }
 .rayapp .actions { margin-top: 10px; }
 .rayapp .status { margin-top: 6px; min-height: 3em; white-space: pre-line; }

@@ -16,6 +16,7 @@ import { hex } from './random.mjs';
  * @property {import('./server.mjs').Prompt} [prompt]
  * @property {number[]|null} [box] that limits prompts
  * @property {{size?: number, smaller?: number, larger?: number}} [others] answers that the prompts may mean as well
+ * @property {Record<string, boolean>} [looked] structures that were marked as looked for, or no longer
  * @property {string} [left] the structure whose strokes were dropped for that of another one
  * @typedef {{request: string, labels: Change|null, strokes: Change|null, about: About}} Edit
  * @typedef {{draft: string, base: number, names: string[], start: string, done: KeptEdit[], undone: KeptEdit[],
@@ -35,6 +36,15 @@ export class History {
     this.done = [];
     /** @type {Edit[]} */
     this.undone = []; // the next one to redo is the last
+    this.counts = new Float64Array(256); // voxels by label
+    this.#count(labels, 1);
+  }
+
+  /** @param {Uint8Array|Uint16Array} labels that came (1) or went (-1) @param {1|-1} sign */
+  #count(labels, sign) {
+    for (let at = 0; at < labels.length; at++) {
+      this.counts[labels[at]] += sign;
+    }
   }
 
   /** True if there are strokes, also used ones. */
@@ -54,8 +64,8 @@ export class History {
   add(labels, strokes, about, always = false) {
     const edit = {
       request: hex(8),
-      labels: this.#change(this.labels, labels, always),
-      strokes: this.#change(this.strokes, strokes, false),
+      labels: this.#change(this.labels, labels, always, true),
+      strokes: this.#change(this.strokes, strokes, false, false),
       about,
     };
     if (!edit.labels && !edit.strokes) {
@@ -67,10 +77,24 @@ export class History {
     return edit;
   }
 
-  /** @param {Labels} before @param {Labels} after @param {boolean} always @returns {Change|null} */
-  #change(before, after, always) {
+  /**
+   * @param {Labels} before
+   * @param {Labels} after
+   * @param {boolean} always
+   * @param {boolean} counted
+   * @returns {Change|null}
+   */
+  #change(before, after, always, counted) {
     const box = changed(before, after, this.shape) ?? (always ? { corner: [0, 0, 0], size: [0, 0, 0] } : null);
-    return box && { before: pack(cut(before, this.shape, box)), after: pack(cut(after, this.shape, box)) };
+    if (!box) {
+      return null;
+    }
+    const [old, now] = [cut(before, this.shape, box), cut(after, this.shape, box)];
+    if (counted) {
+      this.#count(old.values, -1);
+      this.#count(now.values, 1);
+    }
+    return { before: pack(old), after: pack(now) };
   }
 
   /**
@@ -101,6 +125,8 @@ export class History {
   #paste({ labels, strokes }) {
     if (labels) {
       this.labels = this.labels.slice();
+      this.#count(cut(this.labels, this.shape, labels).values, -1);
+      this.#count(labels.values, 1);
       paste(this.labels, labels);
     }
     if (strokes) {
@@ -122,7 +148,7 @@ export class History {
       return part;
     };
     const history = new History(shape, new Uint8Array(shape[0] * shape[1] * shape[2]));
-    paste(history.labels, translated(await open(fromText(kept.start))));
+    history.#paste({ labels: translated(await open(fromText(kept.start))), strokes: null });
     for (const one of [...kept.done, ...kept.undone.toReversed()]) {
       const labels = one.labels ? translated(await open(fromText(one.labels))) : null;
       const strokes = one.strokes ? await open(fromText(one.strokes)) : null;

@@ -35,7 +35,8 @@ export class Labelmap {
    * @param {Image} image
    * @param {Segment[]} segments
    * @param {string} what distinguishes the labelmaps of one image
-   * @param {Segment[]} helpers further values that have a colour and are no segments, so that nothing lists them
+   * @param {Segment[]} helpers further values, which are segments only once they are painted: what is no segment has no
+   *   colour on the screen
    * @throws {Error} if the viewer's slices are not those of the image
    */
   constructor(services, displaySet, image, segments, what = 'label', helpers = []) {
@@ -102,11 +103,14 @@ export class Labelmap {
   /** Have one more segment. @param {Segment} segment */
   add(segment) {
     this.segments.push(segment);
-    const { segmentationService } = this.services;
     if (this.there) {
-      const { value: segmentIndex, label, colour: rgb } = segment;
-      segmentationService.addSegment(this.id, { segmentIndex, label, color: [...rgb, 255] });
+      this.#addSegment(segment);
     }
+  }
+
+  /** @param {Segment} segment */
+  #addSegment({ value: segmentIndex, label, colour: rgb }) {
+    this.services.segmentationService.addSegment(this.id, { segmentIndex, label, color: [...rgb, 255] });
   }
 
   /** Make this the segment that OHIF's tools paint, here and in no other labelmap. @param {number} segment */
@@ -114,7 +118,12 @@ export class Labelmap {
     const { segmentationService } = this.services;
     if (this.there) {
       this.#viewports().forEach(([id]) => this.#has(id) && segmentationService.setActiveSegmentation(id, this.id));
-      segmentationService.setActiveSegment(this.id, segment);
+      const helper = this.helpers.find(({ value }) => value === segment);
+      if (helper && !segmentationService.getSegmentation(this.id)?.segments[segment]) {
+        this.#addSegment(helper); // with its name: OHIF would add one without
+      } else {
+        segmentationService.setActiveSegment(this.id, segment);
+      }
     }
   }
 

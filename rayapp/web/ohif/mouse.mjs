@@ -3,12 +3,12 @@
 import * as curves from './curves.mjs';
 import * as points from './points.mjs';
 import * as strokes from './strokes.mjs';
-import { groupsOf } from './tools.mjs';
+import { GROUPS, groupsOf } from './tools.mjs';
 import { PROBLEMS, says } from './words.mjs';
 
 /**
  * @typedef {import('./labelmap.mjs').Labelmap} Labelmap
- * @typedef {{toolName: string, toolBindingsOptions?: {bindings?: {mouseButton: number, modifierKey?: number}[]}}} Activated
+ * @typedef {{toolGroupId: string, toolName: string, toolBindingsOptions?: {bindings?: {mouseButton: number, modifierKey?: number}[]}}} Activated
  */
 
 const EXTREMES = 6;
@@ -53,10 +53,10 @@ export class Mouse {
     const { eventTarget } = window.cornerstone;
     const { Events, MouseBindings } = window.cornerstoneTools.Enums;
     const activated = (/** @type {Event} */ event) => {
-      const { toolName, toolBindingsOptions } = /** @type {CustomEvent<Activated>} */ (event).detail;
+      const { toolGroupId, toolName, toolBindingsOptions } = /** @type {CustomEvent<Activated>} */ (event).detail;
       const bindings = toolBindingsOptions?.bindings ?? [];
       const primary = bindings.some(one => one.mouseButton === MouseBindings.Primary && !one.modifierKey);
-      if (this.mode && primary && toolName !== TOOLS[this.mode]) {
+      if (this.mode && primary && GROUPS.includes(toolGroupId) && toolName !== TOOLS[this.mode]) {
         this.mode = null;
         this.forget();
         left();

@@ -1,5 +1,6 @@
-/** The panel: an annotator's actions, carried out one at a time. */
+/** The panel: what an annotator can do with the series that is shown. */
 
+import { Actions } from './actions.mjs';
 import { Archive } from './archive.mjs';
 import { button, element, fill, options } from './dom.mjs';
 import * as edits from './edits.mjs';
@@ -14,6 +15,7 @@ import * as strokes from './strokes.mjs';
 import { Structures } from './structures.mjs';
 import { Training } from './training.mjs';
 import { Uncertainty } from './uncertainty.mjs';
+import * as viewports from './viewports.mjs';
 import { BUTTONS, DOING, DONE, DRAFT, PROBLEMS, SECTIONS, says } from './words.mjs';
 import { works } from './works.mjs';
 
@@ -32,13 +34,20 @@ export class Panel {
     this.known = null;
     /** @type {Work|null} */
     this.work = null;
-    this.queue = Promise.resolve();
-    this.waiting = 0; // actions begun or queued
+    this.actions = new Actions(
+      this.node,
+      () => (this.work ? 'done' : 'waiting'),
+      () => {
+        this.parts.again.hidden = Boolean(this.work?.labelmap.there);
+        this.#describe();
+      }
+    );
     /** @type {import('./next.mjs').Run} */
     const run = (doing, act) => this.#run(doing, act);
     this.structures = new Structures(
       left => this.#run(DOING.changing, () => this.#changeStructure(left)),
-      name => this.#learn(name)
+      name => this.#learn(name),
+      name => this.#run(DOING.changing, () => this.#needed().look(name))
     );
     this.next = new Next(run, () => works.flush().catch(() => {})); // what is lost then, the browser asks about
     this.training = new Training(run);
@@ -52,7 +61,6 @@ export class Panel {
       automatic: element('select', { name: 'automatic' }),
       prompted: element('select', { name: 'prompted' }),
       scribbled: element('select', { name: 'scribbled' }),
-      status: element('div', { className: 'status', role: 'status' }),
       draft: element('div', { className: 'draft', role: 'status' }),
       again: button('again', () => this.#run(DOING.connecting, () => this.#open())),
     };
@@ -63,11 +71,11 @@ export class Panel {
     };
     this.mouse = new Mouse(services.toolGroupService, marked, () => this.#left());
     this.stops = [
-      ...this.#watchViewports(),
+      viewports.watch(services, () => this.#look()),
       keys.watch(this.node),
       edits.watch((id, group) => this.#painted(id, group)),
     ];
-    works.changed = () => this.#showDraft();
+    works.changed = () => this.#describe();
     run(DOING.connecting, () => this.#open());
   }
 
@@ -112,7 +120,7 @@ export class Panel {
       this.node,
       parts.image,
       parts.reason,
-      parts.status,
+      this.actions.status,
       parts.draft,
       parts.again,
       this.archive.node,
@@ -151,40 +159,14 @@ export class Panel {
   }
 
   /**
-   * Run actions one after the other and show what came of each. A refinement still in progress is given up.
+   * Run an action after those before it. A refinement still in progress is given up.
    *
    * @param {string} doing
    * @param {() => Promise<string|null|undefined>} act
    */
   #run(doing, act) {
-    this.waiting += 1;
-    this.work?.hurry();
-    this.queue = this.queue.then(async () => {
-      this.#show(doing, 'doing');
-      this.#enable(false);
-      try {
-        const text = await act();
-        this.#show(text ?? '', this.work ? 'done' : 'waiting');
-      } catch (error) {
-        this.#show(server.reason(error), 'wrong');
-      }
-      this.waiting -= 1;
-      this.parts.status.dataset.turn = String(Number(this.parts.status.dataset.turn ?? 0) + 1);
-      this.#enable(true);
-      this.parts.again.hidden = Boolean(this.work?.labelmap.there);
-      this.#showDraft();
-    });
-  }
-
-  /** @param {string} text @param {'doing'|'done'|'waiting'|'wrong'} state */
-  #show(text, state) {
-    this.parts.status.textContent = text;
-    this.parts.status.dataset.state = state;
-  }
-
-  /** @param {boolean} on */
-  #enable(on) {
-    this.node.querySelectorAll('button').forEach(one => (one.disabled = !on));
+    this.work?.prompter.hurry();
+    this.actions.run(doing, act);
   }
 
   /** Ask the server what it offers. */
@@ -198,14 +180,14 @@ export class Panel {
     this.structures.show(models, labels);
     this.next.show(strategies);
     this.uncertainty.show(Object.keys(scoring));
-    this.training.show(Object.keys(trainers)).catch(error => this.#show(server.reason(error), 'wrong'));
+    this.training.show(Object.keys(trainers)).catch(error => this.actions.show(server.reason(error), 'wrong'));
     return { models, names: this.structures.names, learn: (/** @type {string} */ name) => this.structures.learn(name) };
   }
 
   /** Open the series in the active viewport: its image, and the work on it so far. */
   async #open() {
     this.known ??= await this.#meet();
-    const shown = this.#shown();
+    const shown = viewports.shown(this.services);
     if (!shown) {
       await server.studies();
       return DONE.noSeries;
@@ -230,14 +212,6 @@ export class Panel {
     await this.revisions.show(work);
     this.#select();
     return text;
-  }
-
-  #shown() {
-    const { viewportGridService, displaySetService } = this.services;
-    const { activeViewportId, viewports } = viewportGridService.getState();
-    return (viewports.get(activeViewportId)?.displaySetInstanceUIDs ?? [])
-      .map(uid => displaySetService.getDisplaySetByUID(uid))
-      .find(one => one && one.imageIds?.length > 0 && one.Modality !== 'SEG');
   }
 
   #needed() {
@@ -299,8 +273,12 @@ export class Panel {
     }
   }
 
-  /** Say where the unsaved work is. */
-  #showDraft() {
+  /** Say what the work has of each structure, and where it is if it is not saved. */
+  #describe() {
+    if (this.work) {
+      const { volumes, lookedFor } = this.work;
+      this.structures.describe({ volumes, lookedFor });
+    }
     const draft = this.work?.draft;
     const sent = !draft?.unsent.length;
     const state = draft?.problem ? 'lost' : !sent ? 'sending' : draft?.unsaved ? 'kept' : '';
@@ -320,7 +298,7 @@ export class Panel {
   }
 
   async #segment() {
-    return this.#needed().segment(this.#model(this.parts.automatic, PROBLEMS.noAutomatic));
+    return this.#needed().prompter.segment(this.#model(this.parts.automatic, PROBLEMS.noAutomatic));
   }
 
   /**
@@ -336,7 +314,7 @@ export class Panel {
       work = this.#needed();
       model = this.#model(this.parts.prompted, PROBLEMS.noPrompted);
       const on = mode !== 'background';
-      const name = !on ? BACKGROUND : single(work.models[model]) ? 'foreground' : label;
+      const name = !on ? BACKGROUND : single(work.prompter.models[model]) ? 'foreground' : label;
       points.paint(mark, work.colourOf(on ? label : null));
       read = this.mouse.read(mark, mode, work.labelmap, name, on ? label : BACKGROUND);
     } catch (error) {
@@ -351,28 +329,25 @@ export class Panel {
       return read.what;
     }
     const { what } = read;
-    const text = await work.prompt(model, label, read.prompt, read.points, this.#refining(what));
+    const text = await work.prompter.prompt(model, label, read.prompt, read.points, this.#refining(what));
     return says.marked(what, text);
   }
 
   /** Take the next larger (1) or smaller (-1) answer. @param {1|-1} step */
   async #resize(step) {
     const what = step > 0 ? BUTTONS.larger.text : BUTTONS.smaller.text;
-    const text = await this.#needed().resize(step, this.structures.active, this.#refining(what));
+    const text = await this.#needed().prompter.resize(step, this.structures.active, this.#refining(what));
     return says.marked(what, text);
   }
 
   /** Shows that a first mask is there and a better one on its way. @param {string} what was done */
   #refining(what) {
-    return (/** @type {string} */ text) => {
-      this.#show(says.refining(what, text), 'doing');
-      this.#enable(true);
-    };
+    return (/** @type {string} */ text) => this.actions.refining(says.refining(what, text));
   }
 
   async #scribble() {
     const work = this.#needed();
-    return work.scribble(this.#model(this.parts.scribbled, PROBLEMS.noScribbles), this.structures.active);
+    return work.prompter.scribble(this.#model(this.parts.scribbled, PROBLEMS.noScribbles), this.structures.active);
   }
 
   async #save() {
@@ -382,21 +357,15 @@ export class Panel {
     return text;
   }
 
-  #watchViewports() {
-    const { viewportGridService } = this.services;
-    const { ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED, VIEWPORTS_READY } = viewportGridService.EVENTS;
-    return [ACTIVE_VIEWPORT_ID_CHANGED, GRID_STATE_CHANGED, VIEWPORTS_READY].map(name => {
-      const { unsubscribe } = viewportGridService.subscribe(name, () => {
-        if (!this.known || this.waiting) {
-          return;
-        }
-        if (this.#shown() !== this.work?.labelmap.displaySet) {
-          this.#run(DOING.opening, () => this.#open());
-        } else if (this.work?.labelmap.there) {
-          this.work.labelmap.ready().then(() => this.#select()); // in viewports opened since
-        }
-      });
-      return unsubscribe;
-    });
+  /** Another viewport is active, or they are others. */
+  #look() {
+    if (!this.known || this.actions.waiting) {
+      return;
+    }
+    if (viewports.shown(this.services) !== this.work?.labelmap.displaySet) {
+      this.#run(DOING.opening, () => this.#open());
+    } else if (this.work?.labelmap.there) {
+      this.work.labelmap.ready().then(() => this.#select()); // in viewports opened since
+    }
   }
 }

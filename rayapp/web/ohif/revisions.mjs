@@ -10,6 +10,7 @@ import { DOING, DONE, PROBLEMS, SECTIONS, says } from './words.mjs';
 /** @typedef {import('./work.mjs').Work} Work */
 
 const DRAFT = 'draft'; // the choice of unsaved work that was made from an older revision
+const TAG = 'tag '; // before the tag of a label that is not final
 
 export class Revisions {
   /**
@@ -29,7 +30,7 @@ export class Revisions {
       { className: 'conflict', hidden: true },
       button('keep-mine', () => run(DOING.saving, () => this.#keepMine())),
       button('keep-theirs', () => run(DOING.opening, () => this.#keepTheirs())),
-      button('start-theirs', () => run(DOING.opening, () => this.#start(this.theirs)))
+      button('start-theirs', () => run(DOING.opening, () => this.#start(String(this.theirs))))
     );
     this.node = element('div', {});
     fill(
@@ -54,7 +55,9 @@ export class Revisions {
     const saved = await server.revisions(work.image.image, 'final');
     const listed = saved.map(({ number, ts, user }) => new Option(says.revision(number, ts, user), String(number)));
     const draft = work.older ? [new Option(says.olderDraft(work.older.ts), DRAFT)] : [];
-    this.choice.replaceChildren(...draft, ...listed.toReversed());
+    const others = work.image.labels.filter(tag => tag !== 'final');
+    const tagged = others.map(tag => new Option(says.tagged(tag), TAG + tag));
+    this.choice.replaceChildren(...draft, ...listed.toReversed(), ...tagged);
     this.choice.disabled = !this.choice.options.length;
   }
 
@@ -79,7 +82,7 @@ export class Revisions {
           work.base = 0; // theirs was deleted: there is nothing to choose
           return this.save();
         }
-        this.#settle((await work.saved()).number);
+        this.#settle((await work.stored()).number);
         await this.#list(work);
         throw new Error(says.conflict(error.message));
       }
@@ -102,19 +105,19 @@ export class Revisions {
 
   async #keepTheirs() {
     const work = this.work();
-    const text = await this.#start(this.theirs);
+    const text = await this.#start(String(this.theirs));
     work.draft.saved(work.base);
     return text;
   }
 
-  /** @param {number} number of the revision to go on from */
-  async #start(number) {
+  /** @param {string} choice of the label to go on from */
+  async #start(choice) {
     const work = this.work();
-    const { labels } = await work.saved(number);
+    const chosen = await this.#chosen(work, choice);
     if (this.theirs) {
       work.base = this.theirs;
     }
-    await work.replace(labels);
+    await work.replace(chosen);
     this.hide();
     this.#settle(0);
     return DONE.restored;
@@ -122,16 +125,12 @@ export class Revisions {
 
   async #restore() {
     const work = this.work();
-    if (!this.choice.value) {
-      throw new Error(PROBLEMS.noRevision);
+    const text = await this.#start(this.choice.value);
+    if (this.choice.value === DRAFT) {
+      await work.takeOver();
+      await this.#list(work);
     }
-    if (this.choice.value !== DRAFT) {
-      return this.#start(Number(this.choice.value));
-    }
-    await work.replace(await this.#draft(work));
-    await work.takeOver();
-    await this.#list(work);
-    return DONE.restored;
+    return text;
   }
 
   /** Show the chosen state beside the work, in colours of its own; or take it away again. */
@@ -141,11 +140,7 @@ export class Revisions {
       this.hide();
       return DONE.revisionHidden;
     }
-    if (!this.choice.value) {
-      throw new Error(PROBLEMS.noRevision);
-    }
-    const labels =
-      this.choice.value === DRAFT ? await this.#draft(work) : (await work.saved(Number(this.choice.value))).labels;
+    const { labels } = await this.#chosen(work, this.choice.value);
     const { services, displaySet, segments } = work.labelmap;
     const inverted = segments.map(({ value, label, colour: [r, g, b] }) => {
       /** @type {Colour} */
@@ -160,13 +155,25 @@ export class Revisions {
     return DONE.revisionShown;
   }
 
-  /** The labels of the older draft. @param {Work} work */
-  async #draft(work) {
-    if (!work.older) {
+  /**
+   * The label that is chosen.
+   *
+   * @param {Work} work
+   * @param {string} choice
+   * @returns {Promise<{labels: Labels, sought: string[]}>}
+   */
+  async #chosen(work, choice) {
+    if (choice.startsWith(TAG)) {
+      return work.stored(choice.slice(TAG.length));
+    }
+    if (choice !== DRAFT && choice) {
+      return work.stored('final', Number(choice));
+    }
+    if (!choice || !work.older) {
       throw new Error(PROBLEMS.noRevision);
     }
     work.older.names.forEach(name => work.learn(name));
     const { labels } = await History.of(work.image.shape, work.older, translation(work.older.names, work.names));
-    return labels;
+    return { labels, sought: [] };
   }
 }

@@ -17,7 +17,7 @@ import { PROBLEMS } from './words.mjs';
  *   (1, 2, …) or smaller (-1, -2, …) than the likeliest
  * @typedef {{interaction: {onto: string|null, mask: string}, label_names: Record<string, number>,
  *   latencies: {total: number}, size?: number, smaller?: number, larger?: number}} Params
- * @typedef {{info: {label_info?: {name: string, idx?: number}[]}, label_names: Record<string, number>|null,
+ * @typedef {{info: {label_info?: {name: string}[], looked_for?: string[]}, label_names: Record<string, number>|null,
  *   number: number}} LabelParams `number` is the revision's
  * @typedef {{number: number, ts: number, user: string}} Revision `ts` is Unix time
  * @typedef {{id: string, kind?: string, status: string, details?: string[],

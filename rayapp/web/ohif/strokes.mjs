@@ -25,20 +25,24 @@ export const LABEL_INFO = [
 /**
  * What was painted, separated into labels and strokes.
  *
- * @param {Labels} screen
- * @param {Labels} labels as they were
- * @param {Labels} strokes as they were: 1, 2 on the screen, 3, 4 used already and no longer there
- * @returns {{labels: Labels, strokes: Labels}} as they are now
+ * @param {Labels} before what was on the screen
+ * @param {Labels} screen what is there now
+ * @param {Labels} labels as they are known, which the screen need not show yet
+ * @param {Labels} strokes likewise: 1, 2 on the screen, 3, 4 used already and no longer there
+ * @returns {{labels: Labels, strokes: Labels}} with what was painted
  */
-export function split(screen, labels, strokes) {
-  const now = { labels: screen.slice(), strokes: strokes.slice() };
+export function split(before, screen, labels, strokes) {
+  const now = { labels: labels.slice(), strokes: strokes.slice() };
   for (let at = 0; at < screen.length; at++) {
     const value = screen[at];
+    if (value === before[at]) {
+      continue;
+    }
     if (value === ON || value === OFF) {
-      now.labels[at] = labels[at];
       now.strokes[at] = value === ON ? 1 : 2;
-    } else if (strokes[at] === 1 || strokes[at] === 2) {
-      now.strokes[at] = 0; // painted over
+    } else {
+      now.labels[at] = value;
+      now.strokes[at] = strokes[at] > 2 ? strokes[at] : 0; // a stroke that is on the screen was painted over
     }
   }
   return now;

@@ -3,15 +3,23 @@
 import { element, fill } from './dom.mjs';
 import { colour } from './labelmap.mjs';
 import { BACKGROUND } from './meaning.mjs';
-import { ADD, UNNAMED } from './words.mjs';
+import { ADD, LOOKED, UNNAMED, UNSEEN, says } from './words.mjs';
+
+/** @typedef {{volumes: number[], lookedFor: string[]}} Found millilitres of each structure, and those looked for */
 
 export class Structures {
   /**
    * @param {(left: string) => void} changed is called when another structure than `left` becomes active
    * @param {(name: string) => void} added is called with the name of a structure that the reader adds
+   * @param {(name: string) => void} looked is called with a structure to mark as looked for, or no longer
    */
-  constructor(changed, added) {
+  constructor(changed, added, looked) {
     this.changed = changed;
+    this.looked = looked;
+    /** @type {Found} */
+    this.found = { volumes: [], lookedFor: [] };
+    /** @type {(() => void)[]} */
+    this.rows = []; // each updates one
     /** @type {string[]} */
     this.names = []; // their segments are counted from 1 in this order
     this.active = '';
@@ -58,7 +66,7 @@ export class Structures {
   /** Make a structure active, as it was before. @param {string} name */
   activate(name) {
     this.active = name;
-    this.#draw();
+    this.describe(this.found);
   }
 
   /** @param {string} name */
@@ -68,14 +76,36 @@ export class Structures {
     this.changed(left);
   }
 
+  /** Show what is there of the structures. @param {Found} found */
+  describe(found) {
+    this.found = found;
+    this.rows.forEach(refresh => refresh());
+  }
+
+  /** Make the rows anew, because the structures are others. */
   #draw() {
-    const rows = this.names.map((name, at) => {
-      const style = `--colour: rgb(${colour(at + 1)})`;
-      const onclick = () => this.#choose(name);
-      const row = element('button', { name: 'label', value: name, className: 'label', style, onclick }, name);
-      row.classList.toggle('on', name === this.active);
-      return row;
-    });
-    fill(this.list, ...rows);
+    const made = this.names.map((name, at) => this.#row(name, at));
+    this.rows = made.map(({ refresh }) => refresh);
+    fill(this.list, ...made.map(({ node }) => node));
+    this.describe(this.found);
+  }
+
+  /** A structure's row, and what updates it in place: no click on it is lost. @param {string} name @param {number} at */
+  #row(name, at) {
+    const style = `--colour: rgb(${colour(at + 1)})`;
+    const [onclick, onlook] = [() => this.#choose(name), () => this.looked(name)];
+    const choice = element('button', { name: 'label', value: name, className: 'label', style, onclick }, name);
+    const volume = element('span', { className: 'volume' });
+    const given = { name: 'looked', value: name, onclick: onlook, hidden: name === UNSEEN };
+    const mark = element('button', given, LOOKED.text);
+    const refresh = () => {
+      const looked = this.found.lookedFor.includes(name);
+      choice.classList.toggle('on', name === this.active);
+      choice.ariaPressed = String(name === this.active);
+      volume.textContent = says.volume(this.found.volumes[at] ?? 0);
+      mark.ariaPressed = String(looked);
+      mark.title = looked ? LOOKED.on(name) : LOOKED.off(name);
+    };
+    return { node: element('div', { className: 'structure' }, choice, volume, mark), refresh };
   }
 }

@@ -1,8 +1,11 @@
 /** The viewer's tool groups, and adding a tool to them. */
 
-/** The tool groups of OHIF's modes that show slices, as far as they exist. @param {ToolGroupService} service */
+/** Ids of the tool groups of OHIF's modes that show slices. */
+export const GROUPS = ['default', 'mpr'];
+
+/** These tool groups, as far as they exist. @param {ToolGroupService} service */
 export const groupsOf = service =>
-  ['default', 'mpr'].flatMap(id => {
+  GROUPS.flatMap(id => {
     const group = service.getToolGroup(id);
     return group ? [group] : [];
   });

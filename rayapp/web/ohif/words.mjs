@@ -13,6 +13,16 @@ export const ADD = { text: 'Add a structure', hint: 'type its name and press Ent
 /** The name of a structure where nobody has named one. */
 export const UNNAMED = 'structure';
 
+/** The name of what nobody looked at in a label. */
+export const UNSEEN = 'not annotated';
+
+/** The mark of a structure that was looked for. */
+export const LOOKED = {
+  text: '✓',
+  on: (/** @type {string} */ name) => `looked for ${name}: where it is not, a training learns that it is not`,
+  off: (/** @type {string} */ name) => `not looked for ${name}: a training learns nothing about it here`,
+};
+
 /** @type {Record<ButtonName, Button>} */
 export const BUTTONS = {
   again: { text: 'Try again' },
@@ -184,6 +194,18 @@ export const says = {
   corner: voxel => `corner at ${voxel.join(', ')}; click the opposite corner, on any slice`,
   /** @param {string} name */
   structure: name => `marks are for ${name}`,
+  /** @param {string} tag */
+  begun: tag => `ready; showing the label ${tag} to correct: save it to make it final`,
+  /** A label's value that has no name. @param {number} value */
+  unnamed: value => `segment ${value}`,
+  /** @param {number} ml */
+  volume: ml => (ml ? `${ml < 10 ? ml.toFixed(2) : ml < 100 ? ml.toFixed(1) : ml.toFixed(0)} ml` : ''),
+  /** @param {string} name */
+  looked: name => `looked for ${name}`,
+  /** @param {string} name */
+  notLooked: name => `not looked for ${name}`,
+  /** @param {string} tag */
+  tagged: tag => `label ${tag}`,
   /** @param {string} name */
   extremes: name => `extreme points of ${name}`,
   /** @param {string} name */

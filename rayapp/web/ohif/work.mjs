@@ -1,15 +1,17 @@
-/** The work on one image: its labels on the screen, the prompts behind them, and what can be undone. */
+/** The work on one image: its labels on the screen, what was done to them and can be undone, and saving them. */
 
+import { Dots } from './dots.mjs';
 import { Draft } from './draft.mjs';
 import { History } from './history.mjs';
 import { Labelmap, colour } from './labelmap.mjs';
-import { changed, toText } from './mask.mjs';
-import { BACKGROUND, meaning, over, painted, single, translation, valuesFor } from './meaning.mjs';
-import * as points from './points.mjs';
+import { changed } from './mask.mjs';
+import { BACKGROUND, translation } from './meaning.mjs';
+import { Prompter } from './prompter.mjs';
 import { hex } from './random.mjs';
 import * as server from './server.mjs';
+import { stored, unnamed } from './stored.mjs';
 import * as strokes from './strokes.mjs';
-import { DONE, PROBLEMS, says } from './words.mjs';
+import { DONE, UNSEEN, says } from './words.mjs';
 
 /**
  * @typedef {import('./history.mjs').About} About
@@ -17,6 +19,9 @@ import { DONE, PROBLEMS, says } from './words.mjs';
  * @typedef {{names: string[], models: Record<string, server.Model>, learn: (name: string) => void}} Known the
  *   structures that are offered, the server's models, and how to offer one more
  */
+
+const FINAL = 'final';
+const ORIGINAL = 'original'; // of others' segmentations in an archive
 
 export class Work {
   /**
@@ -45,24 +50,21 @@ export class Work {
     this.image = image;
     this.names = names;
     this.offer = learn;
-    this.models = models;
     this.labelmap = this.#labelmap(shown);
     this.history = new History(image.shape, new Uint8Array(this.labelmap.size));
     /** @type {Labels} */
-    this.screen = this.history.labels; // as it was written last
+    this.screen = this.history.labels; // as it was written or read last
+    this.drawn = ''; // id of the segmentation that shows it
     this.base = 0; // number of the saved revision that it is made from
     this.draft = new Draft(image.image, () => kept(this));
     /** @type {import('./history.mjs').Kept|null} */
     this.older = null; // unsaved work that was made from an older revision
-    /** @type {server.Interaction|null} */
-    this.interaction = null;
-    this.unknown = false; // true if a prompt failed, so that the server's state is unknown
-    /** @type {Map<string, Annotation[]>} */
-    this.dots = new Map(); // points on the screen by the edit's group
+    /** @type {string[]} */
+    this.sought = []; // structures that the annotator of the saved label looked for
+    this.dots = new Dots();
     /** @type {number[]|null} */
     this.box = null; // that limits points and strokes
-    /** @type {AbortController|null} */
-    this.finer = null; // ends the wait for better masks, once there is a first
+    this.prompter = new Prompter(this, models);
   }
 
   /** @param {DisplaySet} shown */
@@ -82,9 +84,12 @@ export class Work {
   /** Show the saved label, or the draft that was made from it. Returns what to say of it. */
   async begin() {
     const { image, labels, shape } = this.image;
-    const saved = labels.includes('final') ? await this.saved() : null;
-    this.base = saved?.number ?? 0;
-    this.history = new History(shape, saved?.labels ?? this.history.labels);
+    const others = labels.filter(tag => tag !== FINAL);
+    const tag = labels.includes(FINAL) ? FINAL : others.includes(ORIGINAL) ? ORIGINAL : others.at(0);
+    const start = tag === undefined ? null : await this.stored(tag);
+    this.base = tag === FINAL ? (start?.number ?? 0) : 0;
+    this.sought = start?.sought ?? [];
+    this.history = new History(shape, start?.labels ?? this.history.labels);
     const kept = await server.draft(image);
     const current = kept?.base === this.base;
     this.older = current ? null : kept;
@@ -93,24 +98,20 @@ export class Work {
     }
     await this.#draw();
     this.#point();
-    return current ? DONE.resumed : kept ? DONE.older : saved ? DONE.saved : DONE.fresh;
+    if (kept) {
+      return current ? DONE.resumed : DONE.older;
+    }
+    return tag === undefined ? DONE.fresh : tag === FINAL ? DONE.saved : says.begun(tag);
   }
 
   /**
-   * The final label, or an earlier revision of it.
+   * A label of the image that the server has.
    *
-   * @param {number} [revision] its number
+   * @param {string} [tag]
+   * @param {number} [revision] number of an earlier one; the newest by default
    */
-  async saved(revision) {
-    const { mask, params } = await server.label(this.image.image, 'final', revision);
-    const { info, label_names, number } = params;
-    const listed = (info.label_info ?? []).flatMap(one => (one.idx === undefined ? [] : [[one.name, one.idx]]));
-    const named = listed.length ? listed : Object.entries(label_names ?? {});
-    /** @type {Record<string, number>} */
-    const names = Object.fromEntries(named.length ? named : this.names.map((name, at) => [name, at + 1]));
-    Object.keys(names).forEach(name => name !== BACKGROUND && this.learn(name)); // so that saving keeps them
-    const blank = new Uint8Array(this.labelmap.size);
-    return { number, labels: over(this.names, this.image.shape, blank, mask.labels, { names }) };
+  stored(tag = FINAL, revision = undefined) {
+    return stored(this.image, this.names, name => this.learn(name), tag, revision);
   }
 
   /** @param {import('./history.mjs').Kept} kept */
@@ -125,10 +126,8 @@ export class Work {
       this.draft.unsaved = true;
     } else {
       this.draft.resume(kept);
-      const prompted = this.history.done.findLast(({ about }) => about.interaction)?.about;
-      if (prompted?.interaction && prompted.model && this.draft.key === kept.draft) {
-        this.interaction = new server.Interaction(prompted.interaction, prompted.model);
-        this.interaction.box = prompted.box ?? null;
+      if (this.draft.key === kept.draft) {
+        this.prompter.resume();
       }
     }
   }
@@ -138,9 +137,8 @@ export class Work {
     if (this.labelmap.displaySet !== shown) {
       this.labelmap = this.#labelmap(shown);
     }
-    const dropped = !this.labelmap.there;
     await this.labelmap.ready();
-    if (dropped) {
+    if (this.labelmap.id !== this.drawn) {
       await this.#draw();
     }
     this.#point();
@@ -148,24 +146,23 @@ export class Work {
 
   /** Take its points off the screen, because another series is shown. */
   hide() {
-    [...this.dots.values()].flat().forEach(points.remove);
-    this.dots.clear();
+    this.dots.hide();
   }
 
-  /** Draw the points of the prompts that are not on the screen. */
   #point() {
-    for (const { about } of this.history.done) {
-      if (about.prompt && !this.dots.has(about.group)) {
-        const { prompt, label = null, group } = about;
-        this.dots.set(group, points.of(prompt, this.labelmap, name => this.#colour(name, label)));
-      }
-    }
+    this.dots.draw(this.history, this.labelmap, (name, label) => this.#colour(name, label));
   }
 
   async #draw() {
     await this.labelmap.ready();
-    this.screen = strokes.over(this.history.labels, this.history.strokes);
-    this.labelmap.write(this.screen);
+    this.observe(); // what was painted in the meantime
+    this.#write(strokes.over(this.history.labels, this.history.strokes));
+  }
+
+  /** @param {Labels} screen */
+  #write(screen) {
+    this.labelmap.write(screen);
+    [this.screen, this.drawn] = [screen, this.labelmap.id];
   }
 
   /**
@@ -175,9 +172,10 @@ export class Work {
    */
   observe(group = hex(4)) {
     const screen = this.labelmap.get();
-    if (changed(this.screen, screen, this.image.shape)) {
-      const { labels, strokes: drawn } = strokes.split(screen, this.history.labels, this.history.strokes);
-      this.screen = screen;
+    const before = this.labelmap.id === this.drawn ? this.screen : new Uint8Array(screen.length); // a new one is empty
+    if (changed(before, screen, this.image.shape)) {
+      const { labels, strokes: drawn } = strokes.split(before, screen, this.history.labels, this.history.strokes);
+      [this.screen, this.drawn] = [screen, this.labelmap.id];
       this.#add(labels, drawn, { group });
     }
   }
@@ -200,160 +198,10 @@ export class Work {
    * @param {About} about
    * @param {Labels} drawn
    */
-  async #edit(labels, about, drawn = this.history.strokes) {
+  async edit(labels, about, drawn = this.history.strokes) {
     const edit = this.#add(labels, drawn, about, true);
     await this.#draw();
     return edit;
-  }
-
-  /** What the labels are, if they are one model's answer alone. @returns {About|null} */
-  get own() {
-    const last = this.history.done.findLast(({ labels }) => labels)?.about;
-    return last?.own && !this.unknown ? last : null;
-  }
-
-  /** Segment all structures. @param {string} model */
-  async segment(model) {
-    this.observe();
-    const { shape } = this.image;
-    const asked = this.history.labels;
-    const { params, mask } = await server.infer(model, this.image.image, { client_id: server.CLIENT });
-    this.observe();
-    const meant = meaning(this.models[model], null, params);
-    const labels = painted(over(this.names, shape, asked, mask.labels, meant), asked, this.history.labels);
-    await this.#edit(labels, { group: hex(4), model, label: null, own: asked === this.history.labels });
-    return answered(model, params);
-  }
-
-  /**
-   * Add a prompt; each mask of the answer is shown.
-   *
-   * @param {string} model
-   * @param {string} label the active structure
-   * @param {server.Prompt} prompt
-   * @param {Annotation[]} dots its points on the screen, removed if it fails or is undone
-   * @param {(text: string) => void} tell is called after each mask
-   */
-  async prompt(model, label, prompt, dots, tell) {
-    const finer = new AbortController();
-    const group = hex(4);
-    let text = '';
-    /** @type {Edit|null} */
-    let last = null;
-    try {
-      this.observe();
-      const asked = this.history.labels;
-      const { interaction, given } = await this.#given(model, label, prompt);
-      for await (const { params, mask } of interaction.stream(given, finer.signal)) {
-        this.observe();
-        if (last && this.history.done.at(-1) !== last) {
-          break; // the reader went on: a better mask would undo that
-        }
-        const meant = meaning(this.models[model], label, params, prompt);
-        const answer = over(this.names, this.image.shape, asked, mask.labels, meant);
-        const labels = last ? answer : painted(answer, asked, this.history.labels);
-        const own = last ? last.about.own : asked === this.history.labels;
-        const { size, smaller, larger } = params;
-        const others = { size, smaller, larger };
-        const about = { group, model, label, own, others, interaction: interaction.id, ...(last ? {} : { prompt }) };
-        if (!last) {
-          this.dots.set(group, dots);
-          this.finer = finer;
-          this.unknown = false;
-        }
-        last = await this.#edit(labels, about);
-        text = answered(model, params);
-        tell(text);
-      }
-    } catch (error) {
-      if (!text) {
-        dots.forEach(points.remove);
-      }
-      if (!text || !finer.signal.aborted) {
-        this.unknown = true;
-        throw error;
-      }
-    } finally {
-      this.finer = null;
-    }
-    return text;
-  }
-
-  /**
-   * Take the next larger or smaller answer to the prompts so far.
-   *
-   * @param {1|-1} step
-   * @param {string} label the active structure
-   * @param {(text: string) => void} tell is called after each mask
-   */
-  async resize(step, label, tell) {
-    this.observe();
-    const { interaction, own } = this;
-    const held = interaction && own?.interaction === interaction.id && own.label === label;
-    const { size = 0, smaller = 0, larger = 0 } = own?.others ?? {};
-    if (!held || !(step > 0 ? larger : smaller)) {
-      throw new Error(step > 0 ? PROBLEMS.noLarger : PROBLEMS.noSmaller);
-    }
-    return this.prompt(interaction.model, label, { size: size + step }, [], tell);
-  }
-
-  /** Stop waiting for better masks, because another action is next. */
-  hurry() {
-    this.finer?.abort();
-  }
-
-  /**
-   * A prompt together with what the model must know first: the box, and a mask that is not its own.
-   *
-   * @param {string} model
-   * @param {string} label
-   * @param {server.Prompt} prompt
-   */
-  async #given(model, label, prompt) {
-    const held = this.interaction?.model === model ? this.interaction : null;
-    const last = this.own;
-    const own = last?.model === model && (!single(this.models[model]) || last.label === label) ? last : null;
-    const values = own ? null : valuesFor(this.names, this.models[model], label, this.history.labels);
-    const interaction = (this.interaction = held ?? (await server.Interaction.open(model, this.image.image)));
-    /** @type {server.Prompt} */
-    let anew = {};
-    if (own?.interaction && own.interaction !== interaction.id) {
-      const start = valuesFor(this.names, this.models[model], label, this.history.labels);
-      anew = { reset: true, ...(start ? { start: await toText(this.image.shape, start) } : {}) };
-    } else if (values) {
-      anew = { reset: true, start: await toText(this.image.shape, values) };
-    } else if (held && own?.interaction !== held.id) {
-      anew = { reset: true };
-    }
-    if (anew.reset) {
-      interaction.box = null;
-    }
-    const boxed = this.box === interaction.box ? {} : { roi: this.box };
-    interaction.box = this.box;
-    return { interaction, given: { ...prompt, label, ...anew, ...boxed } };
-  }
-
-  /** Segment a structure from the strokes. @param {string} model @param {string} label */
-  async scribble(model, label) {
-    this.observe();
-    const asked = this.history.labels;
-    const drawn = this.history.strokes;
-    if (!this.history.drawn && !this.box) {
-      throw new Error(PROBLEMS.noStrokes);
-    }
-    const given = {
-      client_id: server.CLIENT,
-      label_info: strokes.LABEL_INFO,
-      selected_label_name: label,
-      ...(this.box ? { roi: this.box } : {}),
-    };
-    const { params, mask } = await server.infer(model, this.image.image, given, strokes.sent(drawn));
-    this.observe();
-    const answer = over(this.names, this.image.shape, asked, mask.labels, { only: label });
-    const labels = painted(answer, asked, this.history.labels);
-    const left = drawn === this.history.strokes ? strokes.used(drawn) : this.history.strokes;
-    await this.#edit(labels, { group: hex(4), model, label }, left);
-    return answered(model, params);
   }
 
   /** Marks are for another structure from now on: drop the box and the strokes. @param {string} left the one before */
@@ -361,14 +209,43 @@ export class Work {
     this.observe();
     this.box = null;
     if (this.history.drawn) {
-      await this.#edit(this.history.labels, { group: hex(4), left }, new Uint8Array(this.labelmap.size));
+      await this.edit(this.history.labels, { group: hex(4), left }, new Uint8Array(this.labelmap.size));
     }
   }
 
-  /** Show other labels, which can be undone. @param {Labels} labels */
-  async replace(labels) {
+  /** Show a stored label instead, which can be undone. @param {{labels: Labels, sought: string[]}} stored */
+  async replace({ labels, sought }) {
     this.observe();
-    await this.#edit(labels, { group: hex(4) });
+    await this.edit(labels, { group: hex(4), looked: Object.fromEntries(sought.map(name => [name, true])) });
+  }
+
+  /** The structures that the reader looked for: those that are there, prompted or marked as looked for. */
+  get lookedFor() {
+    const { names, sought, history } = this;
+    const looked = new Set(names.length === 1 ? names : sought);
+    for (const { about } of history.done) {
+      if (about.model && about.label) {
+        looked.add(about.label);
+      }
+      Object.entries(about.looked ?? {}).forEach(([name, yes]) => (yes ? looked.add(name) : looked.delete(name)));
+    }
+    return names.filter((name, at) => name !== UNSEEN && (looked.has(name) || history.counts[at + 1] > 0));
+  }
+
+  /** Mark a structure as looked for, though it is not there; or take the mark away. @param {string} name */
+  async look(name) {
+    this.observe();
+    const looked = !this.lookedFor.includes(name);
+    await this.edit(this.history.labels, { group: hex(4), looked: { [name]: looked } });
+    return looked ? says.looked(name) : says.notLooked(name);
+  }
+
+  /** Millilitres of each structure. */
+  get volumes() {
+    const [a, b, c] = [0, 1, 2].map(row => this.image.affine[row].slice(0, 3));
+    const cross = [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
+    const voxel = Math.abs(cross[0] * c[0] + cross[1] * c[1] + cross[2] * c[2]) / 1000;
+    return this.names.map((_, at) => this.history.counts[at + 1] * voxel);
   }
 
   /** The older unsaved work was taken into this one: the server need not offer it again. */
@@ -404,18 +281,14 @@ export class Work {
       }
       this.history[kind](boxes);
       this.draft.turn(kind);
-      this.screen = strokes.over(this.history.labels, this.history.strokes);
-      this.labelmap.write(this.screen);
+      this.#write(strokes.over(this.history.labels, this.history.strokes));
       turned.push(edit.about);
     }
     if (back) {
-      this.dots.get(group)?.forEach(points.remove);
-      this.dots.delete(group);
+      this.dots.remove(group);
     }
     this.#point();
-    if (turned.some(({ prompt, interaction }) => prompt && interaction === this.interaction?.id)) {
-      await this.interaction?.turn(kind).catch(() => (this.interaction = null)); // the next prompt opens another one
-    }
+    await this.prompter.follow(kind, turned);
     return { text: back ? DONE.undone : DONE.redone, left: back ? turned.at(-1)?.left : undefined };
   }
 
@@ -423,14 +296,14 @@ export class Work {
   async save() {
     this.observe();
     const { labels, strokes: drawn } = this.history;
-    const present = new Set(labels);
-    const label_info = this.names.map((name, at) => ({ name, idx: at + 1 })).filter(one => present.has(one.idx));
+    const looked_for = this.lookedFor;
+    const label_info = looked_for.map(name => ({ name, idx: this.names.indexOf(name) + 1 }));
     const model = this.history.done.findLast(({ about }) => about.model)?.about.model ?? '';
-    const params = { label_info, client_id: server.CLIENT, model };
-    this.base = await server.save(this.image.image, labels, params, this.base);
+    const params = { label_info, looked_for, client_id: server.CLIENT, model };
+    this.base = await server.save(this.image.image, unnamed(this.names, labels), params, this.base);
     this.observe();
     if (drawn === this.history.strokes && this.history.drawn) {
-      await this.#edit(this.history.labels, { group: hex(4) }, new Uint8Array(this.labelmap.size));
+      await this.edit(this.history.labels, { group: hex(4) }, new Uint8Array(this.labelmap.size));
     }
     if (labels === this.history.labels) {
       this.draft.saved(this.base);
@@ -441,8 +314,7 @@ export class Work {
   /** Let something read the labelmap while no strokes are in it. @param {() => Promise<unknown>} read */
   async bare(read) {
     this.observe();
-    this.screen = this.history.labels;
-    this.labelmap.write(this.screen);
+    this.#write(this.history.labels);
     try {
       await read();
     } finally {
@@ -461,9 +333,6 @@ export class Work {
     return name === null ? [230, 230, 230] : colour(this.names.indexOf(name) + 1);
   }
 }
-
-/** @param {string} model @param {server.Params} params */
-const answered = (model, params) => says.answered(model, params.latencies.total, params);
 
 /** @param {string} label @param {number} value from 1 @returns {import('./labelmap.mjs').Segment} */
 function segmentOf(label, value) {

@@ -95,6 +95,7 @@ interface DisplaySet {
 }
 
 interface Segmentation {
+  segments: Record<number, object>;
   representationData: { Labelmap: { imageIds: string[] } };
 }
 
