@@ -19,7 +19,10 @@ from actors.ray_errors import RESTARTING, unwrapped_errors
 from rayapp.errors import Busy
 
 PATIENCE_S = 60.0
-"""Seconds that a blocking call waits for the actor's answer."""
+"""Seconds that a call waits for the actor's answer: behind a cut network there is none until Ray gives the node up."""
+LONG_S = 1800.0
+"""Seconds for calls that retrieve from an archive, read a large store, or load a network."""
+SILENT = "a component of the server did not answer in time; retry in 1 s"
 
 Service = TypeVar("Service")
 P = ParamSpec("P")
@@ -30,7 +33,7 @@ class ActorClient(Generic[Service]):
     """Base of the typed clients: the methods of a service as coroutines, each declared with `forwarded`.
 
     A call never blocks the event loop: the method of a plain object runs in a thread, that of an actor through Ray. It
-    raises what the method raises, and Busy while the actor restarts.
+    raises what the method raises, and Busy while the actor restarts, and if it does not answer in time.
 
     Args:
         target: the service itself, or the handle of the Ray actor that wraps it.
@@ -39,10 +42,10 @@ class ActorClient(Generic[Service]):
     def __init__(self, target: Service) -> None:
         self._target = target
 
-    def _method(self, name: str) -> Callable[..., Awaitable[Any]]:
+    def _method(self, name: str, patience: float) -> Callable[..., Awaitable[Any]]:
         method = getattr(self._target, name)
         if isinstance(self._target, ray.actor.ActorHandle):
-            return functools.partial(_remote, method)
+            return functools.partial(_remote, method, patience)
         return functools.partial(asyncio.to_thread, method)
 
 
@@ -50,21 +53,31 @@ class forwarded(Generic[P, R]):  # noqa: N801 - reads as a decorator does
     """A client's method with the parameters and the result of the service's method, as a coroutine.
 
     `image = forwarded(Datastore.image)` declares `async def image(image_id: str) -> ImageRecord`.
+
+    Args:
+        method: of the service.
+        patience: seconds that a call waits for an actor's answer.
     """
 
-    def __init__(self, method: Callable[Concatenate[Any, P], R]) -> None:
-        self._name = method.__name__
+    def __init__(self, method: Callable[Concatenate[Any, P], R], *, patience: float = PATIENCE_S) -> None:
+        self._name, self._patience = method.__name__, patience
 
     def __get__(self, client: ActorClient[Any], owner: type) -> Callable[P, Awaitable[R]]:
-        return client._method(self._name)
+        return client._method(self._name, self._patience)
 
 
-async def _remote(method: Any, /, *args: Any, **kwargs: Any) -> Any:
+async def _remote(method: Any, patience: float, /, *args: Any, **kwargs: Any) -> Any:
+    limit = asyncio.timeout(patience)
     try:
         with unwrapped_errors():
-            return await method.remote(*args, **kwargs)
+            async with limit:
+                return await method.remote(*args, **kwargs)
     except RayActorError:
         raise Busy(RESTARTING) from None
+    except TimeoutError:
+        if not limit.expired():  # the method's own
+            raise
+        raise Busy(SILENT) from None
 
 
 class BlockingActorClient:
@@ -90,5 +103,7 @@ def _answer(method: Any, patience: float, /, *args: Any, **kwargs: Any) -> Any:
     try:
         with unwrapped_errors():
             return ray.get(method.remote(*args, **kwargs), timeout=patience)
-    except (RayActorError, GetTimeoutError):
+    except RayActorError:
         raise Busy(RESTARTING) from None
+    except GetTimeoutError:
+        raise Busy(SILENT) from None

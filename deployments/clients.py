@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.client import ActorClient, forwarded
+from actors.client import LONG_S, ActorClient, forwarded
 from rayapp.datastore.interfaces import Datastore
 from rayapp.datastore.sessions import SessionStore
 from rayapp.files.durable import new_path
@@ -20,24 +20,24 @@ class DatastoreClient(ActorClient[Datastore]):
     """Images, labels, scores and the click log."""
 
     status = forwarded(Datastore.status)
-    document = forwarded(Datastore.document)
-    datalist = forwarded(Datastore.datalist)
-    archive = forwarded(Datastore.archive)
-    refresh = forwarded(Datastore.refresh)
+    document = forwarded(Datastore.document, patience=LONG_S)
+    datalist = forwarded(Datastore.datalist, patience=LONG_S)
+    archive = forwarded(Datastore.archive, patience=LONG_S)
+    refresh = forwarded(Datastore.refresh, patience=LONG_S)
     staging = forwarded(Datastore.staging)
 
-    image = forwarded(Datastore.image)
+    image = forwarded(Datastore.image, patience=LONG_S)
     image_ids = forwarded(Datastore.image_ids)
-    instances = forwarded(Datastore.instances)
-    add_image = forwarded(Datastore.add_image)
+    instances = forwarded(Datastore.instances, patience=LONG_S)
+    add_image = forwarded(Datastore.add_image, patience=LONG_S)
     remove_image = forwarded(Datastore.remove_image)
     update_image_info = forwarded(Datastore.update_image_info)
     quarantine = forwarded(Datastore.quarantine)
 
-    label = forwarded(Datastore.label)
-    labels = forwarded(Datastore.labels)
+    label = forwarded(Datastore.label, patience=LONG_S)
+    labels = forwarded(Datastore.labels, patience=LONG_S)
     revisions = forwarded(Datastore.revisions)
-    save_label = forwarded(Datastore.save_label)
+    save_label = forwarded(Datastore.save_label, patience=LONG_S)
     remove_label = forwarded(Datastore.remove_label)
     update_label_info = forwarded(Datastore.update_label_info)
 
@@ -58,15 +58,15 @@ class DatastoreClient(ActorClient[Datastore]):
 class ModelsClient(ActorClient[Catalogue]):
     """The app and its model versions."""
 
-    describe = forwarded(Catalogue.describe)
-    reload = forwarded(Catalogue.reload)
-    next_image = forwarded(Catalogue.next_image)
-    label_saved = forwarded(Catalogue.label_saved)
+    describe = forwarded(Catalogue.describe, patience=LONG_S)
+    reload = forwarded(Catalogue.reload, patience=LONG_S)
+    next_image = forwarded(Catalogue.next_image, patience=LONG_S)
+    label_saved = forwarded(Catalogue.label_saved, patience=LONG_S)
     models = forwarded(Catalogue.models)
     production = forwarded(Catalogue.production)
-    upload = forwarded(Catalogue.upload)
-    promote = forwarded(Catalogue.promote)
-    rollback = forwarded(Catalogue.rollback)
+    upload = forwarded(Catalogue.upload, patience=LONG_S)
+    promote = forwarded(Catalogue.promote, patience=LONG_S)
+    rollback = forwarded(Catalogue.rollback, patience=LONG_S)
     retire = forwarded(Catalogue.retire)
 
 

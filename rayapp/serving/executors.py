@@ -1,12 +1,13 @@
 """The threads of a replica, and the priorities on the one that runs networks.
 
-    network   one thread, so that a device never computes for two requests at once; clicks go first (`Lane`)
+    network   one thread, so that a device never computes for two requests at once; clicks go first, then proposals,
+              then what is done ahead, each by turns of the people who ask (`Lane`)
     strokes   two threads for models that run no network, so that no click waits behind another's graph cut
     io        reading, decoding, preparing, encoding
 
 While a click is being answered, background work waits before each of its steps and, inside a network, yields at the
 next window; background work of other processes pauses too (`rayapp.runtime.priority`). All methods belong to one event
-loop; `give_way`, `let_pass` and `close` may also be called from other threads.
+loop; `give_way`, `click_waits`, `let_pass` and `close` may also be called from other threads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 
 from rayapp.runtime.priority import ForegroundLoad
-from rayapp.serving.lane import Lane
+from rayapp.serving.lane import Lane, Rank
 
 T = TypeVar("T")
 
@@ -61,12 +62,19 @@ class Executors:
         """Run `function` in an io thread, in parallel to the network."""
         return await asyncio.get_running_loop().run_in_executor(self._io, partial(function, *args))
 
-    async def model(self, function: Callable[..., T], /, *args: Any, network: bool, click: bool = True) -> T:
-        """Run a model: in the network's thread if it runs a network, where clicks go first, else in one for strokes."""
+    async def model(
+        self, function: Callable[..., T], /, *args: Any, network: bool, rank: Rank = Rank.CLICK, whose: Hashable = None
+    ) -> T:
+        """Run a model, in the network's thread if it runs a network; there, by `whose` turn of the rank."""
         work = partial(function, *args)
         if network:
-            return await asyncio.wrap_future(self._network.submit(work, click=click))
+            return await asyncio.wrap_future(self._network.submit(work, rank=rank, whose=whose))
         return await asyncio.get_running_loop().run_in_executor(self._strokes, work)
+
+    @property
+    def click_waits(self) -> bool:
+        """True if a click waits for the network."""
+        return self._network.click_waits
 
     def let_pass(self) -> None:
         """Run the clicks that wait for the network. Work other than clicks calls this in the network's thread."""

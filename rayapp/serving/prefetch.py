@@ -25,6 +25,7 @@ from rayapp.inference.prompts.parse import FOREGROUND
 from rayapp.protocol import parse_flag
 from rayapp.serving.cache import ByteCache, Sized
 from rayapp.serving.executors import Executors, GaveWay
+from rayapp.serving.lane import Rank
 from rayapp.serving.live_versions import Serving
 from rayapp.serving.messages import HandedOut
 from rayapp.serving.volume_cache import OpenImage, OpenImages
@@ -101,14 +102,13 @@ class Prefetcher:
                 prepared = await self._images.prepared(model, task, image)
                 shape = image.volume.shape
             if prepared is not None:
-                await self._executors.model(
-                    task.predict,
-                    prepared,
-                    opening_prompts(task.info, shape),
-                    {},
-                    network=runs_network(task, prepared),
-                    click=False,
-                )
+                prompts, network = opening_prompts(task.info, shape), runs_network(task, prepared)
+
+                def run() -> None:
+                    with interruptible(self._executors.let_pass if network else lambda: None):
+                        task.predict(prepared, prompts, {})
+
+                await self._executors.model(run, network=network, rank=Rank.AHEAD)
         except Exception as error:  # such as an image that was removed: then the first click warms it
             logger.info("model %s could not be warmed: %s", model, type(error).__name__)
 
@@ -147,7 +147,7 @@ class Prefetcher:
                 return
             await self._turn(what)
             with contextlib.suppress(GaveWay):
-                prediction = await self._executors.model(segment, network=runs_network(task, prepared), click=False)
+                prediction = await self._executors.model(segment, network=runs_network(task, prepared), rank=Rank.AHEAD)
                 if _bare(task.info, prompts, {}):
                     self._masks.put(key, FirstMask(prediction=prediction))
                 return

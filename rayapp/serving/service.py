@@ -35,10 +35,12 @@ from rayapp.inference.prompts.to_clicks import enforce_drawings, lower_drawings
 from rayapp.planner.machine import hardware
 from rayapp.planner.replicas import Plan, plan
 from rayapp.protocol import Output
+from rayapp.serving.answer_clock import AnswerClock
 from rayapp.serving.click_log import ClickLog, Log, Mask, Parse, payload_of
 from rayapp.serving.encoding import encode_dicom_seg, encode_file, encode_reply, reply_params
 from rayapp.serving.executors import Executors
 from rayapp.serving.interaction import PROMPT, REDO, Interaction
+from rayapp.serving.lane import Rank
 from rayapp.serving.live_versions import Serving
 from rayapp.serving.messages import HandedOut, InferCall, InferReply, SaveAs, Turn
 from rayapp.serving.prefetch import Prefetcher
@@ -247,14 +249,15 @@ class InferenceService:
         info, shape = work.task.info, work.image.volume.shape
         answers = ask(work, prepared, lower_drawings(work.prompts, info, shape))
 
-        network, click = runs_network(work.task, prepared), work.click
+        network = runs_network(work.task, prepared)
+        lets_pass = network and work.rank is not Rank.CLICK
 
-        def check() -> None:
-            work.check()
-            if network and not click:
-                self._executors.let_pass()
+        def following(clock: AnswerClock) -> Prediction | None:
+            def check() -> None:
+                work.check()
+                if lets_pass and self._executors.click_waits:
+                    clock.paused(self._executors.let_pass)
 
-        def following() -> Prediction | None:
             with interruptible(check):
                 answer = next(answers, _ENDED)
             if answer is _ENDED:
@@ -267,26 +270,21 @@ class InferenceService:
             yield replace(prediction, seconds={**spent, "pre": waited + spent.get("pre", 0.0)})
 
     async def _in_time(
-        self, work: Work, following: Callable[[], Prediction | None], *, network: bool
+        self, work: Work, following: Callable[[AnswerClock], Prediction | None], *, network: bool
     ) -> Prediction | None:
-        """The model's next answer, within `max_answer` of its start: waiting for other work is not counted."""
-        loop = asyncio.get_running_loop()
-        limit = asyncio.timeout(None)
-
-        def count() -> None:
-            if not answer.done():
-                limit.reschedule(loop.time() + self._max_answer)
+        """The model's next answer, for which it may compute `max_answer` seconds; its waiting is not counted."""
+        clock = AnswerClock(self._max_answer)
 
         def begin() -> Prediction | None:
-            loop.call_soon_threadsafe(count)
-            return following()
+            clock.run()
+            return following(clock)
 
         try:
-            async with limit:
-                answer = asyncio.ensure_future(self._executors.model(begin, network=network, click=work.click))
-                return await answer
+            return await clock.within(
+                self._executors.model(begin, network=network, rank=work.rank, whose=work.call.user)
+            )
         except TimeoutError:
-            if not limit.expired():  # the model's own
+            if not clock.expired:  # the model's own
                 raise
             self.hung = True
             where = app_traceback.definition(type(work.task), self._app_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rayapp.inference.infer_task import InferTask, Prompts
+from rayapp.serving.lane import Rank
 from rayapp.serving.messages import InferCall
 from rayapp.serving.supersession import Check
 from rayapp.serving.volume_cache import OpenImage
@@ -31,8 +32,9 @@ class Work:
     began: float
 
     @property
-    def click(self) -> bool:
-        """True if somebody waits for the answer to a prompt; such calls overtake those without one, such as
-        segmentations.
+    def rank(self) -> Rank:
+        """Rank of the call on the network's thread: a click if somebody waits for the answer to a prompt; such calls
+        overtake those without one, such as segmentations.
         """
-        return self.call.turn is not None or not self.prompts.empty or self.prompts.roi is not None
+        prompted = self.call.turn is not None or not self.prompts.empty or self.prompts.roi is not None
+        return Rank.CLICK if prompted else Rank.PROPOSAL

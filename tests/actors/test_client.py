@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
+import ray.actor
 from mypy import api
 
-from actors.client import ActorClient, forwarded
-from rayapp.errors import NotFound
+from actors.client import LONG_S, ActorClient, forwarded
+from deployments.clients import DatastoreClient, JobsClient, ModelsClient
+from rayapp.errors import Busy, NotFound
 
 
 class Shelf:
@@ -36,6 +40,33 @@ async def test_parameters_results_and_errors_are_those_of_the_method() -> None:
     assert await client.book("atlas", page=7) == ("atlas", 7)
     with pytest.raises(NotFound, match="no such book"):
         await client.book("lost")
+
+
+class Silent:
+    """A handle of an actor behind a cut network."""
+
+    def __getattr__(self, name: str) -> Silent:
+        return self
+
+    async def remote(self, *args: object, **kwargs: object) -> None:
+        await asyncio.Event().wait()
+
+
+class ImpatientClient(ActorClient[Shelf]):
+    book = forwarded(Shelf.book, patience=0.01)
+
+
+async def test_an_actor_that_does_not_answer_in_time_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.actor, "ActorHandle", Silent)
+    with pytest.raises(Busy, match="did not answer in time"):
+        await ImpatientClient(cast(Shelf, Silent())).book("atlas")
+
+
+def test_every_call_of_every_client_has_a_time_limit() -> None:
+    for client in (DatastoreClient, ModelsClient, JobsClient):
+        calls = {name: call for name, call in vars(client).items() if isinstance(call, forwarded)}
+        assert calls
+        assert all(0 < call._patience <= LONG_S for call in calls.values())
 
 
 MISUSES = {

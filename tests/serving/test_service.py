@@ -308,7 +308,7 @@ async def test_a_click_waits_for_one_window_of_a_segmentation_at_most(house):
     segmentation = asyncio.create_task(service.infer(click(model="windows", params={})))
     await until_async(long.started.is_set)
     clicked = asyncio.create_task(service.infer(click()))
-    await until_async(lambda: service._executors._network._clicks)
+    await until_async(lambda: service._executors.click_waits)
     long.go.set()
     await asyncio.gather(segmentation, clicked)
     assert order == ["first window", "click", "window", "window", "window"]
