@@ -24,6 +24,8 @@ CHANGED = 0.3
 """Reduction of the score of an answer that keeps nothing of the previous mask, or is twelve times as large."""
 APART = 0.35
 """Least difference of two alternatives' log volumes."""
+NEAR = (0.5, 2.0)
+"""Smallest and largest view that is compared after a correction, relative to a view of the previous answer."""
 DOUBTED = 3
 """Number of the best views that are evaluated again, mirrored."""
 LARGE = 0.2
@@ -204,8 +206,15 @@ def glances(
     return [Glance(view, logits[n], float(quality[n]), float(length[n]) * view.size) for n, view in enumerate(views)]
 
 
-def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
+def ladder(source: Source, marks: Marks, edge: int, steps: int, near: float | None = None) -> list[View]:
     """Views around the prompts, with sizes in a geometric series from the prompts' extent to the whole image's.
+
+    Args:
+        source: the image.
+        marks: the prompts.
+        edge: voxels along the views' edges.
+        steps: number of views; boxes and closed curves have their own.
+        near: size of a view of the previous answer, mm. The series then ranges from `NEAR[0]` to `NEAR[1]` times it.
 
     Raises:
         ValueError: without any prompt for the structure.
@@ -225,6 +234,8 @@ def ladder(source: Source, marks: Marks, edge: int, steps: int) -> list[View]:
         sizes = np.maximum(sizes, 1.15 * reach)
     else:
         smallest = min(max(12 * float(source.spacing.min()), 1.3 * reach), largest)
+        if near is not None:
+            smallest, largest = np.clip(near * np.array(NEAR), smallest, largest)
         sizes = np.geomspace(smallest, largest, steps)
     centre = (low + high) / 2
     return [View.around(centre, float(size), edge, source.column) for size in sizes]

@@ -29,6 +29,7 @@ class Optics:
     Attributes:
         coarse: edge, in voxels, of the views that are compared.
         steps: number of views that are compared after a click.
+        steps_again: the same after the correction of a mask.
         fine: edge, in voxels, of the closer view of the structure if there was no mask before.
         again: the same if there was one.
         margin: size of the closer view, relative to the structure's longest side.
@@ -39,6 +40,7 @@ class Optics:
 
     coarse: int = 32
     steps: int = 7
+    steps_again: int = 3
     fine: int = 64
     again: int = 48
     margin: float = 1.35
@@ -87,12 +89,14 @@ def outcomes(
     known = previous.bounds(source.spacing) if previous is not None else None
     smallest = 8 * float(source.spacing.min())
     compared: list[Glance] = []
-    if marks.bounds() is not None:
-        compared += glances(ask, source, ladder(source, marks, optics.coarse, optics.steps), marks, doubt=True)
+    near, steps = None, optics.steps
     if known is not None:
         wide = _around(known, marks)
         views = [framed(wide, optics.coarse, margin, smallest, source.column) for margin in (optics.margin, 2.2)]
         compared += glances(ask, source, views, marks, previous)
+        near, steps = views[0].size, optics.steps_again
+    if marks.bounds() is not None:
+        compared += glances(ask, source, ladder(source, marks, optics.coarse, steps, near), marks, doubt=True)
     correction = Correction(previous, told, source)
     doubts = np.array([correction.doubt(answer) for answer in compared])
     scores = believed(compared, marks, previous, source.spacing) - UNLIKELY * doubts

@@ -51,6 +51,14 @@ def test_views_grow_from_the_prompts_to_the_image():
     assert sizes[-1] >= source.extent.max()
 
 
+def test_after_an_answer_views_have_about_its_size():
+    source, _ = scene()
+    sizes = [view.size for view in ladder(source, Marks(include=[CENTRE]), 16, 3, near=40.0)]
+    assert np.allclose(sizes, [20, 40, 80])
+    sizes = [view.size for view in ladder(source, Marks(include=[CENTRE]), 16, 3, near=90.0)]
+    assert sizes[-1] == pytest.approx(100)
+
+
 def test_an_answer_that_misses_a_point_is_believed_less():
     source, _ = scene()
     marks = Marks(include=[CENTRE])
