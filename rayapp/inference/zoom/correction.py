@@ -1,9 +1,9 @@
 """The changes to an answer that a correction makes likely.
 
 People correct the largest error, near its middle. An error beside the answer that is corrected at a point reaches no
-deeper than the point's distance from the answer; an error inside it, no deeper than the point lies inside; and no
-other error is larger. A new answer that differs from the previous one by much more than that, anywhere, is not what
-the annotator meant: those differences are rejected.
+deeper than the point's distance from the answer; an error inside it, no deeper than the point lies inside, and not
+much less; and no other error is larger. A new answer that differs from the previous one by much more than that,
+anywhere, or that only cuts a hole around an excluded point, is not what the annotator meant.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ DEEPER = 1.5
 """Largest likely depth of a difference, relative to the depth of the correction; people do not hit the middle."""
 AROUND = 2.0
 """A corrected difference that is too deep is accepted within this distance, relative to the largest likely depth."""
+HOLE = 3.0
+"""Depth of an excluded point, in voxels of the view, from which an error around it is expected to be as deep: a small
+hole around the point does not correct a leak."""
 THIN = 1.5
 """Depth of a difference, in voxels of the view, that is accepted everywhere."""
 
@@ -45,15 +48,20 @@ class Correction:
         self._likely = 0.0 if self._before is None else self._reach(self._before)
 
     def doubt(self, answer: Glance) -> float:
-        """How unlikely an answer is: from 0, where no difference is too deep, to 1, where one is twice as deep as is
-        likely."""
+        """How unlikely an answer is, 0 to 1: by how much its deepest difference exceeds the likely depth (1 at twice
+        that), or by how much less than the excluded points' depth is removed around all of them."""
         if self._before is None:
             return 0.0
         view = self._view(self._before, answer.bounds())
         then = self._seen(self._before, view)
         now = between((answer.logits > 0).astype(np.float32), answer.view, view) > 0.5
-        deepest = max(float(_depths(now & ~then).max()), float(_depths(then & ~now).max()))
-        return float(np.clip(deepest / self._limit(view) - 1, 0, 1))
+        removed = _depths(then & ~now)
+        deepest = max(float(_depths(now & ~then).max()), float(removed.max()))
+        much = deepest / self._limit(view) - 1
+        denied = _voxels(self._off, view)
+        within = float(_depths(then)[denied].max(initial=0))
+        little = 1 - float(removed[denied].max()) / within if within > HOLE else 0.0
+        return float(np.clip(max(much, little), 0, 1))
 
     def accepted(self, mask: Mask) -> Mask:
         """Apply only the likely changes: of an answer's differences from the previous one, those that are no deeper

@@ -18,6 +18,8 @@ from rayapp.inference.zoom.view import Bools, Source
 
 UNLIKELY = 0.6
 """Weight of the doubt in an answer to a correction, see `Correction.doubt`."""
+SMALLER = 0.4
+"""Size of the views that are compared where voxels are excluded, relative to those after other corrections."""
 CORE = 0.5
 """Depth, relative to the largest, at which the answer to a correction is certain when its border is refined."""
 
@@ -95,6 +97,8 @@ def outcomes(
         views = [framed(wide, optics.coarse, margin, smallest, source.column) for margin in (optics.margin, 2.2)]
         compared += glances(ask, source, views, marks, previous)
         near, steps = views[0].size, optics.steps_again
+        if told.denied():
+            near, steps = near * SMALLER, steps + 1
     if marks.bounds() is not None:
         compared += glances(ask, source, ladder(source, marks, optics.coarse, steps, near), marks, doubt=True)
     correction = Correction(previous, told, source)

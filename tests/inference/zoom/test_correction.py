@@ -72,6 +72,16 @@ def test_a_point_deep_in_the_answer_may_take_all_of_it():
     assert (correction.accepted(whole(other)).whole(SHAPE) == other).all()
 
 
+def test_a_small_hole_around_a_point_deep_in_a_leak_is_doubted():
+    view = View.around(CENTRE, 70.0, 32)
+    places = view.to_millimetres(np.moveaxis(np.indices((32,) * 3), 0, -1).astype(float))
+    holed = np.where(np.linalg.norm(places - beside(20), axis=-1) < 5, -1, seen(CENTRE, 28).logits)
+    correction = Correction(cropped(ball(CENTRE, 28)), Marks(include=[CENTRE], exclude=[beside(12)]), SOURCE)
+    assert correction.doubt(Glance(view, holed.astype(np.float32), 0.8, 56.0)) > 0.5
+    assert correction.doubt(seen(CENTRE, 28)) == 1
+    assert correction.doubt(seen(beside(-12), 12)) < 0.3
+
+
 def test_larger_changes_elsewhere_are_not_taken():
     correction = Correction(cropped(BEFORE), Marks(include=[BESIDE]), SOURCE)
     accepted = correction.accepted(whole(BEFORE | BUMP | FAR))
