@@ -8,14 +8,13 @@ from typing import Any, cast
 import ray
 from ray.actor import ActorHandle
 
-from actors import NAMESPACE, OWNER
+from actors import OWNER, name_of
 from actors.client import BlockingActorClient
 from actors.environment import runtime_env
 from rayapp.app.app_loader import brings_datastore, own_datastore
 from rayapp.app.label_app import LabelApp
 from rayapp.app.validation import STORE
 from rayapp.config import Settings
-from rayapp.errors import RayappError
 from rayapp.jobs.server_jobs import Store
 from rayapp.runtime import logs
 
@@ -29,8 +28,6 @@ GROUPS = {
 """Concurrency groups with threads of their own, so that saves and clicks never wait for them: calls of `open` may wait
 for a DICOM archive, and those of `whole` take long in a large store."""
 RETRIES = 5
-OWN = {"host", "port", "ray_address"}
-"""Settings that may differ when a server is started again and finds its actor running."""
 
 
 class DatastoreActor:
@@ -72,41 +69,13 @@ def start_datastore(settings: Settings) -> ActorHandle:
         ray.remote(concurrency_groups={group: threads for group, (threads, _) in GROUPS.items()})(DatastoreActor)
         .options(
             **OWNER,
-            name=NAME,
+            name=name_of(NAME, settings),
             max_task_retries=RETRIES,
             max_concurrency=CONCURRENCY,
             runtime_env=runtime_env(settings) if brings_datastore(settings) else {},
         )
         .remote(settings)
     )
-
-
-def found_datastore() -> ActorHandle | None:
-    """The actor of a server that runs on this cluster, or of one that crashed there; None if there is none."""
-    try:
-        return ray.get_actor(NAME, namespace=NAMESPACE)
-    except ValueError:
-        return None
-
-
-def refuse_another(settings: Settings, running: Settings) -> None:
-    """Refuse to share a cluster with a server whose actors were started with other settings.
-
-    Args:
-        settings: of the server that starts.
-        running: of the datastore actor that was found.
-
-    Raises:
-        RayappError: naming the settings that differ.
-    """
-    ours, theirs = settings.model_dump(mode="json", exclude=OWN), running.model_dump(mode="json", exclude=OWN)
-    others = {name: value for name, value in theirs.items() if value != ours[name]}
-    if others:
-        said = ", ".join(f"{name} {value!r} and not {ours[name]!r}" for name, value in others.items())
-        raise RayappError(
-            f"a server with other settings runs on this cluster ({said}): stop it, start with its settings, or use "
-            "another cluster; after a crash, end the cluster's Ray first"
-        )
 
 
 def remote_datastore(handle: ActorHandle) -> Store:

@@ -7,7 +7,7 @@ from typing import cast
 import ray
 from ray.actor import ActorHandle
 
-from actors import OWNER
+from actors import OWNER, name_of
 from actors.client import BlockingActorClient
 from actors.datastore import remote_datastore
 from actors.environment import runtime_env
@@ -46,7 +46,7 @@ def start_jobs(settings: Settings, datastore: ActorHandle, models: ActorHandle) 
         ray.remote(JobsActor)
         .options(
             **OWNER,
-            name=NAME,
+            name=name_of(NAME, settings),
             max_task_retries=3,
             max_concurrency=CONCURRENCY,
             runtime_env=runtime_env(settings),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from actors import OWNER
+from actors import OWNER, name_of
 from actors.datastore import remote_datastore
 from actors.environment import runtime_env
 from rayapp.config import Settings
@@ -28,7 +28,7 @@ def start_models(settings: Settings, datastore: ray.actor.ActorHandle) -> ray.ac
         ray.remote(ModelsActor)
         .options(
             **OWNER,
-            name=NAME,
+            name=name_of(NAME, settings),
             max_task_retries=3,
             max_concurrency=8,
             runtime_env=runtime_env(settings),

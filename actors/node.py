@@ -24,10 +24,9 @@ import ray
 from actors import NAMESPACE
 from actors.haproxy import installed, narrowed
 from rayapp.config import Settings
+from rayapp.planner.shares import IDLE_CPUS
 from rayapp.runtime import host
 
-LOGICAL_CPUS = 4
-"""Fewest logical CPUs of an embedded node, so that serving is placed beside background work on a small machine."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that end a server gracefully."""
 VITAL = ("raylet", "gcs_server")
@@ -91,7 +90,7 @@ def joined(settings: Settings) -> Iterator[Node]:
         try:
             init(
                 address="local",
-                num_cpus=settings.num_cpus or max(LOGICAL_CPUS, host.cores()),
+                num_cpus=settings.num_cpus or host.cores() + int(IDLE_CPUS),
                 include_dashboard=settings.dashboard,
                 dashboard_host="127.0.0.1",
                 _temp_dir=str(folder / "ray"),  # Ray opens this one to all users, but not what it lies in
@@ -124,6 +123,8 @@ def _environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # A proxy that died is noticed after three of these, 30 s by default.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # A replica that hangs ends at once: it would be given the time of the longest answer.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         # A second replica is needed when people wait, not half a minute later.
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     }

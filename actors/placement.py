@@ -1,82 +1,94 @@
-"""Placement of a training's workers on the cluster's nodes, and the advice where no node has room.
+"""Placement on this cluster's nodes: what each kind of process asks for here and now, and what waits for room.
 
-Ray Train waits without end for workers that no node can hold; people want to know within seconds.
+The arithmetic is that of `rayapp.planner.shares`; here are the nodes as Ray knows them. To be asked from any process
+that is connected to Ray, as often as something is placed, since nodes come and go.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import ray
-from ray._private.state import available_resources_per_node, total_resources_per_node
+from ray._private.state import available_resources_per_node, state, total_resources_per_node
+from ray.autoscaler.v2.sdk import get_cluster_status
 
-from rayapp.runtime import gpu_shares
+from rayapp.config import Settings
+from rayapp.planner.machine import gpu_memory
+from rayapp.planner.shares import (
+    Node,
+    Resources,
+    Shares,
+    replicas_on,
+    scorers_on,
+    shares,
+    shortage,
+)
+from rayapp.runtime import host
 
-Resources = Mapping[str, float]
-SHOWN = ("GPU", "CPU")
-
-
-def worker_resources(cluster: Resources) -> dict[str, float]:
-    """Resources of one training worker, by Ray's names, on a cluster with these resources in all."""
-    return {"CPU": 1.0, "GPU": gpu_shares.TRAINING} if cluster.get("GPU") else {"CPU": 1.0}
-
-
-def replicas_beside(most: int, *, asked: Resources, node: Resources, nodes: int) -> int:
-    """Largest number of inference replicas, this one included, that share its node's cores and memory.
-
-    Args:
-        most: replicas of the whole cluster, at most.
-        asked: what a replica asks of a node, by Ray's names (`CPU`, `GPU`).
-        node: what the replica's node has when nothing runs on it.
-        nodes: nodes that replicas may be on.
-    """
-    share = asked.get("GPU", 0.0)
-    if share:
-        fitting = int(node.get("GPU", 0.0) * gpu_shares.CLICKS / share + 1e-6)
-    else:
-        fitting = math.ceil(most / max(1, nodes))  # Ray spreads them
-    return max(1, min(most, fitting))
+ACCELERATOR = "accelerator_type:"
+"""Prefix of the resource by which Ray names the GPUs of a node."""
 
 
-def replicas_here(most: int) -> int:
-    """`replicas_beside` for the actor that asks."""
-    asked = ray.get_runtime_context().get_assigned_resources()
-    whole = total_resources_per_node()
-    hosts = [node for node in whole.values() if _fits({name: asked.get(name, 0.0) for name in SHOWN}, node)]
-    here = whole.get(ray.get_runtime_context().get_node_id(), {})
-    return replicas_beside(most, asked=asked, node=here, nodes=len(hosts))
+def nodes(settings: Settings) -> dict[str, Node]:
+    """The nodes that have joined, by Ray's ids."""
+    cores = host.cores() if settings.ray_address is None else None
+    return {node: node_of(resources, cores=cores) for node, resources in total_resources_per_node().items()}
 
 
-def shortage(worker: Resources) -> str | None:
-    """Advice on why no node of this cluster has room for one such worker now; None if one has."""
-    return advice(
-        worker, free=list(available_resources_per_node().values()), whole=list(total_resources_per_node().values())
+def node_of(resources: Mapping[str, float], *, cores: int | None = None) -> Node:
+    """A node with these resources, by Ray's names; its `cores` if Ray was told of more CPUs than it has."""
+    kinds = [name.removeprefix(ACCELERATOR) for name in resources if name.startswith(ACCELERATOR)]
+    known = [memory for kind in kinds if (memory := gpu_memory(kind)) is not None]
+    gpus = int(resources.get("GPU", 0))
+    return Node(cpus=resources.get("CPU", 0.0), cores=cores, gpus=gpus, gpu_memory=min(known, default=None))
+
+
+def shares_now(settings: Settings) -> Shares:
+    """What each kind of process asks for on the nodes that have joined, or that the autoscaler may start."""
+    joined = list(nodes(settings).values())
+    if not any(node.gpus for node in joined) and (state.get_max_resources_from_cluster_config() or {}).get("GPU"):
+        joined = [Node(cpus=1, gpus=1)]
+    return shares(
+        joined, replicas=settings.replicas, replica_gpus=settings.replica_gpus, fixed=settings.ray_address is None
     )
 
 
-def advice(worker: Resources, *, free: Sequence[Resources], whole: Sequence[Resources]) -> str | None:
-    """Advice on a worker that fits on no node: the resource that is short, and what to do about it.
-
-    Args:
-        worker: what one worker asks of a node, by Ray's names (`CPU`, `GPU`); a GPU may be asked for in part.
-        free: what is left on each node.
-        whole: what each node has when nothing runs on it.
-
-    Returns:
-        A sentence for the job's details; None if a node has room.
-    """
-    if any(_fits(worker, node) for node in free):
-        return None
-    asked = " and ".join(f"{amount:g} {name}" for name, amount in worker.items() if amount)
-    left = max(free, key=lambda node: [node.get(name, 0.0) for name in SHOWN], default={})
-    rest = ", ".join(f"{left.get(name, 0.0):g} {name}" for name in SHOWN if worker.get(name))
-    if any(_fits(worker, node) for node in whole):
-        cure = "it starts when another job or an idle replica gives its share back (see replica_gpus and --replicas)"
-    else:
-        cure = "no node is large enough: add one, or start the server with more (--num-cpus)"
-    return f"waits for room: a worker needs {asked}, the freest node has {rest or 'nothing'} left; {cure}"
+def most_replicas(settings: Settings, replica: Resources) -> int:
+    """Inference replicas at most: as the settings say, but on a node of the server's own no more than it holds."""
+    low, high = settings.replicas
+    if settings.ray_address is not None:
+        return high
+    return max(low, min(high, sum(replicas_on(node, replica) for node in nodes(settings).values())))
 
 
-def _fits(worker: Resources, node: Resources) -> bool:
-    return all(node.get(name, 0.0) >= amount for name, amount in worker.items())
+def replicas_here(settings: Settings) -> int:
+    """Inference replicas that find room on the node of the one that asks, this one included."""
+    context = ray.get_runtime_context()
+    asked = {name: context.get_assigned_resources().get(name, 0.0) for name in ("CPU", "GPU")}
+    here = nodes(settings).get(context.get_node_id())
+    return 1 if here is None or not asked["CPU"] else max(1, replicas_on(here, asked))
+
+
+def scorers_now(settings: Settings, scorer: Resources) -> int:
+    """Scoring workers that the nodes have room for beside what runs there, but at least one."""
+    whole, free = total_resources_per_node(), available_resources_per_node()
+    share = scorer.get("GPU", 0.0)
+    count = 0
+    for key, node in nodes(settings).items():
+        memory = host.memory() if settings.ray_address is None else int(whole[key].get("memory", 0))
+        room = scorers_on(node, scorer, memory=memory)
+        count += min(room, int(free.get(key, {}).get("GPU", 0.0) / share)) if share else room
+    return max(1, count)
+
+
+def waits_for(asked: Resources) -> str | None:
+    """Advice on why no node has room for one such worker now; None if one has."""
+    free, whole = available_resources_per_node().values(), total_resources_per_node().values()
+    return shortage(asked, free=list(free), whole=list(whole))
+
+
+def coming() -> int:
+    """Nodes that the cluster's autoscaler is starting; 0 without one."""
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    launches: list[int] = [launch.count for launch in status.pending_launches]
+    return sum(launches) + len(status.pending_nodes)

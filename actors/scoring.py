@@ -8,6 +8,7 @@ gives its image to the next. A job that is stopped kills them: an image that was
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,17 +18,19 @@ from ray.exceptions import RayActorError
 
 from actors.datastore import remote_datastore
 from actors.environment import runtime_env
+from actors.placement import scorers_now, shares_now, waits_for
 from actors.ray_errors import unwrapped_errors
 from rayapp.config import Settings
 from rayapp.jobs.image_work import ImageAnswer, ImageWork, ImageWorker
 from rayapp.jobs.pool import ImageDone, Pool, Stopped, WorkerLost
-from rayapp.runtime import gpu_shares, host, logs
+from rayapp.planner.shares import Resources
+from rayapp.runtime import logs
 from rayapp.runtime.priority import pause_between_layers, run_in_idle_time
 
 POLL_S = 0.25
 """Seconds until a worker is killed, at most, once its job was told to stop."""
-MEMORY_EACH = 4 << 30
-"""Bytes of the machine's memory for each worker: a network, an image, and its samples."""
+PLACING_S = 5.0
+"""Seconds for a worker to start; if no node has room, the job then says what it waits for."""
 
 
 class ScoringActor:
@@ -64,37 +67,67 @@ class RayScoringBackend:
         *,
         workers: int,
         stop: threading.Event,
+        note: Callable[[str], None],
         done: Callable[[ImageDone], None],
     ) -> None:
         """See `ScoringBackend`."""
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        size = min(len(images), workers or gpus or self._room())
-        options = {"num_cpus": 0, "num_gpus": gpu_shares.SCORING if gpus else 0, "scheduling_strategy": "SPREAD"}
-        actor_class = ray.remote(ScoringActor).options(**options, runtime_env=runtime_env(self._settings))
-        crew = [_Remote(lambda: actor_class.remote(self._settings, self._datastore), work) for _ in range(size)]
+        asked = shares_now(self._settings).scorer
+        size = min(len(images), workers or scorers_now(self._settings, asked))
+        actor_class = ray.remote(ScoringActor).options(
+            num_cpus=asked.get("CPU", 0),
+            num_gpus=asked.get("GPU", 0),
+            scheduling_strategy="SPREAD",
+            runtime_env=runtime_env(self._settings),
+        )
+        placing = _Placing(asked, note)
+        crew = [
+            _Remote(lambda: actor_class.remote(self._settings, self._datastore), work, placing) for _ in range(size)
+        ]
         try:
             Pool(images, stop=stop, done=done).run(crew)
         finally:
             for worker in crew:
                 worker.close()
 
-    def _room(self) -> int:
-        """One for each core, as far as memory goes. In a cluster its logical CPUs are its cores."""
-        if self._settings.ray_address is not None:
-            resources = ray.cluster_resources()
-            cores, memory = int(resources.get("CPU", 1)), int(resources.get("memory", MEMORY_EACH))
-        else:
-            cores, memory = host.cores(), host.memory()
-        return max(1, min(cores, memory // MEMORY_EACH))
+
+class _Placing:
+    """Says once what the crew waits for, if none of it has started after a while.
+
+    Args:
+        asked: what each worker asks of its node.
+        note: adds a line to the job's details.
+    """
+
+    def __init__(self, asked: Resources, note: Callable[[str], None]) -> None:
+        self._asked, self._note = asked, note
+        self._lock = threading.Lock()
+        self._starting: list[Any] = []
+        self._look: float | None = time.monotonic() + PLACING_S
+
+    def add(self, actor: ActorHandle) -> None:
+        """Watch one more actor start."""
+        with self._lock:
+            self._starting.append(actor.__ray_ready__.remote())
+
+    def look(self) -> None:
+        """To be called while waiting for an answer."""
+        with self._lock:
+            if self._look is None or time.monotonic() < self._look:
+                return
+            self._look = None
+            if not ray.wait(self._starting, timeout=0)[0] and (lacks := waits_for(self._asked)):
+                self._note(lacks)
 
 
 class _Remote:
     """An actor as the pool's worker, and another one when it dies."""
 
-    def __init__(self, make: Callable[[], ActorHandle], work: ImageWork) -> None:
+    def __init__(self, make: Callable[[], ActorHandle], work: ImageWork, placing: _Placing) -> None:
         self._make = make
         self._actor = make()
         self._work = work
+        self._placing = placing
+        placing.add(self._actor)
 
     def close(self) -> None:
         """End the actor, whatever it is at."""
@@ -106,6 +139,7 @@ class _Remote:
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if stop.is_set():
                 raise Stopped
+            self._placing.look()
         try:
             with unwrapped_errors():
                 return ray.get(answer)

@@ -23,11 +23,12 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from actors.placement import worker_resources
+from actors.placement import shares_now
 from actors.run import LOCK, STOP, Run
 from rayapp.app.app_loader import app_class
 from rayapp.errors import BadRequest, RayappError
 from rayapp.planner.machine import hardware
+from rayapp.planner.shares import Resources
 from rayapp.runtime import logs
 from rayapp.runtime.priority import pause_between_layers, run_in_idle_time
 from rayapp.training.train_task import Progress, TrainResult
@@ -51,7 +52,7 @@ def fit(run: Run) -> TrainResult | RayappError | None:
     trainer = _Trainer(
         work,
         train_loop_config={"run": run},
-        scaling_config=scaling(run.request.params, ray.cluster_resources()),
+        scaling_config=scaling(run.request.params, shares_now(run.settings).training, ray.cluster_resources()),
         run_config=RunConfig(
             name=run.checkpoints.name,
             storage_path=str(run.checkpoints.parent),
@@ -64,15 +65,21 @@ def fit(run: Run) -> TrainResult | RayappError | None:
     return result
 
 
-def scaling(params: Mapping[str, Any], cluster: Mapping[str, float]) -> ScalingConfig:
+def scaling(params: Mapping[str, Any], worker: Resources, cluster: Resources) -> ScalingConfig:
     """From one worker up to as many as asked for: by default one for each GPU, or one without (its threads use the
-    cores)."""
-    gpus = int(cluster.get("GPU", 0))
+    cores).
+
+    Args:
+        params: of the training.
+        worker: what each worker asks of its node.
+        cluster: what all nodes have together.
+    """
+    gpus = int(cluster.get("GPU", 0)) if worker.get("GPU") else 0
     most = int(params.get("workers") or 0) or max(1, gpus)
     return ScalingConfig(
         num_workers=(1, most) if most > 1 else 1,
-        use_gpu=bool(gpus),
-        resources_per_worker=worker_resources(cluster),
+        use_gpu=bool(worker.get("GPU")),
+        resources_per_worker=dict(worker),
     )
 
 

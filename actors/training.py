@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.environment import runtime_env
-from actors.placement import shortage, worker_resources
+from actors.placement import shares_now, waits_for
 from actors.run import LOCK, STOP, Run
 from rayapp.config import Settings
 from rayapp.datastore.job_record import Job
@@ -75,7 +75,7 @@ class RayTrainingBackend:
         look = time.monotonic() + PLACING_S
         while not ray.wait([answer], timeout=POLL_S)[0]:
             if look and time.monotonic() > look:
-                look = 0.0 if _begun_or_noted(stop.parent, context) else time.monotonic() + PLACING_S
+                look = 0.0 if _begun_or_noted(self._settings, stop.parent, context) else time.monotonic() + PLACING_S
             if context.stop.is_set():
                 stop.touch()
                 _gone(stop.parent)
@@ -95,11 +95,11 @@ class RayTrainingBackend:
         return result
 
 
-def _begun_or_noted(folder: Path, context: JobContext) -> bool:
+def _begun_or_noted(settings: Settings, folder: Path, context: JobContext) -> bool:
     """True once rank 0 is at work, or the job's details say what the workers wait for."""
     try:
         with FileLock(folder / LOCK, timeout=0):
-            lacks = shortage(worker_resources(ray.cluster_resources()))
+            lacks = waits_for(shares_now(settings).training)
     except Timeout:
         return True
     if lacks is not None:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import ray
 from ray import serve
@@ -21,14 +22,15 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from actors.environment import runtime_env
-from actors.placement import replicas_here
+from actors.placement import most_replicas, replicas_here
 from actors.ray_errors import unwrapped_errors
 from deployments.clients import DatastoreClient
 from rayapp.app import app_traceback
 from rayapp.app.app_loader import app_class
 from rayapp.config import Settings
 from rayapp.errors import AppBroken, Busy, RayappError
-from rayapp.runtime import gpu_shares, logs
+from rayapp.planner.shares import Resources
+from rayapp.runtime import logs
 from rayapp.serving.messages import HandedOut, InferCall, InferReply
 
 NAME = "inference"
@@ -38,6 +40,8 @@ TARGET = 1
 """Requests under way per replica, on average, above which another replica is started: a click never queues for long."""
 LOOK_BACK_S = 8.0
 """Seconds over which that average is taken."""
+ENCODING_S = 30.0
+"""Seconds that a replica which is to end, as when the load is gone, still has for an answer beside the model's own."""
 ATTEMPTS = 4
 DIED = "the inference replica died, and so did those that took over; retry in 1 s"
 TELLING = 32
@@ -60,8 +64,7 @@ class InferenceReplica:
         app = app_class(settings).of(settings)
         app.load_all()
         self._app_dir = app.app_dir
-        # Ray allows as many threads as logical CPUs asked for, which is one: share the node's cores instead.
-        share = plan(hardware(), sharing=replicas_here(settings.replicas[1]))
+        share = plan(hardware(), sharing=replicas_here(settings))
         self._service = InferenceService(settings=settings, app=app, images=DatastoreClient(datastore), share=share)
 
     async def infer(self, call: InferCall) -> InferReply:
@@ -93,18 +96,23 @@ class InferenceReplica:
         self._service.prefetch(handed_out)
 
 
-def inference_deployment(settings: Settings) -> serve.Deployment:
-    """Build the deployment: replicas, autoscaling, router and bounded queues."""
-    low, high = settings.replicas
+def inference_deployment(settings: Settings, replica: Resources) -> serve.Deployment:
+    """Build the deployment: replicas, autoscaling, router and bounded queues.
+
+    Args:
+        settings: of the server.
+        replica: what each asks of its node.
+    """
+    low, high = settings.replicas[0], most_replicas(settings, replica)
     return serve.deployment(
         InferenceReplica,
         name=NAME,
         max_ongoing_requests=ONGOING,
         max_queued_requests=settings.max_queued,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=settings.max_answer + ENCODING_S,
         health_check_period_s=2,
         health_check_timeout_s=30,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpu_share(settings), "runtime_env": runtime_env(settings)},
+        ray_actor_options={**asked(replica), "runtime_env": runtime_env(settings)},
         autoscaling_config=AutoscalingConfig(
             min_replicas=low,
             max_replicas=high,
@@ -120,19 +128,9 @@ def inference_deployment(settings: Settings) -> serve.Deployment:
     )
 
 
-def gpu_share(settings: Settings) -> float:
-    """Of a GPU, for each replica: as the settings say, else as the planner does where the cluster has GPUs.
-
-    A node that starts the cluster without a GPU of its own does not know the others' memory: one replica a GPU then.
-    """
-    if settings.replica_gpus is not None:
-        return settings.replica_gpus
-    if not ray.cluster_resources().get("GPU"):
-        return 0.0
-    from rayapp.planner.machine import hardware  # with torch, which a gateway and a start without GPUs do without
-    from rayapp.planner.replicas import plan
-
-    return plan(hardware()).replica_gpus or gpu_shares.CLICKS
+def asked(replica: Resources) -> dict[str, float]:
+    """What a replica asks of its node, as options of its actor."""
+    return {"num_cpus": replica["CPU"], "num_gpus": replica.get("GPU", 0.0)}
 
 
 @contextlib.contextmanager
@@ -176,19 +174,21 @@ class RoutedInference:
         raise Busy(DIED)
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
-        """As `infer`, for a turn in stages. If the replica dies after its first answer, no other takes over: Busy."""
+        """As `infer`, for a turn in stages. If the replica dies after its first answer, another one begins anew, with
+        a whole mask: what the client has by then is a mask that no other replica knows.
+        """
         handle = self._handle.options(session_id=call.key, stream=True)
+        begun = call.turn
         for attempt in range(ATTEMPTS):
-            begun = False
             with _errors():
                 try:
                     async for reply in handle.stream.remote(call):
-                        begun = True
+                        if call.turn is not None:
+                            begun = replace(call.turn, onto="")
                         yield reply
                     return
                 except RayActorError:
-                    if begun:
-                        break
+                    call = replace(call, turn=begun)
                     await asyncio.sleep(0.05 * attempt)
         raise Busy(DIED)
 

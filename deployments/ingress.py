@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from actors import ON_HEAD
+from actors import ON_HEAD, name_of
+from deployments.inference import NAME as INFERENCE
 from deployments.inference import RoutedInference
 from deployments.services import Services
 from rayapp.config import Settings
@@ -20,12 +21,13 @@ ONGOING = 1000
 
 def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: Any) -> serve.Deployment:
     """Build the ingress deployment. It finds the inference deployment by name in its own application."""
+    application = name_of("rayapp", settings)
 
     def build() -> FastAPI:
         from deployments.gateway import build_gateway
 
         logs.configure(settings)
-        inference = RoutedInference(serve.get_deployment_handle("inference", app_name="rayapp"))
+        inference = RoutedInference(serve.get_deployment_handle(INFERENCE, app_name=application))
         return build_gateway(Services.of(settings, datastore=datastore, models=models, jobs=jobs, inference=inference))
 
     return serve.deployment(

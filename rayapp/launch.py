@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
-from ray import serve
 from ray.actor import ActorHandle
 
-from actors.datastore import found_datastore, refuse_another, start_datastore
+from actors.datastore import start_datastore
 from actors.jobs import start_jobs
 from actors.models import start_models
 from actors.node import SIGNALS, Node, free_port, joined
+from actors.placement import coming
+from actors.predecessor import taken_over
 from actors.ray_errors import error_in, unwrapped_errors
-from deployments.inference import inference_deployment
-from deployments.ingress import gateway_deployment
+from deployments.application import Application, settled
 from rayapp import errors
 from rayapp.config import Settings
 from rayapp.errors import RayappError
@@ -33,8 +33,10 @@ from rayapp.runtime import logs
 
 logger = logging.getLogger(__name__)
 
-APPLICATION = "rayapp"
 READY_TIMEOUT = 120.0
+"""Seconds for the replicas to start once no node of the cluster is being started any more."""
+FOLLOW_S = 5.0
+"""Seconds between two looks at the nodes of a cluster that was joined."""
 STATUS_S = 0.3
 """Seconds between two questions whether the replicas run; each takes time of Serve's controller, which starts them."""
 PULSE_S = 1.0
@@ -50,7 +52,7 @@ class _Stopped(Exception):
     """A signal arrived while the server was starting."""
 
 
-def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
+def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None], on_wait: Callable[[str], None]) -> None:
     """Run a server until SIGINT or SIGTERM; return once everything is drained and stopped.
 
     A signal during the start takes effect at the next step.
@@ -58,6 +60,7 @@ def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) 
     Args:
         settings: of the server.
         on_ready: called with the server's address once every route answers.
+        on_wait: called with what the start waits for, each time that changes.
 
     Raises:
         RayappError: the server did not start, or a process of Ray's own ended; nothing is left running.
@@ -76,11 +79,18 @@ def serve_until_stopped(settings: Settings, *, on_ready: Callable[[str], None]) 
         if node.lost:
             raise RayappError(LOST)
 
-    with contextlib.suppress(_Stopped), joined(settings) as node, running(settings, node, go_on=go_on) as url:
-        on_ready(url)
-        while not stop.wait(PULSE_S):
-            go_on()
-        logger.info("draining")
+    with contextlib.suppress(_Stopped), joined(settings) as node:
+        if settings.ray_address is not None:
+            settings = settled(settings)
+        with running(settings, node, go_on=go_on, on_wait=on_wait) as (url, follow):
+            on_ready(url)
+            look = time.monotonic()
+            while not stop.wait(PULSE_S):
+                go_on()
+                if settings.ray_address is not None and time.monotonic() > look + FOLLOW_S:
+                    look = time.monotonic()
+                    follow()
+            logger.info("draining")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +135,8 @@ class Actors:
     @contextlib.contextmanager
     def datastore(self, settings: Settings) -> Iterator[ActorHandle]:
         """See `Parts`."""
-        if settings.ray_address is not None:
-            _refuse_another(settings)
+        if settings.ray_address is not None and (ended := taken_over(settings)):
+            logger.warning("actors of a server that crashed were ended, since it had other settings: %s", ended)
         with self._killed(start_datastore(settings)) as handle:
             try:
                 yield handle
@@ -152,56 +162,66 @@ class Actors:
 
 
 @contextlib.contextmanager
-def running(settings: Settings, node: Node, *, go_on: Callable[[], None]) -> Iterator[str]:
+def running(
+    settings: Settings, node: Node, *, go_on: Callable[[], None], on_wait: Callable[[str], None]
+) -> Iterator[tuple[str, Callable[[], None]]]:
     """Start a server; it is stopped when the block ends.
 
     Args:
         settings: of the server.
         node: that it runs on.
         go_on: called between the steps of the start, to interrupt it by raising.
+        on_wait: called with what the start waits for, each time that changes.
 
     Yields:
-        The server's address, for example `http://127.0.0.1:8000`.
+        The server's address, for example `http://127.0.0.1:8000`; and what to call now and then, so that replicas
+        follow the cluster's nodes.
     """
     go_on()
     with composed(settings, Actors(node)) as backend:
+        application = Application(settings, datastore=backend.datastore, models=backend.models, jobs=backend.jobs)
         try:
             go_on()
-            _deploy(settings, backend)
+            application.deploy()
             # A broken app or an unreadable folder raises here, before anything answers.
             described = backend.models.describe.remote()
             _answer(backend.datastore.status.remote())
             _answer(described)
-            yield _wait_until_answering(settings, go_on)
+            yield _wait_until_answering(settings, application, go_on, on_wait), _following(application)
         finally:
             if not node.lost:
-                _undeploy(settings)  # what is being answered is drained
+                application.delete()  # what is being answered is drained
 
 
-def _deploy(settings: Settings, backend: Backend) -> None:
-    """Start Ray Serve with the gateway and the replicas; until these run, it answers 404."""
-    serve.start(
-        http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None},
-        logging_config={"enable_access_log": False, "log_level": "WARNING"},
-    )
-    inference = inference_deployment(settings).bind(settings, backend.datastore, backend.models)
-    gateway = gateway_deployment(settings, backend.datastore, backend.models, backend.jobs).bind(inference)
-    serve.run_many([serve.RunTarget(gateway, name=APPLICATION, route_prefix="/")], wait_for_applications_running=False)
+def _following(application: Application) -> Callable[[], None]:
+    """What makes replicas follow the nodes; a fault of Ray's is only logged, and it is tried again."""
+
+    def follow() -> None:
+        try:
+            application.follow(serving=True)
+        except ray.exceptions.RayError:
+            logger.exception("the replicas could not be placed anew")
+
+    return follow
 
 
-def _undeploy(settings: Settings) -> None:
-    """End our application; on a cluster that others use, theirs go on."""
-    if settings.ray_address is None:
-        serve.shutdown()
-    else:
-        serve.delete(APPLICATION)
-
-
-def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
+def _wait_until_answering(
+    settings: Settings, application: Application, go_on: Callable[[], None], on_wait: Callable[[str], None]
+) -> str:
     """The server's address, once all replicas run and `GET /info/` answers; 401 counts as an answer."""
-    deadline = time.monotonic() + READY_TIMEOUT
-    while (status := serve.status().applications[APPLICATION]).status != "RUNNING":
+    deadline, told = time.monotonic() + READY_TIMEOUT, ""
+    look = time.monotonic()
+    while (status := application.status()).status != "RUNNING":
         go_on()
+        if settings.ray_address is not None and time.monotonic() > look:
+            look = time.monotonic() + PULSE_S
+            number = coming()
+            if number or application.follow(serving=False):
+                deadline = time.monotonic() + READY_TIMEOUT
+            text = f"waiting for {number} node(s) of the cluster to start" if number else "starting the replicas"
+            if text != told:
+                told = text
+                on_wait(text)
         account = "\n".join([status.message, *(each.message for each in status.deployments.values())])
         ours = error_in(account)  # Serve retries for minutes, but a broken app stays broken
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline or isinstance(ours, errors.AppBroken):
@@ -224,13 +244,6 @@ def _wait_until_answering(settings: Settings, go_on: Callable[[], None]) -> str:
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.05)
-
-
-def _refuse_another(settings: Settings) -> None:
-    """Look for a server on this cluster before any of its actors is taken for ours. Raises RayappError."""
-    found = found_datastore()
-    if found is not None:
-        refuse_another(settings, _answer(found.settings.remote()))
 
 
 def _answer(reference: Any) -> Any:

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +102,7 @@ def shipped_models() -> list[str]:
 def _machine(table: Table, machine: Hardware, models: list[str], disk: int) -> Table:
     from rayapp.planner.replicas import plan
 
-    shares = plan(machine)
+    chosen = plan(machine)
     table.add_row("Python", platform.python_version())
     for package in ("rayapp", "ray", "torch", "monai"):
         table.add_row(package, importlib.metadata.version(package))
@@ -112,11 +112,33 @@ def _machine(table: Table, machine: Hardware, models: list[str], disk: int) -> T
     table.add_row("free disk", f"{_gib(disk)} in the home folder")
     table.add_row("GPUs", ", ".join(f"{gpu.name} ({_gib(gpu.memory)})" for gpu in machine.gpus) or "none")
     table.add_row("shipped models", ", ".join(models) or "none")
-    table.add_row("networks run on", f"{shares.device}, {shares.precision}")
-    gpu = f"{shares.replica_gpus:g} of a GPU, " if machine.gpus else ""
-    table.add_row("each replica gets", f"{gpu}{shares.threads} threads, {_gib(shares.volume_cache)} of volumes")
-    table.add_row("recommended flags", f"--replicas 1:{shares.replicas} --num-cpus {shares.cpus}")
+    table.add_row("networks run on", f"{chosen.device}, {chosen.precision}")
+    for name, value in placement(machine):
+        table.add_row(name, value)
+    table.add_row("recommended flags", f"--replicas 1:{chosen.replicas} --num-cpus {chosen.cpus}")
     return table
+
+
+def placement(machine: Hardware) -> Iterator[tuple[str, str]]:
+    """What a server on this machine starts, how much of each, and what each asks of Ray, as rows of a table."""
+    from rayapp.planner.replicas import node_of, plan
+    from rayapp.planner.shares import scorers_on, shares, trainings_on
+
+    chosen, node = plan(machine), node_of(machine)
+    asked = shares([node])
+    cache = f"{_gib(chosen.volume_cache)} of volumes"
+    if chosen.prepared_cache is not None:
+        cache += f", {_gib(chosen.prepared_cache)} of them prepared on the GPU"
+    yield "each replica gets", f"{chosen.threads} threads, {cache}"
+    counts = {
+        "replicas": (chosen.replicas, asked.replica),
+        "beside them: training": (trainings_on(node, asked), asked.training),
+        "beside them: scoring": (scorers_on(node, asked.scorer, memory=machine.memory), asked.scorer),
+    }
+    for name, (count, resources) in counts.items():
+        yield name, f"up to {count}, each {' and '.join(f'{amount:g} {kind}' for kind, amount in resources.items())}"
+    if len(machine.gpus) > 1:
+        yield "GPUs without a replica", "one training worker and one scoring worker each, or two of scoring"
 
 
 def _plan(studies: Path, machine: Hardware, progress: Progress) -> tuple[Survey, dict[str, Proposal]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rayapp.commands import WrongUsage
-from rayapp.commands.doctor import by, named
+from rayapp.commands.doctor import by, named, placement
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,9 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="Number of such GPUs.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the network, grid and batch that a training would use, each with the reason. Nothing is trained."""
+    """Show what a server would start on the machine, and the network, grid and batch that a training would use, each
+    with the reason. Nothing is started or trained.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -56,10 +58,16 @@ def plan(
     proposals = {kind: propose(survey, machine, Method.of(kind, structures)) for kind in KINDS if model in (None, kind)}
     if as_json:
         plans = {kind: asdict(proposal) for kind, proposal in proposals.items()}
-        print(json.dumps({"survey": asdict(survey), "machine": asdict(machine), "plans": plans}, indent=2))
+        placed = dict(placement(machine))
+        told = {"survey": asdict(survey), "machine": asdict(machine), "placement": placed, "plans": plans}
+        print(json.dumps(told, indent=2))
         return
     console = Console()
     console.print(f"{survey.images} images, {survey.labelled} with labels; {_said(machine)}")
+    shares = Table("placement", "each asks Ray for")
+    for name, value in placement(machine):
+        shares.add_row(name, value)
+    console.print(shares)
     for kind, proposal in proposals.items():
         console.print(_table(Table(kind, "choice", "why"), proposal))
 

@@ -118,11 +118,16 @@ def serve(settings: Settings, greet: Callable[[str], None] = lambda url: None) -
             print_line(f"ready {url}")
             greet(url)
 
+        def on_wait(text: str) -> None:
+            status.update(f"{text}…")
+            if not console.is_terminal:
+                print(f"rayapp: {text}", file=sys.stderr)
+
         with status:
             _install_requirements(settings)
             from rayapp.launch import serve_until_stopped
 
-            serve_until_stopped(settings, on_ready=on_ready)
+            serve_until_stopped(settings, on_ready=on_ready, on_wait=on_wait)
 
 
 def _install_requirements(settings: Settings) -> None:

@@ -50,6 +50,7 @@ class ScoringBackend(Protocol):
         *,
         workers: int,
         stop: threading.Event,
+        note: Callable[[str], None],
         done: Callable[[ImageDone], None],
     ) -> None:
         """Work on images; returns when all are done or the work was stopped.
@@ -59,6 +60,7 @@ class ScoringBackend(Protocol):
             images: The images' ids.
             workers: Number of workers; 0 for as many as the cluster has room for.
             stop: Ends the work early when it is set.
+            note: Adds a line to the job's details, such as what the workers wait for.
             done: Called with the outcome of each image, one call at a time.
 
         Raises:
@@ -101,7 +103,7 @@ class _ImageJobs:
         try:
             if pending:
                 workers = _count(request, "workers")
-                self._backend(work, pending, workers=workers, stop=context.stop, done=results)
+                self._backend(work, pending, workers=workers, stop=context.stop, note=context.note, done=results)
         finally:
             results.flush()
         if context.stop.is_set():

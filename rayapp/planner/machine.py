@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from rayapp.runtime import host
 
 
@@ -41,6 +39,20 @@ GPUS: Mapping[str, tuple[int, bool]] = {
 }  # fmt: skip
 """Memory in GiB of GPUs that can be planned for without one, and whether they compute bfloat16."""
 
+USABLE = 15 / 16
+"""Least part of a GPU's nominal memory that programs find."""
+
+
+def gpu_memory(kind: str) -> int | None:
+    """Bytes that programs find on a GPU, the least of those that may be meant; None for an unknown one.
+
+    Args:
+        kind: as Ray names it, for example `A10G`, `A100` or `GeForce-RTX-4090`.
+    """
+    kind = kind.removeprefix("GeForce-")
+    known = [memory for name, (memory, _) in GPUS.items() if name.startswith(kind) or kind.startswith(name)]
+    return int(min(known) * USABLE * (1 << 30)) if known else None
+
 
 def with_device(machine: Hardware, device: str, count: int = 1) -> Hardware:
     """A machine with other GPUs.
@@ -60,7 +72,9 @@ def with_device(machine: Hardware, device: str, count: int = 1) -> Hardware:
 
 
 def hardware() -> Hardware:
-    """The resources of this machine."""
+    """The resources of this machine. Imports torch, which nothing else here does."""
+    import torch
+
     features = torch.cpu.get_capabilities()
     return Hardware(
         cores=host.cores(),
@@ -72,5 +86,7 @@ def hardware() -> Hardware:
 
 
 def _gpu(index: int) -> Gpu:
+    import torch
+
     properties = torch.cuda.get_device_properties(index)
     return Gpu(name=properties.name, memory=properties.total_memory, bf16=properties.major >= 8)

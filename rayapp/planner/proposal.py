@@ -21,7 +21,8 @@ from rayapp.planner.footprint import Footprint, Workload
 from rayapp.planner.machine import Hardware
 from rayapp.planner.needs import VOXELS_ACROSS, Needs, kernels, pooling, rounded
 from rayapp.planner.overrides import Numbers, Overrides
-from rayapp.planner.replicas import CORES_PER_REPLICA, Plan, plan
+from rayapp.planner.replicas import Plan, plan
+from rayapp.planner.shares import CORES_PER_REPLICA
 from rayapp.planner.survey import Survey
 
 Kind = Literal["segmentation", "deepedit", "deepgrow_2d", "deepgrow_3d"]

@@ -95,10 +95,14 @@ class InferenceService:
         self._segmentation_kind = settings.dicomweb.segmentation
         self._app_dir = app.app_dir
         self._store = images
-        capacity = settings.volume_cache or (share or plan(hardware())).volume_cache
+        chosen = share or plan(hardware())
         self._executors = Executors(threads=share.threads if share else None)
         self._images = OpenImages(
-            images=images, executors=self._executors, capacity=capacity, max_volume=settings.max_volume
+            images=images,
+            executors=self._executors,
+            capacity=settings.volume_cache or chosen.volume_cache,
+            max_volume=settings.max_volume,
+            prepared=chosen.prepared_cache,
         )
         self._log = ClickLog(images)
         self._supersession = Supersession()

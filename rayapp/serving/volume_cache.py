@@ -75,16 +75,19 @@ class OpenImages:
     Args:
         images: the datastore.
         executors: threads that decode and prepare.
-        capacity: bytes, half for volumes and half for prepared ones.
+        capacity: bytes of the machine's memory, half for volumes and half for prepared ones.
+        prepared: bytes of prepared volumes, at most: on a GPU they are in its memory; None to leave it at that.
         max_volume: bytes that one decoded volume may have.
     """
 
-    def __init__(self, *, images: Images, executors: Executors, capacity: int, max_volume: int) -> None:
+    def __init__(
+        self, *, images: Images, executors: Executors, capacity: int, max_volume: int, prepared: int | None = None
+    ) -> None:
         self._images = images
         self._executors = executors
         self._max_volume = max_volume
         self._opened: ByteCache[OpenImage] = ByteCache(capacity // 2)
-        self._prepared: ByteCache[Sized] = ByteCache(capacity // 2)
+        self._prepared: ByteCache[Sized] = ByteCache(min(capacity // 2, capacity if prepared is None else prepared))
         self._files: dict[str, tuple[Path, str]] = {}
 
     async def open(self, key: str, path: Path | None = None) -> OpenImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def replicas(running: Running) -> int:
     for process in psutil.process_iter():
         try:
             mine = process.environ().get(MARK) == running.mark
-            found += mine and process.cmdline()[0].startswith("ray::ServeReplica:rayapp:inference")
+            found += mine and re.match(r"ray::ServeReplica:rayapp-\w+:inference", process.cmdline()[0]) is not None
         except (psutil.Error, IndexError):
             continue
     return found

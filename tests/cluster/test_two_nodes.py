@@ -31,7 +31,7 @@ def test_clicks_reach_both_nodes_and_one_image_stays_on_one(cluster, tmp_path):
     settings = Settings(studies=tmp_path, workspace=tmp_path, replicas=(2, 2))
     serve.start(proxy_location="Disabled")
     # The deployment's own options (router, queues, a CPU each, so one fits on a node), without models.
-    deployment = inference_deployment(settings).options(func_or_class=WhereAmI)
+    deployment = inference_deployment(settings, {"CPU": 1.0}).options(func_or_class=WhereAmI)
     handle = serve.run(deployment.bind(settings, None, None), name="rayapp", route_prefix=None)
     where = asyncio.run(_ask(RoutedInference(handle)))
     serve.shutdown()

@@ -43,6 +43,17 @@ def test_a_plan_for_a_gpu_that_is_not_here_is_json(studies: Path, capsys: pytest
     assert told["survey"]["images"] == 1
 
 
+def test_what_a_server_would_start_is_shown_with_what_it_asks_for(studies: Path, capsys: pytest.CaptureFixture[str]):
+    plan(studies, model="segmentation", device="A10G", gpus=1, as_json=True)
+    told = json.loads(capsys.readouterr().out)["placement"]
+    assert "0.2 GPU" in told["replicas"]
+    assert told["beside them: training"] == "up to 1, each 0.51 GPU"
+    plan(studies, model="segmentation", device="cpu")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "up to 1, each 0.51 CPU" in shown
+    assert "threads" in shown
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -11,8 +11,9 @@ import psutil
 import pytest
 import ray
 
-from actors import NAMESPACE
-from actors.datastore import NAME, found_datastore, refuse_another, remote_datastore, start_datastore
+from actors import NAMESPACE, OWNER, name_of, predecessor
+from actors.datastore import remote_datastore, start_datastore
+from actors.predecessor import taken_over
 from deployments.clients import DatastoreClient
 from rayapp.config import Settings
 from rayapp.errors import RayappError
@@ -56,7 +57,7 @@ async def test_the_actor_is_found_by_its_name_and_answers_through_a_client(
 ) -> None:
     settings = Settings(studies=studies, workspace=tmp_path / "workspace")
     handle = start_datastore(settings)
-    client = DatastoreClient(ray.get_actor(NAME, namespace=NAMESPACE))
+    client = DatastoreClient(ray.get_actor(name_of("datastore", settings), namespace=NAMESPACE))
     staged = await client.stage(".nii.gz")
     staged.write_bytes(b"x")
     record = await client.save_label("ct_a", "final", staged, ".nii.gz", info={}, author=AUTHOR)
@@ -69,17 +70,35 @@ async def test_the_actor_is_found_by_its_name_and_answers_through_a_client(
 def test_a_server_with_other_settings_is_refused_and_one_with_the_same_goes_on(
     ray_node: None, studies: Path, tmp_path: Path
 ) -> None:
-    assert found_datastore() is None
     settings = Settings(studies=studies, workspace=tmp_path / "workspace", port=8001, ray_address="auto")
+    other = settings.model_copy(update={"max_queued": 3})
+    assert taken_over(settings) == []
+    models = ray.remote(Idle).options(**OWNER, name=name_of("models", settings)).remote()
+    jobs = ray.remote(Idle).options(**OWNER, name=name_of("jobs", settings)).remote()
     handle = start_datastore(settings)
     try:
-        found = found_datastore()
-        assert found is not None
-        running = ray.get(found.settings.remote())
-        refuse_another(settings.model_copy(update={"port": 8002}), running)
-        other = settings.model_copy(update={"studies": tmp_path / "others", "max_queued": 3})
-        with pytest.raises(RayappError, match=r"studies '.*' and not '.*others', max_queued"):
-            refuse_another(other, running)
+        assert taken_over(settings.model_copy(update={"port": 8002})) == []
+        with pytest.raises(RayappError, match=r"with other settings .*max_queued 64 and not 3"):
+            taken_over(other)
+        elsewhere = settings.model_copy(update={"studies": tmp_path / "others"})
+        assert taken_over(elsewhere) == [], "a server for other studies has actors of its own"
     finally:
         remote_datastore(handle).close()
-        ray.kill(handle)
+        for actor in (handle, models, jobs):
+            ray.kill(actor)
+
+
+def test_what_a_server_that_crashed_left_behind_is_ended_if_it_had_other_settings(
+    ray_node: None, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(studies=studies, workspace=tmp_path / "workspace", ray_address="auto")
+    start_datastore(settings)
+    job = ray.get_runtime_context().get_job_id()
+    monkeypatch.setattr(predecessor, "jobs", lambda: [{"JobID": job, "IsDead": True}])
+    assert taken_over(settings.model_copy(update={"max_queued": 3})) == [name_of("datastore", settings)]
+    with pytest.raises(ValueError, match="Failed to look up actor"):
+        ray.get_actor(name_of("datastore", settings), namespace=NAMESPACE)
+
+
+class Idle:
+    """Stands where another of the server's actors would be."""

@@ -45,7 +45,7 @@ class PlainScoringBackend:
         self._settings, self._datastore, self.faults = settings, datastore, faults or {}
         self.asked = []
 
-    def __call__(self, work, images, *, workers, stop, done):
+    def __call__(self, work, images, *, workers, stop, note, done):
         def made():
             worker = ImageWorker(self._settings, self._datastore)
 

@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 from actors import trainer
+from actors.placement import node_of
 from actors.run import Run
 from actors.trainer import scaling
 from rayapp.config import Settings
 from rayapp.errors import BadRequest
+from rayapp.planner.shares import shares
 from rayapp.training.train_task import TrainRequest
+
+
+def asked_on(cluster):
+    """What a training worker asks for on a node with these resources."""
+    return shares([node_of(cluster)]).training
 
 
 @pytest.mark.parametrize(
@@ -27,13 +34,15 @@ from rayapp.training.train_task import TrainRequest
     ],
 )
 def test_workers_are_as_many_as_asked_for_or_as_there_are_gpus(params, cluster, workers, gpu):
-    found = scaling(params, cluster)
+    worker = asked_on(cluster)
+    found = scaling(params, worker, cluster)
     assert (found.num_workers, found.use_gpu) == (workers, gpu)
-    assert found.resources_per_worker["CPU"] == 1
+    assert found.resources_per_worker == worker
 
 
 def test_two_workers_never_meet_on_a_gpu_and_leave_room_for_clicks():
-    share = scaling({}, {"GPU": 2.0}).resources_per_worker["GPU"]
+    cluster = {"CPU": 8.0, "GPU": 2.0}
+    share = scaling({}, asked_on(cluster), cluster).resources_per_worker["GPU"]
     assert 0.5 < share < 1
 
 
