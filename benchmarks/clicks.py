@@ -1,6 +1,6 @@
 """A click's time through the running server.
 
-    python -m benchmarks.clicks [--json] [--replicas 1,2] [--clicks 20] [--peer URL --peer-image ID]
+    python -m benchmarks.clicks [--json] [--replicas 1,2] [--clicks 20] [--keys] [--peer URL --peer-image ID]
 
 Starts a server of its own on generated torsos and clicks in them over HTTP, always the same image per client. For each
 size: the first click (decode and prepare included) and repeated clicks (p50, p99), whose mask is drawn coarsely, as the
@@ -120,10 +120,10 @@ def repeated(
     return clicks, alone, spent.for_each(len(numbers))
 
 
-def one_client(running: server, url: str, clicks: int) -> list[dict[str, Any]]:
+def one_client(running: server, clicks: int) -> list[dict[str, Any]]:
     """First and repeated clicks for each size, and between any two of them the bare forward of the same network."""
     rows = []
-    with Client(url, client_id="bench") as client:
+    with running.client("bench") as client:
         for shape in SIZES:
             image = f"{shape[0]}_0"
             forward = bare_forward(shape)
@@ -158,10 +158,10 @@ def one_client(running: server, url: str, clicks: int) -> list[dict[str, Any]]:
     return rows
 
 
-def opened_before(url: str) -> list[dict[str, Any]]:
+def opened_before(running: server) -> list[dict[str, Any]]:
     """Medians of the first and of the second click in images that the server knew of before."""
     rows = []
-    with Client(url, client_id="bench") as client:
+    with running.client("bench") as client:
         for shape in SIZES:
             first, second = [], []
             for number in range(1, max(CLIENTS)):
@@ -175,10 +175,10 @@ def opened_before(url: str) -> list[dict[str, Any]]:
     return rows
 
 
-def streamed(url: str, clicks: int) -> list[dict[str, Any]]:
+def streamed(running: server, clicks: int) -> list[dict[str, Any]]:
     """Milliseconds of clicks of an interaction until the coarse mask is here, and until the fine one is."""
     rows = []
-    with Client(url, client_id="bench") as client:
+    with running.client("bench") as client:
         for shape in SIZES:
             interaction = client.open_interaction("deepedit", f"{shape[0]}_0")
             coarse, fine, alone, stages, forward = [], [], [], 0, bare_forward(shape)
@@ -208,20 +208,20 @@ def streamed(url: str, clicks: int) -> list[dict[str, Any]]:
     return rows
 
 
-def many_clients(url: str, count: int, clicks: int) -> dict[str, Any]:
+def many_clients(running: server, count: int, clicks: int) -> dict[str, Any]:
     """`count` clients, each on its own 128x128x64 image, and somebody who asks for /info/."""
     walls: list[float] = []
     info: list[float] = []
     stop = threading.Event()
 
     def annotate(number: int) -> None:
-        with Client(url, client_id=f"bench-{number}") as client:
+        with running.client(f"bench-{number}") as client:
             click(client, f"128_{number}", 0, size=128)
             for n in range(1, clicks + 1):
                 walls.append(click(client, f"128_{number}", n, size=128)["wall"])
 
     def ask() -> None:
-        with Client(url) as client:
+        with running.client() as client:
             while not stop.wait(0.1):
                 began = time.perf_counter()
                 client.info()
@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--replicas", default="1,2")
     parser.add_argument("--clicks", type=int, default=20)
+    parser.add_argument("--keys", action="store_true", help="through HAProxy and gRPC, as on servers with keys")
     parser.add_argument("--peer", metavar="URL", help="a running MONAI Label")
     parser.add_argument("--peer-image", metavar="ID", default="ct_a")
     options = parser.parse_args()
@@ -322,14 +323,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="click") as folder:
             (Path(folder) / "studies").mkdir()
             studies(Path(folder) / "studies")
-            running = server(Path(folder), "--replicas", f"{replicas}:{replicas}")
-            with running as url:
+            running = server(Path(folder), "--replicas", f"{replicas}:{replicas}", keys=options.keys)
+            with running:
                 if not result["single"]:
-                    result["single"] = one_client(running, url, options.clicks)
-                    result["opened"] = opened_before(url)
-                    result["streamed"] = streamed(url, options.clicks)
+                    result["single"] = one_client(running, options.clicks)
+                    result["opened"] = opened_before(running)
+                    result["streamed"] = streamed(running, options.clicks)
                 for count in CLIENTS:
-                    result["many"].append({"replicas": int(replicas), **many_clients(url, count, options.clicks // 2)})
+                    result["many"].append(
+                        {"replicas": int(replicas), **many_clients(running, count, options.clicks // 2)}
+                    )
     print(json.dumps(result)) if options.json else show(result)
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import psutil
 
+from rayapp.client import Client
+from rayapp.protocol import Role
+from rayapp.users import UserStore
+
 
 class server:  # noqa: N801 - reads as a verb
     """Context manager that starts a server and yields its address.
@@ -18,9 +22,15 @@ class server:  # noqa: N801 - reads as a verb
     Args:
         folder: Contains the studies in `studies`; the server's workspace is created in `workspace`.
         flags: Further flags of `rayapp start`.
+        keys: Ask for tokens, as servers that others reach do: requests then go through HAProxy and gRPC.
+
+    Attributes:
+        token: Of a user who may do everything, if it asks for tokens.
     """
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, keys: bool = False) -> None:
+        self.token = UserStore.of(folder / "workspace").add("bench", Role.ADMIN) if keys else None
+        flags = (*flags, "--auth", "token") if keys else flags
         command = [str(Path(sys.executable).with_name("rayapp")), "start", "--studies", str(folder / "studies")]
         command += ["--workspace", str(folder / "workspace"), "--port", "0", *flags]
         self.process = subprocess.Popen(
@@ -36,7 +46,12 @@ class server:  # noqa: N801 - reads as a verb
         line = self.process.stdout.readline()
         if not line.startswith("ready "):
             raise SystemExit("the server did not start; run the command by hand to see why")
-        return line.removeprefix("ready ").strip()
+        self.url = line.removeprefix("ready ").strip()
+        return self.url
+
+    def client(self, client_id: str | None = None) -> Client:
+        """Connect to it as a user who may do everything."""
+        return Client(self.url, token=self.token, client_id=client_id)
 
     def cpu_seconds(self) -> float:
         """Processor time, user and system, of all the server's processes so far."""

@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from rayapp.imaging.phantom import phantom
+from rayapp.protocol import Role
+from rayapp.users import UserStore
 from tests.distribution import GroupScheduling, rank_of
 from tests.orthanc import Orthanc, orthanc
 from tests.real_data import lacked
@@ -38,6 +40,8 @@ class Running:
     workspace: Path
     mark: str
     url: str = ""
+    token: str | None = None
+    """Of an annotator, if it was started with one."""
     lines: list[str] = field(default_factory=list)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -77,17 +81,19 @@ def make_studies(folder: Path, count: int) -> Path:
 
 
 @contextmanager
-def started(folder: Path, *flags: str, patience: float = START_TIMEOUT) -> Iterator[Running]:
+def started(folder: Path, *flags: str, patience: float = START_TIMEOUT, keys: bool = False) -> Iterator[Running]:
     """`rayapp start` on small studies in `folder`, again on those there; yields once it is ready, which may take
-    `patience` seconds, and stops it if nobody did."""
+    `patience` seconds, and stops it if nobody did. With keys it asks for a token, which `Running` then has."""
     studies, workspace, mark = make_studies(folder / "studies", 4), folder / "workspace", secrets.token_hex(8)
     command = [Path(sys.executable).with_name("rayapp"), "start", "--studies", studies, "--workspace", workspace]
+    token = UserStore.of(workspace).add(f"ann-{mark}", Role.ADMIN) if keys else None
+    flags = (*flags, "--auth", "token") if keys else flags
     env = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "RAYAPP_DASHBOARD": "false"}
     with (folder / "stderr").open("a") as errors:
         process = subprocess.Popen(
             [*command, "--port", "0", *flags], stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=folder
         )
-    running, ready = Running(process, studies, workspace, mark), threading.Event()
+    running, ready = Running(process, studies, workspace, mark, token=token), threading.Event()
     reading = threading.Thread(target=_read, args=(running, ready), daemon=True)
     reading.start()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from rayapp.client import Client
-from tests.conftest import MARK, SHAPE, Running
+from tests.conftest import MARK, SHAPE, Running, started
 
 CLICK = {"liver": [[20, 20, 20]], "label": "liver"}
 
@@ -29,15 +30,22 @@ def process_of(server: Running, name: str) -> psutil.Process:
     pytest.fail(f"no process {name!r}")
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["without keys", "with keys"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server of this module's own. With keys its requests go through HAProxy and gRPC, whose failures are others."""
+    with started(tmp_path_factory.mktemp("server"), keys=request.param) as running:
+        yield running
+
+
 @pytest.fixture
 def client(server: Running):
-    with Client(server.url, client_id="chaos") as client:
+    with Client(server.url, token=server.token, client_id="chaos") as client:
         yield client
 
 
 def test_a_replica_killed_between_two_clicks_costs_one_slow_click(server: Running, client: Client):
     before = client.infer("deepedit", "torso_1", params=CLICK).labels()
-    replica = process_of(server, "ServeReplica:rayapp:inference")
+    replica = process_of(server, ":inference")
     os.kill(replica.pid, signal.SIGKILL)
     after = client.infer("deepedit", "torso_1", params=CLICK).labels()
     assert replica.wait(10) is not None or not replica.is_running()
@@ -50,7 +58,7 @@ def test_an_interaction_goes_on_where_it_was_after_its_replica_and_the_datastore
     work = client.open_interaction("deepedit", "torso_1")
     first = work.prompt({"liver": [[20, 20, 20]]})
     second = work.prompt({"background": [[5, 6, 7]]})
-    for name in ("ServeReplica:rayapp:inference", "DatastoreActor"):
+    for name in (":inference", "DatastoreActor"):
         os.kill(process_of(server, name).pid, signal.SIGKILL)
     np.testing.assert_array_equal(work.undo(), first)
     np.testing.assert_array_equal(work.redo(), second)
