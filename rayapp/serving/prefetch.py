@@ -108,7 +108,8 @@ class Prefetcher:
                     with interruptible(self._executors.let_pass if network else lambda: None):
                         task.predict(prepared, prompts, {})
 
-                await self._executors.model(run, network=network, rank=Rank.AHEAD)
+                # By turns with proposals: a steady load of them must not keep the new version from being served.
+                await self._executors.model(run, network=network, rank=Rank.PROPOSAL, whose=("version", model))
         except Exception as error:  # such as an image that was removed: then the first click warms it
             logger.info("model %s could not be warmed: %s", model, type(error).__name__)
 
