@@ -4,12 +4,40 @@ import { current } from './panels.mjs';
 
 const OURS = 'rayapp-label-';
 const HELPERS = 'rayapp-';
+const STORE = 'storeSegmentation';
+const MENU = 'CORNERSTONE';
 export const CONTEXT = 'RAYAPP';
 
 /**
  * @typedef {{segmentationId?: string}} Given
- * @typedef {{runCommand: (name: string, options: Given, context: string|string[]) => unknown}} CommandsManager
+ * @typedef {{commandFn: (given: Given) => unknown}} Command
+ * @typedef {object} CommandsManager
+ * @property {(name: string, options: Given, context: string|string[]) => unknown} runCommand
+ * @property {(name: string, context: string) => Command|undefined} getCommand
+ * @property {(context: string, name: string, command: Command) => void} registerCommand
  */
+
+/**
+ * Have the menu of OHIF's list of segmentations store ours our way: it names its context, so that a command of ours in
+ * another context is not asked.
+ *
+ * @param {CommandsManager} commandsManager
+ */
+export function claimMenu(commandsManager) {
+  const theirs = commandsManager.getCommand(STORE, MENU);
+  if (!theirs || claimed.has(theirs.commandFn)) {
+    return;
+  }
+  const commandFn = (/** @type {Given} */ given) =>
+    (given.segmentationId ?? '').startsWith(HELPERS)
+      ? commandsManager.runCommand(STORE, given, CONTEXT)
+      : theirs.commandFn(given);
+  claimed.add(commandFn);
+  commandsManager.registerCommand(MENU, STORE, { ...theirs, commandFn });
+}
+
+/** @type {WeakSet<Command['commandFn']>} */
+const claimed = new WeakSet();
 
 /** @param {{commandsManager: CommandsManager}} context */
 export function commands({ commandsManager }) {

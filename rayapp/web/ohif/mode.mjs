@@ -1,5 +1,6 @@
 /** OHIF's segmentation mode with our panel first on the right. */
 
+import { claimMenu } from './commands.mjs';
 import { leave } from './panels.mjs';
 import { MODE } from './words.mjs';
 
@@ -23,7 +24,11 @@ export default {
       routeName: 'rayapp',
       displayName: MODE,
       // The segmentation mode's own hook would switch to another panel whenever a segmentation appears.
-      onModeEnter: basic.modeInstance.onModeEnter,
+      /** @param {{commandsManager: import('./commands.mjs').CommandsManager}} context */
+      onModeEnter(context) {
+        claimMenu(context.commandsManager);
+        basic.modeInstance.onModeEnter.call(this, context);
+      },
       /** @param {object} context */
       onModeExit(context) {
         leave(); // first: the base removes the segmentations
