@@ -16,7 +16,6 @@ TOGETHER = {
         "contract/test_client.py",
         "contract/test_commands.py",
         "contract/test_monailabel_client.py",
-        "chaos/test_replica_kill.py",
     ),
     "ray_node": (
         "datastore/test_actor.py",

@@ -32,10 +32,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     method = ActorClient._method
 
-    def counted(client: ActorClient[Any], name: str) -> Callable[..., Any]:
+    def counted(client: ActorClient[Any], name: str, patience: float) -> Callable[..., Any]:
         if isinstance(client, DatastoreClient):
             made.append(name)
-        return method(client, name)
+        return method(client, name, patience)
 
     monkeypatch.setattr(ActorClient, "_method", counted)
     return made
