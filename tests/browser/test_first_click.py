@@ -73,4 +73,4 @@ def test_a_structure_that_the_reader_names_is_outlined_saved_and_there_again(bod
 
 
 def names(viewer: Viewer) -> list[str]:
-    return viewer.page.locator(".rayapp .labels button").all_text_contents()
+    return viewer.page.locator(".rayapp .labels button.label").all_text_contents()
