@@ -44,7 +44,7 @@ def node_of(resources: Mapping[str, float], *, cores: int | None = None) -> Node
 
 
 def shares_now(settings: Settings) -> Shares:
-    """What each kind of process asks for on the nodes that have joined, or that the autoscaler may start."""
+    """The requests of each kind of process on the nodes that have joined, or that the autoscaler may start."""
     joined = list(nodes(settings).values())
     if not any(node.gpus for node in joined) and (state.get_max_resources_from_cluster_config() or {}).get("GPU"):
         joined = [Node(cpus=1, gpus=1)]

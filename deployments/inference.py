@@ -129,7 +129,7 @@ def inference_deployment(settings: Settings, replica: Resources) -> serve.Deploy
 
 
 def asked(replica: Resources) -> dict[str, float]:
-    """What a replica asks of its node, as options of its actor."""
+    """The resources that a replica asks of its node, as options of its actor."""
     return {"num_cpus": replica["CPU"], "num_gpus": replica.get("GPU", 0.0)}
 
 

@@ -194,7 +194,7 @@ def running(
 
 
 def _following(application: Application) -> Callable[[], None]:
-    """What makes replicas follow the nodes; a fault of Ray's is only logged, and it is tried again."""
+    """A function that makes replicas follow the nodes; a fault of Ray's is only logged, and it is tried again."""
 
     def follow() -> None:
         try:

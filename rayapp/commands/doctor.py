@@ -120,7 +120,7 @@ def _machine(table: Table, machine: Hardware, models: list[str], disk: int) -> T
 
 
 def placement(machine: Hardware) -> Iterator[tuple[str, str]]:
-    """What a server on this machine starts, how much of each, and what each asks of Ray, as rows of a table."""
+    """The processes of a server on this machine, their numbers, and the resources of each, as rows of a table."""
     from rayapp.planner.replicas import node_of, plan
     from rayapp.planner.shares import scorers_on, shares, trainings_on
 

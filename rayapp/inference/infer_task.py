@@ -50,24 +50,23 @@ class Prompts:
 
     Attributes:
         clicks: Label name to clicked voxels; "background" for clicks off every structure, "foreground" for clicks on
-        the structure of a single-structure model.
+            the structure of a single-structure model.
         label: Name of the structure that is being annotated.
         roi: Box of interest: inclusive lower and exclusive upper corner.
         slice: Index k of the slice that a 2D model shall segment.
         reset: True if the client asks to drop earlier prompts.
         marks: Scribbles, shape (I, J, K), values of `rayapp.inference.prompts.scribble_map`; may be given as an array,
-        of which only the box around the scribbles is kept.
+            of which only the box around the scribbles is kept.
         curves: Closed polygons, each in one slice across any axis, in fractional voxel indices.
         start: Existing mask to be corrected instead of segmenting from scratch, shape (I, J, K). Its values are the
-            model's
-        labels. For a single-structure model 1 is that structure, and voxels of any other value belong to other
-        structures, which the model leaves as they are.
+            model's labels. For a single-structure model 1 is that structure, and voxels of any other value belong to
+            other structures, which the model leaves as they are.
         extremes: Structure name to its outermost points along i, j and k.
         drawings: Structure name to its strokes and curves, in place of `marks` and `curves` for multi-structure models.
         sizes: Which alternative answer is wanted (1: the next larger than the likeliest, -1: the next smaller, …), by
-        the number of clicks on the structure at the time of that choice.
+            the number of clicks on the structure at the time of that choice.
         turns: For a model with `info.ordered`, the prompts of an interaction one by one, in the order in which they
-        were made. A mask to start from is in `start` only.
+            were made. A mask to start from is in `start` only.
     """
 
     clicks: Mapping[str, Sequence[Point]] = field(default_factory=dict)

@@ -48,7 +48,7 @@ GRAIN = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What a node has when nothing runs on it.
+    """A node's resources when nothing runs on it.
 
     Attributes:
         cpus: logical CPUs, as Ray counts them.
@@ -75,7 +75,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """What each kind of process asks of its node, by Ray's names. Batch inference asks as scoring does."""
+    """Resources that each kind of process asks of its node, by Ray's names. Batch inference asks as scoring does."""
 
     replica: Resources
     training: Resources
@@ -90,7 +90,7 @@ class Shares:
 def shares(
     nodes: Sequence[Node], *, replicas: tuple[int, int] = (1, 1), replica_gpus: float | None = None, fixed: bool = False
 ) -> Shares:
-    """What each kind of process is to ask for on a cluster of these nodes, so that they all find room together.
+    """Plan the requests of each kind of process on a cluster of these nodes, so that they all find room together.
 
     Nodes with fewer than `CORES_PER_REPLICA` CPUs count only if there are no larger ones.
 

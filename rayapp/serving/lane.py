@@ -13,7 +13,7 @@ Entry = tuple[Future[Any], Callable[[], Any]]
 
 
 class Rank(IntEnum):
-    """Who goes first: a click, then a proposal that somebody waits for on the screen, then what nobody waits for."""
+    """Order of work: a click, then a proposal that somebody waits for on the screen, then what nobody waits for."""
 
     CLICK = 0
     PROPOSAL = 1

@@ -6,10 +6,10 @@ therefore refined where the annotator clicked, by a minimum cut of three terms: 
 the clicks for similar tissue around them, and the edges of the image itself.
 
 - A region is a box around the clicks on one structure, extended over the connected component of the structure that
-they are on as far as `MAX_VOXELS` allows. On the region's faces the coarse mask holds, so that the result has no
-seams.
+  they are on as far as `MAX_VOXELS` allows. On the region's faces the coarse mask holds, so that the result has no
+  seams.
 - A region grows, up to `GROWTHS` times, where the cut leaves it although the network is confident that the structure
-ends there.
+  ends there.
 - A change must be connected to a click; elsewhere the mask stays as it was without the clicks.
 - Background clicks are applied last and only remove.
 

@@ -44,15 +44,16 @@ class Correction:
         self._source = source
         self._on, self._off = told.on_structure(), told.off_structure()
         corrects = len(self._on) + len(self._off) > 0 and not told.boxes and not told.lassos
-        self._before = before if corrects and before is not None and before.inside.any() else None
+        self._bounds = before.bounds(source.spacing) if corrects and before is not None else None
+        self._before = before if self._bounds is not None else None
         self._likely = 0.0 if self._before is None else self._reach(self._before)
 
     def doubt(self, answer: Glance) -> float:
-        """How unlikely an answer is, 0 to 1: by how much its deepest difference exceeds the likely depth (1 at twice
+        """Doubt in an answer, 0 to 1: by how much its deepest difference exceeds the likely depth (1 at twice
         that), or by how much less than the excluded points' depth is removed around all of them."""
         if self._before is None:
             return 0.0
-        view = self._view(self._before, answer.bounds())
+        view = self._view(answer.bounds())
         then = self._seen(self._before, view)
         now = between((answer.logits > 0).astype(np.float32), answer.view, view) > 0.5
         removed = _depths(then & ~now)
@@ -68,7 +69,7 @@ class Correction:
         than is likely and no larger than the corrected ones."""
         if self._before is None:
             return mask
-        view = self._view(self._before, mask.bounds(self._source.spacing))
+        view = self._view(mask.bounds(self._source.spacing))
         then, now = self._seen(self._before, view), self._seen(mask, view)
         rejected = self._rejected(now & ~then, then & ~now, view)
         if not any(part.any() for part in rejected):
@@ -84,7 +85,7 @@ class Correction:
         return Mask(region, inside)
 
     def _rejected(self, added: Bools, removed: Bools, view: View) -> list[Bools]:
-        """The parts of both the differences, in a view, that are too deep or too large, except around corrections."""
+        """The parts of both differences, in a view, that are too deep or too large, except around corrections."""
         limit = self._limit(view)
         changes = [_Change(added, self._on, view), _Change(removed, self._off, view)]
         ball = 4 / 3 * np.pi * (limit / DEEPER) ** 3
@@ -97,7 +98,7 @@ class Correction:
 
     def _reach(self, before: Mask) -> float:
         """Largest likely depth of a difference, mm."""
-        view = self._view(before, None)
+        view = self._view(None)
         inside = self._seen(before, view)
         beside = np.asarray(ndimage.distance_transform_edt(~inside))[_voxels(self._on, view)]
         within = _depths(inside)[_voxels(self._off, view)]
@@ -107,12 +108,12 @@ class Correction:
         """Largest accepted depth of a difference, in voxels of a view."""
         return max(self._likely / view.spacing, THIN)
 
-    def _view(self, before: Mask, bounds: Box | None) -> View:
+    def _view(self, bounds: Box | None) -> View:
         """A view of the previous answer, the corrections, and another answer's bounds."""
         spacing = self._source.spacing
         places = np.concatenate([self._on, self._off])
         low, high = places.min(0), places.max(0)
-        for box in (bounds, before.bounds(spacing)):
+        for box in (bounds, self._bounds):
             if box is not None:
                 low, high = np.minimum(low, box.low), np.maximum(high, box.high)
         size = max(1.05 * float((high - low).max()), float(spacing.min()))
