@@ -1,5 +1,7 @@
 """ArchiveSource: the series that a DICOM archive lists, as a datastore's images.
 
+A series is one image until it has been retrieved and turned out to hold several volumes; then each of them is one.
+
 A list is not trusted at once. A new series is accepted when two successive lists give the same number of instances,
 since it may still be arriving; a missing series is queried individually before it is dropped; and an empty list has to
 repeat.
@@ -11,7 +13,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import pydicom
@@ -21,6 +23,7 @@ from rayapp.datastore.image_names import is_valid_name
 from rayapp.datastore.interfaces import SERIES_EXT, Info
 from rayapp.datastore.pacs import ListedSeries, PacsClient
 from rayapp.datastore.series_cache import SeriesCache
+from rayapp.datastore.series_parts import described, series_of
 from rayapp.errors import RayappError
 
 EMPTY_LOOKS = 3
@@ -57,19 +60,21 @@ class ArchiveSource:
             return dict(indexed), {}
         self.problem = None
         listed = {uid: series for uid, series in found.items() if is_valid_name(uid, "image")}
-        missing = indexed.keys() - listed.keys()
-        gone = self._gone(missing) if self._is_plausible(listed, indexed) else set()
+        known = {series_of(image_id) for image_id in indexed}
+        missing = known - listed.keys()
+        gone = self._gone(missing) if self._is_plausible(listed, known) else set()
         if missing - gone:
             log.warning("%d series are missing from the archive's list; they stay for now", len(missing - gone))
         kept = {uid: self._listed[uid] for uid in missing - gone if uid in self._listed}
         self._listed = {**kept, **listed}
         self._changed += self._cache.drop_changed({uid: one.instances for uid, one in listed.items()}, asked)
         refused = {Path(uid): "its SeriesInstanceUID is not valid" for uid in found.keys() - listed.keys()}
-        return dict.fromkeys((*listed, *(missing - gone)), SERIES_EXT), refused
+        images = (image_id for uid in (*listed, *(missing - gone)) for image_id in self._cache.image_ids(uid))
+        return dict.fromkeys(images, SERIES_EXT), refused
 
-    def _is_plausible(self, listed: Mapping[str, ListedSeries], indexed: Mapping[str, str]) -> bool:
+    def _is_plausible(self, listed: Mapping[str, ListedSeries], known: Collection[str]) -> bool:
         """False for an empty list, until it has repeated."""
-        self._empty = self._empty + 1 if indexed and not listed else 0
+        self._empty = self._empty + 1 if known and not listed else 0
         return self._empty == 0 or self._empty >= EMPTY_LOOKS
 
     def _gone(self, missing: Iterable[str]) -> set[str]:
@@ -106,7 +111,8 @@ class ArchiveSource:
         unsure = {uid for uid in new if self._unsettled.get(uid) != counts[uid]}
         if unsure:
             time.sleep(settle)
-            counts |= self._look_again(unsure)
+            again = self._look_again({series_of(uid) for uid in unsure})
+            counts |= {uid: again[series_of(uid)] for uid in unsure}
         settled = {uid for uid in new if uid not in unsure or counts[uid] == self.count(uid)}
         self._unsettled = {uid: counts[uid] for uid in new.keys() - settled}
         return settled
@@ -126,13 +132,13 @@ class ArchiveSource:
             found = {}
         return {uid: found[uid].instances if uid in found else 0 for uid in series}
 
-    def count(self, series: str) -> int | None:
-        """Number of instances according to the last list; None if it gives none."""
-        listed = self._listed.get(series)
+    def count(self, image_id: str) -> int | None:
+        """Number of instances of the image's series according to the last list; None if it gives none."""
+        listed = self._listed.get(series_of(image_id))
         return None if listed is None else listed.instances
 
-    def recheck(self, study: str, series: str) -> bool:
-        """Query one series, and drop its retrieved files if the archive now has another number of instances.
+    def recheck(self, study: str, image_id: str) -> bool:
+        """Query an image's series, and drop its retrieved files if the archive now has another number of instances.
 
         For an archive that gives no numbers, the instances themselves are listed.
 
@@ -142,7 +148,7 @@ class ArchiveSource:
         Raises:
             ArchiveAway, NotFound: from the archive.
         """
-        asked = time.time()
+        asked, series = time.time(), series_of(image_id)
         found = self._search(series).get(series)
         count = found.instances if found is not None else None
         if count is None:
@@ -153,7 +159,8 @@ class ArchiveSource:
 
     def replaced(self) -> set[str]:
         """See `ImageSource`."""
-        return {self._changed.popleft() for _ in range(len(self._changed))}
+        series = [self._changed.popleft() for _ in range(len(self._changed))]
+        return {image_id for uid in series for image_id in self._cache.image_ids(uid)}
 
     def keeps_ids(self) -> bool:
         """See `ImageSource`: a UID never names another series."""
@@ -161,7 +168,8 @@ class ArchiveSource:
 
     def exists(self, image_id: str, ext: str) -> bool:  # noqa: ARG002
         """See `ImageSource`."""
-        return image_id in self._listed
+        series = series_of(image_id)
+        return series in self._listed and image_id in self._cache.image_ids(series)
 
     def path(self, image_id: str, ext: str) -> Path:  # noqa: ARG002
         """See `ImageSource`."""
@@ -169,5 +177,5 @@ class ArchiveSource:
 
     def info(self, image_id: str) -> Info:
         """See `ImageSource`."""
-        listed = self._listed.get(image_id)
-        return {} if listed is None else listed.info
+        listed = self._listed.get(series_of(image_id))
+        return {} if listed is None else described(listed.info, image_id)

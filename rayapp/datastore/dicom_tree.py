@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Collection, Container, Iterator, Mapping
-from itertools import chain, count
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import pydicom
@@ -23,6 +21,7 @@ from rayapp.datastore import folder_scan
 from rayapp.datastore.image_names import is_valid_name
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import delete
+from rayapp.datastore.series_parts import described, image_ids, series_of
 from rayapp.errors import Unreadable
 from rayapp.imaging.dicom_kinds import NO_IMAGES
 from rayapp.imaging.dicom_parts import TAGS, SliceKey, split
@@ -32,8 +31,6 @@ _TAGS = (
     *("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription"),
     *("StudyDate", "StudyTime", "PatientID"),
 )
-_PART = "_"
-"""Separates the SeriesInstanceUID and the name of a part in an image's id; no UID contains it."""
 
 
 class DicomTree:
@@ -75,7 +72,7 @@ class DicomTree:
             except folder_scan.LeftOut as error:
                 problems[path] = str(error)
                 continue
-            uid = _uid_of(linked[name]) if name in linked else None
+            uid = series_of(linked[name]) if name in linked else None
             if uid is None:
                 reason = self._others.get(name)
                 if reason is None:
@@ -93,7 +90,7 @@ class DicomTree:
             self._link(image_id, links)
         for image_id in set(linked.values()) - images.keys():
             delete(self._root / image_id)
-        self._series = {image_id: infos.get(_uid_of(image_id)) or self._series.get(image_id) for image_id in images}
+        self._series = {image_id: infos.get(series_of(image_id)) or self._series.get(image_id) for image_id in images}
         return dict.fromkeys(images, "")
 
     def _parts(
@@ -109,7 +106,7 @@ class DicomTree:
         """
         before: dict[str, dict[str, str]] = {}
         for name, image_id in linked.items():
-            before.setdefault(_uid_of(image_id), {})[name] = image_id
+            before.setdefault(series_of(image_id), {})[name] = image_id
         images: dict[str, dict[str, Path]] = {}
         for uid, links in series.items():
             old = before.get(uid, {})
@@ -119,7 +116,7 @@ class DicomTree:
                 continue
             known = {name: keys[name] if name in keys else _key_of(path) for name, path in links.items()}
             parts = split(known)
-            for part, image_id in _ids(uid, parts, old).items():
+            for part, image_id in image_ids(uid, parts, old).items():
                 images[image_id] = {name: links[name] for name in parts[part]}
         return images
 
@@ -141,10 +138,7 @@ class DicomTree:
             with contextlib.suppress(FileNotFoundError):
                 infos = (_series_of(file)[1] for file in sorted(self.path(image_id).iterdir()))
                 info = next(filter(None, infos), None)
-        _, _, part = image_id.partition(_PART)
-        if info and part:
-            return {**info, "SeriesDescription": f"{info['SeriesDescription']} {part}"}
-        return info or {}
+        return described(info, image_id) if info else {}
 
     def is_one_series(self, name: str) -> bool:
         """True if a top-level folder is an image itself: it has no subfolders and its DICOM files form one volume.
@@ -153,7 +147,7 @@ class DicomTree:
         files are moved.
         """
         linked = self._linked()
-        known = {_uid_of(image_id) for image_id in linked.values()}
+        known = {series_of(image_id) for image_id in linked.values()}
         uids: set[str] = set()
         keys: dict[Path, SliceKey | None] = {}
         try:
@@ -213,31 +207,6 @@ class DicomTree:
             (folder / name).unlink()
         for name in links.keys() - existing:
             (folder / name).symlink_to(links[name])
-
-
-def _ids(uid: str, parts: Mapping[str, Collection[str]], before: Mapping[str, str]) -> dict[str, str]:
-    """The image id of each part of a series: the one under which most of its files were known, else a new one.
-
-    Args:
-        uid: The SeriesInstanceUID.
-        parts: Names of each part's files, by the part's name.
-        before: Image id under which a file was known, by the file's name.
-    """
-    shared = Counter((part, before[name]) for part, names in parts.items() for name in names if name in before)
-    ids: dict[str, str] = {}
-    for (part, image_id), _ in shared.most_common():
-        if part not in ids and image_id not in ids.values():
-            ids[part] = image_id
-    for part in parts.keys() - ids.keys():
-        first = f"{uid}{_PART}{part}" if part else uid
-        numbered = (f"{uid}{_PART}{part or 'part'}-{number}" for number in count(2))
-        ids[part] = next(image_id for image_id in chain([first], numbered) if image_id not in ids.values())
-    return ids
-
-
-def _uid_of(image_id: str) -> str:
-    """The SeriesInstanceUID in an image's id."""
-    return image_id.partition(_PART)[0]
 
 
 def _key_of(path: Path) -> SliceKey | None:

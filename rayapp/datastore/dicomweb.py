@@ -1,5 +1,8 @@
 """DicomwebDatastore: studies in a DICOMweb archive; an image is a series, its id the SeriesInstanceUID.
 
+If a series turns out to hold several volumes when it is retrieved, such as echoes, each of them is an image, whose id
+names the part (`rayapp.datastore.series_parts`).
+
 An archive cannot hold revisions, clicks, infos, leases and jobs. These are kept in a `LocalDatastore` in the workspace,
 whose images are the series that the archive lists; a series is retrieved when it is first needed. A final label is
 durable there before it is acknowledged, and is then sent to the archive as DICOM SEG; the index records which revision
@@ -33,6 +36,7 @@ from rayapp.datastore.local import LocalDatastore
 from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.pacs_labels import CREATED, ArchivedLabel, ArchivedLabels
 from rayapp.datastore.series_cache import RETRIEVALS, SeriesCache
+from rayapp.datastore.series_parts import PARTS, SeriesImages, series_of
 from rayapp.errors import Busy, Conflict, Disabled, NotFound, RayappError
 from rayapp.imaging import nrrd
 from rayapp.imaging.dicom_seg import Kind, Provenance, encode, series_uid
@@ -74,6 +78,7 @@ class DicomwebDatastore(LocalDatastore):
         self._series = SeriesCache(
             settings.workspace / RETRIEVED,
             self._pacs,
+            SeriesImages(settings.studies / ".rayapp" / PARTS),
             max_bytes=archive.cache,
             max_volume=settings.max_volume,
             waits=self._waits,
@@ -119,7 +124,11 @@ class DicomwebDatastore(LocalDatastore):
         """
         record = self._record(image_id)
         first = not record.path.exists()
-        self._series.retrieve(_study(record), image_id)
+        try:
+            self._series.retrieve(_study(record), image_id)
+        finally:
+            if first and self._series.image_ids(series_of(image_id)) != (series_of(image_id),):
+                self._scan()  # lists parts that were not known before
         if first:
             self._waits.briefly(lambda: self._search_labels(record), FIRST_SEARCH_S)
         obstacle = self._series.facts(image_id).obstacle
@@ -130,6 +139,7 @@ class DicomwebDatastore(LocalDatastore):
         try:
             return self._image(image_id)
         except NotFound:
+            self._series.check_image(image_id)
             has = self._waits.result(
                 lambda: self._searches.submit(self._listed.has, image_id), "the series is still being looked for"
             )
@@ -190,8 +200,7 @@ class DicomwebDatastore(LocalDatastore):
             if self._listed.count(image.id) is None and self._listed.recheck(_study(image), image.id):
                 return
             grid = read_grid(image.path)
-            frame = self._series.facts(image.id).frame_of_reference
-            found = self._archived.search(_study(image), image.id, frame, known=known)
+            found = self._archived.search(_study(image), image.id, self._series.facts(image.id), known=known)
             known = self._known_segmentations(image.id)  # some may be of labels that were saved and sent meanwhile
             found = [seg for seg in found if seg.series not in known]
             for tag in (FINAL, ORIGINAL):

@@ -50,6 +50,7 @@ _FIELDS = {
 """Attributes by which viewers and MONAI Label's clients identify a series."""
 _COUNT = "00201209"  # NumberOfSeriesRelatedInstances
 _FRAME = "00200052"  # FrameOfReferenceUID
+_INSTANCES, _REFERENCED = "0008114A", "00081155"  # ReferencedInstanceSequence, ReferencedSOPInstanceUID
 _CREATED = ("00080023", "00080033")  # ContentDate, ContentTime
 
 logging.getLogger("dicomweb_client").setLevel(logging.ERROR)  # it logs UIDs
@@ -79,6 +80,7 @@ class SegSeries:
     Attributes:
         series: its SeriesInstanceUID.
         of: SeriesInstanceUID of the segmented series; "" if the segmentation names none.
+        instances: SOPInstanceUIDs of the segmented instances, as far as it names them.
         frame_of_reference: its FrameOfReferenceUID; "" if it has none.
         description: its SeriesDescription.
         manufacturer: its Manufacturer.
@@ -87,6 +89,7 @@ class SegSeries:
 
     series: str
     of: str
+    instances: frozenset[str]
     frame_of_reference: str
     description: str
     manufacturer: str
@@ -165,11 +168,12 @@ class PacsClient:
                 continue
             with _asking():
                 header = self._client.retrieve_series_metadata(study, uid)[0]
-            referenced = header.get("00081115", {}).get("Value") or [{}]  # ReferencedSeriesSequence
+            referenced = _items(header, "00081115") or [{}]  # ReferencedSeriesSequence
             segmentations.append(
                 SegSeries(
                     series=uid,
                     of=_text(referenced[0], _FIELDS["SeriesInstanceUID"], missing=""),
+                    instances=frozenset(_text(item, _REFERENCED) for item in _items(referenced[0], _INSTANCES)),
                     frame_of_reference=_text(header, _FRAME, missing=""),
                     description=_text(header, _FIELDS["SeriesDescription"]),
                     manufacturer=_text(header, "00080070"),
@@ -283,6 +287,12 @@ def _read_pages(tag: str, search: Search, results: dict[str, dict[str, Any]], li
 def _count(item: Mapping[str, Any]) -> int | None:
     text = _text(item, _COUNT)
     return int(text) if text.isdecimal() else None
+
+
+def _items(item: Mapping[str, Any], tag: str) -> list[dict[str, Any]]:
+    """The items of a sequence in the DICOM JSON model; none if it is missing."""
+    items: list[dict[str, Any]] = item.get(tag, {}).get("Value") or []
+    return items
 
 
 def _text(item: Mapping[str, Any], tag: str, *, missing: str = UNKNOWN) -> str:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from rayapp.datastore.interfaces import Info
 from rayapp.datastore.pacs import PacsClient, SegSeries
+from rayapp.datastore.series_facts import SeriesFacts
+from rayapp.datastore.series_parts import series_of
 from rayapp.errors import Unreadable
 from rayapp.imaging.dicom_seg import MANUFACTURER, OverlappingSegments, read_masks, read_segmentation
 from rayapp.imaging.volume import Grid, Segmentation, flatten
@@ -44,7 +46,7 @@ class ArchivedLabel:
 
 
 class ArchivedLabels:
-    """Finds new labels in the archive. Thread-safe; one search for each series at a time."""
+    """Finds new labels in the archive. Thread-safe; one search for each image at a time."""
 
     def __init__(self, pacs: PacsClient, *, fresh: float, max_bytes: int) -> None:
         self._pacs = pacs
@@ -52,44 +54,47 @@ class ArchivedLabels:
         self._max_bytes = max_bytes
         self._searched: dict[str, float] = {}
         self._unreadable: dict[str, set[str]] = {}
-        """Segmentations that cannot be read as labels of a series, by the series' UID."""
+        """Segmentations that cannot be read as labels of an image, by its id."""
 
-    def due(self, series: str) -> bool:
-        """True if the last search for the series' labels is older than `fresh` seconds."""
-        return time.monotonic() - self._searched.get(series, -self._fresh) >= self._fresh
+    def due(self, image_id: str) -> bool:
+        """True if the last search for the image's labels is older than `fresh` seconds."""
+        return time.monotonic() - self._searched.get(image_id, -self._fresh) >= self._fresh
 
-    def search(self, study: str, series: str, frame: str, *, known: Collection[str]) -> list[SegSeries]:
-        """The series' segmentations, newest first.
+    def search(self, study: str, image_id: str, facts: SeriesFacts, *, known: Collection[str]) -> list[SegSeries]:
+        """The image's segmentations, newest first.
 
         A segmentation that names no series counts for every series in its frame of reference; whether it lies on the
-        series' voxels is checked when it is read.
+        image's voxels is checked when it is read. One that names instances does not count for a part of the series
+        that has none of them.
 
         Args:
             study: StudyInstanceUID.
-            series: SeriesInstanceUID of the image.
-            frame: FrameOfReferenceUID of the image; "" if it has none.
+            image_id: the image.
+            facts: of the image.
             known: SeriesInstanceUIDs of SEG series to ignore.
 
         Raises:
             ArchiveAway, NotFound: from the archive; the next search then starts over.
         """
-        self._searched[series] = time.monotonic()  # also if it fails: an unavailable archive is not asked more often
-        segmentations = self._pacs.segmentations(study, known={*self._unreadable.get(series, ()), *known})
+        self._searched[image_id] = time.monotonic()  # also if it fails: an unavailable archive is not asked more often
+        segmentations = self._pacs.segmentations(study, known={*self._unreadable.get(image_id, ()), *known})
+        frame, instances = facts.frame_of_reference, facts.instances
         own = (
             seg
             for seg in segmentations
-            if seg.of == series or (frame and not seg.of and seg.frame_of_reference == frame)
+            if seg.of == series_of(image_id) or (frame and not seg.of and seg.frame_of_reference == frame)
+            if not instances or not seg.instances or not seg.instances.isdisjoint(instances)
         )
         return sorted(own, key=_age, reverse=True)
 
     def newest(
-        self, study: str, series: str, segmentations: Sequence[SegSeries], grid: Grid, *, tag: str, after: str
+        self, study: str, image_id: str, segmentations: Sequence[SegSeries], grid: Grid, *, tag: str, after: str
     ) -> ArchivedLabel | None:
         """The newest segmentation for the tag, as a label. Unreadable ones are skipped.
 
         Args:
             study: StudyInstanceUID.
-            series: SeriesInstanceUID of the image.
+            image_id: the image.
             segmentations: the result of `search`.
             grid: the image's voxel grid.
             tag: the tag.
@@ -104,16 +109,16 @@ class ArchivedLabels:
                     label, overlapping = self._read(study, seg, grid)
                 except Unreadable as error:
                     log.warning("skipped an unreadable segmentation of the archive: %s", error.detail)
-                    self._unreadable.setdefault(series, set()).add(seg.series)
+                    self._unreadable.setdefault(image_id, set()).add(seg.series)
                     continue
                 return ArchivedLabel(tag=tag, label=label, info={**_info(study, seg, label), **overlapping})
         return None
 
-    def readable(self, series: str, segmentations: Iterable[SegSeries]) -> list[str]:
+    def readable(self, image_id: str, segmentations: Iterable[SegSeries]) -> list[str]:
         """SeriesInstanceUIDs of the segmentations that could be read. The others may be readable by a later version, so
         they are not recorded as considered.
         """
-        return [seg.series for seg in segmentations if seg.series not in self._unreadable.get(series, ())]
+        return [seg.series for seg in segmentations if seg.series not in self._unreadable.get(image_id, ())]
 
     def _read(self, study: str, seg: SegSeries, grid: Grid) -> tuple[Segmentation, Info]:
         """The label map, and the addition to its info if its segments overlap."""

@@ -1,9 +1,11 @@
 """SeriesCache: the archive's series on local disk; retrieved once, complete, and bounded in bytes.
 
 A series is a folder `<SeriesInstanceUID>` with `instances/`, the DICOM files as received, and `volume.nii`, the same
-voxels on the same grid, which every client can read. It appears under its name once all of it is on disk, and is
-dropped when the archive announces another number of instances, because it is still arriving or was changed there.
-Thread-safe; concurrent requests for a series share one retrieval (single flight).
+voxels on the same grid, which every client can read. If the series holds several volumes, each is an image, and has
+links to its instances in `parts/<image id>/instances/`, and its volume beside them; that of the image whose id is the
+SeriesInstanceUID stays where it is. A series appears under its name once all of it is on disk, and is dropped when the
+archive announces another number of instances, because it is still arriving or was changed there. Thread-safe;
+concurrent requests for a series share one retrieval (single flight).
 """
 
 from __future__ import annotations
@@ -16,19 +18,23 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydicom.dataset import FileDataset
+
 from rayapp.datastore.bounded_wait import BoundedWait
 from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.revisions import delete, link_or_copy
-from rayapp.errors import ArchiveAway, TooLarge
+from rayapp.datastore.series_facts import SeriesFacts
+from rayapp.datastore.series_parts import SeriesImages, series_of
+from rayapp.errors import ArchiveAway, NotFound, TooLarge, Unreadable
 from rayapp.files.durable import replacing, sync
 from rayapp.imaging import dicom_series, nifti
-from rayapp.imaging.dicom_seg_source import obstacle
+from rayapp.imaging.dicom_parts import SliceKey
 
 RETRIEVALS = 4
 """Maximum number of series retrieved concurrently; others are queued."""
@@ -40,38 +46,54 @@ GRACE_S = 600.0
 """Seconds after its last use for which a series is never evicted: someone may still be reading it."""
 VOLUME = "volume.nii"
 INSTANCES = "instances"
+PARTS = "parts"
 ANNOUNCED = "announced"
 """File with the number of instances according to the archive, if the archive repeatedly sends another number."""
 FACTS = "facts.json"
-"""File with the series' `SeriesFacts`."""
+"""File with an image's `SeriesFacts`."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeriesFacts:
-    """Facts from a retrieved series' headers that its volume does not hold.
+class _Received:
+    """One instance on disk: the file, its UID, its slices, and what distinguishes it within its series."""
 
-    Attributes:
-        frame_of_reference: FrameOfReferenceUID; "" if there is none, or not one for all slices.
-        obstacle: the reason why no DICOM SEG can be made for it; None if one can.
-    """
+    file: Path
+    uid: str
+    slices: list[dicom_series.Slice]
+    key: SliceKey | None
 
-    frame_of_reference: str
-    obstacle: str | None
+    @classmethod
+    def of(cls, instance: FileDataset, file: Path) -> _Received:
+        """Parse an instance. Raises Unreadable."""
+        return cls(
+            file=file,
+            uid=str(instance.get("SOPInstanceUID")),
+            slices=dicom_series.slices_of(instance, file),
+            key=SliceKey.of(instance),
+        )
 
 
 class SeriesCache:
     """The series under `root`, up to `max_bytes` bytes."""
 
     def __init__(
-        self, root: Path, pacs: PacsClient, *, max_bytes: int, max_volume: int, waits: BoundedWait | None = None
+        self,
+        root: Path,
+        pacs: PacsClient,
+        images: SeriesImages,
+        *,
+        max_bytes: int,
+        max_volume: int,
+        waits: BoundedWait | None = None,
     ) -> None:
         """Open the cache.
 
         Args:
             root: its folder.
             pacs: the archive.
+            images: the images of each series, which outlast the cache.
             max_bytes: size up to which series are kept.
             max_volume: maximum size of one series in bytes.
             waits: the wait for retrievals, shared with everything else that waits for the archive.
@@ -88,6 +110,7 @@ class SeriesCache:
         self._dropped: dict[str, tuple[int, int]] = {}
         """Numbers of instances held and announced, of series that were dropped and not retrieved since."""
         root.mkdir(parents=True, exist_ok=True)
+        self._images = images
         for leftover in root.glob(".*"):  # of a crash
             delete(leftover)
         self._pool = ThreadPoolExecutor(RETRIEVALS, thread_name_prefix="retrieve")
@@ -96,56 +119,82 @@ class SeriesCache:
         """Cancel the queued retrievals."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def path(self, series: str) -> Path:
-        """Path of the series' volume, whether or not it has been retrieved."""
-        return self._root / series / VOLUME
+    def image_ids(self, series: str) -> tuple[str, ...]:
+        """Ids of the series' images: its UID until it turns out to hold several volumes."""
+        return self._images.of(series)
 
-    def instances(self, series: str) -> Path:
+    def path(self, image_id: str) -> Path:
+        """Path of the image's volume, whether or not it has been retrieved."""
+        return self._home(image_id) / VOLUME
+
+    def instances(self, image_id: str) -> Path:
         """Path of the folder with its DICOM files."""
-        return self._root / series / INSTANCES
+        series = self._root / series_of(image_id)
+        part = series / PARTS / image_id / INSTANCES
+        return part if part.exists() else series / INSTANCES
 
-    def facts(self, series: str) -> SeriesFacts:
-        """The facts from a retrieved series' headers; empty for one that has just been evicted. Raises Unreadable."""
+    def facts(self, image_id: str) -> SeriesFacts:
+        """The facts from a retrieved image's headers; empty for one that has just been evicted. Raises Unreadable."""
         try:
-            return SeriesFacts(**json.loads((self._root / series / FACTS).read_text()))
+            return SeriesFacts(**json.loads((self._home(image_id) / FACTS).read_text()))
         except (FileNotFoundError, ValueError, TypeError):  # retrieved by an earlier version, or evicted
             try:
-                return _facts_of(dicom_series.read_slices(self.instances(series)))
+                return SeriesFacts.of(dicom_series.read_slices(self.instances(image_id)))
             except FileNotFoundError:
                 return SeriesFacts(frame_of_reference="", obstacle=None)
 
-    def retrieve(self, study: str, series: str) -> Path:
-        """Retrieve the series if needed, and return the path of its volume.
+    def check_image(self, image_id: str) -> None:
+        """Raise Unreadable if the id is that of a series whose volumes are images of their own."""
+        images = self._images.of(series_of(image_id))
+        if image_id == series_of(image_id) and image_id not in images:
+            raise Unreadable(
+                f"the series holds {len(images)} volumes, and each is an image of its own: open {', '.join(images)}"
+            )
+
+    def retrieve(self, study: str, image_id: str) -> Path:
+        """Retrieve the image's series if needed, and return the path of the image's volume.
 
         Args:
             study: StudyInstanceUID.
-            series: SeriesInstanceUID.
+            image_id: SeriesInstanceUID, or the id of a part of the series.
 
         Raises:
-            ArchiveAway, NotFound: from the archive; a partial series is discarded.
-            Unreadable, TooLarge: if the series is not a volume.
+            ArchiveAway, NotFound: from the archive, or if it no longer has that part; a partial series is discarded.
+            Unreadable, TooLarge: if the series is not a volume, or if it holds several.
             Busy: if it takes too long, or too many callers wait; the retrieval continues, so try again.
         """
-        if not self._use(series):
+        if not self._use(image_id):
+            series = series_of(image_id)
             self._waits.result(lambda: self._retrieval(study, series), "the series is still being retrieved")
-        return self.path(series)
+            self.check_image(image_id)
+            if image_id not in self._images.of(series):
+                raise NotFound("the series in the DICOM archive no longer has this part: refresh the list of images")
+            if not self.path(image_id).exists() and self.instances(image_id).exists():
+                # A part that is no volume does not keep the others from being retrieved.
+                self._convert(dicom_series.read_slices(self.instances(image_id)), self._home(image_id))
+        return self.path(image_id)
 
-    def link(self, study: str, series: str, target: Path) -> None:
-        """Hard-link the series' volume to a path that evictions do not touch; retrieve it if needed.
+    def link(self, study: str, image_id: str, target: Path) -> None:
+        """Hard-link the image's volume to a path that evictions do not touch; retrieve it if needed.
 
         Raises the errors of `retrieve`.
         """
         while not target.exists():
-            self.retrieve(study, series)
+            self.retrieve(study, image_id)
             with self._folders, suppress(FileNotFoundError, FileExistsError):  # dropped, or linked, at this moment
-                link_or_copy(self.path(series), target)
+                link_or_copy(self.path(image_id), target)
 
-    def _use(self, series: str) -> bool:
-        """Mark the series as used; False if it must be retrieved."""
+    def _home(self, image_id: str) -> Path:
+        """The folder with the image's volume and facts."""
+        series = series_of(image_id)
+        return self._root / series if image_id == series else self._root / series / PARTS / image_id
+
+    def _use(self, image_id: str) -> bool:
+        """Mark the image's series as used; False if it must be retrieved."""
         with self._folders:
-            if not self.path(series).exists():
+            if not self.path(image_id).exists():
                 return False
-            os.utime(self._root / series)
+            os.utime(self._root / series_of(image_id))
             return True
 
     def drop_changed(self, announced: Mapping[str, int | None], asked: float) -> set[str]:
@@ -171,10 +220,6 @@ class SeriesCache:
             changed.add(folder.name)
         return changed
 
-    def holds(self, series: str) -> bool:
-        """True if anything of the series has been retrieved."""
-        return (self._root / series).exists()
-
     def _held(self) -> list[Path]:
         """Folders of the series that were retrieved."""
         return [path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")]
@@ -199,14 +244,16 @@ class SeriesCache:
     def _retrieve(self, study: str, series: str) -> None:
         if self.path(series).exists():
             return
-        if self.instances(series).exists():  # retrieved before, but the volume could not be made
-            self._convert(dicom_series.read_slices(self.instances(series)), self._root / series)
+        if (self._root / series / INSTANCES).exists():  # retrieved before, but a volume could not be made
+            if self._images.of(series) != (series,):
+                return
+            self._convert(dicom_series.read_slices(self._root / series / INSTANCES), self._root / series)
         else:
             part = self._root / f".{uuid.uuid4().hex}"
             try:
                 parsed = self._write(study, series, part / INSTANCES)
                 try:
-                    self._convert(dicom_series.sort_slices(piece for one in parsed for piece in one.result()), part)
+                    self._make_volumes(series, [one.result() for one in parsed], part)
                 finally:  # also if it is not a volume, so that it is not retrieved again
                     self._accept_repeated(series, part)
                     part.rename(self._root / series)
@@ -214,14 +261,42 @@ class SeriesCache:
                 shutil.rmtree(part, ignore_errors=True)
         self._make_room(series)
 
+    def _make_volumes(self, series: str, received: Sequence[_Received], home: Path) -> None:
+        """Make a volume of each image of a series; see the module.
+
+        Args:
+            series: SeriesInstanceUID.
+            received: all instances of the series.
+            home: the folder that becomes the series'.
+
+        Raises:
+            Unreadable, TooLarge: if the series is one image, and not a volume. A part that is not is refused when it
+                is opened.
+        """
+        pieces = {one.uid: one for one in received}
+        images = self._images.assign(series, {one.uid: one.key for one in received if one.slices})
+        if images.keys() == {series}:
+            self._convert(_sorted(received), home)
+            return
+        for image_id, uids in images.items():
+            folder = home / PARTS / image_id / INSTANCES
+            folder.mkdir(parents=True)
+            for uid in uids:
+                file = pieces[uid].file
+                (folder / file.name).symlink_to(Path("..", "..", "..", INSTANCES, file.name))
+            sync(folder)
+            with suppress(Unreadable, TooLarge):
+                own = home if image_id == series else folder.parent
+                self._convert(_sorted(pieces[uid] for uid in uids), own, instances=uids)
+
     def _accept_repeated(self, series: str, part: Path) -> None:
         """Accept the number of instances if the archive sent the same number before, although it announces another."""
         held, announced = self._dropped.pop(series, (None, 0))
         if held is not None and held == _instances_in(part):
             (part / ANNOUNCED).write_text(str(announced))
 
-    def _write(self, study: str, series: str, target: Path) -> list[Future[list[dicom_series.Slice]]]:
-        """Write all instances of the series to files. Returns the slices in each.
+    def _write(self, study: str, series: str, target: Path) -> list[Future[_Received]]:
+        """Write all instances of the series to files.
 
         Writing, parsing headers and listing the series overlap with the transfer. Raises ArchiveAway if any instance is
         missing.
@@ -232,7 +307,7 @@ class SeriesCache:
             listed = pool.submit(self._pacs.instances, study, series)
             received: set[str] = set()
             written: list[Future[None]] = []
-            parsed: list[Future[list[dicom_series.Slice]]] = []
+            parsed: list[Future[_Received]] = []
             for instance, data in self._pacs.retrieve(study, series):
                 received.add(str(instance.get("SOPInstanceUID")))
                 size += len(data)
@@ -242,7 +317,7 @@ class SeriesCache:
                 written.append(pool.submit(_keep, file, data))
                 if len(written) > AHEAD:  # bounds the part of the series held in memory
                     written[-1 - AHEAD].result()
-                parsed.append(pool.submit(dicom_series.slices_of, instance, file))
+                parsed.append(pool.submit(_Received.of, instance, file))
             expected = listed.result()
             if received - expected or len(written) > len(received):
                 raise ArchiveAway("the DICOM archive sent instances that it does not list: the series may be changing")
@@ -256,11 +331,11 @@ class SeriesCache:
         sync(target)
         return parsed
 
-    def _convert(self, slices: list[dicom_series.Slice], home: Path) -> None:
-        """Write the volume of these slices into the series' folder."""
+    def _convert(self, slices: list[dicom_series.Slice], home: Path, *, instances: Sequence[str] = ()) -> None:
+        """Write the volume of these slices, and their facts, into the image's folder."""
         volume = dicom_series.volume_from_slices(slices, max_bytes=self._max_volume)
         with replacing(home / FACTS) as staged:
-            staged.write_text(json.dumps(asdict(_facts_of(slices))))
+            staged.write_text(json.dumps(asdict(SeriesFacts.of(slices, instances))))
         with replacing(home / VOLUME) as staged:
             nifti.write_volume(volume, staged)
 
@@ -281,9 +356,8 @@ class SeriesCache:
             log.warning("the series cache exceeds its %d bytes: all its series were used recently", self._max_bytes)
 
 
-def _facts_of(slices: list[dicom_series.Slice]) -> SeriesFacts:
-    frames = {piece.frame_of_reference for piece in slices}
-    return SeriesFacts(frame_of_reference=frames.pop() if len(frames) == 1 else "", obstacle=obstacle(slices))
+def _sorted(received: Iterable[_Received]) -> list[dicom_series.Slice]:
+    return dicom_series.sort_slices(piece for one in received for piece in one.slices)
 
 
 def _instances_in(folder: Path, *, before: float = math.inf) -> int | None:
@@ -307,9 +381,9 @@ def _accepted(folder: Path) -> int | None:
 
 
 def _size(file: Path) -> int:
-    """Size in bytes; 0 for a file that is just being replaced by its final name."""
+    """Size in bytes, of a link its own; 0 for a file that is just being replaced by its final name."""
     try:
-        return file.stat().st_size
+        return file.lstat().st_size
     except FileNotFoundError:
         return 0
 

@@ -1,9 +1,9 @@
 """Backup of a studies folder and its workspace, consistent while the server runs, and incremental; and its restoration.
 
-A backup is a folder: `studies/.rayapp/index.db` as of one moment, the revisions that it refers to, scores and
-uncertainty maps; `workspace/models/` and `users.json`; and, on request, the images. Revisions and model versions never
-change, so a second backup into the same folder copies only what is new. The index is replaced last, by one rename: a
-backup that was cut short leaves the one before.
+A backup is a folder: `studies/.rayapp/index.db` as of one moment, the revisions that it refers to, scores, uncertainty
+maps, and the ids of the volumes of archives' series; `workspace/models/` and `users.json`; and, on request, the images.
+Revisions and model versions never change, so a second backup into the same folder copies only what is new. The index
+is replaced last, by one rename: a backup that was cut short leaves the one before.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from rayapp import __version__
 from rayapp.datastore.index import set_meta
 from rayapp.datastore.revisions import RevisionStore
+from rayapp.datastore.series_parts import PARTS
 from rayapp.errors import Conflict, NotFound
 from rayapp.files.durable import make_folder, replacing, sync
 from rayapp.upkeep.stored_index import HIDDEN, alone, reading
@@ -28,7 +29,7 @@ from rayapp.upkeep.stored_index import HIDDEN, alone, reading
 STUDIES, WORKSPACE = "studies", "workspace"
 MANIFEST = "backup.json"
 """Written last, so that a folder without it is not a complete backup."""
-RESULTS = ("scores", "uncertainty")
+RESULTS = ("scores", "uncertainty", PARTS)
 _VERSION = re.compile(r"v\d+")
 
 

@@ -14,6 +14,7 @@ from rayapp.datastore.folder_scan import IMAGE_EXTS, voxels_of
 from rayapp.datastore.image_names import label_name
 from rayapp.datastore.index import OF_REMOVED, Index
 from rayapp.datastore.revisions import delete
+from rayapp.datastore.series_parts import PARTS, forget_image, series_of
 from rayapp.errors import NotFound
 from rayapp.files.durable import replacing, sync
 from rayapp.protocol import checked_name
@@ -57,6 +58,7 @@ def erase(studies: Path, workspace: Path, image_id: str) -> list[str]:
         for path in files:
             delete(path)
             sync(path.parent)
+        forget_image(studies / HIDDEN / PARTS, image_id)
         for path in (studies / NAME, *(studies / HIDDEN).glob(f"{NAME}*")):
             _edit_document(path, image_id)
         for path in sorted((studies / HIDDEN / "scores").glob("**/*.parquet")):
@@ -70,7 +72,7 @@ def _files(studies: Path, workspace: Path, image_id: str) -> Iterator[Path]:
         for path in (folder / name for name in {*names, image_id + ".nii.gz"}):
             if path.exists():
                 yield from _with_voxels(path)
-    for path in (workspace / "retrieved" / image_id, *(workspace / "images").glob(f"*/{image_id}.*")):
+    for path in (workspace / "retrieved" / series_of(image_id), *(workspace / "images").glob(f"*/{image_id}.*")):
         if path.exists():
             yield path
 

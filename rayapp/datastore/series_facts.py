@@ -1,0 +1,31 @@
+"""SeriesFacts: what is known of an image in an archive beside its volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rayapp.imaging.dicom_seg_source import obstacle
+from rayapp.imaging.dicom_series import Slice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFacts:
+    """Facts from a retrieved series' headers that its volume does not hold.
+
+    Attributes:
+        frame_of_reference: FrameOfReferenceUID; "" if there is none, or not one for all slices.
+        obstacle: the reason why no DICOM SEG can be made for it; None if one can.
+        instances: SOPInstanceUIDs of an image that is a part of its series; empty for one that is all of it.
+    """
+
+    frame_of_reference: str
+    obstacle: str | None
+    instances: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, slices: Sequence[Slice], instances: Sequence[str] = ()) -> SeriesFacts:
+        """The facts from an image's slices."""
+        frames = {piece.frame_of_reference for piece in slices}
+        frame = frames.pop() if len(frames) == 1 else ""
+        return cls(frame_of_reference=frame, obstacle=obstacle(slices), instances=instances)
