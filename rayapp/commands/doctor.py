@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from rayapp.planner.machine import Hardware
     from rayapp.planner.proposal import Proposal
+    from rayapp.planner.studies import Studies
     from rayapp.planner.survey import Survey
 
 GIB = 1 << 30
@@ -51,21 +52,30 @@ def doctor(
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         inspecting = progress.add_task("inspecting the machine", total=None)
         from rayapp.planner.machine import hardware
+        from rayapp.planner.studies import opened
+        from rayapp.planner.survey import NothingReadable
 
         machine = hardware()
         models = shipped_models()
         progress.remove_task(inspecting)
         disk = shutil.disk_usage(Path.home()).free
         tables = [_machine(Table(show_header=False), machine, models, disk)]
+        unusable: list[str] = []
         if studies is not None:
-            survey, proposals = _plan(studies, machine, progress)
-            tables += [_survey(Table(show_header=False), survey), _proposals(Table(), proposals)]
-            found = {**survey.problems, **(refused_by_training(studies, progress) if every else {})}
+            with opened(studies) as read:
+                try:
+                    survey, proposals = _plan(read, machine, progress)
+                    tables += [_survey(Table(show_header=False), survey), _proposals(Table(), proposals)]
+                    found = survey.problems
+                except NothingReadable as error:
+                    found, unusable = error.problems, [f"--studies: {error.detail}"]
+                if every:
+                    found = {**found, **refused_by_training(read, progress)}
             if found:
                 tables.append(_problems(Table("in the studies", "problem"), found))
     for table in tables:
         console.print(table)
-    lines = problems(machine.memory, machine.shared_memory, disk, models)
+    lines = [*problems(machine.memory, machine.shared_memory, disk, models), *unusable]
     for line in lines:
         print(f"rayapp: {line}", file=sys.stderr)
     if lines:
@@ -141,13 +151,13 @@ def placement(machine: Hardware) -> Iterator[tuple[str, str]]:
         yield "GPUs without a replica", "one training worker and one scoring worker each, or two of scoring"
 
 
-def _plan(studies: Path, machine: Hardware, progress: Progress) -> tuple[Survey, dict[str, Proposal]]:
+def _plan(studies: Studies, machine: Hardware, progress: Progress) -> tuple[Survey, dict[str, Proposal]]:
     """Survey the studies, and propose a network for each method."""
     from rayapp.planner.proposal import KINDS, Method, propose
-    from rayapp.planner.survey import survey_folder
+    from rayapp.planner.survey import survey_studies
 
     surveying = progress.add_task("surveying the images", total=None)
-    survey = survey_folder(
+    survey = survey_studies(
         studies, progress=lambda done, total: progress.update(surveying, completed=done, total=total)
     )
     planning = progress.add_task("planning", total=len(KINDS))
@@ -177,13 +187,12 @@ def _survey(table: Table, survey: Survey) -> Table:
     return table
 
 
-def refused_by_training(studies: Path, progress: Progress) -> dict[str, str]:
+def refused_by_training(studies: Studies, progress: Progress) -> dict[str, str]:
     """The reason why a training would refuse a labelled image, by the image's name; reads all of them."""
-    from rayapp.planner.survey import labelled_images
     from rayapp.training.cases import bad_pairs, read_pair
     from rayapp.training.train_task import Pair
 
-    pairs = [Pair(image=image, label=label) for image, label in labelled_images(studies).items()]
+    pairs = [Pair(image=image, label=label) for image, label in studies.labels.items()]
     reading = progress.add_task("reading every labelled image", total=len(pairs))
 
     def check(pair: Pair) -> None:

@@ -36,9 +36,15 @@ _TAGS = (
 class DicomTree:
     """The series of one studies folder. One scan at a time; paths and infos may be read meanwhile."""
 
-    def __init__(self, studies: Path) -> None:
+    def __init__(self, studies: Path, links: Path | None = None) -> None:
+        """Prepare it.
+
+        Args:
+            studies: the folder.
+            links: the folder for the series' links; by default `.rayapp/series` in the studies folder.
+        """
         self._studies = studies
-        self._root = studies / ".rayapp" / "series"
+        self._root = links or studies / ".rayapp" / "series"
         self._series: dict[str, Info | None] = {}
         self._others: dict[str, str] = {}
         self.problems: dict[Path, str] = {}

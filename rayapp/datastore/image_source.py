@@ -54,9 +54,10 @@ class FolderSource:
     depth below it (`rayapp.datastore.dicom_tree`).
     """
 
-    def __init__(self, studies: Path) -> None:
+    def __init__(self, studies: Path, links: Path | None = None) -> None:
+        """Prepare it; for `links` see `DicomTree`."""
         self._studies = studies
-        self._tree = DicomTree(studies)
+        self._tree = DicomTree(studies, links)
         self._stems: dict[str, str] = {}
 
     def images(self, indexed: Mapping[str, str]) -> tuple[dict[str, str], dict[Path, str]]:

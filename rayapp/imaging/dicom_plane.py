@@ -114,7 +114,10 @@ def _numbers(places: Sequence[Dataset], keyword: str, count: int) -> Vector:
     value = first_value(places, keyword)
     numbers = np.array([] if value is None else [float(number) for number in value])
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise Unreadable(f"a slice's {keyword} is missing or not {count} numbers")
+        raise Unreadable(
+            f"a slice's {keyword} is missing or not {count} numbers: remove pictures that are no slices (screenshots, "
+            "projections), or export the series again"
+        )
     return numbers
 
 
@@ -146,10 +149,16 @@ def _distance(planes: Sequence[Plane]) -> float:
     step = (positions[-1] - positions[0]) / (len(planes) - 1)
     length = float(np.linalg.norm(step))
     if np.diff(along).min() <= _MAX_DEVIATION * length:
-        raise Unreadable("two slices of the series have the same position: keep one phase or echo per folder")
+        raise Unreadable(
+            "two slices of the series have the same position, and no attribute tells two volumes apart: remove what is "
+            "there twice, or keep one phase or echo per series"
+        )
     slack = _slack(positions)
     if np.abs(along - np.linspace(along[0], along[-1], len(planes))).max() > max(_MAX_UNEVENNESS * length, slack):
-        raise Unreadable("the slices of the series are not evenly spaced: one is missing, or the spacing changes")
+        raise Unreadable(
+            "the slices of the series are not evenly spaced: one is missing (copy the series again), or the spacing "
+            "changes (resample it)"
+        )
     if np.linalg.norm(step - normal * (step @ normal)) > _MAX_TILT * length + slack / (len(planes) - 1):
         raise Unreadable("the slices of the series do not stack along their normal (gantry tilt): resample it first")
     off = positions - positions[0] - np.outer(along - along[0], step / (step @ normal))

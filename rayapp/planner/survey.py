@@ -20,13 +20,12 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rayapp.datastore import folder_scan
-from rayapp.datastore.image_names import id_of, label_name, shown
 from rayapp.errors import NotFound, RayappError, Unreadable
 from rayapp.geometry import Orientation, spacing
 from rayapp.imaging.reader import read_grid, read_segmentation, read_volume
 from rayapp.imaging.unseen import unseen_voxels
 from rayapp.imaging.volume import Grid
-from rayapp.protocol import FINAL, ORIGINAL
+from rayapp.planner.studies import Studies, opened
 
 MAX_HEADERS = 200
 """Number of images whose headers are read."""
@@ -41,10 +40,20 @@ SAMPLED_VOXELS = 100_000
 AIR, AIR_SHARE = -500, 0.02
 """Images with a larger share of voxels below AIR are in Hounsfield units: no other modality has such values."""
 
+_NO_IMAGES = "no images to survey: the folder has no NIfTI, NRRD, MetaImage or DICOM files"
+
 Triple = tuple[float, float, float]
 Progress = Callable[[int, int], None]
 """Called with the number of files done and the total."""
 Result = TypeVar("Result")
+
+
+class NothingReadable(NotFound):
+    """No image of a folder can be read; `problems` has the reasons, by each image's path or name."""
+
+    def __init__(self, detail: str, problems: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.problems = dict(problems or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +112,7 @@ class Survey:
             progress: called after each file.
 
         Raises:
-            NotFound: if there are no images, or none of the sample could be read.
+            NothingReadable: if there are no images, or none of the sample could be read.
         """
         headers, decoded = _spread(images, MAX_HEADERS), _spread(images, MAX_DECODED)
         maps = [labels[image] for image in _spread([image for image in images if image in labels], MAX_DECODED)]
@@ -111,7 +120,8 @@ class Survey:
         grids = reader.over(headers, read_grid)
         unreadable = len(reader.problems)
         if not grids:
-            raise NotFound("none of the sampled images could be read" if images else "no images to survey")
+            problems = {str(path): reason for path, reason in reader.problems.items()}
+            raise NothingReadable("none of the sampled images could be read" if images else _NO_IMAGES, problems)
         volumes = reader.over(decoded, _sample)
         values = np.concatenate([values for _, values in volumes]) if volumes else np.zeros(0)
         modality = ("CT" if np.mean(values < AIR) > AIR_SHARE else "MR") if values.size else None
@@ -165,45 +175,26 @@ def _stamp(path: Path) -> Stamp:
 
 
 def survey_folder(studies: Path, *, progress: Progress | None = None) -> Survey:
-    """The survey of a studies folder, which may be in use. Final labels take precedence over original ones.
+    """The survey of a studies folder, which may be in use. Raises as `survey_studies`, and NotFound for no folder."""
+    with opened(studies) as found:
+        return survey_studies(found, progress=progress)
+
+
+def survey_studies(studies: Studies, *, progress: Progress | None = None) -> Survey:
+    """The survey of a studies folder that was read.
 
     Raises:
-        NotFound: if the folder does not exist or has no readable image.
+        NothingReadable: if it has no readable image; the problems are named as in `Survey.problems`.
     """
-    if not studies.is_dir():
-        raise NotFound("the studies folder does not exist: check the path")
-    images, labels, left_out = _studies(studies)
-    survey = Survey.of(images, labels, progress=progress)
-    problems = {**{str(path): reason for path, reason in left_out.items()}, **survey.problems}
-    return replace(
-        survey,
-        problems={shown(path.removeprefix(f"{studies}/")): reason for path, reason in sorted(problems.items())},
-    )
+    try:
+        survey = Survey.of(list(studies.images.values()), studies.labels, progress=progress)
+    except NothingReadable as error:
+        raise NothingReadable(error.detail, studies.named(_paths(error.problems))) from None
+    return replace(survey, problems=studies.named(_paths(survey.problems)))
 
 
-def labelled_images(studies: Path) -> dict[Path, Path]:
-    """The label map of each labelled image of a studies folder. Final labels take precedence over original ones."""
-    return _studies(studies)[1]
-
-
-def _studies(studies: Path) -> tuple[list[Path], dict[Path, Path], dict[Path, str]]:
-    """The images of a studies folder, their label maps, and the entries left out, with the reasons."""
-    scan = folder_scan.images(studies, {})
-    images = {
-        image_id: studies / ((scan.stems.get(image_id) or label_name(image_id, "")) + ext)
-        for image_id, ext in sorted(scan.images.items())
-    }
-    labels = {}
-    left_out = dict(scan.problems)
-    for tag in (ORIGINAL, FINAL):
-        folder = studies / folder_scan.LABELS / tag
-        files, problems = folder_scan.files(folder)
-        left_out |= problems
-        for name in files:
-            split = folder_scan.split_name(name)
-            if split is not None and (image_id := id_of(split[0])) in images:
-                labels[images[image_id]] = folder / name
-    return list(images.values()), labels, left_out
+def _paths(problems: Mapping[str, str]) -> dict[Path, str]:
+    return {Path(path): reason for path, reason in problems.items()}
 
 
 def _spread(paths: Sequence[Path], most: int) -> list[Path]:

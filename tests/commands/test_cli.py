@@ -247,6 +247,16 @@ def test_doctor_refuses_a_folder_that_is_not_there(refused: Refused, tmp_path: P
     assert "no folder" in refused("doctor", "--studies", tmp_path / "absent")
 
 
+def test_doctor_gives_the_reasons_where_no_image_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "um.nrrd").write_bytes(b"NRRD0004\ntype: short\ncut")
+    with pytest.raises(Exit):
+        doctor.doctor(tmp_path)
+    told = capsys.readouterr()
+    assert "um.nrrd" in told.out
+    assert "recommended flags" in told.out
+    assert "--studies: none of the sampled images could be read" in told.err
+
+
 def test_doctor_names_what_is_amiss():
     gib = 1 << 30
     assert doctor.problems(8 * gib, 4 * gib, 100 * gib, ["segmentation"]) == []

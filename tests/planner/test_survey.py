@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -10,9 +11,12 @@ import pytest
 from rich.table import Table
 
 from rayapp.commands import doctor
+from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import NotFound
 from rayapp.planner import survey
-from rayapp.planner.survey import MAX_DECODED, MAX_HEADERS, Survey, cached_survey, labelled_images, survey_folder
+from rayapp.planner.studies import opened
+from rayapp.planner.survey import MAX_DECODED, MAX_HEADERS, NothingReadable, Survey, cached_survey, survey_folder
+from tests.imaging.series import edit, write_series
 
 SHAPE = (20, 14, 9)
 EDGES = (0.9, 1.1, 4.0)
@@ -158,4 +162,37 @@ def test_what_is_left_out_and_what_cannot_be_read_is_named_with_its_reason(tmp_p
     assert list(problems) == ["cut[1].nii.gz", "labels/final/loop.nii.gz", "lost.nii.gz"]
     assert "truncated" in problems["cut[1].nii.gz"]
     assert "link to itself" in problems["labels/final/loop.nii.gz"]
-    assert labelled_images(tmp_path) == {tmp_path / "good.nii.gz": final / "good.nii.gz"}
+    with opened(tmp_path) as found:
+        assert found.labels == {tmp_path / "good.nii.gz": final / "good.nii.gz"}
+
+
+def test_dicom_series_in_subfolders_are_surveyed_under_the_ids_that_a_server_gives_them(tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    for echo in (1, 2):
+        for file in write_series(tmp_path / f"echo{echo}", noise(0, 9), affine(), series="1.2.3", modality="MR"):
+            edit(file, EchoNumbers=echo)
+            (studies / "mr").mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, studies / "mr" / f"{echo}-{file.name}")
+    files = write_series(studies / "patient" / "ct", noise(0, 9), affine(), series="1.2.4")
+    files[1].unlink()
+    (studies / "patient" / "dwi").mkdir()
+    write(studies / "labels" / "final" / "1.2.3_echo-2.nii.gz", marked())
+    before = sorted(studies.rglob("*"))
+    found = survey_folder(studies)
+    assert (found.images, found.labelled, found.sampled, found.size) == (3, 1, 2, (14, 9, 20))
+    assert list(found.problems) == ["1.2.4"]
+    assert "not evenly spaced" in found.problems["1.2.4"]
+    assert sorted(studies.rglob("*")) == before
+    store = LocalDatastore(studies, watch=False, settle=0.0)
+    assert store.image_ids() == ["1.2.3_echo-1", "1.2.3_echo-2", "1.2.4"]
+    store.close()
+    assert survey_folder(studies) == found
+
+
+def test_where_no_image_can_be_read_the_reasons_are_told(tmp_path: Path) -> None:
+    (tmp_path / "cut.nii.gz").write_bytes(b"\x1f\x8b\x08 cut")
+    (tmp_path / "lost.nii.gz").symlink_to("nowhere")
+    with pytest.raises(NothingReadable, match="none of the sampled images") as raised:
+        survey_folder(tmp_path)
+    assert list(raised.value.problems) == ["cut.nii.gz", "lost.nii.gz"]
+    assert "not there" in raised.value.problems["lost.nii.gz"]
