@@ -41,6 +41,9 @@ PATIENCE_S = 10.0
 """The document is written `DELAY_S` after the last change, and at the latest `PATIENCE_S` after the first."""
 DUTY = 20
 """Under continuous changes the thread spends at most 1 / DUTY of its time writing the document."""
+TURN_S = 0.15
+"""After each write, the time for which a running MONAI Label has the lock of the folder to itself before it is told of
+the new document. It asks for the lock 20 times a second."""
 BASES, BASE_BYTES = 4, 64 << 20
 """Earlier documents that are kept, to find the one that another program's edit is based on: those that fit into
 `BASE_BYTES`, and at least `BASES`."""
@@ -151,15 +154,6 @@ def _number(base: Path) -> int:
     return int(base.suffix[1:])
 
 
-def _announce(descriptor: int) -> None:
-    """Make the kernel report the document as modified, by rewriting its first byte, which is always `{`.
-
-    A running MONAI Label does not notice a file renamed into place, and would go on with the old content.
-    """
-    with suppress(OSError):
-        os.pwrite(descriptor, b"{", 0)
-
-
 class DocumentFile:
     """The file and the thread that writes it.
 
@@ -194,6 +188,7 @@ class DocumentFile:
         with index.reader() as db:
             self._own: list[str] = json.loads(meta(db, "documents") or "[]")
         self._seen: FileStamp | None = None
+        self._unannounced: FileStamp | None = None
         self._busy = threading.Lock()
         self._wake = threading.Condition()
         self._dirty = not self._path.exists()
@@ -240,6 +235,20 @@ class DocumentFile:
             while not self._flushed():
                 pass
 
+    def announce(self) -> None:
+        """Make the kernel report the document last written as modified, by rewriting its first byte, which is `{`.
+
+        A running MONAI Label does not notice a file renamed into place, and would go on with the old content. It
+        changes its memory first and then waits for the lock of the folder to write it; told meanwhile, it would read
+        our document into its memory and lose that change. So this is not done under the lock, nor right after it was
+        released: see `TURN_S`. A document that another program has written meanwhile is left alone.
+        """
+        with self._busy:
+            with suppress(OSError), self._path.open("r+b") as file:
+                if FileStamp.of(self._path) == self._unannounced:
+                    os.pwrite(file.fileno(), b"{", 0)
+            self._import_edits(opening=False)  # it has another time now, by which it is to be recognised as ours
+
     def _flushed(self) -> bool:
         """Import edits, then write the file; False if another program has written it meanwhile."""
         self._import_edits(opening=False)
@@ -253,15 +262,13 @@ class DocumentFile:
             self._remember(digest)
             # MONAI Label writes the file under the same lock, so that nothing is written between the look and the
             # rename. The stamp is taken before the rename, as a later one may be that of another program's file.
-            with self._advisory, staged.open("r+b") as written:
+            with self._advisory:
                 if FileStamp.of(self._path) not in (None, self._seen):
                     return False
                 seen = FileStamp.of(staged)
                 replace(staged, self._path)
-                self._seen = seen
-                _announce(written.fileno())
+                self._seen = self._unannounced = seen
             self._keep_base(copy)
-            self._import_edits(opening=False)  # it has another time now, by which it is to be recognised as ours
             return True
         finally:
             staged.unlink(missing_ok=True)
@@ -313,9 +320,7 @@ class DocumentFile:
                     return  # another program may be writing it at this moment
                 if isinstance(error, Conflict) and opening:
                     raise
-                log.error("%s; it is renamed and written again", error.detail)
-                self._path.rename(self._path.with_name(f"{NAME}.broken-{time.time_ns() // 1_000_000_000}"))
-                self.touch()
+                self._put_aside(stamp, error)
                 return
             self._merge(names, theirs, self._base_of(theirs))
             self._remember(digest)
@@ -324,6 +329,21 @@ class DocumentFile:
             self._keep_base(copy)
             self.touch()
         self._seen = stamp
+
+    def _put_aside(self, stamp: FileStamp, error: RayappError) -> None:
+        """Rename the unreadable document with this stamp, unless another program is writing it.
+
+        MONAI Label empties the file before it writes it, under the lock, however long that takes.
+        """
+        try:
+            with self._advisory:
+                if FileStamp.of(self._path) != stamp:
+                    return
+                log.error("%s; it is renamed and written again", error.detail)
+                self._path.rename(self._path.with_name(f"{NAME}.broken-{time.time_ns() // 1_000_000_000}"))
+        except Timeout:
+            return
+        self.touch()
 
     def _base_of(self, theirs: Entries) -> Entries:
         """The document that theirs is based on: among those kept, the newest of those with the fewest differences."""
@@ -340,13 +360,16 @@ class DocumentFile:
             started = time.monotonic()
             try:
                 self.flush()
+                ended = time.monotonic()
+                time.sleep(TURN_S)
+                self.announce()
             except (OSError, Timeout, RayappError, sqlite3.Error) as error:
                 log.error("%s could not be written; retrying: %s", NAME, type(error).__name__)
                 if self._closed:
                     return
                 time.sleep(DELAY_S)
                 self.touch()
-            ended = time.monotonic()
+                ended = time.monotonic()
             patience = max(PATIENCE_S, DUTY * (ended - started))
             earliest = ended + (DUTY - 1) * (ended - started)
 

@@ -2,6 +2,10 @@
 
 Its server is not needed for that, and not installed. The process evaluates one expression a line, in which `store` is
 MONAI Label's `LocalDatastore`, and answers each with one line of JSON.
+
+MONAI Label changes its memory before it takes the lock to write it, and its own watching thread may read the file into
+that memory meanwhile: it then writes a document without the change. Nobody else can know of such a change, so a test
+about changes that it did write asks with `insist`, which looks into the documents that it wrote.
 """
 
 from __future__ import annotations
@@ -9,10 +13,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import MagicMock
+
+from filelock import FileLock
 
 EXTENSIONS = ("*.nii.gz", "*.nii", "*.nrrd")
 
@@ -53,6 +61,23 @@ class RunningMonaiLabel:
         self.begin(expression)
         return self.answer()
 
+    def written(self) -> list[Any]:
+        """The documents that it wrote since this was asked last, oldest first."""
+        return [json.loads(text) for text in self.do("store.written_texts()")]
+
+    def insist(self, change: str, made: Callable[[Any], bool]) -> None:
+        """Repeat a change that MONAI Label forgets before it writes the document.
+
+        Args:
+            change: the expression.
+            made: true for a document that has the change.
+        """
+        self.written()
+        while True:
+            self.do(change)
+            if any(made(each["objects"]) for each in self.written()):
+                return
+
 
 def main() -> None:
     """Open the folder and answer."""
@@ -60,7 +85,22 @@ def main() -> None:
         sys.modules[name] = MagicMock()  # the datastore needs none of them, and they take long to load
     from monailabel.datastore.local import LocalDatastore
 
-    store = LocalDatastore(sys.argv[1], extensions=EXTENSIONS, auto_reload=sys.argv[2] == "1")
+    class Recording(LocalDatastore):  # type: ignore[misc]
+        """MONAI Label's own class, which remembers what it wrote."""
+
+        texts: ClassVar[list[str]] = []
+
+        def _update_datastore_file(self, lock: bool = True) -> None:
+            with FileLock(self._lock_file) if lock else nullcontext():
+                super()._update_datastore_file(lock=False)
+                self.texts.append(Path(self._datastore_config_path).read_text())
+
+        def written_texts(self) -> list[str]:
+            """The documents that were written since this was asked last."""
+            texts, self.texts[:] = [*self.texts], []
+            return texts
+
+    store = Recording(sys.argv[1], extensions=EXTENSIONS, auto_reload=sys.argv[2] == "1")
     print('"ready"', flush=True)
     for line in sys.stdin:
         print(json.dumps(eval(line, {"store": store})), flush=True)

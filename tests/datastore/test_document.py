@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from rayapp.datastore import document
 from rayapp.files import durable
@@ -124,6 +125,27 @@ def test_a_document_broken_while_the_store_runs_is_kept_aside_and_written_again(
     plain.refresh()
     assert len(list(studies.glob("datastore_v2.json.broken-*"))) == 1
     until(lambda: path.exists() and written(studies) == plain.document())
+
+
+@pytest.mark.parametrize("half", ["", "{"])
+def test_a_document_that_monai_label_is_writing_for_long_is_not_taken_for_a_broken_one(
+    studies: Path, open_store: Open, half: str
+) -> None:
+    store, path = open_store(studies), studies / "datastore_v2.json"
+    store._document.close()
+    store._document.flush()
+    theirs = written(studies)
+    theirs["objects"]["ct_a"]["image"]["info"]["theirs"] = 1
+    store._document._advisory.timeout = 0
+    with FileLock(studies / ".lock"):
+        path.write_text(half)
+        os.utime(path, (0, 0))
+        store._document.import_edits()
+        assert path.read_text() == half
+        path.write_text(json.dumps(theirs))
+    store._document.import_edits()
+    assert store.image("ct_a").info["theirs"] == 1
+    assert not list(studies.glob("datastore_v2.json.broken-*"))
 
 
 def test_a_deleted_document_comes_back_with_the_next_change(plain: Any, studies: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from rayapp.datastore import document
 from rayapp.datastore.local import LocalDatastore
@@ -78,6 +81,7 @@ def test_its_edits_around_our_write_are_kept_and_turn_nothing_back(
     studies: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, moment: str, auto_reload: bool
 ) -> None:
     store = open_store(studies)
+    store._document.close()  # the test does what its thread does
     store.update_image_info("ct_a", {"ours": 1})
     store._document.flush()
     with RunningMonaiLabel(studies, auto_reload=auto_reload) as theirs:
@@ -115,14 +119,55 @@ def test_its_edits_around_our_write_are_kept_and_turn_nothing_back(
         store.update_image_info("ct_b", {"ours": 3})
         file.flush()
         if moment in ("before the rename", "after it"):
-            theirs.answer()
+            theirs.answer()  # while our thread leaves it the lock
+        file.announce()
         monkeypatch.undo()
+        assert any("theirs" in each["objects"]["ct_a"]["image"]["info"] for each in theirs.written())
         store.refresh()
         store._document.flush()
         assert store.image("ct_a").info.get("theirs") == 1
         assert store.image("ct_a").info["ours"] == 2
         assert store.image("ct_b").info["ours"] == 3
         assert json.loads((studies / document.NAME).read_bytes()) == store.document()
+
+
+def test_it_is_told_of_our_document_only_after_it_could_write_what_it_holds(
+    studies: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes its memory, waits for the lock, and reads what it is told of into that memory."""
+    file = open_store(studies)._document
+    file.close()
+    calls: list[str] = []
+
+    def called(name: str) -> Callable[..., Any]:
+        def call(*_: Any) -> None:
+            calls.append(f"{name}, lock held: {file._advisory.is_locked}")
+
+        return call
+
+    monkeypatch.setattr(file, "_due", lambda *_: not calls)
+    monkeypatch.setattr(file, "_keep_base", lambda _: None)
+    monkeypatch.setattr(document, "replace", called("renamed"))
+    monkeypatch.setattr(document, "time", SimpleNamespace(monotonic=time.monotonic, sleep=called("its turn")))
+    monkeypatch.setattr(file, "announce", called("told"))
+    file._run()
+    assert calls == ["renamed, lock held: True", "its turn, lock held: False", "told, lock held: False"]
+    assert 2 * FileLock(studies / ".lock").poll_interval < document.TURN_S
+
+
+@pytest.mark.parametrize("theirs", [b'\n{"objects": {}}', b"{", b""], ids=["blank first", "half", "empty"])
+def test_a_document_that_another_program_wrote_meanwhile_is_not_touched(
+    studies: Path, open_store: Open, theirs: bytes
+) -> None:
+    store = open_store(studies)
+    store._document.close()
+    store._document.flush()
+    (studies / document.NAME).write_bytes(theirs)
+    before = (studies / document.NAME).stat()
+    store._document.announce()
+    after = (studies / document.NAME).stat()
+    assert (studies / document.NAME).read_bytes() == theirs
+    assert after.st_mtime_ns == before.st_mtime_ns
 
 
 def test_a_document_that_it_read_long_ago_turns_nothing_back(studies: Path, open_store: Open) -> None:
@@ -159,14 +204,23 @@ def test_both_work_at_once_and_nobody_loses_anything(
     label = tmp_path / "label.nii.gz"
     for number in range(rounds):
         for image in ("ct_a", "ct_b"):
-            theirs.do(f"store.update_image_info({image!r}, {{'theirs': {number}}})")
+            theirs.insist(
+                f"store.update_image_info({image!r}, {{'theirs': {number}}})",
+                lambda objects, image=image, number=number: objects[image]["image"]["info"].get("theirs") == number,
+            )
         label.write_bytes(b"theirs %d" % number)
-        theirs.do(f"store.save_label('ct_b', {str(label)!r}, 'final', {{'number': {number}}})")
+        theirs.insist(
+            f"store.save_label('ct_b', {str(label)!r}, 'final', {{'number': {number}}})",
+            lambda objects, number=number: (
+                objects["ct_b"]["labels"].get("final", {"info": {}})["info"].get("number") == number
+            ),
+        )
     working.join()
     last = rounds - 1
     for image in ("ct_a", "ct_b"):
         until(lambda image=image: watched.image(image).info.get("theirs") == last)
         assert watched.image(image).info["ours"] == last
+    until(lambda: "final" in watched.labels("ct_b"))
     until(lambda: watched.label("ct_b", "final").path.read_bytes() == b"theirs %d" % last)
     until(lambda: watched.label("ct_b", "final").info["number"] == last)
     assert watched.label("ct_a", "final").path.read_bytes() == b"ours %d" % last
