@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import Header, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect
 
@@ -19,6 +19,8 @@ T = TypeVar("T")
 KEEP_ALIVE = format_sse_event(comment="keep-alive")
 """A comment, which clients skip; proxies close connections that stay silent."""
 EVENT_STREAM = EventSourceResponse.media_type
+LastEvent = Annotated[str, Header(alias="Last-Event-ID", max_length=100)]
+"""Id of the last event that a client that reconnects has; "" for none."""
 
 
 def server_sent_event(kind: StreamEvent, data: Any, *, id: str | None = None) -> bytes:

@@ -24,7 +24,7 @@ from deployments.access import AsAnnotator, Described, Opened, Service
 from deployments.interactions import OpenedInteractions
 from deployments.problems import problems
 from deployments.services import Services
-from deployments.streams import EVENT_STREAM, event_stream, server_sent_event, unless_gone
+from deployments.streams import EVENT_STREAM, LastEvent, event_stream, server_sent_event, unless_gone
 from rayapp.datastore.interfaces import ClickEvent, Info
 from rayapp.errors import BadRequest, NotAllowed, RayappError
 from rayapp.protocol import MASK_MEDIA_TYPE, PARAMS_HEADER, Output, Role, Route, StreamEvent, checked_name
@@ -175,40 +175,50 @@ async def prompt(
 
 @router.post(Route.INTERACTION_STREAM, response_class=Response, responses=_EVENTS)
 async def stream(
-    interaction_id: str, body: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
+    interaction_id: str,
+    body: Prompt,
+    request: Request,
+    services: Service,
+    opened: Opened,
+    user: AsAnnotator,
+    last_event: LastEvent = "",
 ) -> Response:
     """Add a prompt and get its masks as server-sent events: a first one soon, then every better one.
 
     `mask` events have `params` and, in base64, the packed changes to the mask before. A `problem` event has `status`
-    and `detail` of an error (409: a newer prompt of the interaction arrived). `end` is the last event.
+    and `detail` of an error (409: a newer prompt of the interaction arrived). `end` is the last event. After a broken
+    connection, the same body with the last id as `Last-Event-ID` gets the events behind it, whatever `onto` says.
     """
-    return await _streamed(request, services, await _turn(interaction_id, PROMPT, body, _given(body), opened, user))
+    call = await _turn(interaction_id, PROMPT, body, _given(body), opened, user, last_event)
+    return await _streamed(request, services, call)
 
 
 async def _streamed(request: Request, services: Services, call: InferCall) -> Response:
     """Stream the stages. An error before the first one is an ordinary error response."""
     replies = services.inference.stream(call)
     try:
-        first = await unless_gone(request, anext(replies))
+        first = await unless_gone(request, anext(replies, None))
     except BaseException:
         await replies.aclose()
         raise
     return event_stream(_events(first, replies))
 
 
-async def _events(first: InferReply, replies: AsyncGenerator[InferReply, None]) -> AsyncIterator[bytes]:
+async def _events(first: InferReply | None, replies: AsyncGenerator[InferReply, None]) -> AsyncIterator[bytes]:
     async with aclosing(replies):
-        yield server_sent_event(StreamEvent.MASK, _stage(first))
+        if first is not None:
+            yield _stage(first)
         try:
             async for reply in replies:
-                yield server_sent_event(StreamEvent.MASK, _stage(reply))
+                yield _stage(reply)
         except RayappError as error:
             yield server_sent_event(StreamEvent.PROBLEM, {"status": error.status, "detail": error.detail})
         yield server_sent_event(StreamEvent.END, {})
 
 
-def _stage(reply: InferReply) -> dict[str, Any]:
-    return {"params": dict(reply.params), "mask": base64.b64encode(reply.body or b"").decode()}
+def _stage(reply: InferReply) -> bytes:
+    data = {"params": dict(reply.params), "mask": base64.b64encode(reply.body or b"").decode()}
+    return server_sent_event(StreamEvent.MASK, data, id=reply.event)
 
 
 @router.post(Route.INTERACTION_UNDO, response_class=Response, responses=_MASK)
@@ -221,10 +231,17 @@ async def undo(
 
 @router.post(Route.INTERACTION_UNDO_STREAM, response_class=Response, responses=_EVENTS)
 async def undo_stream(
-    interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
+    interaction_id: str,
+    asked: Step,
+    request: Request,
+    services: Service,
+    opened: Opened,
+    user: AsAnnotator,
+    last_event: LastEvent = "",
 ) -> Response:
     """Undo the last prompt and get the masks as events, like `stream`. 409 if there is none."""
-    return await _streamed(request, services, await _turn(interaction_id, UNDO, asked, {}, opened, user))
+    call = await _turn(interaction_id, UNDO, asked, {}, opened, user, last_event)
+    return await _streamed(request, services, call)
 
 
 @router.post(Route.INTERACTION_REDO, response_class=Response, responses=_MASK)
@@ -237,14 +254,27 @@ async def redo(
 
 @router.post(Route.INTERACTION_REDO_STREAM, response_class=Response, responses=_EVENTS)
 async def redo_stream(
-    interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
+    interaction_id: str,
+    asked: Step,
+    request: Request,
+    services: Service,
+    opened: Opened,
+    user: AsAnnotator,
+    last_event: LastEvent = "",
 ) -> Response:
     """Redo the prompt that was undone last and get the masks as events, like `stream`. 409 if there is none."""
-    return await _streamed(request, services, await _turn(interaction_id, REDO, asked, {}, opened, user))
+    call = await _turn(interaction_id, REDO, asked, {}, opened, user, last_event)
+    return await _streamed(request, services, call)
 
 
 async def _turn(
-    interaction_id: str, kind: str, asked: Step, given: Info, opened: OpenedInteractions, user: User
+    interaction_id: str,
+    kind: str,
+    asked: Step,
+    given: Info,
+    opened: OpenedInteractions,
+    user: User,
+    last_event: str = "",
 ) -> InferCall:
     interaction = _checked(await opened.known(interaction_id), user, reading=False)
     event = interaction.event(kind, given, request=asked.request, client_id=asked.client_id, ts=time.time())
@@ -254,7 +284,7 @@ async def _turn(
         output=Output.BOX,
         user=user.name,
         client_id=interaction.id,  # a newer turn of the same interaction replaces one that is not through the network
-        turn=Turn(interaction=interaction, event=event, onto=asked.onto),
+        turn=Turn(interaction=interaction, event=event, onto=asked.onto, last_event=last_event),
     )
 
 

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from deployments.access import AsAdmin, AsAnnotator, AsUser, Described, Service
 from deployments.forms import describe_json, read_json
 from deployments.problems import problems
 from deployments.replies import file_reply
 from deployments.services import Services
-from deployments.streams import EVENT_STREAM, KEEP_ALIVE, digest_of, event_stream, server_sent_event
+from deployments.streams import EVENT_STREAM, KEEP_ALIVE, LastEvent, digest_of, event_stream, server_sent_event
 from deployments.train_options import check_train_options
 from rayapp import responses
 from rayapp.datastore.job_record import Job, State
@@ -278,7 +278,7 @@ async def events(
     request: Request,
     services: Service,
     user: AsUser,
-    last_event_id: Annotated[str, Header(max_length=100)] = "",
+    last_event: LastEvent = "",
 ) -> Response:
     """The job at each change, as server-sent events, until it is over.
 
@@ -286,12 +286,12 @@ async def events(
     `Last-Event-ID` gets the job only if it has changed since. 204 tells browsers to stop reconnecting.
     """
     first = await services.jobs.job(checked_name(job_id, "job"))
-    if first.over and digest_of(first.as_json()) == last_event_id:
+    if first.over and digest_of(first.as_json()) == last_event:
         return Response(status_code=204)
     state = request.app.state
     if getattr(state, "streams", 0) >= STREAMS:
         raise Busy("too many clients are following jobs: poll GET /jobs instead")
-    return event_stream(_follow(services, state, first, last_event_id))
+    return event_stream(_follow(services, state, first, last_event))
 
 
 async def _follow(services: Services, state: Any, job: Job, sent: str) -> AsyncIterator[bytes]:

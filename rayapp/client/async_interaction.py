@@ -6,11 +6,13 @@ place. Calls of one AsyncInteraction may run concurrently: an answer that a late
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack, cast
 
 import aiohttp
@@ -18,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.client.results import MAX_LABELS
-from rayapp.client.transport import Call, Transport, Unreachable, error_of, events, read_json
+from rayapp.client.transport import ATTEMPTS, Call, Transport, Unreachable, error_of, events, read_json
+from rayapp.errors import Busy
 from rayapp.protocol import PARAMS_HEADER, Route, StreamEvent
 from rayapp.responses import InteractionState
 
@@ -100,7 +103,8 @@ class AsyncInteraction:
     def stream(
         self, clicks: Mapping[str, Points] | None = None, **fields: Unpack[PromptFields]
     ) -> AsyncGenerator[Mask, None]:
-        """Add a prompt and receive each mask of the answer: a coarse one early, then the refined ones.
+        """Add a prompt and receive each mask of the answer: a coarse one early, then the refined ones. Reconnects when
+        the connection breaks, and goes on behind the last mask that it has received.
 
         Args:
             clicks: Clicks by label name, each voxel indices [i, j, k].
@@ -173,29 +177,38 @@ class AsyncInteraction:
     def _get(self, route: Route, **query: str) -> Call:
         return Call(method="GET", path=self._path(route), query=query)
 
-    def _post(self, route: Route, fields: Mapping[str, Any], *, deduplicated: bool) -> Call:
+    def _post(self, route: Route, fields: Mapping[str, Any]) -> Call:
         """A turn with a request id; `onto` names the mask that the answer shall be a change of."""
         body = {**fields, "request": secrets.token_hex(8), "onto": self._mask_token, "client_id": self._client_id}
-        return Call(method="POST", path=self._path(route), json=body, deduplicated=deduplicated)
+        return Call(method="POST", path=self._path(route), json=body, deduplicated=True)
 
     def _path(self, route: Route) -> str:
         return route.filled(interaction_id=self.id)
 
     async def _turn(self, route: Route, fields: Mapping[str, Any]) -> Mask:
-        before, call = self.labels, self._post(route, fields, deduplicated=True)
+        before, call = self.labels, self._post(route, fields)
         return self._update(*await self._transport.send(call, _read_mask), before)
 
     async def _stages(self, route: Route, fields: Mapping[str, Any]) -> AsyncGenerator[Mask, None]:
-        mask, call = self.labels, self._post(route, fields, deduplicated=False)
-        async with self._transport.opened(call) as response, aclosing(events(response)) as stages:
-            async for kind, data, _ in stages:
-                if kind == StreamEvent.PROBLEM:
-                    raise error_of(data["status"], data["detail"])
-                if kind == StreamEvent.END:
-                    return
-                mask = self._update(data["params"], base64.b64decode(data["mask"]), mask)
-                yield mask
-        raise Unreachable("the connection broke before the last mask: the prompt is recorded, fetch it with mask()")
+        mask, call = self.labels, self._post(route, fields)
+        failures = 0
+        while True:
+            try:
+                async with self._transport.opened(call) as response, aclosing(events(response)) as stages:
+                    async for kind, data, event_id in stages:
+                        if kind == StreamEvent.PROBLEM:
+                            raise error_of(data["status"], data["detail"])
+                        if kind == StreamEvent.END:
+                            return
+                        mask = self._update(data["params"], base64.b64decode(data["mask"]), mask)
+                        failures, call = 0, replace(call, last_event=event_id)
+                        yield mask
+                raise Unreachable("the connection broke before the last mask: the prompt is recorded, get it by mask()")
+            except (Unreachable, Busy):
+                failures += 1
+                if failures == ATTEMPTS:
+                    raise
+            await asyncio.sleep(failures)
 
     def _update(self, params: dict[str, Any], changes: bytes, before: Mask | None) -> Mask:
         """Apply an answer's changes to the mask before it; becomes `labels` unless a later step's mask is there."""

@@ -22,12 +22,15 @@ class Turn:
         event: the entry to log before the network runs; sent again, it is logged once. None to get the mask only.
         until: give the mask as of this entry of the log; None for the newest.
         onto: token of the mask that the client has, "" for none; the answer may consist of the changes to that mask.
+        last_event: id of the last `Stage` that the client has of the answer to this turn, which goes on behind it; ""
+            for none.
     """
 
     interaction: Interaction
     event: ClickEvent | None = None
     until: int | None = None
     onto: str = ""
+    last_event: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +76,19 @@ class InferCall:
 
 @dataclass(frozen=True, kw_only=True)
 class InferReply:
-    """The answer: the encoded mask (None with `output=json`), its extension, and the result's `params`."""
+    """The answer.
+
+    Attributes:
+        body: the encoded mask; None with `output=json`.
+        ext: its extension.
+        params: of the result.
+        event: id of the `Stage`, of an answer to a turn; else "".
+    """
 
     body: bytes | None
     ext: str
     params: Mapping[str, Any]
+    event: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
@@ -44,6 +45,7 @@ from rayapp.serving.lane import Rank
 from rayapp.serving.live_versions import Serving
 from rayapp.serving.messages import HandedOut, InferCall, InferReply, SaveAs, Turn
 from rayapp.serving.prefetch import Prefetcher
+from rayapp.serving.stage import Stage
 from rayapp.serving.supersession import Supersession
 from rayapp.serving.volume_cache import Images, OpenImage, OpenImages
 from rayapp.serving.work import Work
@@ -126,7 +128,10 @@ class InferenceService:
                 return await anext(replies)
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
-        """Answer a turn as soon as there is a first mask, then with every better one. Raises as `infer`."""
+        """Answer a turn as soon as there is a first mask, then with every better one. Raises as `infer`.
+
+        Of an answer that broke off, only what the client lacks is sent: nothing, if it has the last mask.
+        """
         if call.turn is None:
             raise BadRequest("only turns of an interaction are answered in stages")
         with self._executors.click():
@@ -177,16 +182,22 @@ class InferenceService:
         at, _ = await self._log.advance(turn, task.info, task.version, parse)
         with self._supersession.place(_annotator(call)) as check:
             started = Work(call=call, task=task, image=image, prompts=Prompts(), check=check, began=began)
-            token, onto = turn.onto, self._log.mask(turn.onto)
+            seen = Stage.of_id(turn.last_event)
+            token = seen.mask if seen else turn.onto
+            onto = self._log.mask(token)
             while True:
+                numbers = itertools.count()
                 work = await _with_prompts(started, at, parse)
                 try:
                     async with aclosing(self._predictions(work, ask)) as predictions:
                         async for prediction in predictions:
+                            stage = Stage.of(step=at.step, number=next(numbers), version=task.version)
+                            if seen and seen.covers(stage):
+                                continue
                             state = self._log.described(turn, at, prediction.labels, "" if onto is None else token)
                             if ask is _last:  # nothing more is asked for, so this never gets to its end
                                 self._log.answer(at)
-                            yield await self._reply(work, prediction, onto, {"interaction": state})
+                            yield await self._staged(work, prediction, onto, stage, state)
                             token, onto = state["mask"], prediction.labels
                     self._log.answer(at)
                     return
@@ -203,9 +214,12 @@ class InferenceService:
                     # Earlier prompts that were superseded before the model saw them; this one is answered without them.
                     at = replace(at, done=tuple(prompt for prompt in at.done if prompt["step"] not in refused))
             # Everything was undone, and the model does not answer without prompts: an empty mask.
+            stage = Stage.of(step=at.step, number=0, version=task.version)
+            if seen and seen.covers(stage):
+                return
             empty = Prediction(labels=np.zeros(image.volume.shape, np.uint8, order="F"))
             state = self._log.described(turn, at, empty.labels, "" if onto is None else token)
-            yield await self._reply(work, empty, onto, {"interaction": state})
+            yield await self._staged(work, empty, onto, stage, state)
 
     async def _refused(self, event: ClickEvent, work: Work, at: Interaction, parse: Parse) -> list[int]:
         """Steps of the prompts in force that the model cannot work with: that of the turn itself, or those before it
@@ -244,11 +258,13 @@ class InferenceService:
 
     async def _predictions(self, work: Work, ask: Ask) -> AsyncGenerator[Prediction, None]:
         """The model's predictions, each computed when it is asked for."""
-        first = self._prefetcher.first_mask(work.call.model, work.task, work.image, work.prompts, work.call.params)
-        if first is not None:
+        call = work.call
+        resumed = call.turn is not None and call.turn.last_event  # then stages must be counted as they were before
+        first = self._prefetcher.first_mask(call.model, work.task, work.image, work.prompts, call.params)
+        if first is not None and not resumed:
             yield first
             return
-        prepared = await self._images.prepared(work.call.model, work.task, work.image)
+        prepared = await self._images.prepared(call.model, work.task, work.image)
         waited = time.perf_counter() - work.began
         info, shape = work.task.info, work.image.volume.shape
         answers = ask(work, prepared, lower_drawings(work.prompts, info, shape))
@@ -300,6 +316,13 @@ class InferenceService:
     ) -> InferReply:
         body, ext, seconds = await self._executors.io(encode_reply, work, prediction, onto)
         return InferReply(body=body, ext=ext, params={**reply_params(work, prediction, seconds), **more})
+
+    async def _staged(
+        self, work: Work, prediction: Prediction, onto: Mask | None, stage: Stage, state: Mapping[str, Any]
+    ) -> InferReply:
+        """The reply with one mask of the answer to a turn."""
+        reply = await self._reply(work, prediction, onto, {"interaction": state})
+        return replace(reply, event=replace(stage, mask=state["mask"]).id)
 
     async def _instances(self, call: InferCall) -> Path:
         """The DICOM files of the image. Raises BadRequest if it is not a DICOM series."""

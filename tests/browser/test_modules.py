@@ -29,6 +29,7 @@ def run(script: str, given: Any) -> Any:
         import * as curves from '{(MODULES / "curves.mjs").as_uri()}';
         import * as grid from '{(MODULES / "grid.mjs").as_uri()}';
         import * as history from '{(MODULES / "history.mjs").as_uri()}';
+        import * as server from '{(MODULES / "server.mjs").as_uri()}';
         import * as stored from '{(MODULES / "stored.mjs").as_uri()}';
         import * as strokes from '{(MODULES / "strokes.mjs").as_uri()}';
         import * as words from '{(MODULES / "words.mjs").as_uri()}';
@@ -251,6 +252,55 @@ def test_texts_for_people_are_in_words_alone(path: Path):
     literals = LITERAL.findall(COMMENT.sub("", path.read_text()))
     sentences = [text for text in literals if re.search("[a-z]+ [a-z]+", text)]
     assert (sentences != []) == (path.name == "words.mjs"), sentences
+
+
+_STREAMED = """async ({ connections }) => {
+    const asked = [];
+    const streamEvents = { end: 'end', problem: 'problem' };
+    const config = { routes: { interaction_stream: '/{interaction_id}' }, streamEvents };
+    globalThis.window = { config: { rayapp: config } };
+    globalThis.sessionStorage = { getItem: () => null };
+    globalThis.setTimeout = done => queueMicrotask(done);
+    globalThis.fetch = async (url, { headers, body }) => {
+        const texts = connections[asked.length];
+        asked.push({ last: headers['Last-Event-ID'] ?? null, ...JSON.parse(body) });
+        if (!texts) throw new TypeError('away');
+        return new Response(new ReadableStream({ start(to) {
+            texts.forEach(text => to.enqueue(new TextEncoder().encode(text)));
+        }, pull: to => to.error(new TypeError('broken')) }));
+    };
+    const masks = [];
+    let error = null;
+    try {
+        const work = new server.Interaction('i', 'm');
+        for await (const { mask } of work.stream({ clicks: {} }, new AbortController().signal)) {
+            masks.push(Array.from(mask.labels));
+        }
+    } catch (caught) {
+        error = caught.message;
+    }
+    return { masks, error, lasts: asked.map(one => one.last), requests: new Set(asked.map(one => one.request)).size };
+}"""
+
+
+def _event(number: int, labels: np.ndarray, onto: np.ndarray | None = None) -> str:
+    interaction = {"mask": f"{number}", "onto": "" if onto is None else f"{number - 1}"}
+    data = {"params": {"interaction": interaction}, "mask": text(mask_codec.encode(labels, onto))}
+    return f"event: mask\ndata: {json.dumps(data)}\nid: {number}\n\n"
+
+
+def test_an_answer_that_breaks_off_is_gone_on_with_behind_the_last_mask():
+    coarse, fine = np.zeros((3, 2, 2), np.uint8), np.zeros((3, 2, 2), np.uint8)
+    coarse[1, 0, 0], fine[2, 1, 1] = 1, 1
+    first, second = _event(1, coarse), _event(2, fine, coarse)
+    whole = {"masks": [each.ravel(order="F").tolist() for each in (coarse, fine)], "error": None, "requests": 1}
+    end = "event: end\ndata: {}\n\n"
+    said = run(_STREAMED, {"connections": [[first], None, [second], [end]]})
+    assert said == {**whole, "lasts": [None, "1", "1", "2"]}
+    said = run(_STREAMED, {"connections": [[first]]})
+    assert (said["masks"], said["lasts"]) == (whole["masks"][:1], [None, "1", "1", "1"])
+    assert said["error"] == "the connection was lost before the last mask"
+    assert run(_STREAMED, {"connections": []})["lasts"] == [None]
 
 
 def test_no_two_buttons_have_one_key():

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import MultipartWriter, web
 from aiohttp.test_utils import TestServer
 
 from rayapp import errors
-from rayapp.client import AsyncClient, Client, JobKind, Unreachable
+from rayapp.client import AsyncClient, Client, JobKind, Unreachable, async_interaction
+from rayapp.imaging import mask_codec
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -356,3 +360,65 @@ async def test_following_a_job_that_is_not_there_says_so():
     async with served(handler) as client:
         with pytest.raises(errors.NotFound):
             await anext(client.follow("a"))
+
+
+class Stages:
+    """An interaction whose answer has two masks; each connection breaks after the events that it is given."""
+
+    def __init__(self, *connections: tuple[int, ...]):
+        self.connections = connections
+        self.asked: list[tuple[str | None, dict[str, Any]]] = []
+        self.masks = [np.zeros((3, 2, 2), np.uint8) for _ in range(2)]
+        self.masks[0][1, 0, 0], self.masks[1][2, 1, 1] = 1, 1
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            return web.json_response({"id": "7-a", "image": "ct", "model": "m"})
+        self.asked.append((request.headers.get("Last-Event-ID"), await request.json()))
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number in self.connections[min(len(self.asked), len(self.connections)) - 1]:
+            await response.write(self.event(number))
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    def event(self, number: int) -> bytes:
+        if number == len(self.masks):
+            return b"event: end\ndata: {}\n\n"
+        onto = self.masks[number - 1] if number else None
+        told = {"step": 8, "mask": f"{number}", "onto": f"{number - 1}" if number else ""}
+        mask = base64.b64encode(mask_codec.encode(self.masks[number], onto)).decode()
+        data = json.dumps({"params": {"interaction": told}, "mask": mask})
+        return f"event: mask\ndata: {data}\nid: {number}\n\n".encode()
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reconnecting without waiting."""
+
+    async def at_once(_: float) -> None:
+        pass
+
+    monkeypatch.setattr(async_interaction.asyncio, "sleep", at_once)
+
+
+async def test_the_masks_of_a_prompt_are_received_across_broken_connections_each_once(no_pause: None):
+    stages = Stages((0,), (), (1,), (2,))
+    async with served(stages.answer) as client:
+        work = await client.interaction("7-a")
+        masks = [mask async for mask in work.stream({"liver": [[1, 2, 3]]})]
+    np.testing.assert_array_equal(masks, stages.masks)
+    assert [last for last, _ in stages.asked] == [None, "0", "0", "1"]
+    assert len({body["request"] for _, body in stages.asked}) == 1, "the prompt counts once"
+    np.testing.assert_array_equal(work.labels, stages.masks[1])
+
+
+async def test_a_stream_that_breaks_again_and_again_without_a_mask_is_given_up(no_pause: None):
+    stages = Stages((0,), ())
+    masks = []
+    async with served(stages.answer) as client:
+        work = await client.interaction("7-a")
+        with pytest.raises(Unreachable):
+            masks += [mask async for mask in work.stream({"liver": [[1, 2, 3]]})]
+    assert len(stages.asked) == 5

@@ -334,16 +334,72 @@ def _held(served: Served) -> Any:
     return type(task).stages.__globals__["HELD"]
 
 
+def streamed(served: Served, path: str, body: dict[str, Any], last: str = "") -> list[tuple[str, str, Any]]:
+    """(kind, id, data) of each event of an answer, of which the client has those up to `last`."""
+    answer = served.post(path, json=body, headers={"Last-Event-ID": last} if last else {})
+    assert answer.headers["Content-Type"].startswith("text/event-stream"), answer.text
+    events = []
+    for block in answer.text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        events.append((fields["event"], fields.get("id", ""), json.loads(fields["data"])))
+    return events
+
+
+def shown(events: list[tuple[str, str, Any]], mask: np.ndarray) -> np.ndarray:
+    """The last mask of the events, to a client that has `mask`."""
+    for kind, _, data in events:
+        if kind == "mask":
+            onto = mask if data["params"]["interaction"]["onto"] else None
+            mask = mask_codec.decode(base64.b64decode(data["mask"]), onto)
+    return mask
+
+
 def test_events_are_read_by_anyone(served: Served):
     opened = served.post("/interactions", json={"image": "ct_a", "model": "slow"}).json()["id"]
-    answer = served.post(f"/interactions/{opened}/stream", json={"clicks": {"liver": [[1, 2, 3]]}})
-    assert answer.headers["Content-Type"].startswith("text/event-stream")
-    events = [event.split("\n") for event in answer.text.strip().split("\n\n")]
-    assert [kind for kind, _ in events] == ["event: mask", "event: mask", "event: end"]
-    mask = np.zeros(SHAPE, np.uint8)
-    for _, data in events[:2]:
-        told = json.loads(data.removeprefix("data: "))
-        mask = mask_codec.decode(
-            base64.b64decode(told["mask"]), mask if told["params"]["interaction"]["onto"] else None
-        )
-    assert np.argwhere(mask).tolist() == [[1, 2, 3]]
+    events = streamed(served, f"/interactions/{opened}/stream", {"clicks": {"liver": [[1, 2, 3]]}})
+    assert [kind for kind, _, _ in events] == ["mask", "mask", "end"]
+    assert np.argwhere(shown(events, np.zeros(SHAPE, np.uint8))).tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("kind", ["stream", "undo/stream", "redo/stream"])
+def test_a_stream_that_broke_off_goes_on_without_gaps_or_repeats(served: Served, client: Client, kind: str):
+    work = client.open_interaction("slow", "ct_a")
+    work.prompt({"liver": [[1, 1, 1]]})
+    if kind != "stream":
+        work.prompt({"liver": [[2, 2, 2]]})
+    if kind == "redo/stream":
+        work.undo()
+    path = f"/interactions/{work.id}/{kind}"
+    body = {"request": "once", **({"clicks": {"liver": [[3, 3, 3]]}} if kind == "stream" else {})}
+    before, zeros = len(work.state()["events"]), np.zeros(SHAPE, np.uint8)
+    events = streamed(served, path, body)
+    assert [kind for kind, _, _ in events] == ["mask", "mask", "end"]
+    assert len({event_id for _, event_id, _ in events[:2]}) == 2
+    whole = shown(events, zeros)
+    for had in range(3):
+        last = events[had - 1][1] if had else ""
+        rest = streamed(served, path, body, last)
+        assert [kind for kind, _, _ in rest] == [kind for kind, _, _ in events[had:]]
+        assert np.array_equal(shown(rest, shown(events[:had], zeros)), whole)
+    assert len(work.state()["events"]) == before + 1, "it counts once"
+
+
+def test_a_stream_goes_on_with_the_newest_answer_if_there_were_more_prompts(served: Served, client: Client):
+    work = client.open_interaction("slow", "ct_a")
+    path, body = f"/interactions/{work.id}/stream", {"request": "once", "clicks": {"liver": [[1, 1, 1]]}}
+    events = streamed(served, path, body)
+    newest = work.prompt({"liver": [[2, 2, 2]]})
+    rest = streamed(served, path, body, events[1][1])
+    assert [kind for kind, _, _ in rest] == ["mask", "mask", "end"]
+    assert np.array_equal(shown(rest, shown(events, np.zeros(SHAPE, np.uint8))), newest)
+
+
+@pytest.mark.parametrize("last", ["7", "0.0.0123456789abcdef.0123456789abcdef", "x" * 100, "é"])
+def test_a_stream_behind_an_event_that_is_none_of_its_own_is_the_whole_answer(
+    served: Served, client: Client, last: str
+):
+    work = client.open_interaction("slow", "ct_a")
+    body = {"clicks": {"liver": [[1, 1, 1]]}, "onto": "fedcba9876543210"}
+    events = streamed(served, f"/interactions/{work.id}/stream", body, last)
+    assert [kind for kind, _, _ in events] == ["mask", "mask", "end"]
+    assert np.argwhere(shown(events, np.ones(SHAPE, np.uint8))).tolist() == [[1, 1, 1]]

@@ -19,6 +19,7 @@ from rayapp.inference.infer_task import Prediction, TaskInfo
 from rayapp.inference.network import cancellation
 from rayapp.models.store import ModelStore
 from rayapp.protocol import Output
+from rayapp.serving.cache import ByteCache
 from rayapp.serving.interaction import PROMPT, REDO, UNDO, Interaction, opening_event
 from rayapp.serving.messages import InferCall, Turn
 from rayapp.serving.service import InferenceService
@@ -76,6 +77,9 @@ class Store:
 
     async def append_turn(self, event, *, opened, after):
         self.log.append(replace(event, seq=opened + len(self.log) + 1))
+        return [logged for logged in self.log if logged.seq > after]
+
+    async def events(self, image_id, *, user=None, after=0):
         return [logged for logged in self.log if logged.seq > after]
 
 
@@ -207,6 +211,40 @@ class Picky(Threshold):
         if (6, 5, 4) in {point for points in prompts.clicks.values() for point in points}:
             raise BadRequest("not there")
         return super().predict(prepared, prompts, config)
+
+
+class InStages(Threshold):
+    """A task that answers in two stages."""
+
+    def stages(self, prepared, prompts, config):
+        yield Prediction(labels=np.zeros(prepared.shape, np.uint8))
+        yield self.predict(prepared, prompts, config)
+
+
+@pytest.mark.parametrize("change", ["nothing", "another replica", "another version"])
+async def test_an_answer_that_broke_off_goes_on_at_any_replica_and_version(house, change):
+    service, _, _ = house
+    service._serving.app.infers = {"staged": InStages()}
+    event = opening_event(image_id="ct", model="staged", user="ann", client_id=None, ts=1.0)
+    opened = Interaction.of(replace(event, seq=7))
+    prompt = opened.event(PROMPT, {"clicks": {"bright": [[1, 2, 3]]}}, request="1", client_id=None, ts=1.0)
+
+    async def replies(last=""):
+        turn = Turn(interaction=opened, event=prompt, last_event=last)
+        return [reply async for reply in service.stream(click(model="staged", user="ann", turn=turn))]
+
+    first, second = await replies()
+    if change == "another version":
+        service._serving.app.infers["staged"].version = "v2"
+    if change == "another replica":
+        service._log._masks = ByteCache(1 << 20)
+    rest = await replies(first.event)
+    assert len(rest) == (2 if change == "another version" else 1)
+    told = rest[-1].params["interaction"]
+    assert bool(told["onto"]) is (change != "another replica"), "which does not know the mask that the client has"
+    labels = decode(rest[-1].body, decode(first.body) if told["onto"] else None)
+    assert np.array_equal(labels, decode(second.body, decode(first.body)))
+    assert len(await replies(second.event)) == (2 if change == "another version" else 0)
 
 
 GOOD, OTHER, BAD = [1, 2, 3], [2, 2, 2], [6, 5, 4]

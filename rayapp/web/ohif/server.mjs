@@ -28,6 +28,11 @@ import { PROBLEMS } from './words.mjs';
 export const CLIENT = 'ohif';
 
 const KEY = 'rayapp-key';
+const ATTEMPTS = 4; // of an answer that breaks off
+const BUSY = 503;
+
+/** @param {number} milliseconds */
+const pause = milliseconds => new Promise(done => setTimeout(done, milliseconds));
 
 /**
  * Path of one of the server's routes, which `app-config.js` lists by name.
@@ -63,7 +68,8 @@ export const keys = {
  * @param {string} method
  * @param {string} address
  * @param {{query?: Record<string, string|number|undefined>, json?: object, form?: FormData, signal?: AbortSignal,
- *   condition?: Record<string, string>}} options `condition` headers name the revision that a change is made from
+ *   condition?: Record<string, string>}} options `condition` headers name the revision that a change is made from, or the
+ *   last event that was received
  */
 async function ask(method, address, { query = {}, json, form, signal, condition = {} } = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined);
@@ -249,7 +255,7 @@ export async function* changes(job, signal) {
  * The Server-Sent Events of an answer. EventSource could not send the access token.
  *
  * @param {Response} answer
- * @returns {AsyncGenerator<{kind: string, data: any}>}
+ * @returns {AsyncGenerator<{kind: string, data: any, id: string}>} `id` is '' for an event without
  */
 async function* events(answer) {
   let rest = '';
@@ -261,7 +267,7 @@ async function* events(answer) {
         event.split('\n').map(line => [line.split(':', 1)[0], line.replace(/^\w*: ?/, '')])
       );
       if (fields.data) {
-        yield { kind: fields.event, data: JSON.parse(fields.data) };
+        yield { kind: fields.event, data: JSON.parse(fields.data), id: fields.id ?? '' };
       }
     }
   }
@@ -296,22 +302,35 @@ export class Interaction {
   }
 
   /**
-   * Add a prompt and yield its masks, each better than the one before.
+   * Add a prompt and yield its masks, each better than the one before. An answer that breaks off is gone on with behind
+   * its last mask: the prompt, with its request id, counts once.
    *
    * @param {Prompt} prompt
    * @param {AbortSignal} signal
    */
   async *stream(prompt, signal) {
-    const answer = await ask('POST', this.#path('interaction_stream'), { json: this.#step(prompt), signal });
     const { end, problem } = window.config.rayapp.streamEvents;
-    for await (const { kind, data } of events(answer)) {
-      if (kind === end) {
-        return;
+    const json = this.#step(prompt);
+    for (let failures = 0, last = ''; failures < ATTEMPTS; await pause(++failures * 1000)) {
+      try {
+        /** @type {Record<string, string>} */
+        const condition = last ? { 'Last-Event-ID': last } : {};
+        const answer = await ask('POST', this.#path('interaction_stream'), { json, signal, condition });
+        for await (const { kind, data, id } of events(answer)) {
+          if (kind === end) {
+            return;
+          }
+          if (kind === problem) {
+            throw new Refused(data.status, data.detail);
+          }
+          [failures, last] = [0, id];
+          yield this.#taken({ params: data.params, mask: await changed(data.params, fromText(data.mask), this.mask) });
+        }
+      } catch (error) {
+        if (signal.aborted || !last || (error instanceof Refused && error.status && error.status !== BUSY)) {
+          throw error;
+        }
       }
-      if (kind === problem) {
-        throw new Refused(data.status, data.detail);
-      }
-      yield this.#taken({ params: data.params, mask: await changed(data.params, fromText(data.mask), this.mask) });
     }
     throw new Refused(0, PROBLEMS.brokenOff);
   }
