@@ -15,6 +15,7 @@ import pytest
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import Busy, Conflict, disk_reason
 from rayapp.files import durable
+from tests.datastore.saves import AUTHOR, Open, save
 
 ALONE = ["unshare", "--mount", "--map-root-user"]
 MAY_MOUNT = subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode == 0
@@ -135,6 +136,37 @@ def test_a_file_system_without_locks_is_told_as_that(studies: Path, monkeypatch:
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with pytest.raises(Conflict, match="no file locks: mount it with locks"):
         LocalDatastore(studies, watch=False)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+def test_a_file_system_without_hard_links_keeps_everything(
+    studies: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def link(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    store = open_store(studies)
+    bodies = [b"one", b"two", b"one", b"three"]
+    for number, body in enumerate(bodies):
+        save(store, body=body, ext=".nrrd" if number == 3 else ".nii.gz")
+    save(store, "ct_b", body=b"one")
+    staged = store.stage(".nii")
+    staged.write_bytes(b"voxels")
+    store.add_image("new", staged, ".nii", info={}, author=AUTHOR)
+    store.remove_label("ct_b", "final")
+    with pytest.raises(Conflict, match="exists already"):
+        store.add_image("new", store.stage(".nii"), ".nii", info={}, author=AUTHOR)
+    store.close()
+    store = open_store(studies)
+    assert [each.path.read_bytes() for each in store.revisions("ct_a", "final")] == bodies
+    assert store.label("ct_a", "final").path.read_bytes() == b"three"
+    assert store.image("new").path.read_bytes() == b"voxels"
+    assert "final" not in store.labels("ct_b")
+    (studies / "labels" / "final" / "ct_a.nrrd").write_bytes(b"by hand")
+    store.refresh()
+    assert [each.path.read_bytes() for each in store.revisions("ct_a", "final")] == [*bodies, b"by hand"]
+    assert list((studies / ".rayapp" / "staging").iterdir()) == []
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])

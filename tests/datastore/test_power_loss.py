@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +69,11 @@ WORK: tuple[Callable[[LocalDatastore], Any], ...] = (
 )
 
 
+def no_link(*_: Any, **__: Any) -> None:
+    """`os.link` on a file system without hard links."""
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def left_behind(disk: PowerRecorder, left: Path, moments: int, losses: int) -> Iterator[tuple[str, int, Path]]:
     """The folder `left` as losses of power leave it: at which moment, how many works were acknowledged, and itself."""
     random = Random(1)
@@ -78,11 +85,12 @@ def left_behind(disk: PowerRecorder, left: Path, moments: int, losses: int) -> I
             shutil.rmtree(left)
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
 @pytest.mark.parametrize(
     ("moments", "losses"), [(12, 1), pytest.param(1000, 12, marks=pytest.mark.slow)], ids=["few", "all"]
 )
 def test_a_studies_folder_has_all_that_was_acknowledged(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, moments: int, losses: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, moments: int, losses: int, links: bool
 ):
     monkeypatch.setattr(DocumentFile, "start", lambda _: None)
     studies = folder / "studies"
@@ -90,6 +98,8 @@ def test_a_studies_folder_has_all_that_was_acknowledged(
     for image in ("ct_a", "ct_b"):
         (studies / f"{image}.nii.gz").write_bytes(image.encode())
     with monkeypatch.context() as patch:
+        if not links:
+            patch.setattr(os, "link", no_link)
         disk = PowerRecorder(patch, studies)
         store = LocalDatastore(studies, watch=False, settle=0.0)
         states = [{**state(store)}]

@@ -185,6 +185,29 @@ def test_a_batch_labels_the_images_that_are_asked_for(batch, store, settings, im
     assert read_segmentation(record.path, max_bytes=MIB).shape == SHAPE
 
 
+@pytest.mark.parametrize(
+    ("looks", "images"), [("image", "unlabeled"), ("labels", "unlabeled"), ("labels", "all")], ids=str
+)
+def test_a_batch_replaces_no_label_that_was_saved_meanwhile(batch, store, settings, monkeypatch, looks, images):
+    """Somebody saves a final label before it looks at the image's labels, or while its model works."""
+    real, saved = getattr(LocalDatastore, looks), []
+
+    def interrupted(self, image_id):
+        found = real(self, image_id)
+        if image_id == "ct_1" and not saved:
+            saved.append(image_id)
+            label(store, settings, image_id)
+        return found
+
+    monkeypatch.setattr(LocalDatastore, looks, interrupted)
+    outcome = batch.run(job("small", JobKind.BATCH, images=images, label_tag="final"), Notes())
+    monkeypatch.undo()
+    assert [revision.user for revision in store.revisions("ct_1", "final")] == ["admin"]
+    assert "job" not in store.label("ct_1", "final").info
+    assert (outcome.result["executed"], list(outcome.result["failed"])) == (3, ["ct_1"])
+    assert "admin" in outcome.result["failed"]["ct_1"]
+
+
 def test_a_batch_that_was_cut_short_saves_no_image_twice(batch, store, backend):
     assert batch.run(job("small", JobKind.BATCH), Notes(stop_after=2)) is None
     batch.run(job("small", JobKind.BATCH), Notes())
