@@ -613,7 +613,8 @@ class Interaction:
         return self._run(self._interaction.prompt(clicks, **fields))
 
     def stream(self, clicks: Mapping[str, Points] | None = None, **fields: Unpack[PromptFields]) -> Iterator[Mask]:
-        """Add a prompt and receive each mask of the answer: a coarse one early, then the refined ones.
+        """Add a prompt and receive each mask of the answer: a coarse one early, then the refined ones. Reconnects when
+        the connection breaks, and goes on behind the last mask that it has received.
 
         Args:
             clicks: Clicks by label name, each voxel indices [i, j, k].
