@@ -48,7 +48,7 @@ def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> 
     graph = maxflow.GraphFloat(count, count * logits.ndim)
     all_nodes = graph.add_nodes(count)
     for axis in range(logits.ndim):
-        weights = _similarity(image, axis) * np.float32(SMOOTHNESS / spacing[axis])
+        weights = similarity(image, axis) * np.float32(SMOOTHNESS / spacing[axis])
         first, second = (tuple(part if n == axis else slice(None) for n in range(free.ndim)) for part in NEIGHBOURS)
         both_free = free[first] & free[second]
         capacities = weights[both_free]
@@ -63,7 +63,7 @@ def graph_cut(logits: Floats, image: Floats, marks: Marks, spacing: Spacing) -> 
     return mask
 
 
-def _similarity(image: Floats, axis: int) -> Floats:
+def similarity(image: Floats, axis: int) -> Floats:
     """Similarity, 0 to 1, of each voxel and the next one along `axis`; one voxel shorter than the image there."""
     squared = np.square(np.diff(image, axis=axis + 1)).mean(axis=0)  # so that noise of many channels is no border
     similarity: Floats = np.exp(-squared / (2 * EDGE_SCALE * EDGE_SCALE))

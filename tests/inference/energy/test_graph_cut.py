@@ -108,6 +108,19 @@ def test_an_edge_is_an_edge_across_thick_slices_too(optimise, thickness):
     np.testing.assert_array_equal(mask, inside)
 
 
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 3.0), (3.0, 1.0), (2.0, 5.0), (6.0, 1.5)])
+def test_walks_are_as_long_in_mm_across_slices_as_within_them(spacing):
+    """Between seeds along two sides of a square, in tissue of one intensity, the border is the diagonal."""
+    x, z = (np.arange(round(30 / mm)) * mm for mm in spacing)
+    shape = len(x), len(z)
+    marks = np.zeros(shape, np.uint8)
+    marks[0], marks[:, 0] = FOREGROUND, BACKGROUND
+    mask = random_walk(np.zeros(shape, np.float32), np.zeros((1, *shape), np.float32), marks, np.array(spacing))
+    nearer = np.subtract.outer(x, z)
+    clear = (np.abs(nearer) > max(spacing)) & (marks == 0)
+    np.testing.assert_array_equal(mask[clear], nearer[clear] < 0)
+
+
 @pytest.mark.parametrize("optimise", [graph_cut, random_walk])
 @pytest.mark.parametrize("channels", [1, 4, 20])
 def test_noise_in_many_channels_is_no_border(optimise, channels):
