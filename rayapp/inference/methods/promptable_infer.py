@@ -26,6 +26,7 @@ from rayapp.imaging.volume import Volume
 from rayapp.inference.infer_task import Prediction, Prompts, TaskInfo
 from rayapp.inference.network import cancellation
 from rayapp.inference.stage_clock import StageClock
+from rayapp.inference.zoom.correction import refuted
 from rayapp.inference.zoom.glance import Mask
 from rayapp.inference.zoom.lowering import start_of, steps_of
 from rayapp.inference.zoom.marks import Marks
@@ -39,6 +40,8 @@ CHAIN = 6
 """Maximum number of prompts that are answered one by one; earlier ones are answered together."""
 KEPT = 24
 """Number of answers cached per image."""
+POOR = 0.6
+"""Expected Dice score below which an answer to a box may be another structure, see `refuted`."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +195,13 @@ class PromptableTask:
             state, before = kept[keys[first]], answered[first - 1]
         for marks, size, key in list(zip(answered, chosen, keys[1:], strict=True))[first:]:
             lessened = state if _only_denies(marks, before) else None
-            for outcome in outcomes(self._ask, source, marks, state, self._optics, size, marks.since(before)):
+            told = marks.since(before)
+            for outcome in outcomes(self._ask, source, marks, state, self._optics, size, told):
                 if lessened is not None:
-                    outcome = replace(outcome, mask=_less(outcome.mask, lessened, marks, source))
+                    less = _less(outcome.mask, lessened, marks, source)
+                    if outcome.quality < POOR and refuted(lessened, less, marks, told, source):
+                        less = replace(less, inside=np.zeros_like(less.inside))
+                    outcome = replace(outcome, mask=less)
                 if marks is answered[-1]:
                     yield outcome
             state, before = outcome.mask, marks

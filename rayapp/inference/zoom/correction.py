@@ -28,6 +28,11 @@ hole around the point does not correct a leak."""
 THIN = 1.5
 """Depth of a difference, in voxels of the view, that is accepted everywhere."""
 
+MIDDLE = 0.7
+"""Least depth of an excluded point in the middle of an answer, relative to the answer's largest depth."""
+SHALLOW = 0.5
+"""Depth of what is removed at an excluded point, relative to the point's, below which it is only a hole."""
+
 
 class Correction:
     """Points and strokes that correct an answer.
@@ -123,6 +128,32 @@ class Correction:
         return np.asarray(mask.sample(view, self._source.spacing) > 0.5)
 
 
+def refuted(answer: Mask, corrected: Mask, marks: Marks, told: Marks, source: Source) -> bool:
+    """True if the answer to a box was another structure, as excluded points in its middle say, and its correction does
+    not help: it only cuts a hole around them, or is not the first.
+
+    Args:
+        answer: the answer that is corrected.
+        corrected: the new answer.
+        marks: all prompts so far. If some mark the structure, it is not another one.
+        told: the prompts added since the answer.
+        source: the image.
+    """
+    if not marks.boxes or marks.lassos or len(marks.on_structure()) or not len(told.off_structure()):
+        return False
+    denied = tuple(answer.indices(told.off_structure(), source.spacing).T)
+    depths = _depths(answer.inside, source.spacing)
+    depth = float(depths[denied].max(initial=0))
+    if not depth or depth < MIDDLE * depths.max():
+        return False
+    region = answer.union(corrected)
+    removed = answer.within(region) & ~corrected.within(region)
+    start = [its.start - own.start for its, own in zip(answer.region, region, strict=True)]
+    shifted = tuple(axis + offset for axis, offset in zip(denied, start, strict=True))
+    hole = float(_depths(removed, source.spacing)[shifted].max()) < SHALLOW * depth
+    return hole or len(marks.exclude) + len(marks.erasers) > len(told.exclude) + len(told.erasers)
+
+
 class _Change:
     """Voxels of a view that were added, or removed, by connected components.
 
@@ -158,6 +189,7 @@ def _voxels(places: Positions, view: View) -> tuple[NDArray[np.int64], ...]:
     return tuple(np.clip(np.rint(view.to_voxels(places)).astype(int), 0, view.edge - 1).T)
 
 
-def _depths(inside: Bools) -> NDArray[np.float64]:
-    """Distance of each voxel of a mask from its border, in voxels; the view's sides are border, too."""
-    return np.asarray(ndimage.distance_transform_edt(np.pad(inside, 1)))[1:-1, 1:-1, 1:-1]
+def _depths(inside: Bools, spacing: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Distance of each voxel of a mask from its border, in voxels or, with a spacing, in mm; the sides are border, too.
+    """
+    return np.asarray(ndimage.distance_transform_edt(np.pad(inside, 1), spacing))[1:-1, 1:-1, 1:-1]

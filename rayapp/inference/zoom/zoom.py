@@ -83,12 +83,13 @@ def outcomes(
         ask: the network.
         source: the image.
         marks: all prompts so far, at least one for the structure unless there is a mask to start from.
-        previous: the mask to start from, or the answer to the previous prompts.
+        previous: the mask to start from, or the answer to the previous prompts; an empty one is none.
         optics: settings of the views.
         size: which alternative to give: 1 for the next larger than the likeliest, -1 for the next smaller, and so on.
         told: the prompts among `marks` that correct `previous`.
     """
     known = previous.bounds(source.spacing) if previous is not None else None
+    previous = None if known is None else previous
     smallest = 8 * float(source.spacing.min())
     compared: list[Glance] = []
     near, steps = None, optics.steps

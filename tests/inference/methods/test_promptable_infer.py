@@ -212,6 +212,21 @@ def test_a_denied_point_takes_away_the_part_around_it_alone(task, prepared, monk
     assert labels[18:40, 10:40, 5:15].all()
 
 
+@pytest.mark.parametrize("quality", [0.4, 0.9])
+def test_a_poor_answer_to_a_box_is_taken_back_when_it_is_denied_in_its_middle(task, prepared, monkeypatch, quality):
+    region = (slice(10, 40), slice(10, 40), slice(5, 15))
+    holed = np.ones((30, 30, 10), bool)
+    holed[15, 15, 5] = False
+
+    def outcomes(ask, source, marks, *others):
+        yield zoom.Outcome(Mask(region, holed if marks.denied() else np.ones_like(holed)), quality)
+
+    monkeypatch.setattr(promptable_infer, "outcomes", outcomes)
+    box, denied = ((8, 8, 4), (42, 42, 16)), {"background": ((25, 25, 10),)}
+    labels = answer(task, prepared, roi=box, clicks=denied, turns=(Prompts(roi=box), Prompts(clicks=denied)))
+    assert labels.any() == (quality > 0.5)
+
+
 def test_an_image_with_voxels_that_are_no_numbers_stays_as_it_is(task):
     array = np.ones((1, *SHAPE), np.float32)
     array[0, 3, 4, 5] = np.nan

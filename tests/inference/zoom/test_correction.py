@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rayapp.inference.zoom.correction import Correction
+from rayapp.inference.zoom.correction import Correction, refuted
 from rayapp.inference.zoom.glance import Glance, Mask
 from rayapp.inference.zoom.marks import Box, Lasso, Marks
 from rayapp.inference.zoom.view import Source, View
@@ -153,3 +153,32 @@ def test_on_an_image_of_one_slice_larger_changes_elsewhere_are_not_taken(axis):
     blob = ball([50, 12, 29.4], 8)
     accepted = Correction(whole(flat(BEFORE)), Marks(include=[at]), source).accepted(whole(flat(BEFORE | BUMP | blob)))
     assert (accepted.inside == flat(BEFORE | BUMP)).all()
+
+
+BOXED = Marks(boxes=[Box.of([0, 0, 0], [59, 64, 60])])
+TOLD = Marks(exclude=[CENTRE])
+HOLED = BEFORE & ~ball(CENTRE, 4)
+
+
+DENIED = BOXED.plus(TOLD)
+
+
+def refutes(corrected, marks=DENIED, told=TOLD):
+    return refuted(cropped(BEFORE), cropped(corrected), marks, told, SOURCE)
+
+
+def test_a_box_whose_answer_only_gets_a_hole_in_its_middle_meant_another_structure():
+    assert refutes(HOLED)
+    assert not refutes(ball(beside(9), 3)), "what was denied is gone"
+
+
+def test_a_box_whose_answer_is_denied_in_its_middle_again_meant_another_structure():
+    again = BOXED.plus(Marks(exclude=[beside(20)])).plus(TOLD)
+    assert refutes(ball(beside(9), 3), again)
+
+
+def test_an_answer_stays_if_it_is_denied_near_its_border_or_holds_what_was_pointed_at():
+    edge = Marks(exclude=[beside(10)])
+    assert not refutes(BEFORE & ~ball(beside(10), 2), BOXED.plus(edge), edge)
+    assert not refutes(HOLED, BOXED.plus(Marks(include=[beside(7)])).plus(TOLD))
+    assert not refutes(HOLED, TOLD), "no box"
