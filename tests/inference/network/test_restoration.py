@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientation, Resize
 from scipy import ndimage
 from torch.nn import functional
 
@@ -112,6 +114,43 @@ def test_masks_are_those_of_simpleitks_interpolation_of_each_logit(orientation, 
     assert certain.mean() > 0.99
     labels = restoration.restore(restoration.log_odds(torch.from_numpy(logits.copy())), grid)
     np.testing.assert_array_equal(labels[certain], np.argmax(fine, axis=0)[certain])
+
+
+def forwards(array, affine, grid):
+    """MONAI's own way of an image to the network grid, which remembers the way back."""
+    image = MetaTensor(torch.from_numpy(array[None].astype(np.float32)), affine=torch.from_numpy(affine))
+    way = Compose([Orientation("RAS", labels=None), Resize(grid.canonical, mode="trilinear", align_corners=False)])
+    return way, way(image)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::7])
+@pytest.mark.parametrize("spacing_mm", [0.0, 0.8, 2.3, (1.1, 3.0, 1.7)])
+def test_masks_are_those_of_monais_inverse_transforms_of_each_logit(orientation, spacing_mm):
+    shape, edges = (23, 18, 31), (0.8, 1.1, 2.0)
+    affine = affine_of(orientation, edges, 11)
+    grid = NetworkGrid.fit(shape, affine, spacing_mm=spacing_mm, limit=None, divisor=4)
+    noise = np.random.default_rng(8).standard_normal((3, *grid.padded))
+    logits = ndimage.gaussian_filter(noise, (0, 1, 1, 1)).astype(np.float32) * 10
+    fine = []
+    for field in logits:
+        way, there = forwards(np.zeros(shape), affine, grid)
+        there[0] = torch.from_numpy(field[tuple(map(slice, grid.canonical))].copy())
+        fine.append(way.inverse(there)[0].numpy())
+    first, second = np.sort(fine, axis=0)[[-1, -2]]
+    certain = first - second > 1e-3
+    assert certain.mean() > 0.99
+    labels = restoration.restore(restoration.log_odds(torch.from_numpy(logits.copy())), grid)
+    np.testing.assert_array_equal(labels[certain], np.argmax(fine, axis=0)[certain])
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5])
+def test_a_finer_network_grid_shows_the_image_that_monais_transforms_show(orientation):
+    array = np.random.default_rng(4).normal(0, 100, (13, 18, 11)).astype(np.float32)
+    affine = affine_of(orientation, (2.0, 3.1, 4.0), 11)
+    grid = NetworkGrid.fit(array.shape, affine, spacing_mm=1.3, limit=None, divisor=4)
+    _, expected = forwards(array, affine, grid)
+    found = grid.from_source(array)[tuple(map(slice, grid.canonical))]
+    np.testing.assert_allclose(found, expected[0].numpy(), atol=0.01)
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 2.5, 3.0, 4.0])

@@ -2,6 +2,10 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.draw import polygon2mask
 
 from rayapp.inference.prompts.outlines import enclosed, enforce_curves, slice_of
 
@@ -94,3 +98,51 @@ def test_on_its_slice_a_structure_is_what_the_curve_encloses_and_others_stay_out
     assert labels[1, 1, 4] == 2
     assert labels[6, 6, 4] == 0
     assert (labels[5:60, 5:60, 5] == 1).all()
+
+
+def near(points):
+    """The pixels of a slice that a closed line can run through: none of its points is further from their centres."""
+    at = np.stack(np.indices(SHAPE[:2]), axis=-1).astype(float)
+    pixels = np.zeros(SHAPE[:2], bool)
+    for start, end in zip(points, np.roll(points, -1, axis=0), strict=True):
+        along = end - start
+        share = np.clip(((at - start) @ along) / max(along @ along, 1e-12), 0, 1)
+        pixels |= np.linalg.norm(at - start - share[..., None] * along, axis=-1) <= np.sqrt(0.5) + 1e-6
+    return pixels
+
+
+def drawn(points):
+    return [(float(a), float(b), 4.0) for a, b in points]
+
+
+corners = st.lists(st.tuples(st.floats(2, 67), st.floats(2, 72)), min_size=3, max_size=9, unique=True)
+
+
+@given(st.lists(corners, min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_curves_of_any_shape_are_those_of_skimages_polygons_by_the_even_odd_rule(polygons):
+    polygons = [np.array(points) + 0.0137 for points in polygons]  # no centre on a side
+    inside = enclosed([drawn(points) for points in polygons], SHAPE)[2, 4]
+    expected = np.logical_xor.reduce([polygon2mask(SHAPE[:2], points) for points in polygons])
+    lines = np.logical_or.reduce([near(points) for points in polygons])
+    np.testing.assert_array_equal(inside & ~lines, expected & ~lines)
+    assert not (expected & ~inside).any()  # where it is thin, what a curve runs through belongs to it, too
+
+
+@given(st.lists(st.floats(1.0, 30.0), min_size=5, max_size=40), st.floats(-0.5, 0.5), st.floats(-0.5, 0.5))
+@settings(max_examples=60, deadline=None)
+def test_an_outline_is_what_simpleitk_fills_and_not_more(radii, i, j):
+    """Between what is enclosed without the pixels of the outline, and with all of them."""
+    turns = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
+    points = np.stack([35 + i + radii * np.cos(turns), 36 + j + radii * np.sin(turns)], axis=1)
+    outline = near(points)
+    filled = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(outline.astype(np.uint8)))) > 0
+    inside = enclosed([drawn(points)], SHAPE)[2, 4]
+    assert not (inside & ~filled).any()
+    assert not (filled & ~outline & ~inside).any()
+
+
+def test_a_hole_of_one_voxel_stays_open():
+    inside = enclosed([circle(20.2), circle(0.6, (30.0, 33.0))], SHAPE)[2, 4]
+    assert inside.sum() == centres_within(20.2).sum() - 1
+    assert not inside[30, 33]
