@@ -23,6 +23,14 @@ def real(*parts: str) -> Path:
     return path
 
 
+def case(*parts: str) -> Path:
+    """A file or folder of the cases, which lie beside the real data; the test is skipped where it is absent."""
+    path = DATA.parent.joinpath("cases", *parts)
+    if not path.exists():
+        pytest.skip(f"{ABSENT}../cases")
+    return path
+
+
 def lacked(skipped: Iterable[Any]) -> str:
     """The folders of real data that were absent, from the reports of skipped tests; "" when none was missed."""
     reasons = (str(report.longrepr[2]) for report in skipped)

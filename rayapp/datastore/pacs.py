@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import requests
@@ -189,7 +190,7 @@ class PacsClient:
         """
         with _asking():
             for instance in self._client.iter_series(study, series, media_types=(("application/dicom", "*"),)):
-                yield instance, instance.buffer.getvalue()
+                yield instance, _file_of(instance)
 
     def store(self, instance: Dataset) -> None:
         """Store one instance; idempotent.
@@ -221,6 +222,17 @@ class PacsClient:
                 if instance.SOPInstanceUID in self.instances(instance.StudyInstanceUID, instance.SeriesInstanceUID):
                     return True
         return False
+
+
+def _file_of(instance: Any) -> bytes:
+    """The bytes of a parsed instance's file."""
+    syntax = instance.file_meta.get("TransferSyntaxUID")
+    if syntax is None or not syntax.is_deflated:
+        data: bytes = instance.buffer.getvalue()
+        return data
+    with BytesIO() as file:  # in place of the file's own bytes, pydicom keeps what it inflated
+        instance.save_as(file, enforce_file_format=True)
+        return file.getvalue()
 
 
 Search = Callable[[int, int], list[dict[str, Any]]]

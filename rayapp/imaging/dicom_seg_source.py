@@ -77,6 +77,9 @@ def obstacle(slices: Sequence[Slice]) -> str | None:
 def sources(source: Path) -> tuple[list[Dataset], list[int], tuple[float, ...]]:
     """The instances that a DICOM SEG refers to.
 
+    A segmentation has one orientation and one pixel spacing. So where rounding made those of the slices differ, all get
+    those of the first slice, which are the volume's.
+
     Returns:
         The series' instances without pixel data; for each of their frames the k of its slice; and the position of the
         first frame.
@@ -90,6 +93,9 @@ def sources(source: Path) -> tuple[list[Dataset], list[int], tuple[float, ...]]:
     files = list(dict.fromkeys(piece.path for piece in slices))
     images: list[Dataset] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     single = len(files) == len(slices)
+    for image in images[1:] if single else ():
+        for keyword in ("ImageOrientationPatient", "PixelSpacing"):
+            image[keyword] = images[0][keyword]
     order = list(range(len(slices))) if single else sorted(range(len(slices)), key=lambda k: slices[k].frame)
     return images, order, tuple(slices[order[0]].plane.position)
 

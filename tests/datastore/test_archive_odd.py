@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from rayapp.datastore.interfaces import NOT_STORABLE, Author
+from rayapp.errors import Unreadable
 from rayapp.imaging.dicom_seg import read_masks
 from rayapp.imaging.nrrd import encode_masks
 from rayapp.imaging.reader import read_grid
@@ -136,3 +138,21 @@ def test_overlapping_segments_of_slicer_are_archived_whole(twins: Twins, kind: s
     found = read_masks(path, grid, max_bytes=MAX)
     assert found.names == ("tumour", "liver")
     np.testing.assert_array_equal(found.array, [small, large])
+
+
+def test_a_deflated_series_is_refused_for_that_reason_each_time_it_is_opened(twins: Twins) -> None:
+    twins.archive.add(twins.folder / "files", A)
+    twins.archive.held[A] = [_deflated(file) for file in twins.archive.held[A]]
+    store = twins.server()
+    for _ in range(2):
+        with pytest.raises(Unreadable, match="TransferSyntaxUID: deflated"):
+            store.image(A)
+    assert twins.archive.asked("iter_series") == 1
+
+
+def _deflated(data: bytes) -> bytes:
+    dataset = pydicom.dcmread(BytesIO(data))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

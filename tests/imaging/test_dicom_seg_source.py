@@ -72,6 +72,23 @@ def test_pydicom_alone_finds_each_segment_on_the_pixels_that_have_its_values(
         np.testing.assert_allclose(_sorted(found), _sorted(wanted), atol=1e-3)
 
 
+def test_slices_whose_orientations_and_spacings_rounding_made_differ_have_a_segmentation(tmp_path: Path) -> None:
+    """On the volume's grid, which is that of the first slice."""
+    values = labels()
+    for number, file in enumerate(write_series(tmp_path / "series", values, AFFINES["oblique"])):
+        header = pydicom.dcmread(file)
+        turned = [
+            round(float(n) + 2e-4 * (number % 3 - 1) * (place == 0), 6)
+            for place, n in enumerate(header.ImageOrientationPatient)
+        ]
+        spacing = [float(n) * (1 + 1e-5 * number) for n in header.PixelSpacing]
+        edit(file, ImageOrientationPatient=turned, PixelSpacing=spacing)
+    grid = read_grid(tmp_path / "series")
+    written = tmp_path / "seg.dcm"
+    written.write_bytes(encode(Segmentation(array=values, affine=grid.affine), tmp_path / "series"))
+    np.testing.assert_array_equal(read_segmentation(written, grid, max_bytes=MAX).array, values)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("names", [{}, {"liver": 1, "tumour": 2}], ids=["unnamed", "named"])
 def test_nothing_here_is_an_answer(tmp_path: Path, kind: Kind, names: dict[str, int]) -> None:
