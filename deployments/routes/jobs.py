@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from deployments.problems import problems
 from deployments.replies import file_reply
 from deployments.services import Services
 from deployments.streams import EVENT_STREAM, KEEP_ALIVE, LastEvent, digest_of, event_stream, server_sent_event
+from deployments.submissions import submit
 from deployments.train_options import check_train_options
 from rayapp import responses
 from rayapp.datastore.job_record import Job, State
@@ -88,9 +88,8 @@ async def _ended(services: Services, job_id: str, seconds: float) -> Job:
 async def _submit(
     services: Services, user: User, kind: JobKind, name: str, params: Mapping[str, Any], *, enqueue: bool
 ) -> Job:
-    # The id is chosen here, so that a retry after a fault submits no second job.
     named = {"model": name, **params} if kind is JobKind.SCORING else {**params, "model": name}
-    return await services.jobs.submit(kind, name, named, job_id=str(uuid.uuid4()), user=user.name, enqueue=enqueue)
+    return await submit(services.jobs, kind, name, named, user=user.name, enqueue=enqueue)
 
 
 @router.get(Route.TRAIN)

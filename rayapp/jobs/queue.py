@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rayapp.datastore.job_record import DETAILS, Job, Ledger, Progress, State, finite
-from rayapp.errors import AlreadyRunning, Busy, Disabled, NotFound, RayappError
+from rayapp.errors import AlreadyRunning, Busy, Conflict, Disabled, NotFound, RayappError
 from rayapp.protocol import JobKind
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,10 @@ class JobQueue:
         self._ledger = ledger
         self._runners = runners
         self._jobs = {job.id: job for job in ledger.jobs()}
+        self._unconfirmed: dict[str, Job] = {}
+        """Submissions that the ledger may have recorded or not."""
+        self._withdrawn: deque[str] = deque(maxlen=MAX_RECORDS)
+        """Ids of submissions that are refused, should they still arrive."""
         self._contexts: dict[str, JobContext] = {}
         self._ending: set[str] = set()
         """Jobs whose end is being recorded: they accept no more changes, though readers still see them running."""
@@ -174,6 +179,7 @@ class JobQueue:
 
         Raises:
             AlreadyRunning: Without `enqueue`, if a job of the kind is running or waiting.
+            Conflict: If the job was withdrawn.
             Disabled: If this server runs no jobs of the kind.
             RayappError: If the kind's runner rejects the request.
         """
@@ -186,10 +192,32 @@ class JobQueue:
         with self._changed:
             if not enqueue and any(not other.over for other in self.jobs(kind)):
                 raise AlreadyRunning(f"++++++++++ {kind.monai_label} Task is Already Running")
+            if job_id in self._withdrawn:
+                raise Conflict(f"job {job_id!r} was withdrawn: submit another one")
+            self._unconfirmed[job_id] = job
+            while len(self._unconfirmed) > MAX_RECORDS:
+                self._unconfirmed.pop(next(iter(self._unconfirmed)))
             self._put(job)
+            self._unconfirmed.pop(job_id)
             self._changed.notify_all()
         self._forget(kind)
         return job
+
+    def withdraw(self, job_id: str) -> None:
+        """Cancel a job whose submission was not answered in time, whether it was recorded, is still to come or is lost.
+
+        Raises:
+            Busy: If this could not be recorded.
+        """
+        with self._changed:
+            if job_id not in self._withdrawn:
+                self._withdrawn.append(job_id)
+            if job_id in self._jobs:
+                self.cancel(job_id)
+            elif job_id in self._unconfirmed:
+                text = "withdrawn: its submission was not answered in time"
+                self._put(_ended(self._unconfirmed[job_id], State.STOPPED, text))
+                self._unconfirmed.pop(job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if it is waiting, else as soon as it notices. An ended job stays unchanged.

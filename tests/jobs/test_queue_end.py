@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from rayapp.datastore.job_record import Job, Progress, State
-from rayapp.errors import Busy
+from rayapp.errors import Busy, Conflict
 from rayapp.jobs import queue as queues
 from rayapp.jobs.queue import JobQueue, Outcome
 from rayapp.protocol import JobKind
+from tests.waiting import until
 
 PROGRESS = Progress(epoch=1, epochs=2, iteration=1, iterations=2)
 NAN, INF = math.nan, math.inf
@@ -26,12 +27,17 @@ def succeed(job, context):
     return Outcome(text="done")
 
 
+def until_stopped(job, context):
+    return None if context.stop.wait(60) else Outcome(text="it ran to its end")
+
+
 class MemoryLedger:
     """A `Ledger` in memory that may be told to refuse, and what to do in the middle of saving an end."""
 
     def __init__(self) -> None:
         self.records: dict[str, Job] = {}
         self.refusals = 0
+        self.answers_lost = 0
         self.on_end = ignore
         self.ends = 0
 
@@ -46,6 +52,9 @@ class MemoryLedger:
                 self.refusals -= 1
                 raise Busy("the datastore is restarting")
         self.records[job.id] = job
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise Busy("no answer in time")
 
     def forget_jobs(self, ids) -> None:
         for job_id in ids:
@@ -195,3 +204,54 @@ def test_an_app_that_exits_ends_its_job_and_not_the_queue(jobs):
     jobs.runner.work = succeed
     jobs.submit("b")
     assert jobs.end("b").state is State.DONE
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_submission_that_was_told_to_have_failed_never_runs(jobs, restarted):
+    jobs.ledger.answers_lost = 1
+    with pytest.raises(Busy):
+        jobs.submit("a")
+    assert jobs.ledger.records["a"].state is State.SUBMITTED, "it was recorded all the same"
+    jobs.queue.withdraw("a")
+    assert jobs.ledger.records["a"].state is State.STOPPED
+    if restarted:
+        jobs.queue.close()
+        jobs.queue = JobQueue(jobs.ledger, {JobKind.TRAIN: jobs.runner})
+    jobs.submit("b")
+    assert jobs.end("b").state is State.DONE
+    assert jobs.runner.ran == ["b"]
+
+
+def test_a_withdrawal_that_cannot_be_recorded_is_made_again_after_a_restart_too(jobs):
+    jobs.ledger.answers_lost = 1
+    with pytest.raises(Busy):
+        jobs.submit("a")
+    jobs.ledger.refusals = 1
+    with pytest.raises(Busy):
+        jobs.queue.withdraw("a")
+    jobs.queue.close()
+    jobs.runner.work = until_stopped
+    jobs.queue = JobQueue(jobs.ledger, {JobKind.TRAIN: jobs.runner})
+    jobs.queue.withdraw("a")
+    assert jobs.end("a").state is State.STOPPED
+
+
+def test_a_submission_that_arrives_after_it_was_withdrawn_is_refused(jobs):
+    for _ in range(2):
+        jobs.queue.withdraw("a")
+    with pytest.raises(Conflict, match="withdrawn"):
+        jobs.submit("a")
+    assert jobs.ledger.records == {}
+
+
+def test_withdrawing_ends_a_running_job_and_leaves_one_that_is_over(jobs):
+    jobs.runner.work = until_stopped
+    jobs.submit("a")
+    until(lambda: jobs.runner.ran)
+    jobs.queue.withdraw("a")
+    assert jobs.end("a").state is State.STOPPED
+    jobs.runner.work = succeed
+    jobs.submit("b")
+    done = jobs.end("b")
+    jobs.queue.withdraw("b")
+    assert jobs.queue.job("b") == done
