@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.datastore import remote_datastore, start_datastore
+from actors.datastore import GROUPS, remote_datastore, start_datastore
 from rayapp.app.app_loader import brings_datastore, own_datastore
 from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
-from rayapp.datastore.interfaces import Author
+from rayapp.datastore.interfaces import Author, ClickEvent
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import AppBroken, NotFound
 from rayapp.launch import _answer
+from tests.waiting import until
 
 BRINGS = """
     from pathlib import Path
@@ -73,6 +74,47 @@ def test_an_apps_own_datastore_serves_in_the_actor_and_again_after_a_kill(settin
     assert store.label("ct_a", "final") == saved
     with pytest.raises(NotFound):
         store.image("nobody")
+    store.close()
+    ray.kill(handle)
+
+
+HELD = """
+    import time
+    from pathlib import Path
+
+    from rayapp.datastore.local import LocalDatastore
+
+    class Vault(LocalDatastore):
+        '''Openings and whole lists wait until a file is there.'''
+
+        def _wait(self):
+            (self._studies / ".waiting").open("a").write("x")
+            while not (self._studies / ".go").exists():
+                time.sleep(0.01)
+
+        def image(self, image_id):
+            self._wait()
+            return super().image(image_id)
+
+        def document(self):
+            self._wait()
+            return super().document()
+"""
+
+
+def test_calls_that_wait_for_an_archive_or_read_everything_hold_up_no_save(tmp_path, ray_node):
+    settings = write(tmp_path, BRINGS, HELD)
+    handle = start_datastore(settings)
+    store, waiting = remote_datastore(handle), tmp_path / "studies" / ".waiting"
+    calls = [handle.image.remote("ct_a") for _ in range(40)] + [handle.document.remote() for _ in range(40)]
+    until(lambda: waiting.exists() and waiting.stat().st_size == sum(GROUPS[name][0] for name in ("open", "whole")))
+    staged = store.stage(".nii.gz")
+    staged.write_bytes(b"label")
+    assert store.save_label("ct_a", "final", staged, ".nii.gz", info={}, author=Author()).number == 1
+    assert store.append_events([ClickEvent(image_id="ct_a", kind="click", payload={})]) == [1]
+    assert len(ray.wait(calls, num_returns=len(calls), timeout=0)[1]) == len(calls)
+    (tmp_path / "studies" / ".go").touch()
+    ray.get(calls)
     store.close()
     ray.kill(handle)
 

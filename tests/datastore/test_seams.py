@@ -243,18 +243,25 @@ def crashed(store: LocalDatastore, target: Path) -> Path:
     return Path(shutil.copytree(store._studies, target, symlinks=True, copy_function=shutil.copy2))
 
 
-def test_a_missing_revision_does_not_stop_the_start_and_the_other_labels_are_repaired(plain, studies, tmp_path):
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_missing_or_damaged_revision_does_not_stop_the_start_and_the_other_labels_are_repaired(
+    plain, studies, tmp_path, damage, caplog
+):
     for image in ("ct_a", "ct_b"):
         save(plain, image, body=image.encode())
     left = crashed(plain, tmp_path / "left")
     (revision,) = plain.revisions("ct_a", "final")
-    (left / revision.path.relative_to(studies)).unlink()
+    lost = left / revision.path.relative_to(studies)
+    lost.unlink()
+    if damage == "damaged":
+        lost.write_bytes(b"CT_A")
     for image in ("ct_a", "ct_b"):
         (left / "labels" / "final" / f"{image}.nii.gz").unlink()
     store = LocalDatastore(left, watch=False, settle=0.0)
     try:
         assert store.label("ct_b", "final").path.read_bytes() == b"ct_b"
         assert store.status()["completed"] == 1
+        assert f"revision {revision.id[:12]} is missing or damaged" in caplog.text
         assert [file.user for file in store.revisions("ct_a", "final")] == ["ann"], "its history is kept for people"
     finally:
         store.close()

@@ -56,6 +56,25 @@ def test_a_removal_of_an_older_revision_is_refused(server: Served, tmp_path):
     assert server.send("DELETE", url).status_code == 200
 
 
+@pytest.mark.parametrize("condition", [True, False])
+def test_a_removal_made_again_after_a_lost_answer_leaves_what_was_saved_meanwhile(
+    server: Served, tmp_path, monkeypatch: pytest.MonkeyPatch, condition: bool
+):
+    first, remove = put(server, tmp_path).headers["ETag"], server.store.remove_label
+
+    def made_again(*names, **given):
+        assert remove(*names, **given)
+        server.save("ct_b", tmp_path / "label.nii.gz", "draft")
+        return remove(*names, **given)
+
+    monkeypatch.setattr(server.store, "remove_label", made_again)
+    headers = {"If-Match": first} if condition else {}
+    answer = server.send("DELETE", "/datastore/label?id=ct_b&tag=draft", headers=headers)
+    monkeypatch.undo()
+    assert answer.status_code == 409
+    assert server.store.label("ct_b", "draft").number == int(first.strip('"')) + 1
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"If-Match": "3"}, {"If-Match": "*"}, {"If-Match": 'W/"3"'}, {"If-None-Match": '"3"'}, {"If-Match": '"x"'}],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from rayapp.upkeep.check import problems, unused
 from rayapp.upkeep.erasure import erase
 from rayapp.upkeep.garbage import AGE_S, collect, orphans
 from tests.datastore.saves import Open, save
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -71,6 +75,41 @@ def test_a_backup_of_a_running_store_is_restored_with_all_it_had(
     assert again.status()["total"] == 3
     models = ModelStore(tmp_path / "space" / "models")
     assert (models.serving("liver"), models.versions("liver")) == ("v1", ["v1", "v2", "v3", "v4"])
+
+
+def test_backups_beside_saves_are_of_one_moment_each(
+    busy: LocalDatastore, studies: Path, workspace: Path, tmp_path: Path, open_store: Open
+):
+    """Each round saves a label of `ct_a` and then the same of `ct_b`."""
+    ended = threading.Event()
+
+    def annotate() -> None:
+        for number in itertools.count():
+            for image in ("ct_a", "ct_b"):
+                save(busy, image, tag="round", body=b"%d" % number)
+            if ended.is_set():
+                return
+
+    annotator = threading.Thread(target=annotate)
+    annotator.start()
+    until(lambda: "round" in busy.labels("ct_b"))
+    for number in range(3):
+        back_up(studies, workspace, tmp_path / "backup")
+        before = len(busy.revisions("ct_b", "round"))
+        until(lambda before=before: len(busy.revisions("ct_b", "round")) > before)
+        assert list(problems(tmp_path / "backup" / "studies", tmp_path / "backup" / "workspace")) == []
+        restored = tmp_path / f"again {number}"
+        restored.mkdir()
+        for image in ("ct_a.nii.gz", "ct_b.nii.gz", "mr_c.nrrd"):
+            shutil.copy(studies / image, restored)
+        restore(tmp_path / "backup", restored, tmp_path / f"space {number}")
+        again = open_store(restored)
+        saved = [[each.path.read_bytes() for each in again.revisions(image, "round")] for image in ("ct_a", "ct_b")]
+        assert len(saved[0]) - len(saved[1]) in (0, 1)
+        assert saved[0][: len(saved[1])] == saved[1]
+        assert again.label("ct_a", "round").path.read_bytes() == saved[0][-1]
+    ended.set()
+    annotator.join()
 
 
 def test_a_second_backup_copies_only_what_is_new(busy: LocalDatastore, studies: Path, workspace: Path, tmp_path: Path):
