@@ -87,7 +87,7 @@ def test_backups_beside_saves_are_of_one_moment_each(
         for number in itertools.count():
             for image in ("ct_a", "ct_b"):
                 save(busy, image, tag="round", body=b"%d" % number)
-            if ended.is_set():
+            if ended.wait(0.02):
                 return
 
     annotator = threading.Thread(target=annotate)
