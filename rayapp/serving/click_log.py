@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rayapp.datastore.interfaces import ClickEvent, Info
-from rayapp.errors import BadRequest, RayappError
+from rayapp.errors import RayappError
 from rayapp.imaging import mask_codec
 from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.infer_task import Prompts, TaskInfo
 from rayapp.inference.prompts.parse import BACKGROUND, FOREGROUND, structure_names
+from rayapp.inference.prompts.unknown_label import unknown_label
 from rayapp.serving.cache import ByteCache
 from rayapp.serving.interaction import WITHDRAW, Interaction, opened_at
 from rayapp.serving.messages import InferCall, Turn
@@ -236,7 +237,7 @@ def _check_labels(now: Interaction, event: ClickEvent, info: TaskInfo) -> None:
     known = dict.fromkeys((*structure_names(info, label), FOREGROUND, BACKGROUND))
     for name in (*event.payload.get("clicks", {}), *event.payload.get("extremes", {})):
         if name not in known:
-            raise BadRequest(f"the model has no structure {name[:60]!r}; it has: {', '.join(known)}")
+            raise unknown_label(name, known)
 
 
 def payload_of(prompts: Prompts) -> dict[str, Any]:

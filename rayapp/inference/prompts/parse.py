@@ -18,7 +18,6 @@ foreground. Keys that only our clients and interactions send:
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.arrays import Labels, Shape
 from rayapp.inference.infer_task import CurvePoint, Drawing, Point, Prompts, TaskInfo
 from rayapp.inference.prompts import scribble_map
+from rayapp.inference.prompts.unknown_label import label_meant, unknown_label
 from rayapp.protocol import RESERVED_LABEL_NAMES, parse_flag
 
 BACKGROUND = "background"
@@ -68,7 +68,7 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> Pr
     }
     clicks = {name: points for name, points in clicks.items() if points}
     if info.structures:
-        _check_unknown(params, info, any_known=bool(clicks))
+        _check_unknown({name: points for name, points in params.items() if _is_points(points)}, info, clicks)
     if sum(len(points) for points in clicks.values()) > MAX_CLICKS:
         raise BadRequest(f"a request may contain at most {MAX_CLICKS} clicks")
     strokes = _parse_strokes(params.get("marks"), shape)
@@ -79,32 +79,30 @@ def parse_prompts(params: Mapping[str, Any], info: TaskInfo, shape: Shape) -> Pr
         slice=_parse_slice(params.get("slice"), shape),
         reset=parse_flag(params.get("reset_state"), "reset_state"),
         start=_parse_start(params.get("start"), info, shape),
-        extremes=_parse_extremes(params.get("extremes"), (*info.structures, *active, FOREGROUND), shape),
+        extremes=_parse_extremes(params.get("extremes"), info, (*info.structures, *active, FOREGROUND), shape),
         sizes=_parse_sizes(params.get("size"), sum(len(clicks[name]) for name in clicks if name != BACKGROUND)),
         **_parse_drawings(strokes, params, info, shape),
     )
 
 
-def _check_unknown(params: Mapping[str, Any], info: TaskInfo, *, any_known: bool) -> None:
-    """Refuse clicks under a name that the model has not, if they are meant for this model.
+def _check_unknown(sent: Mapping[str, object], info: TaskInfo, taken: Mapping[str, object]) -> None:
+    """Refuse points under a name that the model has not, if they are meant for this model.
 
     3D Slicer sends the clicks of all its segments to each model, so those that resemble none of the model's labels are
-    ignored, but only if other clicks are left.
+    ignored, but only if others are left.
+
+    Args:
+        sent: Points by name; empty lists count as none.
+        info: The model.
+        taken: Those under names that the model has.
 
     Raises:
         BadRequest: Listing the model's labels, and the one that was probably meant.
     """
     known = {*info.labels, *RESERVED_LABEL_NAMES, FOREGROUND, BACKGROUND}
-    for name, value in params.items():
-        if name in known or not _is_points(value):
-            continue
-        folded = {label.casefold(): label for label in info.structures}
-        near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
-        if near or not any_known:
-            meant = f": did you mean {folded[near[0]]!r}?" if near else ""
-            raise BadRequest(
-                f"the model has no label {name[:60]!r}; its labels are {', '.join(info.structures)}{meant}"
-            )
+    for name, points in sent.items():
+        if points and name not in known and (not taken or label_meant(name, info.structures)):
+            raise unknown_label(name, info.structures)
 
 
 def _is_points(value: object) -> bool:
@@ -183,6 +181,8 @@ def _parse_drawings(
     structure_of = {name: name or default for name in reversed(dict.fromkeys(reversed(labels)))}  # last drawn, last
     for name in structure_of.values():
         if name not in info.structures:
+            if isinstance(name, str) and name:
+                raise unknown_label(name, info.structures)
             raise BadRequest(
                 f"strokes and curves belong to a structure: name it in 'label', one of {', '.join(info.structures)}"
             )
@@ -235,13 +235,15 @@ def _parse_mask(key: str, text: object, shape: Shape) -> SparseLabels:
         raise BadRequest(f"{key}: {error.detail}") from None
 
 
-def _parse_extremes(value: object, names: Sequence[str], shape: Shape) -> dict[str, tuple[Point, ...]]:
-    """Extreme points by structure; other names than `names` are ignored, as with clicks."""
+def _parse_extremes(value: object, info: TaskInfo, names: Sequence[str], shape: Shape) -> dict[str, tuple[Point, ...]]:
+    """Extreme points by structure; other names than `names` are treated as with clicks."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise BadRequest(f"extremes must be lists of points by label name, not {_abbreviated(value)}")
     extremes = {name: parse_points(name, value[name], shape) for name in dict.fromkeys(names) if value.get(name)}
+    if info.structures:
+        _check_unknown(value, info, extremes)
     for name, points in extremes.items():
         in_one_slice = any(len(set(indices)) == 1 for indices in zip(*points, strict=True))
         if len(points) != 6 and not (len(points) == 4 and in_one_slice):

@@ -190,6 +190,5 @@ def _voxels(places: Positions, view: View) -> tuple[NDArray[np.int64], ...]:
 
 
 def _depths(inside: Bools, spacing: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Distance of each voxel of a mask from its border, in voxels or, with a spacing, in mm; the sides are border, too.
-    """
+    """Distance of each voxel of a mask from its border, in voxels or, with a spacing, in mm. The sides are border."""
     return np.asarray(ndimage.distance_transform_edt(np.pad(inside, 1), spacing))[1:-1, 1:-1, 1:-1]

@@ -43,6 +43,27 @@ def test_a_click_under_a_misspelt_label_is_refused_with_the_labels_and_the_one_m
             parse(**{name: [[8, 18, 6]], **others})
 
 
+@pytest.mark.parametrize(("name", "meant"), [("Liver", "liver"), ("livre", "liver"), ("SPLEEN", "spleen")])
+def test_strokes_curves_and_extreme_points_under_a_misspelt_label_are_refused_in_the_same_words(name, meant):
+    curve, ends = [[1, 1, 4], [1, 5, 4], [5, 5, 4]], [[1, 5, 5], [9, 5, 5], [5, 1, 5], [5, 9, 5], [5, 5, 1], [5, 5, 9]]
+    for params in (
+        {"curves": [{"points": curve, "label": name}]},
+        {"marks": [{"packed": strokes_at((1, (1, 1, 1))), "label": name}]},
+        {"curves": [curve], "label": name},
+        {"extremes": {name: ends}},
+        {"extremes": {name: ends, "spleen": ends, "liver": ends}},
+    ):
+        with pytest.raises(BadRequest, match=f"no label '{name}'.*liver, spleen: did you mean '{meant}'"):
+            parse(**params)
+
+
+def test_extreme_points_that_would_all_be_dropped_are_refused_and_those_of_other_models_are_not():
+    ends = [[1, 5, 5], [9, 5, 5], [5, 1, 5], [5, 9, 5], [5, 5, 1], [5, 5, 9]]
+    with pytest.raises(BadRequest, match=r"no label 'heart'; its labels are liver, spleen$"):
+        parse(extremes={"heart": ends, "liver": []})
+    assert list(parse(extremes={"heart": ends, "liver": ends}).extremes) == ["liver"]
+
+
 def test_clicks_that_would_all_be_dropped_are_refused_with_the_labels():
     with pytest.raises(BadRequest, match=r"no label 'kidney'; its labels are liver, spleen$"):
         parse(kidney=[[8, 18, 6]], liver=[])
