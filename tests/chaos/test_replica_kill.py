@@ -30,7 +30,11 @@ def process_of(server: Running, name: str) -> psutil.Process:
     pytest.fail(f"no process {name!r}")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["without keys", "with keys"])
+WAYS = [pytest.param(False, id="without keys", marks=pytest.mark.slow), pytest.param(True, id="with keys")]
+"""As a server is used, and at length also as a demo is."""
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server of this module's own. With keys its requests go through HAProxy and gRPC, whose failures are others."""
     with started(tmp_path_factory.mktemp("server"), keys=request.param) as running:
