@@ -6,13 +6,14 @@ import importlib.metadata
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rayapp.commands import WrongUsage
+from rayapp.commands.server import names, places
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -38,6 +39,10 @@ def doctor(
     every: Annotated[
         bool, typer.Option("--all", help="Read every labelled image, and name all that a training would refuse.")
     ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME,…", help="With --all: the structures of the trainings, as of `rayapp start`."),
+    ] = None,
 ) -> None:
     """Show versions, hardware, shipped models and flags for this machine; exit with status 1 if there is a problem."""
     from rich.console import Console
@@ -46,6 +51,8 @@ def doctor(
 
     if every and studies is None:
         raise WrongUsage("--all: needs --studies, the folder of images to read")
+    if labels is not None and not every:
+        raise WrongUsage("--labels: needs --all, which reads the label maps")
     if studies is not None and not studies.is_dir():
         raise WrongUsage(f"--studies: there is no folder {studies}")
     console, errors = Console(), Console(stderr=True)
@@ -70,7 +77,9 @@ def doctor(
                 except NothingReadable as error:
                     found, unusable = error.problems, [f"--studies: {error.detail}"]
                 if every:
-                    found = {**found, **refused_by_training(read, progress)}
+                    flags = {"studies": studies, "labels": names(labels)}
+                    wanted = places({name: value for name, value in flags.items() if value is not None}).labels
+                    found = {**found, **refused_by_training(read, wanted, progress)}
             if found:
                 tables.append(_problems(Table("in the studies", "problem"), found))
     for table in tables:
@@ -187,8 +196,14 @@ def _survey(table: Table, survey: Survey) -> Table:
     return table
 
 
-def refused_by_training(studies: Studies, progress: Progress) -> dict[str, str]:
-    """The reason why a training would refuse a labelled image, by the image's name; reads all of them."""
+def refused_by_training(studies: Studies, labels: Sequence[str], progress: Progress) -> dict[str, str]:
+    """The reason why a training would refuse a labelled image, by the image's name; reads all of them.
+
+    Args:
+        studies: The images and their label maps.
+        labels: The structures that are trained, in the order of their values; empty if any values may occur.
+        progress: Shows how many images have been read.
+    """
     from rayapp.training.cases import bad_pairs, read_pair
     from rayapp.training.train_task import Pair
 
@@ -197,7 +212,7 @@ def refused_by_training(studies: Studies, progress: Progress) -> dict[str, str]:
 
     def check(pair: Pair) -> None:
         progress.advance(reading)
-        read_pair(pair, None)
+        read_pair(pair, {name: value for value, name in enumerate(labels, start=1)} or None)
 
     return bad_pairs(pairs, check)
 

@@ -66,7 +66,7 @@ def opened(root: Path) -> Iterator[Studies]:
         for tag in (ORIGINAL, FINAL):
             files, problems = folder_scan.files(root / folder_scan.LABELS / tag)
             left_out |= problems
-            for name in files:
+            for name in sorted(files):
                 split = folder_scan.split_name(name)
                 if split is not None and (image_id := id_of(split[0])) in images:
                     labels[images[image_id]] = root / folder_scan.LABELS / tag / name

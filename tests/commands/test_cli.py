@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
+from rich.progress import Progress
 from typer import Exit
 
 from rayapp import cli
@@ -20,9 +24,15 @@ from rayapp.commands import WrongUsage, annotation, doctor, jobs
 from rayapp.commands.demo import inside_liver
 from rayapp.commands.server import settings
 from rayapp.imaging.phantom import ORGANS, phantom
+from rayapp.planner.studies import opened
 from rayapp.protocol import Role
+from rayapp.training.basic_train import BasicTrainTask
+from rayapp.training.cases import bad_pairs
+from rayapp.training.options import Options
+from rayapp.training.train_task import Pair
 from rayapp.users import UserStore
 from tests.conftest import make_studies
+from tests.training.blobs import write_pairs
 
 Refused = Callable[..., str]
 RAYAPP = Path(sys.executable).with_name("rayapp")
@@ -255,6 +265,36 @@ def test_doctor_gives_the_reasons_where_no_image_can_be_read(tmp_path: Path, cap
     assert "um.nrrd" in told.out
     assert "recommended flags" in told.out
     assert "--studies: none of the sampled images could be read" in told.err
+
+
+def test_doctor_finds_the_pairs_that_a_training_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Among them values that are none of the server's labels, which are taken from the flag or the environment."""
+    studies, found = tmp_path / "studies", {}
+    (studies / "labels" / "final").mkdir(parents=True)
+    for number, pair in enumerate(write_pairs(tmp_path / "pairs", 4)):
+        image, label = studies / pair.image.name, studies / "labels" / "final" / pair.image.name
+        shutil.copy(pair.image, image)
+        image_of, array = nibabel.load(pair.label), nibabel.load(pair.label).get_fdata().astype(np.uint8)
+        affine = image_of.affine + np.array([[0, 0, 0, 3.0 * (number == 1)]] * 3 + [[0] * 4])
+        nibabel.Nifti1Image(array * (4 if number == 2 else 1), affine).to_filename(label)
+        if number == 0:
+            label.write_bytes(label.read_bytes()[:-40])
+        found[image.name.split(".")[0]] = Pair(image=image, label=label)
+    trainer = BasicTrainTask(labels={"ball": 1, "rod": 2}, description="", options=Options())
+    refused = bad_pairs(list(found.values()), trainer.check)
+    assert list(refused) == ["blob_00", "blob_01", "blob_02"]
+    with opened(studies) as read, Progress(disable=True) as progress:
+        assert doctor.refused_by_training(read, ("ball", "rod"), progress) == refused
+        assert list(doctor.refused_by_training(read, (), progress)) == ["blob_00", "blob_01"]
+    with contextlib.suppress(Exit):
+        doctor.doctor(studies, every=True, labels="ball,rod")
+    told = capsys.readouterr().out
+    assert all(name in told for name in refused)
+    assert "blob_03" not in told
+
+
+def test_doctor_reads_labels_only_where_it_reads_all(refused: Refused, tmp_path: Path):
+    assert "--labels: needs --all" in refused("doctor", "--studies", tmp_path, "--labels", "liver")
 
 
 def test_doctor_names_what_is_amiss():
