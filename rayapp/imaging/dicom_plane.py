@@ -150,8 +150,8 @@ def _distance(planes: Sequence[Plane]) -> float:
     length = float(np.linalg.norm(step))
     if np.diff(along).min() <= _MAX_DEVIATION * length:
         raise Unreadable(
-            "two slices of the series have the same position, and no attribute tells two volumes apart: remove what is "
-            "there twice, or keep one phase or echo per series"
+            "two slices of the series have the same position: remove what is there twice, or keep one phase or echo "
+            "per folder"
         )
     slack = _slack(positions)
     if np.abs(along - np.linspace(along[0], along[-1], len(planes))).max() > max(_MAX_UNEVENNESS * length, slack):

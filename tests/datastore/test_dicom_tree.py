@@ -16,7 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from rayapp.datastore import dicom_tree
 from rayapp.datastore.interfaces import Author
 from rayapp.datastore.local import LocalDatastore
-from rayapp.errors import Disabled, NotFound
+from rayapp.errors import Disabled, NotFound, Unreadable
 from rayapp.imaging.reader import read_volume
 from tests.imaging.grids import AFFINES, MAX, labels, voxels
 from tests.imaging.series import edit, write_series
@@ -178,6 +178,37 @@ def test_an_image_keeps_its_id_when_further_echoes_arrive_or_leave(tmp_path: Pat
     echoes({f"{ONE}_echo-1": 1})
     arrive(2)
     echoes({f"{ONE}_echo-1": 1, f"{ONE}_echo-2": 2})
+
+
+def test_a_second_echo_in_a_folder_that_is_an_image_is_refused_until_it_lies_elsewhere(tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    for folder in ("mr", "other"):
+        (studies / folder).mkdir(parents=True)
+
+    def arrive(echo: int, folder: str) -> None:
+        array = voxels() + np.int16(1000 * echo)
+        for file in write_series(tmp_path / f"echo{echo}", array, AFFINES["oblique"], series=ONE):
+            edit(file, EchoNumbers=echo)
+            shutil.copy(file, studies / folder / f"{echo}-{file.name}")
+
+    def images() -> dict[str, int | str]:
+        store = LocalDatastore(studies, watch=False, settle=0.0)
+        found: dict[str, int | str] = {}
+        for image_id in store.image_ids():
+            try:
+                found[image_id] = int(read_volume(store.image(image_id).path, max_bytes=MAX).array.min()) // 1000
+            except Unreadable as error:
+                found[image_id] = error.detail
+        store.close()
+        return found
+
+    arrive(1, "mr")
+    assert images() == {"mr": 1}
+    arrive(2, "mr")
+    assert "keep one phase or echo per folder" in str(images()["mr"])
+    for file in (studies / "mr").glob("2-*"):
+        file.rename(studies / "other" / file.name)
+    assert images() == {"mr": 1, "other": 2}
 
 
 def test_echoes_in_one_series_are_images_of_their_own(tmp_path: Path) -> None:
