@@ -19,6 +19,7 @@ from pydicom.pixels import apply_modality_lut
 from rayapp.datastore.interfaces import NOT_STORABLE
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import RayappError, Unreadable
+from rayapp.imaging import dicom_instances
 from rayapp.imaging.dicom_seg import encode, read_segmentation
 from rayapp.imaging.reader import read_grid, read_volume
 from rayapp.imaging.volume import Segmentation, Volume
@@ -127,6 +128,31 @@ def test_a_folder_serves_the_pixels_at_their_places(tmp_path: Path, name: str) -
     volume = read_volume(store.image(name).path, max_bytes=MAX)
     store.close()
     assert_is(volume, [pydicom.dcmread(file) for file in files(name)])
+
+
+@pytest.mark.parametrize("name", [*SERVED, "19-no-series-uid"])
+def test_the_viewer_is_shown_the_pixels_of_a_folder_at_their_places(tmp_path: Path, name: str) -> None:
+    """By the frames and headers that OHIF asks for, which a series of its own is made of."""
+    volume = read_volume(case("dicom", name), max_bytes=MAX)
+    stack, stored = dicom_instances.stack_of(volume, name)
+    dicom_instances.write(tmp_path, stack, stored)
+    into, shown = np.linalg.inv(volume.affine), np.full(volume.array[0].shape, np.nan)
+    for number, header in enumerate(dicom_instances.instance_datasets(stack)):
+        kind = "<i2" if header.PixelRepresentation else "<u2"
+        pixels = np.frombuffer(dicom_instances.frame(tmp_path, stack, number), kind).reshape(
+            header.Rows, header.Columns
+        )
+        row, column = np.reshape(header.ImageOrientationPatient, (2, 3)).astype(float)
+        between_rows, between_columns = map(float, header.PixelSpacing)
+        rows, columns = np.indices(pixels.shape)
+        lps = np.array(header.ImagePositionPatient, float) + rows[..., None] * column * between_rows
+        ras = (lps + columns[..., None] * row * between_columns) * (-1, -1, 1)
+        index = ras @ into[:3, :3].T + into[:3, 3]
+        assert np.abs(index - np.rint(index)).max() < 0.02
+        at = tuple(np.moveaxis(np.rint(index).astype(int), -1, 0))
+        shown[at] = pixels * float(header.RescaleSlope) + float(header.RescaleIntercept)
+    step = np.ptp(volume.array[0]) / 65535 if volume.array.dtype.kind == "f" else 0
+    np.testing.assert_allclose(shown, volume.array[0], atol=step + 1e-6)
 
 
 @pytest.mark.parametrize("name", APART)
