@@ -82,11 +82,12 @@ class ArchiveMachine(RuleBasedStateMachine):
         save(self.stores[name], LABELLED, self.made[name])
 
     @rule(name=SERVERS)
-    def an_annotator_saves_while_the_archive_is_searched(self, name: str) -> None:
+    def an_annotator_saves_while_a_new_final_is_looked_at(self, name: str) -> None:
         def saves(*_: Any) -> None:
             self.archive.before.clear()
             self.an_annotator_saves(name)
 
+        self.another_program_stores_a_final()
         self.archive.before["retrieve_series_metadata"] = saves
         self.a_label_is_asked_for(name)
         self.archive.before.clear()
