@@ -38,7 +38,7 @@ def check(served: Served, tmp_path: Path) -> None:
     """Both series are scored, the maps lie on their grids, and what a batch found is saved as their label."""
     with Client(served.url) as client:
         *_, last = client.follow(client.start_job(JobKind.SCORING, "epistemic", {"samples": 2, "dropout": 0.3})["id"])
-        assert (last["status"], last["result"]["executed"]) == ("DONE", 2), last
+        assert (last["status"], last["result"]["executed"], last["result"]["failed"]) == ("DONE", 2, {}), last["result"]
         for series in SERIES:
             info = client.image_info(series)
             assert 0 < info["epistemic_entropy"] < np.log(3)
@@ -48,7 +48,7 @@ def check(served: Served, tmp_path: Path) -> None:
             assert unsure.array.max() > 0
         assert client.next_sample("epistemic")["id"] in SERIES
         *_, last = client.follow(client.start_job(JobKind.BATCH, "small", {"label_tag": "final"})["id"])
-        assert (last["status"], last["result"]["executed"], last["result"]["failed"]) == ("DONE", 2, {}), last
+        assert (last["status"], last["result"]["executed"], last["result"]["failed"]) == ("DONE", 2, {}), last["result"]
         for series in SERIES:
             assert client.has_label(series, "final")
 
