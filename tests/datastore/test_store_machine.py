@@ -52,7 +52,8 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             self.patch.undo()
             for each in self.pending:
-                each.work.change.answer.cancel()  # type: ignore[union-attr]
+                if each.work.change is not None:  # it is none when the step that ended it has failed
+                    each.work.change.answer.cancel()
             shutil.rmtree(self.root, ignore_errors=True)
 
     @initialize()
