@@ -72,5 +72,15 @@ def test_a_structure_that_the_reader_names_is_outlined_saved_and_there_again(bod
     np.testing.assert_array_equal(viewer.voxels(file)[0], found)
 
 
+def test_a_point_on_an_earlier_one_counts_and_moves_none(body: Served, viewer: Viewer):
+    affine = nibabel.load(body.settings.studies / "body.nii.gz").affine
+    world = index_to_mm(affine, (50, 40, 10)) * [-1, -1, 1]
+    viewer.open(body.url, "body")
+    viewer.show(world)
+    for mode in ("foreground", "background"):
+        viewer.use(mode)
+        assert " at " in viewer.click(world)
+
+
 def names(viewer: Viewer) -> list[str]:
     return viewer.page.locator(".rayapp .labels button.label").all_text_contents()

@@ -31,9 +31,16 @@ export function listen(tool, completed) {
 /** A point's position in LPS millimetres. @param {Annotation} annotation @returns {Point3} */
 export const world = annotation => [...annotation.data.handles.points[0]];
 
-/** Draw a point in this colour. @param {Annotation} annotation @param {Colour} colour */
+/**
+ * Draw a mark in this colour. It can no longer be moved, which would not move the prompt, so that another point can be
+ * placed on it.
+ *
+ * @param {Annotation} annotation
+ * @param {Colour} colour
+ */
 export function paint(annotation, [r, g, b]) {
-  const { config } = window.cornerstoneTools.annotation;
+  const { config, locking } = window.cornerstoneTools.annotation;
+  locking.setAnnotationLocked(annotation.annotationUID, true);
   const color = `rgb(${r}, ${g}, ${b})`;
   config.style.setAnnotationStyles(annotation.annotationUID, { color, colorHighlighted: color, colorSelected: color });
 }

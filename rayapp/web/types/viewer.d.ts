@@ -78,6 +78,7 @@ interface CornerstoneTools {
   addTool(tool: ToolConstructor): void;
   annotation: {
     config: { style: { setAnnotationStyles(uid: string, style: object): void } };
+    locking: { setAnnotationLocked(uid: string, locked: boolean): void };
     state: {
       addAnnotation(annotation: Annotation, frameOfReference: string): void;
       removeAnnotation(uid: string): void;
