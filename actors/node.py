@@ -7,7 +7,9 @@ out, Ray's other processes neither end nor answer: the server must then end inst
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -16,13 +18,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil  # type: ignore[import-untyped]
 import ray
+from ray._private import ray_constants
 
 from actors import NAMESPACE
-from actors.haproxy import installed, narrowed
+from actors.haproxy import Frontend, installed, narrowed
 from rayapp.config import Settings
 from rayapp.planner.shares import IDLE_CPUS
 from rayapp.runtime import host
@@ -33,6 +36,12 @@ VITAL = ("raylet", "gcs_server")
 """Processes without which a node does not work."""
 PATIENCE = 30
 """Seconds in which a client must send the next piece of its request, with keys."""
+ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Environment variable by which a node of Ray's opens ports at 127.0.0.1 only; the name is older than the use."""
+INSIDE = "127.0.0.1"
+"""Address of everything of an embedded node but the port for clients."""
+QUIET = range(20_000, 30_000)
+"""Ports below those that Linux gives out by itself, which Ray's processes take, and below those of Serve's replicas."""
 MARK = "RAYAPP_NODE"
 """Environment variable that marks every process of one node."""
 
@@ -76,6 +85,7 @@ def joined(settings: Settings) -> Iterator[Node]:
     # The thread is kept alive, since Ray's processes die with the thread that started them.
     with ThreadPoolExecutor(1, thread_name_prefix="ray") as starter:
         if settings.ray_address is not None:
+            close_token()
             init(address=settings.ray_address)
             try:
                 yield Node(())
@@ -87,12 +97,14 @@ def joined(settings: Settings) -> Iterator[Node]:
         for name, value in _environment(settings).items():
             os.environ.setdefault(name, value)
         os.environ.update(_places(settings, folder))
+        make_token()
+        clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
         try:
             init(
                 address="local",
                 num_cpus=settings.num_cpus or host.cores() + int(IDLE_CPUS),
                 include_dashboard=settings.dashboard,
-                dashboard_host="127.0.0.1",
+                dashboard_host=INSIDE,
                 _temp_dir=str(folder / "ray"),  # Ray opens this one to all users, but not what it lies in
             )
             node = Node([child for child in psutil.Process().children() if child.name() in VITAL])
@@ -101,6 +113,7 @@ def joined(settings: Settings) -> Iterator[Node]:
             if node.lost:
                 _kill(folder.name)
             ray.shutdown()
+            ray_constants.ENABLE_RAY_CLUSTER = clusters
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -125,6 +138,8 @@ def _environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # A replica that hangs ends at once: it would be given the time of the longest answer.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        # Who sends half a request is not waited for.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.connections.watched",
         # A second replica is needed when people wait, not half a minute later.
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     }
@@ -134,7 +149,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         return names
     return {
         **names,
-        # HAProxy is far cheaper per request, but binds replicas to all interfaces: only with authentication.
+        # HAProxy is far cheaper per request, but has replicas open ports to which Ray's token is the key.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Clients need no half minute to move to another server: there is one only.
@@ -146,11 +161,17 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 def _places(settings: Settings, folder: Path) -> dict[str, str]:
     """Environment variables for files and ports of a server's own: there may be others on the machine."""
+    common = {ALONE: "0", "RAYAPP_MAX_CONNECTIONS": str(settings.max_connections)}
     if settings.auth == "none":
-        return {}
-    proxy = folder / "haproxy"
+        return common
+    proxy = folder / "h"  # paths of sockets have room for 97 bytes
+    frontend = Frontend(
+        host=settings.host, certificate=_certificate(settings, folder), max_connections=settings.max_connections
+    )
     return {
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(narrowed(folder, installed())),
+        **common,
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(narrowed(folder, installed(), frontend)),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "m.sock"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
@@ -160,10 +181,45 @@ def _places(settings: Settings, folder: Path) -> dict[str, str]:
     }
 
 
+def _certificate(settings: Settings, folder: Path) -> Path | None:
+    """The server's certificate and key in one file, as HAProxy takes them; None without TLS."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    both = folder / "tls.pem"
+    with _private(both) as file:
+        file.write(settings.tls_cert.read_text().rstrip() + "\n" + settings.tls_key.read_text())
+    return both
+
+
+def token_file() -> Path:
+    """The file from which Ray takes its token: who has it can run code as the user of the node."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def make_token() -> None:
+    """Make Ray's token, unless there is one, in a file that only this user can read: Ray would make it for all."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token" and "RAY_AUTH_TOKEN" not in os.environ:
+        token_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError), _private(token_file()) as file:
+            file.write(secrets.token_hex(32))
+        close_token()
+
+
+def close_token() -> None:
+    """Let only this user read Ray's token, if it is this user's; the file of another one stays as it is."""
+    with contextlib.suppress(OSError):
+        token_file().chmod(0o600)
+
+
+def _private(path: Path) -> TextIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+
+
 def free_port(host: str) -> int:
-    """A port of the host that is free at the moment."""
+    """A port of the host that is free at the moment, and that the system gives to nobody who asks for any."""
     family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in (*random.sample(QUIET, 20), 0):
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    raise OSError(errno.EADDRINUSE, f"no port of {host} is free")

@@ -9,19 +9,23 @@ from collections.abc import Iterator
 from ray.exceptions import RayTaskError
 
 from rayapp import errors
-from rayapp.errors import RayappError
+from rayapp.errors import FULL, RayappError
 
 RESTARTING = "a server component is restarting; retry in 1 s"
 
 
 @contextlib.contextmanager
 def unwrapped_errors() -> Iterator[None]:
-    """Raise an error of `rayapp.errors` that another process raised as itself; Ray wraps it in a RayTaskError."""
+    """Raise an error of `rayapp.errors`, or that of a full disk, that another process raised as itself.
+
+    Ray wraps it in a RayTaskError.
+    """
     try:
         yield
     except RayTaskError as error:
-        if isinstance(error.cause, RayappError):
-            raise error.cause from None
+        cause = error.cause
+        if isinstance(cause, RayappError) or (isinstance(cause, OSError) and cause.errno in FULL):
+            raise cause from None
         raise
 
 

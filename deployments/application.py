@@ -79,8 +79,14 @@ class Application:
 
     def deploy(self) -> None:
         """Start Ray Serve, if it does not run, and the application; until its replicas run, it answers 404."""
+        # Only HAProxy is to be reached from elsewhere, and is told so by itself (`actors.haproxy`).
+        behind = self._settings.auth != "none" and self._settings.ray_address is None
         serve.start(
-            http_options={"host": self._settings.host, "port": self._settings.port, "request_timeout_s": None},
+            http_options={
+                "host": "127.0.0.1" if behind else self._settings.host,
+                "port": self._settings.port,
+                "request_timeout_s": None,
+            },
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
         self._run(shares_now(self._settings).replica)

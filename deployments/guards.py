@@ -1,7 +1,9 @@
-"""Middleware in front of every route: caps on bodies, checks of the Host header, and closing slashes."""
+"""Middleware in front of every route: caps on bodies and their time, checks of the Host header, and closing slashes."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable
 
 from fastapi.responses import JSONResponse
@@ -16,8 +18,15 @@ MAX_TEXT = 4 << 20
 """Maximum bytes of a body or a field that is held in memory, such as JSON."""
 
 
+BODY_S = 30.0
+"""Seconds that the rest of a body may be waited for, beside those that its bytes need at `SLOWEST`."""
+SLOWEST = 10_000
+"""Bytes a second: a slow mobile connection has ten times as many."""
+
+
 class BodyCap:
-    """Refuses bodies over the cap (413), by their declared length before they are read, and by the bytes received.
+    """Refuses bodies over the cap (413), by their declared length before they are read, and by the bytes received; and
+    bodies that arrive too slowly (408), which would hold a connection for as long as somebody likes.
 
     Multipart bodies are streamed, to disk or to the archive, and may have `max_body` bytes; others `MAX_TEXT`.
     """
@@ -42,11 +51,19 @@ class BodyCap:
             closing = {"Connection": "close"}
             await JSONResponse({"detail": text}, status_code=413, headers=closing)(scope, receive, send)
             return
-        received = 0
+        received, complete, waited = 0, False, 0.0
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete, waited
+            began, granted = time.monotonic(), BODY_S + received / SLOWEST
+            try:
+                async with asyncio.timeout(None if complete else granted - waited):
+                    message = await receive()
+            except TimeoutError:
+                slow = f"the body came too slowly: {received} bytes in {granted:.0f} s"
+                raise HTTPException(408, f"{slow}; send it again", headers={"Connection": "close"}) from None
+            waited += time.monotonic() - began
+            complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > cap:
                 raise HTTPException(413, text, headers={"Connection": "close"})

@@ -25,6 +25,7 @@ from actors.environment import runtime_env
 from actors.placement import most_replicas, replicas_here
 from actors.ray_errors import unwrapped_errors
 from deployments.clients import DatastoreClient
+from deployments.connections import stay_inside
 from rayapp.app import app_traceback
 from rayapp.app.app_loader import app_class
 from rayapp.config import Settings
@@ -59,6 +60,7 @@ class InferenceReplica:
         from rayapp.planner.replicas import plan
         from rayapp.serving.service import InferenceService
 
+        stay_inside()
         logs.configure(settings)
         ray.get(models.describe.remote())  # by then what the app ships is published
         app = app_class(settings).of(settings)

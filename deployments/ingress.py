@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from actors import ON_HEAD, name_of
+from deployments.connections import stay_inside
 from deployments.inference import NAME as INFERENCE
 from deployments.inference import RoutedInference
 from deployments.services import Services
@@ -26,6 +27,7 @@ def gateway_deployment(settings: Settings, datastore: Any, models: Any, jobs: An
     def build() -> FastAPI:
         from deployments.gateway import build_gateway
 
+        stay_inside()
         logs.configure(settings)
         inference = RoutedInference(serve.get_deployment_handle(INFERENCE, app_name=application))
         return build_gateway(Services.of(settings, datastore=datastore, models=models, jobs=jobs, inference=inference))

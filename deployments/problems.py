@@ -20,7 +20,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.ray_errors import RESTARTING
-from rayapp.errors import Busy, NotSignedIn, RayappError
+from rayapp.errors import FULL, Busy, NotSignedIn, RayappError
+from rayapp.files.durable import disk_error
 
 logger = logging.getLogger("rayapp.gateway")
 
@@ -37,6 +38,7 @@ _MEANINGS = {
     502: "The DICOM archive is unreachable, or its answer is invalid.",
     503: "Busy; retry after the seconds in the Retry-After header.",
     504: "The DICOM archive did not answer in time.",
+    507: "The server's disk is full, and nothing was stored: retry once there is room.",
 }
 
 
@@ -58,6 +60,7 @@ def explain(app: FastAPI) -> None:
     app.add_exception_handler(RayappError, _answer)
     app.add_exception_handler(RayActorError, _restarting)
     app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(OSError, _no_room)
     app.add_exception_handler(StarletteHTTPException, _framework)
 
 
@@ -73,6 +76,13 @@ async def _answer(request: Request, error: Exception) -> Response:  # noqa: ARG0
 
 async def _restarting(request: Request, error: Exception) -> Response:  # noqa: ARG001
     return await _answer(request, Busy(RESTARTING))
+
+
+async def _no_room(request: Request, error: Exception) -> Response:
+    """Wherever a file could not be written for want of room; any other error of the system is unexpected."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return await _answer(request, disk_error(error))
+    raise error
 
 
 async def _gone(request: Request, error: Exception) -> Response:  # noqa: ARG001

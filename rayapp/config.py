@@ -120,6 +120,12 @@ class Settings(BaseSettings):
     """Port to listen on; 0 for any free one."""
     auth: Auth = "none"
     """Authentication of clients: `token` requires a user's token, `none` admits everybody who can reach the server."""
+    tls_cert: Path | None = None
+    """File with the server's certificate and those that signed it (PEM), for HTTPS; it is read at the start."""
+    tls_key: Path | None = None
+    """File with the key of `tls_cert` (PEM), without a passphrase."""
+    max_connections: int = Field(default=512, ge=8)
+    """Connections that one address may hold open at a time; raise it behind a proxy, whose clients share one."""
     replicas: tuple[int, int] = (1, 1)
     """Minimum and maximum number of inference replicas."""
     replica_gpus: float | None = Field(default=None, ge=0, le=1)
@@ -172,6 +178,14 @@ class Settings(BaseSettings):
         if not 1 <= low <= high:
             raise ValueError("replicas must be MIN:MAX with 1 <= MIN <= MAX")
         return value
+
+    @model_validator(mode="after")
+    def _certified(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together: give both or none")
+        if self.tls_cert is not None and self.auth == "none":
+            raise ValueError("tls_cert needs auth: without keys the server answers to this machine only")
+        return self
 
     @property
     def loopback(self) -> bool:

@@ -23,6 +23,10 @@ def disk_reason(error: OSError) -> str:
     return _DISK.get(error.errno or 0) or error.strerror or type(error).__name__
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the system's errors for a disk or a quota without room."""
+
+
 class RayappError(Exception):
     """Base class. `status` is the HTTP status that the gateway answers."""
 
@@ -124,3 +128,10 @@ class Busy(RayappError):
 
     status = 503
     retry_after = 1
+
+
+class DiskFull(Busy):
+    """A file could not be written for want of room: nothing was stored; free some space, then retry."""
+
+    status = 507
+    retry_after = 30

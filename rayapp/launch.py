@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import ssl
 import threading
 import time
 import urllib.error
@@ -229,11 +230,12 @@ def _wait_until_answering(
             raise ours or RayappError(f"the server did not start: {last}")
         time.sleep(STATUS_S)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{shown}:{settings.port}"
+    url = f"{'http' if settings.tls_cert is None else 'https'}://{shown}:{settings.port}"
     while True:
         go_on()
         try:
-            with urllib.request.urlopen(url + Route.INFO, timeout=10):
+            # The certificate need not name the address that this machine is asked by.
+            with urllib.request.urlopen(url + Route.INFO, timeout=10, context=ssl._create_unverified_context()):
                 return url
         except urllib.error.HTTPError as error:
             if error.code == 401:

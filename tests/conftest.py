@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 import nibabel
@@ -54,12 +55,16 @@ class Running:
         """Processes of this server that run still."""
         return [" ".join(process.cmdline())[:120] for process in psutil.process_iter() if _marked(process, self.mark)]
 
-    def exposed(self, name: str) -> set[int]:
-        """Ports that processes of this server and name hold open to other machines."""
-        processes = [each for each in psutil.process_iter() if _marked(each, self.mark) and each.name() == name]
-        sockets = [each for process in processes for each in process.net_connections("tcp")]
-        listening = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
-        return {address.port for address in listening if address.ip != "127.0.0.1"}
+    def exposed(self) -> set[tuple[str, int]]:
+        """Process name and port of every socket of this server that other machines can reach."""
+        return {
+            (process.name(), each.laddr.port)
+            for process in psutil.process_iter()
+            if _marked(process, self.mark)
+            for each in process.net_connections("inet")
+            if each.status in (psutil.CONN_LISTEN, psutil.CONN_NONE) and each.laddr
+            if not ip_address(each.laddr.ip.removeprefix("::ffff:")).is_loopback
+        }
 
 
 def _marked(process: psutil.Process, mark: str) -> bool:

@@ -45,6 +45,7 @@ _BY_STATUS: dict[int, type[RayappError]] = {
     502: errors.ArchiveAway,
     503: errors.Busy,
     504: errors.ArchiveSlow,
+    507: errors.DiskFull,
 }
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import tomllib
@@ -76,6 +77,10 @@ def start(
     auth: Annotated[
         str | None, typer.Option(metavar="none|token", help="Authentication of clients.  [default: none]")
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate (PEM), for HTTPS; needs --auth.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of --tls-cert (PEM).")] = None,
     replicas: Replicas = None,
     num_cpus: Cpus = None,
 ) -> None:
@@ -94,6 +99,8 @@ def start(
         "host": host,
         "port": port,
         "auth": auth,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
         "replicas": pair("--replicas", replicas, ":") if replicas else None,
         "num_cpus": num_cpus,
     }
@@ -192,6 +199,7 @@ def settings(flags: Mapping[str, Any]) -> Settings:
     _check_writable("--workspace", checked.workspace)
     _check_labels(checked.labels)
     _check_address(checked)
+    _check_certificate(checked)
     return checked.model_copy(update={"app": _app(checked.app)})
 
 
@@ -295,6 +303,23 @@ def _check_address(settings: Settings) -> None:
             probe.bind((host, port))
     except OSError as error:
         raise WrongUsage(f"--host {host} --port {port}: {error.strerror}") from error
+
+
+def _check_certificate(settings: Settings) -> None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    if settings.ray_address is not None:
+        raise WrongUsage(
+            "--tls-cert: Ray Serve of the cluster listens, not this server: put a TLS proxy in front of it"
+        )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, lambda: "")
+    except OSError as error:  # that of OpenSSL is one too
+        reason = "are not a certificate and its key without a passphrase" if isinstance(error, ssl.SSLError) else ""
+        both = f"{settings.tls_cert} and {settings.tls_key}"
+        raise WrongUsage(
+            f"--tls-cert, --tls-key: {both} {reason or f'cannot be read: {disk_reason(error)}'}"
+        ) from error
 
 
 def _app(app: str) -> str:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayapp.errors import BadRequest, Busy, disk_reason
+from rayapp.errors import FULL, BadRequest, Busy, DiskFull, disk_reason
 
 _EXT = re.compile(r"(\.\w{1,16}){1,3}", re.ASCII)
 
@@ -57,8 +57,9 @@ def make_folder(path: Path) -> None:
 
 
 def disk_error(error: OSError) -> Busy:
-    """The error to raise when a file cannot be written, with the reason that the system gives."""
-    return Busy(f"a file could not be written: {disk_reason(error)}, then try again")
+    """The error to raise when a file cannot be written, with the system's reason; DiskFull for want of room."""
+    kind = DiskFull if error.errno in FULL else Busy
+    return kind(f"a file could not be written: {disk_reason(error)}, then try again")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 import numpy as np
 import pytest
 import requests
@@ -14,6 +15,7 @@ from PIL import Image
 
 from rayapp import errors
 from rayapp.client import Client
+from tests.certificates import self_signed
 from tests.conftest import Running, started
 from tests.contract.command_line import rayapp
 from tests.contract.test_monailabel_client import same_grid
@@ -81,6 +83,10 @@ def test_a_server_says_that_it_is_ready_and_counts_what_it_does(server: Running)
     )
 
 
+def test_without_keys_no_port_of_any_process_is_open_to_other_machines(server: Running):
+    assert server.exposed() == set()
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_the_server_and_leaves_nothing(tmp_path: Path):
     with started(tmp_path) as running:
@@ -91,7 +97,13 @@ def test_ctrl_c_ends_the_server_and_leaves_nothing(tmp_path: Path):
 
 @pytest.mark.slow
 def test_with_keys_only_their_holders_come_in_as_far_as_their_role_reaches(tmp_path: Path):
-    with started(tmp_path, "--auth", "token", "--host", "0.0.0.0") as running:
+    certificate, key = self_signed(tmp_path)
+    # As SSL_CERT_FILE does for a program that is started with it.
+    aiohttp.connector._SSL_CONTEXT_VERIFIED.load_verify_locations(certificate)
+    secured = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    with started(tmp_path, "--auth", "token", "--host", "0.0.0.0", *secured) as running:
+        assert running.url.startswith("https://0.0.0.0:")
+        running.url = running.url.replace("0.0.0.0", "127.0.0.1")
         at = ("--studies", running.studies, "--workspace", running.workspace)
         token = rayapp("users", "add", "anna", "--role", "user", *at, cwd=tmp_path).stdout.strip()
         assert "anna" in rayapp("users", "list", *at, cwd=tmp_path).stdout
@@ -100,7 +112,7 @@ def test_with_keys_only_their_holders_come_in_as_far_as_their_role_reaches(tmp_p
         with Client(running.url, token=token) as anna:
             assert anna.whoami()["username"] == "anna"
             assert anna.info()["models"]
-            assert running.exposed("haproxy") == {urlsplit(running.url).port}
+            assert running.exposed() == {("haproxy", urlsplit(running.url).port)}
             with pytest.raises(errors.NotAllowed):
                 anna.delete_image("torso_0")
             assert rayapp("users", "revoke", "anna", *at, cwd=tmp_path).returncode == 0
