@@ -80,10 +80,11 @@ class Needs:
         self.role = role
 
     async def __call__(
-        self, services: Service, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+        self, request: Request, services: Service, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> User:
         """Authenticate. Raises NotSignedIn (401) and NotAllowed (403)."""
         user = EVERYONE if services.settings.auth == "none" else await _owner(services, key)
+        request.state.user = user  # for the audit
         if not user.role.reaches(self.role):
             raise not_allowed(user, self.role)
         return user

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
+from deployments.audit import Audited
 from deployments.description import Description
 from deployments.guards import BodyCap, LoopbackHosts, Slashes
 from deployments.interactions import OpenedInteractions
@@ -46,6 +47,7 @@ from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks
 from rayapp import __version__
+from rayapp.audit_log import AuditLog
 
 logger = logging.getLogger("rayapp.gateway")
 
@@ -98,6 +100,7 @@ def build_gateway(services: Services) -> FastAPI:
         app.add_middleware(OwnPages, allowed=settings.cors_origins)
         app.add_middleware(LoopbackHosts)
     app.add_middleware(OwnFrames)
+    app.add_middleware(Audited, log=AuditLog.of(settings.workspace))
     app.add_middleware(Measured, metrics=metrics)
     return app
 

@@ -16,6 +16,7 @@ from rayapp import __version__
 from rayapp.commands import (
     accounts,
     annotation,
+    audit,
     datasets,
     demo,
     doctor,
@@ -57,6 +58,7 @@ app.add_typer(nninteractive_models.commands, name="nninteractive")
 app.add_typer(viewer.commands, name="ohif")
 app.command()(doctor.doctor)
 app.command()(plan.plan)
+app.command()(audit.audit)
 app.add_typer(accounts.commands, name="users")
 app.command()(upkeep.backup)
 app.command()(upkeep.restore)

@@ -21,6 +21,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.access import AsAnnotator, Described, Opened, Service
+from deployments.audit import about
 from deployments.interactions import OpenedInteractions
 from deployments.problems import problems
 from deployments.services import Services
@@ -97,11 +98,12 @@ class Prompt(Step):
 
 @router.post(Route.INTERACTIONS)
 async def open_one(
-    opening: Opening, services: Service, opened: Opened, described: Described, user: AsAnnotator
+    request: Request, opening: Opening, services: Service, opened: Opened, described: Described, user: AsAnnotator
 ) -> OpenedInteraction:
     """Open an interaction. The user can continue it on any machine by its id."""
     model = await described.known("models", "model", opening.model)
     image = await services.datastore.image(checked_name(opening.image, "image"))
+    about(request, image=image.id)
     event = opening_event(image_id=image.id, model=model, user=user.name, client_id=opening.client_id, ts=time.time())
     (seq,) = await services.datastore.append_events([event])
     services.inference.prefetch(HandedOut(key=image.id, model=model, user=user.name, client_id=opening.client_id))
@@ -123,9 +125,12 @@ async def of_image(
 
 
 @router.get(Route.INTERACTION)
-async def state(interaction_id: str, services: Service, opened: Opened, user: AsAnnotator) -> InteractionState:
+async def state(
+    interaction_id: str, request: Request, services: Service, opened: Opened, user: AsAnnotator
+) -> InteractionState:
     """The interaction's prompts and its log."""
     interaction = _checked(await opened.find(interaction_id), user, reading=True)
+    about(request, image=interaction.image_id)
     return _state(
         interaction,
         await services.datastore.events(interaction.image_id, user=interaction.user, after=interaction.step),
@@ -146,6 +151,7 @@ async def mask(
     """The mask now or at a step of the log, by the interaction's model or another `model`, in the served version or
     in `version`."""
     interaction = _checked(await opened.find(interaction_id), user, reading=True)
+    about(request, image=interaction.image_id)
     call = InferCall(
         model=checked_name(model or interaction.model, "model"),
         key=interaction.image_id,
@@ -170,7 +176,9 @@ async def prompt(
     interaction_id: str, body: Prompt, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
     """Add a prompt and get the mask. The prompt is logged durably before the network runs."""
-    return await _answer(request, services, await _turn(interaction_id, PROMPT, body, _given(body), opened, user))
+    return await _answer(
+        request, services, await _turn(request, interaction_id, PROMPT, body, _given(body), opened, user)
+    )
 
 
 @router.post(Route.INTERACTION_STREAM, response_class=Response, responses=_EVENTS)
@@ -189,7 +197,7 @@ async def stream(
     and `detail` of an error (409: a newer prompt of the interaction arrived). `end` is the last event. After a broken
     connection, the same body with the last id as `Last-Event-ID` gets the events behind it, whatever `onto` says.
     """
-    call = await _turn(interaction_id, PROMPT, body, _given(body), opened, user, last_event)
+    call = await _turn(request, interaction_id, PROMPT, body, _given(body), opened, user, last_event)
     return await _streamed(request, services, call)
 
 
@@ -226,7 +234,7 @@ async def undo(
     interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
     """Undo the last prompt and get the mask. 409 if there is none."""
-    return await _answer(request, services, await _turn(interaction_id, UNDO, asked, {}, opened, user))
+    return await _answer(request, services, await _turn(request, interaction_id, UNDO, asked, {}, opened, user))
 
 
 @router.post(Route.INTERACTION_UNDO_STREAM, response_class=Response, responses=_EVENTS)
@@ -240,7 +248,7 @@ async def undo_stream(
     last_event: LastEvent = "",
 ) -> Response:
     """Undo the last prompt and get the masks as events, like `stream`. 409 if there is none."""
-    call = await _turn(interaction_id, UNDO, asked, {}, opened, user, last_event)
+    call = await _turn(request, interaction_id, UNDO, asked, {}, opened, user, last_event)
     return await _streamed(request, services, call)
 
 
@@ -249,7 +257,7 @@ async def redo(
     interaction_id: str, asked: Step, request: Request, services: Service, opened: Opened, user: AsAnnotator
 ) -> Response:
     """Redo the prompt that was undone last and get the mask. 409 if there is none."""
-    return await _answer(request, services, await _turn(interaction_id, REDO, asked, {}, opened, user))
+    return await _answer(request, services, await _turn(request, interaction_id, REDO, asked, {}, opened, user))
 
 
 @router.post(Route.INTERACTION_REDO_STREAM, response_class=Response, responses=_EVENTS)
@@ -263,11 +271,12 @@ async def redo_stream(
     last_event: LastEvent = "",
 ) -> Response:
     """Redo the prompt that was undone last and get the masks as events, like `stream`. 409 if there is none."""
-    call = await _turn(interaction_id, REDO, asked, {}, opened, user, last_event)
+    call = await _turn(request, interaction_id, REDO, asked, {}, opened, user, last_event)
     return await _streamed(request, services, call)
 
 
 async def _turn(
+    request: Request,
     interaction_id: str,
     kind: str,
     asked: Step,
@@ -277,6 +286,7 @@ async def _turn(
     last_event: str = "",
 ) -> InferCall:
     interaction = _checked(await opened.known(interaction_id), user, reading=False)
+    about(request, image=interaction.image_id)
     event = interaction.event(kind, given, request=asked.request, client_id=asked.client_id, ts=time.time())
     return InferCall(
         model=interaction.model,

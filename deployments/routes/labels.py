@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from deployments.access import AsAdmin, AsAnnotator, AsUser, Checking, Service
+from deployments.audit import about
 from deployments.conditions import Expected, entity_tag
 from deployments.forms import Upload, describe_form, read_form
 from deployments.problems import problems
@@ -74,6 +75,7 @@ async def save(
             )
         finally:
             await asyncio.to_thread(staged.unlink, missing_ok=True)
+    about(request, revision=saved.number)
     body = {**await _app_says(services, record.id, tag), **SavedLabel(image=record.id, label=record.id)}
     return JSONResponse(body, headers={"ETag": entity_tag(saved.number)})
 
@@ -140,6 +142,7 @@ async def revisions(services: Service, user: AsUser, label: Name, tag: Name) -> 
 
 @router.post(Route.RESTORE_LABEL, response_model=SavedLabel)
 async def restore(
+    request: Request,
     services: Service,
     user: AsAnnotator,
     expected: Expected,
@@ -164,6 +167,7 @@ async def restore(
         )
     finally:
         await asyncio.to_thread(staged.unlink, missing_ok=True)
+    about(request, image=saved.id, revision=saved.number)
     body = {**await _app_says(services, saved.id, saved.tag), **SavedLabel(image=saved.id, label=saved.id)}
     return JSONResponse(body, headers={"ETag": entity_tag(saved.number)})
 
