@@ -18,6 +18,7 @@ from deployments.metrics import Metrics
 from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks
+from deployments.wrong_keys import WrongKeys
 from rayapp.errors import NotAllowed, NotSignedIn
 from rayapp.protocol import Role
 from rayapp.users import User
@@ -83,20 +84,29 @@ class Needs:
         self, request: Request, services: Service, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> User:
         """Authenticate. Raises NotSignedIn (401) and NotAllowed (403)."""
-        user = EVERYONE if services.settings.auth == "none" else await _owner(services, key)
+        user = EVERYONE if services.settings.auth == "none" else await _owner(request, services, key)
         request.state.user = user  # for the audit
         if not user.role.reaches(self.role):
             raise not_allowed(user, self.role)
         return user
 
 
-async def _owner(services: Services, key: HTTPAuthorizationCredentials | None) -> User:
+async def _owner(request: Request, services: Services, key: HTTPAuthorizationCredentials | None) -> User:
     user = await services.users.authenticate(key.credentials) if key else None
     if user is None:
+        if key is not None:
+            await wrong_key(request)
         raise NotSignedIn(
-            "a valid key is required: send it as `Authorization: Bearer <token>` (`rayapp users add` creates one)"
+            "a valid key is required: send it as `Authorization: Bearer <token>` (`rayapp users add` creates one, and "
+            "`rayapp users rotate` a new one when it has expired)"
         )
     return user
+
+
+async def wrong_key(request: Request) -> None:
+    """Wait before a wrong key is refused; see `WrongKeys`."""
+    seen: WrongKeys = request.app.state.wrong_keys
+    await seen.refused(request.client.host if request.client else "")
 
 
 def not_allowed(user: User, role: Role) -> NotAllowed:

@@ -12,6 +12,7 @@ from rayapp.datastore.interfaces import Datastore
 from rayapp.datastore.sessions import SessionStore
 from rayapp.files.durable import new_path
 from rayapp.jobs.queue import JobQueue
+from rayapp.oidc import OidcUsers
 from rayapp.serving.catalogue import Catalogue
 from rayapp.users import UserStore
 
@@ -93,7 +94,8 @@ class SessionsClient(ActorClient[SessionStore]):
     sweep = forwarded(SessionStore.sweep)
 
 
-class UsersClient(ActorClient[UserStore]):
-    """Accounts and their keys."""
+class UsersClient(ActorClient[UserStore | OidcUsers]):
+    """Accounts and their keys, or tokens of a provider."""
 
     authenticate = forwarded(UserStore.authenticate)
+    sign_in = forwarded(UserStore.sign_in)

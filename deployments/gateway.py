@@ -46,6 +46,7 @@ from deployments.routes import next as next_image
 from deployments.series import SeriesStore
 from deployments.services import Services
 from deployments.uploads import Checks
+from deployments.wrong_keys import WrongKeys
 from rayapp import __version__
 from rayapp.audit_log import AuditLog
 
@@ -76,6 +77,7 @@ def build_gateway(services: Services) -> FastAPI:
     app.state.description = Description(services.models, services.jobs)
     app.state.metrics = metrics
     app.state.checks = Checks()
+    app.state.wrong_keys = WrongKeys()
     app.state.interactions = OpenedInteractions(services.datastore)
     app.state.archive = proxy.Archive(settings)
     app.state.series = SeriesStore(services, app.state.checks)

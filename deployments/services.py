@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from deployments.clients import DatastoreClient, JobsClient, ModelsClient, SessionsClient, UsersClient
 from rayapp.config import Settings
 from rayapp.datastore.sessions import SessionStore
+from rayapp.oidc import OidcUsers
 from rayapp.serving.messages import HandedOut, InferCall, InferReply
 from rayapp.users import UserStore
 
@@ -51,12 +52,13 @@ class Services:
 
         Sessions and users are files in the workspace, which every gateway replica reads by itself.
         """
+        users = UserStore.of(settings.workspace)
         return cls(
             settings=settings,
             datastore=DatastoreClient(datastore),
             models=ModelsClient(models),
             jobs=JobsClient(jobs),
             sessions=SessionsClient(SessionStore.of(settings)),
-            users=UsersClient(UserStore.of(settings.workspace)),
+            users=UsersClient(OidcUsers(settings.oidc, users) if settings.auth == "oidc" else users),
             inference=inference,
         )

@@ -16,8 +16,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from rayapp.protocol import Role
+
 MIB = 1 << 20
-Auth = Literal["none", "token"]
+Auth = Literal["none", "token", "oidc"]
 
 
 def user_data() -> Path:
@@ -92,6 +94,34 @@ class Dicomweb(BaseModel):
         return f"{self.url.rstrip('/')}/{prefix}" if prefix else self.url.rstrip("/")
 
 
+class Oidc(BaseModel):
+    """The OpenID Connect provider that signs people in with `--auth oidc`.
+
+    Set in table `[oidc]` of `rayapp.toml`, or by environment variables such as `RAYAPP_OIDC__ISSUER`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str = ""
+    """Address of the provider, exactly as its tokens name it under `iss`."""
+    audience: str = "rayapp"
+    """Name of this server in tokens' `aud`: what is meant for other services lets nobody in."""
+    client_id: str = "rayapp"
+    """Client under which names and passwords are sent to the provider, for programs that ask for both."""
+    client_secret: SecretStr = SecretStr("")
+    """Secret of that client; empty for a public one."""
+    scope: str = "openid"
+    """Scope to ask for with a name and a password."""
+    name_claim: str = "preferred_username"
+    """Claim with the user's name; `sub` counts where it is missing."""
+    role_claim: str = "roles"
+    """Claim with the user's roles, with dots where it is within another: `realm_access.roles` for Keycloak."""
+    roles: dict[str, Role] = {role.value: role for role in Role}
+    """Role that each value of the claim stands for; the highest counts, and who has none is not let in."""
+    leeway: float = Field(default=60.0, ge=0, le=600)
+    """Seconds by which the clocks of server and provider may differ."""
+
+
 class Settings(BaseSettings):
     """Settings of a server. Frozen: every actor and replica gets the same copy."""
 
@@ -119,7 +149,11 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 for any free one."""
     auth: Auth = "none"
-    """Authentication of clients: `token` requires a user's token, `none` admits everybody who can reach the server."""
+    """Authentication of clients: `token` requires a user's token, `oidc` that or one of the provider of `oidc`, `none`
+    admits everybody who can reach the server.
+    """
+    oidc: Oidc = Oidc()
+    """The provider for `auth = "oidc"`."""
     tls_cert: Path | None = None
     """File with the server's certificate and those that signed it (PEM), for HTTPS; it is read at the start."""
     tls_key: Path | None = None
@@ -185,6 +219,10 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert and tls_key go together: give both or none")
         if self.tls_cert is not None and self.auth == "none":
             raise ValueError("tls_cert needs auth: without keys the server answers to this machine only")
+        if self.auth == "oidc" and not self.oidc.issuer.startswith(
+            ("https://", "http://127.0.0.1", "http://localhost")
+        ):
+            raise ValueError("auth oidc needs oidc.issuer, the https address of the identity provider")
         return self
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from rayapp.errors import Conflict, NotFound, RayappError
+from rayapp.errors import Conflict, NotFound, NotSignedIn, RayappError
 from rayapp.files.durable import make_folder, replacing
 from rayapp.protocol import Role, checked_name
 
@@ -27,12 +28,14 @@ _TOKEN_BYTES = 32
 class User:
     """An authenticated caller.
 
-    `created` is in seconds since the epoch; 0 for the only user of a server without authentication.
+    `created` and `expires` are in seconds since the epoch. `created` is 0 for the only user of a server without
+    authentication; `expires` is None for a token that does not.
     """
 
     name: str
     role: Role
     created: int = 0
+    expires: int | None = None
 
 
 class UserStore:
@@ -55,8 +58,13 @@ class UserStore:
         self._seen: tuple[int, int, int] | None = None
         self._entries: Entries = {}
 
-    def add(self, name: str, role: Role) -> str:
+    def add(self, name: str, role: Role, *, days: float | None = None) -> str:
         """Add a user; durable on return.
+
+        Args:
+            name: of the user.
+            role: of the user.
+            days: after which the token expires; None for never.
 
         Returns:
             The user's token. It is not stored, so this is the only time it can be shown.
@@ -70,8 +78,35 @@ class UserStore:
         with self._writing():
             entries = self._read()
             if name in entries:
-                raise Conflict(f"user {name!r} exists already: revoke it first to issue a new token")
-            self._write({**entries, name: {"role": role.value, "created": int(time.time()), "sha256": _digest(token)}})
+                raise Conflict(f"user {name!r} exists already: `rayapp users rotate` issues a new token")
+            self._write({**entries, name: _entry(role.value, token, days)})
+        return token
+
+    def rotate(self, name: str, *, days: float | None = None, overlap: float = 0.0) -> str:
+        """Issue a new token to a user, with the same role; durable on return.
+
+        Args:
+            name: of the user.
+            days: after which the new token expires; None for never.
+            overlap: hours for which the token before it is valid still, unless it expires earlier.
+
+        Returns:
+            The new token; see `add`.
+
+        Raises:
+            NotFound: there is no such user.
+        """
+        token, now = secrets.token_urlsafe(_TOKEN_BYTES), time.time()
+        with self._writing():
+            entries = self._read()
+            if name not in entries:
+                raise _unknown(name)
+            old = entries[name]
+            entry = _entry(str(old["role"]), token, days)
+            if overlap > 0:
+                until = int(now + overlap * 3600)
+                entry |= {"old_sha256": old["sha256"], "old_expires": min(until, int(old.get("expires", until)))}
+            self._write({**entries, name: entry})
         return token
 
     def revoke(self, name: str) -> None:
@@ -79,18 +114,27 @@ class UserStore:
         with self._writing():
             entries = self._read()
             if name not in entries:
-                raise NotFound(f"no user {name!r}: see `rayapp users list`")
+                raise _unknown(name)
             self._write({other: entry for other, entry in entries.items() if other != name})
 
     def authenticate(self, token: str) -> User | None:
-        """The user with this token; None if there is none. Takes constant time, so that timing reveals nothing about
-        the digests.
+        """The user with this token; None if there is none, or it has expired. Takes constant time, so that timing
+        reveals nothing about the digests.
         """
-        digest, user = _digest(token), None
+        digest, user, now = _digest(token), None, time.time()
         for name, entry in self._read().items():
-            if hmac.compare_digest(digest, str(entry["sha256"])):
-                user = _user(name, entry)
+            for prefix in ("", "old_"):
+                matches = hmac.compare_digest(digest, str(entry.get(f"{prefix}sha256", "")))
+                if matches and now < entry.get(f"{prefix}expires", math.inf):  # type: ignore[operator]
+                    user = _user(name, entry)
         return user
+
+    def sign_in(self, name: str, password: str) -> str:
+        """The token of a user, who gives it as the password. Raises NotSignedIn."""
+        user = self.authenticate(password)
+        if user is None or user.name != name:
+            raise NotSignedIn("wrong name or key: the password is the key that `rayapp users add` printed")
+        return password
 
     def list(self) -> list[User]:
         """All users, ordered by name."""
@@ -127,8 +171,24 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
 
 
+def _entry(role: str, token: str, days: float | None) -> Entry:
+    now = time.time()
+    entry: Entry = {"role": role, "created": int(now), "sha256": _digest(token)}
+    return entry if days is None else {**entry, "expires": int(now + days * 86_400)}
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"no user {name!r}: see `rayapp users list`")
+
+
 def _user(name: str, entry: Entry) -> User:
-    return User(name=name, role=Role(str(entry["role"])), created=int(entry["created"]))
+    expires = entry.get("expires")
+    return User(
+        name=name,
+        role=Role(str(entry["role"])),
+        created=int(entry["created"]),
+        expires=None if expires is None else int(expires),
+    )
 
 
 def _parsed(text: bytes) -> Entries:
@@ -138,6 +198,7 @@ def _parsed(text: bytes) -> Entries:
         for name, entry in entries.items():
             _user(name, entry)
             bytes.fromhex(str(entry["sha256"]))
+            int(entry.get("old_expires", 0))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RayappError(
             "the user file is corrupt, so nobody can sign in: restore it, or delete it and add the users again"

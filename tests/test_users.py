@@ -6,11 +6,15 @@ import hashlib
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from rayapp.errors import BadRequest, Conflict, NotFound, RayappError
+from rayapp.audit_log import AuditLog
+from rayapp.cli import app
+from rayapp.errors import BadRequest, Conflict, NotFound, NotSignedIn, RayappError
 from rayapp.protocol import Role
 from rayapp.users import User, UserStore
 
@@ -114,3 +118,70 @@ def test_users_added_at_the_same_time_are_all_kept(path: Path) -> None:
 
 def test_the_user_of_a_server_without_authentication_needs_no_store() -> None:
     assert User(name="admin", role=Role.ADMIN).role.reaches(Role.REVIEWER)
+
+
+def test_a_token_ends_with_its_days(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = UserStore(path), time.time()
+    token, lasting = store.add("anna", Role.USER, days=2), store.add("otto", Role.USER)
+    assert [user.expires is None for user in store.list()] == [False, True]
+    for passed, valid in ((1.99, True), (2.01, False)):
+        monkeypatch.setattr(time, "time", lambda passed=passed: now + passed * 86_400)
+        assert (store.authenticate(token) is not None) is valid
+        assert store.authenticate(lasting) is not None
+    assert store.rotate("anna") != token
+    with pytest.raises(NotSignedIn):
+        store.sign_in("anna", token)
+
+
+def test_a_rotated_token_ends_at_once_or_after_the_hours_asked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = UserStore(path), time.time()
+    first = store.add("anna", Role.REVIEWER, days=30)
+    second = store.rotate("anna")
+    assert store.authenticate(first) is None
+    third = store.rotate("anna", days=90, overlap=24)
+    for passed, valid in ((23.9, True), (24.1, False)):
+        monkeypatch.setattr(time, "time", lambda passed=passed: now + passed * 3600)
+        assert (store.authenticate(second) is not None) is valid
+        assert store.authenticate(third).role is Role.REVIEWER  # type: ignore[union-attr]
+    store.rotate("anna", overlap=24)
+    assert store.authenticate(second) is None, "only one old token is valid, the one before"
+    with pytest.raises(NotFound):
+        store.rotate("nobody")
+
+
+def test_an_overlap_makes_no_token_valid_for_longer_than_its_days(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, now = UserStore(path), time.time()
+    first = store.add("anna", Role.USER, days=1)
+    store.rotate("anna", overlap=100)
+    monkeypatch.setattr(time, "time", lambda: now + 1.1 * 86_400)
+    assert store.authenticate(first) is None
+
+
+def test_one_signs_in_by_name_and_token_only_as_oneself(path: Path) -> None:
+    store = UserStore(path)
+    anna = store.add("anna", Role.USER)
+    store.add("otto", Role.USER)
+    assert store.sign_in("anna", anna) == anna
+    for name, password in (("otto", anna), ("anna", "wrong"), ("", "")):
+        with pytest.raises(NotSignedIn):
+            store.sign_in(name, password)
+
+
+def test_the_commands_add_rotate_and_revoke_and_are_recorded(tmp_path: Path) -> None:
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, ["users", *words, "--workspace", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        return done.output.strip()
+
+    store = UserStore.of(tmp_path)
+    first = run("add", "anna", "--role", "user", "--days", "30")
+    assert store.authenticate(first) is not None
+    second = run("rotate", "anna", "--overlap", "1", "--days", "30")
+    assert store.authenticate(first) == store.authenticate(second) != None  # noqa: E711
+    assert "anna" in run("list")
+    run("revoke", "anna")
+    assert store.authenticate(second) is None
+    records = list(AuditLog.of(tmp_path).records())
+    assert [each["action"] for each in records] == ["users add --role user", "users rotate", "users revoke"]
+    assert {each["subject"] for each in records} == {"anna"}
+    assert first not in (tmp_path / "audit").rglob("*.jsonl").__next__().read_text()

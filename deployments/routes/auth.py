@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from deployments.access import AsUser, Service
+from deployments.access import AsUser, Service, wrong_key
 from deployments.forms import describe_form, read_form
 from deployments.problems import problems
 from rayapp.errors import NotSignedIn
@@ -15,24 +15,27 @@ router = APIRouter(tags=["auth"], responses=problems(400, 413))
 
 
 @router.get(Route.AUTH)
-async def enabled() -> SignIn:
+async def enabled(services: Service) -> SignIn:
     """The sign-in method."""
-    return SignIn(enabled=True, client_id="rayapp", realm="rayapp")
+    return SignIn(enabled=True, client_id=services.settings.oidc.client_id, realm="rayapp")
 
 
 @router.post(
     Route.AUTH_TOKEN,
     openapi_extra=describe_form(
-        texts={"username": "The user's name.", "password": "The user's key."}, needed=["username", "password"]
+        texts={"username": "The user's name.", "password": "The user's key, or the password at the provider."},
+        needed=["username", "password"],
     ),
 )
 async def token(request: Request, services: Service) -> Token:
-    """Sign in with the user's name, and the key as the password, for clients that ask for both."""
+    """Sign in with the user's name, and as the password the key, or with `--auth oidc` that of the provider."""
     async with read_form(request, texts=("username", "password")) as form:
-        key = form.texts.get("password", "")
-        user = await services.users.authenticate(key)
-        if user is None or user.name != form.texts.get("username"):
-            raise NotSignedIn("wrong name or key: the password is the key that `rayapp users add` printed")
+        name, password = form.texts.get("username", ""), form.texts.get("password", "")
+    try:
+        key = await services.users.sign_in(name, password)
+    except NotSignedIn:
+        await wrong_key(request)
+        raise
     return Token(access_token=key, token_type="bearer")
 
 

@@ -75,7 +75,7 @@ def start(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Port = None,
     auth: Annotated[
-        str | None, typer.Option(metavar="none|token", help="Authentication of clients.  [default: none]")
+        str | None, typer.Option(metavar="none|token|oidc", help="Authentication of clients.  [default: none]")
     ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Certificate (PEM), for HTTPS; needs --auth.")
@@ -293,8 +293,8 @@ def _check_address(settings: Settings) -> None:
     host, port = settings.host, settings.port
     if not settings.loopback and settings.auth == "none":
         raise WrongUsage(
-            f"--host {host} without --auth token would let everyone who can reach this machine read and change "
-            "the studies: add --auth token, or use 127.0.0.1"
+            f"--host {host} without --auth token (or oidc) would let everyone who can reach this machine read and change "
+            "the studies: add it, or use 127.0.0.1"
         )
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
