@@ -293,8 +293,8 @@ def _check_address(settings: Settings) -> None:
     host, port = settings.host, settings.port
     if not settings.loopback and settings.auth == "none":
         raise WrongUsage(
-            f"--host {host} without --auth token (or oidc) would let everyone who can reach this machine read and change "
-            "the studies: add it, or use 127.0.0.1"
+            f"--host {host} without --auth token would let everyone who can reach this machine read and change "
+            "the studies: add --auth token, or use 127.0.0.1"
         )
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

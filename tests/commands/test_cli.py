@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_read_or_written_is_refused(mode: int):
         (("--replicas", "3:1"), "1 <= MIN <= MAX"),
         (("--num-cpus", "0"), "--num-cpus"),
         (("--conf", "key"), "--conf: 'key' has no '=' in it"),
-        (("--auth", "magic"), "--auth: Input should be 'none' or 'token', not 'magic'"),
+        (("--auth", "magic"), "--auth: Input should be 'none', 'token' or 'oidc', not 'magic'"),
         (("--app", "nothing"), "--app: no app 'nothing'"),
         (("--labels", "liver,roi"), "'roi' is a reserved name"),
         (("--labels", "liver,background"), "'background' is a reserved name"),
