@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayapp.audit_log import AuditLog, Fields
 from rayapp.protocol import Route
+from rayapp.runtime.request_id import REQUEST
 from rayapp.users import User
 
 logger = logging.getLogger("rayapp.gateway")
@@ -67,6 +68,7 @@ class Audited:
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
+        REQUEST.set(request_id)
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -92,6 +92,7 @@ class SessionsClient(ActorClient[SessionStore]):
     image = forwarded(SessionStore.image)
     remove = forwarded(SessionStore.remove)
     sweep = forwarded(SessionStore.sweep)
+    count = forwarded(SessionStore.count)
 
 
 class UsersClient(ActorClient[UserStore | OidcUsers]):

@@ -32,6 +32,7 @@ from rayapp.config import Settings
 from rayapp.errors import AppBroken, Busy, RayappError
 from rayapp.planner.shares import Resources
 from rayapp.runtime import logs
+from rayapp.runtime.request_id import REQUEST
 from rayapp.serving.messages import HandedOut, InferCall, InferReply
 
 NAME = "inference"
@@ -71,6 +72,7 @@ class InferenceReplica:
 
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call. An error in the app's own code becomes AppBroken, with its place and without its text."""
+        REQUEST.set(call.request)
         try:
             return await self._service.infer(call)
         except RayappError:
@@ -89,6 +91,7 @@ class InferenceReplica:
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
         """Answer a turn in stages."""
+        REQUEST.set(call.request)
         async with aclosing(self._service.stream(call)) as replies:
             async for reply in replies:
                 yield reply

@@ -1,10 +1,11 @@
-"""Metrics for Prometheus: requests, answers of models by stage, jobs, images and labels."""
+"""Metrics for Prometheus: requests, errors, saves, answers of models by stage, caches, queues, jobs, images, labels."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -12,10 +13,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.services import Inference
 from rayapp.datastore.job_record import Job
+from rayapp.protocol import Route
+from rayapp.runtime.request_id import REQUEST
 from rayapp.serving.messages import HandedOut, InferCall, InferReply
 
 NONE = "none"
 """Label value of requests that match no route; one for each path would be unbounded."""
+_SAVES: dict[tuple[str, str], str] = {
+    ("PUT", Route.LABEL): "label",
+    ("POST", Route.RESTORE_LABEL): "label restored",
+    ("DELETE", Route.LABEL): "label removed",
+    ("PUT", Route.LABEL_INFO): "info",
+    ("PUT", Route.UPDATE_LABEL_INFO): "info",
+    ("PUT", Route.IMAGE_INFO): "info",
+    ("PUT", Route.DATASTORE): "image",
+    ("PUT", Route.IMAGE): "image",
+    ("DELETE", Route.DATASTORE): "image removed",
+    ("DELETE", Route.IMAGE): "image removed",
+    ("POST", Route.VIEWER_DRAFT): "draft",
+    ("PUT", Route.MODEL): "model",
+}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0)
 
 
@@ -31,6 +48,12 @@ class Metrics:
         self._stages = self._made(
             Histogram, "infer_seconds", "Seconds of an inference, by stage.", "model", "stage", buckets=_SECONDS
         )
+        self._caches = self._made(Counter, "cache_requests", "Requests of a replica's cache.", "cache", "result")
+        self._waiting = self._made(Gauge, "infer_waiting", "Inferences that are waited for.", "model")
+        self._checks = self._made(Gauge, "checks_waiting", "Uploads that are being checked or wait for it.")
+        self._saves = self._made(Counter, "saves", "What was saved or removed.", "kind")
+        self._errors = self._made(Counter, "errors", "Requests that an error answered.", "kind")
+        self._sessions = self._made(Gauge, "sessions", "Images that clients sent for a while.")
         self._jobs = self._made(Gauge, "jobs", "Jobs.", "kind", "state")
         self._images = self._made(Gauge, "images", "Images.")
         self._labels = self._made(Gauge, "labels", "Labels.", "tag")
@@ -43,21 +66,51 @@ class Metrics:
         """Count a request."""
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(route).observe(seconds)
+        if status < 400 and (kind := _SAVES.get((method, route))):
+            self._saves.labels(kind).inc()
+
+    def failed(self, kind: str) -> None:
+        """Count an error by its class."""
+        self._errors.labels(kind).inc()
+
+    @contextmanager
+    def waiting(self, model: str) -> Iterator[None]:
+        """Count an inference that is waited for while the block runs."""
+        gauge = self._waiting.labels(model)
+        gauge.inc()
+        try:
+            yield
+        finally:
+            gauge.dec()
 
     def inferred(self, call: InferCall, reply: InferReply) -> None:
         """Record an inference, with the seconds that each of its stages took."""
         for stage, seconds in reply.params.get("latencies", {}).items():
             if isinstance(seconds, int | float):
                 self._stages.labels(call.model, stage).observe(seconds)
+        for cache, hit in reply.caches.items():
+            self._caches.labels(cache, "hit" if hit else "miss").inc()
 
-    def text(self, described: Mapping[str, Any], status: Mapping[str, Any], jobs: Iterable[Job]) -> bytes:
+    def text(
+        self,
+        described: Mapping[str, Any],
+        status: Mapping[str, Any],
+        jobs: Iterable[Job],
+        *,
+        sessions: int,
+        checks: int,
+    ) -> bytes:
         """All metrics in Prometheus's text format.
 
         Args:
             described: the app, as `/info/` has it.
             status: counts of images and labels, as `/info/` has them.
             jobs: all jobs.
+            sessions: number of stored sessions.
+            checks: number of uploads that are checked or wait for it.
         """
+        self._sessions.set(sessions)
+        self._checks.set(checks)
         for gauge in (self._jobs, self._labels, self._models):
             gauge.clear()
         for job in jobs:
@@ -84,16 +137,19 @@ class MeasuredInference:
 
     async def infer(self, call: InferCall) -> InferReply:
         """See `Inference`."""
-        reply = await self._inference.infer(call)
+        with self._metrics.waiting(call.model):
+            reply = await self._inference.infer(replace(call, request=REQUEST.get()))
         self._metrics.inferred(call, reply)
         return reply
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
         """See `Inference`."""
-        async with aclosing(self._inference.stream(call)) as replies:
-            async for reply in replies:
-                self._metrics.inferred(call, reply)
-                yield reply
+        call = replace(call, request=REQUEST.get())
+        with self._metrics.waiting(call.model):
+            async with aclosing(self._inference.stream(call)) as replies:
+                async for reply in replies:
+                    self._metrics.inferred(call, reply)
+                    yield reply
 
     def prefetch(self, handed_out: HandedOut) -> None:
         """See `Inference`."""

@@ -64,8 +64,9 @@ def explain(app: FastAPI) -> None:
     app.add_exception_handler(StarletteHTTPException, _framework)
 
 
-async def _answer(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _answer(request: Request, error: Exception) -> Response:
     assert isinstance(error, RayappError)
+    request.app.state.metrics.failed(type(error).__name__)
     headers = {}
     if isinstance(error, Busy):
         headers["Retry-After"] = str(error.retry_after)
@@ -121,6 +122,7 @@ class Incidents:
             await self._app(scope, receive, watched)
         except Exception as error:
             incident = secrets.token_hex(6)
+            scope["app"].state.metrics.failed("unexpected")
             logger.error(
                 "incident %s: %s\n%s", incident, _types(error), "".join(traceback.format_tb(error.__traceback__))
             )

@@ -32,6 +32,11 @@ class Checks:
         self._places = asyncio.Semaphore(CHECKS)
         self._inside = 0
 
+    @property
+    def inside(self) -> int:
+        """Checks that run or wait."""
+        return self._inside
+
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Hold one of the places while the block runs. Raises Busy when too many wait already."""

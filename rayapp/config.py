@@ -171,6 +171,9 @@ class Settings(BaseSettings):
     ray_address: str | None = None
     """Ray cluster to join ("auto" on a node of one); None starts an embedded node."""
 
+    log_format: Literal["text", "json"] = "text"
+    """Lines of the log: text, or JSON with the ids of requests."""
+
     max_body: int = Field(default=2048 * MIB, gt=0)
     """Maximum size of a request body in bytes."""
     max_volume: int = Field(default=4096 * MIB, gt=0)

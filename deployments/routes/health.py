@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from deployments.access import AsUser, Described, Measures, Service
+from deployments.access import AsUser, Checking, Described, Measures, Service
 from deployments.problems import problems
 from rayapp.protocol import Route
 
@@ -57,7 +57,12 @@ async def _said(answer: Awaitable[Any]) -> str:
     response_class=Response,
     responses={200: {"content": {CONTENT_TYPE_LATEST: {}}}, **problems(503)},
 )
-async def metrics(services: Service, described: Described, measures: Measures, user: AsUser) -> Response:
-    """Metrics for Prometheus: requests by route, inferences by model and stage, jobs, images, labels and versions."""
-    description, status, jobs = await asyncio.gather(described.get(), services.datastore.status(), services.jobs.jobs())
-    return Response(measures.text(description, status, jobs), media_type=CONTENT_TYPE_LATEST)
+async def metrics(
+    services: Service, described: Described, measures: Measures, checks: Checking, user: AsUser
+) -> Response:
+    """Metrics for Prometheus: requests, errors, inferences by stage, caches, queues, saves, jobs, images, labels."""
+    description, status, jobs, sessions = await asyncio.gather(
+        described.get(), services.datastore.status(), services.jobs.jobs(), services.sessions.count()
+    )
+    text = measures.text(description, status, jobs, sessions=sessions, checks=checks.inside)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -136,6 +136,10 @@ class SessionStore:
             raise _unknown(session_id)
         return info
 
+    def count(self) -> int:
+        """Number of sessions on disk."""
+        return sum(folder != self._staging for folder in self._root.iterdir())
+
     def sweep(self) -> int:
         """Delete expired sessions and abandoned uploads. Returns the number of sessions deleted."""
         count = 0

@@ -36,6 +36,9 @@ class ByteCache(Generic[T]):
         """Bytes of all values."""
         return self._held
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def newest(self, count: int) -> list[Any]:
         """The `count` most recently used keys, the latest one last."""
         return list(self._values)[-count:]

@@ -74,6 +74,10 @@ def encode_dicom_seg(
     return dicom_seg.encode(label, instances, kind=kind, provenance=provenance)
 
 
+STAGES = ("queue", "pre", "infer", "invert", "post", "write")
+"""Stages of an answer: waiting for the network, preparing, the network, restoring the grid, the prompts, encoding."""
+
+
 def reply_params(work: Work, prediction: Prediction, write_s: float) -> dict[str, Any]:
     """The reply's params, as MONAI Label's clients read them.
 
@@ -83,7 +87,7 @@ def reply_params(work: Work, prediction: Prediction, write_s: float) -> dict[str
         write_s: seconds that encoding took.
     """
     latencies = {**prediction.seconds, "write": write_s}
-    stages = {name: round(latencies.get(name, 0.0), 4) for name in ("pre", "infer", "invert", "post", "write")}
+    stages = {name: round(latencies.get(name, 0.0), 4) for name in STAGES}
     return {
         "label_names": dict(work.task.info.labels),
         "latencies": {**stages, "total": round(time.perf_counter() - work.began, 4), "transform": {}},

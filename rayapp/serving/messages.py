@@ -58,6 +58,7 @@ class InferCall:
         turn: the turn of an interaction, whose prompts replace `params`; None for a single call.
         version: version of the model; None for the one in production.
         save: save the prediction as a label.
+        request: id of the HTTP request, for the log.
     """
 
     model: str
@@ -72,6 +73,7 @@ class InferCall:
     turn: Turn | None = None
     version: str | None = None
     save: SaveAs | None = None
+    request: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +85,14 @@ class InferReply:
         ext: its extension.
         params: of the result.
         event: id of the `Stage`, of an answer to a turn; else "".
+        caches: for each cache that was asked, by its name, whether it had what was needed.
     """
 
     body: bytes | None
     ext: str
     params: Mapping[str, Any]
     event: str = ""
+    caches: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

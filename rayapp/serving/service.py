@@ -148,10 +148,11 @@ class InferenceService:
         began = time.perf_counter()
         task = await self._task(call)
         with self._supersession.place(_annotator(call)) as check:
-            image = await self._images.open(call.key, call.path)
+            hits: dict[str, bool] = {}
+            image = await self._images.open(call.key, call.path, hits)
             instances = await self._instances(call) if call.output is Output.DICOM_SEG else None
             prompts = await self._executors.io(self._prompts, call, task, image)
-            work = Work(call=call, task=task, image=image, prompts=prompts, check=check, began=began)
+            work = Work(call=call, task=task, image=image, prompts=prompts, check=check, began=began, hits=hits)
             try:
                 async with aclosing(self._predictions(work, _best)) as predictions:
                     prediction = await anext(predictions)
@@ -174,14 +175,15 @@ class InferenceService:
         """Answer a turn of an interaction: it is logged first, then the model gets all prompts in force."""
         began = time.perf_counter()
         task = await self._task(call)
-        image = await self._images.open(call.key, call.path)
+        hits: dict[str, bool] = {}
+        image = await self._images.open(call.key, call.path, hits)
 
         def parse(params: Mapping[str, Any]) -> Awaitable[Prompts]:
             return self._executors.io(self._prompts, replace(call, params=params), task, image)
 
         at, _ = await self._log.advance(turn, task.info, task.version, parse)
         with self._supersession.place(_annotator(call)) as check:
-            started = Work(call=call, task=task, image=image, prompts=Prompts(), check=check, began=began)
+            started = Work(call=call, task=task, image=image, prompts=Prompts(), check=check, began=began, hits=hits)
             seen = Stage.of_id(turn.last_event)
             token = seen.mask if seen else turn.onto
             onto = self._log.mask(token)
@@ -264,7 +266,7 @@ class InferenceService:
         if first is not None and not resumed:
             yield first
             return
-        prepared = await self._images.prepared(call.model, work.task, work.image)
+        prepared = await self._images.prepared(call.model, work.task, work.image, work.hits)
         waited = time.perf_counter() - work.began
         info, shape = work.task.info, work.image.volume.shape
         answers = ask(work, prepared, lower_drawings(work.prompts, info, shape))
@@ -293,11 +295,13 @@ class InferenceService:
         self, work: Work, following: Callable[[AnswerClock], Prediction | None], *, network: bool
     ) -> Prediction | None:
         """The model's next answer, for which it may compute `max_answer` seconds; its waiting is not counted."""
-        clock = AnswerClock(self._max_answer)
+        clock, asked = AnswerClock(self._max_answer), time.perf_counter()
 
         def begin() -> Prediction | None:
+            queued = time.perf_counter() - asked
             clock.run()
-            return following(clock)
+            answer = following(clock)
+            return answer and replace(answer, seconds={**answer.seconds, "queue": queued})
 
         try:
             return await clock.within(
@@ -315,7 +319,8 @@ class InferenceService:
         self, work: Work, prediction: Prediction, onto: Mask | None, more: Mapping[str, Any]
     ) -> InferReply:
         body, ext, seconds = await self._executors.io(encode_reply, work, prediction, onto)
-        return InferReply(body=body, ext=ext, params={**reply_params(work, prediction, seconds), **more})
+        params = {**reply_params(work, prediction, seconds), **more}
+        return InferReply(body=body, ext=ext, params=params, caches=work.hits)
 
     async def _staged(
         self, work: Work, prediction: Prediction, onto: Mask | None, stage: Stage, state: Mapping[str, Any]

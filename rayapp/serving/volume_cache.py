@@ -90,8 +90,8 @@ class OpenImages:
         self._prepared: ByteCache[Sized] = ByteCache(min(capacity // 2, capacity if prepared is None else prepared))
         self._files: dict[str, tuple[Path, str]] = {}
 
-    async def open(self, key: str, path: Path | None = None) -> OpenImage:
-        """The image of that key; without `path` it is the datastore's.
+    async def open(self, key: str, path: Path | None = None, hits: dict[str, bool] | None = None) -> OpenImage:
+        """The image of that key; without `path` it is the datastore's. `hits` is told if it was open already.
 
         An image of the datastore that cannot be read is quarantined there.
 
@@ -101,7 +101,10 @@ class OpenImages:
             TooLarge: it has more bytes than allowed.
         """
         try:
-            return await self._decoded(await self._file(key, path))
+            file = await self._file(key, path)
+            if hits is not None:
+                hits["image"] = file in self._opened
+            return await self._decoded(file)
         except (Unreadable, TooLarge) as error:
             if path is None:
                 with suppress(RayappError):  # the reader's error is the one to tell
@@ -129,14 +132,19 @@ class OpenImages:
         self._files[key] = record.path, record.ext
         return await self._executors.io(ImageFile.of, key, record.path, record.ext)
 
-    async def prepared(self, model: str, task: InferTask, image: OpenImage) -> Sized:
-        """The image as this version of the model takes it. Raises what the task raises."""
+    async def prepared(
+        self, model: str, task: InferTask, image: OpenImage, hits: dict[str, bool] | None = None
+    ) -> Sized:
+        """The image as this version of the model takes it; `hits` says if it was there. Raises what the task raises."""
 
         def prepare() -> Sized:
             task.load()
             return task.prepare(image.volume)
 
-        return await self._prepared.get((image.file, model, task.version), lambda: self._executors.io(prepare))
+        key = (image.file, model, task.version)
+        if hits is not None:
+            hits["prepared"] = key in self._prepared
+        return await self._prepared.get(key, lambda: self._executors.io(prepare))
 
     async def recent(self, model: str, version: str, count: int) -> list[OpenImage]:
         """Those of the `count` images used last that are prepared for that version of the model, oldest first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rayapp.inference.infer_task import InferTask, Prompts
 from rayapp.serving.lane import Rank
@@ -22,6 +22,7 @@ class Work:
         prompts: all prompts in force.
         check: raises Superseded once the annotator's newer call has arrived.
         began: `time.perf_counter()` when the call arrived.
+        hits: for each cache that was asked, whether it had what was needed.
     """
 
     call: InferCall
@@ -30,6 +31,7 @@ class Work:
     prompts: Prompts
     check: Check
     began: float
+    hits: dict[str, bool] = field(default_factory=dict)
 
     @property
     def rank(self) -> Rank:

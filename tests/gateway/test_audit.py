@@ -71,3 +71,8 @@ def test_a_disk_that_takes_no_record_stops_nobody(keyed: Served, monkeypatch: py
 
     monkeypatch.setattr(AuditLog, "append", refused)
     assert keyed.save("ct_a", write_label(tmp_path / "label.nii.gz")).status_code == 200
+
+
+def test_the_replica_is_told_the_requests_id(keyed: Served):
+    keyed.infer("image=ct_a&output=json", headers={"X-Request-ID": "click-1"})
+    assert keyed.network.calls[-1].request == "click-1"
