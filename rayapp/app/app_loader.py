@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from rayapp.app import app_traceback, validation
+from rayapp.app import app_traceback, import_aliases, validation
 from rayapp.app.app_traceback import run_hook
 from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
@@ -39,11 +39,9 @@ def app_class(settings: Settings) -> type[LabelApp]:
             module = importlib.import_module(f"rayapp.apps.{settings.app}.main")
         except ModuleNotFoundError as error:
             raise AppBroken(f"no app {settings.app!r}: name radiology, bundle or a folder with main.py") from error
-    classes = [
-        cls
-        for cls in vars(module).values()
-        if inspect.isclass(cls) and issubclass(cls, LabelApp) and cls.__module__ == module.__name__
-    ]
+    own = [cls for cls in vars(module).values() if inspect.isclass(cls) and cls.__module__ == module.__name__]
+    classes = [cls for cls in own if issubclass(cls, LabelApp)]
+    classes += [cls.as_label_app(module) for cls in own if hasattr(cls, "as_label_app")]
     if len(classes) != 1:
         defined = ", ".join(app_traceback.definition(cls, folder) for cls in classes) or "none"
         raise AppBroken(f"main.py of app {folder.name!r} must define one subclass of LabelApp; it defines {defined}")
@@ -78,7 +76,10 @@ def _load_main(folder: Path) -> Any:
     for loaded, module in list(sys.modules.items()):
         if loaded.startswith("rayapp_app_") or _is_of_app(module):
             del sys.modules[loaded]
+    import_aliases.deactivate()
     _refuse_shadowing(folder)
+    if import_aliases.needed_by(folder):
+        import_aliases.activate()
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry not in _folders)]
     _folders[:] = [str(folder)]
     spec = importlib.util.spec_from_file_location(name, folder / "main.py")
@@ -88,6 +89,9 @@ def _load_main(folder: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+    except SystemExit as error:
+        at = app_traceback.location(error, folder)
+        raise AppBroken(f"app {folder.name!r} called exit() at {at} while it was loaded") from error
     except Exception as error:
         raise AppBroken(f"app {folder.name!r} cannot be loaded: {app_traceback.describe(error, folder)}") from error
     return module

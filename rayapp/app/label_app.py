@@ -61,12 +61,14 @@ class LabelApp:
         scoring: Scoring methods by name.
         broken: The reason why a task is not served, by model name.
         serving: The version of each model that was in production when the app was instantiated, or None.
+        datastore: The datastore, where the app chooses images and hears of saved labels; None in other processes.
     """
 
     name = "rayapp"
     description = ""
     version = "1"
     app_dir: Path
+    datastore: Datastore | None = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -223,6 +225,7 @@ class LabelApp:
             load: Load the weights of all other tasks, as for an app whose models are about to run.
         """
         app = type(self)(settings=self.settings, models=self.models)
+        app.datastore = self.datastore
         unchanged = {
             name: task
             for name, task in self.infers.items()

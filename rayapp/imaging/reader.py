@@ -68,7 +68,7 @@ def read_volume(path: Path, *, max_bytes: int) -> Volume:
         TooLarge: if its header gives more than `max_bytes` of voxels; nothing is allocated then.
     """
     volume: Volume = _module(path).read_volume(path, max_bytes=max_bytes)
-    return dataclasses.replace(volume, array=finite_values(volume.array))
+    return dataclasses.replace(volume, array=finite_values(volume.array), path=path)
 
 
 def read_grid(path: Path) -> Grid:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,13 @@ Affine = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """An image. `array` has shape (C, I, J, K), with i the fastest axis in files; `affine` maps index to RAS mm."""
+    """An image. `array` has shape (C, I, J, K), with i the fastest axis in files; `affine` maps index to RAS mm; `path`
+    is the file or folder that it was read from, if it was.
+    """
 
     array: npt.NDArray[Any]
     affine: Affine
+    path: Path | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

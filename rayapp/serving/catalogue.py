@@ -42,6 +42,7 @@ class Catalogue:
         cls = app_class(self._settings)
         run_hook(cls.app_dir, cls.install, settings=self._settings, models=self._models)
         app = cls.of(self._settings)
+        app.datastore = self._datastore
         app.load_all()
         self._app = app
 
