@@ -234,7 +234,17 @@ class LabelApp:
             and app.infers[name].version == task.version  # of tasks that are composed of other models
         }
         app.infers = {**app.infers, **unchanged}
-        if load:
+        still_broken = {
+            name: reason
+            for name, reason in self.broken.items()
+            if name in app.infers
+            and app.serving.get(name) == self.serving.get(name)
+            and app.infers[name].version in ("", app.serving.get(name))
+        }
+        if not load:
+            app.infers = {name: task for name, task in app.infers.items() if name not in still_broken}
+            app.broken = {**still_broken, **app.broken}
+        else:
             app.load_all()
         return app
 

@@ -85,7 +85,9 @@ def test_it_trains_on_labels_by_name_and_the_version_serves(app_folder, settings
     result = app.trainers["bright"].train(request, Worker(0, 1))
     assert result.metric > 0.99  # the network is right from the start, if labels are read by name
     version = catalogue.publish("bright", result.weights, result.card, request="job")
-    assert catalogue.describe()["models"]["bright"]["version"] == version.version
+    described = catalogue.describe()
+    assert described["models"]["bright"]["version"] == version.version
+    assert "none.pt" in described["broken_models"]["unwritten"]
     served = app_class(settings(app_folder)).of(settings(app_folder))
     assert np.array_equal(ask(served.task("bright"), volume).labels, mask())
 
