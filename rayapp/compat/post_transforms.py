@@ -54,7 +54,7 @@ class Restored(MapTransform):  # type: ignore[misc] # MONAI has no types
     def _tensor(self, array: Any, data: Mapping[Any, Any]) -> MetaTensor:
         """The label map as loaded from a file on the image's grid, for a further stage of a pipeline."""
         image = data[self.ref_image]
-        meta = {"original_channel_dim": "no_channel" if array.ndim == 3 else 0, "space": "RAS"}
+        meta: dict[str, Any] = {"original_channel_dim": "no_channel" if array.ndim == 3 else 0, "space": "RAS"}
         if isinstance(image, MetaTensor) and image.meta.get("original_affine") is not None:
             meta |= {"affine": torch.as_tensor(image.meta["original_affine"]), "spatial_shape": array.shape[-3:]}
             meta["original_affine"] = image.meta["original_affine"]
