@@ -231,7 +231,7 @@ class LabelApp:
             for name, task in self.infers.items()
             if name in app.infers
             and app.serving.get(name) == self.serving.get(name)
-            and app.infers[name].version == task.version  # of tasks that are composed of other models
+            and _versions(app.infers[name]) == _versions(task)  # of tasks that are composed of other models
         }
         app.infers = {**app.infers, **unchanged}
         still_broken = {
@@ -316,6 +316,17 @@ class LabelApp:
             where = app_traceback.definition(type(choose), self.app_dir)
             raise AppBroken(f"{where} must return a Pick or None, not a {type(pick).__name__}")
         return pick
+
+
+def _versions(task: Any) -> list[str]:
+    """The version of a task, and those of the tasks that it holds, as a pipeline or an ensemble does."""
+    versions = [str(task.version)]
+    for value in getattr(task, "__dict__", {}).values():
+        held = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+        for part in held:
+            if hasattr(part, "predict") and hasattr(part, "version"):
+                versions += _versions(part)
+    return versions
 
 
 def _load(task: InferTask) -> InferTask:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -29,6 +30,8 @@ from rayapp.protocol import checked_name
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
 PRODUCTION = "production"
+RELOADS = ".reloads"
+"""File that changes with each reload of the app."""
 HISTORY = 100
 """Number of versions in the history, and so the maximum number of rollbacks."""
 _VERSION = re.compile(r"v(\d+)")
@@ -146,6 +149,19 @@ class ModelStore:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         return self.version(name, f"v{number}")
+
+    def reloads(self) -> str:
+        """Identifies the last reload of the app; "" before the first one. One small read."""
+        try:
+            return (self._root / RELOADS).read_text()
+        except FileNotFoundError:
+            return ""
+
+    def note_reload(self) -> None:
+        """Let every process that serves the app load its code again."""
+        make_folder(self._root)
+        with writing(), replacing(self._root / RELOADS) as staged:
+            staged.write_text(secrets.token_hex(8))
 
     def promote(self, name: str, version: str) -> None:
         """Promote a version to production. Raises NotFound, and Busy if the disk cannot be written."""

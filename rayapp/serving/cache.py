@@ -57,6 +57,12 @@ class ByteCache(Generic[T]):
             _, oldest = self._values.popitem(last=False)
             self._held -= oldest.nbytes
 
+    def clear(self) -> None:
+        """Drop all values; what is being made goes to those who wait for it and is not kept."""
+        self._values.clear()
+        self._making.clear()
+        self._held = 0
+
     async def get(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
         """The value of `key`, computed by `make` if it is not cached.
 
@@ -75,6 +81,9 @@ class ByteCache(Generic[T]):
         try:
             value = await make()
         finally:
-            del self._making[key]
-        self.put(key, value)
+            wanted = self._making.get(key) is asyncio.current_task()  # not after `clear`
+            if wanted:
+                del self._making[key]
+        if wanted:
+            self.put(key, value)
         return value

@@ -35,10 +35,19 @@ class Catalogue:
         self._datastore = datastore
         self._models = ModelStore.of(settings)
         self._changing = threading.Lock()
-        self.reload()
+        self._load()
 
     def reload(self) -> None:
-        """Reload the app, and check that the weights of every model load."""
+        """Reload the app here and in every replica, and check that the weights of every model load.
+
+        Raises:
+            AppBroken: If the new code fails; everything is then served as before.
+        """
+        with self._changing:
+            self._load()
+            self._models.note_reload()
+
+    def _load(self) -> None:
         cls = app_class(self._settings)
         run_hook(cls.app_dir, cls.install, settings=self._settings, models=self._models)
         app = cls.of(self._settings)

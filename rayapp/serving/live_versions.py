@@ -1,4 +1,4 @@
-"""Hot swap of model versions in a replica.
+"""Hot swap of model versions, and of the app's code, in a replica.
 
 A newer version is loaded and warmed in parallel to the served one, and only then replaces it; calls in progress finish
 on the version they began with. All methods belong to one event loop.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from rayapp.app.label_app import LabelApp
+from rayapp.errors import RayappError
 from rayapp.inference.infer_task import InferTask
 from rayapp.serving.executors import Executors
 
@@ -22,18 +24,34 @@ WATCH_S = 1.0
 Warm = Callable[[str, InferTask, InferTask], Awaitable[None]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reload:
+    """How a replica takes over new code of the app.
+
+    Attributes:
+        load: Loads the code, and returns the app with all its weights loaded; called in another thread.
+        done: Called once that app serves.
+    """
+
+    load: Callable[[], LabelApp]
+    done: Callable[[], None]
+
+
 class Serving:
     """The replica's app, kept up to date with the versions in production."""
 
-    def __init__(self, *, app: LabelApp, executors: Executors, warm: Warm) -> None:
+    def __init__(self, *, app: LabelApp, executors: Executors, warm: Warm, reload: Reload | None = None) -> None:
         """Args:
         app: loaded.
         executors: threads that load.
         warm: called with a model's name, its task that is served and the one that will be, before the swap.
+        reload: makes the app anew from its code; None to serve the code that was loaded first.
         """
         self.app = app
         self._executors = executors
         self._warm = warm
+        self._reload = reload
+        self._code = app.models.reloads() if reload is not None else ""
         self._swap: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._past: tuple[str, str, InferTask] | None = None
@@ -52,6 +70,8 @@ class Serving:
         cold = self._watch is None  # no call was answered yet: nothing depends on the old version
         if cold:
             self._watch = asyncio.create_task(self._watching())
+        while await self._code_changed():
+            await asyncio.shield(self._swapping())
         while (published := await self._published(model)) != self.app.serving.get(model):
             swap = self._swapping()
             if published is not None and model in self.app.infers and not cold:
@@ -71,10 +91,15 @@ class Serving:
     async def _published(self, model: str) -> str | None:
         return await self._executors.io(self.app.models.serving, model)
 
+    async def _code_changed(self) -> bool:
+        return self._reload is not None and await self._executors.io(self.app.models.reloads) != self._code
+
     async def _watching(self) -> None:
         """Check for newer versions between calls too, so that no call has to wait for the swap."""
         while True:
             await asyncio.sleep(WATCH_S)
+            if await self._code_changed():
+                self._swapping()
             for model in list(self.app.infers):
                 if await self._published(model) != self.app.serving.get(model):
                     self._swapping()
@@ -87,6 +112,15 @@ class Serving:
         return self._swap
 
     async def _renew(self) -> None:
+        if self._reload is not None and await self._code_changed():
+            code = await self._executors.io(self.app.models.reloads)
+            try:
+                self.app = await self._executors.io(self._reload.load)
+                self._reload.done()
+            except RayappError as error:
+                logger.error("the app's new code is not served: %s", error.detail)
+            self._past, self._code = None, code
+            return
         app = await self._executors.io(self.app.renewed)
         for model, task in app.infers.items():
             old = self.app.infers.get(model)

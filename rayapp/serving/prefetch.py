@@ -94,6 +94,10 @@ class Prefetcher:
         mask = self._masks.kept((image.file, model, task.version))
         return None if mask is None else dataclasses.replace(mask.prediction, seconds={})
 
+    def forget_masks(self) -> None:
+        """Drop all predictions that were made ahead."""
+        self._masks.clear()
+
     async def warm(self, model: str, old: InferTask, task: InferTask) -> None:
         """Prepare, for a new version, the images that are prepared for the old one, and run its network once."""
         try:

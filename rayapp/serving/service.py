@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rayapp.app import app_traceback, validation
+from rayapp.app.app_loader import app_class
 from rayapp.app.label_app import LabelApp
 from rayapp.config import Settings
 from rayapp.datastore.interfaces import Author, ClickEvent, Info, LabelRecord
@@ -42,7 +43,7 @@ from rayapp.serving.encoding import encode_dicom_seg, encode_file, encode_reply,
 from rayapp.serving.executors import Executors
 from rayapp.serving.interaction import PROMPT, REDO, Interaction
 from rayapp.serving.lane import Rank
-from rayapp.serving.live_versions import Serving
+from rayapp.serving.live_versions import Reload, Serving
 from rayapp.serving.messages import HandedOut, InferCall, InferReply, SaveAs, Turn
 from rayapp.serving.prefetch import Prefetcher
 from rayapp.serving.stage import Stage
@@ -108,8 +109,25 @@ class InferenceService:
         )
         self._log = ClickLog(images)
         self._supersession = Supersession()
-        self._serving = Serving(app=app, executors=self._executors, warm=lambda *models: self._prefetcher.warm(*models))
+        self._settings = settings
+        self._serving = Serving(
+            app=app,
+            executors=self._executors,
+            warm=lambda *models: self._prefetcher.warm(*models),
+            reload=Reload(load=self._reloaded, done=self._forget),
+        )
         self._prefetcher = Prefetcher(executors=self._executors, images=self._images, serving=self._serving)
+
+    def _reloaded(self) -> LabelApp:
+        """The app with its code loaded anew."""
+        app = app_class(self._settings).of(self._settings)
+        app.load_all()
+        return app
+
+    def _forget(self) -> None:
+        """Drop what the app's old code prepared and predicted."""
+        self._images.forget_prepared()
+        self._prefetcher.forget_masks()
 
     async def infer(self, call: InferCall) -> InferReply:
         """Answer one call. Of a model that answers in stages a call that stands alone gets the prediction of `predict`,

@@ -132,6 +132,10 @@ class OpenImages:
         self._files[key] = record.path, record.ext
         return await self._executors.io(ImageFile.of, key, record.path, record.ext)
 
+    def forget_prepared(self) -> None:
+        """Drop all prepared volumes, as of code that is no longer served."""
+        self._prepared.clear()
+
     async def prepared(
         self, model: str, task: InferTask, image: OpenImage, hits: dict[str, bool] | None = None
     ) -> Sized:
