@@ -39,13 +39,22 @@ def app_class(settings: Settings) -> type[LabelApp]:
             module = importlib.import_module(f"rayapp.apps.{settings.app}.main")
         except ModuleNotFoundError as error:
             raise AppBroken(f"no app {settings.app!r}: name radiology, bundle or a folder with main.py") from error
-    own = [cls for cls in vars(module).values() if inspect.isclass(cls) and cls.__module__ == module.__name__]
-    classes = [cls for cls in own if issubclass(cls, LabelApp)]
-    classes += [cls.as_label_app(module) for cls in own if hasattr(cls, "as_label_app")]
+    classes = [cls.as_label_app(module) if hasattr(cls, "as_label_app") else cls for cls in _apps_in(module)]
     if len(classes) != 1:
         defined = ", ".join(app_traceback.definition(cls, folder) for cls in classes) or "none"
         raise AppBroken(f"main.py of app {folder.name!r} must define one subclass of LabelApp; it defines {defined}")
     return classes[0]
+
+
+def _apps_in(module: Any) -> list[type[Any]]:
+    """The classes of apps that main.py defines, or else those that it imports from the app's folder; without those that
+    others of them extend.
+    """
+    named = [cls for cls in vars(module).values() if inspect.isclass(cls)]
+    apps = [cls for cls in named if issubclass(cls, LabelApp) or hasattr(cls, "as_label_app")]
+    own = [cls for cls in apps if cls.__module__ == module.__name__]
+    found = own or [cls for cls in apps if _is_of_app(sys.modules.get(cls.__module__))]
+    return [cls for cls in found if not any(other is not cls and issubclass(other, cls) for other in found)]
 
 
 def brings_datastore(settings: Settings) -> bool:
@@ -104,6 +113,8 @@ def _refuse_shadowing(folder: Path) -> None:
         AppBroken: Naming the module.
     """
     for path in sorted(folder.iterdir()):
+        if path.name == "conftest.py" or path.match("test_*.py"):
+            continue  # the app's tests, which it does not import
         name = path.stem if path.suffix == ".py" else path.name if (path / "__init__.py").is_file() else ""
         standard = name in sys.stdlib_module_names and name not in UNUSED_MODULES
         if standard or name in sys.modules:

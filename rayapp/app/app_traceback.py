@@ -90,5 +90,9 @@ def run_hook(folder: Path, hook: Callable[..., T], **arguments: Any) -> T:
         return hook(**arguments)
     except RayappError:
         raise
+    except SystemExit as error:
+        raise AppBroken(
+            f"{hook.__name__} called exit() at {location(error, folder)}: raise an error instead"
+        ) from error
     except Exception as error:
         raise AppBroken(f"{hook.__name__} failed: {describe(error, folder)}") from error

@@ -63,8 +63,10 @@ class PortedApp(LabelApp):
                     studies=settings.dicomweb.url or str(settings.studies),
                     conf=dict(settings.conf),
                 )
-        except SystemExit as error:
-            at = app_traceback.location(error, self.app_dir)
+        except AppBroken as error:
+            if not isinstance(error.__cause__, SystemExit):
+                raise
+            at = app_traceback.location(error.__cause__, self.app_dir)
             told = " ".join(re.sub("-{3,}", "", printed.getvalue()).split())[-TOLD:]
             raise AppBroken(f"the app called exit() at {at}: {told or 'it printed nothing'}") from error
 

@@ -274,3 +274,27 @@ def test_the_base_app_serves_nothing_and_has_the_strategies_that_every_app_has(w
     app = app_class(settings).of(settings)
     assert isinstance(app, LabelApp)
     assert (app.infers, app.trainers, sorted(app.strategies)) == ({}, {}, sorted(strategies()))
+
+
+def test_an_app_whose_class_is_in_lib_is_found(write, store):
+    settings = write("from lib.bright import MyApp\n", lib=LIB + MAIN.replace("from lib.bright import Bright\n", ""))
+    assert set(Catalogue(settings, store).describe()["models"]) == {"bright"}
+
+
+def test_a_base_class_beside_the_app_is_not_taken_for_a_second_app(write, store):
+    settings = write(MAIN + "\nclass Finer(MyApp):\n    name = 'finer'\n")
+    assert Catalogue(settings, store).describe()["name"] == "finer"
+
+
+def test_the_apps_own_tests_beside_main_do_no_harm(write, store, monkeypatch):
+    settings = write(MAIN)
+    for name in ("conftest", "test_main"):
+        (settings.studies.parent / "mine" / f"{name}.py").write_text("raise AssertionError\n")
+        monkeypatch.setitem(sys.modules, name, sys)
+    assert Catalogue(settings, store).describe()["name"] == "mine"
+
+
+def test_an_app_that_exits_says_where(write, store):
+    settings = write(with_hooks("def init_trainers(self):\n    exit(-1)"))
+    with pytest.raises(AppBroken, match=r"init_trainers called exit\(\) at main.py, line 12"):
+        Catalogue(settings, store)
