@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import queue
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from rayapp.datastore.index import meta, set_meta
 from rayapp.errors import Busy, Conflict
 from rayapp.files.durable import disk_error, sync
 
@@ -28,6 +30,9 @@ BATCH = 256
 """Maximum number of changes per commit."""
 CHUNK = 5000
 """Maximum number of images or labels that a scan records in one change."""
+OWNER = "owner"
+"""Property of the index: name of the process that may change it."""
+REPLACED = "another server has opened the studies folder since and this one ends: send it again"
 EXIT_STATUS = 70
 """Exit status after a failure of the writer thread: EX_SOFTWARE of sysexits.h, an internal error."""
 
@@ -79,7 +84,13 @@ class _Change(Generic[T]):
 
 
 class GroupCommit:
-    """Runs changes on its own thread. `do` may be called from any other thread."""
+    """Runs changes on its own thread. `do` may be called from any other thread.
+
+    After `claim`, once another process has claimed the index, nothing is changed or published any more and this process
+    ends: see `rayapp.datastore.claim`.
+    """
+
+    _name: str | None = None
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -118,6 +129,12 @@ class GroupCommit:
             self._queue.put(change)
         return change.answer.result()
 
+    def claim(self) -> None:
+        """Put a name of this process's own into the index; whoever did so before can change nothing any more."""
+        name = secrets.token_hex(8)
+        self.do(lambda db: set_meta(db, OWNER, name))
+        self._name = name
+
     def close(self) -> None:
         """Finish the pending changes, then stop the thread."""
         with self._gate:
@@ -151,6 +168,8 @@ class GroupCommit:
             for folder in frozenset[Path]().union(*(change.folders for change in batch)):
                 sync(folder)
             self._db.execute("BEGIN IMMEDIATE")
+            if self._replaced():
+                raise Conflict(REPLACED)
             for change in batch:
                 change.attempt(self._db)
             self._db.execute("COMMIT")
@@ -158,11 +177,23 @@ class GroupCommit:
             log.error("a commit to the index failed: %s", type(error).__name__)
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            told = error if isinstance(error, Conflict) else commit_error(error, folder_of(self._db))
             for change in batch:
-                change.answer.set_exception(commit_error(error, folder_of(self._db)))
+                change.answer.set_exception(told)
+            if isinstance(error, Conflict):
+                end_process()
+            return
+        if self._replaced():  # what is committed, the other one publishes; a file from here could replace a newer one
+            for change in batch:
+                change.answer.set_exception(Conflict(REPLACED))
+            end_process()
             return
         for change in batch:
             change.finish()
+
+    def _replaced(self) -> bool:
+        """True once another process has put its name into the index."""
+        return self._name is not None and meta(self._db, OWNER) != self._name
 
 
 def end_process() -> None:

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from rayapp.datastore import folder_scan, leases
+from rayapp.datastore import commit, folder_scan, leases
 from rayapp.datastore.age_sampler import AgeSampler
+from rayapp.datastore.claim import LOCK, FolderClaim
 from rayapp.datastore.commit import GroupCommit, commit_error, disk_state
 from rayapp.datastore.document import DocumentFile, Entries
 from rayapp.datastore.image_source import FolderSource, ImageSource
@@ -30,7 +29,7 @@ from rayapp.datastore.repair import Repair
 from rayapp.datastore.revisions import FileStamp, RevisionStore
 from rayapp.datastore.scores import ScoreTable
 from rayapp.datastore.watch import Watcher
-from rayapp.errors import Busy, Conflict, NotFound
+from rayapp.errors import Busy, NotFound
 from rayapp.files.durable import make_folder, sync
 from rayapp.protocol import FINAL, ORIGINAL
 
@@ -75,19 +74,12 @@ class StudiesFolder:
             raise
 
     def _lock(self, hidden: Path, patience: float) -> None:
-        """Create the hidden folder and lock it."""
+        """Create the hidden folder and claim it."""
         if state := disk_state(self.root, NEEDED):  # SQLite would try for half a minute, and say less
             raise OSError(state, os.strerror(state))
         make_folder(hidden)
-        lock = FileLock(hidden / "lock", thread_local=False)
-        try:
-            lock.acquire(timeout=patience)
-        except Timeout:
-            raise Conflict("the studies folder is open in another process: stop that process first") from None
-        except NotImplementedError:
-            raise Conflict("the file system of the studies folder has no file locks: mount it with locks") from None
-        self._closing.append(lock.release)
-        if not _locks_hold(hidden / "lock"):
+        self._closing.append(FolderClaim(hidden, patience, lost=lambda: commit.end_process()).release)
+        if not _locks_hold(hidden / LOCK):
             log.error("file locks have no effect on this file system: let no second server open the studies folder")
 
     def _abandon(self) -> None:
@@ -136,6 +128,7 @@ class StudiesFolder:
         self._closing.append(self.index.close)
         self.commit = GroupCommit(self.index.writer)
         self._closing.append(self.commit.close)
+        self.commit.claim()
         with self.index.reader() as db:
             last, clean = int(meta(db, "session") or 0), meta(db, "clean") != "0"
         self.session = last + 1

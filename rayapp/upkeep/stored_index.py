@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rayapp.datastore.claim import BEAT, LOCK
 from rayapp.datastore.schema import VERSION
 from rayapp.errors import Conflict, NotFound
 
@@ -40,12 +41,13 @@ def alone(studies: Path) -> Iterator[None]:
     Raises:
         Conflict: a server has it open.
     """
-    lock = FileLock(studies / HIDDEN / "lock")
+    lock = FileLock(studies / HIDDEN / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise Conflict("a server has the studies folder open: stop it first") from None
     try:
+        (studies / HIDDEN / BEAT).unlink(missing_ok=True)  # of a server that crashed: nobody is to think this is it
         yield
     finally:
         lock.release()
