@@ -18,6 +18,7 @@ from scipy import ndimage
 from skimage.graph import route_through_array
 
 from rayapp.inference.prompts.guidance import Position
+from rayapp.training.metrics import dice
 
 Array = npt.NDArray[Any]
 MIN_DEPTH = 0.6
@@ -118,9 +119,51 @@ def error_regions(truth: Array, predicted: Array, labels: int, *, count: int) ->
     return [_region(by_label[label][0] == part, label, size) for size, label, part in largest]
 
 
+def drawn_regions(
+    truth: Array, predicted: Array, labels: int, *, count: int, rng: np.random.Generator
+) -> Iterator[Region]:
+    """Error regions of structures drawn at random, with probabilities proportional to 1 - Dice, so that a small
+    structure that was missed is corrected as often as a large one.
+
+    Of each drawn structure, the largest region that is missed or too much of it and was not given before.
+
+    Args:
+        truth: Reference label map, (X, Y, Z); values from `labels` on, such as `UNSEEN`, are never wrong.
+        predicted: Predicted label map, (X, Y, Z).
+        labels: Number of labels, including background.
+        count: Number of regions at most.
+        rng: Source of randomness.
+    """
+    errors = 1 - np.nan_to_num(np.array(dice(predicted, truth, labels - 1)), nan=1.0)
+    wrong = (truth != predicted) & (truth < labels)
+    for _ in range(count):
+        if errors.sum() <= 0:
+            return
+        label = 1 + int(rng.choice(labels - 1, p=errors / errors.sum()))
+        region = _largest_error(truth, predicted, wrong, label)
+        if region is None:
+            errors[label - 1] = 0
+        else:
+            wrong[region.box][region.mask] = False
+            yield region
+
+
+def _largest_error(truth: Array, predicted: Array, wrong: npt.NDArray[np.bool_], label: int) -> Region | None:
+    """The largest region among wrong voxels that is missed of a structure, or is too much of it."""
+    much = wrong & (predicted == label)
+    masks = [(label, wrong & (truth == label)), *((int(own), much & (truth == own)) for own in np.unique(truth[much]))]
+    regions = [region for own, mask in masks if (region := _largest(mask, own)) is not None]
+    return max(regions, key=lambda region: region.size, default=None)
+
+
 def largest_component(truth: Array, label: int) -> Region | None:
     """The largest connected component of a label; None if the label map does not have it."""
-    components, sizes = _components(truth == label)
+    return _largest(truth == label, label)
+
+
+def _largest(mask: npt.NDArray[np.bool_], label: int) -> Region | None:
+    """The largest connected component of a mask, as a region of a label; None if the mask is empty."""
+    components, sizes = _components(mask)
     if not len(sizes):
         return None
     return _region(components == 1 + int(sizes.argmax()), label, int(sizes.max()))
@@ -139,7 +182,6 @@ def corrections(
     *,
     count: int,
     rng: np.random.Generator,
-    noise: float = 0.0,
     min_depth: float = MIN_DEPTH,
 ) -> Iterator[tuple[int, Position]]:
     """Corrective clicks, one into each of the largest error regions.
@@ -150,14 +192,13 @@ def corrections(
         labels: Number of labels, including background.
         count: Number of clicks at most.
         rng: Source of randomness.
-        noise: Standard deviation of the clicks' positions, in voxels.
         min_depth: Least depth inside the region, as a share of its largest depth.
 
     Yields:
         The label of each click, and its position.
     """
     for region in error_regions(truth, predicted, labels, count=count):
-        yield region.label, clamped(region.click(rng, noise=noise, min_depth=min_depth), truth.shape)
+        yield region.label, clamped(region.click(rng, min_depth=min_depth), truth.shape)
 
 
 def _components(mask: npt.NDArray[np.bool_]) -> tuple[Array, Array]:

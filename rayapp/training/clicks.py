@@ -24,7 +24,8 @@ from rayapp.training.recipe import Labels, Predict, labels_of
 Clicks = list[list[Position]]
 """Positions of clicks for each guidance channel: structures by value, then background."""
 MAX_CLICKS_PER_ROUND = 4
-"""Largest number of clicks into one image in one round."""
+"""Largest number of clicks into one image in one round, from the third round on. Before, clicks come one by one, as an
+annotator's first ones do."""
 
 
 class ClickTrainTask(BasicTrainTask[ClickOptions]):
@@ -45,6 +46,12 @@ class ClickTrainTask(BasicTrainTask[ClickOptions]):
         """An empty list for each guidance channel."""
         return [[] for _ in range(self.guidance_channels)]
 
+    def draw_rounds(self, options: ClickOptions, rng: np.random.Generator, *, least: int) -> int:
+        """A random number of rounds from `least` to the option `rounds`; few are likelier than many."""
+        numbers = np.arange(least, options.rounds + 1)
+        weights = 1 / (1 + numbers - least)
+        return int(rng.choice(numbers, p=weights / weights.sum()))
+
     def simulate_rounds(
         self,
         batch: Batch,
@@ -57,8 +64,8 @@ class ClickTrainTask(BasicTrainTask[ClickOptions]):
     ) -> None:
         """Simulate rounds of prediction and correction.
 
-        Each round the network predicts every image, and up to `MAX_CLICKS_PER_ROUND` clicks into its largest errors are
-        added to `clicks`.
+        Each round the network predicts every image, and clicks into its errors are added to `clicks`: one, and up to
+        `MAX_CLICKS_PER_ROUND` from the third round on.
 
         Args:
             batch: Images and reference labels.
@@ -68,13 +75,17 @@ class ClickTrainTask(BasicTrainTask[ClickOptions]):
             rng: Source of randomness.
             count: Number of rounds.
         """
-        for _ in range(count):
+        for round_ in range(count):
+            most = 1 if round_ < 2 else MAX_CLICKS_PER_ROUND
             predictions = predict(with_guidance_batch(batch.images, clicks)).argmax(1).to(torch.uint8).cpu().numpy()
             unsought = batch.unsought or [()] * len(clicks)
             for own, truth, predicted, open_ in zip(clicks, batch.labels.numpy(), predictions, unsought, strict=True):
-                number = int(rng.integers(1, MAX_CLICKS_PER_ROUND + 1))
                 predicted[np.isin(predicted, open_)] = 0
-                add_corrections(own, truth, predicted, count=number, noise=options.click_noise, rng=rng)
+                truth, predicted = np.atleast_3d(truth), np.atleast_3d(predicted)
+                number = int(rng.integers(1, most + 1))
+                for region in click_simulation.drawn_regions(truth, predicted, len(own), count=number, rng=rng):
+                    voxel = region.click(rng, noise=options.click_noise)
+                    add_click(own, region.label, click_simulation.clamped(voxel, truth.shape))
 
     def predict_with_corrections(
         self, image: Tensor, truth: Labels, clicks: Clicks, predict: Predict, *, count: int
@@ -94,7 +105,9 @@ class ClickTrainTask(BasicTrainTask[ClickOptions]):
         rng = np.random.default_rng(0)
         predicted = labels_of(predict(with_guidance(image, clicks)[None]))
         for _ in range(count):
-            add_corrections(clicks, truth, predicted, count=1, noise=0.0, rng=rng)
+            wrong = np.atleast_3d(truth), np.atleast_3d(predicted)
+            for label, position in click_simulation.corrections(*wrong, len(clicks), count=1, rng=rng):
+                add_click(clicks, label, position)
             predicted = labels_of(predict(with_guidance(image, clicks)[None]))
         return predicted
 
@@ -112,11 +125,6 @@ def with_guidance_batch(images: Tensor, clicks: Sequence[Clicks]) -> Tensor:
     return torch.stack([with_guidance(image, own) for image, own in zip(images, clicks, strict=True)])
 
 
-def add_corrections(
-    clicks: Clicks, truth: Labels, predicted: Labels, *, count: int, noise: float, rng: np.random.Generator
-) -> None:
-    """Add corrective clicks to `clicks`, in place: one into each of the `count` largest error regions."""
-    truth, predicted = np.atleast_3d(truth), np.atleast_3d(predicted)
-    corrections = click_simulation.corrections(truth, predicted, len(clicks), count=count, rng=rng, noise=noise)
-    for label, position in corrections:
-        clicks[(label - 1) % len(clicks)].append(position)
+def add_click(clicks: Clicks, label: int, position: Position) -> None:
+    """Add a click of a label, 0 for background, to `clicks`, in place."""
+    clicks[(label - 1) % len(clicks)].append(position)

@@ -2,8 +2,8 @@
 
 Diaz-Pinto et al., "DeepEdit: Deep editable learning for interactive segmentation of 3D medical images" (2022).
 
-Half of the steps have no clicks. In the others a simulated annotator clicks into the largest errors of the network's
-own prediction, of any structure or background, for up to `rounds` rounds, and the network learns with all these clicks.
+Half of the steps have no clicks. In the others a simulated annotator corrects the network's own prediction for up to
+`rounds` rounds, by clicks into structures or background, and the network learns with all these clicks.
 """
 
 from __future__ import annotations
@@ -34,10 +34,18 @@ class DeepEditTrainTask(ClickTrainTask):
     measurements = ("dice", "dice_after_clicks")
     whole_image = True
 
-    def inputs(self, batch: Batch, predict: Predict, options: ClickOptions, rng: np.random.Generator) -> Tensor:
+    def inputs(
+        self,
+        batch: Batch,
+        predict: Predict,
+        options: ClickOptions,
+        rng: np.random.Generator,
+        *,
+        common: np.random.Generator,
+    ) -> Tensor:
         """The images with guidance: without clicks, or with those of one to `rounds` rounds."""
         clicks = [self.no_clicks() for _ in batch.images]
-        count = int(rng.integers(1, options.rounds + 1)) if rng.random() < 0.5 else 0
+        count = self.draw_rounds(options, common, least=1) if common.random() < 0.5 else 0
         self.simulate_rounds(batch, clicks, predict, options, rng, count=count)
         return with_guidance_batch(batch.images, clicks)
 

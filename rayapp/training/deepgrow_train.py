@@ -90,10 +90,19 @@ class DeepGrowTrainTask(ClickTrainTask):
         else:
             yield case.image, case.labels
 
-    def inputs(self, batch: Batch, predict: Predict, options: ClickOptions, rng: np.random.Generator) -> Tensor:
+    def inputs(
+        self,
+        batch: Batch,
+        predict: Predict,
+        options: ClickOptions,
+        rng: np.random.Generator,
+        *,
+        common: np.random.Generator,
+    ) -> Tensor:
         """The images with guidance of a first click, and of up to `rounds` rounds of corrective clicks."""
         clicks = [self.first_click(truth, rng, noise=options.click_noise) for truth in batch.labels.numpy()]
-        self.simulate_rounds(batch, clicks, predict, options, rng, count=int(rng.integers(0, options.rounds + 1)))
+        count = self.draw_rounds(options, common, least=0)
+        self.simulate_rounds(batch, clicks, predict, options, rng, count=count)
         return with_guidance_batch(batch.images, clicks)
 
     def first_click(self, truth: Labels, rng: np.random.Generator, *, noise: float) -> Clicks:

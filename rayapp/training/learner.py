@@ -92,10 +92,11 @@ class Learner(Generic[Opts]):
         rank = self._host.rank
         torch.manual_seed((self._options.seed << 32) + (number << 8) + rank)
         rng = np.random.default_rng((self._options.seed, number, rank))
+        common = np.random.default_rng((self._options.seed, number))
         self._optimizer.zero_grad(set_to_none=True)
         losses, scores = [], []
         for index, batch in enumerate(batches):
-            inputs = self._task.inputs(batch, self.predict, self._options, rng)
+            inputs = self._task.inputs(batch, self.predict, self._options, rng, common=common)
             labels = batch.labels.to(self._host.device)
             self.network.train()
             last = index == len(batches) - 1

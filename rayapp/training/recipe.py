@@ -240,14 +240,24 @@ class Recipe(Generic[Opts]):
 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
-    def inputs(self, batch: Batch, predict: Predict, options: Opts, rng: np.random.Generator) -> Tensor:  # noqa: ARG002
+    def inputs(
+        self,
+        batch: Batch,
+        predict: Predict,  # noqa: ARG002
+        options: Opts,  # noqa: ARG002
+        rng: np.random.Generator,  # noqa: ARG002
+        *,
+        common: np.random.Generator,  # noqa: ARG002
+    ) -> Tensor:
         """The network's input for a batch, (N, C, …).
 
         Args:
             batch: Images and labels.
             predict: The network as it is now.
             options: The run's options.
-            rng: Source of randomness.
+            rng: Source of the worker's own randomness.
+            common: Source of randomness that is the same in all workers, for what decides how long a step takes:
+                all wait for the slowest.
         """
         return batch.images
 

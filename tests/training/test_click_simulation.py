@@ -1,6 +1,7 @@
 """The simulated annotator clicks into what is most wrong; the network is shown its clicks as inference shows them."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -75,10 +76,78 @@ def test_a_noisy_click_misses_and_stays_on_the_grid():
 
 def test_a_click_into_a_slice_stays_in_it():
     truth, guess = scene()
-    clicks = click_simulation.corrections(
-        truth[:, :, 6:7], guess[:, :, 6:7], 3, count=9, rng=np.random.default_rng(1), noise=4
-    )
-    assert {z for _, (_, _, z) in clicks} == {0}
+    rng = np.random.default_rng(1)
+    (region,) = click_simulation.error_regions(truth[:, :, 6:7], guess[:, :, 6:7], 3, count=9)
+    assert {region.click(rng, noise=4)[2] for _ in range(20)} == {0}
+
+
+def test_a_small_structure_that_was_missed_is_corrected_more_often_than_the_edge_of_a_large_one():
+    truth = np.zeros((40, 40, 40), np.uint8)
+    truth[2:32, 2:32, 2:32] = 1
+    truth[35:38, 35:38, 35:38] = 2
+    guess = truth.copy()
+    guess[31:32, 2:32, 2:32] = 0  # a layer of 900 voxels missed: Dice .98
+    guess[truth == 2] = 0  # all of 27 voxels missed: Dice 0
+    drawn = [
+        region.label
+        for seed in range(50)
+        for region in click_simulation.drawn_regions(truth, guess, 3, count=1, rng=np.random.default_rng(seed))
+    ]
+    assert len(drawn) == 50
+    assert drawn.count(2) >= 45
+
+
+def test_regions_drawn_for_a_structure_are_what_is_missed_or_too_much_of_it_each_once():
+    truth, guess = scene()
+    rng = np.random.default_rng(0)
+    regions = list(click_simulation.drawn_regions(truth, guess, 3, count=9, rng=rng))
+    assert sorted((region.label, region.size) for region in regions) == [(0, 6 * 5 * 4), (1, 7 * 10 * 7)]
+    assert list(click_simulation.drawn_regions(truth, truth, 3, count=9, rng=rng)) == []
+
+
+def test_what_is_too_much_of_a_structure_is_given_to_the_structure_it_belongs_to():
+    truth, _ = scene()
+    guess = np.where(truth == 2, 1, truth)
+    for seed in range(9):
+        rng = np.random.default_rng(seed)
+        (region,) = click_simulation.drawn_regions(truth, guess, 3, count=4, rng=rng)
+        assert region.label == 2
+
+
+@pytest.mark.parametrize("trainer", ["deepedit", "deepgrow"])
+def test_the_first_clicks_come_one_by_one_and_few_rounds_are_likelier_than_many(trainer):
+    if trainer == "deepedit":
+        task, whole, network = DeepEditTrainTask(labels=LABELS, description="", options=ClickOptions()), batch(1), None
+    else:
+        task = DeepGrowTrainTask(description="", options=ClickOptions())
+        labels = torch.from_numpy(scene()[0][None] == 1).to(torch.uint8)
+        whole, network = Batch(images=labels[:, None].float(), labels=labels), outlining_no_foreground
+    counts = []
+    for seed in range(80):
+        shown = inputs_of(task, whole, network or outlining_nothing, seed)
+        counts.append(int((shown[0, 1:] == 1).sum()))
+    once = counts.count(1)
+    assert once >= 0.2 * sum(count > 0 for count in counts)
+    assert once > counts.count(2) > 0
+    assert max(counts) > 4
+
+
+def outlining_no_foreground(images):
+    logits = torch.zeros(len(images), 2, *images.shape[2:])
+    logits[:, 0] = 1
+    return logits
+
+
+def test_all_workers_make_as_many_rounds_in_a_step():
+    task = DeepEditTrainTask(labels=LABELS, description="", options=ClickOptions())
+    for seed in range(10):
+        looks = []
+        for rank in range(2):
+            network = Mock(side_effect=outlining_nothing)
+            rng, common = np.random.default_rng((seed, rank)), np.random.default_rng(seed)
+            task.inputs(batch(1), network, task.options, rng, common=common)
+            looks.append(network.call_count)
+        assert looks[0] == looks[1]
 
 
 def deepedit(tmp_path, spacing):
@@ -113,7 +182,12 @@ def test_training_and_inference_show_the_network_the_same_channels_for_the_same_
     assert any(np.array_equal(images[0], shown) for images in seen)
 
 
-def batch(count=4, guess=None):
+def inputs_of(task, whole, network, seed):
+    rng, common = np.random.default_rng((seed, 1)), np.random.default_rng(seed)
+    return task.inputs(whole, network, task.options, rng, common=common)
+
+
+def batch(count=4):
     truth, _ = scene()
     labels = torch.from_numpy(np.stack([truth] * count))
     return Batch(images=labels[:, None].float(), labels=labels)
@@ -130,7 +204,7 @@ def test_half_of_deepedits_steps_show_no_clicks_and_the_others_clicks_into_the_e
     whole = batch()
     empty = 0
     for seed in range(60):
-        shown = task.inputs(whole, outlining_nothing, task.options, np.random.default_rng(seed))
+        shown = inputs_of(task, whole, outlining_nothing, seed)
         assert shown.shape == (4, 4, 30, 24, 17)
         np.testing.assert_array_equal(shown[:, :1], whole.images)
         clicked = shown[:, 1:].flatten(1).any(1)
@@ -149,11 +223,11 @@ def test_deepgrow_always_shows_a_click_in_the_structure_and_corrections_of_what_
     labels = torch.from_numpy(np.stack([truth == 1] * 3)).to(torch.uint8)
     corrected = 0
     for seed in range(30):
-        shown = task.inputs(
+        shown = inputs_of(
+            task,
             Batch(images=labels[:, None].float(), labels=labels),
             lambda images: torch.stack([1 - everywhere(images), everywhere(images)], 1),
-            task.options,
-            np.random.default_rng(seed),
+            seed,
         )
         assert shown.shape[1] == 3
         for image, mask in zip(shown.numpy(), labels.numpy(), strict=True):
@@ -180,7 +254,7 @@ def test_a_slices_guidance_is_that_of_a_volume_of_one_slice():
 def test_no_structure_no_click():
     task = DeepGrow2dTrainTask(description="", options=ClickOptions())
     empty = Batch(images=torch.rand(2, 1, 16, 16), labels=torch.zeros(2, 16, 16, dtype=torch.uint8))
-    shown = task.inputs(empty, lambda x: torch.zeros(len(x), 2, 16, 16), task.options, np.random.default_rng(0))
+    shown = inputs_of(task, empty, lambda x: torch.zeros(len(x), 2, 16, 16), 0)
     assert not shown[:, 1:].any()
 
 

@@ -11,7 +11,7 @@ from rayapp.errors import BadRequest
 from rayapp.imaging.unseen import UNSEEN
 from rayapp.training.basic_train import BasicTrainTask
 from rayapp.training.cases import Case, read_pair
-from rayapp.training.clicks import add_corrections
+from rayapp.training.click_simulation import corrections, drawn_regions
 from rayapp.training.deepgrow_train import foreground, structures
 from rayapp.training.feed import batch_of
 from rayapp.training.metrics import dice
@@ -161,9 +161,9 @@ def test_simulated_clicks_correct_nothing_where_nobody_looked(labels):
     truth = labels.copy()
     truth[:, 4:] = UNSEEN
     predicted = np.where(truth == UNSEEN, 1, truth).astype(np.uint8)
-    clicks = [[], [], []]
-    add_corrections(clicks, truth, predicted, count=3, noise=0, rng=np.random.default_rng(0))
-    assert clicks == [[], [], []]
+    rng = np.random.default_rng(0)
+    assert list(drawn_regions(truth, predicted, 3, count=3, rng=rng)) == []
+    assert list(corrections(truth, predicted, 3, count=3, rng=rng)) == []
 
 
 def test_deepgrow_keeps_unseen_voxels_unseen_and_makes_no_structure_of_them(labels):
