@@ -32,6 +32,9 @@ OPTIONS: Mapping[str, Any] = {"pretrained": True, "guard": True, "workers": 0}
 """Options of every training, in addition to the trainer's own: `pretrained` fine-tunes the version in production,
 `guard` does not promote a worse result, `workers` limits the number of workers (0: one for each GPU, or one on the
 CPU)."""
+SURE = 0.8
+"""Least share of bootstrap samples of the validation images in which a promoted version is better: it is the best of
+several looks at these images, while the version in production has been looked at once."""
 REQUEST = "request.json"
 
 
@@ -171,7 +174,13 @@ class Training:
             pairs = self._datastore.datalist(immutable=True, images=self._images(job))
             if not pairs:
                 raise BadRequest("no image has a final label any more: save one, then train again")
-            fixed = {"pairs": pairs, "data": _digest(pairs), "production": self._store.serving(job.name)}
+            versions = [self._store.version(job.name, version) for version in self._store.versions(job.name)]
+            fixed = {
+                "pairs": pairs,
+                "data": _digest(pairs),
+                "production": self._store.serving(job.name),
+                "tried": max((version.images for version in versions), default=0),
+            }
             with replacing(file) as staged:
                 staged.write_text(json.dumps(fixed))
         fixed = json.loads(file.read_text())
@@ -184,6 +193,7 @@ class Training:
             params={key: value for key, value in job.request.items() if key != "model"},
             parent=production if _option(job.request, "pretrained") else None,
             baseline=production,
+            tried=fixed["tried"],
         )
 
 
@@ -204,8 +214,15 @@ def _verdict(job: Job, request: TrainRequest, result: TrainResult, serving: str 
     if result.metric is None or result.baseline is None:
         return True, f"promoted to production: it could not be compared with {serving}"
     comparison = f"{result.metric:.4f} against {result.baseline:.4f} of {serving} on the same validation images"
-    if result.metric < result.baseline:
-        return False, f"kept and not promoted: it scores worse, {comparison}"
+    if result.metric <= result.baseline:
+        how = "worse" if result.metric < result.baseline else "no better"
+        return False, f"kept and not promoted: it scores {how}, {comparison}"
+    sure = result.card.get("compared", {}).get("better", 1.0)
+    if sure < SURE:
+        return False, (
+            f"kept and not promoted: {comparison}, which may be chance (better in {sure:.0%} of bootstrap samples of "
+            f"the images, {SURE:.0%} are asked for); `rayapp models promote` promotes it all the same"
+        )
     return True, f"promoted to production: {comparison}"
 
 

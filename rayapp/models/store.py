@@ -46,6 +46,16 @@ class ModelVersion:
     weights: Path
     card: Mapping[str, Any]
 
+    @property
+    def images(self) -> int:
+        """Number of labelled images that the version's design was made for; 0 if its card does not say."""
+        plan, data = self.card.get("plan"), self.card.get("data")
+        if isinstance(plan, Mapping) and "images" in plan:
+            return int(plan["images"])
+        if isinstance(data, Mapping):
+            return int(data.get("training", 0)) + int(data.get("validation", 0))
+        return 0
+
     def summary(self) -> dict[str, Any]:
         """Digest and time for `/model/info/`."""
         return {

@@ -127,8 +127,8 @@ def compared(scores: Sequence[CaseScore], baseline: Sequence[CaseScore]) -> dict
         baseline: Scores of the other version.
 
     Returns:
-        `difference`; `low` and `high`, its 95 % confidence interval by a bootstrap over images; and `images`, their
-        number. None without a common image.
+        `difference`; `low` and `high`, its 95 % confidence interval by a bootstrap over images; `better`, the share of
+        bootstrap samples in which the new version is better; and `images`, their number. None without a common image.
     """
     before = {(one.image, one.measurement, one.structure): one.dice for one in baseline}
     by_image: dict[str, list[float]] = {}
@@ -145,5 +145,6 @@ def compared(scores: Sequence[CaseScore], baseline: Sequence[CaseScore]) -> dict
         "difference": round(float(means.mean()), 4),
         "low": round(float(low), 4),
         "high": round(float(high), 4),
+        "better": round(float((drawn > 0).mean()), 4),
         "images": len(means),
     }

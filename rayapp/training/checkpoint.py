@@ -36,7 +36,9 @@ class State:
         best_epoch: The epoch of the best validation metric.
         validations_since: Validations since the best one.
         validated: Progress of the run at the last validation, from 0 to 1.
-        seconds: Seconds of training, over all starts of the run.
+        seconds: Seconds of training, validations included, over all starts of the run.
+        validating: Seconds of all validations.
+        validations: Number of validations.
         started: When the run first started, in seconds since the epoch.
         kept: The iteration of the last checkpoint.
         resumed: Number of times that the run resumed from a checkpoint.
@@ -54,6 +56,8 @@ class State:
     validations_since: int = 0
     validated: float = 0.0
     seconds: float = 0.0
+    validating: float = 0.0
+    validations: int = 0
     started: float = field(default_factory=time.time)
     kept: int = 0
     resumed: int = 0

@@ -12,6 +12,10 @@ from rayapp.training.train_task import Host
 
 VALIDATIONS = 20
 """Approximate number of validations in a run whose length is given in steps or minutes."""
+FIRST = 0.01
+"""Progress at which such a run is validated first, as only then can it be told how long the run will take."""
+FINAL = 2
+"""Duration of the evaluation at the end of a run, of the result and of the version in production, in validations."""
 TICKS = 10_000
 """Steps of the learning rate schedule if the length is given in minutes."""
 
@@ -63,7 +67,20 @@ class Length:
         """True if a validation is due after the epoch that has just ended."""
         if self.in_epochs:
             return done >= 1 or state.epoch % self._options.val_interval == 0
-        return done >= 1 or done - state.validated >= 1 / VALIDATIONS
+        return done >= 1 or done - state.validated >= (1 / VALIDATIONS if state.validated else FIRST)
+
+    def seconds_left(self, state: State, done: float) -> float:
+        """Estimated seconds until the run's result, evaluation included; 0 once the training has ended."""
+        if done >= 1 or not done:
+            return 0.0
+        each = state.validating / max(1, state.validations)
+        if self.timed and done <= state.seconds / (60 * self._options.minutes):
+            training = 60 * self._options.minutes - state.seconds
+        else:
+            planned = self._options.max_epochs / self._options.val_interval if self.in_epochs else 1 + VALIDATIONS
+            training = (state.seconds - state.validating) * (state.iterations / state.iteration - 1)
+            training += each * max(0.0, planned - state.validations)
+        return training + FINAL * each
 
     def _agreed(self, seconds: float) -> float:
         if self._host.world_size == 1:

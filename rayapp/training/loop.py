@@ -13,7 +13,6 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version as installed
 from itertools import islice
 from typing import Any
@@ -27,7 +26,7 @@ from rayapp.training import checkpoint
 from rayapp.training.case_scores import CaseScore, compared, scores_of
 from rayapp.training.cases import MIN_PAIRS, Case, Cases, bad_pairs, digest_of, name_of, too_few
 from rayapp.training.checkpoint import State
-from rayapp.training.design import GRID, Design, broadcast_design, range_of
+from rayapp.training.design import Design, broadcast_design
 from rayapp.training.feed import Batch, Feed
 from rayapp.training.learner import Learner, mean_of
 from rayapp.training.length import Length
@@ -35,6 +34,7 @@ from rayapp.training.metrics import Metrics, Tally, key_metric
 from rayapp.training.options import Options
 from rayapp.training.recipe import Evaluation, Recipe
 from rayapp.training.run_report import RunReport
+from rayapp.training.start import chosen_design, fine_tuned
 from rayapp.training.train_task import Host, Pair, Progress, TrainRequest, TrainResult
 
 logger = logging.getLogger(__name__)
@@ -65,11 +65,13 @@ class Run:
         self._design = (
             Design.of(self._state.design, guidance=task.guidance_channels)
             if self._state.design
-            else broadcast_design(host, lambda: self._choose_design(pairs), guidance=task.guidance_channels)
+            else broadcast_design(host, lambda: self._chosen_design(pairs), guidance=task.guidance_channels)
         )
         self._state.design = self._design.card()
         self._options = self._options.planned(self._design.plan)
         parent = self._parent()
+        if parent is not None:
+            self._options = fine_tuned(self._options, task.options)
         self._train, self._val = task.partition(pairs, self._options)
         self._feed = Feed(
             cases=Cases(self._train, self._read, capacity=self._cache_bytes(len(self._train))),
@@ -115,6 +117,11 @@ class Run:
             The result on rank 0; None on other ranks, or when the run was stopped.
         """
         try:
+            if self._parent() is not None and self._state.best is None:
+                metrics = self._validated()  # the first candidate is the parent itself
+                if metrics is None:
+                    return None
+                self._best_yet(key_metric(metrics))
             while not self._finished():
                 if not (self._train_epoch() and self._end_epoch()):
                     return None
@@ -149,30 +156,8 @@ class Run:
             raise too_few(len(usable), without)
         return usable
 
-    def _choose_design(self, pairs: Sequence[Pair]) -> Design:
-        """The parent's design if its version can be fine-tuned on these images, else the one that suits them best.
-
-        The plan's `start` names the choice and the reason.
-        """
-        task, params, parent = self._task, self._request.params, self._request.parent
-        device = self._host.device
-        design = task.design(pairs, params, device=device)
-        start = "from scratch, " + ("as there is no version to fine-tune" if parent is None else "as requested")
-        if parent is not None and self._options.pretrained:
-            fixed = [name for name in GRID if name in task.overrides(params)]
-            if task.can_fine_tune(parent):
-                objection = design.objection(parent.card, fixed=fixed)
-            else:
-                objection = "it has other labels"
-            if objection is None:
-                grid = {name: parent.card[name] for name in GRID}
-                inherited = task.design(pairs, {**params, **grid}, device=device)
-                if inherited.network == parent.card["network"]:
-                    plan = {**inherited.plan, "from": parent.version, "start": f"fine-tunes {parent.version}"}
-                    return replace(inherited, plan=plan, intensities=range_of(parent.card.get("intensities")))
-                objection = "the trainer designs another network"
-            start = f"from scratch and not from {parent.version}: {objection}"
-        return replace(design, plan={**design.plan, "start": start})
+    def _chosen_design(self, pairs: Sequence[Pair]) -> Design:
+        return chosen_design(self._task, self._request, self._options, pairs, self._host.device)
 
     def _parent(self) -> ModelVersion | None:
         """The version that the design fine-tunes; None if it trains from scratch."""
@@ -251,19 +236,11 @@ class Run:
         if not self._length.validation_due(state, self._done):
             self._report_progress(loss, save=self._checkpoint_due())
             return True
-        began, state.validated = time.monotonic(), self._done
-        metrics = self._validate()
-        state.seconds += time.monotonic() - began
+        metrics = self._validated()
         if metrics is None:
             return False
         self._advance()
-        metric = key_metric(metrics)
-        better = state.best is None or metric > state.best
-        if better:
-            state.best, state.best_epoch, state.validations_since = metric, state.epoch, 0
-            self._best = self._learner.weights()
-        else:
-            state.validations_since += 1
+        metric, better = key_metric(metrics), self._best_yet(key_metric(metrics))
         train = _by_name(self._task.labels, mean_of(self._scores))
         row = {"loss": loss, "rate": self._learner.rate, "train": train, "val": metrics, "metric": metric}
         state.rows.append({"epoch": state.epoch, "iteration": state.iteration, **row})
@@ -272,6 +249,25 @@ class Run:
             self._report.validated(state)
         self._report_progress(loss, save=better or self._finished() or self._checkpoint_due())
         return True
+
+    def _best_yet(self, metric: float) -> bool:
+        """Keep the weights if their validation metric is the best so far; True if it is."""
+        state = self._state
+        if state.best is not None and metric <= state.best:
+            state.validations_since += 1
+            return False
+        state.best, state.best_epoch, state.validations_since = metric, state.epoch, 0
+        self._best = self._learner.weights()
+        return True
+
+    def _validated(self) -> Metrics | None:
+        """Validation metrics, with the time they took recorded; None when stopped."""
+        state, began = self._state, time.monotonic()
+        metrics = self._validate()
+        spent = time.monotonic() - began
+        state.seconds, state.validating = state.seconds + spent, state.validating + spent
+        state.validated, state.validations = self._done, state.validations + 1
+        return metrics
 
     def _validate(self) -> Metrics | None:
         """Validation metrics on the network's grid; None when stopped."""
@@ -295,7 +291,6 @@ class Run:
         state, host = self._state, self._host
         if not self._length.in_epochs:
             state.iterations = max(state.iteration, round(state.iteration / max(self._done, 1e-9)))
-        left = state.seconds / state.iteration * (state.iterations - state.iteration)
         epochs = self._length.epochs(state, self._done)
         progress = Progress(
             epoch=min(state.epoch + (state.consumed > 0), epochs),
@@ -305,7 +300,7 @@ class Run:
             loss=loss,
             metric=state.rows[-1]["metric"] if state.rows else None,
             best=state.best,
-            seconds_left=left,
+            seconds_left=self._length.seconds_left(state, self._done),
         )
         if not save:
             host.report(progress)

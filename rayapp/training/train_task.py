@@ -75,6 +75,7 @@ class TrainRequest:
         parent: The version to fine-tune; None to train from scratch.
         baseline: The version in production. It is measured on this run's validation pairs, so that a worse candidate is
             not promoted over it.
+        tried: Most images for which a version of the model was designed from scratch, promoted or not.
     """
 
     model: str
@@ -83,6 +84,7 @@ class TrainRequest:
     params: Mapping[str, Any] = field(default_factory=dict)
     parent: ModelVersion | None = None
     baseline: ModelVersion | None = None
+    tried: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,36 @@ def test_a_worse_candidate_is_kept_but_does_not_serve_unless_the_guard_is_off(tr
     assert catalogue.production("bright").version == outcome.result["version"]
 
 
+@pytest.mark.parametrize(("better", "promoted"), [(0.79, False), (0.8, True), (None, True)])
+def test_a_version_that_may_be_better_by_chance_alone_is_not_promoted(settings, datastore, catalogue, better, promoted):
+    class Compared(PlainTrainingBackend):
+        def __call__(self, *given):
+            result = super().__call__(*given)
+            return replace(result, card={**result.card, "compared": {"better": better}} if better else result.card)
+
+    training = Training(settings=settings, datastore=datastore, models=catalogue, backend=Compared(settings))
+    outcome = training.run(job(max_epochs=6), Notes())
+    assert outcome.result["metric"] > outcome.result["baseline"]
+    assert outcome.result["promoted"] is promoted
+    assert ("79% of bootstrap samples" in outcome.text) is (not promoted)
+
+
+def test_a_training_knows_for_how_many_images_versions_were_designed_promoted_or_not(
+    settings, datastore, catalogue, tmp_path
+):
+    weights, asked = catalogue.production("bright").weights, []
+
+    class Noting(PlainTrainingBackend):
+        def __call__(self, job, request, *given):
+            asked.append(request)
+            return super().__call__(job, request, *given)
+
+    catalogue.publish("bright", weights, {"plan": {"images": 7}}, request="early", promote=False)
+    training = Training(settings=settings, datastore=datastore, models=catalogue, backend=Noting(settings))
+    training.run(job(), Notes())
+    assert asked[0].tried == 7
+
+
 def test_a_version_uploaded_meanwhile_is_not_replaced_by_one_that_was_never_compared_with_it(
     settings, datastore, catalogue, tmp_path
 ):

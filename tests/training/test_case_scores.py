@@ -100,7 +100,9 @@ def test_versions_are_compared_image_by_image():
     before = [score(f"ct_{n}", 0.5 + 0.04 * n) for n in range(10)]
     after = [score(f"ct_{n}", 0.51 + 0.04 * n) for n in range(10)]
     found = compared(after, before)
-    assert found == {"difference": 0.01, "low": 0.01, "high": 0.01, "images": 10}, "however much images differ"
+    same = {"difference": 0.01, "low": 0.01, "high": 0.01, "better": 1.0, "images": 10}
+    assert found == same, "however much images differ"
+    assert compared(before, before)["better"] == 0.0
     noisy = compared(
         [score(f"ct_{n}", 0.5 + (-1) ** n * 0.1) for n in range(10)], [score(f"ct_{n}", 0.5) for n in range(10)]
     )

@@ -73,3 +73,25 @@ def test_a_run_of_no_given_length_takes_the_steps_that_suit_its_device(device, s
 def test_lengths_that_cannot_be_are_refused(given):
     with pytest.raises(BadRequest, match="max_epochs and max_steps must be at least 0"):
         length(**given)
+
+
+@pytest.mark.parametrize("given", [{"max_steps": 400}, {"max_epochs": 40}, {"minutes": 20}])
+@pytest.mark.parametrize("validation", [0.1, 60.0])
+def test_after_a_minute_the_time_left_is_right_within_a_fifth(given, validation):
+    """Steps of a second, ten to an epoch, and validations that take no time or most of it."""
+    run, state, told = length(**{"max_epochs": 0, **given}), State(iterations=400), {}
+    while (done := run.done(state)) < 1:
+        state.iteration, state.seconds = state.iteration + 1, state.seconds + 1
+        if given.get("max_epochs", 0) == 0:
+            state.iterations = max(state.iteration, round(state.iteration / max(run.done(state), 1e-9)))
+        told[state.seconds] = run.seconds_left(state, run.done(state))
+        if state.iteration % 10 == 0:
+            state.epoch += 1
+            if run.validation_due(state, done := run.done(state)):
+                state.seconds, state.validating = state.seconds + validation, state.validating + validation
+                state.validated, state.validations = done, state.validations + 1
+    end = state.seconds + 2 * validation  # the result and the version in production are evaluated
+    late = {at: left for at, left in told.items() if at >= max(60, 1.1 * validation)}
+    assert len(late) > 100
+    for at, left in list(late.items())[:50]:
+        assert left == pytest.approx(end - at, rel=0.2)
