@@ -1,7 +1,8 @@
 """Augmentation of training images by MONAI's random transforms, simulating variation of patients and scanners.
 
 Transforms take and return `{"image": (C, …), "labels": (1, …)}`, with intensities normalised by
-`rayapp.inference.network.normalisation.normalise`. A transform may be used by one thread at a time.
+`rayapp.inference.network.normalisation.normalise`; `window` also takes the `places` of a case. A transform may be used
+by one thread at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def has_sides(names: Iterable[str]) -> bool:
 
 
 def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequence[float] = 1.0) -> Any:
-    """Random flip, affine, smoothing, contrast, brightness and noise, as a MONAI `Compose`.
+    """Random flip, affine, smoothing, low resolution, gamma, contrast, brightness and noise, as a MONAI `Compose`.
+    Contrast and brightness change in each channel by itself.
 
     Images are flipped along the left-right axis only, and only if no structure's name distinguishes the sides. Voxels
     that a rotation brings in from outside the image become `PADDING`.
@@ -55,6 +57,7 @@ def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequ
     flips = [] if has_sides(names) else [t.RandFlipd(KEYS, prob=0.5, spatial_axis=0)]
     return t.Compose(
         [
+            t.CastToTyped("image", dtype=np.float32),
             *flips,
             t.ShiftIntensityd("image", offset=-PADDING),
             t.RandAffined(
@@ -68,8 +71,10 @@ def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequ
             ),
             t.ShiftIntensityd("image", offset=PADDING),
             t.RandGaussianSmoothd("image", prob=0.1, **{f"sigma_{axis}": (0.3, 0.8) for axis in "xyz"}),
-            t.RandScaleIntensityd("image", factors=0.25, prob=0.6),
-            t.RandShiftIntensityd("image", offsets=0.3, prob=0.6),
+            t.RandSimulateLowResolutiond("image", prob=0.1, zoom_range=(0.5, 1.0)),
+            t.RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5), retain_stats=True),
+            t.RandScaleIntensityd("image", factors=0.25, prob=0.6, channel_wise=True),
+            t.RandShiftIntensityd("image", offsets=0.3, prob=0.6, channel_wise=True),
             t.RandGaussianNoised("image", prob=0.5, std=0.15),
             t.ThresholdIntensityd("image", threshold=-PADDING, above=False, cval=-PADDING),
             t.ThresholdIntensityd("image", threshold=PADDING, above=True, cval=PADDING),
@@ -79,7 +84,7 @@ def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequ
 
 
 def window(roi_size: Sequence[int], classes: int) -> Any:
-    """A random crop of size `roi_size`, centred on a voxel of a random class.
+    """A random crop of size `roi_size`, centred on one of the `places` of a random class.
 
     Along axes on which the image is smaller, all of it is taken, without padding, as inference sees it (see
     `rayapp.inference.network.sliding_window`).
@@ -97,6 +102,7 @@ def window(roi_size: Sequence[int], classes: int) -> Any:
         ratios=[1] * classes,
         num_classes=classes,
         num_samples=1,
+        indices_key="places",
         allow_smaller=True,
         warn=False,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ MIN_PAIRS = 2
 """Least number of labelled images for a training: one to learn from and one to validate with."""
 MAX_BYTES = 4096 << 20
 """Largest decoded image or label map, in bytes."""
+Indices = npt.NDArray[np.int64]
+MAX_PLACES = 4096
+"""Largest number of a structure's voxels on which windows are centred."""
 SUBJECT = re.compile(r"sub-[A-Za-z0-9]+(?=_|$)")
 """The subject in a file's name (Brain Imaging Data Structure 1.10, *Entities*)."""
 
@@ -45,38 +49,45 @@ class Case:
         image: Normalised channels, (C, …), float16.
         labels: Label map, (…), uint8; `UNSEEN` where nobody looked.
         unsought: Values of the structures that were not looked for.
+        places: By value, from background, some of its voxels as indices of the flattened label map: all, or
+            `MAX_PLACES` chosen at random. Windows are centred on them, without a look at the whole image each time.
     """
 
     image: Tensor
     labels: Tensor
     unsought: tuple[int, ...] = ()
+    places: tuple[Indices, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Size in memory, in bytes."""
-        return self.image.nbytes + self.labels.nbytes
+        return self.image.nbytes + self.labels.nbytes + sum(indices.nbytes for indices in self.places)
 
 
 class Cases:
     """A sequence of cases with a cache.
 
     The cache keeps the cases that were read first, up to its capacity, and never evicts: if each epoch visits every
-    case once in random order, this gives more hits than evicting the least recently used.
+    case once in random order, this gives more hits than evicting the least recently used. Beside these, the cases that
+    were read last are held, so that several visits in a row read a case once.
     """
 
-    def __init__(self, pairs: Sequence[Pair], read: Callable[[Pair], Case], *, capacity: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], read: Callable[[Pair], Case], *, capacity: int, held: int = 0) -> None:
         """A sequence over `pairs`; nothing is read yet.
 
         Args:
             pairs: The labelled images.
             read: Reads a pair onto the network's grid.
             capacity: Size of the cache in bytes.
+            held: Number of further cases that are held, of whatever size.
         """
         self._pairs = pairs
         self._read = read
         self._capacity = capacity
         self._cached_bytes = 0
         self._cache: dict[int, Case] = {}
+        self._held: OrderedDict[int, Case] = OrderedDict()
+        self._most_held = held
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -92,22 +103,48 @@ class Cases:
         Raises:
             BadRequest: Naming the image, if its files cannot be trained with.
         """
-        case = self._cache.get(index)
+        case = self._cache.get(index) or self._held.get(index)
         if case is None:
             case = self._read(self._pairs[index])
             if self._cached_bytes + case.nbytes <= self._capacity:
                 self._cache[index] = case
                 self._cached_bytes += case.nbytes
+            else:
+                self._held[index] = case
+                while len(self._held) > self._most_held:
+                    self._held.popitem(last=False)
         return case
 
 
-def case_of(image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], unsought: tuple[int, ...] = ()) -> Case:
-    """A case with a copy of these arrays: image (C, …), labels (…)."""
+def case_of(
+    image: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.uint8],
+    unsought: tuple[int, ...] = (),
+    *,
+    structures: int | None = None,
+) -> Case:
+    """A case with a copy of these arrays.
+
+    Args:
+        image: Normalised channels, (C, …).
+        labels: Label map, (…).
+        unsought: Values of the structures that were not looked for.
+        structures: Number of structures, by whose voxels windows are drawn; None for images that are seen whole.
+    """
     return Case(
         image=torch.from_numpy(contiguous(image)).half(),
         labels=torch.from_numpy(contiguous(labels.astype(np.uint8, copy=False))),
         unsought=unsought,
+        places=() if structures is None else tuple(places(labels, value) for value in range(structures + 1)),
     )
+
+
+def places(labels: npt.NDArray[np.uint8], value: int) -> Indices:
+    """Indices of the voxels of a value in the flattened label map; of more than `MAX_PLACES`, a random choice."""
+    found = np.flatnonzero(labels == value)
+    if len(found) > MAX_PLACES:
+        found = np.sort(np.random.default_rng(0).choice(found, MAX_PLACES, replace=False))
+    return found
 
 
 class Annotated(NamedTuple):

@@ -29,7 +29,7 @@ class State:
 
     Attributes:
         epoch: Number of completed epochs.
-        consumed: Cases of the next epoch that all workers together have trained on.
+        consumed: Visits to cases that all workers together have made in the next epoch.
         iteration: Number of completed steps of the optimiser.
         iterations: Number of steps of the whole run, as estimated when it was last started.
         best: The best validation metric; None before the first validation.

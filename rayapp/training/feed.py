@@ -53,6 +53,8 @@ class Feed:
         seed: Seed of order and examples.
         rank: The worker's rank.
         world_size: Number of workers.
+        visits: Visits to each case in an epoch. They are made in so many batches in a row, for which a case is read
+            once.
     """
 
     cases: Cases
@@ -61,10 +63,15 @@ class Feed:
     seed: int
     rank: int
     world_size: int
+    visits: int = 1
+
+    def __len__(self) -> int:
+        """Number of visits in an epoch, by all workers together."""
+        return self.visits * len(self.cases)
 
     def batches(self, consumed: int = 0) -> int:
-        """Number of batches left in an epoch of which all workers together have trained on `consumed` cases."""
-        return -(-(len(self.cases) - consumed) // (self.batch_size * self.world_size))
+        """Number of batches left in an epoch of which all workers together have made `consumed` visits."""
+        return -(-(len(self) - consumed) // (self.batch_size * self.world_size))
 
     def epoch(self, epoch: int, *, consumed: int = 0) -> Iterator[Batch]:
         """This worker's batches of an epoch. All workers get the same number; cases repeat, as other examples, if
@@ -72,7 +79,7 @@ class Feed:
 
         Args:
             epoch: Number of the epoch, from 0.
-            consumed: Cases of the epoch that all workers together have trained on already.
+            consumed: Visits of the epoch that all workers together have made already.
 
         Raises:
             BadRequest: For a case that cannot be read.
@@ -95,9 +102,11 @@ class Feed:
     def _batch(self, epoch: int, order: Indices, positions: Indices) -> Batch:
         examples: list[Example] = []
         unsought: list[tuple[int, ...]] = []
+        step = self.batch_size * self.world_size
         for position in positions:
             rng = np.random.default_rng((self.seed, epoch, int(position)))
-            case = self.cases[int(order[position % len(order)])]
+            place = position // (step * self.visits) * step + position % step
+            case = self.cases[int(order[place % len(order)])]
             made = self.examples(case, rng)
             examples += made
             unsought += [case.unsought] * len(made)

@@ -74,12 +74,18 @@ class Run:
             self._options = fine_tuned(self._options, task.options)
         self._train, self._val = task.partition(pairs, self._options)
         self._feed = Feed(
-            cases=Cases(self._train, self._read, capacity=self._cache_bytes(len(self._train))),
+            cases=Cases(
+                self._train,
+                self._read,
+                capacity=self._cache_bytes(len(self._train)),
+                held=self._options.train_batch_size,
+            ),
             examples=task.examples(self._design, self._options),
             batch_size=self._options.train_batch_size,
             seed=self._options.seed,
             rank=host.rank,
             world_size=host.world_size,
+            visits=task.visits(self._design),
         )
         own = self._val[host.rank :: host.world_size]
         self._val_cases = Cases(own, self._read, capacity=self._cache_bytes(len(self._val)))
@@ -212,11 +218,11 @@ class Run:
             self._losses.append(loss)
             self._scores.append(scores)
             state.iteration += 1
-            state.consumed = min(state.consumed + per_batch * len(batches), len(self._train))
+            state.consumed = min(state.consumed + per_batch * len(batches), len(self._feed))
             state.seconds += time.monotonic() - began
             began = time.monotonic()
             self._advance()
-            self._report_progress(loss, save=self._checkpoint_due() and state.consumed < len(self._train))
+            self._report_progress(loss, save=self._checkpoint_due() and state.consumed < len(self._feed))
             if self._done >= 1:
                 break
         return True

@@ -42,6 +42,8 @@ Opts = TypeVar("Opts", bound=Options)
 Labels = npt.NDArray[np.uint8]
 Predict = Callable[[Tensor], Tensor]
 """The network as a function: logits (N, 1 + L, …), float32, without gradient, of input (N, C, …)."""
+MAX_VISITS = 4
+"""Largest number of windows for which an image is read once: others come in between, or a batch is all of one image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,8 @@ class Recipe(Generic[Opts]):
             max_voxels=MAX_LOGITS // (len(self.labels) + 1),
         )
         image = self.normalised(volume, pair, design, grid.from_source)
-        return case_of(image, grid.labels_from_source(labels), unsought)
+        structures = None if self.whole_image else len(self.labels)
+        return case_of(image, grid.labels_from_source(labels), unsought, structures=structures)
 
     def normalised(
         self, volume: Volume, pair: Pair, design: Design, sample: Callable[[npt.NDArray[Any]], Floats]
@@ -157,9 +160,17 @@ class Recipe(Generic[Opts]):
         augment = [augmentation(self.labels, dimensions=3, spacing=design.spacing)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
-            return [example(case.image, case.labels, [*crop, *augment], rng)]
+            return [example(case.image, case.labels, [*crop, *augment], rng, places=case.places)]
 
         return make
+
+    def visits(self, design: Design) -> int:
+        """Visits to each case in an epoch: about as many as windows cover an image, up to `MAX_VISITS`."""
+        survey = design.plan.get("survey")
+        if self.whole_image or not survey:
+            return 1
+        extent = np.array(survey["size"]) * survey["spacing"]
+        return int(np.clip(np.rint((extent / design.spacing / design.roi_size).prod()), 1, MAX_VISITS))
 
     # Network and optimisation
 
@@ -309,16 +320,30 @@ def seeded(transform: Any, rng: np.random.Generator) -> Any:
     return transform.set_random_state(seed=int(rng.integers(2**31)))
 
 
-def example(image: Tensor, labels: Tensor, transforms: Sequence[Any], rng: np.random.Generator) -> Example:
-    """A training example: image (C, …) and labels (…) after random transforms that are seeded from `rng`."""
+def example(
+    image: Tensor,
+    labels: Tensor,
+    transforms: Sequence[Any],
+    rng: np.random.Generator,
+    places: Sequence[npt.NDArray[np.int64]] = (),
+) -> Example:
+    """A training example: image (C, …) and labels (…) after random transforms that are seeded from `rng`.
+
+    Args:
+        image: Normalised channels.
+        labels: Label map.
+        transforms: See `rayapp.training.augmentation`.
+        rng: Source of randomness.
+        places: See `Case`.
+    """
     from monai.utils import convert_to_tensor
 
-    data: Any = {"image": image.float(), "labels": labels[None]}
+    data: Any = {"image": image, "labels": labels[None], "places": list(places)}
     for transform in transforms:
         data = seeded(transform, rng)(data)
         (data,) = data if isinstance(data, list) else [data]  # cropping transforms make lists
     changed, mask = (convert_to_tensor(data[key], track_meta=False) for key in ("image", "labels"))
-    return changed, mask[0].to(torch.uint8)
+    return changed.float(), mask[0].to(torch.uint8)
 
 
 def evaluation_of(

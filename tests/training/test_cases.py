@@ -11,12 +11,13 @@ import torch
 
 from rayapp.errors import BadRequest
 from rayapp.geometry import index_to_mm, mm_to_index
+from rayapp.imaging.unseen import UNSEEN
 from rayapp.inference.methods.deepedit import DeepEditTask
 from rayapp.inference.methods.segmentation import SegmentationTask
 from rayapp.inference.network.network_grid import NetworkGrid
 from rayapp.models.store import ModelVersion
 from rayapp.training.basic_train import BasicTrainTask
-from rayapp.training.cases import Cases, digest_of, name_of, patient_of, read_pair, split
+from rayapp.training.cases import MAX_PLACES, Cases, case_of, digest_of, name_of, patient_of, read_pair, split
 from rayapp.training.deepedit_train import DeepEditTrainTask
 from rayapp.training.deepgrow_train import DeepGrowTrainTask
 from rayapp.training.design import Design
@@ -151,6 +152,35 @@ def test_windows_of_images_that_are_smaller_are_learnt_as_inference_shows_them(p
             assert image.shape == shown[0].shape[1:], roi
             assert labels.shape == image.shape[1:]
             assert any(torch.equal(torch.as_tensor(image), one[0]) for one in shown) or roi[0] == 8, roi
+
+
+def test_windows_are_drawn_by_structure_however_small_without_a_look_at_the_whole_image():
+    labels = np.zeros((60, 50, 40), np.uint8)
+    labels[5:35, 8:40, 4:30] = 1
+    labels[50:52, 3:5, 33:36] = 2
+    labels[0] = UNSEEN
+    case = case_of(np.zeros((1, *labels.shape), np.float32), labels, structures=2)
+    assert [len(places) for places in case.places] == [MAX_PLACES, MAX_PLACES, 12]
+    for value, places in enumerate(case.places):
+        assert (labels.ravel()[places] == value).all()
+        spread = np.stack(np.unravel_index(places, labels.shape)).std(1) / np.argwhere(labels == value).std(0)
+        np.testing.assert_allclose(spread, 1, atol=0.1)
+    task = BasicTrainTask(labels=LABELS, description="", options=Options(augment=False))
+    make = task.examples(design(0), task.options)
+    shown = [make(case, np.random.default_rng(seed))[0][1] for seed in range(60)]
+    assert {tuple(window.shape) for window in shown} == {(16, 16, 16)}
+    assert 12 <= sum(bool((window == 2).any()) for window in shown) <= 40
+    assert any(bool((window == 1).any()) and not bool((window == 2).any()) for window in shown)
+
+
+def test_a_large_image_is_visited_more_often_each_time_it_is_read(pairs):
+    task = BasicTrainTask(labels=LABELS, description="", options=Options())
+    survey = {"size": [40, 40, 20], "spacing": [1.4, 1.4, 2.8]}
+    assert task.visits(dataclasses.replace(design(0), plan={"survey": survey})) == 4  # 40 x 40 x 40 by 16 x 16 x 16
+    assert task.visits(dataclasses.replace(design(0), roi_size=(40, 40, 20), plan={"survey": survey})) == 2
+    assert task.visits(dataclasses.replace(design(0), roi_size=(64, 64, 64), plan={"survey": survey})) == 1
+    whole = DeepEditTrainTask(labels=LABELS, description="", options=ClickOptions())
+    assert whole.visits(dataclasses.replace(design(3), plan={"survey": survey})) == 1
 
 
 @pytest.mark.parametrize("intensities", [None, (-150.0, 250.0)])

@@ -9,9 +9,15 @@ from rayapp.training.cases import Case, Cases
 from rayapp.training.feed import Feed, batch_of
 
 
-def feed(count, *, rank=0, world_size=1, batch_size=2, seed=0):
-    """Cases that are their own number; examples add what the generator drew."""
-    cases = Cases(range(count), lambda n: Case(image=torch.tensor([float(n)]), labels=torch.zeros(1)), capacity=1 << 20)
+def feed(count, *, rank=0, world_size=1, batch_size=2, seed=0, visits=1, read=None, capacity=1 << 20):
+    """Cases that are their own number; examples add what the generator drew. `read` receives each number read."""
+
+    def case(n):
+        if read is not None:
+            read.append(n)
+        return Case(image=torch.tensor([float(n)]), labels=torch.zeros(1))
+
+    cases = Cases(range(count), case, capacity=capacity, held=batch_size)
     return Feed(
         cases=cases,
         examples=lambda case, rng: [(case.image + float(rng.random()) / 2, case.labels)],
@@ -19,6 +25,7 @@ def feed(count, *, rank=0, world_size=1, batch_size=2, seed=0):
         seed=seed,
         rank=rank,
         world_size=world_size,
+        visits=visits,
     )
 
 
@@ -47,6 +54,28 @@ def test_cases_that_fill_up_a_batch_are_other_examples():
     values = seen(feed(3, batch_size=8))
     assert len(values) == len(set(values)) == 8
     assert {int(value) for value in values} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_several_visits_to_a_case_read_it_once_show_different_examples_and_never_fill_a_batch_alone(world_size):
+    read, values = [], []
+    for rank in range(world_size):
+        own = feed(12, visits=3, rank=rank, world_size=world_size, read=read, capacity=0)
+        assert own.batches() * world_size == 18
+        for batch in own.epoch(0):
+            first, second = batch.images.flatten().tolist()
+            assert int(first) != int(second)
+            values += [first, second]
+    assert sorted(read) == list(range(12))
+    assert sorted(int(value) for value in values) == sorted([*range(12)] * 3)
+    assert len(set(values)) == 36
+
+
+def test_an_epoch_of_several_visits_taken_up_again_goes_on_with_the_same_examples():
+    whole = seen(feed(7, visits=3), epoch=2)
+    assert len(whole) == 22
+    assert seen(feed(7, visits=3), epoch=2, consumed=8) == whole[8:]
+    assert {int(value) for value in whole} == set(range(7))
 
 
 def test_epochs_and_seeds_differ_and_repeat():

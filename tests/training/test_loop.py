@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -188,7 +189,8 @@ def test_a_run_of_given_steps_may_end_within_an_epoch(pairs, tmp_path):
 
 def test_a_run_of_given_minutes_ends_when_they_have_passed_and_goes_on_where_it_stopped(pairs, tmp_path, monkeypatch):
     now = itertools.count()
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(now) * 1.0)  # each look at the clock is a second later
+    clock = SimpleNamespace(monotonic=lambda: next(now) * 1.0)  # each look of the run at the clock is a second later
+    monkeypatch.setattr(loop, "time", clock)
     asked, steps = (
         request(pairs, tmp_path / "r", minutes=0.5, train_batch_size=1, checkpoint_every=1),
         itertools.count(),
