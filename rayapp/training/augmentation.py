@@ -1,17 +1,15 @@
-"""Augmentation of training images by MONAI's random transforms, simulating variation of patients and scanners.
+"""Augmentation of training windows by MONAI's random transforms, simulating variation of patients and scanners.
 
 Transforms take and return `{"image": (C, …), "labels": (1, …)}`, with intensities normalised by
-`rayapp.inference.network.normalisation.normalise`; `window` also takes the `places` of a case. A transform may be used
-by one thread at a time.
+`rayapp.inference.network.normalisation.normalise`. A transform may be used by one thread at a time. `window` turns and
+scales images.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
-
-import numpy as np
 
 from rayapp.inference.network.normalisation import PADDING
 
@@ -35,43 +33,25 @@ def has_sides(names: Iterable[str]) -> bool:
     return any(word.lower() in _SIDES for name in names for word in _WORDS.findall(_NUMBERED.sub(" ", name)))
 
 
-def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequence[float] = 1.0) -> Any:
-    """Random flip, affine, smoothing, low resolution, gamma, contrast, brightness and noise, as a MONAI `Compose`.
-    Contrast and brightness change in each channel by itself.
+def augmentation(names: Iterable[str], *, dimensions: int) -> Any:
+    """Random flip, smoothing, low resolution, gamma, contrast, brightness and noise, as a MONAI `Compose`.
 
-    Images are flipped along the left-right axis only, and only if no structure's name distinguishes the sides. Voxels
-    that a rotation brings in from outside the image become `PADDING`.
+    Images are flipped along the left-right axis only, and only if no structure's name distinguishes the sides. Contrast
+    and brightness change in each channel by itself.
 
     Args:
         names: Names of the structures.
         dimensions: 2 or 3 spatial axes.
-        spacing: Voxel spacing in mm. Rotations and translations act on voxel indices and are smaller along coarse axes.
     """
     from monai import transforms as t  # takes seconds to import
 
-    edges = np.broadcast_to(np.array(spacing, dtype=float), dimensions)
-    edges = np.where(edges > 0, edges, 1)
-    angle, shift = 0.26, 4 * edges.min() / edges  # radians, voxels
-    planes = [(1, 2), (0, 2), (0, 1)] if dimensions == 3 else [(0, 1)]
-    angles = [angle * float(edges[[*plane]].min() / edges[[*plane]].max()) for plane in planes]
+    smooth = "trilinear" if dimensions == 3 else "bilinear"
     flips = [] if has_sides(names) else [t.RandFlipd(KEYS, prob=0.5, spatial_axis=0)]
     return t.Compose(
         [
-            t.CastToTyped("image", dtype=np.float32),
             *flips,
-            t.ShiftIntensityd("image", offset=-PADDING),
-            t.RandAffined(
-                KEYS,
-                prob=0.6,
-                rotate_range=angles,
-                translate_range=[float(by) for by in shift],
-                scale_range=((-0.15, 0.2),) * dimensions,
-                mode=("bilinear", "nearest"),
-                padding_mode="zeros",
-            ),
-            t.ShiftIntensityd("image", offset=PADDING),
             t.RandGaussianSmoothd("image", prob=0.1, **{f"sigma_{axis}": (0.3, 0.8) for axis in "xyz"}),
-            t.RandSimulateLowResolutiond("image", prob=0.1, zoom_range=(0.5, 1.0)),
+            t.RandSimulateLowResolutiond("image", prob=0.1, upsample_mode=smooth, zoom_range=(0.5, 1.0)),
             t.RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5), retain_stats=True),
             t.RandScaleIntensityd("image", factors=0.25, prob=0.6, channel_wise=True),
             t.RandShiftIntensityd("image", offsets=0.3, prob=0.6, channel_wise=True),
@@ -80,29 +60,4 @@ def augmentation(names: Iterable[str], *, dimensions: int, spacing: float | Sequ
             t.ThresholdIntensityd("image", threshold=PADDING, above=True, cval=PADDING),
         ],
         map_items=False,
-    )
-
-
-def window(roi_size: Sequence[int], classes: int) -> Any:
-    """A random crop of size `roi_size`, centred on one of the `places` of a random class.
-
-    Along axes on which the image is smaller, all of it is taken, without padding, as inference sees it (see
-    `rayapp.inference.network.sliding_window`).
-
-    Args:
-        roi_size: Size of the crop in voxels.
-        classes: Number of classes, including background; all have equal probability.
-    """
-    from monai import transforms as t
-
-    return t.RandCropByLabelClassesd(
-        KEYS,
-        "labels",
-        roi_size,
-        ratios=[1] * classes,
-        num_classes=classes,
-        num_samples=1,
-        indices_key="places",
-        allow_smaller=True,
-        warn=False,
     )

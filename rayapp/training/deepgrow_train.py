@@ -36,10 +36,11 @@ from rayapp.training.augmentation import augmentation
 from rayapp.training.cases import Case, case_of, name_of, read_pair
 from rayapp.training.clicks import Clicks, ClickTrainTask, with_guidance_batch
 from rayapp.training.design import Design
-from rayapp.training.feed import Batch, Example
+from rayapp.training.feed import Batch
 from rayapp.training.options import ClickOptions
 from rayapp.training.recipe import Evaluation, Labels, Predict, evaluation_of, example
 from rayapp.training.train_task import Pair
+from rayapp.training.window import Example
 
 
 class DeepGrowTrainTask(ClickTrainTask):
@@ -75,10 +76,11 @@ class DeepGrowTrainTask(ClickTrainTask):
         self, design: Design, options: ClickOptions
     ) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
         """A function from a case to training examples with one structure each, augmented."""
-        augment = [augmentation((), dimensions=self.dimensions, spacing=design.spacing)] if options.augment else []
+        window = self.window(design, options)
+        augment = [augmentation((), dimensions=self.dimensions)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
-            return [example(image, truth, augment, rng) for image, truth in self.sample_structures(case, rng)]
+            return [example(*window.cut(*one, rng), augment, rng) for one in self.sample_structures(case, rng)]
 
         return make
 

@@ -18,9 +18,8 @@ from torch.nn.functional import pad
 
 from rayapp.inference.network.normalisation import PADDING
 from rayapp.training.cases import Case, Cases
+from rayapp.training.window import Example
 
-Example = tuple[Tensor, Tensor]
-"""An image, (C, …) float32, and its labels, (…) uint8."""
 Indices = npt.NDArray[np.int64]
 AHEAD = 2
 """Batches prepared in advance."""

@@ -30,13 +30,14 @@ from rayapp.planner.machine import hardware
 from rayapp.planner.overrides import FIELDS, Overrides
 from rayapp.planner.proposal import Method, propose
 from rayapp.planner.survey import cached_survey
-from rayapp.training.augmentation import augmentation, window
+from rayapp.training.augmentation import augmentation
 from rayapp.training.cases import Case, case_of, name_of, read_pair, split
 from rayapp.training.design import GRID, Design
-from rayapp.training.feed import Batch, Example
+from rayapp.training.feed import Batch
 from rayapp.training.metrics import Tally, dice
 from rayapp.training.options import Options
 from rayapp.training.train_task import Pair
+from rayapp.training.window import Example, Window
 
 Opts = TypeVar("Opts", bound=Options)
 Labels = npt.NDArray[np.uint8]
@@ -156,13 +157,18 @@ class Recipe(Generic[Opts]):
     def examples(self, design: Design, options: Opts) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
         """A function from a case to the training examples of one visit: here one, a random window or the whole image,
         augmented."""
-        crop = [] if self.whole_image else [window(design.roi_size, len(self.labels) + 1)]
-        augment = [augmentation(self.labels, dimensions=3, spacing=design.spacing)] if options.augment else []
+        window = self.window(design, options)
+        augment = [augmentation(self.labels, dimensions=3)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
-            return [example(case.image, case.labels, [*crop, *augment], rng, places=case.places)]
+            return [example(*window.cut(case.image, case.labels, rng, places=case.places), augment, rng)]
 
         return make
+
+    def window(self, design: Design, options: Opts) -> Window:
+        """The source of training windows, or of whole images."""
+        roi_size = None if self.whole_image else design.roi_size
+        return Window(roi_size, dimensions=self.dimensions, spacing=design.spacing, turned=options.augment)
 
     def visits(self, design: Design) -> int:
         """Visits to each case in an epoch: about as many as windows cover an image, up to `MAX_VISITS`."""
@@ -320,30 +326,15 @@ def seeded(transform: Any, rng: np.random.Generator) -> Any:
     return transform.set_random_state(seed=int(rng.integers(2**31)))
 
 
-def example(
-    image: Tensor,
-    labels: Tensor,
-    transforms: Sequence[Any],
-    rng: np.random.Generator,
-    places: Sequence[npt.NDArray[np.int64]] = (),
-) -> Example:
-    """A training example: image (C, …) and labels (…) after random transforms that are seeded from `rng`.
-
-    Args:
-        image: Normalised channels.
-        labels: Label map.
-        transforms: See `rayapp.training.augmentation`.
-        rng: Source of randomness.
-        places: See `Case`.
-    """
+def example(image: Tensor, labels: Tensor, transforms: Sequence[Any], rng: np.random.Generator) -> Example:
+    """A training example: image (C, …) and labels (…) after random transforms that are seeded from `rng`."""
     from monai.utils import convert_to_tensor
 
-    data: Any = {"image": image, "labels": labels[None], "places": list(places)}
+    data: Any = {"image": image, "labels": labels[None]}
     for transform in transforms:
         data = seeded(transform, rng)(data)
-        (data,) = data if isinstance(data, list) else [data]  # cropping transforms make lists
     changed, mask = (convert_to_tensor(data[key], track_meta=False) for key in ("image", "labels"))
-    return changed.float(), mask[0].to(torch.uint8)
+    return changed, mask[0].to(torch.uint8)
 
 
 def evaluation_of(
