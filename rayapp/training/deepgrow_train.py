@@ -76,7 +76,7 @@ class DeepGrowTrainTask(ClickTrainTask):
         self, design: Design, options: ClickOptions
     ) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
         """A function from a case to training examples with one structure each, augmented."""
-        window = self.window(design, options)
+        window = self.window(design, turned=options.augment)
         augment = [augmentation((), dimensions=self.dimensions)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:

@@ -30,12 +30,13 @@ from rayapp.training.design import Design, broadcast_design
 from rayapp.training.feed import Batch, Feed
 from rayapp.training.learner import Learner, mean_of
 from rayapp.training.length import Length
-from rayapp.training.metrics import Metrics, Tally, key_metric
+from rayapp.training.metrics import Metrics, key_metric
 from rayapp.training.options import Options
 from rayapp.training.recipe import Evaluation, Recipe
 from rayapp.training.run_report import RunReport
 from rayapp.training.start import chosen_design, fine_tuned
 from rayapp.training.train_task import Host, Pair, Progress, TrainRequest, TrainResult
+from rayapp.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class Run:
             visits=task.visits(self._design),
         )
         own = self._val[host.rank :: host.world_size]
-        self._val_cases = Cases(own, self._read, capacity=self._cache_bytes(len(self._val)))
+        cases = Cases(own, self._read, capacity=self._cache_bytes(len(self._val)))
+        self._validation = Validation(task, self._design, self._options, host, cases=cases, count=len(self._val))
         self._length = Length(self._options, host)
         self._steps = self._steps_left(0)
         try:
@@ -269,28 +271,11 @@ class Run:
     def _validated(self) -> Metrics | None:
         """Validation metrics, with the time they took recorded; None when stopped."""
         state, began = self._state, time.monotonic()
-        metrics = self._validate()
+        metrics = self._validation.metrics(self._learner)
         spent = time.monotonic() - began
         state.seconds, state.validating = state.seconds + spent, state.validating + spent
         state.validated, state.validations = self._done, state.validations + 1
         return metrics
-
-    def _validate(self) -> Metrics | None:
-        """Validation metrics on the network's grid; None when stopped."""
-        infer = self._task.inferer(self._design)
-
-        def predict(images: torch.Tensor) -> torch.Tensor:
-            return infer(images, self._learner.predict)
-
-        tally = Tally(self._task.measurements, tuple(self._task.labels))
-        for step in range(-(-len(self._val) // self._host.world_size)):
-            if self._host.stopped():
-                return None
-            if step < len(self._val_cases):
-                tally.merge(self._task.tally(self._task.validate(self._val_cases[step], predict, self._options)))
-        if self._host.world_size > 1:
-            tally.all_reduce(self._host.device)
-        return tally.means()
 
     def _report_progress(self, loss: float, *, save: bool) -> None:
         """Report progress to the host, with a checkpoint if one is to be saved."""

@@ -157,7 +157,7 @@ class Recipe(Generic[Opts]):
     def examples(self, design: Design, options: Opts) -> Callable[[Case, np.random.Generator], Sequence[Example]]:
         """A function from a case to the training examples of one visit: here one, a random window or the whole image,
         augmented."""
-        window = self.window(design, options)
+        window = self.window(design, turned=options.augment)
         augment = [augmentation(self.labels, dimensions=3)] if options.augment else []
 
         def make(case: Case, rng: np.random.Generator) -> list[Example]:
@@ -165,10 +165,10 @@ class Recipe(Generic[Opts]):
 
         return make
 
-    def window(self, design: Design, options: Opts) -> Window:
-        """The source of training windows, or of whole images."""
+    def window(self, design: Design, *, turned: bool) -> Window:
+        """The source of windows, or of whole images, turned at random or not."""
         roi_size = None if self.whole_image else design.roi_size
-        return Window(roi_size, dimensions=self.dimensions, spacing=design.spacing, turned=options.augment)
+        return Window(roi_size, dimensions=self.dimensions, spacing=design.spacing, turned=turned)
 
     def visits(self, design: Design) -> int:
         """Visits to each case in an epoch: about as many as windows cover an image, up to `MAX_VISITS`."""
