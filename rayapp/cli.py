@@ -1,7 +1,7 @@
 """The command line `rayapp`.
 
-Errors are printed as one line on stderr. The exit status is 2 for a wrong argument, 1 for a command that failed, and
-130 after Ctrl-C. Nothing heavy is imported before a command runs.
+Errors are printed as one line on stderr. The exit status is 2 for a wrong argument, 1 for a command that failed, 3 if
+nothing is left to do, and 130 after Ctrl-C. Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from rayapp.commands import (
     labels,
     models,
     nninteractive_models,
+    overview,
     plan,
     replay,
     score,
     server,
     simulate,
+    transfer,
     upkeep,
     viewer,
 )
@@ -44,12 +46,18 @@ app = typer.Typer(
 app.command()(server.start)
 app.command()(demo.demo)
 app.add_typer(datasets.commands, name="datasets")
+app.command()(overview.info)
+app.command()(overview.logs)
+app.command()(overview.reload)
 app.command()(images.images)
 app.command()(annotation.infer)
 app.command("next")(annotation.next_image)
+app.command()(transfer.upload)
+app.command()(transfer.save)
 app.add_typer(labels.commands, name="labels")
 app.command()(replay.replay)
 app.command()(jobs.train)
+app.command()(jobs.batch)
 app.command()(score.score)
 app.command()(jobs.jobs)
 app.command()(simulate.simulate)

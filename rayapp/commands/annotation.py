@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayapp.commands import WrongUsage
+from rayapp.commands import NOTHING_LEFT, Json, WrongUsage, print_json
 from rayapp.errors import Unreadable
 
 if TYPE_CHECKING:
@@ -142,9 +142,13 @@ def next_image(
     strategy: Annotated[str, typer.Argument(metavar="STRATEGY", help="first, random, …")],
     server: Server = LOCAL,
     download: Annotated[Path | None, typer.Option(metavar="DIR", help="Download the image to this folder.")] = None,
+    as_json: Json = False,
     token: Token = None,
 ) -> None:
-    """Print the id of the image to label next, or with --download its file; print nothing if no image is left."""
+    """Print the id of the image to label next, or with --download its file.
+
+    If no image is left, print nothing and exit with status 3.
+    """
     from rich.console import Console
 
     from rayapp.client import Client
@@ -153,9 +157,9 @@ def next_image(
         sample = client.next_sample(strategy)
         if sample is None:
             print("rayapp: no image is left to label", file=sys.stderr)
-            return
+            raise typer.Exit(NOTHING_LEFT)
         if download is None:
-            print(sample["id"])
+            print_json(sample) if as_json else print(sample["id"])
             return
         download.mkdir(parents=True, exist_ok=True)
         with Console(stderr=True).status(f"fetching {sample['name']}…"):

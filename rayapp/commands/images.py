@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rayapp.commands import Json, print_json
 from rayapp.commands.annotation import LOCAL, Server, Token
 
 
@@ -14,6 +15,7 @@ def images(
         bool,
         typer.Option("--problems", help="List only entries that are left out or cannot be read, with the reasons."),
     ] = False,
+    as_json: Json = False,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
@@ -26,7 +28,15 @@ def images(
     with Client(server, token=token) as client:
         listed = client.document()["objects"]
         left_out = client.datastore().get("problems", {})
+    if as_json and not problems:
+        print_json(
+            {image: entry["image"]["info"] | {"labels": sorted(entry["labels"])} for image, entry in listed.items()}
+        )
+        return
     rows = problem_rows(listed, left_out) if problems else image_rows(listed)
+    if as_json:
+        print_json(dict(rows))
+        return
     table = Table("entry" if problems else "id", "reason" if problems else "file", box=None, show_header=bool(rows))
     for row in rows:
         table.add_row(*row)

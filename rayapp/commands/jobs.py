@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayapp.commands import WrongUsage
+from rayapp.commands import Json, WrongUsage, print_json
 from rayapp.commands.annotation import LOCAL, Server, Token
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rayapp.client import Job
 
+Wait = Annotated[bool, typer.Option("--wait/--detach", help="Follow the job to its end, or only print its id.")]
 MIN_ID = 8
 """Least number of characters of an id in a table."""
 
@@ -28,9 +29,7 @@ def train(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Minutes to train, instead of a number of epochs.")
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--detach", help="Follow the job to its end, or only print its id.")
-    ] = True,
+    wait: Wait = True,
     enqueue: Annotated[bool, typer.Option(help="Wait in the queue while another training is running.")] = False,
     server: Server = LOCAL,
     token: Token = None,
@@ -49,25 +48,61 @@ def train(
             end(watch(client.follow(job["id"])))
 
 
+def batch(
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the model; may be repeated.")
+    ] = None,
+    images: Annotated[str, typer.Option(metavar="WHICH", help="Images: unlabeled, labeled or all.")] = "unlabeled",
+    wait: Wait = True,
+    enqueue: Annotated[bool, typer.Option(help="Wait in the queue while another batch is running.")] = False,
+    server: Server = LOCAL,
+    token: Token = None,
+) -> None:
+    """Run a model on many images and save its masks under the tag `original`, to be corrected.
+
+    Exit with status 1 if it fails or is stopped. Ctrl-C stops following the job, not the job itself.
+    """
+    from rayapp.client import Client, JobKind
+
+    with Client(server, token=token) as client:
+        job = client.start_job(JobKind.BATCH, model, values(options or []), enqueue=enqueue, images=images)
+        print(job["id"], flush=True)
+        if wait:
+            end(watch(client.follow(job["id"])))
+
+
 def jobs(
     job: Annotated[
         str | None, typer.Argument(metavar="ID", help="Follow this job to its end; a unique prefix is enough.")
     ] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job ID.")] = False,
+    as_json: Json = False,
     server: Server = LOCAL,
     token: Token = None,
 ) -> None:
-    """List all jobs, oldest first, or follow one of them with its log."""
+    """List all jobs, oldest first, or follow or cancel one of them."""
     from rich.console import Console
 
     from rayapp.client import Client
 
+    if cancel and job is None:
+        raise WrongUsage("--cancel: needs the ID of a job, as `rayapp jobs` lists them")
     with Client(server, token=token) as client:
         all_jobs = client.jobs()
         if job is not None:
             job_id = _full_id(job, all_jobs)
-            client.job(job_id)  # fails for an unknown job before a bar appears
-            end(watch(client.follow(job_id)))
+            found = client.cancel_job(job_id) if cancel else client.job(job_id)  # fails for an unknown job
+            if as_json:
+                print_json(found)
+            elif cancel:
+                print(f"{found['name']}: {found['status'].lower()}")
+            else:
+                end(watch(client.follow(job_id)))
             return
+    if as_json:
+        print_json(all_jobs)
+        return
     Console().print(table_of(all_jobs))
 
 

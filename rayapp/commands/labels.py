@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rayapp.commands import Json, print_json
 from rayapp.commands.annotation import LOCAL, Server, Token
 from rayapp.protocol import FINAL
 
@@ -17,7 +18,9 @@ Tag = Annotated[str, typer.Option(help="The label's tag.")]
 
 
 @commands.command("list")
-def list_revisions(image: Image, tag: Tag = FINAL, server: Server = LOCAL, token: Token = None) -> None:
+def list_revisions(
+    image: Image, tag: Tag = FINAL, as_json: Json = False, server: Server = LOCAL, token: Token = None
+) -> None:
     """List the saved states of an image's label, newest first."""
     from rich.console import Console
     from rich.table import Table
@@ -26,6 +29,9 @@ def list_revisions(image: Image, tag: Tag = FINAL, server: Server = LOCAL, token
 
     with Client(server, token=token) as client:
         saved = client.label_revisions(image, tag)
+    if as_json:
+        print_json(saved)
+        return
     table = Table("revision", "saved", "by", "program", box=None, show_header=bool(saved))
     for one in reversed(saved):
         when = datetime.fromtimestamp(one["ts"]).astimezone().isoformat(" ", "seconds")

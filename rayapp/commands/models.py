@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rayapp.commands import Json, print_json
 from rayapp.commands.annotation import LOCAL, Server, Token
 from rayapp.errors import NotFound
 
@@ -27,12 +28,15 @@ NONE: Mapping[str, Any] = {"versions": []}
 
 
 @commands.command("list")
-def list_models(server: Server = LOCAL, token: Token = None) -> None:
+def list_models(as_json: Json = False, server: Server = LOCAL, token: Token = None) -> None:
     """List the versions of each model, oldest first; * marks the one in production."""
     from rich.console import Console
 
     with _client(server, token) as client:
         models = client.models()
+    if as_json:
+        print_json(models)
+        return
     console = Console()
     console.print(table_of(models))
     for line in not_promoted(models):

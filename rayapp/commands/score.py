@@ -10,7 +10,7 @@ import typer
 
 from rayapp.commands import WrongUsage
 from rayapp.commands.annotation import LOCAL, MAX_BYTES, Server, Token
-from rayapp.commands.jobs import end, values, watch
+from rayapp.commands.jobs import Wait, end, values, watch
 
 if TYPE_CHECKING:
     from rayapp.client import Client
@@ -27,9 +27,7 @@ def score(
         str | None,
         typer.Option(metavar="WHICH", help="Images: unlabeled, labeled or all.  [default: the method's own]"),
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--detach", help="Follow the job to its end, or only print its id.")
-    ] = True,
+    wait: Wait = True,
     enqueue: Annotated[bool, typer.Option(help="Wait in the queue while another scoring is running.")] = False,
     picture: Annotated[
         Path | None,

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rayapp.errors import AppBroken, ModelBroken
+from rayapp.models.convolution import for_single_images
 
 MAX_CHANNELS = 256
 """Maximum number of channels of proposed networks."""
@@ -124,7 +125,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         network: nn.Module = cls(**arguments)
     except (TypeError, ValueError) as error:
         raise ModelBroken(f"network {name!r} cannot be built: {error}") from error
-    return network
+    return for_single_images(network)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -36,7 +36,7 @@ from rayapp.training.recipe import Evaluation, Recipe
 from rayapp.training.run_report import RunReport
 from rayapp.training.start import chosen_design, fine_tuned
 from rayapp.training.train_task import Host, Pair, Progress, TrainRequest, TrainResult
-from rayapp.training.validation import Validation
+from rayapp.training.validator import Validator
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Run:
         )
         own = self._val[host.rank :: host.world_size]
         cases = Cases(own, self._read, capacity=self._cache_bytes(len(self._val)))
-        self._validation = Validation(task, self._design, self._options, host, cases=cases, count=len(self._val))
+        self._validator = Validator(task, self._design, self._options, host, cases=cases, count=len(self._val))
         self._length = Length(self._options, host)
         self._steps = self._steps_left(0)
         try:
@@ -271,7 +271,7 @@ class Run:
     def _validated(self) -> Metrics | None:
         """Validation metrics, with the time they took recorded; None when stopped."""
         state, began = self._state, time.monotonic()
-        metrics = self._validation.metrics(self._learner)
+        metrics = self._validator.metrics(self._learner)
         spent = time.monotonic() - began
         state.seconds, state.validating = state.seconds + spent, state.validating + spent
         state.validated, state.validations = self._done, state.validations + 1

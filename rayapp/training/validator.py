@@ -20,7 +20,7 @@ WINDOWS = 8
 """Windows of an image that stand for it. The result of a run is evaluated on whole images."""
 
 
-class Validation:
+class Validator:
     """The validation images of one worker, the same voxels of them each time."""
 
     def __init__(

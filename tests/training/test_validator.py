@@ -13,7 +13,7 @@ from rayapp.training.deepedit_train import DeepEditTrainTask
 from rayapp.training.design import Design
 from rayapp.training.local_host import LocalHost
 from rayapp.training.options import ClickOptions, Options
-from rayapp.training.validation import WINDOWS, Validation
+from rayapp.training.validator import WINDOWS, Validator
 from tests.training.blobs import LABELS, NETWORK
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def validation(shape, *, task=None, stop=lambda: False):
 
     cases = Cases(range(2), case, capacity=0)
     host = LocalHost(Path("unused"), device=CPU, stop=stop)
-    return Validation(task, design, task.options, host, cases=cases, count=2), read
+    return Validator(task, design, task.options, host, cases=cases, count=2), read
 
 
 class Perfect:
