@@ -179,7 +179,7 @@ class Training:
                 "pairs": pairs,
                 "data": _digest(pairs),
                 "production": self._store.serving(job.name),
-                "tried": max((version.images for version in versions), default=0),
+                "tried": max((version.designed_for for version in versions), default=0),
             }
             with replacing(file) as staged:
                 staged.write_text(json.dumps(fixed))

@@ -16,17 +16,23 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class SingleImageConv3d(nn.Conv3d):
-    """A `Conv3d` that computes a single image by oneDNN, whatever its size."""
+    """A `Conv3d` that computes a single image by oneDNN, whatever its size; tensors of other kinds as before."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        plain = input.device.type == "cpu" and input.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-        if len(input) != 1 or not plain:
-            return super()._conv_forward(input, weight, bias)
-        assert not isinstance(self.padding, str)
-        found: Tensor = torch.mkldnn_convolution(
-            input, weight, bias, self.padding, self.stride, self.dilation, self.groups
-        )
-        return found
+        convolved: Tensor
+        if len(input) == 1 and _plain(input):
+            assert not isinstance(self.padding, str)
+            geometry = (self.padding, self.stride, self.dilation, self.groups)
+            convolved = torch.mkldnn_convolution(input, weight, bias, *geometry)
+        else:
+            convolved = super()._conv_forward(input, weight, bias)
+        return convolved
+
+
+def _plain(images: Tensor) -> bool:
+    """True for a tensor that oneDNN takes, which is of no subclass."""
+    plain = type(images) is Tensor and images.device.type == "cpu" and images.dtype is torch.float32
+    return plain and not torch.is_autocast_enabled("cpu")
 
 
 def for_single_images(network: N) -> N:

@@ -47,7 +47,7 @@ class ModelVersion:
     card: Mapping[str, Any]
 
     @property
-    def images(self) -> int:
+    def designed_for(self) -> int:
         """Number of labelled images that the version's design was made for; 0 if its card does not say."""
         plan, data = self.card.get("plan"), self.card.get("data")
         if isinstance(plan, Mapping) and "images" in plan:

@@ -56,7 +56,7 @@ def chosen_design(
             grid = {name: parent.card[name] for name in GRID}
             inherited = task.design(pairs, {**request.params, **grid}, device=device)
             if inherited.network == parent.card["network"]:
-                made = {"images": parent.images, "device": parent.card.get("plan", {}).get("device", device.type)}
+                made = {"images": parent.designed_for, "device": parent.card.get("plan", {}).get("device", device.type)}
                 made |= {"from": parent.version, "start": f"fine-tunes {parent.version}"}
                 intensities = range_of(parent.card.get("intensities"))
                 return replace(inherited, plan={**inherited.plan, **made}, intensities=intensities)
@@ -85,10 +85,10 @@ def outgrown(parent: ModelVersion, design: Design, origin: Mapping[str, Any], tr
         tried: Most images for which a version of the model was designed, promoted or not: each size is tried once.
     """
     card = parent.card
-    known = max(parent.images, tried)
+    known = max(parent.designed_for, tried)
     device = card.get("plan", {}).get("device", origin["device"])
     if known and origin["images"] >= GROWTH * known:
-        why = f"{origin['images']} images are labelled instead of {parent.images}"
+        why = f"{origin['images']} images are labelled instead of {parent.designed_for}"
     elif device != origin["device"] and origin["images"] > tried:
         why = f"it was designed for training on {device}"
     else:

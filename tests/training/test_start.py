@@ -85,7 +85,7 @@ def train(pairs, folder, parent, **params):
         params={**given, **params},
         parent=parent,
         baseline=parent,
-        tried=0 if parent is None else parent.images,
+        tried=0 if parent is None else parent.designed_for,
     )
     result = task.train(request, LocalHost(folder / "host", device=CPU))
     return ModelVersion(name="segmentation", version="v1", weights=result.weights, card=result.card), result
@@ -98,10 +98,10 @@ def parent(pairs, tmp_path_factory):
 
 
 def test_a_version_says_for_how_many_images_it_was_designed_and_a_fine_tuned_one_inherits_that(parent, pairs, tmp_path):
-    assert parent.images == len(pairs) == 8
+    assert parent.designed_for == len(pairs) == 8
     tuned, _ = train(pairs[:6], tmp_path, parent, max_epochs=1)
     assert tuned.card["plan"]["from"] == "v1"
-    assert tuned.images == 8
+    assert tuned.designed_for == 8
 
 
 def test_fine_tuning_is_gentler_than_training_from_scratch_unless_the_request_says_how_fast(parent, pairs, tmp_path):
@@ -127,4 +127,4 @@ def test_a_model_designed_for_few_images_is_designed_anew_when_they_have_doubled
     result = train(pairs, tmp_path, dataclasses.replace(parent, card=card), max_epochs=1)[0]
     assert "8 images are labelled instead of 4, and finer voxels are possible" in result.card["plan"]["start"]
     assert "from" not in result.card["plan"]
-    assert result.images == 8
+    assert result.designed_for == 8
