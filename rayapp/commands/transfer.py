@@ -13,7 +13,7 @@ from rayapp.protocol import FINAL
 
 
 def upload(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Image files.", exists=True, dir_okay=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Image files."],
     image: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The image's id.  [default: the file's name]")
     ] = None,
@@ -27,6 +27,8 @@ def upload(
 
     if image is not None and len(files) > 1:
         raise WrongUsage("--id: needs a single file")
+    for file in files:
+        check_file(file)
     with Client(server, token=token) as client:
         if not replace:
             for file in files:
@@ -39,7 +41,7 @@ def upload(
 
 def save(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Id of the image.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The label map.", exists=True, dir_okay=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The label map."],
     tag: Annotated[str, typer.Option(help="The label's tag; `final` marks the image as finished.")] = FINAL,
     names: Annotated[
         list[str] | None,
@@ -58,6 +60,7 @@ def save(
     """Save a label map of an image; once this ends, it is durable."""
     from rayapp.client import Client
 
+    check_file(file)
     params: dict[str, Any] = {"label_info": named(names)} if names else {}
     if looked_for:
         params["looked_for"] = looked_for
@@ -73,6 +76,12 @@ def save(
         onto = saved[-1]["number"] if saved else 0
         client.save_label(image, file, tag=tag, params=params, onto=onto)
         print(f"saved revision {client.label_revisions(image, tag)[-1]['number']} of {image}")
+
+
+def check_file(file: Path) -> None:
+    """Raise WrongUsage unless a file exists."""
+    if not file.is_file():
+        raise WrongUsage(f"{file} is not a file")
 
 
 def named(names: list[str]) -> list[dict[str, object]]:

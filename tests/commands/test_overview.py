@@ -84,3 +84,9 @@ def test_one_id_is_not_given_to_several_files(tmp_path):
         file.touch()
     ended = CliRunner().invoke(app, ["upload", *map(str, files), "--id", "ct"])
     assert isinstance(ended.exception, WrongUsage) or ended.exit_code == 2
+
+
+@pytest.mark.parametrize("words", [["upload", "nothing.nii"], ["save", "ct_1", "nothing.nii"]])
+def test_a_file_that_is_not_there_is_named(words: list[str]):
+    ended = CliRunner().invoke(app, words)
+    assert "nothing.nii is not a file" in str(ended.exception)
