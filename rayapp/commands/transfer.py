@@ -13,7 +13,7 @@ from rayapp.protocol import FINAL
 
 
 def upload(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Image files."],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Image files.")],
     image: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The image's id.  [default: the file's name]")
     ] = None,
@@ -41,7 +41,7 @@ def upload(
 
 def save(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Id of the image.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The label map."],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The label map.")],
     tag: Annotated[str, typer.Option(help="The label's tag; `final` marks the image as finished.")] = FINAL,
     names: Annotated[
         list[str] | None,
