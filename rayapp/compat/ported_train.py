@@ -22,6 +22,7 @@ from rayapp.imaging.label_names import with_names
 from rayapp.imaging.reader import read_segmentation
 from rayapp.imaging.volume import Segmentation
 from rayapp.imaging.writer import encode_segmentation
+from rayapp.protocol import parse_flag
 from rayapp.training.train_task import Host, Pair, TrainerInfo, TrainRequest, TrainResult
 
 
@@ -72,7 +73,7 @@ class PortedTrainer:
         run = Run(
             host,
             parent=request.parent.weights if request.parent else None,
-            pretrained=str(request.params.get("pretrained", True)).lower() not in ("false", "0", "no"),
+            pretrained=parse_flag(request.params.get("pretrained", True), "pretrained"),
             baseline=request.baseline.weights if request.baseline else None,
         )
         self._task.run = run
@@ -106,6 +107,9 @@ def typed(config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any
         value = params.get(name, first)
         if isinstance(value, list) and value and not isinstance(first, list):
             value = value[0]
+        if isinstance(first, bool):
+            options[name] = parse_flag(value, name)
+            continue
         try:
             options[name] = type(first)(value) if isinstance(first, (int, float)) and value != first else value
         except (TypeError, ValueError):
