@@ -101,7 +101,7 @@ def typed(config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any
     Raises:
         BadRequest: Naming the option.
     """
-    options = {}
+    options: dict[str, Any] = {}
     for name, default in config.items():
         first = default[0] if isinstance(default, list) and default else default
         value = params.get(name, first)
