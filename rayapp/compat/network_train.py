@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from ignite.engine import Engine, Events
 from monai.data import (
     CacheDataset,
     DataLoader,
@@ -20,42 +17,15 @@ from monai.data import (
     set_track_meta,
 )
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import EarlyStopHandler, MeanDice, StatsHandler, ValidationHandler, from_engine
+from monai.handlers import EarlyStopHandler, StatsHandler, ValidationHandler
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose
 
 from rayapp.compat.app_functions import device_list
+from rayapp.compat.engine_run import Context, Run, copied
 from rayapp.compat.peer_tasks import TrainTask
+from rayapp.compat.region_metrics import mean_dice
 from rayapp.models.weights import read_weights
-from rayapp.training.train_task import Host, Progress
-
-logger = logging.getLogger(__name__)
-
-Weights = dict[str, torch.Tensor]
-
-
-class Context:
-    """The training in progress, as hooks see it."""
-
-    def __init__(self) -> None:
-        self.request: dict[str, Any] = {}
-        self.run_id = ""
-        self.output_dir = self.cache_dir = self.events_dir = ""
-        self.datalist: Any = []
-        self.train_datalist: Any = []
-        self.val_datalist: Any = []
-        self.train_batch_size = self.val_batch_size = 1
-        self.max_epochs = 1
-        self.device: Any = torch.device("cpu")
-        self.network: Any = None
-        self.optimizer: Any = None
-        self.trainer: Any = None
-        self.evaluator: Any = None
-        self.pretrained = False
-        self.multi_gpu = False
-        self.local_rank, self.world_size = 0, 1
-        self.dataset_type, self.dataloader_type = "CacheDataset", "DataLoader"
-        self.tracking: Any = None
 
 
 class BasicTrainTask(TrainTask):
@@ -161,11 +131,11 @@ class BasicTrainTask(TrainTask):
 
     def train_key_metric(self, context: Context) -> Any:  # noqa: ARG002
         """Hook: metric of training by name."""
-        return {self.TRAIN_METRIC_MEAN_DICE: _mean_dice()}
+        return {self.TRAIN_METRIC_MEAN_DICE: mean_dice()}
 
     def val_key_metric(self, context: Context) -> Any:  # noqa: ARG002
         """Hook: metric of validation by name; the first decides on promotion."""
-        return {self.VAL_METRIC_MEAN_DICE: _mean_dice()}
+        return {self.VAL_METRIC_MEAN_DICE: mean_dice()}
 
     def train_additional_metrics(self, context: Context) -> Any:  # noqa: ARG002
         """Hook: further metrics."""
@@ -256,7 +226,7 @@ class BasicTrainTask(TrainTask):
         set_track_meta(tracked and not self._disable_meta_tracking)
         try:
             if context.evaluator is not None and run.baseline is not None:
-                initial = _copied(context.network)
+                initial = copied(context.network)
                 context.network.load_state_dict(read_weights(run.baseline), strict=self._load_strict)
                 context.evaluator.run()
                 run.measure_baseline(context.evaluator)
@@ -329,106 +299,5 @@ class BasicTrainTask(TrainTask):
         )
 
 
-class Run:
-    """A run's way to its host, and its best weights.
-
-    Args:
-        host: Gets progress, and says when to stop.
-        parent: Weights to begin with.
-        pretrained: Begin with the app's own weights if there is no parent.
-        baseline: Weights of the version in production, which are measured too.
-    """
-
-    def __init__(self, host: Host, *, parent: Path | None, pretrained: bool, baseline: Path | None) -> None:
-        self.host = host
-        self.parent, self.pretrained, self.baseline = parent, pretrained, baseline
-        self.metric: float | None = None
-        self.baseline_metric: float | None = None
-        self.weights: Weights | None = None
-        self.stopped = False
-        self.epochs = 0
-
-    def measure_baseline(self, evaluator: Engine) -> None:
-        """Take the metric that the evaluator has just measured as the baseline's."""
-        self.baseline_metric = _metric(evaluator)
-
-    def watch(self, context: Context) -> None:
-        """Attach to the engines."""
-        trainer: Engine = context.trainer
-        batches = len(context.trainer.data_loader)
-
-        def stop(engine: Engine) -> None:
-            if self.host.stopped():
-                self.stopped = True
-                engine.terminate()
-
-        def tell(engine: Engine) -> None:
-            output: Any = engine.state.output
-            output = output[0] if isinstance(output, list) else output
-            progress = Progress(
-                epoch=engine.state.epoch,
-                epochs=context.max_epochs,
-                iteration=engine.state.iteration,
-                iterations=context.max_epochs * batches,
-                loss=float(torch.as_tensor(output["loss"]).mean()),
-            )
-            self.host.report(progress)
-
-        def keep(engine: Engine) -> None:
-            value = _metric(engine)
-            if value is not None and (self.metric is None or value > self.metric):
-                self.metric, self.weights = value, _copied(context.network)
-
-        def end(engine: Engine) -> None:
-            self.epochs = engine.state.epoch
-            if self.weights is None:
-                self.weights = _copied(context.network)
-
-        trainer.add_event_handler(Events.ITERATION_STARTED, stop)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, tell)
-        trainer.add_event_handler(Events.COMPLETED, end)
-        if context.evaluator is not None:
-            context.evaluator.add_event_handler(Events.EPOCH_COMPLETED, keep)
-
-
-def region_wise_metrics(
-    regions: Mapping[str, int], metric: str, prefix: str, keys: Sequence[str] = ("pred", "label")
-) -> dict[str, Any]:
-    """The mean Dice score, and that of each structure.
-
-    Args:
-        regions: Channel by structure name; background is left out.
-        metric: Name of the mean.
-        prefix: Before the names of the others.
-        keys: Keys of output and label, one channel for each class.
-    """
-    metrics: dict[str, Any] = {metric: _mean_dice(keys)}
-    for name, channel in regions.items():
-        if name != "background":
-            metrics[f"{prefix}_{name}_dice"] = MeanDice(output_transform=_one_channel(keys, channel))
-    return metrics
-
-
-def _one_channel(keys: Sequence[str], channel: int) -> Any:
-    def chosen(outputs: Any) -> tuple[list[torch.Tensor], ...]:
-        return tuple([output[key][channel : channel + 1] for output in outputs] for key in keys)
-
-    return chosen
-
-
-def _mean_dice(keys: Sequence[str] = ("pred", "label")) -> MeanDice:
-    return MeanDice(output_transform=from_engine(list(keys)), include_background=False)
-
-
-def _metric(engine: Engine) -> float | None:
-    state: Any = engine.state
-    value = state.metrics.get(state.key_metric_name)
-    return None if value is None or value != value else float(value)
-
-
 def _composed(transforms: Any) -> Any:
     return Compose(list(transforms)) if isinstance(transforms, (list, tuple)) else transforms
-
-
-def _copied(network: torch.nn.Module) -> Weights:
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from rayapp.compat.network_train import BasicTrainTask, Run
+from rayapp.compat.engine_run import Run
+from rayapp.compat.network_train import BasicTrainTask
 from rayapp.compat.peer_tasks import TrainTask
 from rayapp.compat.ported_datastore import TrainingData
 from rayapp.compat.ported_infer import values_of

@@ -34,7 +34,7 @@ PROVIDED: Mapping[str, str] = {
     "tasks.scoring.sum": "peer_scoring",
     "tasks.train.basic_train": "network_train",
     "tasks.train.bundle": "bundle_tasks",
-    "tasks.train.utils": "network_train",
+    "tasks.train.utils": "region_metrics",
     "transform.post": "post_transforms",
     "transform.writer": "result_writer",
     "utils.others.class_utils": "class_names",
