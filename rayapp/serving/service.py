@@ -13,7 +13,7 @@ import asyncio
 import functools
 import itertools
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from rayapp.datastore.interfaces import Author, ClickEvent, Info, LabelRecord
 from rayapp.errors import AppBroken, BadRequest, Superseded
 from rayapp.imaging.placement import read_label_map
 from rayapp.imaging.volume import Grid
-from rayapp.inference.infer_task import InferTask, Prediction, Prompts, StagedTask, runs_network
+from rayapp.inference.infer_task import InferTask, Prediction, Prompts, runs_network
 from rayapp.inference.network.cancellation import interruptible
 from rayapp.inference.prompts.parse import START_MASK_TYPES, parse_prompts
 from rayapp.inference.prompts.scribble_map import parse_marks, parse_start
@@ -38,6 +38,7 @@ from rayapp.planner.machine import hardware
 from rayapp.planner.replicas import Plan, plan
 from rayapp.protocol import Output
 from rayapp.serving.answer_clock import AnswerClock
+from rayapp.serving.ask import Ask, best, last, stages
 from rayapp.serving.click_log import ClickLog, Log, Mask, Parse, payload_of
 from rayapp.serving.encoding import encode_dicom_seg, encode_file, encode_reply, reply_params
 from rayapp.serving.executors import Executors
@@ -78,8 +79,6 @@ class Store(Images, Log, Protocol):
 
 _ENDED: Any = object()
 """Instead of a prediction, once there is no further one; a task may wrongly return anything, None included."""
-Ask = Callable[[Work, Any, Prompts], Iterator[Prediction]]
-"""Runs a task on a prepared image: one prediction, or several that get better."""
 
 
 class InferenceService:
@@ -142,7 +141,7 @@ class InferenceService:
         with self._executors.click():
             if call.turn is None:
                 return await self._alone(call)
-            async with aclosing(self._turn(call, call.turn, _last)) as replies:
+            async with aclosing(self._turn(call, call.turn, last)) as replies:
                 return await anext(replies)
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferReply, None]:
@@ -153,7 +152,7 @@ class InferenceService:
         if call.turn is None:
             raise BadRequest("only turns of an interaction are answered in stages")
         with self._executors.click():
-            async with aclosing(self._turn(call, call.turn, _stages)) as replies:
+            async with aclosing(self._turn(call, call.turn, stages)) as replies:
                 async for reply in replies:
                     yield reply
 
@@ -172,7 +171,7 @@ class InferenceService:
             prompts = await self._executors.io(self._prompts, call, task, image)
             work = Work(call=call, task=task, image=image, prompts=prompts, check=check, began=began, hits=hits)
             try:
-                async with aclosing(self._predictions(work, _best)) as predictions:
+                async with aclosing(self._predictions(work, best)) as predictions:
                     prediction = await anext(predictions)
             except Superseded:
                 await self._record(work)
@@ -215,7 +214,7 @@ class InferenceService:
                             if seen and seen.covers(stage):
                                 continue
                             state = self._log.described(turn, at, prediction.labels, "" if onto is None else token)
-                            if ask is _last:  # nothing more is asked for, so this never gets to its end
+                            if ask is last:  # nothing more is asked for, so this never gets to its end
                                 self._log.answer(at)
                             yield await self._staged(work, prediction, onto, stage, state)
                             token, onto = state["mask"], prediction.labels
@@ -254,7 +253,7 @@ class InferenceService:
                 return True
             tried = await _with_prompts(work, replace(at, done=tuple(prompts)), parse)
             try:
-                async with aclosing(self._predictions(tried, _last)) as predictions:
+                async with aclosing(self._predictions(tried, last)) as predictions:
                     await anext(predictions)
             except BadRequest:
                 return False
@@ -407,24 +406,6 @@ async def _with_prompts(work: Work, at: Interaction, parse: Parse) -> Work:
         turns = [await parse({**params, "label": at.params.get("label")}) for params in at.turns]
         prompts = replace(prompts, turns=turns)
     return replace(work, call=replace(work.call, params=at.params), prompts=prompts)
-
-
-def _best(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
-    """One prediction."""
-    yield work.task.predict(prepared, prompts, work.call.params)
-
-
-def _stages(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
-    """All stages."""
-    if isinstance(work.task, StagedTask):
-        return work.task.stages(prepared, prompts, work.call.params)
-    return _best(work, prepared, prompts)
-
-
-def _last(work: Work, prepared: Any, prompts: Prompts) -> Iterator[Prediction]:
-    """The last stage; it does not depend on whether anybody looked at the stages before it."""
-    *_, last = _stages(work, prepared, prompts)
-    yield last
 
 
 def _annotator(call: InferCall) -> tuple[str, str, str] | None:
