@@ -16,6 +16,7 @@ TOGETHER = {
         "contract/test_client.py",
         "contract/test_commands.py",
         "contract/test_monailabel_client.py",
+        "contract/test_without_a_viewer.py",
     ),
     "ray_node": (
         "datastore/test_actor.py",

@@ -48,7 +48,7 @@ NOW = time.time()
 BAD: dict[str, dict[str, Any]] = {
     "expired": {"exp": int(NOW) - 61},
     "without an end": {"exp": None},
-    "not valid yet": {"nbf": int(NOW) + 600},
+    "not valid yet": {"nbf": int(NOW) + 10**7},
     "of another issuer": {"iss": "https://evil.example"},
     "of no issuer": {"iss": None},
     "for another service": {"aud": "another"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from fastapi import HTTPException
@@ -60,7 +61,7 @@ def test_wrong_keys_wait_longer_and_longer_one_after_the_other(monkeypatch: pyte
 
     async def run() -> None:
         seen = WrongKeys()
-        monkeypatch.setattr(asyncio, "sleep", sleep)
+        monkeypatch.setattr(wrong_keys, "asyncio", SimpleNamespace(sleep=sleep))
         for _ in range(FREE):
             await seen.refused("10.0.0.1")
         assert slept == []
@@ -78,7 +79,7 @@ def test_wrong_keys_wait_longer_and_longer_one_after_the_other(monkeypatch: pyte
 def test_who_tries_many_at_once_is_told_to_wait_and_nobody_else(monkeypatch: pytest.MonkeyPatch):
     async def run() -> None:
         seen, door = WrongKeys(), asyncio.Event()
-        monkeypatch.setattr(wrong_keys.asyncio, "sleep", lambda _: door.wait())
+        monkeypatch.setattr(wrong_keys, "asyncio", SimpleNamespace(sleep=lambda _: door.wait()))
         for _ in range(FREE):
             await seen.refused("10.0.0.1")
         waiting = [asyncio.create_task(seen.refused("10.0.0.1")) for _ in range(MAX_WAITING)]
