@@ -61,7 +61,7 @@ def _tissue_share(dark: Floats, bright: Floats) -> float:
     The criterion is their standard deviation relative to the difference of means between brighter and darker voxels:
     at most 0.19 for air in CT and MR of torsos, at least 0.28 for tissue in MR of the hippocampus.
     """
-    if not bright.size:
+    if not (bright.size and dark.size):  # the mean of equal values, rounded, may lie below all of them
         return 0.0
     variation = float(dark.std() / (bright.mean() - dark.mean()))
     return min(1.0, max(0.0, (variation - AIR_VARIATION) / (TISSUE_VARIATION - AIR_VARIATION)))

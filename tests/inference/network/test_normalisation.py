@@ -63,3 +63,13 @@ def test_a_voxel_of_a_known_range_is_seen_alike_in_the_whole_image_and_in_a_part
 
 def test_an_image_of_one_value_is_normalised_without_dividing_by_nothing():
     assert np.isfinite(normalise(np.full((4, 4, 4), 7, np.float32))).all()
+
+
+def test_a_constant_image_is_normalised_although_the_mean_of_its_voxels_may_be_rounded_below_them():
+    values = np.float32([0.1, 0.3, 7.7, 153.1])
+    images = [np.full((count, 1, 1), value) for count in range(2, 40) for value in values]
+    assert any(image.mean() < image.min() for image in images)
+    for image in images:
+        found = normalise(image)
+        assert np.isfinite(found).all()
+        assert found.min() == found.max()
