@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,9 @@ class Feed:
         count, per_step = self.batches(consumed), self.batch_size * self.world_size
         positions = np.arange(consumed, consumed + count * per_step)
         own = positions.reshape(count, self.world_size, self.batch_size)[:, self.rank]
-        with ThreadPoolExecutor(1, thread_name_prefix="feed") as reader:
+        # A second team of OpenMP threads would make those of the network wait between its operations.
+        alone = partial(torch.set_num_threads, 1)
+        with ThreadPoolExecutor(1, thread_name_prefix="feed", initializer=alone) as reader:
             pending = [reader.submit(self._batch, epoch, order, batch) for batch in own[:AHEAD]]
             try:
                 for step in range(count):

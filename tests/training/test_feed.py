@@ -1,6 +1,8 @@
 """An epoch visits each case once, however many workers share it and wherever it is taken up again; a batch is as large
 as its largest example."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -82,6 +84,21 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert seen(feed(12), epoch=1) != seen(feed(12), epoch=2)
     assert seen(feed(12, seed=1)) != seen(feed(12, seed=2))
     assert seen(feed(12), epoch=1) == seen(feed(12), epoch=1)
+
+
+def test_examples_are_made_by_one_thread_and_the_network_keeps_its_own():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        used = []
+        noting = dataclasses.replace(
+            feed(4), examples=lambda case, _: used.append(torch.get_num_threads()) or [(case.image, case.labels)]
+        )
+        for _ in noting.epoch(0):
+            assert torch.get_num_threads() == 2
+        assert used == [1, 1, 1, 1]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_a_case_raises_reaches_the_loop():
