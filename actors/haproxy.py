@@ -37,7 +37,7 @@ MAX_CONNECTIONS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Frontend:
-    """Where a server's clients connect.
+    """The address at which a server's clients connect.
 
     Attributes:
         host: address to listen on instead of that of Ray Serve; None for Ray Serve's.

@@ -25,7 +25,7 @@ from rayapp.files.durable import make_folder, sync
 Fields = Mapping[str, str | int | None]
 Record = dict[str, Any]
 START = "0" * 64
-"""What stands for the digest of the record before the first one."""
+"""The digest before the first record's."""
 _TAIL = 1 << 16
 """Bytes at the end of a file in which its last record lies: a record is far shorter."""
 
@@ -47,7 +47,7 @@ class AuditLog:
         self._secret = b""
 
     def pseudonym(self, image_id: str) -> str:
-        """What stands for an image in the records: 16 hexadecimal digits, different on every server."""
+        """An image's stand-in in the records: 16 hexadecimal digits, different on every server."""
         if not self._secret:
             path = self._folder / "key"
             with self._writing(), contextlib.suppress(FileExistsError), _private(path, os.O_EXCL) as file:
@@ -86,7 +86,7 @@ class AuditLog:
                 yield record
 
     def problems(self, head: str | None = None) -> Iterator[str]:
-        """What is wrong with the log, in one line each; nothing if every record is as it was written.
+        """The faults of the log, in one line each; nothing if every record is as it was written.
 
         Args:
             head: digest of a record that was noted at an earlier time, which must be there still.

@@ -100,8 +100,8 @@ class TrainTask(ABC):
         """Train."""
 
 
-class Strategy(ABC):
-    """An active learning strategy.
+class _Described:
+    """A choice of the app with a line about it.
 
     Args:
         description: One line for people.
@@ -109,30 +109,23 @@ class Strategy(ABC):
 
     def __init__(self, description: str) -> None:
         self.description = description
+
+    def info(self) -> dict[str, Any]:
+        """The entry in `/info/`."""
+        return {"description": self.description}
+
+
+class Strategy(_Described, ABC):
+    """An active learning strategy; see `_Described` for its argument."""
 
     @abstractmethod
     def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any] | None:
         """The chosen image, as `{"id": …}`; None if there is none."""
 
-    def info(self) -> dict[str, Any]:
-        """The strategy's entry in `/info/`."""
-        return {"description": self.description}
 
-
-class ScoringMethod(ABC):
-    """A scoring method.
-
-    Args:
-        description: One line for people.
-    """
-
-    def __init__(self, description: str) -> None:
-        self.description = description
+class ScoringMethod(_Described, ABC):
+    """A scoring method; see `_Described` for its argument."""
 
     @abstractmethod
     def __call__(self, request: dict[str, Any], datastore: Any) -> Any:
         """Score the datastore's images, and record the scores in their infos."""
-
-    def info(self) -> dict[str, Any]:
-        """The method's entry in `/info/`."""
-        return {"description": self.description}

@@ -124,7 +124,7 @@ class PortedApp(LabelApp):
         return {**super().init_scoring_methods(), **methods}
 
     def _runnable(self, returned: Any, kind: str) -> dict[str, Any]:
-        """What a hook returned, without stand-ins, which are listed as broken."""
+        """The return value of a hook, without stand-ins, which are listed as broken."""
         if not isinstance(returned, Mapping):
             raise AppBroken(f"the hooks of {type(self).__name__} must return dicts by name, not {returned!r:.80}")
         runnable = {}

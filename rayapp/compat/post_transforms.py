@@ -114,49 +114,53 @@ class LargestCCd(MapTransform):  # type: ignore[misc] # MONAI has no types
         return result
 
 
-class BoundingBoxd(MapTransform):  # type: ignore[misc] # MONAI has no types
-    """The box around each mask, as JSON of the reply.
+class _Located(MapTransform):  # type: ignore[misc] # MONAI has no types
+    """A position of each mask, as JSON of the reply.
 
     Args:
         keys: Keys of the masks.
         result: Key of the reply's JSON.
-        bbox: Name of the box in it.
+        name: Name of the position in it.
     """
+
+    def __init__(self, keys: Any, result: str, name: str) -> None:
+        super().__init__(keys)
+        self.result, self._name = result, name
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            places = np.argwhere(np.asarray(result[key]))
+            found = self.locate(places) if len(places) else []
+            result[self.result] = {**(result.get(self.result) or {}), self._name: found}
+        return result
+
+    def locate(self, places: Any) -> list[list[int]]:
+        """The position of a mask with these voxels, (N, axes)."""
+        raise NotImplementedError
+
+
+class BoundingBoxd(_Located):
+    """The box around each mask, under the name `bbox`; see `_Located`."""
 
     def __init__(self, keys: Any, result: str = "result", bbox: str = "bbox") -> None:
-        super().__init__(keys)
-        self.result, self.bbox = result, bbox
+        super().__init__(keys, result, bbox)
 
-    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            places = np.argwhere(np.asarray(result[key]))
-            box = [places.min(axis=0).tolist(), places.max(axis=0).tolist()] if len(places) else []
-            result[self.result] = {**(result.get(self.result) or {}), self.bbox: box}
-        return result
+    def locate(self, places: Any) -> list[list[int]]:
+        """Least and largest index along each axis."""
+        return [places.min(axis=0).tolist(), places.max(axis=0).tolist()]
 
 
-class ExtremePointsd(MapTransform):  # type: ignore[misc] # MONAI has no types
-    """The outermost points of each mask along each axis, as JSON of the reply.
-
-    Args:
-        keys: Keys of the masks.
-        result: Key of the reply's JSON.
-        points: Name of the points in it.
-    """
+class ExtremePointsd(_Located):
+    """The outermost points of each mask along each axis, under the name `points`; see `_Located`."""
 
     def __init__(self, keys: Any, result: str = "result", points: str = "points") -> None:
-        super().__init__(keys)
-        self.result, self.points = result, points
+        super().__init__(keys, result, points)
 
-    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            places = np.argwhere(np.asarray(result[key]))
-            ends = [p for axis in range(places.shape[1]) for p in (places[:, axis].argmin(), places[:, axis].argmax())]
-            found = [places[end].tolist() for end in ends] if len(places) else []
-            result[self.result] = {**(result.get(self.result) or {}), self.points: found}
-        return result
+    def locate(self, places: Any) -> list[list[int]]:
+        """The first and the last point along each axis."""
+        ends = [p for axis in range(places.shape[1]) for p in (places[:, axis].argmin(), places[:, axis].argmax())]
+        return [places[end].tolist() for end in ends]
 
 
 class RenameKeyd(Transform):  # type: ignore[misc] # MONAI has no types

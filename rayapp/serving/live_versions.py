@@ -26,7 +26,7 @@ Warm = Callable[[str, InferTask, InferTask], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Reload:
-    """How a replica takes over new code of the app.
+    """The steps by which a replica takes over new code of the app.
 
     Attributes:
         load: Loads the code, and returns the app with all its weights loaded; called in another thread.

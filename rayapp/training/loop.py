@@ -248,7 +248,8 @@ class Run:
         if metrics is None:
             return False
         self._advance()
-        metric, better = key_metric(metrics), self._best_yet(key_metric(metrics))
+        metric = key_metric(metrics)
+        better = self._best_yet(metric)
         train = _by_name(self._task.labels, mean_of(self._scores))
         row = {"loss": loss, "rate": self._learner.rate, "train": train, "val": metrics, "metric": metric}
         state.rows.append({"epoch": state.epoch, "iteration": state.iteration, **row})

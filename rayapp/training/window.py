@@ -28,7 +28,7 @@ SCALES = (-0.15, 0.2)
 TURNED = 0.6
 """Share of windows that are turned."""
 REACH = 0.5 * ((1 + SCALES[1]) * (1 + 2 * ANGLE) - 1)
-"""How far turning and scaling take a window's corner beyond its side, as a share of the window's size."""
+"""Farthest that turning and scaling take a window's corner beyond its side, as a share of the window's size."""
 
 
 class Window:
@@ -95,7 +95,9 @@ class Window:
 
 
 def _place(places: Sequence[Integers], shape: Sequence[int], rng: np.random.Generator) -> Integers:
-    """A random place of a random value that has any, as an index along each axis."""
+    """A random place of a random value that has any, or any voxel if none has, as an index along each axis."""
     known = [found for found in places if len(found)]
+    if not known:
+        return rng.integers(shape)
     found = known[int(rng.integers(len(known)))]
     return np.array(np.unravel_index(int(rng.choice(found)), tuple(shape)))

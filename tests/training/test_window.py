@@ -91,3 +91,12 @@ def test_slices_are_turned_in_their_plane():
     assert {tuple(window.cut(image, labels, np.random.default_rng(seed))[0].shape) for seed in range(6)} == {
         (1, 30, 20)
     }
+
+
+def test_windows_of_a_case_without_places_are_drawn_anywhere():
+    image, labels = numbered()
+    window = Window((16, 12, 10), dimensions=3, spacing=1.0, turned=False)
+    for known in ((), [np.array([], dtype=np.int64)] * 3):
+        shown = [window.cut(image, labels, np.random.default_rng(seed), places=known)[0] for seed in range(20)]
+        assert {one.shape for one in shown} == {(3, 16, 12, 10)}
+        assert len({float(one[0].min()) for one in shown}) > 3
