@@ -12,10 +12,13 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
 from pydicom.filereader import read_file_meta_info
+from pydicom.tag import Tag
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from rayapp.datastore import folder_scan
 from rayapp.datastore.image_names import is_valid_name
@@ -23,14 +26,14 @@ from rayapp.datastore.interfaces import Info
 from rayapp.datastore.revisions import delete
 from rayapp.datastore.series_parts import described, image_ids, series_of
 from rayapp.errors import Unreadable
-from rayapp.imaging.dicom_kinds import NO_IMAGES
+from rayapp.imaging.dicom_kinds import check_deflated, check_syntax, is_dicom, is_image, kind_of, why_no_dicom
 from rayapp.imaging.dicom_parts import TAGS, SliceKey, split
-from rayapp.imaging.dicom_series import check_syntax
 
-_TAGS = (
+_DESCRIBING = (
     *("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription"),
     *("StudyDate", "StudyTime", "PatientID"),
 )
+_TAGS = [Tag(keyword) for keyword in (*_DESCRIBING, "SOPClassUID")] + list(TAGS)
 
 
 class DicomTree:
@@ -46,7 +49,7 @@ class DicomTree:
         self._studies = studies
         self._root = links or studies / ".rayapp" / "series"
         self._series: dict[str, Info | None] = {}
-        self._others: dict[str, str] = {}
+        self._others: dict[str, _Header] = {}
         self.problems: dict[Path, str] = {}
         """The reason why a file or folder below the studies folder was left out of the last scan, by path."""
 
@@ -64,7 +67,8 @@ class DicomTree:
         keys: dict[str, SliceKey | None] = {}
         infos: dict[str, Info | None] = {}
         problems: dict[Path, str] = {}
-        others: dict[str, str] = {}
+        others: dict[str, _Header] = {}
+        accompanying: dict[Path, set[str]] = {}
         for path in self._files(image_folders, problems):
             try:
                 name = _link_name(path)
@@ -80,16 +84,21 @@ class DicomTree:
                 continue
             uid = series_of(linked[name]) if name in linked else None
             if uid is None:
-                reason = self._others.get(name)
-                if reason is None:
-                    uid, info, reason, keys[name] = _series_of(path)
-                if uid is None:
-                    others[name] = reason
-                    if reason:
-                        problems[path] = reason
+                header = self._others.get(name) or _Header.of(path)
+                if not header.series:
+                    others[name] = header
+                    if header.reason:
+                        problems[path] = header.reason
+                    elif header.kind:
+                        accompanying.setdefault(self._top(path), set()).add(header.kind)
                     continue
-                infos.setdefault(uid, info)
+                uid, keys[name] = header.series, header.key
+                infos.setdefault(uid, header.info)
             series.setdefault(uid, {})[name] = path
+        served = {self._top(path) for links in series.values() for path in links.values()}
+        for top in accompanying.keys() - served - {self._top(path) for path in problems}:
+            kinds = ", ".join(sorted(accompanying[top]))
+            problems[top] = f"it holds no DICOM images, only {kinds}: copy the images too"
         self._others, self.problems = others, problems
         images = self._parts(series, linked, keys)
         for image_id, links in images.items():
@@ -98,6 +107,10 @@ class DicomTree:
             delete(self._root / image_id)
         self._series = {image_id: infos.get(series_of(image_id)) or self._series.get(image_id) for image_id in images}
         return dict.fromkeys(images, "")
+
+    def _top(self, path: Path) -> Path:
+        """The entry at the top of the studies folder that a file lies in, or is."""
+        return self._studies / path.relative_to(self._studies).parts[0]
 
     def _parts(
         self,
@@ -142,7 +155,7 @@ class DicomTree:
         info = self._series.get(image_id)
         if info is None:
             with contextlib.suppress(FileNotFoundError):
-                infos = (_series_of(file)[1] for file in sorted(self.path(image_id).iterdir()))
+                infos = (_Header.of(file).info for file in sorted(self.path(image_id).iterdir()))
                 info = next(filter(None, infos), None)
         return described(info, image_id) if info else {}
 
@@ -156,6 +169,7 @@ class DicomTree:
         known = {series_of(image_id) for image_id in linked.values()}
         uids: set[str] = set()
         keys: dict[Path, SliceKey | None] = {}
+        images = False
         try:
             paths = sorted((self._studies / name).iterdir())
         except OSError:
@@ -169,15 +183,16 @@ class DicomTree:
                 link = _link_name(path)
                 if link in linked:
                     return False  # a series once known by its UID keeps that id
-                uid, _, _, key = _series_of(path)
+                header = _Header.of(path)
             except (OSError, folder_scan.LeftOut):
                 return False
-            if uid is not None:
-                uids.add(uid)
-                keys[path] = key
-            if len(uids) > 1 or uid in known:
+            images = images or bool(header.series or header.reason)
+            if header.series:
+                uids.add(header.series)
+                keys[path] = header.key
+            if len(uids) > 1 or header.series in known:
                 return False
-        return len(split(keys)) == 1
+        return images and len(split(keys)) == 1
 
     def _files(self, image_folders: Container[str], problems: dict[Path, str]) -> Iterator[Path]:
         """Candidate DICOM files: not hidden, without the extension of another format, outside the top-level image
@@ -231,29 +246,48 @@ def _link_name(path: Path) -> str:
     return f"{digest}-{status.st_mtime_ns:x}-{status.st_size:x}.dcm"
 
 
-def _series_of(path: Path) -> tuple[str | None, Info | None, str, SliceKey | None]:
-    """Series, info and slice key of a file.
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """The parts of a file's header that place it in a series.
 
-    Returns:
-        (SeriesInstanceUID, info, "", slice key) of a DICOM image; (None, None, reason, None) of any other file, where
-        the reason is "" if it is simply not an image.
+    Attributes:
+        series: SeriesInstanceUID of an image; "" of any other file.
+        info: the series' attributes.
+        key: what distinguishes the file's slice within its series.
+        reason: the reason why an image cannot be served; "" for one that can, and for what is no image.
+        kind: of DICOM that is no image, its kind; "" for any other file.
     """
-    try:
-        with path.open("rb") as file:
-            if file.read(132)[128:] != b"DICM":
-                return None, None, "", None
-        check_syntax(read_file_meta_info(path))  # before anything is decompressed
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TAGS, *TAGS, "Rows"])
-        uid = str(header.get("SeriesInstanceUID") or "")
-        if "Rows" not in header or header.get("Modality") in NO_IMAGES:
-            return None, None, "" if len(header) else "it is a damaged DICOM file: copy it again", None
-        info = {tag: str(header.get(tag) or "UNK") for tag in _TAGS}
-    except OSError as error:
-        return None, None, folder_scan.why(error), None
-    except Unreadable as error:
-        return None, None, error.detail, None
-    except Exception as error:  # damaged files make the parser raise almost anything
-        return None, None, f"it is a damaged DICOM file ({type(error).__name__}): copy it again", None
-    if not is_valid_name(uid, "image"):
-        return None, None, "its SeriesInstanceUID is missing or not valid: without it no series can be told", None
-    return uid, info, "", SliceKey.of(header)
+
+    series: str = ""
+    info: Info | None = None
+    key: SliceKey | None = None
+    reason: str = ""
+    kind: str = ""
+
+    @classmethod
+    def of(cls, path: Path) -> _Header:
+        """Read a file's header."""
+        try:
+            if not is_dicom(path):
+                return cls(reason=why_no_dicom(path))
+            meta = read_file_meta_info(path)
+            if meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                return cls()
+            check_deflated(meta)  # before anything is decompressed
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            if header and not is_image(header):
+                return cls(kind=kind_of(header))
+            if "Rows" not in header:
+                return cls(reason="" if header else "it is a damaged DICOM file: copy it again")
+            check_syntax(header.file_meta)
+            uid = str(header.get("SeriesInstanceUID") or "")
+            info = {tag: str(header.get(tag) or "UNK") for tag in _DESCRIBING}
+        except OSError as error:
+            return cls(reason=folder_scan.why(error))
+        except Unreadable as error:
+            return cls(reason=error.detail)
+        except Exception as error:  # damaged files make the parser raise almost anything
+            return cls(reason=f"it is a damaged DICOM file ({type(error).__name__}): copy it again")
+        if not is_valid_name(uid, "image"):
+            return cls(reason="its SeriesInstanceUID is missing or not valid: without it no series can be told")
+        return cls(series=uid, info=info, key=SliceKey.of(header))

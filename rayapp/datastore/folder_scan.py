@@ -212,8 +212,8 @@ def _holds_dicom(folder: str) -> bool:
         for entry in entries:
             if entry.name.startswith(".") or not _is_file(entry):
                 continue
-            if entry.name.lower().endswith(".dcm") or _is_dicom(entry.path):
-                return True
+            if _is_dicom(entry.path) or (entry.name.lower().endswith(".dcm") and not entry.stat().st_size):
+                return True  # an empty one is being copied
             probed += 1
             if probed == PROBED:
                 break

@@ -6,7 +6,7 @@ the functional groups (C.7.6.16). Pure functions; positions and directions are i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,11 +94,16 @@ def read_plane(places: Sequence[Dataset]) -> Plane:
     if np.abs(lengths - 1).max() > 0.01 or abs(float(cosines[0] @ cosines[1])) > 0.01:
         raise Unreadable("a slice's ImageOrientationPatient is not two orthogonal unit vectors")
     row, column = cosines / lengths[:, None]
+    spacing = _numbers(places, "PixelSpacing", 2)
+    if spacing.min() <= 0:
+        raise Unreadable(
+            f"a slice's PixelSpacing {spacing[0]:g}, {spacing[1]:g} is not two positive lengths: correct it"
+        )
     return Plane(
         position=_numbers(places, "ImagePositionPatient", 3),
         row=row,
         column=column,
-        spacing=_numbers(places, "PixelSpacing", 2),
+        spacing=spacing,
         thickness=abs(
             float(first_value(places, "SpacingBetweenSlices") or first_value(places, "SliceThickness") or 1.0)
         ),
@@ -112,7 +117,8 @@ def first_value(places: Sequence[Dataset], keyword: str) -> Any:
 
 def _numbers(places: Sequence[Dataset], keyword: str, count: int) -> Vector:
     value = first_value(places, keyword)
-    numbers = np.array([] if value is None else [float(number) for number in value])
+    listed = [] if value in (None, "") else value if isinstance(value, Iterable) else [value]
+    numbers = np.array([float(number) for number in listed])
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise Unreadable(
             f"a slice's {keyword} is missing or not {count} numbers: remove pictures that are no slices (screenshots, "

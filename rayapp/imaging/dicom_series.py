@@ -9,6 +9,7 @@ Headers are read first; after all checks, pixels are decoded one file at a time 
 
 from __future__ import annotations
 
+import filecmp
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,18 @@ from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from rayapp.errors import Unreadable
-from rayapp.imaging.dicom_kinds import ModalityTable, check_one_slice, check_one_volume, is_image, modality_table
+from rayapp.imaging.dicom_kinds import (
+    ModalityTable,
+    check_deflated,
+    check_encoding,
+    check_intensities,
+    check_one_slice,
+    check_one_volume,
+    check_syntax,
+    is_image,
+    modality_table,
+    why_no_dicom,
+)
 from rayapp.imaging.dicom_plane import Plane, check_parallel, first_value, frame_datasets, read_plane, stack_affine
 from rayapp.imaging.payload import check_size
 from rayapp.imaging.volume import Grid, Volume, shifted
@@ -54,6 +66,7 @@ class _Layout:
 class Slice:
     """One slice: the file, and the frame in it (from 0), that hold its pixels."""
 
+    instance: str
     path: Path
     frame: int
     layout: _Layout
@@ -107,10 +120,13 @@ def read_slices(path: Path) -> list[Slice]:
 
 
 def sort_slices(pieces: Iterable[Slice]) -> list[Slice]:
-    """The slices of one series in order of position. Raises Unreadable if they do not form a uniform stack."""
-    slices = list(pieces)
+    """The slices of one series in order of position; copies of one file count once.
+
+    Raises Unreadable if they do not form a uniform stack.
+    """
+    slices = list(_without_copies(pieces))
     if not slices:
-        raise Unreadable("the folder has no DICOM images: put the files of one series there")
+        raise Unreadable("no DICOM image is there, only other objects or files: put the files of one series there")
     series = {piece.layout.series for piece in slices}
     if len(series) != 1:
         raise Unreadable(f"the folder has {len(series)} DICOM series: put each in a folder of its own")
@@ -127,6 +143,16 @@ def sort_slices(pieces: Iterable[Slice]) -> list[Slice]:
     return sorted(slices, key=lambda piece: float(normal @ piece.plane.position))
 
 
+def _without_copies(pieces: Iterable[Slice]) -> Iterator[Slice]:
+    """The slices, without those of a file that has the content of an earlier one."""
+    kept: dict[tuple[str, int, tuple[float, ...]], list[Path]] = {}
+    for piece in pieces:
+        twins = kept.setdefault((piece.instance, piece.frame, tuple(piece.plane.position)), [])
+        if not any(filecmp.cmp(twin, piece.path, shallow=False) for twin in twins):
+            twins.append(piece.path)
+            yield piece
+
+
 def _slices(path: Path) -> list[Slice]:
     """The slices in one file: none if it is not DICOM or is a DICOMDIR, several if it is an enhanced (multi-frame)
     object.
@@ -137,9 +163,11 @@ def _slices(path: Path) -> list[Slice]:
         with path.open("rb") as file:
             if not file.read(_PREAMBLE).strip(b"\0") and path.stat().st_size < _PREAMBLE + len(b"DICM"):
                 raise Unreadable("a file of the series is empty or truncated: copy it again")
-        check_syntax(read_file_meta_info(path))  # before anything is decompressed
+        check_deflated(read_file_meta_info(path))  # before anything is decompressed
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
     except InvalidDicomError:
+        if reason := why_no_dicom(path):
+            raise Unreadable(f"a file of the series is not read: {reason}") from None
         return []
     except Unreadable:
         raise
@@ -151,13 +179,15 @@ def _slices(path: Path) -> list[Slice]:
 def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
     """The slices in a parsed file; none for a DICOMDIR or an object that is not an image. Raises Unreadable."""
     try:
-        check_syntax(dataset.file_meta)
         if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
             return []
         if not is_image(dataset):
             return []
+        check_syntax(dataset.file_meta)
         if "Rows" not in dataset:
             raise Unreadable("a DICOM file of the folder has no Rows: it is no image, or is truncated; copy it again")
+        check_encoding(dataset)
+        check_intensities(dataset)
         check_one_slice(dataset)
         frames = frame_datasets(dataset)
         check_one_volume(frames)
@@ -166,16 +196,6 @@ def slices_of(dataset: FileDataset, path: Path) -> list[Slice]:
         raise
     except Exception as error:  # damaged files make the parser raise almost anything
         raise Unreadable(f"a DICOM file of the series is damaged ({type(error).__name__})") from error
-
-
-def check_syntax(meta: Dataset) -> None:
-    """Raise Unreadable for a file that is compressed as a whole."""
-    syntax = meta.get("TransferSyntaxUID")
-    if syntax is not None and syntax.is_deflated:
-        raise Unreadable(
-            "TransferSyntaxUID: deflated DICOM files are not read, as they may inflate to any size: convert them to "
-            "another transfer syntax"
-        )
 
 
 def _slice(path: Path, frame: int, dataset: Dataset, where: Sequence[Dataset]) -> Slice:
@@ -198,6 +218,7 @@ def _slice(path: Path, frame: int, dataset: Dataset, where: Sequence[Dataset]) -
     if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
         raise Unreadable(f"RescaleSlope {slope:g} and RescaleIntercept {intercept:g} give a slice no values")
     return Slice(
+        instance=str(dataset.get("SOPInstanceUID")),
         path=path,
         frame=frame,
         layout=layout,
@@ -224,6 +245,8 @@ def _pixels(slices: list[Slice]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
                 f"a slice's PixelData is truncated or damaged ({type(error).__name__}): copy it again"
             ) from error
         for (k, _), pixels in frames:
+            if pixels.dtype.kind == "f":
+                raise Unreadable("FloatPixelData: pixels in floating point are not read: convert the series to NIfTI")
             plane = np.moveaxis(pixels, -1, 0) if layout.channels > 1 else pixels[np.newaxis]
             if (
                 plane.shape != (layout.channels, layout.rows, layout.columns)

@@ -99,8 +99,8 @@ def test_files_are_parsed_once_also_over_restarts(
 ) -> None:
     opened().close()
     parsed: list[Path] = []
-    real_one = dicom_tree._series_of
-    monkeypatch.setattr(dicom_tree, "_series_of", lambda path: parsed.append(path) or real_one(path))
+    real_one = dicom_tree._Header.of
+    monkeypatch.setattr(dicom_tree._Header, "of", lambda path: parsed.append(path) or real_one(path))
     store = opened()
     store.refresh()
     assert [path.name for path in parsed if path.suffix not in (".txt", ".pdf", ".dcm")] == []
@@ -258,6 +258,40 @@ def test_a_deflated_file_is_left_out_by_its_transfer_syntax_and_never_inflated(
     problems = opened().status()["problems"]
     assert "deflated" in problems["mixed/deflated"]
     assert "TransferSyntaxUID" in problems["mixed/deflated"]
+
+
+def test_a_folder_that_holds_no_images_is_named_with_what_it_holds(tmp_path: Path) -> None:
+    for folder in ("dose", "study/dose"):
+        for file in write_series(tmp_path / folder, voxels(), AFFINES["oblique"], series=TWO):
+            edit(file, Modality="RTDOSE")
+    write_series(tmp_path / "study" / "ct", voxels(), AFFINES["oblique"], series=ONE)
+    store = LocalDatastore(tmp_path, watch=False, settle=0.0)
+    assert store.image_ids() == [ONE]
+    assert store.status()["problems"] == {"dose": "it holds no DICOM images, only RTDOSE: copy the images too"}
+    store.close()
+
+
+def test_files_without_the_header_of_a_dicom_file_are_named(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "old", voxels(), AFFINES["oblique"], series=ONE)
+    for file in files:
+        file.write_bytes(file.read_bytes()[132:])
+    files[0].write_text("an error page")
+    store = LocalDatastore(tmp_path, watch=False, settle=0.0)
+    assert store.image_ids() == []
+    problems = store.status()["problems"]
+    store.close()
+    assert "is no DICOM file" in problems.pop(f"old/{files[0].name}")
+    assert problems.keys() == {f"old/{file.name}" for file in files[1:]}
+    assert all("dcmconv" in reason for reason in problems.values())
+
+
+def test_a_second_copy_of_a_study_changes_nothing(tmp_path: Path) -> None:
+    write_series(tmp_path / "disc" / "in", voxels(), AFFINES["oblique"], series=ONE)
+    shutil.copytree(tmp_path / "disc", tmp_path / "disc (1)")
+    store = LocalDatastore(tmp_path, watch=False, settle=0.0)
+    assert store.image_ids() == [ONE]
+    np.testing.assert_array_equal(read_volume(store.image(ONE).path, max_bytes=MAX).array[0], voxels())
+    store.close()
 
 
 def test_real_series_in_one_heap_are_told_apart(tmp_path: Path) -> None:

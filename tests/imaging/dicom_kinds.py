@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from tests.imaging.series import compress, edit, enhanced, tilt
 
@@ -105,6 +112,44 @@ def _syntax(uid: str) -> Callable[[Files], None]:
     return make
 
 
+def _again(files: Files) -> None:
+    again = files[1].with_name("again.dcm")
+    shutil.copy(files[1], again)
+    edit(again, SOPInstanceUID="1.2.3")
+
+
+def _floating(files: Files) -> None:
+    for file in files:
+        dataset = pydicom.dcmread(file)
+        dataset.FloatPixelData = dataset.pixel_array.astype("<f4").tobytes()
+        dataset.BitsAllocated = 32
+        del dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation
+        dataset.save_as(file)
+
+
+def _named_syntax(uid: str | None) -> Callable[[Files], None]:
+    """The files name another transfer syntax, and are otherwise as they were."""
+
+    def make(files: Files) -> None:
+        for file in files:
+            dataset = pydicom.dcmread(file)
+            if uid is None:
+                del dataset.file_meta.TransferSyntaxUID
+            else:
+                dataset.file_meta.TransferSyntaxUID = UID(uid)
+                dataset.PixelData = encapsulate([dataset.PixelData])
+                dataset["PixelData"].VR = "OB"
+            dataset.save_as(file, enforce_file_format=False, implicit_vr=False, little_endian=True)
+
+    return make
+
+
+def _contradict(files: Files) -> None:
+    for file in files:
+        explicit = ExplicitVRLittleEndian.encode() + b"\0"
+        file.write_bytes(file.read_bytes().replace(explicit, ImplicitVRLittleEndian.encode() + b"\0\0\0"))
+
+
 KINDS = [
     Kind(
         series="slices in any order, any instance numbers", outcome="ordered by position", make=_each(InstanceNumber=1)
@@ -131,9 +176,14 @@ KINDS = [
     Kind(series="gantry tilt", outcome="refused: resample it", make=tilt, refused="gantry tilt"),
     Kind(
         series="two slices at one position",
-        outcome="refused, unless an attribute tells echoes, phases or acquisitions apart",
-        make=lambda files: shutil.copy(files[1], files[1].with_name("again.dcm")) and None,
+        outcome="refused, unless attributes tell echoes, phases, b-values or acquisitions apart",
+        make=_again,
         refused="same position",
+    ),
+    Kind(
+        series="copies of a file",
+        outcome="count once",
+        make=lambda files: [shutil.copy(file, file.with_name(f"copy of {file.name}")) for file in files] and None,
     ),
     Kind(series="a localizer among the slices", outcome="refused", make=_localizer, refused="not parallel"),
     Kind(
@@ -149,6 +199,12 @@ KINDS = [
         refused="differ in pixel spacing",
     ),
     Kind(
+        series="PixelSpacing that is not positive",
+        outcome="refused",
+        make=_each(PixelSpacing=[-2, 1]),
+        refused="PixelSpacing -2, 1",
+    ),
+    Kind(
         series="several frames of reference",
         outcome="refused: split the series",
         make=_one(FrameOfReferenceUID="1.2.3"),
@@ -162,6 +218,18 @@ KINDS = [
     Kind(series="a slope and intercept for each slice", outcome="applied", make=_numbered("RescaleSlope", "1.{}")),
     Kind(series="Modality LUT", outcome="applied", make=_table),
     Kind(series="MONOCHROME1", outcome="the stored values", make=_each(PhotometricInterpretation="MONOCHROME1")),
+    Kind(
+        series="PALETTE COLOR",
+        outcome="refused: convert it to RGB",
+        make=_each(PhotometricInterpretation="PALETTE COLOR"),
+        refused="PhotometricInterpretation PALETTE COLOR",
+    ),
+    Kind(
+        series="FloatPixelData, parametric maps",
+        outcome="refused: convert it to NIfTI",
+        make=_floating,
+        refused="FloatPixelData",
+    ),
     Kind(series="RescaleSlope of 0", outcome="refused", make=_one(RescaleSlope=0), refused="RescaleSlope 0"),
     Kind(
         series="Siemens mosaic",
@@ -188,6 +256,36 @@ KINDS = [
         outcome="refused: convert it",
         make=_syntax(DeflatedExplicitVRLittleEndian),
         refused="TransferSyntaxUID: deflated",
+    ),
+    Kind(
+        series="video, HTJ2K, JPEG XL, private encodings",
+        outcome="refused: convert it",
+        make=_named_syntax("1.2.840.10008.1.2.4.201"),
+        refused="TransferSyntaxUID: pixels in High-Throughput JPEG 2000",
+    ),
+    Kind(
+        series="a TransferSyntaxUID that is missing",
+        outcome="refused",
+        make=_named_syntax(None),
+        refused="TransferSyntaxUID is missing",
+    ),
+    Kind(
+        series="a TransferSyntaxUID that contradicts the file",
+        outcome="refused, as the pixels would be read at a wrong offset",
+        make=_contradict,
+        refused="TransferSyntaxUID contradicts",
+    ),
+    Kind(
+        series="a file without preamble and meta information",
+        outcome="refused: add them, with dcmconv for example",
+        make=lambda files: files[1].write_bytes(files[1].read_bytes()[132:]) and None,
+        refused="without the header of a file",
+    ),
+    Kind(
+        series="a .dcm file that is no DICOM",
+        outcome="refused: copy it again",
+        make=lambda files: files[1].write_text("<html>404</html>" * 20) and None,
+        refused="no DICOM file, although its name",
     ),
 ]
 

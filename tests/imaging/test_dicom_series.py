@@ -123,7 +123,8 @@ def test_a_missing_slice_is_noticed(tmp_path: Path) -> None:
 
 def test_two_slices_at_one_place_are_unreadable(tmp_path: Path) -> None:
     files = write_series(tmp_path / "series", voxels(), AFFINES["oblique"])
-    (tmp_path / "series" / "copy.dcm").write_bytes(files[2].read_bytes())
+    (tmp_path / "series" / "again.dcm").write_bytes(files[2].read_bytes())
+    edit(tmp_path / "series" / "again.dcm", ContentTime="120000")
     with pytest.raises(Unreadable):
         read_grid(tmp_path / "series")
 

@@ -41,6 +41,7 @@ def faults(draw: st.DrawFn) -> dict[str, Any]:
         "shift": sometimes(st.tuples(st.integers(0, 4), st.integers(0, 2), st.floats(-0.6, 0.6))),
         "missing": sometimes(st.integers(0, 4)),
         "twice": sometimes(st.integers(0, 4)),
+        "copied": draw(st.booleans()),
         "cosines": sometimes(st.floats(0, 0.02)),
         "slopes": sometimes(seeds),
         "between": sometimes(st.sampled_from([-2.0, 0.0, 7.0])),
@@ -104,14 +105,17 @@ def test_a_voxel_has_the_value_of_the_pixel_at_its_place_or_the_series_is_refuse
         files = write_series(series, np.zeros(SHAPE, np.int16), affine)
         _damage(files, fault)
         if fault["twice"] is not None:
-            (series / "again.dcm").write_bytes(files[fault["twice"]].read_bytes())
+            again = pydicom.dcmread(files[fault["twice"]])
+            if not fault["copied"]:
+                again.SOPInstanceUID = "1.2.3"
+            again.save_as(series / "again.dcm")
         if fault["missing"] is not None:
             files[fault["missing"]].unlink()
         try:
             volume = read_volume(series, max_bytes=MAX)
         except Unreadable:
             return
-        assert fault["twice"] is None or fault["twice"] == fault["missing"]
+        assert fault["twice"] is None or fault["copied"] or fault["twice"] == fault["missing"]
         assert fault["missing"] in (None, 0, 4, fault["twice"])  # one at an end cannot be missed
         for file in series.glob("*.dcm"):
             _assert_pixels_lie_in(volume, file, fault)
