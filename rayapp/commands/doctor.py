@@ -29,7 +29,7 @@ MIN_MEMORY = 4 * GIB
 MIN_SHARED_MEMORY = 1 * GIB
 MIN_DISK = 5 * GIB
 MAX_LISTED = 8
-"""Maximum number of structures that are listed with their size; if there are more, only their number is shown."""
+"""Maximum number of structures, or of files with the same problem, that are listed; of more, the number is shown."""
 
 
 def doctor(
@@ -220,9 +220,23 @@ def refused_by_training(studies: Studies, labels: Sequence[str], progress: Progr
 def _problems(table: Table, found: Mapping[str, str]) -> Table:
     from rich.text import Text
 
-    for name, reason in found.items():
+    for name, reason in grouped(found):
         table.add_row(Text(name), Text(reason))
     return table
+
+
+def grouped(found: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The problems as rows of a table: of more than `MAX_LISTED` in one folder with the same reason, the first and the
+    number of the others.
+    """
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, reason in found.items():
+        alike.setdefault((name.rpartition("/")[0], reason), []).append(name)
+    for (_, reason), files in alike.items():
+        if len(files) > MAX_LISTED:
+            yield f"{files[0]} and {len(files) - 1} others there", reason
+        else:
+            yield from ((name, reason) for name in files)
 
 
 def _proposals(table: Table, proposed: dict[str, Proposal]) -> Table:

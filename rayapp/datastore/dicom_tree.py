@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ _DESCRIBING = (
 )
 _TAGS = [Tag(keyword) for keyword in (*_DESCRIBING, "SOPClassUID")] + list(TAGS)
 
+_BELOW = "images in it are not served ({}): move or link them to the top of the studies folder"
+
 
 class DicomTree:
     """The series of one studies folder. One scan at a time; paths and infos may be read meanwhile."""
@@ -50,6 +53,7 @@ class DicomTree:
         self._root = links or studies / ".rayapp" / "series"
         self._series: dict[str, Info | None] = {}
         self._others: dict[str, _Header] = {}
+        self._below: Counter[Path] = Counter()
         self.problems: dict[Path, str] = {}
         """The reason why a file or folder below the studies folder was left out of the last scan, by path."""
 
@@ -95,6 +99,8 @@ class DicomTree:
                 uid, keys[name] = header.series, header.key
                 infos.setdefault(uid, header.info)
             series.setdefault(uid, {})[name] = path
+        for top, count in self._below.items():
+            problems.setdefault(top, _BELOW.format(count))
         served = {self._top(path) for links in series.values() for path in links.values()}
         for top in accompanying.keys() - served - {self._top(path) for path in problems}:
             kinds = ", ".join(sorted(accompanying[top]))
@@ -199,6 +205,8 @@ class DicomTree:
         folders. Folders that cannot be read are added to `problems`.
         """
 
+        self._below.clear()
+
         def note(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):
                 problems[Path(error.filename)] = folder_scan.why(error)
@@ -211,7 +219,10 @@ class DicomTree:
                 if not name.startswith(".") and not (top and (name == folder_scan.LABELS or name in image_folders))
             )
             for name in sorted(names):
-                if not name.startswith(".") and folder_scan.split_name(name) is None and not name.endswith(".json"):
+                if folder_scan.split_name(name) is not None:
+                    if not top:
+                        self._below[self._top(Path(where))] += 1
+                elif not name.startswith(".") and not name.endswith(".json"):
                     yield Path(where, name)
 
     def _linked(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import psutil  # type: ignore[import-untyped]
 
+from rayapp.datastore.foreign_formats import pointer, why_not_read
 from rayapp.datastore.image_names import id_of, is_unicode, is_valid_name, label_name
 from rayapp.datastore.revisions import FileStamp
 from rayapp.errors import Unreadable
@@ -30,8 +31,6 @@ SINGLE_EXTS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Single-file formats, in which images can be uploaded and labels kept."""
 IMAGE_EXTS = (*SINGLE_EXTS, *DETACHED)
 """Formats of images; of several files with one id, the first in this order is served."""
-OTHER_EXTS = (".mgz", ".mgh", ".mnc", ".nii.bz2", ".nii.zip", ".hdr.gz")
-"""Image formats that are not supported."""
 VOXEL_EXTS = (".img", ".img.gz")
 """Voxel files whose header is another file with the same stem."""
 PROBED = 8
@@ -41,7 +40,6 @@ RESTING_S = 5.0
 """Seconds without a change after which an empty file counts as a failed copy instead of one in progress."""
 EMPTY = "it is empty: copy it again"
 NOT_REGULAR = "it is not a regular file (a pipe, a socket or a device)"
-NOT_READ = "its format is not read: save it as .nii.gz or .nrrd"
 NO_HEADER = "its header, the .hdr, is not beside it: copy it too"
 TWO_FILES = "a label must be in one file: save it as .nii.gz or .nrrd"
 NOT_UNICODE = "its name is not UTF-8: rename it"
@@ -154,8 +152,8 @@ def _image(entry: os.DirEntry[str]) -> tuple[str, str] | None:
             return None
         return entry.name, ""
     if split is None:
-        if entry.name.lower().endswith(OTHER_EXTS):
-            raise LeftOut(NOT_READ)
+        if reason := why_not_read(entry.name):
+            raise LeftOut(reason)
         if entry.name.lower().endswith(VOXEL_EXTS) and not _header_beside(entry):
             raise LeftOut(NO_HEADER)
         return None
@@ -193,13 +191,15 @@ def voxels_of(path: Path) -> Path | None:
 
 
 def check_file(status: os.stat_result, path: str | Path) -> None:
-    """Check that a file can be read without blocking. Raises LeftOut."""
+    """Check that a file can be read without blocking, and is the file itself. Raises LeftOut, OSError."""
     if not stat.S_ISREG(status.st_mode):
         raise LeftOut(NOT_REGULAR)
     if not os.access(path, os.R_OK):
         raise LeftOut(_REASONS[errno.EACCES])
     if status.st_size == 0 and _is_resting(status):
         raise LeftOut(EMPTY)
+    if reason := pointer(path, status.st_size):
+        raise LeftOut(reason)
 
 
 def _is_resting(status: os.stat_result) -> bool:

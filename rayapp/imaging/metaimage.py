@@ -19,11 +19,13 @@ import numpy.typing as npt
 from rayapp.errors import Unreadable
 from rayapp.geometry import is_sane, ras_to_lps
 from rayapp.imaging.detached import ImageHeader
+from rayapp.imaging.foreign_content import START, foreign_content
 from rayapp.imaging.payload import Payload, check_size, opened
 from rayapp.imaging.volume import Grid, Volume
 
 _MAX_HEADER = 1 << 20
 _LAST = "ElementDataFile"
+_BEGINNINGS = (b"ObjectType", b"NDims")
 _TYPES = {
     **{"CHAR": "i1", "UCHAR": "u1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "UINT": "u4", "LONG": "i4"},
     **{"ULONG": "u4", "LONG_LONG": "i8", "ULONG_LONG": "u8", "FLOAT": "f4", "DOUBLE": "f8"},
@@ -76,7 +78,8 @@ def _header(file: BinaryIO, path: Path) -> _Header:
     start = file.read(_MAX_HEADER)
     found = re.search(rb"^[ \t]*ElementDataFile[ \t]*[=:][^\r\n]*(\r?\n|$)", start, re.MULTILINE)
     if found is None:
-        raise Unreadable(f"not a MetaImage file: it has no field {_LAST}")
+        what = None if start.startswith(_BEGINNINGS) else foreign_content(start[:START])
+        raise Unreadable(f"not a MetaImage file{f', but {what}' if what else f': it has no field {_LAST}'}")
     fields = _fields(start[: found.end()].decode("utf-8", "replace"))
     try:
         return _checked(fields, found.end(), detached=path.suffix.lower() == ".mhd")

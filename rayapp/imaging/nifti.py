@@ -25,6 +25,7 @@ from nibabel.spatialimages import HeaderDataError
 from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_orthogonal, is_sane, spacing
 from rayapp.imaging.detached import ImageHeader
+from rayapp.imaging.foreign_content import START, foreign_content
 from rayapp.imaging.payload import Payload, check_size, opened
 from rayapp.imaging.raster import raster
 from rayapp.imaging.volume import Grid, Segmentation, Volume, shifted
@@ -126,7 +127,12 @@ def encode(segmentation: Segmentation, dtype: np.dtype[Any]) -> npt.NDArray[np.u
 @contextmanager
 def _payload(path: Path) -> Iterator[Payload]:
     with opened(path) as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        start = file.read(START)
+        packed = start.startswith(b"\x1f\x8b")
+        if what := foreign_content(start):
+            raise Unreadable(f"not a NIfTI file, but {what}")
+        if not packed and path.name.lower().endswith(".gz"):
+            raise Unreadable("the content is not gzipped: name the file .nii, as viewers go by the extension")
         if packed and path.suffix.lower() in (".nii", ".hdr", ".img"):
             wanted = "name the file .nii.gz" if path.suffix.lower() == ".nii" else "save it as .nii.gz"
             raise Unreadable(f"the content is gzipped: {wanted}, as viewers go by the extension")
@@ -142,7 +148,9 @@ def _header(payload: Payload, path: Path) -> _Header:
         if length in _SIZES:
             break
     else:
-        raise Unreadable("not a NIfTI file: its header size is neither 348 nor 540 bytes")
+        what = foreign_content(start)
+        detail = f", but {what}" if what else ": its header size is neither 348 nor 540 bytes"
+        raise Unreadable(f"not a NIfTI file{detail}")
     block = start + payload.read(length - len(start)).tobytes()
     at, magic = (_MAGIC_OF_PAIRS if images else _MAGIC)[length]
     if block[at : at + len(magic)] != magic:

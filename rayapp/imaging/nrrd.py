@@ -23,6 +23,7 @@ import numpy.typing as npt
 from rayapp.errors import Unreadable
 from rayapp.geometry import Affine, is_sane, ras_to_lps
 from rayapp.imaging.detached import ImageHeader
+from rayapp.imaging.foreign_content import START, foreign_content
 from rayapp.imaging.nrrd_space import placed_axes
 from rayapp.imaging.payload import Bytes, Codec, Payload, check_size, gzipped, opened
 from rayapp.imaging.raster import raster
@@ -150,7 +151,9 @@ def _header(file: BinaryIO, path: Path) -> _Header:
     detached = path.suffix.lower() == ".nhdr"
     blank = _BLANK.search(start)
     if not start.startswith(b"NRRD") or (blank is None and not _NAMES_DATA.search(start)):
-        raise Unreadable("not an NRRD file: it has no header that ends in a blank line")
+        what = None if start.startswith(b"NRRD") else foreign_content(start[:START])
+        detail = f", but {what}" if what else ": it has no header that ends in a blank line"
+        raise Unreadable(f"not an NRRD file{detail}")
     file.seek(len(start) if blank is None else blank.end())
     try:
         text = start if blank is None else start[: blank.start()]

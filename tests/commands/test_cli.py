@@ -297,6 +297,16 @@ def test_doctor_reads_labels_only_where_it_reads_all(refused: Refused, tmp_path:
     assert "--labels: needs --all" in refused("doctor", "--studies", tmp_path, "--labels", "liver")
 
 
+def test_doctor_tells_a_problem_that_many_files_share_once():
+    many = {f"old/{number}.dcm": "deflated" for number in range(20)}
+    assert list(doctor.grouped({**many, "a.nii": "empty", "b.nii": "empty", "1.dcm": "deflated"})) == [
+        ("old/0.dcm and 19 others there", "deflated"),
+        ("a.nii", "empty"),
+        ("b.nii", "empty"),
+        ("1.dcm", "deflated"),
+    ]
+
+
 def test_doctor_names_what_is_amiss():
     gib = 1 << 30
     assert doctor.problems(8 * gib, 4 * gib, 100 * gib, ["segmentation"]) == []
