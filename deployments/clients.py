@@ -78,7 +78,6 @@ class JobsClient(ActorClient[JobQueue]):
     jobs = forwarded(JobQueue.jobs)
     running = forwarded(JobQueue.running)
     submit = forwarded(JobQueue.submit)
-    withdraw = forwarded(JobQueue.withdraw)
     cancel = forwarded(JobQueue.cancel)
     train_stats = forwarded(JobQueue.train_stats)
 

@@ -21,6 +21,7 @@ from rayapp import responses
 from rayapp.datastore.job_record import Job, State
 from rayapp.errors import BadRequest, Busy, Conflict, NotFound, RayappError
 from rayapp.jobs.training_job import run_folder
+from rayapp.jobs.withdrawals import Withdrawals
 from rayapp.protocol import ORIGINAL, JobKind, Route, StreamEvent, checked_name
 from rayapp.users import User
 
@@ -89,7 +90,8 @@ async def _submit(
     services: Services, user: User, kind: JobKind, name: str, params: Mapping[str, Any], *, enqueue: bool
 ) -> Job:
     named = {"model": name, **params} if kind is JobKind.SCORING else {**params, "model": name}
-    return await submit(services.jobs, kind, name, named, user=user.name, enqueue=enqueue)
+    withdrawals = Withdrawals.of(services.settings.workspace)
+    return await submit(services.jobs, withdrawals, kind, name, named, user=user.name, enqueue=enqueue)
 
 
 @router.get(Route.TRAIN)

@@ -11,13 +11,13 @@ import logging
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rayapp.datastore.job_record import DETAILS, Job, Ledger, Progress, State, finite
 from rayapp.errors import AlreadyRunning, Busy, Conflict, Disabled, NotFound, RayappError
+from rayapp.jobs.withdrawals import Withdrawals
 from rayapp.protocol import JobKind
 
 logger = logging.getLogger(__name__)
@@ -93,20 +93,20 @@ class JobContext:
 class JobQueue:
     """The jobs of one server."""
 
-    def __init__(self, ledger: Ledger, runners: Mapping[JobKind, Runner]) -> None:
+    def __init__(self, ledger: Ledger, runners: Mapping[JobKind, Runner], withdrawals: Withdrawals) -> None:
         """Start the queue, with the jobs that the ledger has.
 
         Args:
             ledger: Stores the jobs' records.
             runners: The runner of each kind.
+            withdrawals: Jobs that were withdrawn, which do not run.
         """
         self._ledger = ledger
         self._runners = runners
+        self._withdrawals = withdrawals
         self._jobs = {job.id: job for job in ledger.jobs()}
         self._unconfirmed: dict[str, Job] = {}
         """Submissions that the ledger may have recorded or not."""
-        self._withdrawn: deque[str] = deque(maxlen=MAX_RECORDS)
-        """Ids of submissions that are refused, should they still arrive."""
         self._contexts: dict[str, JobContext] = {}
         self._ending: set[str] = set()
         """Jobs whose end is being recorded: they accept no more changes, though readers still see them running."""
@@ -115,6 +115,9 @@ class JobQueue:
         self._threads = [
             threading.Thread(target=self._work, args=(kind,), name=f"jobs {kind}", daemon=True) for kind in runners
         ]
+        self._threads.append(
+            threading.Thread(target=withdrawals.follow, args=(self._withdraw, self._closes), daemon=True)
+        )
         self._clean_last()
         for thread in self._threads:
             thread.start()
@@ -192,7 +195,7 @@ class JobQueue:
         with self._changed:
             if not enqueue and any(not other.over for other in self.jobs(kind)):
                 raise AlreadyRunning(f"++++++++++ {kind.monai_label} Task is Already Running")
-            if job_id in self._withdrawn:
+            if self._withdrawals.has(job_id):
                 raise Conflict(f"job {job_id!r} was withdrawn: submit another one")
             self._unconfirmed[job_id] = job
             while len(self._unconfirmed) > MAX_RECORDS:
@@ -202,22 +205,6 @@ class JobQueue:
             self._changed.notify_all()
         self._forget(kind)
         return job
-
-    def withdraw(self, job_id: str) -> None:
-        """Cancel a job whose submission was not answered in time, whether it was recorded, is still to come or is lost.
-
-        Raises:
-            Busy: If this could not be recorded.
-        """
-        with self._changed:
-            if job_id not in self._withdrawn:
-                self._withdrawn.append(job_id)
-            if job_id in self._jobs:
-                self.cancel(job_id)
-            elif job_id in self._unconfirmed:
-                text = "withdrawn: its submission was not answered in time"
-                self._put(_ended(self._unconfirmed[job_id], State.STOPPED, text))
-                self._unconfirmed.pop(job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if it is waiting, else as soon as it notices. An ended job stays unchanged.
@@ -259,6 +246,20 @@ class JobQueue:
                     self._put(job)
                 else:
                     self._jobs[job_id] = job
+
+    def _withdraw(self, job_id: str) -> None:
+        """Cancel a job whose submission was not answered in time, whether it was recorded or perhaps recorded.
+
+        Raises:
+            Busy: If this could not be recorded.
+        """
+        with self._changed:
+            if job_id in self._jobs:
+                self.cancel(job_id)
+            elif job_id in self._unconfirmed:
+                text = "withdrawn: its submission was not answered in time"
+                self._put(_ended(self._unconfirmed[job_id], State.STOPPED, text))
+                self._unconfirmed.pop(job_id)
 
     # Running
 
@@ -307,6 +308,8 @@ class JobQueue:
     def _run(self, job: Job) -> None:
         runner, context = self._runners[job.kind], JobContext(self, job.id)
         with self._changed:
+            if self._withdrawals.has(job.id):
+                self.cancel(job.id)
             job = self.job(job.id)
             if job.over:
                 return
@@ -357,9 +360,13 @@ class JobQueue:
                 return True
             except Exception as error:
                 logger.error("the end of job %s could not be recorded: %s", ended.id, type(error).__name__)
-            with self._changed:
-                if self._closing or self._changed.wait_for(lambda: self._closing, RETRY_S):
-                    return False
+            if self._closes():
+                return False
+
+    def _closes(self) -> bool:
+        """Wait a moment; True as soon as the queue closes."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closing, RETRY_S)
 
     def _outcome(self, runner: Runner, job: Job, context: JobContext) -> tuple[State, Outcome]:
         while not context.stop.is_set():

@@ -10,6 +10,7 @@ from rayapp.datastore.job_record import Ledger
 from rayapp.jobs.queue import JobQueue
 from rayapp.jobs.scoring_job import AUTO, AutoScore, BatchInference, Planner, Scoring, ScoringBackend
 from rayapp.jobs.training_job import Publisher, Training, TrainingBackend
+from rayapp.jobs.withdrawals import Withdrawals
 from rayapp.protocol import JobKind
 
 
@@ -48,6 +49,7 @@ class ServerJobs(JobQueue):
                 JobKind.SCORING: scores,
                 JobKind.BATCH: BatchInference(settings=settings, datastore=datastore, backend=scoring),
             },
+            Withdrawals.of(settings.workspace),
         )
         self._automatic = AutoScore(self, scores) if settings.conf.get(AUTO) else None
 

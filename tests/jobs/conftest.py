@@ -6,6 +6,7 @@ import pytest
 
 from rayapp.config import Settings
 from rayapp.datastore.local import LocalDatastore
+from rayapp.jobs.withdrawals import Withdrawals
 from rayapp.serving.catalogue import Catalogue
 from tests.jobs.plain import APP, label_all, write_images
 
@@ -24,6 +25,11 @@ def datastore(settings):
     label_all(store, settings.studies)
     yield store
     store.close()
+
+
+@pytest.fixture
+def withdrawals(tmp_path):
+    return Withdrawals(tmp_path / "withdrawn")
 
 
 @pytest.fixture

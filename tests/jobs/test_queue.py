@@ -69,8 +69,8 @@ def work():
 
 
 @pytest.fixture
-def jobs(store, work):
-    jobs = JobQueue(store, {JobKind.TRAIN: work})
+def jobs(store, work, withdrawals):
+    jobs = JobQueue(store, {JobKind.TRAIN: work}, withdrawals)
     yield jobs
     jobs.close()
 
@@ -98,9 +98,9 @@ def test_jobs_of_a_kind_run_one_at_a_time_in_the_order_they_came(jobs, work):
     assert jobs.running(JobKind.TRAIN) is None
 
 
-def test_kinds_run_side_by_side(store):
+def test_kinds_run_side_by_side(store, withdrawals):
     works = {JobKind.TRAIN: Work(), JobKind.SCORING: Work()}
-    jobs = JobQueue(store, works)
+    jobs = JobQueue(store, works, withdrawals)
     submit(jobs, "a")
     submit(jobs, "b", kind=JobKind.SCORING)
     assert all(work.began.acquire(timeout=5) for work in works.values())
@@ -216,15 +216,15 @@ def test_a_waiting_job_is_cancelled_at_once_and_never_runs(jobs, work):
     assert work.ran == ["a", "c"]
 
 
-def test_what_was_running_when_the_server_stopped_goes_on_first_and_says_so(studies, store):
+def test_what_was_running_when_the_server_stopped_goes_on_first_and_says_so(studies, store, withdrawals):
     work = Work()
-    jobs = JobQueue(store, {JobKind.TRAIN: work})
+    jobs = JobQueue(store, {JobKind.TRAIN: work}, withdrawals)
     submit(jobs, "a")
     submit(jobs, "b")
     work.began.acquire(timeout=5)
     jobs.close()
     assert work.cleaned == []
-    again = JobQueue(store, {JobKind.TRAIN: work})
+    again = JobQueue(store, {JobKind.TRAIN: work}, withdrawals)
     work.began.acquire(timeout=5)
     job = again.running(JobKind.TRAIN)
     assert job.id == "a"
@@ -236,9 +236,9 @@ def test_what_was_running_when_the_server_stopped_goes_on_first_and_says_so(stud
     again.close()
 
 
-def test_a_job_that_was_being_stopped_when_the_server_died_does_not_go_on(store):
+def test_a_job_that_was_being_stopped_when_the_server_died_does_not_go_on(store, withdrawals):
     work = Work()
-    jobs = JobQueue(store, {JobKind.TRAIN: work})
+    jobs = JobQueue(store, {JobKind.TRAIN: work}, withdrawals)
     submit(jobs, "a")
     work.began.acquire(timeout=5)
     record = jobs.job("a")
@@ -246,16 +246,16 @@ def test_a_job_that_was_being_stopped_when_the_server_died_does_not_go_on(store)
     from dataclasses import replace
 
     store.save_job(replace(record, stopping=True))
-    again = JobQueue(store, {JobKind.TRAIN: work})
+    again = JobQueue(store, {JobKind.TRAIN: work}, withdrawals)
     assert ended(again, "a")[0].state is State.STOPPED
     assert work.ran == ["a"]
     assert work.cleaned == [("a", State.STOPPED)]
     again.close()
 
 
-def test_records_survive_and_only_the_newest_are_kept(studies, store, work, monkeypatch):
+def test_records_survive_and_only_the_newest_are_kept(studies, store, work, withdrawals, monkeypatch):
     monkeypatch.setattr(queues, "MAX_RECORDS", 3)
-    jobs = JobQueue(store, {JobKind.TRAIN: work})
+    jobs = JobQueue(store, {JobKind.TRAIN: work}, withdrawals)
     work.go.release(6)
     for name in "abcdef":
         submit(jobs, name)

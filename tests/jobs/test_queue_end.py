@@ -11,7 +11,9 @@ import pytest
 from rayapp.datastore.job_record import Job, Progress, State
 from rayapp.errors import Busy, Conflict
 from rayapp.jobs import queue as queues
+from rayapp.jobs import withdrawals
 from rayapp.jobs.queue import JobQueue, Outcome
+from rayapp.jobs.withdrawals import Withdrawals
 from rayapp.protocol import JobKind
 from tests.waiting import until
 
@@ -83,10 +85,13 @@ class Script:
 class Jobs:
     """A queue over a scripted runner, and an event for each job's end."""
 
-    def __init__(self, monkeypatch) -> None:
+    def __init__(self, monkeypatch, withdrawals: Withdrawals) -> None:
         monkeypatch.setattr(queues, "RETRY_S", 0.01)
-        self.ledger, self.runner = MemoryLedger(), Script()
-        self.queue = JobQueue(self.ledger, {JobKind.TRAIN: self.runner})
+        self.ledger, self.runner, self.withdrawals = MemoryLedger(), Script(), withdrawals
+        self.start()
+
+    def start(self) -> None:
+        self.queue = JobQueue(self.ledger, {JobKind.TRAIN: self.runner}, self.withdrawals)
 
     def submit(self, name: str) -> None:
         self.queue.submit(JobKind.TRAIN, "m", {}, job_id=name, user="ann")
@@ -98,8 +103,8 @@ class Jobs:
 
 
 @pytest.fixture
-def jobs(monkeypatch):
-    jobs = Jobs(monkeypatch)
+def jobs(monkeypatch, withdrawals):
+    jobs = Jobs(monkeypatch, withdrawals)
     yield jobs
     jobs.queue.close()
 
@@ -156,8 +161,8 @@ def test_a_clean_that_fails_holds_up_neither_the_job_nor_the_next_nor_a_restart(
     jobs.submit("b")
     assert [jobs.end(name).state for name in "ab"] == [State.DONE, State.DONE]
     assert jobs.runner.ran == ["a", "b"]
-    again = JobQueue(jobs.ledger, {JobKind.TRAIN: jobs.runner})
-    again.close()
+    jobs.queue.close()
+    jobs.start()
 
 
 def test_a_clean_that_fails_does_not_refuse_the_next_submission(jobs, monkeypatch):
@@ -190,7 +195,7 @@ def test_a_queue_closes_while_an_end_cannot_be_recorded_and_the_job_goes_on_afte
     jobs.queue.close()
     assert jobs.ledger.records["a"].state is State.RUNNING
     jobs.ledger.refusals = 0
-    jobs.queue = JobQueue(jobs.ledger, {JobKind.TRAIN: jobs.runner})
+    jobs.start()
     assert jobs.end("a").state is State.DONE
 
 
@@ -212,11 +217,12 @@ def test_a_submission_that_was_told_to_have_failed_never_runs(jobs, restarted):
     with pytest.raises(Busy):
         jobs.submit("a")
     assert jobs.ledger.records["a"].state is State.SUBMITTED, "it was recorded all the same"
-    jobs.queue.withdraw("a")
-    assert jobs.ledger.records["a"].state is State.STOPPED
-    if restarted:
+    if restarted:  # before the queue has heard of it
         jobs.queue.close()
-        jobs.queue = JobQueue(jobs.ledger, {JobKind.TRAIN: jobs.runner})
+    jobs.withdrawals.record("a")
+    if restarted:
+        jobs.start()
+    until(lambda: jobs.ledger.records["a"].state is State.STOPPED)
     jobs.submit("b")
     assert jobs.end("b").state is State.DONE
     assert jobs.runner.ran == ["b"]
@@ -226,19 +232,18 @@ def test_a_withdrawal_that_cannot_be_recorded_is_made_again_after_a_restart_too(
     jobs.ledger.answers_lost = 1
     with pytest.raises(Busy):
         jobs.submit("a")
-    jobs.ledger.refusals = 1
-    with pytest.raises(Busy):
-        jobs.queue.withdraw("a")
+    jobs.ledger.refusals = 10**9
+    jobs.withdrawals.record("a")
+    until(lambda: jobs.ledger.ends > 2)
     jobs.queue.close()
-    jobs.runner.work = until_stopped
-    jobs.queue = JobQueue(jobs.ledger, {JobKind.TRAIN: jobs.runner})
-    jobs.queue.withdraw("a")
-    assert jobs.end("a").state is State.STOPPED
+    jobs.ledger.refusals = 3
+    jobs.start()
+    until(lambda: jobs.queue.job("a").state is State.STOPPED)
+    assert jobs.runner.ran == []
 
 
 def test_a_submission_that_arrives_after_it_was_withdrawn_is_refused(jobs):
-    for _ in range(2):
-        jobs.queue.withdraw("a")
+    jobs.withdrawals.record("a")
     with pytest.raises(Conflict, match="withdrawn"):
         jobs.submit("a")
     assert jobs.ledger.records == {}
@@ -248,10 +253,31 @@ def test_withdrawing_ends_a_running_job_and_leaves_one_that_is_over(jobs):
     jobs.runner.work = until_stopped
     jobs.submit("a")
     until(lambda: jobs.runner.ran)
-    jobs.queue.withdraw("a")
+    jobs.withdrawals.record("a")
     assert jobs.end("a").state is State.STOPPED
     jobs.runner.work = succeed
     jobs.submit("b")
     done = jobs.end("b")
-    jobs.queue.withdraw("b")
+    jobs.withdrawals.record("b")
+    jobs.submit("c")
+    jobs.end("c")
     assert jobs.queue.job("b") == done
+
+
+def test_a_running_job_that_is_withdrawn_while_the_server_is_down_does_not_go_on(jobs):
+    jobs.runner.work = until_stopped
+    jobs.submit("a")
+    until(lambda: jobs.runner.ran)
+    jobs.queue.close()
+    jobs.withdrawals.record("a")
+    jobs.start()
+    assert jobs.end("a").state is State.STOPPED
+    assert jobs.runner.ran == ["a"]
+
+
+def test_old_withdrawals_are_deleted(jobs, monkeypatch):
+    jobs.withdrawals.record("a")
+    assert jobs.withdrawals.all() == {"a"}
+    monkeypatch.setattr(withdrawals, "KEPT_S", -1.0)
+    assert jobs.withdrawals.all() == set()
+    assert not jobs.withdrawals.has("a")

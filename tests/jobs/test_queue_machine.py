@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,9 @@ from rayapp.datastore.job_record import Job, Progress, State
 from rayapp.errors import Busy, RayappError
 from rayapp.jobs import queue
 from rayapp.jobs.queue import JobContext, JobQueue, Outcome
+from rayapp.jobs.withdrawals import Withdrawals
 from rayapp.protocol import JobKind
+from tests.memory_folder import memory_folder
 from tests.waiting import until
 
 CALLS = ("cancel", "note", "progress", "not a number")
@@ -113,16 +117,9 @@ class House:
             raise OSError("Directory not empty")
 
 
-def withdraw(queue: JobQueue, job_id: str) -> None:
-    """What a gateway does that told its client that the submission has failed."""
-    for _ in range(20):
-        with suppress(Busy):
-            queue.withdraw(job_id)
-            return
-    raise AssertionError("the ledger fails for ever")
-
-
-def every_job_ends(script: list[str], ends: list[str], cleans: list[bool], restart: bool, patient: bool) -> None:
+def every_job_ends(
+    folder: Path, script: list[str], ends: list[str], cleans: list[bool], restart: bool, patient: bool
+) -> None:
     house = House(script, ends, cleans)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(queue, "RETRY_S", 0.001)
@@ -130,7 +127,8 @@ def every_job_ends(script: list[str], ends: list[str], cleans: list[bool], resta
         patch.setattr(time, "time", lambda: real() + house.clock)
         ids = [f"job-{number}" for number in range(3)]
         withdrawn: set[str] = set()
-        house.queue = JobQueue(house, {JobKind.TRAIN: house})
+        withdrawals = Withdrawals(folder)
+        house.queue = JobQueue(house, {JobKind.TRAIN: house}, withdrawals)
         for job_id in ids:
             for _ in range(20):  # a caller that was told 503 tries again by the same id, or gives up
                 try:
@@ -139,16 +137,16 @@ def every_job_ends(script: list[str], ends: list[str], cleans: list[bool], resta
                 except Busy:
                     if not patient:
                         withdrawn.add(job_id)
-                        withdraw(house.queue, job_id)
+                        withdrawals.record(job_id)  # by the gateway, which may die now
                         break
         if restart:
             house.queue.close()
             for caller in house.callers:
                 caller.join()
             house.queue = None
-            house.queue = JobQueue(house, {JobKind.TRAIN: house})
-        ids = [job_id for job_id in ids if job_id not in withdrawn or job_id in house.records]
-        until(lambda: all(house.queue.job(job_id).over for job_id in ids))  # type: ignore[union-attr]
+            ids = [job_id for job_id in ids if job_id not in withdrawn or job_id in house.records]
+            house.queue = JobQueue(house, {JobKind.TRAIN: house}, withdrawals)
+        until(lambda: set(ids) <= {job.id for job in house.queue.jobs() if job.over})  # type: ignore[union-attr]
         assert not withdrawn & house.ran
         for caller in house.callers:
             caller.join()
@@ -169,16 +167,23 @@ GIVEN = given(
 ODD = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=False)
 
 
+def in_a_folder(work: Callable[..., None], **given: Any) -> None:
+    """Do the work with a folder for the withdrawals."""
+    folder = memory_folder()
+    try:
+        work(folder / "withdrawn", **given)
+    finally:
+        shutil.rmtree(folder)
+
+
 @settings(ODD, max_examples=60, derandomize=True)
 @GIVEN
-def test_every_job_ends_and_an_end_stays(
-    script: list[str], ends: list[str], cleans: list[bool], restart: bool, patient: bool
-):
-    every_job_ends(script, ends, cleans, restart, patient)
+def test_every_job_ends_and_an_end_stays(**given: Any):
+    in_a_folder(every_job_ends, **given)
 
 
 @pytest.mark.slow
 @settings(ODD, max_examples=5000)
 @GIVEN
-def test_the_same_at_length(script: list[str], ends: list[str], cleans: list[bool], restart: bool, patient: bool):
-    every_job_ends(script, ends, cleans, restart, patient)
+def test_the_same_at_length(**given: Any):
+    in_a_folder(every_job_ends, **given)

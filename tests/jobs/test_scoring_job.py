@@ -216,11 +216,13 @@ def test_a_batch_that_was_cut_short_saves_no_image_twice(batch, store, backend):
     assert batch.run(job("small", JobKind.BATCH, max_batch_size=1, job_id="b"), Notes()).result["total"] == 1
 
 
-def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, backend, models, monkeypatch):
+def test_new_images_and_new_versions_are_scored_by_themselves(
+    settings, store, backend, models, withdrawals, monkeypatch
+):
     settings = settings.model_copy(update={"conf": {"auto_score": "tta"}})
     scoring = Scoring(settings=settings, datastore=store, backend=backend, models=models)
     monkeypatch.setattr(scorings, "FLUSH_S", 0.0)
-    jobs = JobQueue(store, {JobKind.SCORING: scoring})
+    jobs = JobQueue(store, {JobKind.SCORING: scoring}, withdrawals)
     looks, automatic = [], scoring.automatic
     monkeypatch.setattr(scoring, "automatic", lambda: looks.append(1) or automatic())
     auto = AutoScore(jobs, scoring, every=0.05)
@@ -246,13 +248,13 @@ def test_new_images_and_new_versions_are_scored_by_themselves(settings, store, b
 
 
 def test_automatic_scoring_goes_on_after_an_unexpected_error_and_logs_it(
-    settings, store, backend, models, monkeypatch, caplog
+    settings, store, backend, models, withdrawals, monkeypatch, caplog
 ):
     settings = settings.model_copy(update={"conf": {"auto_score": "tta"}})
     scoring = Scoring(settings=settings, datastore=store, backend=backend, models=models)
     due, errors = scoring.due, [sqlite3.OperationalError("disk I/O error"), RuntimeError("a bug")]
     monkeypatch.setattr(scoring, "due", lambda name: _raise(errors.pop()) if errors else due(name))
-    jobs = JobQueue(store, {JobKind.SCORING: scoring})
+    jobs = JobQueue(store, {JobKind.SCORING: scoring}, withdrawals)
     auto = AutoScore(jobs, scoring, every=0.01)
     try:
         until(lambda: len(backend.asked) == 4)

@@ -246,8 +246,8 @@ def test_a_number_of_workers_that_is_none_is_refused(training, workers):
         training.check("bright", {"workers": workers})
 
 
-def test_the_whole_way_through_a_queue(training, datastore, catalogue, settings):
-    jobs = JobQueue(datastore, {JobKind.TRAIN: training})
+def test_the_whole_way_through_a_queue(training, datastore, catalogue, settings, withdrawals):
+    jobs = JobQueue(datastore, {JobKind.TRAIN: training}, withdrawals)
     jobs.submit(JobKind.TRAIN, "bright", {"model": "bright"}, job_id="a", user="ann")
     jobs.submit(JobKind.TRAIN, "bright", {"model": "bright"}, job_id="b", user="ann")
     until(lambda: jobs.job("b").over)
