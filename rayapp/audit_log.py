@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from rayapp.files.durable import make_folder, sync
+from rayapp.files.durable import make_folder, replacing, sync
 
 Fields = Mapping[str, str | int | None]
 Record = dict[str, Any]
@@ -45,15 +45,17 @@ class AuditLog:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._secret = b""
+        self._known: set[str] = set()
+        """Names of files whose entries are durable."""
 
     def pseudonym(self, image_id: str) -> str:
         """An image's stand-in in the records: 16 hexadecimal digits, different on every server."""
         if not self._secret:
             path = self._folder / "key"
-            with self._writing(), contextlib.suppress(FileExistsError), _private(path, os.O_EXCL) as file:
-                file.write(secrets.token_bytes(32))
-                file.flush()
-                os.fsync(file.fileno())
+            with self._writing():
+                if not path.exists() or path.stat().st_size == 0:  # left empty by a crash of an earlier version
+                    with replacing(path) as staged, _private(staged, os.O_EXCL) as file:
+                        file.write(secrets.token_bytes(32))
             self._secret = path.read_bytes()
         return hmac.digest(self._secret, image_id.encode(errors="surrogatepass"), "sha256").hex()[:16]
 
@@ -71,13 +73,13 @@ class AuditLog:
                 record["previous"] = previous
                 record["digest"] = previous = _digest(record)
                 lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-            fresh = not path.exists()
             with _private(path, os.O_APPEND) as file:
                 file.write("".join(lines).encode())
                 file.flush()
                 os.fsync(file.fileno())
-            if fresh:
+            if path.name not in self._known:  # also if it was there: whoever created it may have died before
                 sync(self._folder)
+                self._known.add(path.name)
 
     def records(self) -> Iterator[Record]:
         """All intact records, oldest first."""

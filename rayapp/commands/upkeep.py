@@ -23,6 +23,9 @@ def backup(
     places = server.places(_flags(studies, workspace))
     copied = back_up(places.studies, places.workspace, target, images=images)
     print(f"{copied.files} files copied ({_size(copied.bytes)}), {copied.kept} unchanged")
+    if copied.missing:
+        print(f"{len(copied.missing)} revisions are missing in the studies folder: rayapp check says of which labels")
+        raise typer.Exit(1)
 
 
 def restore(

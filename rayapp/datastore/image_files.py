@@ -143,6 +143,20 @@ def recorded(db: sqlite3.Connection, image_id: str) -> str | None:
     return None if row is None else str(row[0])
 
 
+def recorded_stamp(db: sqlite3.Connection, image_id: str) -> FileStamp | None:
+    """The stamp of the image's file as last recorded; None if it never was."""
+    row = db.execute("SELECT size, mtime_ns FROM image_file WHERE image_id = ?", (image_id,)).fetchone()
+    return None if row is None else FileStamp(size=row[0], mtime_ns=row[1])
+
+
+def forget_file(db: sqlite3.Connection, image_id: str) -> None:
+    """Delete what was recorded of a removed image's file, unless another image has the name by now."""
+    db.execute(
+        "DELETE FROM image_file WHERE image_id = :id AND NOT EXISTS (SELECT 1 FROM image WHERE id = :id)",
+        {"id": image_id},
+    )
+
+
 def record(db: sqlite3.Connection, image_id: str, seen: Fingerprint) -> None:
     """Record the fingerprint of the image's file."""
     db.execute(

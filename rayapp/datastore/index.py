@@ -114,18 +114,18 @@ def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[
     A new image with the name of a removed one does not inherit its history, which is kept under an id that no image has
     (`REMOVED`).
     """
-    if (
-        db.execute("SELECT 1 FROM revision WHERE image_id = ?", (image_id,)).fetchone()
-        and not db.execute(
-            "SELECT 1 FROM image WHERE id = :id UNION ALL SELECT 1 FROM vanished WHERE id = :id"
-            " UNION ALL SELECT 1 FROM meta WHERE key = 'rebuilt' AND value = '1'",
-            {"id": image_id},
-        ).fetchone()
-    ):
-        query = f"SELECT count(DISTINCT image_id) FROM revision WHERE {OF_REMOVED}"
-        (earlier,) = db.execute(query, (image_id, image_id)).fetchone()
-        name = f"{image_id}{REMOVED}{earlier + 1}"
-        db.execute("UPDATE revision SET image_id = ? WHERE image_id = ?", (name, image_id))
+    is_same = db.execute(
+        "SELECT 1 FROM image WHERE id = :id UNION ALL SELECT 1 FROM vanished WHERE id = :id"
+        " UNION ALL SELECT 1 FROM meta WHERE key = 'rebuilt' AND value = '1'",
+        {"id": image_id},
+    ).fetchone()
+    if not is_same:
+        db.execute("DELETE FROM image_file WHERE image_id = ?", (image_id,))
+        if db.execute("SELECT 1 FROM revision WHERE image_id = ?", (image_id,)).fetchone():
+            query = f"SELECT count(DISTINCT image_id) FROM revision WHERE {OF_REMOVED}"
+            (earlier,) = db.execute(query, (image_id, image_id)).fetchone()
+            name = f"{image_id}{REMOVED}{earlier + 1}"
+            db.execute("UPDATE revision SET image_id = ? WHERE image_id = ?", (name, image_id))
     db.execute("DELETE FROM doomed WHERE image_id = ? AND tag = ''", (image_id,))
     db.execute(
         "INSERT INTO image(id, ext, info, added, served, staged) VALUES(?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE"
@@ -133,6 +133,12 @@ def insert_image(db: sqlite3.Connection, image_id: str, ext: str, info: Mapping[
         " info = json_set(info, '$.name', id || excluded.ext)",
         (image_id, ext, json_text(info), _integer(info.get("ts")), last_served(info), staged),
     )
+
+
+def unplaced(db: sqlite3.Connection) -> set[str]:
+    """Names of staged files of images that were added and do not have their own names yet."""
+    rows = db.execute("SELECT staged FROM image JOIN doomed ON image_id = id AND tag = '' WHERE staged IS NOT NULL")
+    return {staged for (staged,) in rows}
 
 
 def last_served(info: Mapping[str, Any]) -> int:
@@ -277,7 +283,7 @@ def mark_replaced(db: sqlite3.Connection, image_id: str, ts: int) -> None:
 def forget_vanished(db: sqlite3.Connection, image_id: str) -> None:
     """Delete what was kept of a vanished image when another one takes its name. Its revisions stay."""
     forget_image(db, image_id)
-    for table, column in (("vanished", "id"), ("event", "image_id"), ("image_file", "image_id")):
+    for table, column in (("vanished", "id"), ("event", "image_id")):
         db.execute(f"DELETE FROM {table} WHERE {column} = ?", (image_id,))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from rayapp.datastore import leases
 from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.document import DocumentFile
+from rayapp.datastore.image_files import forget_file
 from rayapp.datastore.image_names import label_name
 from rayapp.datastore.index import Index, add_revision, json_text, put_label, update_label
 from rayapp.datastore.interfaces import Author, Info, LabelRecord, Revision
@@ -214,7 +215,7 @@ class LocalLabels:
         if doomed:
             over = [each for each in doomed if each[:2] not in self._opened.repair.late]
             with suppress(Busy):  # the change itself is durable; the next start finds nothing left to remove
-                self._commit.do(lambda db: db.executemany(UNDOOM, over).rowcount)
+                self._commit.do(lambda db: _undoom(db, over))
             self._document.touch()
         return bool(doomed)
 
@@ -231,6 +232,14 @@ class LocalLabels:
         with self._index.reader() as db:
             rows = db.execute(REVISION + " WHERE image_id = ? AND tag = ? ORDER BY number", (image_id, tag)).fetchall()
         return [self._records.revision(row) for row in rows]
+
+
+def _undoom(db: sqlite3.Connection, over: Iterable[Doomed]) -> None:
+    """Note that these files are deleted."""
+    for each in over:
+        db.execute(UNDOOM, each)
+        if not each[1]:
+            forget_file(db, each[0])
 
 
 def _check_image(db: sqlite3.Connection, image_id: str) -> None:

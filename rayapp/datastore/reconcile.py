@@ -261,6 +261,8 @@ class Reconciler:
                 return False
             self._label_scan.delete_published(db, image_id)
             forget_vanished(db, image_id)
+        elif db.execute("SELECT 1 FROM doomed WHERE image_id = ? AND tag <> ''", (image_id,)).fetchone():
+            self._label_scan.delete_published(db, image_id)  # labels of a removed image, which were not deleted yet
         delete_maps(self._studies / ".rayapp", image_id)
         return vanished
 

@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,6 @@ class RevisionStore:
         self._shards = {entry.name for entry in self._revisions.iterdir()}
         """Durable folders of revisions."""
         self._making_shard = threading.Lock()
-        self._sweep()
 
     def stage(self, suffix: str) -> Path:
         """A new path on the store's file system. Raises BadRequest if `suffix` is not a file name extension."""
@@ -156,12 +156,12 @@ class RevisionStore:
         except OSError as error:
             log.warning("a staged file could not be deleted and is swept later: %s", error.strerror)
 
-    def _sweep(self) -> None:
-        """Delete old leftovers of uploads and crashes from staging."""
+    def sweep(self, used: Collection[str]) -> None:
+        """Delete old leftovers of uploads and crashes from staging, except the files with these names."""
         with os.scandir(self.staging) as entries:
             for entry in entries:
-                if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S:
-                    delete(Path(entry.path))
+                if entry.name not in used and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S:
+                    self.drop(Path(entry.path))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 TABLES = (
     *("revision", "event", "image", "image_file", "label", "vanished", "job", "scored", "score", "feature"),
-    "segmentation",
+    *("segmentation", "doomed", "lease"),
 )
 SPLITS = 20_000
 """Maximum number of ranges that are split in halves and read again; a bad page costs about one per row it held."""

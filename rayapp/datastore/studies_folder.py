@@ -20,7 +20,7 @@ from rayapp.datastore.claim import LOCK, FolderClaim
 from rayapp.datastore.commit import GroupCommit, commit_error, disk_state
 from rayapp.datastore.document import DocumentFile, Entries
 from rayapp.datastore.image_source import FolderSource, ImageSource
-from rayapp.datastore.index import meta, set_meta
+from rayapp.datastore.index import meta, set_meta, unplaced
 from rayapp.datastore.left_out import LeftOutEntries
 from rayapp.datastore.reconcile import Reconciler
 from rayapp.datastore.records import RecordMapper
@@ -148,6 +148,8 @@ class StudiesFolder:
         )
         if rebuilt or not clean:
             self.repair.run(0 if rebuilt else last)
+        with self.index.reader() as db:
+            self.files.sweep(unplaced(db))
         self._mark(clean=False)
         self._closing.append(self._seal)
         self.document = DocumentFile(

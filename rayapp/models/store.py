@@ -124,10 +124,12 @@ class ModelStore:
             Busy: if the disk cannot be written.
         """
         version = None if request is None else self.published(name, request)
-        if version is None:
-            check_weights(weights)
-            with writing():
+        with writing():
+            if version is None:
+                check_weights(weights)
                 version = self._add(name, weights, {**card, "request": request, "created": time.time()})
+            else:
+                sync(self._root / name)  # whoever published it may have died before
         if promote and version.version not in self._served(name):
             self.promote(name, version.version)
         return version
@@ -179,6 +181,9 @@ class ModelStore:
         served = self._served(name)
         if served[-1:] != [version]:
             self._serve(name, [*served, version])
+        else:
+            with writing():
+                sync(self._root / name)  # whoever promoted it may have died before
 
     def rollback(self, name: str) -> str:
         """Return production to the previous version and return its name. Raises Conflict if there is none."""

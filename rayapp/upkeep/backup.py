@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayapp import __version__
@@ -23,7 +23,7 @@ from rayapp.datastore.index import set_meta
 from rayapp.datastore.revisions import RevisionStore
 from rayapp.datastore.series_parts import PARTS
 from rayapp.errors import Conflict, NotFound
-from rayapp.files.durable import make_folder, replacing, sync
+from rayapp.files.durable import make_folder, replacing
 from rayapp.upkeep.stored_index import HIDDEN, alone, reading
 
 STUDIES, WORKSPACE = "studies", "workspace"
@@ -41,11 +41,13 @@ class Copied:
         files: number of files copied.
         bytes: their size.
         kept: number of files that were there already.
+        missing: names of revisions that the index refers to and that are lost; `rayapp check` says of which labels.
     """
 
     files: int = 0
     bytes: int = 0
     kept: int = 0
+    missing: list[str] = field(default_factory=list)
 
 
 def back_up(studies: Path, workspace: Path, target: Path, *, images: bool = False) -> Copied:
@@ -59,7 +61,6 @@ def back_up(studies: Path, workspace: Path, target: Path, *, images: bool = Fals
 
     Raises:
         NotFound: no server has ever opened the studies folder.
-        NotFound: a revision that the index refers to is missing; `rayapp check` names it.
     """
     copied = Copied()
     hidden = target / STUDIES / HIDDEN
@@ -72,7 +73,9 @@ def back_up(studies: Path, workspace: Path, target: Path, *, images: bool = Fals
             files = copy.execute("SELECT DISTINCT sha, ext FROM revision").fetchall()
             served = copy.execute("SELECT id, ext FROM image").fetchall() if images else []
         for sha, ext in files:
-            _copy(studies / HIDDEN / "revisions", hidden / "revisions", f"{sha[:2]}/{sha}{ext}", copied)
+            name = f"{sha[:2]}/{sha}{ext}"
+            if not _copy(studies / HIDDEN / "revisions", hidden / "revisions", name, copied):
+                copied.missing.append(sha + ext)
         for name in RESULTS:
             _copy_all(studies / HIDDEN / name, hidden / name, copied, changing=True)
         if served:
@@ -149,21 +152,25 @@ def _copy_all(source: Path, target: Path, copied: Copied, *, changing: bool = Fa
             _copy(source, target, str(path.relative_to(source)), copied, changing=changing)
 
 
-def _copy(source: Path, target: Path, name: str, copied: Copied, *, changing: bool = False) -> None:
-    """Copy a file, durably, unless it exists there with the same size (and, if it may change, the same time)."""
+def _copy(source: Path, target: Path, name: str, copied: Copied, *, changing: bool = False) -> bool:
+    """Copy a file, durably, unless it exists there with the same size (and, if it may change, the same time).
+
+    Returns:
+        False if there is no such file, which a running server may just have removed.
+    """
     there, here = source / name, target / name
     try:
         status = there.stat()
+        if here.exists():
+            old = here.stat()
+            if old.st_size == status.st_size and (not changing or old.st_mtime_ns == status.st_mtime_ns):
+                copied.kept += 1
+                return True
+        make_folder(here.parent)
+        with replacing(here) as staged:
+            shutil.copy2(there, staged)
     except FileNotFoundError:
-        raise NotFound(f"{there.name} is missing: `rayapp check` says what is damaged") from None
-    if here.exists():
-        old = here.stat()
-        if old.st_size == status.st_size and (not changing or old.st_mtime_ns == status.st_mtime_ns):
-            copied.kept += 1
-            return
-    make_folder(here.parent)
-    with replacing(here) as staged:
-        shutil.copy2(there, staged)
+        return False
     copied.files += 1
     copied.bytes += status.st_size
-    sync(here.parent)
+    return True

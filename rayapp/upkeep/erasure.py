@@ -17,6 +17,7 @@ from rayapp.datastore.revisions import delete
 from rayapp.datastore.series_parts import PARTS, forget_image, series_of
 from rayapp.errors import NotFound
 from rayapp.files.durable import replacing, sync
+from rayapp.imaging.dicom_instances import uid_of
 from rayapp.protocol import checked_name
 from rayapp.upkeep.stored_index import HIDDEN, alone, reading
 
@@ -59,7 +60,7 @@ def erase(studies: Path, workspace: Path, image_id: str) -> list[str]:
             delete(path)
             sync(path.parent)
         forget_image(studies / HIDDEN / PARTS, image_id)
-        for path in (studies / NAME, *(studies / HIDDEN).glob(f"{NAME}*")):
+        for path in (*studies.glob(f"{NAME}*"), *(studies / HIDDEN).glob(f"{NAME}*")):
             _edit_document(path, image_id)
         for path in sorted((studies / HIDDEN / "scores").glob("**/*.parquet")):
             _erase_scores(path, image_id)
@@ -72,7 +73,9 @@ def _files(studies: Path, workspace: Path, image_id: str) -> Iterator[Path]:
         for path in (folder / name for name in {*names, image_id + ".nii.gz"}):
             if path.exists():
                 yield from _with_voxels(path)
-    for path in (workspace / "retrieved" / series_of(image_id), *(workspace / "images").glob(f"*/{image_id}.*")):
+    # The viewer's copy of an image has this name; that of the image's earlier states is in the same folder.
+    copies = workspace / "retrieved" / series_of(image_id), workspace / "viewer" / uid_of("series", image_id)
+    for path in (*copies, *(workspace / "images").glob(f"*/{image_id}.*")):
         if path.exists():
             yield path
 
@@ -174,7 +177,9 @@ def _left(studies: Path, workspace: Path, image_id: str) -> Iterator[str]:
         ]
         if trained:
             yield f"model versions that were trained with it: {', '.join(trained)}"
-    yield "backups, the server's log, and labels sent to a DICOM archive are not touched"
+    if any((studies / HIDDEN / "staging").glob("*")):
+        yield "unfinished uploads, which have no names, are left in .rayapp/staging: rayapp gc deletes old ones"
+    yield "backups, sessions, the server's log, and labels sent to a DICOM archive are not touched"
 
 
 def _in_tree(studies: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayapp.datastore.index import unplaced
 from rayapp.datastore.revisions import delete
 from rayapp.upkeep.stored_index import HIDDEN, alone, reading
 
@@ -36,10 +37,11 @@ def orphans(studies: Path, workspace: Path, *, versions: int | None = None) -> l
         revisions = {sha + ext for sha, ext in db.execute("SELECT DISTINCT sha, ext FROM revision")}
         jobs = {job for (job,) in db.execute("SELECT id FROM job")}
         images = {image for (image,) in db.execute("SELECT id FROM image UNION SELECT id FROM vanished")}
+        uploads = unplaced(db)
     hidden = studies / HIDDEN
     found = [
         *(_garbage("revision without a label", path) for path in _in(hidden / "revisions", "*/*", revisions)),
-        *(_garbage("leftover upload", path) for path in _in(hidden / "staging", "*", set())),
+        *(_garbage("leftover upload", path) for path in _in(hidden / "staging", "*", uploads)),
         *(_garbage("damaged index", path) for path in hidden.glob("index.db.broken-*")),
         *(_garbage("files of a forgotten job", path) for path in _in(workspace / "runs", "*", jobs)),
         *(_garbage("checkpoints of a forgotten job", path) for path in _in(workspace / "checkpoints", "*", jobs)),

@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from rayapp.active_learning.score_files import append_rows, merge_parts
+from rayapp.cli import app
 from rayapp.datastore.interfaces import ClickEvent, ImageScore
 from rayapp.datastore.job_record import Job, State
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import Conflict, NotFound
+from rayapp.imaging.dicom_instances import uid_of
 from rayapp.models.store import ModelStore
 from rayapp.protocol import JobKind
 from rayapp.upkeep.backup import back_up, restore
@@ -120,6 +123,40 @@ def test_a_second_backup_copies_only_what_is_new(busy: LocalDatastore, studies: 
     assert list(problems(tmp_path / "backup" / "studies", tmp_path / "backup" / "workspace")) == []
 
 
+def test_a_revision_that_is_lost_keeps_nothing_else_out_of_the_backup(
+    busy: LocalDatastore, studies: Path, workspace: Path, tmp_path: Path, open_store: Open
+):
+    first, _ = busy.revisions("ct_a", "final")
+    first.path.unlink()
+    places = ["--studies", str(studies), "--workspace", str(workspace)]
+    done = CliRunner().invoke(app, ["backup", str(tmp_path / "backup"), *places])
+    assert (done.exit_code, "1 revisions are missing" in done.output) == (1, True), done.output
+    shutil.copytree(studies, tmp_path / "again", ignore=shutil.ignore_patterns(".*", "labels", "*.json"))
+    restore(tmp_path / "backup", tmp_path / "again", tmp_path / "space")
+    again = open_store(tmp_path / "again")
+    assert again.label("ct_a", "final").path.read_bytes() == b"secret two"
+    assert history(again, "ct_b") == [b"other"]
+
+
+def test_a_backup_goes_on_where_the_server_removes_a_file_meanwhile(
+    busy: LocalDatastore, studies: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    maps = studies / ".rayapp" / "uncertainty" / "m"
+    maps.mkdir(parents=True)
+    (maps / "ct_a.nii.gz").write_bytes(b"a map")
+    copy = shutil.copy2
+
+    def removed_first(source: Path, target: Path) -> None:
+        if source.parent == maps:
+            busy.remove_image("ct_a")
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copy2", removed_first)
+    back_up(studies, workspace, tmp_path / "backup")
+    assert not list((tmp_path / "backup" / "studies" / ".rayapp" / "uncertainty").rglob("*.nii.gz"))
+    assert list(problems(tmp_path / "backup" / "studies", tmp_path / "backup" / "workspace")) == []
+
+
 def test_a_backup_is_not_restored_over_anything(busy: LocalDatastore, studies: Path, workspace: Path, tmp_path: Path):
     back_up(studies, workspace, tmp_path / "backup")
     with pytest.raises(Conflict, match="opened by a server"):
@@ -207,12 +244,18 @@ def test_an_erased_image_is_nowhere_and_the_others_are_as_they_were(
         (studies / ".rayapp" / "uncertainty" / "m" / f"{image}.nii.gz").write_bytes(b"secret map")
     (workspace / "runs" / "train-1").mkdir(parents=True)
     (workspace / "runs" / "train-1" / "request.json").write_text(json.dumps({"pairs": [{"image": "/x/ct_a.nii.gz"}]}))
+    copy = workspace / "viewer" / uid_of("series", "ct_a") / "1-2-3"
+    copy.mkdir(parents=True)
+    (copy / "voxels.nii").write_bytes(b"secret copy for the viewer")
+    for content in ('{"objects": {"ct_a": {}, "ct_b": {}}}', '{"ct_a: it was cut off'):
+        (studies / f"datastore_v2.json.broken-{len(content)}").write_text(content)
     with pytest.raises(Conflict, match="stop it first"):
         erase(studies, workspace, "ct_a")
     busy.close()
     left = erase(studies, workspace, "ct_a")
     assert any("train-1" in each for each in left)
     assert any("liver v1" in each for each in left)
+    assert not list((workspace / "viewer").rglob("*"))
     for path in studies.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
