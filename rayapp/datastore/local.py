@@ -16,7 +16,7 @@ from typing import Any
 from rayapp.datastore import folder_scan
 from rayapp.datastore.dataset_zip import write_archive
 from rayapp.datastore.document import pieces
-from rayapp.datastore.image_files import delete_maps, recorded_stamp
+from rayapp.datastore.image_files import delete_maps, fingerprint, record, recorded_stamp
 from rayapp.datastore.image_names import id_of, label_name, shown
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (
@@ -148,6 +148,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             raise BadRequest(f"an image file must end in {', '.join(folder_scan.SINGLE_EXTS)}, not {ext!r}")
         self._files.staged(staged)
         full_info = {**info, **signed(author), "ts": int(time.time()), "name": target.name}
+        seen = fingerprint(staged)
 
         def apply(db: sqlite3.Connection) -> None:
             row = db.execute("SELECT staged FROM image WHERE id = ?", (image_id,)).fetchone()
@@ -159,6 +160,8 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             self._opened.reconciler.make_way(db, image_id, staged)
             insert_image(db, image_id, ext, full_info, staged.name)
             update_image(db, image_id, full_info)
+            if seen is not None:
+                record(db, image_id, seen)  # so that another file in its place is noticed from now on
             db.execute(DOOM, (image_id, "", ext))  # until the file has its name
 
         def publish(_: None) -> None:
@@ -204,7 +207,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
                 raise no_image(image_id)
             if FileStamp.of(image.path) not in (None, recorded_stamp(db, image_id) or FileStamp.of(image.path)):
                 raise Busy(f"another program has just written the file of image {image_id!r}: look at it again first")
-            for (tag,) in db.execute("SELECT tag FROM label WHERE image_id = ?", (image_id,)).fetchall():
+            for tag in folder_scan.tags(self._labels):  # also where only another program has put a label so far
                 self._opened.reconciler.adopt_unseen(db, tag, image_id)
             labels = db.execute("SELECT tag, ext FROM label WHERE image_id = ?", (image_id,)).fetchall()
             delete_image(db, image_id)
@@ -213,6 +216,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             files = [each for tag, ext in labels for each in self._opened.reconciler.doomed(image_id, tag, ext)]
             return [*files, (image_id, "", row[0])]
 
+        self._document.import_edits()  # those of this image must not become the next one's of its name
         self._remove(apply)
 
     def update_image_info(self, image_id: str, info: Mapping[str, Any]) -> Info:

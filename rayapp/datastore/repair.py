@@ -17,7 +17,7 @@ from rayapp.datastore.commit import GroupCommit
 from rayapp.datastore.image_files import forget_file, recorded_stamp
 from rayapp.datastore.image_names import label_name
 from rayapp.datastore.image_source import ImageSource
-from rayapp.datastore.index import Index
+from rayapp.datastore.index import Index, info_of, put_label
 from rayapp.datastore.revisions import FileStamp, RevisionFile, RevisionStore, delete, is_same, link_or_copy
 from rayapp.files.durable import sync
 
@@ -49,6 +49,7 @@ class Repair:
         self._files = files
         self._source = source
         self.late: set[Key] = set()
+        self._session = 0
 
     def run(self, session: int) -> None:
         """After a crash: publish committed labels and finish removals.
@@ -56,6 +57,7 @@ class Repair:
         Args:
             session: number of the session that crashed; labels saved in it or later are checked.
         """
+        self._session = session
         with self._index.reader() as db:
             keys = db.execute("SELECT image_id, tag FROM label WHERE session >= ?", (session,)).fetchall()
             keys += db.execute("SELECT DISTINCT image_id, tag FROM doomed").fetchall()
@@ -126,13 +128,27 @@ class Repair:
         if ext in outdated or not path.exists():
             kept = RevisionFile(sha=sha, ext=ext, size=size, path=self._files.path(sha, ext))
             if not self._files.is_intact(kept):
-                log.error("revision %s is missing or damaged; its label is not published", sha[:12])
+                log.error("revision %s is missing or damaged; its label is the one that is published", sha[:12])
+                self._return_to_published(db, image_id, tag, number)
                 return
             staged, _ = self._files.copy(kept, mtime_ns)
             path.parent.mkdir(exist_ok=True)
             staged.rename(path)
         for old in outdated - {ext}:
             (self._labels / tag / label_name(image_id, old)).unlink()
+
+    def _return_to_published(self, db: sqlite3.Connection, image_id: str, tag: str, lost: int) -> None:
+        """Make the newest revision that is still published the label again, in place of one that the disk has lost."""
+        for number, sha, ext, size, mtime_ns, info in db.execute(
+            f"SELECT number, sha, ext, size, mtime_ns, info FROM revision WHERE {_OF} AND number < ?"
+            " ORDER BY number DESC",
+            (image_id, tag, lost),
+        ).fetchall():
+            if self._is_published(tag, label_name(image_id, ext), size, mtime_ns):
+                kept = RevisionFile(sha=sha, ext=ext, size=size, path=self._files.path(sha, ext))
+                stamp = FileStamp(size=size, mtime_ns=mtime_ns)
+                put_label(db, image_id, tag, kept, stamp, number=number, session=self._session, info=info_of(info))
+                return
 
     def _unpublish(self, db: sqlite3.Connection, image_id: str, tag: str, doomed: Iterable[str]) -> None:
         for ext in doomed:

@@ -6,6 +6,7 @@ pages, segmentations arrive during a save, storing is slow or refused, and sever
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -223,13 +224,21 @@ def mask(value: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
 
 
 def save(
-    store: DicomwebDatastore, series: str, value: int, *, tag: str = "final", user: str = "anna", **given: Any
+    store: DicomwebDatastore,
+    series: str,
+    value: int,
+    *,
+    tag: str = "final",
+    user: str = "anna",
+    as_sent: bool = False,
+    **given: Any,
 ) -> LabelRecord:
-    """Save `mask(value)` the way the gateway does."""
+    """Save `mask(value)` the way the gateway does; `as_sent` with an info that says that the archive has it."""
     staged = store.stage(".nii.gz")
     image = nibabel.load(store.image(series).path)
     nibabel.Nifti1Image(mask(value, image.shape), image.affine).to_filename(staged)
-    return store.save_label(series, tag, staged, ".nii.gz", info={}, author=Author(user=user), **given)
+    info = {"archived": hashlib.sha256(staged.read_bytes()).hexdigest()} if as_sent else {}
+    return store.save_label(series, tag, staged, ".nii.gz", info=info, author=Author(user=user), **given)
 
 
 def value_of(store: DicomwebDatastore, series: str, tag: str = "final") -> int:

@@ -14,19 +14,27 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from rayapp.datastore import archive_sender, dicomweb
+from rayapp.datastore import archive_sender, dicomweb, pacs, series_cache
 from rayapp.datastore.interfaces import ImageScore
 from rayapp.errors import NotFound
 from rayapp.imaging.dicom_seg import MANUFACTURER
 from tests.datastore.archive_twin import ArchiveTwin, Twins, http_error, mask, save, slices_of, value_of
 
-LABELLED, ARRIVING = "1.2.3.1", "1.2.3.2"
+OTHER, LABELLED, ARRIVING = "1.2.3.0", "1.2.3.1", "1.2.3.2"
+REFUSED = ("1.2.3.3", "1.2.3.4", "1.2.3.5")
+"""Series whose labels the archive never takes."""
 SLICES = 6
 SERVERS = st.sampled_from("ab")
+ROUNDS = 3
+"""Rounds of sending after which a label is in the archive that takes it."""
+WAYS = ("stores", "refuses now", "breaks off", "loses the answer")
+"""Ways of an archive to store a label."""
+LISTS = ("empty", "short", "away", "shifts")
+"""Ways of a list to be wrong."""
 
 
 class ArchiveMachine(RuleBasedStateMachine):
-    """Labels of one series on two servers, and another series that arrives slice by slice.
+    """Labels of one series on two servers, and other series: one arrives slice by slice, of some no label can be sent.
 
     Every label has a number of voxels of its own, by which it is recognised. The model knows for each server the value
     that an annotator saved last (`made`), those that may not come back (`deleted`), and how many slices were scored.
@@ -41,6 +49,9 @@ class ArchiveMachine(RuleBasedStateMachine):
         self.patch.setattr("rayapp.datastore.pacs.DICOMwebClient", lambda *_, **__: self.archive)
         self.patch.setattr(archive_sender.LabelSender, "start", lambda _: None)  # the rules send, one at a time
         self.patch.setattr(archive_sender, "RETRY_S", 0.0)
+        self.patch.setattr(pacs, "PAGE", 2)
+        self.patch.setattr(pacs, "CONFIRM_S", 0.0)
+        self.patch.setattr(series_cache, "GRACE_S", 0.0)
         for name in ("LABEL_SEARCH_S", "FIRST_SEARCH_S"):
             self.patch.setattr(dicomweb, name, 600.0)
         self.stores: dict[str, Any] = {}
@@ -49,6 +60,8 @@ class ArchiveMachine(RuleBasedStateMachine):
         self.deleted: dict[str, set[int]] = {"a": set(), "b": set()}
         self.everywhere: set[int] = set()
         self.scored: dict[str, int] = {}
+        self.series = 0
+        self.faults: list[str] = []
 
     def teardown(self) -> None:
         try:
@@ -63,7 +76,8 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     @initialize()
     def open_both(self) -> None:
-        self.archive.add(self.folder / "files", LABELLED)
+        for series in (OTHER, LABELLED, *REFUSED):
+            self.archive.add(self.folder / "files", series)
         self.archive.add(self.folder / "files", ARRIVING, slices=2, shape=(5, 7, SLICES))
         for name in "ab":
             self.stores[name] = self.twins.server(name)
@@ -76,10 +90,13 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     # Annotators
 
-    @rule(name=SERVERS)
-    def an_annotator_saves(self, name: str) -> None:
+    @rule(name=SERVERS, as_sent=st.booleans())
+    def an_annotator_saves(self, name: str, as_sent: bool = False) -> None:
+        """A save, perhaps with an info that says that the archive has it already."""
         self.made[name] = self.new_value()
-        save(self.stores[name], LABELLED, self.made[name])
+        label = save(self.stores[name], LABELLED, self.made[name], as_sent=as_sent)
+        if as_sent:
+            self.stores[name].update_label_info(LABELLED, "final", {"archived": label.revision})
 
     @rule(name=SERVERS)
     def an_annotator_saves_while_a_new_final_is_looked_at(self, name: str) -> None:
@@ -107,6 +124,29 @@ class ArchiveMachine(RuleBasedStateMachine):
         return int((nibabel.load(revision.path).get_fdata() > 0).sum())
 
     @rule(name=SERVERS)
+    def labels_are_saved_that_the_archive_never_takes(self, name: str) -> None:
+        for series in REFUSED:
+            save(self.stores[name], series, 1)
+
+    @rule(name=SERVERS)
+    def the_arriving_series_is_labelled(self, name: str) -> None:
+        store = self.stores[name]
+        store.refresh()
+        save(store, ARRIVING, 1)
+
+    @rule(name=SERVERS)
+    def a_training_takes_more_series_than_the_cache_holds(self, name: str) -> None:
+        store = self.stores[name]
+        for series in (OTHER, REFUSED[0]):
+            save(store, series, 1)
+        store._series._max_bytes, usual = 1, store._series._max_bytes
+        self.series += 1
+        pairs = store.datalist(images=self.folder / f"images {self.series}")
+        assert len(pairs) >= 2
+        assert all(Path(pair["image"]).exists() for pair in pairs), "an image was evicted"
+        store._series._max_bytes = usual
+
+    @rule(name=SERVERS)
     def a_label_is_asked_for(self, name: str) -> None:
         self.stores[name].labels(LABELLED)
 
@@ -120,9 +160,15 @@ class ArchiveMachine(RuleBasedStateMachine):
     def a_slice_arrives(self) -> None:
         self.archive.arrive(ARRIVING, 1)
 
-    @rule(name=SERVERS, way=st.sampled_from(["stores", "refuses now", "breaks off", "loses the answer"]))
+    @rule(name=SERVERS, way=st.sampled_from(WAYS))
     def labels_are_sent(self, name: str, way: str) -> None:
-        def store(_: str, dataset: Any) -> None:
+        def store(series: str, dataset: Any) -> None:
+            if series in REFUSED:
+                raise ZeroDivisionError if way == "breaks off" else http_error(403)
+            if series == ARRIVING and len([*self.stores[name]._series.instances(ARRIVING).iterdir()]) != len(
+                self.archive.held[ARRIVING]
+            ):
+                self.faults.append("a label of a part of a series was sent")
             if way == "refuses now":
                 raise http_error(403)
             if way == "loses the answer":
@@ -135,27 +181,52 @@ class ArchiveMachine(RuleBasedStateMachine):
         self.stores[name]._sender.send_due()
         self.archive.before.clear()
 
-    @rule(name=SERVERS, way=st.sampled_from(["empty", "short", "away"]))
+    @rule(name=SERVERS)
+    def a_new_series_is_looked_at_while_it_arrives(self, name: str) -> None:
+        self.series += 1
+        uid = f"1.2.3.9{self.series}"
+        self.archive.add(self.folder / "files", uid, slices=1, shape=(5, 7, 20))
+        self.archive.before["search_for_series"] = lambda *_: self.archive.arrive(uid, 1)
+        self.stores[name].refresh()
+        assert uid not in self.stores[name].image_ids()
+        self.archive.before.clear()
+        del self.archive.held[uid]
+
+    @rule(name=SERVERS, way=st.sampled_from(LISTS))
     def a_list_is_wrong(self, name: str, way: str) -> None:
         def away(*_: Any) -> None:
             raise requests.ConnectionError
 
-        if way == "away":
-            self.archive.before["search_for_series"] = away
+        def shifts(wanted: str, offset: int) -> None:
+            if not wanted and offset:
+                self.archive.held = {uid: files for uid, files in held.items() if uid != OTHER}
+
+        held = self.archive.held
+        if way in ("away", "shifts"):
+            self.archive.before["search_for_series"] = away if way == "away" else shifts
         self.archive.empty, self.archive.unlisted = way == "empty", {LABELLED} if way == "short" else set()
         self.stores[name].refresh()
-        assert self.stores[name].image_ids()[:1] == [LABELLED]
+        assert LABELLED in self.stores[name].image_ids()
         self.archive.before.clear()
+        self.archive.held = held
         self.archive.empty, self.archive.unlisted = False, set()
         self.stores[name].refresh()
 
     @rule(name=SERVERS)
     def the_labelled_series_is_away_for_a_while(self, name: str) -> None:
+        store = self.stores[name]
+        store.save_scores([ImageScore(image_id=LABELLED, run="r", ts=1.0, values={"u": 1.0}, feature=[1.0])])
+        store.serve_next(LABELLED, "first", client_id=None, ts=1, holder="anna")
         self.archive.lost = {LABELLED}
-        self.stores[name].refresh()
-        assert LABELLED not in self.stores[name].image_ids()
+        store.refresh()
+        assert LABELLED not in store.image_ids()
         self.archive.lost = set()
-        self.stores[name].refresh()
+        store.refresh()
+        assert LABELLED in store.image_ids()
+        assert LABELLED not in store.unscored("r", images="all")
+        assert LABELLED in store.features([LABELLED])
+        if LABELLED in store.unlabeled(limit=99, holder="anna"):
+            assert store.serve_next(LABELLED, "first", client_id=None, ts=1, holder="ben") is None
 
     # Servers
 
@@ -181,6 +252,7 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_last_save_of_an_annotator_stays_and_what_was_deleted_too(self) -> None:
+        assert self.faults == []
         for name, store in self.stores.items():
             try:
                 value = value_of(store, LABELLED)
@@ -195,12 +267,10 @@ class ArchiveMachine(RuleBasedStateMachine):
 
     def all_is_sent_in_the_end(self) -> None:
         """Every final label that an annotator saved last gets into the archive."""
-        for name, store in self.stores.items():
-            while store.unsent():
-                store._sender.send_due()
-            if name in self.made:
-                stored = {int(seg.pixel_array.sum()) for seg in self.archive.segs(LABELLED)}
-                assert self.made[name] in stored
+        for name, made in self.made.items():
+            for _ in range(ROUNDS):
+                self.labels_are_sent(name, "stores")
+            assert made in {int(seg.pixel_array.sum()) for seg in self.archive.segs(LABELLED)}
 
 
 ODD = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -3,6 +3,7 @@ in between."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rayapp.datastore.interfaces import ImageScore
 from rayapp.datastore.local import LocalDatastore
 from rayapp.errors import Busy
 from rayapp.upkeep.garbage import AGE_S, collect
@@ -128,3 +130,38 @@ def test_leftovers_of_uploads_are_deleted_after_a_day(plain: LocalDatastore, stu
     fresh.write_bytes(b"just now")
     open_store(studies)
     assert list((studies / ".rayapp" / "staging").iterdir()) == [fresh]
+
+
+def test_a_label_that_another_program_has_just_put_there_goes_with_its_image(
+    plain: LocalDatastore, studies: Path
+) -> None:
+    label = studies / "labels" / "drawn" / "ct_a.nii.gz"
+    label.parent.mkdir()
+    label.write_bytes(b"of the old patient")
+    plain.remove_image("ct_a")
+    assert [each.path.read_bytes() for each in plain.revisions("ct_a", "drawn")] == [b"of the old patient"]
+    add(plain, "ct_a", b"another patient")
+    plain.refresh()
+    assert plain.labels("ct_a") == {}
+    assert not label.exists()
+
+
+def test_an_added_image_that_is_replaced_before_any_scan_is_noticed(plain: LocalDatastore, studies: Path) -> None:
+    add(plain, "new", b"voxels")
+    plain.save_scores([ImageScore(image_id="new", run="r", ts=1.0, values={"u": 1.0})])
+    (studies / "new.nii.gz").write_bytes(b"others")
+    plain.refresh()
+    assert "new" in plain.unscored("r")
+
+
+def test_an_edit_of_the_document_is_not_taken_over_by_the_next_image_of_a_name(
+    plain: LocalDatastore, studies: Path
+) -> None:
+    plain._document.flush()
+    document = json.loads((studies / "datastore_v2.json").read_bytes())
+    document["objects"]["ct_a"]["image"]["info"]["mark"] = "of the old patient"
+    (studies / "datastore_v2.json").write_text(json.dumps(document))
+    plain.remove_image("ct_a")
+    add(plain, "ct_a", b"another patient")
+    plain.refresh()
+    assert "mark" not in plain.image("ct_a").info

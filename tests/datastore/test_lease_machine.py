@@ -207,9 +207,62 @@ class LeaseMachine(RuleBasedStateMachine):
                 assert sorted(self.store.unlabeled(order=order, limit=9, holder=holder)) == free  # type: ignore[arg-type]
 
 
+def ask(machine: LeaseMachine, holder: str) -> None:
+    machine.an_annotator_asks_for_an_image(image="a", holder=holder)
+    machine.all_is_committed()
+
+
+def the_clock_is_set_forwards(machine: LeaseMachine) -> None:
+    machine.the_clock_is_set(jump=86_400.0)
+
+
+def the_clock_is_set_back_and_the_server_restarts(machine: LeaseMachine) -> None:
+    machine.the_clock_is_set(jump=-86_400.0)
+    machine.the_server_starts_again()
+    machine.time_goes_by(seconds=leases.LEASE_S + 1.0)
+
+
+def somebody_else_asks(machine: LeaseMachine) -> None:
+    ask(machine, "ben/1")
+
+
+def two_ask_in_one_batch(machine: LeaseMachine) -> None:
+    for holder in ("ben/1", "eve/1"):
+        machine.an_annotator_asks_for_an_image(image="b", holder=holder)
+    machine.commit(machine.pending[::-1])
+
+
+def the_image_cannot_be_read(machine: LeaseMachine) -> None:
+    machine.an_image_cannot_be_read(image="a")
+    machine.all_is_committed()
+    machine.time_goes_by(seconds=leases.LEASE_S + 1.0)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        the_clock_is_set_forwards,
+        the_clock_is_set_back_and_the_server_restarts,
+        somebody_else_asks,
+        two_ask_in_one_batch,
+        the_image_cannot_be_read,
+    ],
+    ids=lambda scene: scene.__name__,
+)
+def test_what_went_wrong_once(scene: Callable[[LeaseMachine], None]) -> None:
+    machine = LeaseMachine()
+    try:
+        machine.open_the_folder()
+        ask(machine, "ann/1")
+        scene(machine)
+        machine.who_asks_is_offered_what_nobody_else_holds()
+    finally:
+        machine.teardown()
+
+
 ODD = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, print_blob=False)
 TestLeases = LeaseMachine.TestCase
-TestLeases.settings = settings(ODD, max_examples=6, stateful_step_count=20)
+TestLeases.settings = settings(ODD, max_examples=4, stateful_step_count=20)
 
 
 @pytest.mark.slow

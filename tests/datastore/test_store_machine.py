@@ -1,391 +1,195 @@
-"""Saves, removals, other programs, scans, document edits, openings and crashes in any order (Hypothesis)."""
+"""Saves, removals, other programs, scans, document edits, openings and crashes in any order (Hypothesis), and the
+orders that found a fault once."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-from filelock import FileLock, Timeout
 from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from rayapp.datastore import document, studies_folder
-from rayapp.datastore.document import DocumentFile
-from rayapp.datastore.interfaces import Author
-from rayapp.datastore.local import LocalDatastore
-from rayapp.errors import Busy, Conflict, NotFound
-from tests.datastore.stepped_commit import SteppedCommit, Work
-from tests.datastore.store_model import ANYTHING, Key, Model, Pending
-from tests.memory_folder import memory_folder
+from tests.datastore.store_machine import StoreMachine
 
-IMAGES, TAGS, EXTS = ("ct_a", "ct_b"), ("final", "second"), (".nii.gz", ".nrrd")
-USERS = ("ann", "ben")
-KEYS = st.tuples(st.sampled_from(IMAGES), st.sampled_from(TAGS))
+A, B = ("ct_a", "final"), ("ct_b", "final")
+Scene = Callable[[StoreMachine], None]
 
 
-class StoreMachine(RuleBasedStateMachine):
-    """One folder, our store on it, and another program that edits labels and the document."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(studies_folder, "GroupCommit", SteppedCommit)
-        self.patch.setattr(DocumentFile, "start", lambda _: None)  # a rule writes it
-        self.root = memory_folder()
-        self.model = Model()
-        self.pending: list[Pending] = []
-        self.bodies = self.crashes = self.clock = 0
-        self.theirs: dict[str, Any] | None = None
-
-    def teardown(self) -> None:
-        try:
-            if self.bodies:
-                self.all_is_quiet()
-                self.store.close()
-        finally:
-            self.patch.undo()
-            for each in self.pending:
-                if each.work.change is not None:  # it is none when the step that ended it has failed
-                    each.work.change.answer.cancel()
-            shutil.rmtree(self.root, ignore_errors=True)
-
-    @initialize()
-    def open_the_folder(self) -> None:
-        self.studies = self.root / "0"
-        self.studies.mkdir()
-        for image in IMAGES:
-            (self.studies / f"{image}.nii.gz").write_bytes(b"voxels of " + image.encode())
-        self.start()
-
-    def start(self) -> None:
-        self.store = LocalDatastore(self.studies, watch=False, settle=0.0)
-
-    @property
-    def commit(self) -> SteppedCommit:
-        commit = self.store._commit
-        assert isinstance(commit, SteppedCommit)
-        return commit
-
-    def body(self) -> bytes:
-        self.bodies += 1
-        return b"%d" % self.bodies * (1 + self.bodies % 3)
-
-    def begin(self, what: str, work: Callable[[], Any], committed: Callable[[Exception | None, Any], None]) -> None:
-        """Begin a call; it stands still before its commit."""
-        begun = Work(work)
-        if begun.change is None:  # refused at once
-            committed(begun.error, None)  # type: ignore[arg-type]
-        else:
-            self.pending.append(Pending(begun, what, committed))
-
-    def has_image(self, image: str) -> bool:
-        return (self.studies / f"{image}.nii.gz").exists()
-
-    # Annotators
-
-    @rule(
-        key=KEYS, user=st.sampled_from(USERS), ext=st.sampled_from(EXTS), conditional=st.booleans(), old=st.booleans()
+def saves(machine: StoreMachine, key: tuple[str, str] = A, *, at_once: bool = True, **given: object) -> None:
+    """Somebody saves a label; not `at_once`, it is not committed yet."""
+    machine.an_annotator_saves(
+        key=key, **{"user": "ann", "ext": ".nii.gz", "conditional": False, "old": False, **given}
     )
-    def an_annotator_saves(self, key: Key, user: str, ext: str, conditional: bool, old: bool) -> None:
-        """A save, perhaps of a content that was there before, or only if nobody has saved meanwhile."""
-        before = sorted(body for *at, body, _ in self.model.required if tuple(at) == key)
-        body = before[0] if old and before else self.body()
-        staged = self.store.stage(ext)
-        staged.write_bytes(body)
-        expected, seen, clean = None, self.model.changes[key], key not in self.model.unseen
-        if conditional:
-            try:
-                expected = self.store.label(*key).number
-            except NotFound:
-                expected = 0
+    if at_once:
+        machine.commit_batch(machine.pending[-1:])
 
-        def save() -> Any:
-            return self.store.save_label(
-                *key, staged, ext, info={"m": 1}, author=Author(user=user), model_version=f"v{user}", expected=expected
-            )
 
-        def committed(error: Exception | None, _: Any) -> None:
-            if isinstance(error, NotFound):
-                assert not self.has_image(key[0])
-                return
-            if isinstance(error, Conflict):
-                assert expected is not None
-                assert not (clean and seen == self.model.changes[key]), "refused though nobody has saved"
-                return
-            assert error is None, error
-            assert expected is None or seen == self.model.changes[key], "somebody's change was replaced"
-            self.model.notice(key)
-            self.model.current[key] = body
-            self.model.changes[key] += 1
-            self.model.notes[key] = None
-            self.model.required.add((*key, body, user))
-            self.model.possible.add((*key, body, user))
+def edits(machine: StoreMachine, key: tuple[str, str] = A) -> None:
+    machine.another_program_writes_a_label(key=key, in_place=False)
 
-        self.begin(f"save {key} {body!r}", save, committed)
 
-    @rule(key=KEYS)
-    def an_annotator_removes(self, key: Key) -> None:
-        def committed(error: Exception | None, doomed: Any) -> None:
-            assert error is None, error
-            if doomed:
-                self.model.notice(key)
-                self.model.changes[key] += 1
-                self.model.current[key] = None
+def an_edit_is_saved_over(machine: StoreMachine) -> None:
+    saves(machine)
+    edits(machine)
+    saves(machine, user="ben")
 
-        if not self.scanning():
-            self.begin(f"remove {key}", lambda: self.store.remove_label(*key), committed)
 
-    def indexed(self, key: Key) -> bool:
-        try:
-            self.store.label(*key)
-        except NotFound:
-            return False
-        return True
+def an_edit_is_removed(machine: StoreMachine) -> None:
+    saves(machine)
+    edits(machine)
+    machine.an_annotator_removes(key=A, conditional=False)
 
-    @rule(image=st.sampled_from(IMAGES), number=st.integers(0, 99))
-    def a_note_is_made(self, image: str, number: int) -> None:
-        if self.store.image_ids(after=None).count(image):
-            self.store.update_image_info(image, {"note": number})
-            self.model.notes[image] = number
 
-    @rule(key=KEYS, number=st.integers(0, 99))
-    def a_note_on_a_label_is_made(self, key: Key, number: int) -> None:
-        if self.indexed(key):
-            self.store.update_label_info(*key, {"note": number})
-            self.model.notes[key] = number
+def a_label_is_saved_while_a_scan_finds_that_its_file_is_gone(machine: StoreMachine) -> None:
+    saves(machine)
+    machine.another_program_deletes_a_label(key=A, seen=False)
+    machine.a_scan_begins()
+    saves(machine, at_once=False)
+    machine.commit_batch(machine.pending[::-1])
 
-    # Another program
 
-    def file_of(self, key: Key) -> Path:
-        """The label's file that is there, else the one that the other program would write."""
-        paths = [self.studies / "labels" / key[1] / (key[0] + ext) for ext in EXTS]
-        return next((path for path in paths if path.exists()), paths[0])
+def a_label_is_saved_while_a_scan_finds_an_edit(machine: StoreMachine) -> None:
+    saves(machine)
+    edits(machine)
+    machine.a_scan_begins()
+    saves(machine, at_once=False)
+    machine.commit_batch(machine.pending[::-1])
 
-    @rule(key=KEYS, in_place=st.booleans())
-    def another_program_writes_a_label(self, key: Key, in_place: bool) -> None:
-        path, body = self.file_of(key), self.body()
-        path.parent.mkdir(exist_ok=True)
-        fresh = path if in_place else path.with_name(".fresh")
-        fresh.write_bytes(body)
-        self.clock += 1
-        os.utime(fresh, ns=(self.clock * 10**9, self.clock * 10**9))
-        fresh.replace(path)
-        self.model.current[key] = self.model.unseen[key] = body
-        self.model.possible.add((*key, body, "folder"))
-        self.model.changes[key] += 1
-        self.model.notes[key] = ANYTHING
 
-    @rule(key=KEYS)
-    def another_program_deletes_a_label(self, key: Key) -> None:
-        """A deletion counts once a scan has seen it: until then a crash may bring the label back."""
-        path = self.file_of(key)
-        if path.exists() and not self.scanning():
-            path.unlink()
-            self.model.unseen.pop(key, None)
-            self.model.current[key] = None
-            self.model.changes[key] += 1
-            self.model.notes[key] = ANYTHING
-            self.store.refresh()
+def two_annotators_save_what_is_based_on_the_same_label(machine: StoreMachine) -> None:
+    saves(machine)
+    saves(machine, user="ben", conditional=True, at_once=False)
+    saves(machine, at_once=False)
+    machine.commit_batch(machine.pending[::-1])
 
-    @rule(key=KEYS)
-    def another_program_touches_a_label(self, key: Key) -> None:
-        path = self.file_of(key)
-        if path.exists():
-            self.clock += 1
-            os.utime(path, ns=(self.clock * 10**9, self.clock * 10**9))
 
-    @rule(image=st.sampled_from(IMAGES))
-    def an_image_is_away_for_a_while(self, image: str) -> None:
-        path = self.studies / f"{image}.nii.gz"
-        if not self.scanning() and not self.pending:
-            path.rename(self.root / "away")
-            self.store.refresh()
-            assert image not in self.store.image_ids()
-            (self.root / "away").rename(path)
-            self.store.refresh()
-            assert image in self.store.image_ids()
+def a_label_is_saved_before_it_is_removed_on_a_condition(machine: StoreMachine) -> None:
+    saves(machine)
+    machine.an_annotator_removes(key=A, conditional=True)
+    saves(machine, user="ben", at_once=False)
+    machine.commit_batch(machine.pending[::-1])
 
-    # The document
 
-    @rule()
-    def another_program_reads_the_document(self) -> None:
-        path = self.studies / document.NAME
-        if path.exists():
-            self.theirs = json.loads(path.read_bytes())
+def a_save_is_repeated_after_another_one(machine: StoreMachine) -> None:
+    saves(machine)
+    saves(machine, user="ben")
+    machine.repeat(machine.saves[0])
 
-    def edit_document(self, image: str, number: int) -> None:
-        """Another program changes one info in the document as it read it, and writes it, if it gets the lock."""
-        if self.theirs is None or image not in self.theirs["objects"]:
-            return
-        lock = FileLock(self.studies / ".lock", timeout=0)
-        try:
-            with lock:
-                self.theirs["objects"][image]["image"]["info"]["mark"] = number
-                (self.studies / document.NAME).write_text(json.dumps(self.theirs))
-                self.model.marks[image] = number
-        except Timeout:
-            pass
 
-    @rule(image=st.sampled_from(IMAGES), number=st.integers(0, 99))
-    def another_program_writes_the_document(self, image: str, number: int) -> None:
-        self.edit_document(image, number)
+def a_content_is_saved_again_after_its_revision_was_damaged(machine: StoreMachine) -> None:
+    saves(machine)
+    saves(machine, user="ben")
+    machine.a_revision_that_is_not_the_newest_is_lost(key=A, missing=False)
+    saves(machine, old=True)
 
-    @rule()
-    def the_document_is_written(self) -> None:
-        if not self.scanning():
-            self.flush()
 
-    def flush(self) -> None:
-        self.store._document.flush()
+def a_crash_and_the_disk_lose_one_label(machine: StoreMachine) -> None:
+    saves(machine, B)
+    saves(machine)
+    saves(machine, user="ben", at_once=False)
+    machine.crash(machine.pending, published=0, lost=True)
 
-    @rule(
-        image=st.sampled_from(IMAGES),
-        number=st.integers(0, 99),
-        where=st.sampled_from(["_write", "_remember", "before", "after"]),
-    )
-    def the_document_is_written_while_another_program_writes_it(self, image: str, number: int, where: str) -> None:
-        if self.scanning():
-            return
-        patch = pytest.MonkeyPatch()
-        done: list[int] = []
 
-        def once() -> None:
-            if not done:
-                done.append(1)
-                self.edit_document(image, number)
+def a_crash_comes_between_two_publications(machine: StoreMachine) -> None:
+    saves(machine)
+    saves(machine, at_once=False)
+    saves(machine, B, at_once=False)
+    machine.crash(machine.pending, published=1, edited=[A])
 
-        def before(real: Callable[..., Any], *args: Any) -> Any:
-            once()
-            return real(*args)
 
-        real_replace = document.replace
+def a_name_is_used_again(machine: StoreMachine, *, added: bool = True) -> None:
+    saves(machine)
+    edits(machine)
+    machine.an_image_gives_its_name_to_another_patients(image="ct_a", added=added)
+    saves(machine)
 
-        def replace(staged: Path, path: Path) -> None:
-            if where == "before":
-                once()
-            real_replace(staged, path)
-            if where == "after":
-                once()
 
-        try:
-            if where in ("before", "after"):
-                patch.setattr(document, "replace", replace)
-            else:
-                real = getattr(self.store._document, where)
-                patch.setattr(self.store._document, where, lambda *args: before(real, *args))
-            self.flush()
-        except Busy:
-            pass  # it is written later
-        finally:
-            patch.undo()
+def a_name_is_used_again_by_another_program(machine: StoreMachine) -> None:
+    a_name_is_used_again(machine, added=False)
 
-    # The writer
 
-    def scanning(self) -> bool:
-        return any(each.what == "scan" for each in self.pending)
+def a_name_is_used_again_after_a_label_that_no_scan_has_seen(machine: StoreMachine) -> None:
+    edits(machine)
+    machine.an_image_gives_its_name_to_another_patients(image="ct_a", added=True)
 
-    @rule()
-    def a_scan_begins(self) -> None:
-        if not self.scanning():
-            self.begin("scan", self.store.refresh, lambda *_: None)
 
-    def batch(self, data: st.DataObject) -> list[Pending]:
-        order = data.draw(st.permutations(range(len(self.pending))))
-        return [self.pending[place] for place in order[: data.draw(st.integers(1, len(self.pending)))]]
+def a_name_is_used_again_after_an_edit_of_the_document(machine: StoreMachine) -> None:
+    machine.the_document_is_written()
+    machine.another_program_reads_the_document()
+    machine.another_program_writes_the_document(image="ct_a")
+    machine.an_image_gives_its_name_to_another_patients(image="ct_a", added=True)
 
-    def told(self, batch: list[Pending], changes: list[Any]) -> None:
-        for each, change in zip(batch, changes, strict=True):
-            if each.steps == 0:
-                each.committed(change.error, change.result)
-            each.steps += 1
 
-    @precondition(lambda self: self.pending)
-    @rule(data=st.data())
-    def a_batch_is_committed(self, data: st.DataObject) -> None:
-        self.commit_batch(self.batch(data))
+def an_image_is_replaced(machine: StoreMachine) -> None:
+    saves(machine)
+    machine.an_image_is_replaced_by_another_program(image="ct_a")
 
-    def commit_batch(self, batch: list[Pending]) -> None:
-        self.told(batch, self.commit.step([each.work for each in batch]))
-        self.pending = [each for each in self.pending if each.work.change is not None]
 
-    @rule(data=st.data(), edited=st.lists(KEYS, max_size=2))
-    def the_process_crashes_and_starts_again(self, data: st.DataObject, edited: list[Key]) -> None:
-        """Before a commit, or within one: after so many of its changes were published."""
-        if self.pending and data.draw(st.booleans()):
-            batch = self.batch(data)
-            published = data.draw(st.integers(0, len(batch)))
-            self.told(batch, self.commit.step([each.work for each in batch], published=published))
-        self.crashes += 1
-        left = self.root / f"{self.crashes}"
-        subprocess.run(["cp", "-a", self.studies, left], check=True)
-        for each in self.pending:
-            while (change := each.work.change) is not None:
-                if not change.answer.done():
-                    change.answer.set_exception(KeyboardInterrupt())
-                each.work.go_on()
-        self.pending = []
-        self.store.close()
-        shutil.rmtree(self.studies)
-        self.studies = left
-        for key in edited:
-            self.another_program_writes_a_label(key, in_place=False)
-        self.start()
+def an_added_image_is_replaced(machine: StoreMachine) -> None:
+    machine.an_image_gives_its_name_to_another_patients(image="ct_a", added=True)
+    machine.an_image_is_replaced_by_another_program(image="ct_a")
 
-    @rule()
-    def it_is_closed_and_opened_again(self) -> None:
-        self.all_is_quiet()
-        self.store.close()
-        self.start()
-        self.all_is_quiet()
 
-    @rule()
-    def all_is_quiet(self) -> None:
-        """Nothing is pending and a scan has seen everything: then the folder is what the model says."""
-        while self.pending:
-            self.commit_batch(self.pending)
-        self.store.refresh()
-        for key in list(self.model.unseen):
-            self.model.notice(key)
-        self.flush()
-        assert json.loads((self.studies / document.NAME).read_bytes()) == self.store.document()
-        revisions = {
-            (image, tag, revision.path.read_bytes(), revision.user)
-            for image in IMAGES
-            for tag in TAGS
-            for revision in self.store.revisions(image, tag)
-        }
-        assert self.model.required <= revisions, "a content that was published or acknowledged is lost"
-        assert revisions <= self.model.possible, "a revision has another author than who made it"
-        for image in IMAGES:
-            labels = self.store.labels(image)
-            info = self.store.image(image).info
-            assert info.get("note") == self.model.notes[image]
-            assert info.get("mark") == self.model.marks[image]
-            for tag in TAGS:
-                key, content = (image, tag), self.model.current[image, tag]
-                files = [file.read_bytes() for file in (self.studies / "labels").glob(f"{tag}/{image}.*")]
-                assert files == ([] if content is None else [content])
-                if content is None:
-                    assert tag not in labels
-                    continue
-                assert labels[tag].path.read_bytes() == content
-                newest = self.store.revisions(*key)[labels[tag].number - 1]
-                assert newest.path.read_bytes() == content
-                assert newest.model_version == (None if newest.user == "folder" else f"v{newest.user}")
-                if self.model.notes[key] is not ANYTHING:
-                    assert labels[tag].info.get("note") == self.model.notes[key]
+def the_document_is_written_twice(machine: StoreMachine, where: str) -> None:
+    machine.the_document_is_written()
+    machine.another_program_reads_the_document()
+    machine.a_note_is_made(image="ct_b", number=1)
+    machine.the_document_is_written_while_another_program_writes_it(image="ct_a", where=where)
+
+
+def the_document_is_edited_before_it_is_replaced(machine: StoreMachine) -> None:
+    the_document_is_written_twice(machine, "before")
+
+
+def the_document_is_edited_after_it_was_replaced(machine: StoreMachine) -> None:
+    the_document_is_written_twice(machine, "after")
+
+
+def an_old_document_is_edited(machine: StoreMachine) -> None:
+    machine.the_document_is_written()
+    machine.another_program_reads_the_document()
+    for number in (1, 2):
+        machine.a_note_is_made(image="ct_a", number=number)
+        machine.the_document_is_written()
+    machine.another_program_writes_the_document(image="ct_b")
+
+
+SCENES: tuple[Scene, ...] = (
+    an_edit_is_saved_over,
+    an_edit_is_removed,
+    a_label_is_saved_while_a_scan_finds_that_its_file_is_gone,
+    a_label_is_saved_while_a_scan_finds_an_edit,
+    two_annotators_save_what_is_based_on_the_same_label,
+    a_label_is_saved_before_it_is_removed_on_a_condition,
+    a_save_is_repeated_after_another_one,
+    a_content_is_saved_again_after_its_revision_was_damaged,
+    a_crash_and_the_disk_lose_one_label,
+    a_crash_comes_between_two_publications,
+    a_name_is_used_again,
+    a_name_is_used_again_by_another_program,
+    a_name_is_used_again_after_a_label_that_no_scan_has_seen,
+    a_name_is_used_again_after_an_edit_of_the_document,
+    an_image_is_replaced,
+    an_added_image_is_replaced,
+    the_document_is_edited_before_it_is_replaced,
+    the_document_is_edited_after_it_was_replaced,
+    an_old_document_is_edited,
+)
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+def test_what_went_wrong_once(scene: Scene) -> None:
+    machine = StoreMachine()
+    try:
+        machine.open_the_folder()
+        scene(machine)
+        machine.all_is_quiet()
+    finally:
+        machine.teardown()
 
 
 ODD = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, print_blob=False)
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(ODD, max_examples=12, stateful_step_count=20)
+TestStore.settings = settings(ODD, max_examples=6, stateful_step_count=20)
 
 
 @pytest.mark.slow

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rayapp.datastore.job_record import Job, Progress, State
@@ -37,6 +39,8 @@ class House:
         self.ended: dict[str, Job] = {}
         """Ends whose record was acknowledged."""
         self.ran: set[str] = set()
+        self.finished: set[str] = set()
+        """Jobs whose work has come to its end in this queue."""
         self.faults: list[str] = []
         self.clock = 0.0
         self.callers: list[threading.Thread] = []
@@ -81,6 +85,7 @@ class House:
         self.happen(job.id)
         if job.id in self.ended and job != self.ended[job.id]:
             self.faults.append("an end was written over")
+        json.dumps(asdict(job), allow_nan=False)  # as the datastore does
         self.records[job.id] = job
         if lost:
             raise Busy("the answer is lost")
@@ -98,6 +103,8 @@ class House:
 
     def run(self, job: Job, context: JobContext) -> Outcome | None:
         self.ran.add(job.id)
+        if job.id in self.finished:
+            self.faults.append("finished work is done again")
         self.happen(job.id)
         end = self.ends.pop() if self.ends else "done"
         if end == "busy":
@@ -109,6 +116,7 @@ class House:
         self.happen(job.id)
         if context.stop.is_set():
             return None
+        self.finished.add(job.id)
         return Outcome(text="done", result={"metric": float("nan") if end == "not a number" else 1.0})
 
     def clean(self, job: Job) -> None:
@@ -144,6 +152,7 @@ def every_job_ends(
             for caller in house.callers:
                 caller.join()
             house.queue = None
+            house.finished.clear()
             ids = [job_id for job_id in ids if job_id not in withdrawn or job_id in house.records]
             house.queue = JobQueue(house, {JobKind.TRAIN: house}, withdrawals)
         until(lambda: set(ids) <= {job.id for job in house.queue.jobs() if job.over})  # type: ignore[union-attr]
@@ -176,7 +185,18 @@ def in_a_folder(work: Callable[..., None], **given: Any) -> None:
         shutil.rmtree(folder)
 
 
-@settings(ODD, max_examples=60, derandomize=True)
+PLAIN = {"script": [], "ends": [], "cleans": [], "restart": False, "patient": True}
+
+
+@settings(ODD, max_examples=40, derandomize=True)
+@example(**{**PLAIN, "script": ["not a number"] * 9})
+@example(**{**PLAIN, "ends": ["not a number"] * 3})
+@example(**{**PLAIN, "cleans": [True] * 9})
+@example(**{**PLAIN, "script": ["cancel"] * 9})
+@example(**{**PLAIN, "script": ["the ledger fails", *["nothing"] * 11]})
+@example(**{**PLAIN, "script": ["nothing", "the ledger fails", *["nothing"] * 11]})
+@example(**{**PLAIN, "script": ["the answer is lost"], "patient": False})
+@example(**{**PLAIN, "script": ["the answer is lost"], "patient": False, "restart": True})
 @GIVEN
 def test_every_job_ends_and_an_end_stays(**given: Any):
     in_a_folder(every_job_ends, **given)
