@@ -30,6 +30,7 @@ class FailingDisk:
         self.count, self.fired = 0, None
         self._at: int | None = None
         self._code = errno.EIO
+        self._stays = False
         self._below = str(below)
         for name in CALLS:
             patch.setattr(os, name, self._wrapped(getattr(os, name), name))
@@ -40,7 +41,7 @@ class FailingDisk:
             """A connection whose statements are counted, except those of readers, which write nothing."""
 
             def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
-                if not sql.startswith(("SELECT", "PRAGMA", "ROLLBACK")):
+                if not sql.startswith(("SELECT", "PRAGMA", "ROLLBACK")) or (disk.stays_broken and sql == "ROLLBACK"):
                     disk.call("sqlite", sqlite3.OperationalError("disk I/O error"))
                 return super().execute(sql, *args)
 
@@ -54,13 +55,20 @@ class FailingDisk:
 
         patch.setattr(sqlite3, "connect", lambda *args, **given: connect(*args, **{**given, "factory": Connection}))
 
+    @property
+    def stays_broken(self) -> bool:
+        """True once all calls fail."""
+        return self._stays and self._at is not None and self.count >= self._at
+
     def call(self, name: str, error: Exception | None = None) -> None:
         """Count a call, and raise if it is the one that fails."""
         if self._at is None:
             return
         self.count += 1
-        if self.count == self._at:
-            self.fired, self._at = name, None  # type: ignore[assignment]
+        if self.count >= self._at:
+            self.fired = name  # type: ignore[assignment]
+            if not self._stays:
+                self._at = None
             raise error or OSError(self._code, os.strerror(self._code))
 
     def _wrapped(self, real: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -78,9 +86,9 @@ class FailingDisk:
         return call
 
     @contextmanager
-    def fail(self, number: int, code: int = errno.EIO) -> Iterator[None]:
-        """Within the block the call of this number, from 1, fails with this error."""
-        self.count, self.fired, self._at, self._code = 0, None, number, code
+    def fail(self, number: int, code: int = errno.EIO, *, stays: bool = False) -> Iterator[None]:
+        """Within the block the call of this number, from 1, fails with this error; `stays`: and all after it."""
+        self.count, self.fired, self._at, self._code, self._stays = 0, None, number, code, stays
         try:
             yield
         finally:

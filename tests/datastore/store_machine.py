@@ -139,6 +139,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.possible.add((*key, body, user))
             self.model.spoiled.discard(key)
             self.model.damaged.discard(kept)
+            self.model.ours.add(key)
             self.saves.append((key, staged.name, ext))
 
         self.begin(f"save {key} {body!r}", save, committed)
@@ -176,6 +177,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.model.changes[key] += 1
                 self.model.current[key] = None
                 self.model.spoiled.discard(key)
+                self.model.ours.discard(key)
 
         self.begin(f"remove {key}", lambda: self.store.remove_label(*key, expected=expected), committed)
 
@@ -283,6 +285,7 @@ class StoreMachine(RuleBasedStateMachine):
         os.utime(fresh, ns=(self.clock * 10**9, self.clock * 10**9))
         fresh.replace(path)
         self.model.current[key] = self.model.unseen[key] = body
+        self.model.ours.discard(key)
         self.model.possible.add((*key, body, "folder"))
         self.model.changes[key] += 1
         self.model.notes[key] = ANYTHING
@@ -298,6 +301,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.changes[key] += 1
             self.model.notes[key] = ANYTHING
             self.model.deleted.add(key)
+            self.model.ours.discard(key)
             if seen:
                 self.store.refresh()
 
@@ -421,6 +425,8 @@ class StoreMachine(RuleBasedStateMachine):
     def commit_batch(self, batch: list[Pending]) -> None:
         self.told(batch, self.commit.step([each.work for each in batch]))
         self.pending = [each for each in self.pending if each.work.change is not None]
+        for key in self.model.ours - self.model.spoiled:
+            assert self.indexed(key), "an acknowledged label is not there"
 
     @rule(data=st.data(), edited=st.lists(KEYS, max_size=2), lost=st.booleans())
     def the_process_crashes_and_starts_again(self, data: st.DataObject, edited: list[Key], lost: bool) -> None:

@@ -37,6 +37,7 @@ class Model:
         changes: number of changes of each label, by whomever.
         notes: what we set last in the info of each image, and each label.
         marks: what another program wrote last into the document, by image.
+        ours: labels whose newest content is an acknowledged save.
         deleted: labels that another program has deleted, perhaps unseen by a scan.
         damaged: names of files of revisions that the disk has damaged or lost.
         spoiled: labels whose newest content the disk has lost before it was published: anything may be there.
@@ -49,6 +50,7 @@ class Model:
     changes: dict[Key, int] = field(default_factory=lambda: defaultdict(int))
     notes: dict[Any, Any] = field(default_factory=lambda: defaultdict(lambda: None))
     marks: dict[str, Any] = field(default_factory=lambda: defaultdict(lambda: None))
+    ours: set[Key] = field(default_factory=set)
     deleted: set[Key] = field(default_factory=set)
     damaged: set[str] = field(default_factory=set)
     spoiled: set[Key] = field(default_factory=set)
@@ -68,5 +70,6 @@ class Model:
                 known.pop(key, None)
             self.spoiled.discard(key)
             self.deleted.discard(key)
+            self.ours.discard(key)
         self.notes.pop(image, None)
         self.marks.pop(image, None)

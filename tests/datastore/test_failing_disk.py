@@ -7,8 +7,9 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from rayapp.datastore import commit
 from rayapp.datastore.document import DocumentFile
 from rayapp.datastore.interfaces import ClickEvent
 from rayapp.datastore.local import LocalDatastore
-from rayapp.errors import Busy, NotFound
+from rayapp.errors import FULL, Busy, DiskFull, NotFound
 from tests.datastore.saves import AUTHOR
 from tests.disk import FailingDisk
 from tests.memory_folder import memory_folder
+from tests.waiting import until
 
 Do = Callable[[LocalDatastore, Path], Any]
 KEY = ("ct_a", "final")
@@ -97,6 +99,16 @@ def state(store: LocalDatastore) -> dict[str, Any]:
     }
 
 
+def damage(index: Path) -> None:
+    """Overwrite a page of the index that has none of its rows, only their order by time."""
+    with closing(sqlite3.connect(index)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'event_ts'").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    with index.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+
+
 class Desk:
     """Folders in memory, each a copy of one that is prepared once."""
 
@@ -119,6 +131,8 @@ class Desk:
         store._document.flush()
         self.crashed = self.copy(self.prepared)
         store.close()
+        self.damaged = self.copy(self.prepared)
+        damage(self.damaged / ".rayapp" / "index.db")
 
     def open(self, folder: Path) -> LocalDatastore:
         return LocalDatastore(folder, watch=False, settle=0.0)
@@ -175,11 +189,14 @@ def fails_at_each_call(desk: Desk, name: str, code: int, *, thorough: bool = Fal
         staged = stage(store)
         where = f"call {number}"
         with desk.disk.fail(number, code):
+            error = None
             try:
                 do(store, staged)
-                done = True
-            except Busy:
-                done = False
+            except Busy as raised:
+                error = raised
+        done = error is None
+        if error is not None and desk.disk.fired != "sqlite" and name != "document":
+            assert isinstance(error, DiskFull) == (code in FULL), error
         fired = desk.disk.fired is not None
         where += f", {desk.disk.fired}"
         store.refresh()  # publishes what could not be published
@@ -194,7 +211,7 @@ def fails_at_each_call(desk: Desk, name: str, code: int, *, thorough: bool = Fal
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("prepared", ["prepared", "crashed"])
+@pytest.mark.parametrize("prepared", ["prepared", "crashed", "damaged"])
 def test_whichever_call_of_a_start_fails_the_next_start_has_everything(desk: Desk, prepared: str):
     number, fired = 0, True
     original = getattr(desk, prepared)
@@ -217,3 +234,41 @@ def test_whichever_call_of_a_start_fails_the_next_start_has_everything(desk: Des
             store.close()
         assert desk.reopened(folder) == expected, f"call {number}, {desk.disk.fired}"
         shutil.rmtree(folder)
+
+
+def answer(do: Do, store: LocalDatastore, staged: Path, answers: list[Exception | None]) -> None:
+    """Make the change, and append what was raised, None for nothing."""
+    try:
+        do(store, staged)
+        answers.append(None)
+    except Exception as error:
+        answers.append(error)
+
+
+@pytest.mark.parametrize("name", ["save", pytest.param("remove label", marks=pytest.mark.slow)])
+def test_a_disk_that_stays_broken_leaves_no_caller_waiting(desk: Desk, name: str):
+    """From one call on all fail, the end of a commit and its withdrawal too."""
+    stage, do = CHANGES[name]
+    store = desk.open(desk.copy(desk.prepared))
+    old = state(store)
+    do(store, stage(store))
+    new = state(store)
+    store.close()
+    number, fired = 0, True
+    while fired:
+        number += 1
+        folder = desk.copy(desk.prepared)
+        store = desk.open(folder)
+        staged = stage(store)
+        desk.ended.clear()
+        with desk.disk.fail(number, stays=True):
+            answers: list[Exception | None] = []
+            caller = Thread(target=answer, args=(do, store, staged, answers), daemon=True)
+            caller.start()
+            until(lambda: answers or desk.ended, within=10.0)  # noqa: B023
+        fired = desk.disk.fired is not None
+        assert all(error is None or isinstance(error, Busy) for error in answers), answers
+        left = desk.reopened(folder)
+        assert left in ([new] if answers == [None] else [old, new]), f"call {number}, {desk.disk.fired}"
+        if not desk.ended:
+            store.close()
