@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from yarl import URL
 
 from deployments.access import AsAnnotator, AsUser, Service
+from deployments.archive_parts import Resource, decoded, encoded, instances_of, own_query, shares_its_series, with_parts
 from deployments.problems import problems
 from rayapp.config import Settings
 from rayapp.datastore.credentials import Credentials
@@ -55,12 +56,16 @@ class Archive:
         if self._session is not None:
             await self._session.close()
 
-    async def relay(self, request: Request, path: str) -> Response:
+    async def relay(
+        self, request: Request, path: str, *, query: bytes | None = None, complete: bool = False
+    ) -> Response:
         """Pass a request on to the archive and its response back.
 
         Args:
             request: of the viewer.
             path: below `/proxy/dicom/`.
+            query: in place of the request's.
+            complete: read all of the response, uncompressed, so that it can be changed.
 
         Raises:
             NotFound: there is no archive behind this server.
@@ -70,9 +75,12 @@ class Archive:
         """
         if not self._archive.url:
             raise NotFound("this server has a studies folder: there is no DICOMweb archive behind it")
-        url = self._url(path, request.scope["query_string"], post=request.method == "POST")
+        query = request.scope["query_string"] if query is None else query
+        url = self._url(path, query, post=request.method == "POST")
         asked = (*_ASKED, *_SENT) if request.method == "POST" else _ASKED
         headers = {name: request.headers[name] for name in asked if name in request.headers}
+        if complete:
+            headers["accept-encoding"] = "identity"
         headers.setdefault("accept-encoding", "identity")
         body = _Body(request) if request.method == "POST" else None
         answer = await self._answer(request.method, url, headers, body)
@@ -80,7 +88,7 @@ class Archive:
             answer.close()
             answer = await self._answer(request.method, url, headers, body)
         try:
-            return await self._relayed(answer)
+            return await self._relayed(answer, complete=complete)
         except BaseException:
             answer.close()
             raise
@@ -105,7 +113,7 @@ class Archive:
         fetched = self._archive.token_url is not None
         return await asyncio.to_thread(self._credentials.header) if fetched else self._credentials.header()
 
-    async def _relayed(self, answer: aiohttp.ClientResponse) -> Response:
+    async def _relayed(self, answer: aiohttp.ClientResponse, *, complete: bool) -> Response:
         if answer.status in (401, 403):
             raise ArchiveAway(
                 f"the DICOM archive denies this server access ({answer.status}): check the credentials in [dicomweb]"
@@ -116,10 +124,11 @@ class Archive:
             )
         if (answer.content_length or 0) > self._cap:
             raise TooLarge(f"the DICOM archive's response has more than {self._cap} bytes (max_volume): request less")
-        if answer.content_length is None or answer.content_length > _SMALL or answer.status == 304:
+        large = answer.content_length is None or answer.content_length > _SMALL
+        if answer.status == 304 or (large and not complete):
             return _Relayed(answer, self._cap)
         try:  # in one piece: each piece of a stream costs milliseconds on the way to the client
-            return Response(await answer.read(), answer.status, _passed(answer))
+            return Response(await _read(answer, self._cap), answer.status, _passed(answer))
         except TimeoutError:
             raise ArchiveSlow(
                 "the DICOM archive stopped sending in mid-transfer: try again, or raise dicomweb.timeout"
@@ -184,6 +193,15 @@ def _passed(answer: aiohttp.ClientResponse) -> dict[str, str]:
     return {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
 
 
+async def _read(answer: aiohttp.ClientResponse, cap: int) -> bytes:
+    body = bytearray()
+    async for piece in answer.content.iter_chunked(_PIECE):
+        body += piece
+        if len(body) > cap:
+            raise TooLarge("the archive's response has more than max_volume bytes")
+    return bytes(body)
+
+
 class _Relayed(StreamingResponse):
     """Streams the archive's response. If it breaks off, so does this one: it never looks complete."""
 
@@ -208,9 +226,24 @@ class _Relayed(StreamingResponse):
 
 
 @router.get(Route.PROXY, response_class=Response)
-async def ask(path: str, request: Request, archive: Behind, user: AsUser) -> Response:
-    """QIDO-RS and WADO-RS of the archive: `qido/studies?…`, `wado/studies/…`."""
-    return await archive.relay(request, path)
+async def ask(path: str, request: Request, archive: Behind, services: Service, user: AsUser) -> Response:
+    """QIDO-RS and WADO-RS of the archive: `qido/studies?…`, `wado/studies/…`. A series that holds several volumes
+    appears as one for each, once it was opened."""
+    resource = Resource(path)
+    part = resource.is_part or (resource.lists_instances and await shares_its_series(services, resource.image_id))
+    if not part and not resource.lists_series:
+        return await archive.relay(request, path)
+    query, asked = own_query(request.scope["query_string"])
+    changes = resource.lists_series or resource.lists_instances
+    answer = await archive.relay(request, resource.path, query=query, complete=changes)
+    if not changes or answer.status_code != 200 or not answer.headers.get("content-type", "").endswith("json"):
+        return answer
+    listed = decoded(bytes(answer.body))
+    if resource.lists_series:
+        listed = await with_parts(services, listed, asked)
+    else:
+        listed = await instances_of(services, listed, resource.image_id)
+    return Response(encoded(listed), media_type=answer.headers["content-type"])
 
 
 @router.post(Route.PROXY, response_class=Response)

@@ -47,7 +47,7 @@ async def image(
     return ViewerImage(
         image=record.id,
         study=str(record.info.get("StudyInstanceUID")) if archive else uid_of("study", record.id),
-        series=str(record.info.get("SeriesInstanceUID")) if archive else uid_of("series", record.id),
+        series=record.id if archive else uid_of("series", record.id),
         shape=grid.shape,
         affine=grid.affine.tolist(),
         labels=list(await services.datastore.labels(record.id)),

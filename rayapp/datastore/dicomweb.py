@@ -140,8 +140,11 @@ class DicomwebDatastore(LocalDatastore):
             return self._image(image_id)
         except NotFound:
             self._series.check_image(image_id)
+            series = series_of(image_id)
+            if image_id not in self._series.image_ids(series):
+                raise
             has = self._waits.result(
-                lambda: self._searches.submit(self._listed.has, image_id), "the series is still being looked for"
+                lambda: self._searches.submit(self._listed.has, series), "the series is still being looked for"
             )
             if not has:
                 raise

@@ -29,7 +29,7 @@ from pydicom.dataset import FileDataset
 from rayapp.datastore.bounded_wait import BoundedWait
 from rayapp.datastore.pacs import PacsClient
 from rayapp.datastore.revisions import delete, link_or_copy
-from rayapp.datastore.series_facts import SeriesFacts
+from rayapp.datastore.series_facts import FACTS, SeriesFacts
 from rayapp.datastore.series_parts import SeriesImages, series_of
 from rayapp.errors import ArchiveAway, NotFound, TooLarge, Unreadable
 from rayapp.files.durable import replacing, sync
@@ -49,8 +49,6 @@ INSTANCES = "instances"
 PARTS = "parts"
 ANNOUNCED = "announced"
 """File with the number of instances according to the archive, if the archive repeatedly sends another number."""
-FACTS = "facts.json"
-"""File with an image's `SeriesFacts`."""
 
 log = logging.getLogger(__name__)
 
@@ -135,13 +133,12 @@ class SeriesCache:
 
     def facts(self, image_id: str) -> SeriesFacts:
         """The facts from a retrieved image's headers; empty for one that has just been evicted. Raises Unreadable."""
-        try:
-            return SeriesFacts(**json.loads((self._home(image_id) / FACTS).read_text()))
-        except (FileNotFoundError, ValueError, TypeError):  # retrieved by an earlier version, or evicted
-            try:
-                return SeriesFacts.of(dicom_series.read_slices(self.instances(image_id)))
-            except FileNotFoundError:
-                return SeriesFacts(frame_of_reference="", obstacle=None)
+        if facts := SeriesFacts.beside(self.path(image_id)):
+            return facts
+        try:  # retrieved by an earlier version, or evicted
+            return SeriesFacts.of(dicom_series.read_slices(self.instances(image_id)))
+        except FileNotFoundError:
+            return SeriesFacts(frame_of_reference="", obstacle=None)
 
     def check_image(self, image_id: str) -> None:
         """Raise Unreadable if the id is that of a series whose volumes are images of their own."""

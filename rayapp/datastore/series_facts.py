@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rayapp.imaging.dicom_seg_source import obstacle
 from rayapp.imaging.dicom_series import Slice
+
+FACTS = "facts.json"
+"""File with an image's `SeriesFacts`, beside its volume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +34,11 @@ class SeriesFacts:
         frames = {piece.frame_of_reference for piece in slices}
         frame = frames.pop() if len(frames) == 1 else ""
         return cls(frame_of_reference=frame, obstacle=obstacle(slices), instances=instances)
+
+    @classmethod
+    def beside(cls, volume: Path) -> SeriesFacts | None:
+        """The facts kept beside a volume; None if there are none, as of one that has just been evicted."""
+        try:
+            return cls(**json.loads((volume.parent / FACTS).read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from itertools import chain, count
 from pathlib import Path
 
+from rayapp.datastore.image_names import is_valid_name
 from rayapp.datastore.interfaces import Info
 from rayapp.files.durable import make_folder, replacing, sync
 from rayapp.imaging.dicom_parts import SliceKey, split
@@ -106,6 +107,13 @@ class SeriesImages:
             self._several.pop(series, None)
         else:
             self._several[series] = tuple(images)
+
+
+def recorded_images(folder: Path, series: str) -> tuple[str, ...]:
+    """Ids of a series' images, from the files of `SeriesImages`; the SeriesInstanceUID alone if it holds one volume, or
+    was never retrieved.
+    """
+    return tuple(_read(folder / f"{series}{SEVERAL}") if is_valid_name(series, "image") else ()) or (series,)
 
 
 def forget_image(folder: Path, image_id: str) -> None:

@@ -17,20 +17,21 @@ from tests.browser.conftest import Viewer
 from tests.front import BROKEN, CUT, DENIED, PLAIN, SLOW, Front, front
 from tests.gateway.conftest import Serve, Served
 from tests.imaging.grids import AFFINES, MAX, voxels
-from tests.imaging.series import compress, enhanced, tilt, write_series
+from tests.imaging.series import compress, edit, enhanced, tilt, write_series
 from tests.orthanc import Orthanc, needs_orthanc, orthanc
+from tests.waiting import until
 
 pytestmark = [pytest.mark.browser, needs_orthanc]
 
 SHAPE = (13, 11, 7)
 SERIES, STUDY = "1.2.3.1", "1.2.3.1.9"
-COMPRESSED, ENHANCED, TILTED = "1.2.3.2", "1.2.3.3", "1.2.3.4"
+COMPRESSED, ENHANCED, TILTED, ECHOES = "1.2.3.2", "1.2.3.3", "1.2.3.4", "1.2.3.5"
 JPEG_LS = "1.2.840.10008.1.2.4.80"
 
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    """A CT of plain slices, a compressed MR, a CT of one file, and one of a tilted gantry."""
+    """A CT of plain slices, a compressed MR, a CT of one file, one of a tilted gantry, and a series of two echoes."""
     folder, array = tmp_path_factory.mktemp("archive"), voxels(SHAPE) % 200
 
     def written(series: str, affine: str, modality: str = "CT") -> list[Path]:
@@ -46,6 +47,14 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         files = written(TILTED, "straight")
         tilt(files)
         running.store(files)
+        for echo in (1, 2):
+            brighter = array + np.int16(30 * echo)
+            files = write_series(
+                folder / f"echo{echo}", brighter, AFFINES["oblique"], series=ECHOES, study=f"{ECHOES}.9", modality="MR"
+            )
+            for file in files:
+                edit(file, EchoNumbers=echo)
+            running.store(files)
         yield running
 
 
@@ -149,6 +158,27 @@ def test_what_is_no_volume_is_refused_in_words(archived: Served, viewer: Viewer)
     assert "gantry tilt" in viewer.said()
     viewer.picture("archive-tilted")
     viewer.wrong.clear()
+
+
+def test_each_volume_of_a_series_is_segmented_and_saved_as_a_series_of_its_own(archived: Served, viewer: Viewer):
+    page, study = viewer.page, f"{archived.url}/ohif/rayapp?StudyInstanceUIDs={ECHOES}.9"
+    page.goto(study)
+    assert "holds 2 volumes" in viewer.said()
+    viewer.wrong.clear()
+    for echo in (1, 2):
+        image_id = f"{ECHOES}_echo-{echo}"
+        until(lambda image_id=image_id: image_id in archived.store.image_ids())
+        page.goto(f"{study}&SeriesInstanceUIDs={image_id}")
+        page.reload()
+        assert viewer.said() == "ready; this image has no final label yet"
+        assert "bright" in viewer.press("segment")
+        labels, values = viewer.voxels(archived.store.image(image_id).path)
+        np.testing.assert_array_equal(np.sort(values.ravel()), np.sort(voxels(SHAPE).ravel() % 200 + 30 * echo))
+        np.testing.assert_array_equal(labels, values > 100)
+        assert viewer.press("save") == "saved"
+        viewer.page.locator(".rayapp .archived[data-state=there]").wait_for()
+        assert "final" in archived.store.labels(image_id)
+        archived.store.remove_label(image_id, "final")
 
 
 @pytest.mark.parametrize("series", [SERIES, COMPRESSED, ENHANCED], ids=["plain", "compressed", "enhanced"])
