@@ -24,6 +24,10 @@ DATABASE = ("index.db", "index.db-wal", "index.db-shm", "index.db-journal", "loc
 """Names that are not recorded as files: those of SQLite are taken from its commits."""
 
 
+class Killed(BaseException):
+    """The process is dead: nothing is cleaned up."""
+
+
 @dataclass(frozen=True)
 class Event:
     """One call.
@@ -79,6 +83,8 @@ class PowerRecorder:
         self._known: dict[str, Inode] = {}
         self._stats: dict[str, os.stat_result] = {}
         self.first = Tree()
+        self.dies_at: int | None = None
+        """Number of events at which the process dies: from then on every call raises `Killed`."""
         self._look(self._begin)
         self._patch(patch)
 
@@ -91,6 +97,10 @@ class PowerRecorder:
         else:
             self.first.bytes[inode] = Path(path).read_bytes()
             self.first.stamps[inode] = self._stats[path].st_mtime_ns
+
+    def _live(self) -> None:
+        if self.dies_at is not None and len(self.events) >= self.dies_at:
+            raise Killed
 
     def _created(self, folder: Inode, name: str, path: str, inode: Inode) -> None:
         self.events.append(Event("add", folder, name, inode, stat.S_ISDIR(self._stats[path].st_mode)))
@@ -130,6 +140,7 @@ class PowerRecorder:
 
         def moved(call: str) -> Callable[..., None]:
             def move(source: Any, target: Any, **given: Any) -> None:
+                self._live()
                 if not self._below(target):
                     real[call](source, target, **given)
                     return
@@ -147,6 +158,7 @@ class PowerRecorder:
             return move
 
         def link(source: Any, target: Any, **given: Any) -> None:
+            self._live()
             self._look(self._created)
             real["link"](source, target, **given)
             if self._below(target):
@@ -154,6 +166,7 @@ class PowerRecorder:
 
         def gone(name: str) -> Callable[..., None]:
             def remove(path: Any, **given: Any) -> None:
+                self._live()
                 if given.get("dir_fd") is not None:
                     path = _open_path(given["dir_fd"]) + f"/{path}"
                 if self._below(path):
@@ -164,6 +177,7 @@ class PowerRecorder:
             return remove
 
         def fsync(descriptor: int) -> None:
+            self._live()
             path = _open_path(descriptor)
             if path == self._root or self._below(path):
                 self._look(self._created)

@@ -50,9 +50,12 @@ def replace(staged: Path, path: Path) -> None:
 def make_folder(path: Path) -> None:
     """Create a folder and those above it where they are missing, durably."""
     missing = [each for each in (path, *path.parents) if not each.is_dir()]
-    path.mkdir(parents=True, exist_ok=True)
-    # Also if it was there: whoever created it may have died before it was synced.
-    for folder in reversed(missing or [path]):
+    # Whoever created the deepest folder that is there may have died before it was synced; those above it are.
+    there = missing[-1].parent if missing else path
+    with contextlib.suppress(PermissionError):
+        sync(there.parent)
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
         sync(folder.parent)
 
 

@@ -360,7 +360,7 @@ class StoreMachine(RuleBasedStateMachine):
     def flush(self) -> None:
         self.store._document.flush()
 
-    @rule(image=IMAGE, where=st.sampled_from(["_write", "_remember", "before", "after"]))
+    @rule(image=IMAGE, where=st.sampled_from(["_write", "_remember", "_keep_base"]))
     def the_document_is_written_while_another_program_writes_it(self, image: str, where: str) -> None:
         if self.scanning():
             return
@@ -376,21 +376,9 @@ class StoreMachine(RuleBasedStateMachine):
             once()
             return real(*args)
 
-        real_replace = document.replace
-
-        def replace(staged: Path, path: Path) -> None:
-            if where == "before":
-                once()
-            real_replace(staged, path)
-            if where == "after":
-                once()
-
+        real = getattr(self.store._document, where)
         try:
-            if where in ("before", "after"):
-                patch.setattr(document, "replace", replace)
-            else:
-                real = getattr(self.store._document, where)
-                patch.setattr(self.store._document, where, lambda *args: before(real, *args))
+            patch.setattr(self.store._document, where, lambda *args: before(real, *args))
             self.flush()
         except Busy:
             pass  # it is written later

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -145,8 +146,10 @@ class Desk:
         return target
 
     def reopened(self, folder: Path) -> dict[str, Any]:
-        """The state after a crash and a start."""
+        """The state after a crash and a start days later."""
         left = self.copy(folder)
+        for staged in (left / ".rayapp" / "staging").iterdir():
+            os.utime(staged, (0, 0))
         store = self.open(left)
         try:
             return state(store)

@@ -137,14 +137,15 @@ def the_document_is_written_twice(machine: StoreMachine, where: str) -> None:
 
 
 def the_document_is_edited_before_it_is_replaced(machine: StoreMachine) -> None:
-    the_document_is_written_twice(machine, "before")
+    the_document_is_written_twice(machine, "_remember")
 
 
 def the_document_is_edited_after_it_was_replaced(machine: StoreMachine) -> None:
-    the_document_is_written_twice(machine, "after")
+    the_document_is_written_twice(machine, "_keep_base")
 
 
 def an_old_document_is_edited(machine: StoreMachine) -> None:
+    machine.a_note_is_made(image="ct_a", number=0)
     machine.the_document_is_written()
     machine.another_program_reads_the_document()
     for number in (1, 2):

@@ -13,7 +13,7 @@ MACHINES: dict[str, tuple[str, ...]] = {
     "store": ("tests/datastore/test_store_machine.py",),
     "archive": ("tests/datastore/test_archive_machine.py",),
     "disk": ("tests/datastore/test_failing_disk.py", "tests/models/test_failing_disk.py"),
-    "power": ("tests/datastore/test_power_loss.py", "tests/jobs/test_power_loss.py"),
+    "power": ("tests/files/test_power_loss.py", "tests/datastore/test_power_loss.py", "tests/jobs/test_power_loss.py"),
     "jobs": ("tests/jobs/test_queue_machine.py",),
     "leases": ("tests/datastore/test_lease_machine.py",),
 }
