@@ -143,10 +143,13 @@ def recorded(db: sqlite3.Connection, image_id: str) -> str | None:
     return None if row is None else str(row[0])
 
 
-def recorded_stamp(db: sqlite3.Connection, image_id: str) -> FileStamp | None:
-    """The stamp of the image's file as last recorded; None if it never was."""
-    row = db.execute("SELECT size, mtime_ns FROM image_file WHERE image_id = ?", (image_id,)).fetchone()
-    return None if row is None else FileStamp(size=row[0], mtime_ns=row[1])
+def is_as_recorded(db: sqlite3.Connection, image_id: str, path: Path) -> bool:
+    """False if another program has put another file at the path since it was last recorded."""
+    row = db.execute("SELECT size, mtime_ns, digest FROM image_file WHERE image_id = ?", (image_id,)).fetchone()
+    if row is None or FileStamp.of(path) in (None, FileStamp(size=row[0], mtime_ns=row[1])):
+        return True
+    seen = fingerprint(path)
+    return seen is not None and seen.digest == row[2]
 
 
 def forget_file(db: sqlite3.Connection, image_id: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from rayapp.datastore import folder_scan
 from rayapp.datastore.dataset_zip import write_archive
 from rayapp.datastore.document import pieces
-from rayapp.datastore.image_files import delete_maps, fingerprint, record, recorded_stamp
+from rayapp.datastore.image_files import delete_maps, fingerprint, is_as_recorded, record
 from rayapp.datastore.image_names import id_of, label_name, shown
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import (
@@ -30,7 +30,6 @@ from rayapp.datastore.interfaces import Author, ImageRecord, Info
 from rayapp.datastore.journal import Journal
 from rayapp.datastore.local_labels import DOOM, UNDOOM, Doomed, LocalLabels, no_image, no_staged, signed
 from rayapp.datastore.records import IMAGE
-from rayapp.datastore.revisions import FileStamp
 from rayapp.datastore.schema import OF_REPLACED
 from rayapp.datastore.studies_folder import StudiesFolder
 from rayapp.datastore.worklist import Worklist
@@ -205,7 +204,7 @@ class LocalDatastore(LocalLabels, Worklist, Journal):
             row = db.execute("SELECT ext FROM image WHERE id = ?", (image_id,)).fetchone()
             if row is None:
                 raise no_image(image_id)
-            if FileStamp.of(image.path) not in (None, recorded_stamp(db, image_id) or FileStamp.of(image.path)):
+            if not is_as_recorded(db, image_id, image.path):
                 raise Busy(f"another program has just written the file of image {image_id!r}: look at it again first")
             for tag in folder_scan.tags(self._labels):  # also where only another program has put a label so far
                 self._opened.reconciler.adopt_unseen(db, tag, image_id)

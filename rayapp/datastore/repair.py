@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rayapp.datastore import folder_scan
 from rayapp.datastore.commit import GroupCommit
-from rayapp.datastore.image_files import forget_file, recorded_stamp
+from rayapp.datastore.image_files import forget_file, is_as_recorded
 from rayapp.datastore.image_names import label_name
 from rayapp.datastore.image_source import ImageSource
 from rayapp.datastore.index import Index, info_of, put_label
@@ -107,10 +107,9 @@ class Repair:
                 with suppress(FileExistsError):  # placed before, or another program's
                     self.place_image(staged, self._source.path(image_id, added[0]))
         else:
-            removed = recorded_stamp(db, image_id)
             for ext in doomed:
                 path = self._source.path(image_id, ext)
-                if removed in (None, FileStamp.of(path)):  # else another program has put another image there since
+                if is_as_recorded(db, image_id, path):  # else it is another image, which was put there since
                     delete(path)
                 sync(path.parent)  # before the row that would repeat it is gone
             forget_file(db, image_id)

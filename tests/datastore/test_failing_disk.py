@@ -170,6 +170,10 @@ def test_whichever_call_of_a_change_fails_it_happened_or_not_and_succeeds_when_t
     fails_at_each_call(desk, name, errno.ENOSPC)
 
 
+def test_an_error_of_the_disk_is_not_told_as_a_full_one(desk: Desk):
+    fails_at_each_call(desk, "first save", errno.EIO)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("name", CHANGES)
