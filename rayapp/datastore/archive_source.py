@@ -13,15 +13,16 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import pydicom
 from pydicom.uid import UID
 
 from rayapp.datastore.image_names import is_valid_name
+from rayapp.datastore.image_source import IDENTIFYING
 from rayapp.datastore.interfaces import SERIES_EXT, Info
-from rayapp.datastore.pacs import ListedSeries, PacsClient
+from rayapp.datastore.pacs import UNKNOWN, ListedSeries, PacsClient
 from rayapp.datastore.series_cache import SeriesCache
 from rayapp.datastore.series_parts import described, series_of
 from rayapp.errors import RayappError
@@ -161,6 +162,18 @@ class ArchiveSource:
         """See `ImageSource`."""
         series = [self._changed.popleft() for _ in range(len(self._changed))]
         return {image_id for uid in series for image_id in self._cache.image_ids(uid)}
+
+    def follow(self, recorded: Iterable[tuple[str, Info]], record: Callable[[dict[str, Info]], None]) -> None:
+        """See `ImageSource`."""
+        found = {}
+        for image_id, info in recorded:
+            listed = self.info(image_id)
+            new = {key: listed[key] for key in IDENTIFYING if listed.get(key, UNKNOWN) not in (UNKNOWN, info[key])}
+            if new:
+                found[image_id] = new
+        if found:
+            record(found)
+            self._cache.drop({series_of(image_id) for image_id in found})
 
     def keeps_ids(self) -> bool:
         """See `ImageSource`: a UID never names another series."""

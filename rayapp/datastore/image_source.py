@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +10,9 @@ from rayapp.datastore import folder_scan
 from rayapp.datastore.dicom_tree import DicomTree
 from rayapp.datastore.image_names import label_name
 from rayapp.datastore.interfaces import Info
+
+IDENTIFYING = ("StudyInstanceUID", "PatientID")
+"""Keys of an image's info that archives correct."""
 
 
 class ImageSource(Protocol):
@@ -42,6 +45,14 @@ class ImageSource(Protocol):
 
     def replaced(self) -> set[str]:
         """Ids of images whose voxels were found to have changed; each is returned once."""
+
+    def follow(self, recorded: Iterable[tuple[str, Info]], record: Callable[[dict[str, Info]], None]) -> None:
+        """Follow corrections of patient and study.
+
+        Args:
+            recorded: each image's id and its values of `IDENTIFYING`.
+            record: called with the new values of corrected images, before their old files are dropped.
+        """
 
     def keeps_ids(self) -> bool:
         """True if an id never names another image, so that the scores of a vanished image are valid if it comes
@@ -100,6 +111,9 @@ class FolderSource:
     def replaced(self) -> set[str]:
         """See `ImageSource`: always empty, since `ImageFiles` compares the files."""
         return set()
+
+    def follow(self, recorded: Iterable[tuple[str, Info]], record: Callable[[dict[str, Info]], None]) -> None:
+        """See `ImageSource`: files are corrected by replacing them."""
 
     def keeps_ids(self) -> bool:
         """See `ImageSource`: False, since a file name may be reused for another image."""

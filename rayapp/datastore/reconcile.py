@@ -22,7 +22,7 @@ from rayapp.datastore.commit import GroupCommit, chunks
 from rayapp.datastore.document import NAME, Entries, edited, entry
 from rayapp.datastore.image_files import Fingerprint, ImageFiles, delete_maps, fingerprint, record, recorded
 from rayapp.datastore.image_names import id_of, is_unicode
-from rayapp.datastore.image_source import ImageSource
+from rayapp.datastore.image_source import IDENTIFYING, ImageSource
 from rayapp.datastore.index import (
     Index,
     delete_image,
@@ -198,10 +198,26 @@ class Reconciler:
             self._commit.do(lambda db, chunk=chunk: self._drop_images(db, chunk))  # type: ignore[misc]
         for chunk in chunks(sorted(self._source.replaced() & indexed.keys())):
             self._commit.do(lambda db, chunk=chunk: self._forget_results(db, chunk))  # type: ignore[misc]
+        if self._source.keeps_ids():
+            self._follow_corrections()
         if complete or gone:
             log.info("%d images added, %d removed", len(complete), len(gone))
             self._touched()
         return waits or len(stuck) < len(unfinished)
+
+    def _follow_corrections(self) -> None:
+        """Record corrections of patient and study that were made at the source."""
+        columns = ", ".join(f"json_extract(info, '$.{key}')" for key in IDENTIFYING)
+        with self._index.reader() as db:
+            rows = db.execute(f"SELECT id, {columns} FROM image").fetchall()
+        recorded = ((row[0], dict(zip(IDENTIFYING, row[1:], strict=True))) for row in rows)
+        self._source.follow(recorded, self._record_corrections)
+
+    def _record_corrections(self, corrected: Mapping[str, Mapping[str, Any]]) -> None:
+        for chunk in chunks(sorted(corrected)):
+            self._commit.do(lambda db, chunk=chunk: [update_image(db, i, corrected[i]) for i in chunk])  # type: ignore[misc]
+        log.warning("patient or study of %d images was corrected in the archive", len(corrected))
+        self._touched()
 
     def _look_at_all(self, images: Mapping[str, str]) -> bool:
         """As `_look_at_files`, but if that takes long, as on a network file system, only in some of the scans."""

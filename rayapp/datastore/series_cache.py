@@ -217,6 +217,12 @@ class SeriesCache:
             changed.add(folder.name)
         return changed
 
+    def drop(self, series: Iterable[str]) -> None:
+        """Drop these series; each is retrieved anew when it is needed."""
+        for one in series:
+            with self._folders:
+                self._remove(self._root / one)
+
     def _held(self) -> list[Path]:
         """Folders of the series that were retrieved."""
         return [path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")]

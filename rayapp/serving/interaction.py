@@ -125,8 +125,9 @@ class Interaction:
             done, undone = (*done, undone[-1]), undone[:-1]
         elif event.kind == WITHDRAW:
             step = event.payload.get("withdrawn")
-            done = tuple(prompt for prompt in done if prompt["step"] != step)
-            undone = tuple(prompt for prompt in undone if prompt["step"] != step)  # undone before it was refused
+            # It may have been undone before it was refused, and then have been discarded by another prompt.
+            done, undone = _without(step, done), _without(step, undone)
+            emptied = tuple((each, _without(step, had)) for each, had in emptied)
             undone, emptied = _given_back(step, undone, emptied)
         return replace(
             self, step=event.seq, done=done, undone=undone, requests=self.requests | {request}, emptied=emptied
@@ -194,6 +195,11 @@ class Interaction:
             replace(self, done=({name: prompt[name] for name in prompt if _in_turn(name, number == boxed)},)).params
             for number, prompt in enumerate(prompts)
         )
+
+
+def _without(step: Any, prompts: tuple[Info, ...]) -> tuple[Info, ...]:
+    """The prompts except the one of this step."""
+    return tuple(prompt for prompt in prompts if prompt["step"] != step)
 
 
 def _given_back(

@@ -53,6 +53,14 @@ class ArchiveMachine(RuleBasedStateMachine):
         self.patch.setattr("rayapp.datastore.pacs.DICOMwebClient", lambda *_, **__: self.archive)
         self.patch.setattr(archive_sender.LabelSender, "start", lambda _: None)  # the rules send, one at a time
         self.patch.setattr(archive_sender, "RETRY_S", 0.0)
+        encoded = dicomweb.DicomwebDatastore._encoded
+
+        def breaks(store: Any, image_id: str, revision: Any) -> Any:
+            if image_id == REFUSED[-1]:
+                raise LookupError("a fault of ours")
+            return encoded(store, image_id, revision)
+
+        self.patch.setattr(dicomweb.DicomwebDatastore, "_encoded", breaks)
         self.patch.setattr(pacs, "PAGE", 2)
         self.patch.setattr(pacs, "CONFIRM_S", 0.0)
         self.patch.setattr(series_cache, "GRACE_S", 0.0)
@@ -182,7 +190,7 @@ class ArchiveMachine(RuleBasedStateMachine):
     def labels_are_sent(self, name: str, way: str) -> None:
         def store(series: str, dataset: Any) -> None:
             if series in REFUSED:
-                raise ZeroDivisionError if series == REFUSED[-1] else http_error(403)
+                raise http_error(403)
             if series == ARRIVING and len([*self.stores[name]._series.instances(ARRIVING).iterdir()]) != len(
                 self.archive.held[ARRIVING]
             ):

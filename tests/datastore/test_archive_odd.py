@@ -10,7 +10,8 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from rayapp.datastore.interfaces import NOT_STORABLE, Author
+from rayapp.datastore.archive_sender import LabelSender
+from rayapp.datastore.interfaces import NOT_STORABLE, Author, ImageScore
 from rayapp.errors import Unreadable
 from rayapp.imaging.dicom_seg import read_masks
 from rayapp.imaging.nrrd import encode_masks
@@ -156,3 +157,31 @@ def _deflated(data: bytes) -> bytes:
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def test_a_patient_or_study_that_is_corrected_in_the_archive_is_followed(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LabelSender, "start", lambda _: None)
+    twins.archive.add(twins.folder / "files", A)
+    store = twins.server()
+    save(store, A, 5)
+    store.save_scores([ImageScore(image_id=A, run="r", ts=1.0, values={"u": 1.0})])
+    twins.archive.held[A] = [
+        _edited(file, StudyInstanceUID="1.2.99", PatientID="the right one") for file in twins.archive.held[A]
+    ]
+    store.close()
+    store = twins.server()  # also if it was corrected while the server was down
+    record = store.image(A)
+    assert (record.info["StudyInstanceUID"], record.info["PatientID"]) == ("1.2.99", "the right one")
+    (instance, *_) = sorted(store.instances(A).iterdir())
+    assert pydicom.dcmread(instance).PatientID == "the right one"
+    assert value_of(store, A) == 5
+    assert store.unscored("r", images="all") == []
+    store._sender.send_due()
+    (seg,) = twins.archive.segs(A)
+    assert (seg.StudyInstanceUID, seg.PatientID) == ("1.2.99", "the right one")
+    asked = twins.archive.asked("iter_series")
+    store.refresh()
+    store.image(A)
+    assert twins.archive.asked("iter_series") == asked

@@ -15,6 +15,7 @@ MACHINES: dict[str, tuple[str, ...]] = {
     "disk": ("tests/datastore/test_failing_disk.py", "tests/models/test_failing_disk.py"),
     "power": ("tests/files/test_power_loss.py", "tests/datastore/test_power_loss.py", "tests/jobs/test_power_loss.py"),
     "jobs": ("tests/jobs/test_queue_machine.py",),
+    "prompts": ("tests/serving/test_interaction.py",),
     "leases": ("tests/datastore/test_lease_machine.py",),
 }
 """Files of each machine."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rayapp.errors import Conflict, NotFound
@@ -117,6 +117,30 @@ def test_a_prompt_that_was_undone_before_it_was_refused_cannot_be_redone():
     at = folded([(PROMPT, {"label": "a"}), (UNDO, {}), (PROMPT, {"label": "c"}), (UNDO, {})])
     at = refused(at, 10, 12)
     assert [prompt["label"] for prompt in at.undone] == ["a"]
+
+
+@given(
+    st.lists(st.sampled_from([PROMPT, UNDO, REDO]) | st.integers(0, 9), max_size=12).filter(lambda said: PROMPT in said)
+)
+@example([PROMPT, UNDO, PROMPT, 0, 0])
+def test_a_refused_prompt_never_comes_back_and_discards_nothing(said: list[str | int]):
+    """A number refuses one of the prompts so far, in any order with undo, redo and other prompts."""
+    at, counts, refused_steps = Interaction.of(OPENED), list[int](), set[int]()
+    for seq, kind in enumerate(said, start=8):
+        if isinstance(kind, int):
+            if counts:
+                step = counts.pop(kind % len(counts))
+                refused_steps.add(step)
+                at = refused(at, step, seq)
+            continue
+        at = at.after(replace(at.event(kind, {}, request=str(seq), client_id=None, ts=1.0), seq=seq))
+        counts += [seq] if kind == PROMPT else []
+        kept = [prompt["step"] for prompt in (*at.done, *at.undone[::-1])]
+        assert kept == sorted(set(kept) - refused_steps)
+    kept = [prompt["step"] for prompt in (*at.done, *at.undone[::-1])]
+    assert kept == sorted(set(kept) - refused_steps)
+    discarded = set(counts) - set(kept)
+    assert all(any(newer > step for newer in counts) for step in discarded), "only a prompt that counts discards others"
 
 
 def test_its_turns_are_the_prompts_one_by_one_with_the_last_box_and_no_mask_to_start_from():
