@@ -26,7 +26,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q
 # The tests that draw histories of failures; each has a short and a long variant.
 MACHINES := $(wildcard tests/*/test_*_machine.py tests/*/test_failing_disk.py tests/*/test_power_loss.py)
 
-.PHONY: docs install ohif orthanc viewer demo test test-slow test-browser fuzz chaos lint lint-python lint-web format weights clean
+.PHONY: docs install ohif orthanc viewer demo test test-slow test-browser fuzz chaos faults lint lint-python lint-web format weights clean
 
 # The type checker of the browser modules is installed too where npm is; without it everything but `lint-web` works.
 install: $(VENV)/.installed
@@ -105,6 +105,11 @@ fuzz: install
 chaos: install
 	@echo "==> crashes, errors of the disk and loss of power in every order that can be drawn (an hour on two cores)"
 	@$(PYTEST) -m "slow or not slow" --hypothesis-seed=$$(date +%s) $(MACHINES) tests/chaos
+
+# Undoes one mend of a fault after the other and runs the machines, which have to find the fault.
+faults: install
+	@echo "==> taking the mends away one by one: the machines have to find each fault (half an hour on two cores)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
 
 lint: lint-python lint-web
 

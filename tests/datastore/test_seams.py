@@ -301,6 +301,27 @@ def damage(index: Path) -> None:
         file.write(b"\xff" * size)
 
 
+def test_removals_and_leases_outlive_a_damaged_index(plain, studies, tmp_path, monkeypatch):
+    save(plain, body=b"removed")
+    plain.serve_next("ct_b", "first", client_id=None, ts=1, holder="ann")
+
+    def refuses(path: Path) -> Path:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(plain._files, "discard", refuses)
+    plain.remove_label("ct_a", "final")
+    left = crashed(plain, tmp_path / "left")
+    assert (left / TARGET).exists()
+    damage(left / ".rayapp" / "index.db")
+    store = LocalDatastore(left, watch=False, settle=0.0)
+    try:
+        assert store.labels("ct_a") == {}
+        assert not (left / TARGET).exists()
+        assert store.unlabeled(limit=9, holder="ben") == ["ct_a", "mr_c"]
+    finally:
+        store.close()
+
+
 def test_what_lies_behind_a_bad_page_is_salvaged_too(plain, studies, tmp_path):
     events = [
         ClickEvent(image_id="ct_a", kind="prompt", payload={"n": number, "pad": "x" * 200}, model="m", user="ann")
