@@ -206,6 +206,8 @@ def fails_at_each_call(desk: Desk, name: str, code: int, *, thorough: bool = Fal
             assert isinstance(error, DiskFull) == (code in FULL), error
         fired = desk.disk.fired is not None
         where += f", {desk.disk.fired}"
+        if name == "add image":
+            assert desk.reopened(folder) in ([new] if done else [old, new]), where
         store.refresh()  # publishes what could not be published
         left = desk.reopened(folder)
         assert left in ([new] if done else [old, new]), where

@@ -60,7 +60,8 @@ def publishes(root: Path, **given: Any) -> None:
 
 
 def promotes(root: Path) -> None:
-    publishes(root, promote=False)
+    if not ModelStore(root / "models").versions("spleen"):
+        publishes(root, promote=False)
     ModelStore(root / "models").promote("spleen", "v1")
 
 
