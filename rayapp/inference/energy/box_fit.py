@@ -17,6 +17,7 @@ from scipy import ndimage
 from rayapp.inference.arrays import Bools, Box, Floats
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan
+from rayapp.inference.energy.smoothing import gaussian
 from rayapp.inference.infer_task import Point
 
 MAX_VOXELS = 30_000
@@ -53,7 +54,7 @@ def fit_box(scan: Scan, box: tuple[Point, Point]) -> tuple[Bools, Bools]:
     steps, corner = np.array(region.steps), np.array(region.lower)
     i, j, k = (slice(a, b) for a, b in zip((low - corner) // steps, -((corner - high) // steps), strict=True))
     spacing = scan.spacing * steps
-    channels = [ndimage.gaussian_filter(channel, SMOOTH_MM / spacing, truncate=2.0) for channel in scan.view(region)]
+    channels = [gaussian(channel, SMOOTH_MM, spacing, truncate=2.0) for channel in scan.view(region)]
     structure = _best_component(channels, (i, j, k))
     depth = ndimage.distance_transform_edt(np.pad(structure, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
     core = structure & (depth >= CORE_DEPTH * depth.max())

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from rayapp.imaging.sparse_labels import SparseLabels
 from rayapp.inference.arrays import Floats, Spacing
 from rayapp.inference.energy.region import Region
 from rayapp.inference.energy.scan import Scan
+from rayapp.inference.energy.smoothing import gaussian
 from rayapp.inference.infer_task import Point
 from rayapp.inference.prompts.scribble_map import FOREGROUND, Marks
 from rayapp.inference.prompts.to_clicks import bounding_box
@@ -66,7 +66,7 @@ def path_costs(image: Floats, spacing: Spacing) -> npt.NDArray[np.float64]:
     """
     squared = np.zeros(image.shape[1:])
     for channel in image:
-        smooth = ndimage.gaussian_filter(channel, SMOOTH_MM / spacing)
+        smooth = gaussian(channel, SMOOTH_MM, spacing)
         for axis in np.flatnonzero(np.array(smooth.shape) > 1):
             squared += np.square(np.gradient(smooth, spacing[axis], axis=axis))
     return np.asarray(BASE_COST + np.sqrt(squared / len(image)))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rayapp.inference.arrays import Bools, Floats, Spacing
+from rayapp.inference.energy.smoothing import gaussian
 
 Likelihood = Callable[[Floats], Floats]
 """Maps features (N, F) to the log-odds (N,) of foreground against background."""
@@ -48,7 +49,7 @@ def features(image: Floats, spacing: Spacing) -> Floats:
         Shape (I, J, K, C * scales).
     """
     smoothed = [
-        ndimage.gaussian_filter(channel, scale / spacing, truncate=2.0, mode="nearest") if scale else channel
+        gaussian(channel, scale, spacing, truncate=2.0, mode="nearest") if scale else channel
         for channel in image
         for scale in SCALES_MM
     ]

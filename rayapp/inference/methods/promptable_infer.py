@@ -160,7 +160,7 @@ class PromptableTask:
         if start is None and not any(marks.bounds() for marks in steps):
             raise BadRequest(f"model {self._name!r} needs a prompt: click on a structure, or draw a box")
         for outcome in self.answers(prepared, steps, start, prompts.sizes):
-            labels = outcome.mask.whole(source.array.shape).astype(np.uint8)
+            labels = outcome.mask.whole(source.array.shape).view(np.uint8)
             clock.stage("infer")
             names = {"label_names": {prompts.label: 1}} if prompts.label else {}
             others = {"smaller": outcome.smaller, "larger": outcome.larger, "size": outcome.size}

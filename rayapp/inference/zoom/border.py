@@ -15,7 +15,7 @@ from rayapp.inference.energy.graph_cut import FIXED, graph_cut
 from rayapp.inference.prompts.scribble_map import BACKGROUND, FOREGROUND
 from rayapp.inference.zoom.glance import Glance, Mask
 from rayapp.inference.zoom.marks import Marks
-from rayapp.inference.zoom.view import Bools, Floats, Source, transfer
+from rayapp.inference.zoom.view import SLAB, Bools, Floats, Source, transfer
 
 SURE = 7.0
 """Magnitude of the network's logit from which a voxel's label is fixed."""
@@ -61,7 +61,7 @@ def drawn(answer: Glance, mask: Mask, source: Source, marks: Marks, core: float 
     step = _step(last - first)
     spacing = np.asarray(source.spacing * step, float)
     a, b, c = (slice(int(x), int(y)) for x, y in zip(first, last, strict=True))
-    image = _coarse(np.asarray(source.array[a, b, c], np.float32), step)
+    image = _coarse(source.array[a, b, c], step)
     at = (first + (step - 1) / 2) * source.spacing
     logits = transfer(answer.connected(marks.on_structure()).logits, answer.view, at, spacing, image.shape)
     inside, outside = logits > LIKELY, logits < -LIKELY
@@ -99,8 +99,16 @@ def _step(shape: NDArray[np.int64]) -> NDArray[np.int64]:
     return step
 
 
-def _coarse(values: Floats, step: NDArray[np.int64]) -> Floats:
+def _coarse(values: NDArray[np.generic], step: NDArray[np.int64]) -> Floats:
     """Means of blocks of `step` voxels along each axis; blocks at the end may be smaller."""
+    planes = SLAB * int(step[2])  # at a time: a large image must not be held as floats
+    slabs = [
+        _means(np.asarray(values[:, :, k : k + planes], np.float32), step) for k in range(0, values.shape[2], planes)
+    ]
+    return np.concatenate(slabs, axis=2)
+
+
+def _means(values: Floats, step: NDArray[np.int64]) -> Floats:
     for axis, count in enumerate(step.tolist()):
         if count > 1:
             missing = -values.shape[axis] % count
@@ -115,16 +123,21 @@ def _fine(mask: Bools, step: NDArray[np.int64], shape: list[int]) -> Bools:
     if (step == 1).all():
         return mask
     field = mask.astype(np.float32)
-    for axis, count in enumerate(step.tolist()):
-        if count > 1:
-            places = (np.arange(shape[axis]) - (count - 1) / 2) / count
-            before = np.clip(np.floor(places).astype(int), 0, field.shape[axis] - 1)
-            after = np.minimum(before + 1, field.shape[axis] - 1)
-            share = (
-                np.clip(places - before, 0, 1).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(3)])
-            )
-            field = field.take(before, axis) * (1 - share) + field.take(after, axis) * share
-    return np.asarray(field > 0.5)
+    for axis in (0, 1):
+        field = _between(field, axis, int(step[axis]), np.arange(shape[axis]))
+    fine = np.empty(shape, bool)
+    for k in range(0, shape[2], SLAB):
+        fine[:, :, k : k + SLAB] = _between(field, 2, int(step[2]), np.arange(k, min(k + SLAB, shape[2]))) > 0.5
+    return fine
+
+
+def _between(field: Floats, axis: int, count: int, at: NDArray[np.int64]) -> Floats:
+    """A field of blocks of `count` voxels along an axis, interpolated linearly at some of these voxels."""
+    places = (at - (count - 1) / 2) / count
+    before = np.clip(np.floor(places).astype(int), 0, field.shape[axis] - 1)
+    after = np.minimum(before + 1, field.shape[axis] - 1)
+    share = np.clip(places - before, 0, 1).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(3)])
+    return np.asarray(field.take(before, axis) * (1 - share) + field.take(after, axis) * share, np.float32)
 
 
 def _evidence(image: Floats, inside: Bools, outside: Bools) -> Floats:

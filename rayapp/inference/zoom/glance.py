@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rayapp.inference.zoom.marks import Box, Marks, channels
-from rayapp.inference.zoom.view import Bools, Column, Floats, Source, View, normalised, transfer
+from rayapp.inference.zoom.view import SLAB, Bools, Column, Floats, Source, View, normalised, transfer
 
 Ask = Callable[[Floats], tuple[Floats, Floats, Floats]]
 """The network: maps inputs (N, 10, edge, edge, edge) to logits (N, edge, edge, edge), expected Dice scores (N) and the
@@ -47,7 +47,7 @@ class Mask:
     def sample(self, view: View, spacing: NDArray[np.float64]) -> Floats:
         """The share of each voxel of a view that lies in the structure, (edge, edge, edge)."""
         start = np.array([side.start for side in self.region]) * spacing
-        part = Source(self.inside.astype(np.float32), spacing)
+        part = Source(self.inside.view(np.uint8), spacing)
         moved = view.moved(-start)
         return np.asarray(part.sample(moved) * part.inside(moved), np.float32)
 
@@ -155,8 +155,8 @@ class Glance:
         keep[0] = True
         return replace(self, logits=np.where(keep[parts], self.logits, np.minimum(self.logits, NOTHING)))
 
-    def on_image(self, source: Source) -> tuple[Region, Floats]:
-        """The logits on the image's own voxels, and the box of the image around the structure that they cover."""
+    def on_image(self, source: Source) -> tuple[Region, Bools]:
+        """The structure on the image's own voxels, and the box of the image around it that they cover."""
         low, high = self.view.low - self.view.spacing / 2, self.view.low + self.view.size - self.view.spacing / 2
         bounds = self.bounds()
         if bounds is not None:
@@ -165,9 +165,13 @@ class Glance:
         last = np.array(source.array.shape) - 1
         first = np.clip(np.ceil(low / source.spacing), 0, last).astype(int)
         final = np.clip(np.floor(high / source.spacing), first, last).astype(int)
-        values = transfer(self.logits, self.view, first * source.spacing, source.spacing, final - first + 1)
         a, b, c = (slice(int(x), int(y) + 1) for x, y in zip(first, final, strict=True))
-        return (a, b, c), values
+        shape = final - first + 1
+        inside = np.empty(shape, bool)
+        for i in range(0, int(shape[0]), SLAB):  # a large image must not be held as floats
+            start, part = first + np.array([i, 0, 0]), (min(SLAB, int(shape[0]) - i), *shape[1:])
+            inside[i : i + SLAB] = transfer(self.logits, self.view, start * source.spacing, source.spacing, part) > 0
+        return (a, b, c), inside
 
 
 def glances(

@@ -17,6 +17,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+SLAB = 16
+"""Planes that are made coarser at a time: an image of 1.5 GB must not take ten meanwhile."""
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Column = tuple[int, float] | None
@@ -110,11 +112,11 @@ class Source:
             ]
             if not halve or array.size < 64**3:
                 return levels  # type: ignore[return-value]
-            coarse = array
-            for axis in halve:
-                even = coarse.shape[axis] // 2 * 2
-                first = np.take(coarse, np.arange(0, even, 2), axis).astype(np.float32)
-                coarse = (first + np.take(coarse, np.arange(1, even, 2), axis)) / 2
+            coarse = np.empty([n // 2 if axis in halve else n for axis, n in enumerate(array.shape)], np.float32, "F")
+            factor = 2 if 2 in halve else 1
+            for at in range(0, coarse.shape[2], SLAB):
+                slab = array[:, :, at * factor : (at + SLAB) * factor]
+                coarse[:, :, at : at + SLAB] = _halved(slab, halve)[:, :, : coarse.shape[2] - at]
             step = np.isin(np.arange(3), halve)
             levels.append((coarse, spacing * np.where(step, 2, 1), start + np.where(step, spacing / 2, 0)))
 
@@ -141,6 +143,17 @@ class Source:
             everywhere = view.column is not None and view.column[0] == axis
             sides.append(((at >= -half) & (at <= self.extent[axis] + half)) | everywhere)
         return np.asarray(sides[0][:, None, None] & sides[1][None, :, None] & sides[2][None, None, :])
+
+
+def _halved(array: NDArray[np.generic], axes: Sequence[int]) -> Floats:
+    """The means of neighbouring voxels in pairs along some axes."""
+    for axis in axes:
+        even = array.shape[axis] // 2 * 2
+        first, second = (
+            array[tuple(slice(start, even, 2) if n == axis else slice(None) for n in range(3))] for start in (0, 1)
+        )
+        array = (first.astype(np.float32) + second.astype(np.float32)) / np.float32(2)
+    return np.asarray(array, np.float32)
 
 
 def transfer(

@@ -143,9 +143,7 @@ def rendered(answer: Glance, source: Source, marks: Marks) -> Mask:
         low, high = np.minimum(low, placed.min(0)), np.maximum(high, placed.max(0) + 1)
     low, high = np.clip(low, 0, None), np.minimum(high, source.array.shape)
     inside = np.zeros(tuple(high - low), bool)
-    inside[tuple(slice(side.start - int(a), side.stop - int(a)) for side, a in zip(region, low, strict=True))] = (
-        piece > 0
-    )
+    inside[tuple(slice(side.start - int(a), side.stop - int(a)) for side, a in zip(region, low, strict=True))] = piece
     a, b, c = (slice(int(x), int(y)) for x, y in zip(low, high, strict=True))
     return enforced(Mask((a, b, c), inside), source, marks)
 

@@ -136,3 +136,18 @@ def test_a_slice_alone_gets_its_border_too(source, truth, axis):
     marks = Marks(include=[centre])
     mask = drawn(seen, rendered(seen, flat, marks), flat, marks)
     assert dice(mask, truth.take([at], axis)) > 0.97
+
+
+@pytest.mark.parametrize("shape", [(61, 40, 50), (20, 20, 17)])
+def test_a_part_of_an_image_is_made_coarse_and_fine_in_slabs_as_it_is_at_once(shape):
+    random = np.random.default_rng(2)
+    step = np.array([3, 1, 2])
+    values = random.integers(0, 200, shape).astype(np.uint8)
+    coarse = border._coarse(values, step)
+    np.testing.assert_array_equal(coarse, border._means(values.astype(np.float32), step))
+    assert coarse[0, 0, 0] == pytest.approx(values[:3, 0, :2].mean())
+    fine = border._fine(coarse > 100, step, list(shape))
+    field = (coarse > 100).astype(np.float32)
+    for axis in range(3):
+        field = border._between(field, axis, int(step[axis]), np.arange(shape[axis]))
+    np.testing.assert_array_equal(fine, field > 0.5)

@@ -61,3 +61,16 @@ def test_beyond_the_image_a_view_is_zero_and_within_it_spans_one_to_minus_one():
     assert (image[~inside] == 0).all()
     assert image[inside].min() == -1
     assert image[inside].max() == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize(("shape", "spacing"), [((131, 128, 65), (1, 1, 1)), ((128, 130, 40), (0.7, 0.7, 5))])
+def test_coarser_copies_are_means_of_all_their_voxels(dtype, shape, spacing):
+    array = np.asfortranarray(np.random.default_rng(3).normal(50, 30, shape).astype(dtype))
+    coarse, finer, start = Source(array, spacing)._levels[1]
+    halved = np.rint(finer / spacing).astype(int)
+    sizes = np.array(shape) // halved
+    blocks = array[tuple(slice(size * by) for size, by in zip(sizes, halved, strict=True))].astype(float)
+    blocks = blocks.reshape([n for size, by in zip(sizes, halved, strict=True) for n in (size, by)])
+    np.testing.assert_allclose(coarse, blocks.mean((1, 3, 5)), rtol=1e-5)
+    np.testing.assert_allclose(start, (halved - 1) * np.array(spacing) / 2)
