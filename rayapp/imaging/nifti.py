@@ -38,6 +38,7 @@ _VOXELS = (".img", ".img.gz", ".IMG", ".IMG.gz")
 _MAX_OFFSET = 1 << 24
 _SCANNER = 1
 _MAX_SHEAR = 1e-4  # ITK's tolerance for the axes' dot products
+_SAME_PLACE, _SAME_AXIS = 1e-2, 1e-4  # mm, and 1 - cosine, within which a sform and a qform are alike
 _HALF_TURN = 1e-7  # smallest squared real part of a quaternion that the NIfTI library tells from none
 _MILLIMETRES = {1: 1e3, 3: 1e-3}  # units code -> mm; mm and "unknown" are 1
 
@@ -199,12 +200,21 @@ def _affine(fields: Any) -> Affine:
     """
     sform, qform = int(fields["sform_code"]), int(fields["qform_code"])
     affine: Affine = np.array(fields.get_sform(), np.float64)
+    if sform > 0 and not np.isfinite(affine).all():
+        raise Unreadable(
+            "the NIfTI header's sform (srow_x, srow_y, srow_z) is not finite: correct it, or set its code to 0"
+        )
     rotation = is_sane(affine) and _is_rotation(affine)
     if sform > 0 and (qform <= 0 or (sform == _SCANNER and rotation)):
         if rotation:
             affine[:3, :3] *= _pixdim(fields) / spacing(affine)
     elif qform > 0:
-        affine = _qform(fields)
+        sform_affine, affine = affine, _qform(fields)
+        if sform > 0 and _is_mirrored(sform_affine, affine):
+            raise Unreadable(
+                "the NIfTI header contradicts itself: sform and qform agree but for the direction of an axis, so that "
+                "viewers differ (a lost qfac, pixdim[0]?): save it again with one of them"
+            )
     else:
         affine = np.diag([-1.0, -1.0, 1.0, 1.0])
         affine[:3, :3] *= _pixdim(fields)
@@ -216,6 +226,17 @@ def _is_rotation(affine: Affine) -> bool:
     """True if ITK takes the axes to be at right angles."""
     cosines = affine[:3, :3] / spacing(affine)
     return bool(np.abs(cosines @ cosines.T - np.eye(3)).max() <= _MAX_SHEAR)
+
+
+def _is_mirrored(one: Affine, other: Affine) -> bool:
+    """True if two affines have the same origin and axes, of which some run in opposite directions.
+
+    ITK takes such affines for equal and chooses the sform, within tolerances that depend on the orientation.
+    """
+    if not is_sane(one) or np.abs(one[:3, 3] - other[:3, 3]).max() > _SAME_PLACE:
+        return False
+    cosines = ((one[:3, :3] / spacing(one)) * (other[:3, :3] / spacing(other))).sum(0)
+    return bool((np.abs(cosines) > 1 - _SAME_AXIS).all() and (cosines < 0).any())
 
 
 def _pixdim(fields: Any) -> npt.NDArray[np.float64]:

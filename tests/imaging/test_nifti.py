@@ -258,3 +258,31 @@ def test_gzipped_content_under_the_name_of_plain_content_is_refused(tmp_path: Pa
     path = _write(tmp_path / "image.nii.gz", voxels(), sform=SFORM).rename(tmp_path / "image.nii")
     with pytest.raises(Unreadable, match=r"name the file \.nii\.gz"):
         read_grid(path)
+
+
+@pytest.mark.parametrize("code", [2, 4])
+@pytest.mark.parametrize("qfac", [0, 1])
+def test_an_sform_and_a_qform_that_differ_by_a_lost_qfac_are_refused(tmp_path: Path, code: int, qfac: int) -> None:
+    """ITK takes the sform where the codes alone would have it take the qform."""
+    affine = np.array([[-1.5, 0, 0, 5], [0, 2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1.0]])
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), affine)
+    image.set_sform(affine, code)
+    image.set_qform(affine, 1)
+    image.to_filename(tmp_path / "image.nii")
+    np.testing.assert_allclose(read_grid(tmp_path / "image.nii").affine, affine)
+    content = bytearray((tmp_path / "image.nii").read_bytes())
+    content[76:80] = np.float32(qfac).tobytes()
+    (tmp_path / "image.nii").write_bytes(content)
+    with pytest.raises(Unreadable, match="sform and qform agree but for the direction of an axis"):
+        read_grid(tmp_path / "image.nii")
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_an_sform_that_is_not_finite_is_refused(tmp_path: Path, code: int) -> None:
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.diag([-1.5, 2, 3, 1]))
+    image.set_qform(np.diag([-1.5, 2, 3, 1]), 1)
+    image.header["sform_code"], image.header["srow_y"] = code, [0, np.nan, 0, 6]
+    content = image.header.binaryblock + bytes(4) + bytes(120)
+    (tmp_path / "image.nii").write_bytes(content)
+    with pytest.raises(Unreadable, match="srow_x"):
+        read_grid(tmp_path / "image.nii")

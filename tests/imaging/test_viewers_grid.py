@@ -93,6 +93,15 @@ def nifti_headers(draw: st.DrawFn) -> nibabel.Nifti1Header:
         draw(st.sampled_from([0, 1, 2, 4])),
         draw(st.sampled_from([0, 1, 2, 4])),
     )
+    if draw(st.integers(0, 3)) == 0:  # both alike, but for the direction of axes, rounding or a number that is none
+        vector = [float(header[f"quatern_{letter}"]) for letter in "bcd"]
+        sized = np.isfinite(header["pixdim"]).all() and (header["pixdim"][1:4] > 0).all()
+        sound = sized and abs(header["pixdim"][0]) == 1 and np.linalg.norm(vector) < 0.99
+        alike = header.get_qform() if sound else np.eye(4)
+        alike[:3, :3] *= draw(st.sampled_from([(1, 1, 1), (1, 1, -1), (-1, 1, 1), (-1, -1, 1), (1, -1, 1 + 1e-5)]))
+        alike[draw(st.integers(0, 2)), draw(st.integers(0, 3))] += draw(st.sampled_from([0, 0, 1e-5, 0.01, np.nan]))
+        for axis, row in zip("xyz", alike, strict=False):
+            header[f"srow_{axis}"] = row
     header["xyzt_units"] = draw(st.sampled_from([0, 1, 2, 3, 10]))
     header["vox_offset"], header["magic"] = 352, b"n+1"
     return header
